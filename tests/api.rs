@@ -1,21 +1,21 @@
-//! The server API from outside.
+//! The server API.
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{Client, Server, http, patiently};
+use crate::support::{Client, Server, http, wait_for};
 
 #[tokio::test]
 async fn a_backend_publishes_sends_and_broadcasts() {
     let server = Server::start(&["--workers", "2"]);
     let mut clients = [Client::connect(&server).await, Client::connect(&server).await];
     let topic = json!({"type": "subscribe", "data": {"topic": "a/b"}});
-    clients[0].ask(&topic).await;
+    clients[0].request(&topic).await;
 
-    let answer = http(server.api(), "POST /v1/topics/a%2Fb/messages", &[], "{\"n\" : 1}").await;
-    assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 1})));
+    let response = http(server.api(), "POST /v1/topics/a%2Fb/messages", &[], "{\"n\" : 1}").await;
+    assert_eq!((response.status, response.json()), (200, json!({"subscribers": 1})));
     let delivery = json!({"type": "message", "data": {"topic": "a/b", "message": {"n": 1}}});
     assert_eq!(clients[0].receive().await, delivery);
 
@@ -24,13 +24,13 @@ async fn a_backend_publishes_sends_and_broadcasts() {
     assert_eq!(http(server.api(), &path, &[], message).await.status, 200);
     assert_eq!(clients[1].receive().await, json!({"type": "hello", "data": 1}));
 
-    let answer = http(server.api(), "POST /v1/broadcast", &[], message).await;
-    assert_eq!((answer.status, answer.json()), (200, json!({"clients": 2})));
+    let response = http(server.api(), "POST /v1/broadcast", &[], message).await;
+    assert_eq!((response.status, response.json()), (200, json!({"clients": 2})));
     for client in &mut clients {
         assert_eq!(client.receive().await["type"], "hello");
     }
-    let answer = http(server.api(), "POST /v1/users/nobody/messages", &[], message).await;
-    assert_eq!(answer.json(), json!({"clients": 0}));
+    let response = http(server.api(), "POST /v1/users/nobody/messages", &[], message).await;
+    assert_eq!(response.json(), json!({"clients": 0}));
 }
 
 #[tokio::test]
@@ -70,7 +70,7 @@ async fn clients_are_listed_in_pages_and_disconnected() {
     assert_eq!((gone.status, &gone.json()["error"]["code"]), (404, &json!("client_not_found")));
 }
 
-/// Each client may have 32 KiB of names, so limiting the number of clients does not bound a
+/// Each client may have 32 KiB of names, so a limit on the number of clients does not bound a
 /// response.
 #[tokio::test]
 async fn a_page_of_clients_is_bounded_in_bytes() {
@@ -91,10 +91,10 @@ async fn a_page_of_clients_is_bounded_in_bytes() {
     }
     let (mut listed, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
     loop {
-        let answer = http(server.api(), &format!("GET /v1/clients?limit=1000{cursor}"), &[], "").await;
-        assert!(answer.body.len() < 700_000, "{}", answer.body.len());
+        let response = http(server.api(), &format!("GET /v1/clients?limit=1000{cursor}"), &[], "").await;
+        assert!(response.body.len() < 700_000, "{}", response.body.len());
         pages += 1;
-        let page = answer.json();
+        let page = response.json();
         for client in page["clients"].as_array().unwrap() {
             assert_eq!(client["subscriptions"].as_array().unwrap().len(), 100);
             listed.push(client["client_id"].as_str().unwrap().to_owned());
@@ -113,7 +113,7 @@ async fn topics_are_listed_with_their_subscribers() {
     let server = Server::start(&[]);
     let mut client = Client::connect(&server).await;
     for topic in ["a", "b.*"] {
-        client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
     }
     let list = http(server.api(), "GET /v1/topics", &[], "").await.json();
     let mut topics = list["topics"].as_array().unwrap().clone();
@@ -141,21 +141,25 @@ async fn errors_are_json_with_a_code() {
         ("GET /v1/events?types=nonsense", "", 400, "invalid_message"),
         ("DELETE /v1/clients/nobody", "", 404, "client_not_found"),
     ] {
-        let answer = http(server.api(), request, &[], body).await;
-        let error = &answer.json()["error"];
-        assert_eq!((answer.status, error["code"].as_str()), (status, Some(code)), "{request}: {answer:?}");
+        let response = http(server.api(), request, &[], body).await;
+        let error = &response.json()["error"];
+        assert_eq!(
+            (response.status, error["code"].as_str()),
+            (status, Some(code)),
+            "{request}: {response:?}"
+        );
         assert!(error["message"].is_string());
         if let Some((_, query)) = request.split_once('?') {
-            assert_eq!(error["field"].as_str(), query.split('=').next(), "{request}: {answer:?}");
+            assert_eq!(error["field"].as_str(), query.split('=').next(), "{request}: {response:?}");
         }
         if status == 405 {
-            assert!(answer.header("allow").is_some_and(|allow| allow.contains("POST")), "{answer:?}");
+            assert!(response.header("allow").is_some_and(|allow| allow.contains("POST")), "{response:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn with_a_key_every_call_but_health_needs_it() {
+async fn every_call_except_health_needs_the_configured_key() {
     let server = Server::start(&["--api-key", "secret-key"]);
     let refused = http(server.api(), "GET /v1/clients", &[], "").await;
     assert_eq!((refused.status, refused.json()["error"]["code"].as_str()), (401, Some("unauthorized")));
@@ -170,15 +174,15 @@ async fn with_a_key_every_call_but_health_needs_it() {
 #[tokio::test]
 async fn a_web_page_of_another_host_is_refused() {
     let server = Server::start(&["--allowed-origin", "https://app.example.com"]);
-    // A page of another server on this machine is no backend either.
+    // A page from another server on this machine is not a backend either.
     for origin in ["https://evil.example.org", "http://localhost:3000", "http://127.0.0.1:1", "null"] {
-        let answer = http(server.api(), "GET /v1/clients", &[&format!("Origin: {origin}")], "").await;
-        let error = (answer.status, answer.json()["error"]["code"].as_str().map(str::to_owned));
+        let response = http(server.api(), "GET /v1/clients", &[&format!("Origin: {origin}")], "").await;
+        let error = (response.status, response.json()["error"]["code"].as_str().map(str::to_owned));
         assert_eq!(error, (403, Some("origin_not_allowed".to_owned())), "{origin}");
     }
     for origin in ["https://app.example.com".to_owned(), format!("http://{}", server.api())] {
-        let answer = http(server.api(), "GET /v1/clients", &[&format!("Origin: {origin}")], "").await;
-        assert_eq!(answer.status, 200, "{origin}");
+        let response = http(server.api(), "GET /v1/clients", &[&format!("Origin: {origin}")], "").await;
+        assert_eq!(response.status, 200, "{origin}");
     }
     for (origin, allowed) in [
         ("https://evil.example.org", false),
@@ -191,19 +195,20 @@ async fn a_web_page_of_another_host_is_refused() {
     }
 }
 
-/// One request with a `Host` of its own, and the answer's status and body.
+/// Sends one request with the given `Host` and returns the response's status and body.
 async fn with_host(server: &Server, request: &str, host: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(server.api()).await.unwrap();
     let head = format!("{request} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    patiently("an answer", stream.read_to_string(&mut answer)).await.unwrap();
-    (answer[9..12].parse().unwrap(), answer)
+    let mut response = String::new();
+    wait_for("a response", stream.read_to_string(&mut response)).await.unwrap();
+    (response[9..12].parse().unwrap(), response)
 }
 
-/// A page whose name was made to point to this machine sends it as `Host`, and no `Origin` with a GET.
+/// A page under a name rebound to this machine sends that name as `Host`, and no `Origin` with a
+/// GET.
 #[tokio::test]
-async fn without_a_key_a_page_that_rebinds_its_name_is_refused() {
+async fn pages_with_dns_rebinding_are_refused_without_a_key() {
     let server = Server::start(&["--allowed-origin", "https://app.example.com"]);
     let own = "Origin: http://evil.example:8081\r\n";
     for (request, headers) in [
@@ -213,20 +218,20 @@ async fn without_a_key_a_page_that_rebinds_its_name_is_refused() {
         ("DELETE /v1/users/a", own),
         ("GET http://evil.example:8081/v1/clients", ""),
     ] {
-        let (status, answer) = with_host(&server, request, "evil.example:8081", headers).await;
-        assert!(status == 403 && answer.contains("\"origin_not_allowed\""), "{request}: {answer}");
+        let (status, response) = with_host(&server, request, "evil.example:8081", headers).await;
+        assert!(status == 403 && response.contains("\"origin_not_allowed\""), "{request}: {response}");
     }
-    let (status, answer) =
+    let (status, response) =
         with_host(&server, "GET http://evil.example/v1/clients", &server.api().to_string(), "").await;
-    assert_eq!(status, 403, "{answer}");
+    assert_eq!(status, 403, "{response}");
     for host in ["localhost:8081", "127.0.0.1", "[::1]:8081", "hub", "hub.internal:8081", "app.example.com"] {
-        let (status, answer) = with_host(&server, "GET /v1/clients", host, "").await;
-        assert_eq!(status, 200, "{host}: {answer}");
+        let (status, response) = with_host(&server, "GET /v1/clients", host, "").await;
+        assert_eq!(status, 200, "{host}: {response}");
     }
-    // Probes of load balancers name what they like.
+    // Load balancer probes may send any `Host`.
     assert_eq!(with_host(&server, "GET /health/live", "hub.example.com", "").await.0, 200);
 
-    // Where a key is needed, a name is nothing to be trusted by.
+    // If a key is required, the `Host` does not matter.
     let server = Server::start(&["--api-key", "the-key-of-the-api"]);
     let key = "Authorization: Bearer the-key-of-the-api\r\n";
     assert_eq!(with_host(&server, "GET /v1/clients", "hub.example.com", key).await.0, 200);
@@ -234,11 +239,11 @@ async fn without_a_key_a_page_that_rebinds_its_name_is_refused() {
 }
 
 #[tokio::test]
-async fn what_happens_is_counted() {
+async fn calls_and_messages_are_counted() {
     let server = Server::start(&[]);
     let mut client = Client::connect(&server).await;
-    client.ask(&json!({"type": "echo", "data": 1})).await;
-    client.ask(&json!({"type": "nonsense"})).await;
+    client.request(&json!({"type": "echo", "data": 1})).await;
+    client.request(&json!({"type": "nonsense"})).await;
     let text = http(server.api(), "GET /metrics", &[], "").await.body;
     for line in [
         "deeperhub_connections_active 1",
@@ -252,10 +257,10 @@ async fn what_happens_is_counted() {
 }
 
 #[tokio::test]
-async fn a_body_counts_as_json_whatever_its_content_type() {
+async fn a_body_is_json_regardless_of_its_content_type() {
     let server = Server::start(&[]);
     let mut client = Client::connect(&server).await;
-    client.ask(&json!({"type": "subscribe", "data": {"topic": "a"}})).await;
+    client.request(&json!({"type": "subscribe", "data": {"topic": "a"}})).await;
     for kind in [
         "",
         "Content-Type: application/json",
@@ -266,8 +271,8 @@ async fn a_body_counts_as_json_whatever_its_content_type() {
         "Content-Type: nonsense",
     ] {
         let headers: Vec<_> = [kind].into_iter().filter(|kind| !kind.is_empty()).collect();
-        let answer = http(server.api(), "POST /v1/topics/a/messages", &headers, "[1.0, \"\\u00e9\"]").await;
-        assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 1})), "{kind}");
+        let response = http(server.api(), "POST /v1/topics/a/messages", &headers, "[1.0, \"\\u00e9\"]").await;
+        assert_eq!((response.status, response.json()), (200, json!({"subscribers": 1})), "{kind}");
         assert!(client.receive_text().await.contains("\"message\":[1.0, \"\\u00e9\"]"), "{kind}");
         for call in ["POST /v1/broadcast", "POST /v1/users/u/messages"] {
             assert_eq!(http(server.api(), call, &headers, "{\"type\":\"x\"}").await.status, 200, "{call}");
@@ -294,21 +299,21 @@ async fn topics_in_paths_are_percent_encoded() {
         ("%F0%9F%A6%80.x", "🦀.x"),
         ("..", ".."),
     ] {
-        let subscribed = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
-        let answer = http(server.api(), &format!("POST /v1/topics/{path}/messages"), &[], "1").await;
+        let subscribed = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        let response = http(server.api(), &format!("POST /v1/topics/{path}/messages"), &[], "1").await;
         let shown = http(server.api(), &format!("GET /v1/topics/{path}"), &[], "").await;
         if subscribed["type"] == "error" {
-            assert_eq!((answer.status, shown.status), (400, 400), "{path}");
+            assert_eq!((response.status, shown.status), (400, 400), "{path}");
             continue;
         }
-        assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 1})), "{path}");
+        assert_eq!((response.status, response.json()), (200, json!({"subscribers": 1})), "{path}");
         assert_eq!(client.receive().await["data"]["topic"], topic);
         assert_eq!(shown.json(), json!({"topic": topic, "subscribers": 1}), "{path}");
         let ended = format!("DELETE /v1/clients/{}/subscriptions/{path}", client.id());
         assert_eq!(http(server.api(), &ended, &[], "").await.json(), json!({"unsubscribed": true}), "{path}");
         assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": topic}}));
     }
-    // What is no UTF-8 behind its encoding is a fault of the caller, wherever it stands.
+    // Percent-encoded bytes that are not UTF-8 are the caller's error anywhere in the request.
     for (request, body) in [
         ("POST /v1/topics/%C3/messages", "1"),
         ("GET /v1/topics/a%80b", ""),
@@ -321,10 +326,10 @@ async fn topics_in_paths_are_percent_encoded() {
         ("GET /v1/clients?cursor=%FF", ""),
         ("GET /v1/events?types=%FF", ""),
     ] {
-        let answer = http(server.api(), request, &[], body).await;
-        let code = answer.json()["error"]["code"].as_str().map(str::to_owned);
+        let response = http(server.api(), request, &[], body).await;
+        let code = response.json()["error"]["code"].as_str().map(str::to_owned);
         let is_told =
             code.as_deref().is_some_and(|code| ["invalid_topic", "invalid_message"].contains(&code));
-        assert!(answer.status == 400 && is_told, "{request}: {answer:?}");
+        assert!(response.status == 400 && is_told, "{request}: {response:?}");
     }
 }

@@ -10,37 +10,37 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
-    Client, PATIENCE, Peer, Server, http, install, metric, patiently, python_bin, run_peer, script,
+    Client, Peer, Server, WAIT_TIMEOUT, http, install, metric, python_bin, run_peer, script, wait_for,
 };
 
 /// Bytes of a body that does not fit into a socket buffer.
-const LONG: usize = 10 << 20;
+const LARGE_BODY_BYTES: usize = 10 << 20;
 
 async fn connect(server: &Server) -> TcpStream {
-    patiently("a connection", TcpStream::connect(server.api())).await.unwrap()
+    wait_for("a connection", TcpStream::connect(server.api())).await.unwrap()
 }
 
-/// Connects with a small receive buffer, so that the server soon blocks when nobody reads.
+/// Connects with a small receive buffer, so that the server soon blocks when no one reads.
 async fn connect_with_small_buffer(server: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    patiently("a connection", socket.connect(server)).await.unwrap()
+    wait_for("a connection", socket.connect(server)).await.unwrap()
 }
 
 async fn send(stream: &mut TcpStream, text: &str) {
-    patiently("the server to read", stream.write_all(text.as_bytes())).await.unwrap();
+    wait_for("the server to read", stream.write_all(text.as_bytes())).await.unwrap();
 }
 
 /// Reads to the end of the stream, which must not be a reset.
-async fn rest(mut stream: TcpStream) -> String {
-    let mut answer = Vec::new();
-    patiently("the end", stream.read_to_end(&mut answer)).await.expect("the connection ends well");
-    String::from_utf8_lossy(&answer).into_owned()
+async fn read_rest(mut stream: TcpStream) -> String {
+    let mut response = Vec::new();
+    wait_for("the end", stream.read_to_end(&mut response)).await.expect("the connection ends well");
+    String::from_utf8_lossy(&response).into_owned()
 }
 
 /// Waits until only the connection that reads the metric is left.
-async fn all_gone(server: &Server) {
-    patiently("the ends of connections", async {
+async fn wait_until_closed(server: &Server) {
+    wait_for("the ends of connections", async {
         while metric(server, "deeperhub_api_connections").await > 1 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -53,7 +53,7 @@ async fn is_live(server: &Server) -> bool {
 }
 
 #[tokio::test]
-async fn whoever_sends_or_reads_too_slowly_loses_its_connection_and_health_is_told_meanwhile() {
+async fn slow_senders_and_readers_are_closed_while_health_answers() {
     let server = Server::start(&[
         "--max-api-connections",
         "12",
@@ -78,24 +78,24 @@ async fn whoever_sends_or_reads_too_slowly_loses_its_connection_and_health_is_to
         send(&mut stream, start).await;
         stuck.push(stream);
     }
-    // Responses that nobody reads.
+    // Unread responses.
     let request = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(400);
     for _ in 0..5 {
         let mut stream = connect_with_small_buffer(server.api()).await;
-        let _ = tokio::time::timeout(PATIENCE / 10, stream.write_all(request.as_bytes())).await;
+        let _ = tokio::time::timeout(WAIT_TIMEOUT / 10, stream.write_all(request.as_bytes())).await;
         stuck.push(stream);
     }
     for _ in 0..20 {
         assert!(is_live(&server).await);
     }
-    all_gone(&server).await;
+    wait_until_closed(&server).await;
     assert!(metric(&server, "deeperhub_api_timeouts_total").await >= 5);
     assert_eq!(metric(&server, "deeperhub_api_held_bytes").await, 0);
     drop(stuck);
 }
 
 #[tokio::test]
-async fn a_body_that_drips_does_not_hold_its_connection() {
+async fn a_slowly_dripping_body_is_timed_out() {
     let server = Server::start(&["--api-timeout", "500ms"]);
     let mut stream = connect(&server).await;
     send(
@@ -111,25 +111,25 @@ async fn a_body_that_drips_does_not_hold_its_connection() {
         }
         std::future::pending::<()>().await;
     };
-    let mut answer = [0; 1024];
+    let mut response = [0; 1024];
     let length = tokio::select! {
         () = drip => unreachable!(),
-        length = patiently("an answer", reader.read(&mut answer)) => length.unwrap(),
+        length = wait_for("a response", reader.read(&mut response)) => length.unwrap(),
     };
-    let answer = String::from_utf8_lossy(&answer[..length]);
-    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("request_timeout"), "{answer}");
+    let response = String::from_utf8_lossy(&response[..length]);
+    assert!(response.starts_with("HTTP/1.1 408 ") && response.contains("request_timeout"), "{response}");
 }
 
 #[tokio::test]
-async fn a_stream_of_events_that_nobody_reads_ends_and_its_memory_is_bounded() {
+async fn an_unread_event_stream_ends_and_its_memory_is_bounded() {
     let server = Server::start(&["--api-timeout", "1s", "--max-event-bytes", "100000", "--rate-limit", "0"]);
     let mut stuck = connect_with_small_buffer(server.api()).await;
     send(&mut stuck, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     // The response head shows that the event stream is open.
-    patiently("the head", stuck.readable()).await.unwrap();
+    wait_for("the head", stuck.readable()).await.unwrap();
     let mut client = Client::connect(&server).await;
     let pad = "x".repeat(60_000);
-    patiently("the end of the stream", async {
+    wait_for("the end of the stream", async {
         while metric(&server, "deeperhub_api_event_streams").await > 0 {
             for _ in 0..20 {
                 client.socket.send(Message::Binary(pad.clone().into())).await.unwrap();
@@ -143,13 +143,13 @@ async fn a_stream_of_events_that_nobody_reads_ends_and_its_memory_is_bounded() {
 }
 
 #[tokio::test]
-async fn streams_of_events_cannot_take_every_place_and_end_with_their_reader() {
+async fn event_streams_leave_room_for_other_calls_and_end_with_their_reader() {
     let server = Server::start(&["--max-api-connections", "8", "--max-event-streams", "100"]);
     let mut streams = Vec::new();
     for _ in 0..4 {
         let mut stream = connect(&server).await;
         send(&mut stream, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-        patiently("the head", stream.readable()).await.unwrap();
+        wait_for("the head", stream.readable()).await.unwrap();
         streams.push(stream);
     }
     let refused = http(server.api(), "GET /v1/events", &[], "").await;
@@ -159,7 +159,7 @@ async fn streams_of_events_cannot_take_every_place_and_end_with_their_reader() {
     // A stream also ends when its reader only half-closes.
     streams[0].shutdown().await.unwrap();
     drop(streams.split_off(1));
-    patiently("the ends of streams", async {
+    wait_for("the ends of streams", async {
         while metric(&server, "deeperhub_api_event_streams").await > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -168,13 +168,13 @@ async fn streams_of_events_cannot_take_every_place_and_end_with_their_reader() {
 }
 
 #[tokio::test]
-async fn idle_connections_up_to_the_limit_keep_nobody_out() {
+async fn idle_connections_do_not_block_new_ones() {
     let server = Server::start(&["--max-api-connections", "32"]);
     let mut idle = Vec::new();
     for _ in 0..32 {
         let mut stream = connect(&server).await;
         send(&mut stream, "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-        patiently("an answer", stream.readable()).await.unwrap();
+        wait_for("a response", stream.readable()).await.unwrap();
         idle.push(stream);
     }
     for request in ["GET /health/live", "GET /health/ready", "GET /v1/stats", "POST /v1/topics/a/messages"] {
@@ -184,22 +184,22 @@ async fn idle_connections_up_to_the_limit_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_connection_that_has_to_go_before_its_request_is_told_why() {
+async fn an_evicted_idle_connection_gets_a_reason() {
     let server = Server::start(&["--max-api-connections", "1"]);
     let mut silent = Vec::new();
     for _ in 0..300 {
         silent.push(connect(&server).await);
     }
     // The first takes the regular connection; the second is evicted when the reserve is full.
-    let answer = rest(silent.remove(1)).await;
-    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("too_many_connections"), "{answer}");
+    let response = read_rest(silent.remove(1)).await;
+    assert!(response.starts_with("HTTP/1.1 503 ") && response.contains("too_many_connections"), "{response}");
     assert!(is_live(&server).await);
     assert!(metric(&server, "deeperhub_api_connections_refused_total").await >= 1);
     server.wait_for_stderr("Server API connection limit reached");
 }
 
 #[tokio::test]
-async fn a_burst_of_publishes_over_the_limit_is_carried_out() {
+async fn a_burst_of_publishes_over_the_connection_limit_is_processed() {
     let server = Server::start(&["--max-api-connections", "16"]);
     let mut callers = Vec::new();
     for number in 0..200 {
@@ -212,15 +212,15 @@ async fn a_burst_of_publishes_over_the_limit_is_carried_out() {
                 body.len()
             );
             send(&mut stream, &head).await;
-            let mut answer = [0; 12];
-            patiently("an answer", stream.read_exact(&mut answer)).await.unwrap();
-            (String::from_utf8_lossy(&answer).into_owned(), stream)
+            let mut response = [0; 12];
+            wait_for("a response", stream.read_exact(&mut response)).await.unwrap();
+            (String::from_utf8_lossy(&response).into_owned(), stream)
         }));
     }
     let mut open = Vec::new();
     for caller in callers {
-        let (answer, stream) = caller.await.unwrap();
-        assert_eq!(answer, "HTTP/1.1 200");
+        let (response, stream) = caller.await.unwrap();
+        assert_eq!(response, "HTTP/1.1 200");
         open.push(stream);
     }
     assert!(is_live(&server).await);
@@ -239,10 +239,10 @@ fn refused() -> [(&'static str, u16); 5] {
 
 /// Like many clients, this one reads only after it has sent the whole body.
 #[tokio::test]
-async fn an_answer_to_a_body_that_is_still_coming_arrives() {
+async fn a_refusal_arrives_while_the_body_is_still_being_sent() {
     let server = Server::start(&[]);
     let locked = Server::start(&["--api-key", "the-key-of-the-api"]);
-    let body = vec![b' '; LONG];
+    let body = vec![b' '; LARGE_BODY_BYTES];
     let unauthorized = [("POST /v1/topics/a/messages", 401)];
     for (server, cases) in [(&server, &refused()[..]), (&locked, &unauthorized[..])] {
         for (request, status) in cases {
@@ -251,49 +251,49 @@ async fn an_answer_to_a_body_that_is_still_coming_arrives() {
                 send(&mut stream, &format!("{request} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"))
                     .await;
                 let sent = if framing.starts_with('C') {
-                    patiently("the server to read", stream.write_all(&body)).await
+                    wait_for("the server to read", stream.write_all(&body)).await
                 } else {
                     let chunk = [b"100000\r\n", &body[..1 << 20], b"\r\n"].concat();
                     let mut sent = Ok(());
                     for _ in 0..10 {
-                        sent = sent.and(patiently("the server to read", stream.write_all(&chunk)).await);
+                        sent = sent.and(wait_for("the server to read", stream.write_all(&chunk)).await);
                     }
                     sent
                 };
                 sent.unwrap_or_else(|error| panic!("{request}, {framing}: {error}"));
-                let answer = rest(stream).await;
+                let response = read_rest(stream).await;
                 let expected = format!("HTTP/1.1 {status} ");
-                assert!(answer.starts_with(&expected), "{request}, {framing}: {answer}");
-                assert!(answer.contains("\r\nconnection: close\r\n"), "{request}, {framing}: {answer}");
+                assert!(response.starts_with(&expected), "{request}, {framing}: {response}");
+                assert!(response.contains("\r\nconnection: close\r\n"), "{request}, {framing}: {response}");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_is_refused_before_it_sends() {
+async fn a_client_with_expect_continue_is_refused_before_it_sends() {
     let server = Server::start(&[]);
     for (request, status) in refused() {
         let mut stream = connect(&server).await;
         let head = "Host: localhost\r\nContent-Length: 10485760\r\nExpect: 100-continue\r\n\r\n";
         send(&mut stream, &format!("{request} HTTP/1.1\r\n{head}")).await;
-        let mut answer = [0; 12];
-        patiently("an answer", stream.read_exact(&mut answer)).await.unwrap();
-        assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"), "{request}");
+        let mut response = [0; 12];
+        wait_for("a response", stream.read_exact(&mut response)).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&response), format!("HTTP/1.1 {status}"), "{request}");
     }
     // An accepted request gets `100 Continue`.
     let mut stream = connect(&server).await;
     let head = "Host: localhost\r\nContent-Length: 1\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n";
     send(&mut stream, &format!("POST /v1/topics/a/messages HTTP/1.1\r\n{head}")).await;
-    let mut answer = [0; 25];
-    patiently("an answer", stream.read_exact(&mut answer)).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+    let mut response = [0; 25];
+    wait_for("a response", stream.read_exact(&mut response)).await.unwrap();
+    assert_eq!(&response, b"HTTP/1.1 100 Continue\r\n\r\n");
     send(&mut stream, "1").await;
-    assert!(rest(stream).await.starts_with("HTTP/1.1 200 OK"));
+    assert!(read_rest(stream).await.starts_with("HTTP/1.1 200 OK"));
 }
 
 #[test]
-fn python_and_node_get_the_answer_to_a_body_that_is_refused() {
+fn python_and_node_get_the_response_to_a_refused_body() {
     install(&[Peer::Node]);
     let server = Server::start(&[]);
     let locked = Server::start(&["--api-key", "the-key-of-the-api"]);
@@ -309,7 +309,7 @@ fn python_and_node_get_the_answer_to_a_body_that_is_refused() {
 
 /// Checks the status and the code of requests that cannot be parsed.
 #[tokio::test]
-async fn what_cannot_be_read_is_refused_with_a_reason() {
+async fn unparsable_requests_are_refused_with_a_reason() {
     let server = Server::start(&[]);
     let long = format!("GET /v1/stats HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(40_000));
     let many = format!("GET /v1/stats HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "X: y\r\n".repeat(200));
@@ -345,21 +345,21 @@ async fn what_cannot_be_read_is_refused_with_a_reason() {
         let mut stream = connect(&server).await;
         send(&mut stream, &request).await;
         stream.shutdown().await.unwrap();
-        let answer = rest(stream).await;
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let response = read_rest(stream).await;
+        let (head, body) = response.split_once("\r\n\r\n").unwrap_or_default();
         let body: Value = serde_json::from_str(body).unwrap_or_default();
         let start: String = request.chars().take(160).collect();
-        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{start}: {answer}");
-        assert_eq!(body["error"]["code"], code, "{start}: {answer}");
-        assert!(body["error"]["message"].is_string(), "{answer}");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{start}: {response}");
+        assert_eq!(body["error"]["code"], code, "{start}: {response}");
+        assert!(body["error"]["message"].is_string(), "{response}");
     }
     // The same holds for clients' messages.
     let mut client = Client::connect(&server).await;
     client.send_text("\u{feff}{\"type\":\"ping\"}").await;
     assert_eq!(client.receive().await["data"]["code"], "invalid_json");
     for headers in ["Content-Encoding: identity", "Content-Encoding: IDENTITY", "Content-Encoding:"] {
-        let answer = http(server.api(), "POST /v1/topics/a/messages", &[headers], "1").await;
-        assert_eq!(answer.status, 200, "{headers}");
+        let response = http(server.api(), "POST /v1/topics/a/messages", &[headers], "1").await;
+        assert_eq!(response.status, 200, "{headers}");
     }
 }
 
@@ -375,13 +375,17 @@ async fn paths_with_broken_percent_encoding_are_refused() {
         ("GET /v1/clients/%2", "", "invalid_message"),
         ("GET /v1/clients?cursor=50%", "", "invalid_message"),
     ] {
-        let answer = http(server.api(), request, &[], body).await;
-        assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (400, Some(code)), "{request}");
+        let response = http(server.api(), request, &[], body).await;
+        assert_eq!(
+            (response.status, response.json()["error"]["code"].as_str()),
+            (400, Some(code)),
+            "{request}"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_is_told_by_what_its_browser_says() {
+async fn pages_of_other_sites_are_recognized_by_fetch_metadata() {
     let server = Server::start(&["--allowed-origin", "https://app.example.com"]);
     let status =
         async |request: &str, headers: &[&str]| http(server.api(), request, headers, "").await.status;
@@ -409,7 +413,7 @@ async fn a_page_of_another_site_is_told_by_what_its_browser_says() {
 }
 
 #[tokio::test]
-async fn several_keys_must_all_be_right() {
+async fn all_of_several_keys_must_be_valid() {
     let server = Server::start(&["--api-key", "the-key-of-the-api"]);
     let (right, wrong) = ("Authorization: Bearer the-key-of-the-api", "Authorization: Bearer another");
     let lower = "authorization: bearer the-key-of-the-api";
@@ -426,24 +430,24 @@ async fn several_keys_must_all_be_right() {
 }
 
 #[tokio::test]
-async fn bodies_take_no_more_memory_together_than_they_may() {
+async fn the_total_memory_of_bodies_is_limited() {
     let server = Server::start(&["--max-api-bytes", "100000", "--max-batch-bytes", "1000000"]);
     let mut first = connect(&server).await;
     let head = "POST /v1/topics/a/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60002\r\n\r\n";
     send(&mut first, &format!("{head}\"{}", "x".repeat(59_000))).await;
-    patiently("the first body", async {
+    wait_for("the first body", async {
         while metric(&server, "deeperhub_api_held_bytes").await < 59_000 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
     let body = format!("\"{}\"", "x".repeat(60_000));
-    let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &body).await;
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &json!("overloaded")));
-    assert_eq!(answer.header("retry-after"), Some("1"));
+    let response = http(server.api(), "POST /v1/topics/a/messages", &[], &body).await;
+    assert_eq!((response.status, &response.json()["error"]["code"]), (503, &json!("overloaded")));
+    assert_eq!(response.header("retry-after"), Some("1"));
     assert!(is_live(&server).await);
     send(&mut first, &format!("{}\"", "x".repeat(1000))).await;
-    patiently("an answer", first.readable()).await.unwrap();
+    wait_for("a response", first.readable()).await.unwrap();
     assert_eq!(http(server.api(), "POST /v1/topics/a/messages", &[], &body).await.status, 200);
     assert_eq!(metric(&server, "deeperhub_api_overloads_total").await, 1);
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::support::{Authority, Client, Identity, Server, http, over_tls, patiently, run, text};
+use crate::support::{Authority, Client, Identity, Server, http, over_tls, run, text, wait_for};
 
 /// Flags of a server API with this certificate.
 fn flags(identity: &Identity) -> [&str; 4] {
@@ -16,24 +16,24 @@ fn flags(identity: &Identity) -> [&str; 4] {
 }
 
 async fn connect(api: SocketAddr, config: &Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
-    let socket = patiently("a connection", TcpStream::connect(api)).await?;
+    let socket = wait_for("a connection", TcpStream::connect(api)).await?;
     over_tls(socket, config).await
 }
 
-/// Sends one request over TLS and returns the whole answer.
+/// Sends one request over TLS and returns the whole response.
 async fn request(api: SocketAddr, config: &Arc<ClientConfig>, line: &str, body: &str) -> String {
     let mut stream = connect(api, config).await.unwrap_or_else(|error| panic!("no TLS: {error}"));
     let length = body.len();
     let text = format!(
         "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
     );
-    let mut answer = Vec::new();
-    patiently("an answer", async {
+    let mut response = Vec::new();
+    wait_for("a response", async {
         stream.write_all(text.as_bytes()).await.expect("the server reads");
-        stream.read_to_end(&mut answer).await.expect("the server ends TLS properly");
+        stream.read_to_end(&mut response).await.expect("the server ends TLS properly");
     })
     .await;
-    String::from_utf8(answer).expect("an answer is text")
+    String::from_utf8(response).expect("a response is text")
 }
 
 #[tokio::test]
@@ -43,14 +43,14 @@ async fn backends_publish_over_tls() {
     assert!(server.start_line.contains("(API https://"), "{}", server.start_line);
     let trusting = authority.trusting(None);
     let mut client = Client::connect(&server).await;
-    client.ask(&serde_json::json!({"type": "subscribe", "data": {"topic": "news"}})).await;
-    let answer = request(server.api(), &trusting, "POST /v1/topics/news/messages", "\"hello\"").await;
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"subscribers\":1"), "{answer}");
+    client.request(&serde_json::json!({"type": "subscribe", "data": {"topic": "news"}})).await;
+    let response = request(server.api(), &trusting, "POST /v1/topics/news/messages", "\"hello\"").await;
+    assert!(response.starts_with("HTTP/1.1 200") && response.contains("\"subscribers\":1"), "{response}");
     assert_eq!(client.receive().await["data"]["message"], "hello");
 
-    // A long answer takes many TLS records.
-    let answer = request(server.api(), &trusting, "GET /openapi.json", "").await;
-    assert!(answer.len() > 20_000 && answer.ends_with('}'), "{} bytes", answer.len());
+    // A long response takes many TLS records.
+    let response = request(server.api(), &trusting, "GET /openapi.json", "").await;
+    assert!(response.len() > 20_000 && response.ends_with('}'), "{} bytes", response.len());
 
     let stranger = Authority::new().trusting(None);
     let error = connect(server.api(), &stranger).await.expect_err("the authority is unknown");
@@ -58,12 +58,12 @@ async fn backends_publish_over_tls() {
 }
 
 #[tokio::test]
-async fn plain_http_is_told_to_use_tls() {
+async fn plain_http_on_the_tls_port_gets_an_explanation() {
     let authority = Authority::new();
     let server = Server::start(&flags(&authority.server("api")));
-    let answer = http(server.api(), "GET /health/live", &[], "").await;
-    assert_eq!(answer.status, 400);
-    assert!(answer.body.contains("https://"), "{}", answer.body);
+    let response = http(server.api(), "GET /health/live", &[], "").await;
+    assert_eq!(response.status, 400);
+    assert!(response.body.contains("https://"), "{}", response.body);
     let metrics = request(server.api(), &authority.trusting(None), "GET /metrics", "").await;
     assert!(metrics.contains("\ndeeperhub_api_tls_handshakes_failed_total 1\n"), "{metrics}");
 }
@@ -83,17 +83,17 @@ async fn a_renewed_certificate_is_served_after_a_signal() {
     let old = open.get_ref().1.peer_certificates().expect("a certificate")[0].clone();
     assert_ne!(shown, old);
     // The connection from before the renewal stays.
-    patiently("an answer", async {
+    wait_for("a response", async {
         open.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("it is open");
-        let mut answer = [0; 15];
-        open.read_exact(&mut answer).await.expect("it answers");
-        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        let mut response = [0; 15];
+        open.read_exact(&mut response).await.expect("it answers");
+        assert_eq!(&response, b"HTTP/1.1 200 OK");
     })
     .await;
 }
 
 #[tokio::test]
-async fn handshakes_that_stall_end_and_keep_nobody_out() {
+async fn stalled_handshakes_end_and_exclude_nobody() {
     let authority = Authority::new();
     let identity = authority.server("api");
     let server = Server::start(
@@ -106,11 +106,11 @@ async fn handshakes_that_stall_end_and_keep_nobody_out() {
         socket.write_all(b"\x16\x03\x01\x02\x00").await.expect("it reads");
         stalled.push(socket);
     }
-    let answer = request(server.api(), &authority.trusting(None), "GET /health/ready", "").await;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let response = request(server.api(), &authority.trusting(None), "GET /health/ready", "").await;
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     for mut socket in stalled {
         let mut rest = Vec::new();
-        let ended = patiently("the end of a stalled handshake", socket.read_to_end(&mut rest)).await;
+        let ended = wait_for("the end of a stalled handshake", socket.read_to_end(&mut rest)).await;
         assert!(ended.is_err() || rest.len() < 100, "{rest:?}");
     }
 }
@@ -130,7 +130,7 @@ fn health_trusts_the_configured_certificate_only() {
 }
 
 #[test]
-fn certificate_and_key_come_together_and_off_loopback_tls_is_advised() {
+fn certificate_and_key_are_required_together_and_tls_is_advised_off_loopback() {
     let authority = Authority::new();
     let identity = authority.server("api");
     let lonely = run(&["config", "check", "--api-tls-cert", text(&identity.cert)], &[]);

@@ -1,20 +1,24 @@
-//! What backends ask of the server API beyond single sends: unsubscribe, batches, idempotency, numbers.
+//! Server API calls beyond single sends: unsubscribe, batches, idempotency, statistics.
 
 use serde_json::{Value, json};
 
 use crate::support::{Client, Response, Server, http};
 
 async fn subscribe(client: &mut Client, topic: &str) {
-    let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+    let reply = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
     assert_eq!(reply["type"], "subscribed", "{reply}");
 }
 
-fn check_error(answer: &Response, status: u16, code: &str) {
-    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (status, Some(code)), "{answer:?}");
+fn check_error(response: &Response, status: u16, code: &str) {
+    assert_eq!(
+        (response.status, response.json()["error"]["code"].as_str()),
+        (status, Some(code)),
+        "{response:?}"
+    );
 }
 
 #[tokio::test]
-async fn a_backend_ends_a_clients_subscription_and_the_client_is_told() {
+async fn a_backend_unsubscribes_a_client_and_the_client_is_notified() {
     let server = Server::start(&["--workers", "2"]);
     let mut client = Client::connect(&server).await;
     for topic in ["a/ä", "b.>"] {
@@ -22,14 +26,14 @@ async fn a_backend_ends_a_clients_subscription_and_the_client_is_told() {
     }
     let path = format!("/v1/clients/{}/subscriptions", client.id());
     for (topic, encoded) in [("a/ä", "a%2F%C3%A4"), ("b.>", "b.%3E")] {
-        let answer = http(server.api(), &format!("DELETE {path}/{encoded}"), &[], "").await;
-        assert_eq!((answer.status, answer.json()), (200, json!({"unsubscribed": true})));
+        let response = http(server.api(), &format!("DELETE {path}/{encoded}"), &[], "").await;
+        assert_eq!((response.status, response.json()), (200, json!({"unsubscribed": true})));
         assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": topic}}));
-        let answer = http(server.api(), &format!("DELETE {path}/{encoded}"), &[], "").await;
-        assert_eq!((answer.status, answer.json()), (200, json!({"unsubscribed": false})));
+        let response = http(server.api(), &format!("DELETE {path}/{encoded}"), &[], "").await;
+        assert_eq!((response.status, response.json()), (200, json!({"unsubscribed": false})));
     }
-    let answer = http(server.api(), "POST /v1/topics/b.c/messages", &[], "1").await;
-    assert_eq!(answer.json(), json!({"subscribers": 0}));
+    let response = http(server.api(), "POST /v1/topics/b.c/messages", &[], "1").await;
+    assert_eq!(response.json(), json!({"subscribers": 0}));
     let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
     assert!(metrics.lines().any(|line| line == "deeperhub_subscriptions 0"), "{metrics}");
 
@@ -41,7 +45,7 @@ async fn a_backend_ends_a_clients_subscription_and_the_client_is_told() {
 }
 
 #[tokio::test]
-async fn a_batch_is_carried_out_in_order_with_a_result_for_each_call() {
+async fn a_batch_runs_in_order_with_a_result_for_each_call() {
     let server = Server::start(&["--max-message-bytes", "100"]);
     let mut client = Client::connect(&server).await;
     subscribe(&mut client, "a").await;
@@ -64,10 +68,10 @@ async fn a_batch_is_carried_out_in_order_with_a_result_for_each_call() {
         id = client.id(),
         long = "x".repeat(100),
     );
-    let answer = http(server.api(), "POST /v1/batch", &[], &batch).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let answer = answer.json();
-    let results: Vec<_> = answer["results"]
+    let response = http(server.api(), "POST /v1/batch", &[], &batch).await;
+    assert_eq!(response.status, 200, "{response:?}");
+    let response = response.json();
+    let results: Vec<_> = response["results"]
         .as_array()
         .unwrap()
         .iter()
@@ -95,7 +99,7 @@ async fn a_batch_is_carried_out_in_order_with_a_result_for_each_call() {
             "200 {}",
         ]
     );
-    // Deliveries have no order to what else a backend sends, so an unsubscribe may overtake one.
+    // Deliveries are not ordered with a backend's other calls, so an unsubscribe may overtake one.
     let mut received = Vec::new();
     while received.last().is_none_or(|last| last != "last") {
         let kind = client.receive().await["type"].as_str().unwrap_or_default().to_owned();
@@ -116,8 +120,12 @@ async fn batches_have_limits_of_their_own() {
         [(0, 400, Some("invalid_message")), (2, 200, None), (3, 400, Some("invalid_message"))]
     {
         let body = format!(r#"{{"calls":[{}]}}"#, vec![call; calls].join(","));
-        let answer = http(server.api(), "POST /v1/batch", &[], &body).await;
-        assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (status, code), "{answer:?}");
+        let response = http(server.api(), "POST /v1/batch", &[], &body).await;
+        assert_eq!(
+            (response.status, response.json()["error"]["code"].as_str()),
+            (status, code),
+            "{response:?}"
+        );
     }
     let body = format!(r#"{{"calls":[{call}{}]}}"#, " ".repeat(300));
     check_error(&http(server.api(), "POST /v1/batch", &[], &body).await, 413, "message_too_big");
@@ -127,7 +135,7 @@ async fn batches_have_limits_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_publish_with_an_idempotency_key_is_made_once() {
+async fn a_publish_with_an_idempotency_key_happens_once() {
     let server = Server::start(&[]);
     let mut client = Client::connect(&server).await;
     subscribe(&mut client, "a").await;
@@ -148,7 +156,7 @@ async fn a_publish_with_an_idempotency_key_is_made_once() {
     check_error(&publish("two words", "a", "1").await, 400, "invalid_message");
     assert_eq!(publish("k-2", "a", "2").await.status, 200);
 
-    // One that fails is not remembered.
+    // A failed call is not remembered.
     check_error(&publish("k-3", "a", "{").await, 400, "invalid_json");
     assert_eq!(publish("k-3", "a", "3").await.status, 200);
     let batch = r#"{"calls":[
@@ -166,15 +174,15 @@ async fn a_publish_with_an_idempotency_key_is_made_once() {
         assert_eq!(client.receive().await["data"]["message"], expected);
     }
     let echo = json!({"type": "echo", "data": "end"});
-    assert_eq!(client.ask(&echo).await, echo, "nothing was delivered twice");
+    assert_eq!(client.request(&echo).await, echo, "nothing was delivered twice");
 }
 
 #[tokio::test]
-async fn the_numbers_of_a_node_are_told() {
+async fn stats_report_the_numbers_of_a_node() {
     let server = Server::start(&["--node-id", "numbers", "--workers", "2", "--max-connections", "7"]);
     let mut client = Client::connect(&server).await;
     subscribe(&mut client, "a").await;
-    client.ask(&json!({"type": "nonsense"})).await;
+    client.request(&json!({"type": "nonsense"})).await;
     let stats = http(server.api(), "GET /v1/stats", &[], "").await;
     assert_eq!(stats.status, 200, "{stats:?}");
     let stats = stats.json();
@@ -202,7 +210,7 @@ async fn the_numbers_of_a_node_are_told() {
 }
 
 #[tokio::test]
-async fn the_busiest_are_found_once_someone_asks() {
+async fn the_busiest_topics_and_clients_are_reported() {
     let server = Server::start(&["--workers", "2", "--rate-limit", "0"]);
     let mut clients = [Client::connect(&server).await, Client::connect(&server).await];
     for client in &mut clients {
@@ -210,10 +218,10 @@ async fn the_busiest_are_found_once_someone_asks() {
     }
     let top = async |query: &str| http(server.api(), &format!("GET /v1/top{query}"), &[], "").await;
     let before = top("").await.json();
-    assert_eq!((&before["topics"], &before["clients"]), (&json!([]), &json!([])), "nobody has asked yet");
-    // Until each worker has seen that someone asks, what it carries is not counted.
+    assert_eq!((&before["topics"], &before["clients"]), (&json!([]), &json!([])), "before the first query");
+    // A worker counts topics only after it has noticed the query.
     let mut found = Value::Null;
-    crate::support::patiently("the busiest topic", async {
+    crate::support::wait_for("the busiest topic", async {
         while found["topics"][0]["deliveries"].as_u64() < Some(20) {
             for _ in 0..5 {
                 clients[0].send(&json!({"type": "publish", "data": {"topic": "hot", "message": 1}})).await;
@@ -231,7 +239,7 @@ async fn the_busiest_are_found_once_someone_asks() {
 }
 
 #[tokio::test]
-async fn probes_of_readiness_are_seen_by_nobody() {
+async fn readiness_probes_are_invisible_to_clients() {
     let server = Server::start(&["--canary-interval", "10ms"]);
     let mut client = Client::connect(&server).await;
     subscribe(&mut client, ">").await;
@@ -243,33 +251,33 @@ async fn probes_of_readiness_are_seen_by_nobody() {
         count.unwrap_or(0_u64)
     };
     let before = probes().await;
-    crate::support::patiently("more probes", async { while probes().await < before + 5 {} }).await;
+    crate::support::wait_for("more probes", async { while probes().await < before + 5 {} }).await;
     let echo = json!({"type": "echo", "data": "first"});
-    assert_eq!(client.ask(&echo).await, echo, "no probe came");
+    assert_eq!(client.request(&echo).await, echo, "no probe came");
     let topics = http(server.api(), "GET /v1/topics", &[], "").await.json();
     assert_eq!(topics, json!({"topics": [{"topic": ">", "subscribers": 1}]}));
     check_error(&http(server.api(), "GET /v1/topics/%24canary.0", &[], "").await, 400, "invalid_topic");
     let subscribe = json!({"type": "subscribe", "data": {"topic": "$canary.0"}});
-    assert_eq!(client.ask(&subscribe).await["data"]["code"], "invalid_topic");
+    assert_eq!(client.request(&subscribe).await["data"]["code"], "invalid_topic");
     assert_eq!(http(server.api(), "GET /health/ready", &[], "").await.json(), json!({"status": "ready"}));
 }
 
 #[tokio::test]
-async fn a_node_that_drains_says_why_it_is_not_ready() {
+async fn a_draining_node_says_why_it_is_not_ready() {
     let server = Server::start(&["--drain-timeout", "1h"]);
     let client = Client::connect(&server).await;
     server.signal("TERM");
-    let answer = crate::support::patiently("the drain", async {
+    let response = crate::support::wait_for("the drain", async {
         loop {
-            let answer = http(server.api(), "GET /health/ready", &[], "").await;
-            if answer.status == 503 {
-                break answer.json();
+            let response = http(server.api(), "GET /health/ready", &[], "").await;
+            if response.status == 503 {
+                break response.json();
             }
         }
     })
     .await;
-    assert_eq!(answer["error"]["code"], "draining", "{answer}");
-    assert_eq!(answer["reasons"][0]["check"], "phase", "{answer}");
+    assert_eq!(response["error"]["code"], "draining", "{response}");
+    assert_eq!(response["reasons"][0]["check"], "phase", "{response}");
     assert_eq!(http(server.api(), "GET /health/live", &[], "").await.status, 200);
     server.signal("TERM");
     drop(client);

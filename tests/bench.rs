@@ -159,7 +159,7 @@ fn invalid_flags_exit_with_2() {
 #[test]
 fn a_program_can_run_a_bench() {
     let server = server();
-    let report = example::measure(&server.url("/")).expect("the run is carried out");
+    let report = example::measure(&server.url("/")).expect("the run succeeds");
     let messages = report.messages.as_ref().expect("a fan-out has messages");
     assert_eq!((messages.sent, messages.delivered, report.has_faults()), (200, 2000, false), "{report}");
     assert!(report.to_json().is_ok_and(|json| json.contains(r#""delivered":2000"#)));

@@ -1,4 +1,4 @@
-//! Outputs that nobody reads and inputs that block do not block clients, server API calls or
+//! Unread outputs and blocking inputs do not block clients, server API calls or
 //! signals.
 
 use std::fs::File;
@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::support::{
-    Client, PATIENCE, Server, Starting, TemporaryDir, free_port, http, metric, patiently, text,
+    Client, Server, Starting, TemporaryDir, WAIT_TIMEOUT, free_port, http, metric, text, wait_for,
 };
 
 /// Causes refused handshakes; each one logs a line at `debug`.
@@ -33,12 +33,12 @@ async fn refuse_handshakes(server: &Server, count: usize) {
 async fn check_alive(server: &Server) {
     let mut client = Client::connect(server).await;
     let echo = json!({"type": "echo", "id": 1, "data": "x"});
-    assert_eq!(client.ask(&echo).await, echo);
+    assert_eq!(client.request(&echo).await, echo);
     assert_eq!(http(server.api(), "GET /health/ready", &[], "").await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_standard_error_that_nobody_reads_stops_nothing() {
+async fn an_unread_standard_error_does_not_block_the_server() {
     for flags in [&[][..], &["--log-format", "json"]] {
         let own = ["--log-level", "debug", "--log-queue-bytes", "65536", "--drain-timeout", "5s"];
         let mut server = Server::start_unread(&[&own, flags].concat());
@@ -51,7 +51,7 @@ async fn a_standard_error_that_nobody_reads_stops_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_log_lost_is_told_when_it_is_read_again() {
+async fn lost_log_lines_are_reported_when_the_log_is_read_again() {
     let own = ["--log-level", "debug", "--log-queue-bytes", "4096"];
     let mut server = Server::start_unread(&own);
     refuse_handshakes(&server, 1000).await;
@@ -67,8 +67,8 @@ async fn what_the_log_lost_is_told_when_it_is_read_again() {
 /// Starts with a full, unread pipe for both outputs, as with `2>&1` into a pipe that another
 /// process has filled.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_standard_output_that_nobody_reads_stops_nothing() {
-    let (_reader, mut full) = std::io::pipe().expect("there are pipes");
+async fn an_unread_standard_output_does_not_block_the_server() {
+    let (_reader, mut full) = std::io::pipe().expect("a pipe can be created");
     // Capacity of a pipe (pipe(7)).
     full.write_all(&vec![b'x'; 65_536]).expect("a pipe takes 64 KiB");
     let (port, api) = (free_port(), format!("127.0.0.1:{}", free_port()));
@@ -77,7 +77,7 @@ async fn a_standard_output_that_nobody_reads_stops_nothing() {
     let stderr = full.try_clone().expect("a pipe has room for another writer");
     let mut child = command.stdin(Stdio::null()).stdout(full).stderr(stderr).spawn().expect("it starts");
     let address: SocketAddr = api.parse().expect("it is an address");
-    patiently("readiness", async {
+    wait_for("readiness", async {
         while tokio::net::TcpStream::connect(address).await.is_err()
             || http(address, "GET /health/ready", &[], "").await.status != 200
         {
@@ -87,7 +87,7 @@ async fn a_standard_output_that_nobody_reads_stops_nothing() {
     .await;
     let ended = Command::new("sh").arg("-c").arg(format!("kill -TERM {}", child.id())).status();
     assert!(ended.is_ok_and(|status| status.success()));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     let status = loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
             break Some(status);
@@ -126,11 +126,11 @@ impl Pipe {
     /// Waits for a reader and returns the writing end.
     fn opened(&self) -> File {
         const O_NONBLOCK: i32 = 0o4000;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             match File::options().write(true).custom_flags(O_NONBLOCK).open(&self.0) {
                 Ok(file) => return file,
-                Err(error) => assert!(Instant::now() < deadline, "nobody reads the pipe: {error}"),
+                Err(error) => assert!(Instant::now() < deadline, "the pipe has no reader: {error}"),
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -142,7 +142,7 @@ impl Pipe {
 }
 
 #[test]
-fn signals_during_the_start_are_kept_or_end_it_at_once() {
+fn signals_during_startup_are_kept_or_end_it_at_once() {
     let files = TemporaryDir::new();
     let pipe = Pipe::new(&files);
     let flags = ["--config", text(pipe.path())];
@@ -157,12 +157,12 @@ fn signals_during_the_start_are_kept_or_end_it_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_ends_a_start_that_waits_for_its_broker() {
+async fn a_signal_ends_a_startup_that_waits_for_its_broker() {
     // A broker that accepts connections and sends nothing.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
     let url = format!("nats://{}", silent.local_addr().expect("it has an address"));
     let starting = Starting::new(&["--cluster", &url]);
-    let _connection = patiently("the node", silent.accept()).await;
+    let _connection = wait_for("the node", silent.accept()).await;
     starting.signal("TERM");
     let finished = starting.wait();
     assert_eq!(finished.code, Some(0), "{finished:?}");
@@ -171,7 +171,7 @@ async fn a_signal_ends_a_start_that_waits_for_its_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_blocks_holds_up_no_more_than_its_own_reading() {
+async fn a_blocking_file_delays_only_its_own_reload() {
     let files = TemporaryDir::new();
     let pipe = Pipe::new(&files);
     let starting = Starting::new(&["--config", text(pipe.path())]);

@@ -1,4 +1,5 @@
-//! Topics, patterns, pings and handshakes in numbers that no client needs: others go on, and memory comes back.
+//! Masses of topics, patterns, pings and handshakes: other clients continue, and memory is
+//! released.
 
 use std::net::SocketAddr;
 
@@ -6,45 +7,46 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::abuse::{check_harmless, say, say_as_client};
+use crate::abuse::{check_harmless, send_as_client, send_bytes};
 use crate::support::wire::{RSV1, TEXT, deflated, masked};
-use crate::support::{Authority, Client, Server, TlsClient, connect_tls, http, patiently};
+use crate::support::{Authority, Client, Server, TlsClient, connect_tls, http, wait_for};
 
 const PING: u8 = 0x89;
 
-/// The last word of an attacker, which comes back when the server has done all that it was asked before.
-const LAST: &str = r#"{"type":"echo","data":"that was all"}"#;
+/// The last message of an attacker; its reply shows that the server has processed all messages
+/// before it.
+const LAST_MESSAGE: &str = r#"{"type":"echo","data":"that was all"}"#;
 
-/// Sends messages as fast as the server takes them, and reads all that it says, to the end.
-async fn say_all(address: SocketAddr, messages: impl Iterator<Item = String>) -> TcpStream {
-    let (mut from, mut to) = say_as_client(address, []).await.into_split();
+/// Sends messages as fast as the server accepts them and reads all replies to the end.
+async fn send_all(address: SocketAddr, messages: impl Iterator<Item = String>) -> TcpStream {
+    let (mut from, mut to) = send_as_client(address, []).await.into_split();
     let reader = tokio::spawn(async move {
         let (mut tail, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
         while !tail.windows(12).any(|window| window == b"that was all") {
-            let read = patiently("answers", from.read(&mut buffer)).await.expect("the connection stays");
+            let read = wait_for("answers", from.read(&mut buffer)).await.expect("the connection stays");
             assert!(read > 0, "the connection ended: {}", String::from_utf8_lossy(&tail));
-            // What is looked for may come in two parts.
+            // The reply may arrive in two parts.
             tail.drain(..tail.len().saturating_sub(16));
             tail.extend_from_slice(&buffer[..read]);
         }
         from
     });
     let mut batch = Vec::new();
-    for message in messages.chain([LAST.to_owned()]) {
+    for message in messages.chain([LAST_MESSAGE.to_owned()]) {
         batch.extend(masked(TEXT, message.as_bytes()));
-        if batch.len() > 32 * 1024 || message == LAST {
-            patiently("writing", to.write_all(&batch)).await.expect("the connection stays");
+        if batch.len() > 32 * 1024 || message == LAST_MESSAGE {
+            wait_for("writing", to.write_all(&batch)).await.expect("the connection stays");
             batch.clear();
         }
     }
     let from = reader.await.expect("all answers come");
-    from.reunite(to).expect("they belong together")
+    from.reunite(to).expect("certificate and key match")
 }
 
-/// Each topic and pattern is subscribed to once and given up again, or published to: over all peers and rounds 144,000
-/// topics and 72,000 patterns, in half a million messages.
+/// Subscribes to each topic and pattern once and unsubscribes again, or publishes to it. All peers
+/// and rounds use 144,000 topics and 72,000 patterns in half a million messages.
 #[tokio::test]
-async fn topics_and_patterns_that_nobody_ever_had_before() {
+async fn endless_new_topics_and_patterns() {
     check_harmless(&["--no-compression"], 12, |address| async move {
         let own = next_number();
         let messages = (0..2000_u32).flat_map(move |n| {
@@ -58,25 +60,25 @@ async fn topics_and_patterns_that_nobody_ever_had_before() {
                 format!(r#"{{"type":"subscribe","data":{{"topic":"{own}.{n}.*.>"}}}}"#),
                 format!(r#"{{"type":"publish","data":{{"topic":"never.{own}.{n}","message":0}}}}"#),
                 format!(r#"{{"type":"unsubscribe","data":{{"topic":"{own}.{n}.*.>"}}}}"#),
-                // What is no topic leaves nothing behind either.
+                // Invalid topics leave nothing behind either.
                 format!(r#"{{"type":"subscribe","data":{{"topic":"no..topic.{own}.{n}"}}}}"#),
             ]
         });
-        say_all(address, messages).await
+        send_all(address, messages).await
     })
     .await;
 }
 
-/// A number that each call gives once.
+/// Returns a number that no other call returns.
 fn next_number() -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
+    static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
+    NEXT_NUMBER.fetch_add(1, Ordering::Relaxed)
 }
 
-/// As many topics as a connection may have, all of them held when it goes.
+/// The most topics that a connection may have, all still subscribed when it closes.
 #[tokio::test]
-async fn connections_that_leave_with_all_the_subscriptions_they_may_have() {
+async fn connections_that_close_with_every_subscription_they_may_have() {
     check_harmless(&["--max-subscriptions", "2000"], 20, |address| async move {
         let own = next_number();
         let subscribe = move |n: u32| {
@@ -84,20 +86,20 @@ async fn connections_that_leave_with_all_the_subscriptions_they_may_have() {
                 if n.is_multiple_of(2) { format!("held.{own}.{n}") } else { format!("*.{own}.{n}.>") };
             format!(r#"{{"type":"subscribe","data":{{"topic":"{topic}"}}}}"#)
         };
-        // Some more than they may.
-        say_all(address, (0..2100).map(subscribe)).await
+        // Some more than the limit.
+        send_all(address, (0..2100).map(subscribe)).await
     })
     .await;
 }
 
-/// All come and go on the same few topics, which others are subscribed to.
+/// All peers subscribe to and unsubscribe from the same few topics, which others are subscribed to.
 #[tokio::test]
-async fn subscriptions_that_come_and_go_on_shared_topics_lose_nobodys_messages() {
+async fn subscription_churn_on_shared_topics_loses_no_message() {
     let server = Server::start(&["--workers", "2", "--rate-limit", "0", "--no-compression"]);
     let mut subscriber = Client::connect(&server).await;
     let mut publisher = Client::connect(&server).await;
     for topic in ["shared.0", "shared.>"] {
-        subscriber.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        subscriber.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
     }
     let mut attack = tokio::task::JoinSet::new();
     for _ in 0..8 {
@@ -106,20 +108,20 @@ async fn subscriptions_that_come_and_go_on_shared_topics_lose_nobodys_messages()
             let topic = ["shared.0", "shared.>", "shared.*"][n as usize / 2 % 3];
             format!(r#"{{"type":"{kind}","data":{{"topic":"{topic}"}}}}"#)
         });
-        attack.spawn(say_all(server.clients, messages));
+        attack.spawn(send_all(server.clients, messages));
     }
     let mut sent = 0;
     while !attack.is_empty() {
         let publish = json!({"type": "publish", "id": sent, "data": {"topic": "shared.0", "message": sent}});
-        let published = publisher.ask(&publish).await;
+        let published = publisher.request(&publish).await;
         assert!(published["data"]["subscribers"].as_u64() >= Some(2), "{published}");
         assert_eq!(subscriber.receive().await["data"]["message"], sent);
         sent += 1;
         while attack.try_join_next().is_some_and(|peer| peer.is_ok()) {}
     }
     let publish = json!({"type": "publish", "id": "last", "data": {"topic": "shared.0", "message": "last"}});
-    patiently("the end of the others' subscriptions", async {
-        while publisher.ask(&publish).await["data"]["subscribers"] != 2 {
+    wait_for("the end of the others' subscriptions", async {
+        while publisher.request(&publish).await["data"]["subscribers"] != 2 {
             assert_eq!(subscriber.receive().await["data"]["message"], "last");
         }
     })
@@ -127,28 +129,28 @@ async fn subscriptions_that_come_and_go_on_shared_topics_lose_nobodys_messages()
 }
 
 #[tokio::test]
-async fn pings_without_end_cost_those_who_send_them_their_connection() {
+async fn endless_pings_close_their_senders() {
     check_harmless(&[], 20, |address| async move {
-        let mut stream = say_as_client(address, [masked(PING, b"0123456789").repeat(20_000)]).await;
+        let mut stream = send_as_client(address, [masked(PING, b"0123456789").repeat(20_000)]).await;
         let mut all = Vec::new();
-        let _ = patiently("the end", stream.read_to_end(&mut all)).await;
-        let said = String::from_utf8_lossy(&all);
-        assert!(said.contains("kept violating the rate limit"), "{}", said.len());
+        let _ = wait_for("the end", stream.read_to_end(&mut all)).await;
+        let replies = String::from_utf8_lossy(&all);
+        assert!(replies.contains("kept violating the rate limit"), "{}", replies.len());
     })
     .await;
 }
 
 #[tokio::test]
-async fn pings_without_end_hold_up_nobody_where_they_are_allowed() {
+async fn endless_pings_delay_nobody_if_they_are_allowed() {
     check_harmless(&["--control-rate-limit", "0"], 20, |address| {
-        say_as_client(address, std::iter::repeat_n(masked(PING, b"").repeat(5000), 20))
+        send_as_client(address, std::iter::repeat_n(masked(PING, b"").repeat(5000), 20))
     })
     .await;
 }
 
-/// A few hundred bytes each that would be 16 MiB.
+/// A few hundred bytes each that would decompress to 16 MiB.
 #[tokio::test]
-async fn messages_that_would_be_huge_when_they_are_decompressed() {
+async fn messages_that_decompress_to_huge_sizes() {
     let bomb = deflated(&vec![b' '; 16 << 20]);
     check_harmless(&[], 50, move |address| {
         let offer = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -156,17 +158,17 @@ async fn messages_that_would_be_huge_when_they_are_decompressed() {
             Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
         let message = masked(TEXT | RSV1, &bomb);
         async move {
-            let mut stream = say(address, [offer.to_vec(), message]).await;
+            let mut stream = send_bytes(address, [offer.to_vec(), message]).await;
             let mut all = Vec::new();
-            let _ = patiently("the end", stream.read_to_end(&mut all)).await;
-            let said = String::from_utf8_lossy(&all);
-            assert!(said.contains("message is over 65536 bytes"), "{said}");
+            let _ = wait_for("the end", stream.read_to_end(&mut all)).await;
+            let replies = String::from_utf8_lossy(&all);
+            assert!(replies.contains("message is over 65536 bytes"), "{replies}");
         }
     })
     .await;
 }
 
-/// Each publishes to a topic that all of them are subscribed to, and none of them reads.
+/// Each publishes to a topic that all of them are subscribed to; none of them reads.
 #[tokio::test]
 async fn subscribers_of_a_hot_topic_that_never_read() {
     check_harmless(&["--max-queue-bytes", "200000", "--no-compression"], 20, |address| {
@@ -174,14 +176,14 @@ async fn subscribers_of_a_hot_topic_that_never_read() {
         let message = "x".repeat(60_000);
         let publish = format!(r#"{{"type":"publish","data":{{"topic":"hot","message":"{message}"}}}}"#);
         let publish = masked(TEXT, publish.as_bytes());
-        say_as_client(address, std::iter::once(subscribe).chain(std::iter::repeat_n(publish, 60)))
+        send_as_client(address, std::iter::once(subscribe).chain(std::iter::repeat_n(publish, 60)))
     })
     .await;
 }
 
-/// Whole handshakes cost processor time, which is what a flood of them is after.
+/// A full handshake takes CPU time, the target of a handshake flood.
 #[tokio::test]
-async fn deliveries_go_on_while_others_shake_hands_without_end() {
+async fn deliveries_continue_during_endless_handshakes() {
     let authority = Authority::new();
     let identity = authority.server("server");
     let flags = ["--workers", "1", "--rate-limit", "0", "--handshake-timeout", "2s"];
@@ -189,20 +191,20 @@ async fn deliveries_go_on_while_others_shake_hands_without_end() {
     let config = authority.trusting(None);
     let mut subscriber = TlsClient::connect(&server, &config).await;
     let mut publisher = TlsClient::connect(&server, &config).await;
-    subscriber.ask(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
+    subscriber.request(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
 
     let mut attack = tokio::task::JoinSet::new();
     for _ in 0..6 {
         let address = server.clients;
-        // Without what a client remembers of a server, so that none is resumed.
+        // Without a session cache, so that no session is resumed.
         let config = authority.trusting(None);
         attack.spawn(async move {
             let mut slow = Vec::new();
             for _ in 0..60 {
-                let socket = TcpStream::connect(address).await.expect("the server takes connections");
+                let socket = TcpStream::connect(address).await.expect("the server accepts connections");
                 let _ = crate::support::over_tls(socket, &config).await;
-                // One more begins and does not go on.
-                let mut socket = TcpStream::connect(address).await.expect("the server takes connections");
+                // One more handshake begins and stalls.
+                let mut socket = TcpStream::connect(address).await.expect("the server accepts connections");
                 let _ = socket.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").await;
                 slow.push(socket);
             }
@@ -213,15 +215,15 @@ async fn deliveries_go_on_while_others_shake_hands_without_end() {
     let mut sent = 0;
     while !attack.is_empty() {
         let publish = json!({"type": "publish", "id": sent, "data": {"topic": "t", "message": sent}});
-        assert_eq!(publisher.ask(&publish).await["data"]["subscribers"], 1);
+        assert_eq!(publisher.request(&publish).await["data"]["subscribers"], 1);
         assert_eq!(subscriber.receive().await["data"]["message"], sent);
         sent += 1;
         while let Some(done) = attack.try_join_next() {
-            slow.extend(done.expect("the server takes connections"));
+            slow.extend(done.expect("the server accepts connections"));
         }
     }
     assert!(connect_tls(&server, &config).await.is_ok());
-    patiently("the end of the handshakes", async {
+    wait_for("the end of the handshakes", async {
         let over = "\ndeeperhub_handshakes_total{outcome=\"timed_out\"} ";
         loop {
             let metrics = http(server.api(), "GET /metrics", &[], "").await.body;

@@ -1,12 +1,12 @@
-//! The command line: what is printed, what is refused and how, exit codes, signals.
+//! The command line: output, rejected input, exit codes, signals.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{Client, ROOT, Server, TemporaryDir, http, patiently, run};
+use crate::support::{Client, ROOT, Server, TemporaryDir, http, run, wait_for};
 
-/// Compares a text with a file beside the tests; with `UPDATE_SNAPSHOTS` set, writes the file instead.
+/// Compares a text with a snapshot; with `UPDATE_SNAPSHOTS` set, writes the snapshot instead.
 pub(crate) fn check_snapshot(name: &str, text: &str) {
     let path = Path::new(ROOT).join("tests/snapshots").join(name);
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
@@ -14,10 +14,13 @@ pub(crate) fn check_snapshot(name: &str, text: &str) {
         return;
     }
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, expected, "{name} is not as committed; if that is meant, run with UPDATE_SNAPSHOTS=1");
+    assert_eq!(
+        text, expected,
+        "{name} differs from the snapshot; if that is intended, run with UPDATE_SNAPSHOTS=1"
+    );
 }
 
-/// Runs what must be refused, and looks for what the message must name.
+/// Runs a command that must be rejected and checks that the message contains each text.
 fn check_refused(arguments: &[&str], variables: &[(&str, &str)], named: &[&str]) {
     let finished = run(arguments, variables);
     assert_eq!(finished.code, Some(2), "{arguments:?} {variables:?}: {finished:?}");
@@ -28,21 +31,21 @@ fn check_refused(arguments: &[&str], variables: &[(&str, &str)], named: &[&str])
 }
 
 #[test]
-fn help_is_as_committed() {
+fn help_matches_the_snapshot() {
     let finished = run(&["--help"], &[]);
     assert_eq!(finished.code, Some(0));
     check_snapshot("help.txt", &finished.stdout);
 }
 
 #[test]
-fn version_is_the_packages() {
+fn version_matches_the_package() {
     let finished = run(&["--version"], &[]);
     assert_eq!(finished.code, Some(0));
     assert_eq!(finished.stdout, format!("deeperhub-ws {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
-fn bad_flags_exit_with_2_and_name_flag_value_and_what_would_be_right() {
+fn bad_flags_exit_with_2_and_name_flag_value_and_remedy() {
     check_refused(&["--port", "70000"], &[], &["--port", "70000", "from 0 to 65535"]);
     check_refused(&["--ping-interval", "25"], &[], &["--ping-interval", "'25'", "10s"]);
     check_refused(&["--log-level", "loud"], &[], &["--log-level", "loud", "trace"]);
@@ -52,7 +55,7 @@ fn bad_flags_exit_with_2_and_name_flag_value_and_what_would_be_right() {
 }
 
 #[test]
-fn bad_variables_exit_with_2_and_name_variable_value_and_what_would_be_right() {
+fn bad_variables_exit_with_2_and_name_variable_value_and_remedy() {
     for action in [&["config", "check"][..], &["config", "show"], &["serve"], &[]] {
         let variables = [("DEEPERHUB_MAX_CONNECTIONS", "many"), ("DEEPERHUB_PONG_TIMEOUT", "1 day")];
         check_refused(
@@ -67,7 +70,7 @@ fn bad_variables_exit_with_2_and_name_variable_value_and_what_would_be_right() {
 }
 
 #[test]
-fn bad_files_exit_with_2_and_name_file_line_key_and_what_would_be_right() {
+fn bad_files_exit_with_2_and_name_file_line_key_and_remedy() {
     let dir = TemporaryDir::new();
     for (text, named) in [
         ("port = 1\nmax_conections = 5", ":2: unknown key 'max_conections'; did you mean 'max_connections'?"),
@@ -93,7 +96,7 @@ fn api_off_loopback_without_a_key_is_refused() {
 }
 
 #[test]
-fn a_valid_configuration_is_said_to_be_valid_and_doubts_are_told() {
+fn a_valid_configuration_passes_the_check_with_warnings() {
     let finished = run(&["config", "check"], &[]);
     assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""));
     let variables = [("DEEPERHUB_HOST", "0.0.0.0"), ("DEEPERHUB_MAX_CONECTIONS", "5")];
@@ -107,7 +110,7 @@ fn a_valid_configuration_is_said_to_be_valid_and_doubts_are_told() {
 }
 
 #[test]
-fn the_configuration_is_shown_with_where_each_value_came_from_and_without_secrets() {
+fn the_configuration_is_shown_with_origins_and_without_secrets() {
     let dir = TemporaryDir::new();
     let path = dir.write("hub.toml", "port = 1\nhost = '::1'\nallowed_origin = ['https://a.example']\n");
     let path = path.to_str().expect("a temporary path is text");
@@ -131,7 +134,7 @@ fn the_configuration_is_shown_with_where_each_value_came_from_and_without_secret
 }
 
 #[test]
-fn what_is_shown_is_a_file_that_means_the_same() {
+fn the_shown_configuration_is_an_equivalent_file() {
     let dir = TemporaryDir::new();
     let flags =
         ["--rate-limit", "0", "--drain-timeout", "1500ms", "--path", "/a", "--path", "/b", "--node-id", "n1"];
@@ -159,11 +162,11 @@ fn completions_are_written_for_each_shell() {
 }
 
 #[test]
-fn bash_completes_flags_and_what_stands_behind_a_subcommand() {
+fn bash_completes_flags_and_arguments_of_subcommands() {
     let script = run(&["completions", "bash"], &[]).stdout;
     let complete = |words: &[&str]| {
         let last = words.len() - 1;
-        let asked = format!(
+        let script = format!(
             "{script}\nCOMP_WORDS=({words}); COMP_CWORD={last}; \
              _deeperhub__ws deeperhub-ws '{current}' '{previous}'; echo \"${{COMPREPLY[*]}}\"",
             words = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" "),
@@ -178,7 +181,7 @@ fn bash_completes_flags_and_what_stands_behind_a_subcommand() {
             .spawn()
             .expect("bash runs");
         let mut stdin = bash.stdin.take().expect("it is piped");
-        stdin.write_all(asked.as_bytes()).expect("bash reads");
+        stdin.write_all(script.as_bytes()).expect("bash reads");
         drop(stdin);
         let output = bash.wait_with_output().expect("bash ends");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
@@ -190,7 +193,7 @@ fn bash_completes_flags_and_what_stands_behind_a_subcommand() {
 }
 
 #[test]
-fn a_reader_that_goes_is_no_error() {
+fn a_closed_output_pipe_is_not_an_error() {
     let command =
         format!("{} --help | head -n 1; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_deeperhub-ws"));
     let output = Command::new("bash").args(["-c", &command]).output().expect("bash runs");
@@ -210,7 +213,7 @@ fn health_without_a_server_exits_with_1() {
 }
 
 #[test]
-fn a_server_says_where_it_listens_and_is_ready() {
+fn a_server_prints_its_addresses_when_it_is_ready() {
     let server = Server::start(&[]);
     assert!(server.start_line.starts_with(concat!(
         "deeperhub-ws ",
@@ -238,12 +241,12 @@ fn both_loopback_addresses_are_listened_on_with_one_port() {
     let expected: Vec<_> = ["127.0.0.1", "::1"].into_iter().filter(|ip| has(ip)).collect();
     let ips: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
     assert_eq!(ips, expected, "{}", server.start_line);
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be created");
     for address in &addresses {
         assert_eq!(address.port(), server.clients.port(), "{}", server.start_line);
         runtime.block_on(async {
             let connected = Client::connect_with(format!("ws://{address}/")).await;
-            assert_eq!(connected.expect("it is let in").welcome["type"], "welcome");
+            assert_eq!(connected.expect("it is accepted").welcome["type"], "welcome");
         });
     }
     let name = format!("ws://localhost:{}/", server.clients.port());
@@ -254,7 +257,7 @@ fn both_loopback_addresses_are_listened_on_with_one_port() {
 }
 
 #[test]
-fn a_check_finds_what_a_start_would() {
+fn a_check_finds_the_errors_of_a_start() {
     let dir = TemporaryDir::new();
     let none = dir.write("none.pem", "no certificate\n");
     let none = none.to_str().expect("a temporary path is text");
@@ -290,7 +293,7 @@ fn a_check_finds_what_a_start_would() {
 }
 
 #[test]
-fn health_asks_on_loopback_when_the_api_is_on_every_interface() {
+fn health_uses_loopback_if_the_api_listens_on_every_interface() {
     let server = Server::start(&["--api-listen", "0.0.0.0:0", "--api-key", "hunter2"]);
     let finished = run(&["health"], &[("DEEPERHUB_API_LISTEN", &format!("0.0.0.0:{}", server.api().port()))]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
@@ -302,7 +305,7 @@ fn variables_and_file_reach_the_server() {
     let path = dir.write("hub.toml", "max_message_bytes = 2048\nping_interval = '7s'");
     let path = path.to_str().expect("a temporary path is text");
     let server = Server::start_with(&["--config", path], &[("DEEPERHUB_MAX_SUBSCRIPTIONS", "3")]);
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be created");
     let welcome = runtime.block_on(Client::connect(&server)).welcome;
     let limits = &welcome["data"]["limits"];
     assert_eq!(limits["max_message_bytes"], 2048, "{welcome}");
@@ -311,7 +314,7 @@ fn variables_and_file_reach_the_server() {
 }
 
 #[test]
-fn a_port_that_is_taken_exits_with_1_and_says_how_to_choose_another() {
+fn a_port_in_use_exits_with_1_and_names_the_flag_for_another() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     let address = taken.local_addr().expect("it has an address");
     let port = address.port().to_string();
@@ -329,7 +332,7 @@ fn a_port_that_is_taken_exits_with_1_and_says_how_to_choose_another() {
 }
 
 #[test]
-fn doubts_about_the_configuration_are_logged_at_the_start() {
+fn configuration_warnings_are_logged_at_startup() {
     let server = Server::start_with(&["--host", "0.0.0.0"], &[("DEEPERHUB_MAX_CONECTIONS", "5")]);
     server.wait_for_stderr("--host is 0.0.0.0, which is not loopback");
     server.wait_for_stderr("did you mean DEEPERHUB_MAX_CONNECTIONS?");
@@ -337,7 +340,7 @@ fn doubts_about_the_configuration_are_logged_at_the_start() {
 
 #[test]
 fn sigterm_and_sigint_close_clients_with_1001_and_exit_with_0() {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be created");
     for signal in ["TERM", "INT"] {
         let mut server = Server::start(&["--drain-timeout", "200ms"]);
         runtime.block_on(async {
@@ -353,12 +356,12 @@ fn sigterm_and_sigint_close_clients_with_1001_and_exit_with_0() {
 
 #[test]
 fn a_second_signal_does_not_wait_for_the_drain() {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be created");
     let mut server = Server::start(&["--drain-timeout", "1h"]);
     let clients: Vec<_> =
         runtime.block_on(async { [Client::connect(&server).await, Client::connect(&server).await].into() });
     server.signal("TERM");
-    runtime.block_on(patiently("the drain", async {
+    runtime.block_on(wait_for("the drain", async {
         while http(server.api(), "GET /health/ready", &[], "").await.status != 503 {}
     }));
     server.signal("TERM");
@@ -368,18 +371,18 @@ fn a_second_signal_does_not_wait_for_the_drain() {
 }
 
 #[test]
-fn sighup_ends_nothing() {
+fn sighup_does_not_end_the_server() {
     let server = Server::start(&[]);
     server.signal("HUP");
     server.wait_for_stderr("Reloaded");
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be created");
     runtime.block_on(Client::connect(&server));
 }
 
 #[test]
-fn logs_are_json_when_asked_and_tell_of_connections_when_debugging() {
+fn logs_can_be_json_and_include_connections_at_debug() {
     let server = Server::start(&["--log-format", "json", "--log-level", "debug"]);
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be created");
     let id = runtime.block_on(async {
         let mut client = Client::connect(&server).await;
         let id = client.id().to_owned();
@@ -397,7 +400,7 @@ fn logs_are_json_when_asked_and_tell_of_connections_when_debugging() {
 #[test]
 fn connections_are_not_logged_by_default() {
     let mut server = Server::start(&["--drain-timeout", "0"]);
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be created");
     let id = runtime.block_on(async { Client::connect(&server).await.id().to_owned() });
     server.signal("TERM");
     server.wait();
@@ -405,22 +408,22 @@ fn connections_are_not_logged_by_default() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_any_more_ends_nothing() {
+fn a_closed_log_pipe_does_not_end_the_server() {
     let mut server = Server::start(&["--drain-timeout", "0", "--log-level", "debug"]);
     server.close_stderr();
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be created");
     runtime.block_on(async {
         let mut client = Client::connect(&server).await;
         server.signal("HUP");
         let echo = serde_json::json!({"type": "echo", "data": 1});
-        assert_eq!(client.ask(&echo).await, echo);
+        assert_eq!(client.request(&echo).await, echo);
     });
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]
-fn a_file_of_settings_may_begin_with_a_byte_order_mark() {
+fn a_settings_file_may_begin_with_a_byte_order_mark() {
     let directory = TemporaryDir::new();
     let file = directory.write("hub.toml", "\u{feff}max_connections = 7\n");
     let finished = run(&["config", "show", "--config", file.to_str().unwrap()], &[]);

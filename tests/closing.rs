@@ -1,15 +1,15 @@
-//! What costs a connection, with which code, and what a client is told before.
+//! Faults that close a connection, their close codes, and the client's notice beforehand.
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::wire::{Wire, masked};
-use crate::support::{Client, Server, http, patiently};
+use crate::support::{Client, Server, http, wait_for};
 
 const TEXT: u8 = 0x81;
 const BINARY: u8 = 0x82;
-/// Text that goes on in another frame.
+/// First byte of a text frame that continues in another frame.
 const TEXT_BEGINS: u8 = 0x01;
 const BINARY_BEGINS: u8 = 0x02;
 const GOES_ON: u8 = 0x00;
@@ -25,8 +25,8 @@ async fn check_closed(server: &Server, what: &str, bytes: &[u8], code: u16) {
     assert_eq!(got, code, "{what}: {reason}");
 }
 
-/// The data of a `goodbye`, which must tell all that one has to know to come back.
-fn farewell(goodbye: Option<Value>, code: u16, reconnect: bool) -> Value {
+/// Returns the data of a `goodbye`, which must have all that a client needs to reconnect.
+fn goodbye_data(goodbye: Option<Value>, code: u16, reconnect: bool) -> Value {
     let data = goodbye.expect("a goodbye comes ahead of the close frame")["data"].clone();
     assert_eq!((&data["code"], &data["reconnect"]), (&json!(code), &json!(reconnect)), "{data}");
     assert!(data["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{data}");
@@ -35,7 +35,7 @@ fn farewell(goodbye: Option<Value>, code: u16, reconnect: bool) -> Value {
 }
 
 #[tokio::test]
-async fn any_shape_of_a_message_over_the_limit_is_closed_with_1009() {
+async fn a_message_over_the_limit_in_any_form_is_closed_with_1009() {
     let server = Server::start(&["--max-message-bytes", "1000"]);
     let part = [b'x'; 600];
     let fragments = |first| [masked(first, &part), masked(GOES_ON, &part)].concat();
@@ -43,7 +43,7 @@ async fn any_shape_of_a_message_over_the_limit_is_closed_with_1009() {
         .chain((0..1000).map(|_| masked(GOES_ON, b"x")))
         .flatten()
         .collect();
-    // Only announced: a header alone is enough, and nothing is allocated for what it says.
+    // A header that announces a length is enough; the server allocates nothing for it.
     let announced = [&[TEXT, 0xff], &(1_u64 << 62).to_be_bytes()[..], &[0; 4]].concat();
     for (what, bytes) in [
         ("text", masked(TEXT, &[b'x'; 1001])),
@@ -92,7 +92,7 @@ async fn broken_frames_are_closed_with_1002() {
 }
 
 #[tokio::test]
-async fn text_that_is_not_utf_8_is_closed_with_1007() {
+async fn invalid_utf_8_is_closed_with_1007() {
     let server = Server::start(&[]);
     for (what, bytes) in [
         ("a byte", masked(TEXT, b"\xff")),
@@ -106,7 +106,7 @@ async fn text_that_is_not_utf_8_is_closed_with_1007() {
 }
 
 #[tokio::test]
-async fn a_clients_own_code_is_answered_with_the_same_behind_all_replies() {
+async fn a_clients_close_code_is_echoed_after_all_replies() {
     const PINGS: usize = 50;
     let server = Server::start(&[]);
     for code in [1000_u16, 1001, 1011, 3000, 4999] {
@@ -148,16 +148,16 @@ async fn a_peer_that_never_pongs_is_closed_with_4200() {
             break;
         }
     }
-    assert_eq!(farewell(goodbye, 4200, true)["retry_after_ms"], 0);
+    assert_eq!(goodbye_data(goodbye, 4200, true)["retry_after_ms"], 0);
 }
 
 #[tokio::test]
-async fn a_peer_that_pongs_is_pinged_at_the_interval_however_long_it_may_take() {
+async fn a_peer_that_pongs_is_pinged_at_the_interval() {
     let server = Server::start(&["--ping-interval", "100ms", "--pong-timeout", "1h"]);
     let mut client = Client::connect(&server).await;
     for _ in 0..5 {
-        // The client answers by itself.
-        match patiently("a ping", client.socket.next()).await {
+        // The client library answers by itself.
+        match wait_for("a ping", client.socket.next()).await {
             Some(Ok(Message::Ping(_))) => {}
             other => panic!("a ping was expected, not {other:?}"),
         }
@@ -169,18 +169,18 @@ async fn a_subscriber_that_does_not_read_is_closed_with_1013_and_the_others_are_
     let server = Server::start(&["--max-queue-bytes", "100000", "--rate-limit", "0"]);
     let subscribe = json!({"type": "subscribe", "data": {"topic": "t"}});
     let mut slow = Client::connect(&server).await;
-    slow.ask(&subscribe).await;
+    slow.request(&subscribe).await;
     let mut quick = Client::connect(&server).await;
-    quick.ask(&subscribe).await;
+    quick.request(&subscribe).await;
     let message = "y".repeat(30_000);
     let mut published = 0;
-    patiently("the slow one's end", async {
+    wait_for("the end of the slow client", async {
         loop {
-            let answer =
+            let response =
                 http(server.api(), "POST /v1/topics/t/messages", &[], &format!("\"{message}\"")).await;
             published += 1;
             assert_eq!(quick.receive().await["data"]["message"].as_str(), Some(message.as_str()));
-            if answer.json()["subscribers"] == 1 {
+            if response.json()["subscribers"] == 1 {
                 break;
             }
         }
@@ -188,14 +188,14 @@ async fn a_subscriber_that_does_not_read_is_closed_with_1013_and_the_others_are_
     .await;
     let (code, reason, goodbye) = slow.closed().await;
     assert_eq!(code, 1013, "{reason}");
-    farewell(goodbye, 1013, true);
+    goodbye_data(goodbye, 1013, true);
     let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
     assert!(metrics.contains("\ndeeperhub_slow_consumers_total 1\n"), "{metrics}");
     assert!(published > 3);
 }
 
 #[tokio::test]
-async fn on_a_shutdown_each_client_gets_a_time_of_its_own() {
+async fn a_shutdown_gives_each_client_its_own_reconnect_delay() {
     const CLIENTS: usize = 20;
     let mut server = Server::start(&["--drain-timeout", "4s", "--restart-time", "7s", "--workers", "2"]);
     let mut clients = Vec::new();
@@ -203,7 +203,7 @@ async fn on_a_shutdown_each_client_gets_a_time_of_its_own() {
         clients.push(Client::connect(&server).await);
     }
     server.signal("TERM");
-    patiently("the drain", async {
+    wait_for("the drain", async {
         while http(server.api(), "GET /health/ready", &[], "").await.status != 503 {}
     })
     .await;
@@ -224,7 +224,7 @@ async fn on_a_shutdown_each_client_gets_a_time_of_its_own() {
     for client in &mut clients {
         let (code, _, goodbye) = client.closed().await;
         assert_eq!(code, 1001);
-        times.push(farewell(goodbye, 1001, true)["retry_after_ms"].as_u64().unwrap());
+        times.push(goodbye_data(goodbye, 1001, true)["retry_after_ms"].as_u64().unwrap());
     }
     times.sort_unstable();
     times.dedup();
@@ -235,19 +235,19 @@ async fn on_a_shutdown_each_client_gets_a_time_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_few_clients_have_the_whole_time_of_a_drain_between_them() {
+async fn a_few_clients_are_closed_over_the_whole_drain_timeout() {
     let mut server = Server::start(&["--drain-timeout", "1h", "--workers", "2", "--rate-limit", "0"]);
     let mut clients = Vec::new();
     for _ in 0..3 {
         clients.push(Client::connect(&server).await);
     }
     server.signal("TERM");
-    // Which one is the first is the server's choice.
-    let first = patiently("the first close", async {
+    // The server chooses which one closes first.
+    let first = wait_for("the first close", async {
         loop {
             for (index, client) in clients.iter_mut().enumerate() {
-                let answer = client.ask(&json!({"type": "ping"})).await;
-                if answer["type"] == "goodbye" {
+                let response = client.request(&json!({"type": "ping"})).await;
+                if response["type"] == "goodbye" {
                     return index;
                 }
             }
@@ -255,18 +255,18 @@ async fn a_few_clients_have_the_whole_time_of_a_drain_between_them() {
     })
     .await;
     clients.remove(first);
-    // The next one's time comes in twenty minutes.
+    // The next one closes in twenty minutes.
     for client in &mut clients {
-        assert_eq!(client.ask(&json!({"type": "ping"})).await, json!({"type": "pong"}));
+        assert_eq!(client.request(&json!({"type": "ping"})).await, json!({"type": "pong"}));
     }
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0), "{}", server.stderr());
 }
 
 #[tokio::test]
-async fn a_client_that_is_being_closed_is_in_no_list_or_count() {
+async fn a_closing_client_is_not_listed_or_counted() {
     let server = Server::start(&[]);
-    // It does not answer the close frame, so its connection stays for a while.
+    // This client does not answer the close frame, so its connection stays for a while.
     let mut wire = Wire::connect(&server, None).await;
     wire.send(TEXT, br#"{"type":"subscribe","data":{"topic":"t"}}"#).await;
     wire.receive_text().await;

@@ -1,4 +1,5 @@
-//! Compression of messages (RFC 7692): what is agreed on, what goes over the wire, and what costs the connection.
+//! Compression of messages (RFC 7692): negotiation, bytes on the wire, and faults that close the
+//! connection.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -16,12 +17,12 @@ use crate::support::{Client, Peer, Server, http, install, python_bin, script};
 const OFFER: &str = "permessage-deflate; client_max_window_bits";
 const AGREED: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
 
-/// An `echo`, as it is sent and as it comes back.
+/// Returns an `echo` message; the reply is the same.
 fn echo(data: &Value) -> String {
     format!(r#"{{"type":"echo","data":{data}}}"#)
 }
 
-/// An `echo` whose reply is longer than the threshold.
+/// Returns an `echo` whose reply is longer than the compression threshold.
 fn long_echo() -> String {
     echo(&json!("again and again; ".repeat(60)))
 }
@@ -34,24 +35,24 @@ async fn subscribed(server: &Server, offer: Option<&str>, topic: &str) -> Wire {
     wire
 }
 
-/// Publishes from a backend; the number of subscribers.
+/// Publishes through the server API and returns the number of subscribers.
 async fn publish(server: &Server, topic: &str, message: &Value) -> u64 {
     let call = format!("POST /v1/topics/{topic}/messages");
-    let answer = http(server.api(), &call, &[], &message.to_string()).await;
-    answer.json()["subscribers"].as_u64().unwrap_or_else(|| panic!("{answer:?}"))
+    let response = http(server.api(), &call, &[], &message.to_string()).await;
+    response.json()["subscribers"].as_u64().unwrap_or_else(|| panic!("{response:?}"))
 }
 
-/// A counter's value.
-async fn counted(server: &Server, name: &str) -> u64 {
+/// Returns the value of a counter.
+async fn counter(server: &Server, name: &str) -> u64 {
     let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
     let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
     value.unwrap_or_else(|| panic!("no {name} in {metrics}"))
 }
 
 #[tokio::test]
-async fn the_first_acceptable_offer_is_answered_and_others_leave_the_connection_plain() {
+async fn the_first_acceptable_offer_is_accepted() {
     let server = Server::start(&[]);
-    for (offer, answer) in [
+    for (offer, response) in [
         (Some(OFFER), Some(AGREED.to_owned())),
         (Some("permessage-deflate"), Some(AGREED.to_owned())),
         (
@@ -64,9 +65,9 @@ async fn the_first_acceptable_offer_is_answered_and_others_leave_the_connection_
         (None, None),
     ] {
         let mut wire = Wire::connect(&server, offer).await;
-        assert_eq!(wire.extensions, answer, "{offer:?}");
+        assert_eq!(wire.extensions, response, "{offer:?}");
         wire.send(TEXT, long_echo().as_bytes()).await;
-        assert_eq!(wire.receive_text().await, (long_echo(), answer.is_some()), "{offer:?}");
+        assert_eq!(wire.receive_text().await, (long_echo(), response.is_some()), "{offer:?}");
     }
 }
 
@@ -80,12 +81,12 @@ async fn a_malformed_offer_is_refused_with_400() {
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
         "Sec-WebSocket-Extensions: permessage-deflate;;",
     ];
-    let answer = http(server.clients, "GET /", &headers, "").await;
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("bad_handshake")));
+    let response = http(server.clients, "GET /", &headers, "").await;
+    assert_eq!((response.status, &response.json()["error"]["code"]), (400, &json!("bad_handshake")));
 }
 
 #[tokio::test]
-async fn no_compression_declines_every_offer_and_takes_no_compressed_message() {
+async fn no_compression_declines_every_offer_and_rejects_compressed_messages() {
     let server = Server::start(&["--no-compression"]);
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
     assert_eq!(wire.extensions, None);
@@ -96,7 +97,7 @@ async fn no_compression_declines_every_offer_and_takes_no_compressed_message() {
 }
 
 #[tokio::test]
-async fn messages_below_the_threshold_go_uncompressed() {
+async fn messages_below_the_threshold_are_sent_uncompressed() {
     for (threshold, flags) in [(256, &[][..]), (1000, &["--compression-threshold", "1000"])] {
         let server = Server::start(flags);
         let mut wire = Wire::connect(&server, Some(OFFER)).await;
@@ -111,7 +112,7 @@ async fn messages_below_the_threshold_go_uncompressed() {
 }
 
 #[tokio::test]
-async fn fragments_of_a_compressed_message_may_have_control_frames_in_between() {
+async fn control_frames_may_interleave_compressed_fragments() {
     let server = Server::start(&[]);
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
     let payload = deflated(long_echo().as_bytes());
@@ -126,7 +127,7 @@ async fn fragments_of_a_compressed_message_may_have_control_frames_in_between() 
     let pong = wire.receive().await.unwrap();
     assert_eq!((pong.first, &pong.payload[..]), (0x8a, &b"between"[..]));
     assert_eq!(wire.receive_text().await, (long_echo(), true));
-    // A plain message in fragments is still one.
+    // A fragmented plain message is still one message.
     let echo = long_echo();
     let (first, second) = echo.as_bytes().split_at(7);
     wire.send(0x01, first).await;
@@ -135,10 +136,10 @@ async fn fragments_of_a_compressed_message_may_have_control_frames_in_between() 
 }
 
 #[tokio::test]
-async fn empty_compressed_messages_are_messages() {
+async fn empty_compressed_messages_are_delivered() {
     let server = Server::start(&[]);
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
-    // As the RFC has it, from a sender that leaves even that out, and as an empty stored block.
+    // As in the RFC, from a sender that omits even that byte, and as an empty stored block.
     for payload in [&[0x00][..], &[], &[0x02, 0x00]] {
         wire.send(TEXT | RSV1, payload).await;
         let (error, _) = wire.receive_text().await;
@@ -171,7 +172,7 @@ async fn reserved_bits_in_the_wrong_place_close_with_1002() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_decompressed_closes_with_1007() {
+async fn an_undecodable_message_closes_with_1007() {
     let server = Server::start(&[]);
     let mut cut = deflated(long_echo().as_bytes());
     cut.truncate(cut.len() - 2);
@@ -187,7 +188,7 @@ async fn what_cannot_be_decompressed_closes_with_1007() {
 }
 
 #[tokio::test]
-async fn a_bomb_closes_with_1009_and_costs_no_memory() {
+async fn a_decompression_bomb_closes_with_1009_without_using_memory() {
     const MIB: usize = 1 << 20;
     let server = Server::start(&["--workers", "1"]);
     let limit = 65_536;
@@ -199,36 +200,37 @@ async fn a_bomb_closes_with_1009_and_costs_no_memory() {
     exact.send(TEXT | RSV1, &deflated(&vec![b' '; limit + 1])).await;
     assert_eq!(exact.closed().await.0, 1009, "one byte more");
 
-    // 64 MiB in 64 KiB: whole, and with the decompressor's end in a fragment that never comes.
+    // 64 MiB in 64 KiB: as a whole message, and with the end of the stream in a fragment that never
+    // comes.
     let bomb = deflated(&vec![b'0'; 64 * MIB]);
     assert!((60_000..65_537).contains(&bomb.len()), "{}", bomb.len());
-    let before = counted(&server, "process_resident_memory_bytes").await;
+    let before = counter(&server, "process_resident_memory_bytes").await;
     for _ in 0..20 {
         let mut wire = Wire::connect(&server, Some(OFFER)).await;
         wire.send(TEXT | RSV1, &bomb).await;
         let (code, reason) = wire.closed().await;
         assert_eq!((code, reason.as_str()), (1009, "message is over 65536 bytes"));
     }
-    let after = counted(&server, "process_resident_memory_bytes").await;
+    let after = counter(&server, "process_resident_memory_bytes").await;
     assert!(after < before + 8 * MIB as u64, "resident: {before} bytes, then {after}");
     let mut other = Client::connect(&server).await;
-    assert_eq!(other.ask(&json!({"type": "ping"})).await["type"], "pong");
+    assert_eq!(other.request(&json!({"type": "ping"})).await["type"], "pong");
 }
 
 #[tokio::test]
-async fn a_message_is_compressed_once_for_all_of_its_receivers() {
+async fn a_message_is_compressed_once_for_all_subscribers() {
     let server = Server::start(&["--workers", "2"]);
     let mut receivers = Vec::new();
     for offer in [Some(OFFER), None].into_iter().cycle().take(16) {
         receivers.push(subscribed(&server, offer, "t").await);
     }
-    // One that asked for a window that is too small for the message gets it plain.
+    // A client that negotiated a window too small for the message gets it uncompressed.
     let small = subscribed(&server, Some("permessage-deflate; server_max_window_bits=9"), "t").await;
     receivers.push(small);
-    let compressions = counted(&server, "deeperhub_compressions_total").await;
+    let compressions = counter(&server, "deeperhub_compressions_total").await;
     let (input, output) =
         ("deeperhub_compression_input_bytes_total", "deeperhub_compression_output_bytes_total");
-    let before = (counted(&server, input).await, counted(&server, output).await);
+    let before = (counter(&server, input).await, counter(&server, output).await);
 
     let message = json!({"rows": "the same for everyone; ".repeat(100)});
     assert_eq!(publish(&server, "t", &message).await, 17);
@@ -244,31 +246,31 @@ async fn a_message_is_compressed_once_for_all_of_its_receivers() {
             sizes.1 += frame.payload.len() as u64 + 2;
         }
     }
-    assert_eq!(counted(&server, "deeperhub_compressions_total").await, compressions + 1);
+    assert_eq!(counter(&server, "deeperhub_compressions_total").await, compressions + 1);
     assert_eq!(
-        (counted(&server, input).await, counted(&server, output).await),
+        (counter(&server, input).await, counter(&server, output).await),
         (before.0 + sizes.0, before.1 + sizes.1)
     );
     assert!(sizes.1 * 5 < sizes.0, "{sizes:?}");
 }
 
 #[tokio::test]
-async fn nothing_is_compressed_when_nobody_has_agreed() {
+async fn nothing_is_compressed_without_negotiation() {
     let server = Server::start(&[]);
     let mut plain = subscribed(&server, None, "t").await;
     let message = json!("the same for everyone; ".repeat(100));
     assert_eq!(publish(&server, "t", &message).await, 1);
     assert!(!plain.receive_text().await.1);
-    // Nor for one who has, and does not get it.
+    // Nor for a client that negotiated compression but is not a subscriber.
     let other = Wire::connect(&server, Some(OFFER)).await;
     assert_eq!(publish(&server, "t", &message).await, 1);
     assert!(!plain.receive_text().await.1);
-    assert_eq!(counted(&server, "deeperhub_compressions_total").await, 0);
+    assert_eq!(counter(&server, "deeperhub_compressions_total").await, 0);
     drop(other);
 }
 
 #[tokio::test]
-async fn clients_refer_to_earlier_messages_where_a_setting_allows_it() {
+async fn clients_may_keep_their_context_if_a_setting_allows_it() {
     let server = Server::start(&["--client-context-takeover"]);
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
     assert_eq!(wire.extensions.as_deref(), Some("permessage-deflate; server_no_context_takeover"));
@@ -291,28 +293,28 @@ async fn clients_refer_to_earlier_messages_where_a_setting_allows_it() {
     let (first, last) = (lengths[0].1, lengths[7].1);
     assert!(last * 10 < first, "the later messages refer to the first: {lengths:?}");
 
-    // Who says that it will not refer to them is believed.
+    // A client that declines context takeover is believed.
     let declined = Wire::connect(&server, Some("permessage-deflate; client_no_context_takeover")).await;
     assert_eq!(declined.extensions.as_deref(), Some(AGREED));
 }
 
 #[tokio::test]
-async fn a_closing_connection_is_heard_out_in_compressed_messages_too() {
+async fn a_closing_connection_reads_compressed_messages() {
     let server = Server::start(&[]);
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
     let clients = http(server.api(), "GET /v1/clients", &[], "").await.json();
     let id = clients["clients"][0]["client_id"].as_str().unwrap().to_owned();
-    let answer = http(server.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
-    assert!(answer.status < 300, "{answer:?}");
-    // Sent before the client has read that it is over.
+    let response = http(server.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
+    assert!(response.status < 300, "{response:?}");
+    // Sent before the client has read the close.
     wire.send_compressed(&long_echo()).await;
     wire.send(0x88, b"\x0f\xa3").await;
     assert_eq!(wire.closed().await.0, 4003);
-    assert_eq!(wire.receive().await, None, "the server ends the connection when it has seen the answer");
+    assert_eq!(wire.receive().await, None, "the server ends the connection when it has seen the response");
 }
 
-/// A browser takes its time to start on a busy machine.
-const PEER_PATIENCE: Duration = Duration::from_secs(120);
+/// Longest wait for a peer; a browser starts slowly on a busy machine.
+const PEER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A subscriber of another implementation: one of the scripts in `tests/peers`.
 struct Subscriber {
@@ -344,14 +346,15 @@ impl Subscriber {
     }
 
     async fn line(&mut self) -> String {
-        let line = tokio::time::timeout(PEER_PATIENCE, self.lines.next_line()).await;
-        let line = line.unwrap_or_else(|_| panic!("waited in vain for {}", self.name));
+        let line = tokio::time::timeout(PEER_TIMEOUT, self.lines.next_line()).await;
+        let line = line.unwrap_or_else(|_| panic!("timed out waiting for {}", self.name));
         line.expect("lines are UTF-8").unwrap_or_else(|| panic!("{} has ended", self.name))
     }
 }
 
-/// Python's `websockets`, npm's `ws` with and without context takeover, a page in Chromium, and tokio-tungstenite, which
-/// does not compress: all subscribe to one topic, four of them publish there, and all must get the same bytes.
+/// Connects Python's `websockets`, npm's `ws` with and without context takeover, a page in
+/// Chromium, and tokio-tungstenite, which does not compress. All subscribe to one topic and four of
+/// them publish there; all must get the same bytes.
 async fn peers_get_the_same_bytes(flags: &[&str], expected: [&str; 4]) {
     install(&[Peer::Python, Peer::Node, Peer::Chromium]);
     let server = Server::start(flags);
@@ -369,14 +372,14 @@ async fn peers_get_the_same_bytes(flags: &[&str], expected: [&str; 4]) {
         assert_eq!(peer.line().await, format!("subscribed {expected}"), "{}", peer.name);
     }
     let mut plain = Client::connect(&server).await;
-    plain.ask(&json!({"type": "subscribe", "data": {"topic": "peers.compressed"}})).await;
+    plain.request(&json!({"type": "subscribe", "data": {"topic": "peers.compressed"}})).await;
     let start = json!({"topic": "peers.compressed", "message": "start; ".repeat(100)});
     plain.send(&json!({"type": "publish", "data": start})).await;
 
     let mut deliveries = Vec::new();
     while deliveries.len() < count {
         let message =
-            tokio::time::timeout(PEER_PATIENCE, plain.socket.next()).await.expect("a delivery in time");
+            tokio::time::timeout(PEER_TIMEOUT, plain.socket.next()).await.expect("a delivery in time");
         let message = message.expect("the connection is open").expect("it works");
         if message.is_text() {
             deliveries.push(message.into_text().expect("text is UTF-8").as_str().to_owned());
@@ -387,18 +390,18 @@ async fn peers_get_the_same_bytes(flags: &[&str], expected: [&str; 4]) {
             assert_eq!(&peer.line().await, delivery, "delivery {number} of {}", peer.name);
         }
     }
-    assert_eq!(counted(&server, "deeperhub_compressions_total").await, count as u64, "one for each message");
+    assert_eq!(counter(&server, "deeperhub_compressions_total").await, count as u64, "one per message");
     let (input, output) =
         ("deeperhub_decompression_input_bytes_total", "deeperhub_decompression_output_bytes_total");
-    assert!(counted(&server, input).await > 0);
+    assert!(counter(&server, input).await > 0);
     assert!(
-        counted(&server, output).await > 10 * counted(&server, input).await,
+        counter(&server, output).await > 10 * counter(&server, input).await,
         "what peers sent came compressed"
     );
 }
 
 #[tokio::test]
-async fn peers_that_compress_and_one_that_does_not_get_the_same_bytes() {
+async fn peers_with_and_without_compression_get_the_same_bytes() {
     peers_get_the_same_bytes(&["--workers", "2"], [AGREED; 4]).await;
 }
 

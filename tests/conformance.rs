@@ -1,4 +1,4 @@
-//! Real traffic, held against the descriptions that the program prints.
+//! Real traffic against the schemas that the program prints.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::support::{
     Client, Issuer, Server, TemporaryDir, from_now, http, python_bin, run, run_peer, script, with_token,
 };
 
-/// What was said so far, a JSON object a line.
+/// Recorded messages, one JSON object per line.
 #[derive(Debug, Default)]
 struct Traffic(String);
 
@@ -22,7 +22,7 @@ impl Traffic {
         client.send(message).await;
     }
 
-    /// What comes up to a message of this type.
+    /// Receives and records messages up to one of the given type.
     async fn receive(&mut self, client: &mut Client, kind: &str) -> Value {
         loop {
             let text = client.receive_text().await;
@@ -34,13 +34,13 @@ impl Traffic {
         }
     }
 
-    /// Sends messages that a schema would refuse, so that they are not noted, and notes the errors.
-    async fn err(&mut self, client: &mut Client, message: &Value, code: &str) {
+    /// Sends a message that violates the schema, without recording it, and records the error.
+    async fn send_invalid(&mut self, client: &mut Client, message: &Value, code: &str) {
         client.send(message).await;
         assert_eq!(self.receive(client, "error").await["data"]["code"], code);
     }
 
-    /// One call; `path` is what its template stands for.
+    /// Makes one call and records it; `path` is an instance of `template`.
     async fn call(&mut self, server: &Server, template: &str, path: &str, body: &str) -> Value {
         self.call_with(server, template, path, &["Authorization: Bearer key"], body).await
     }
@@ -54,18 +54,18 @@ impl Traffic {
         body: &str,
     ) -> Value {
         let method = template.split(' ').next().expect("a call has a method");
-        let answer = http(server.api(), &format!("{method} {path}"), headers, body).await;
+        let response = http(server.api(), &format!("{method} {path}"), headers, body).await;
         self.note(&json!({
             "call": template,
-            "status": answer.status,
-            "type": answer.header("content-type"),
-            "body": answer.body,
+            "status": response.status,
+            "type": response.header("content-type"),
+            "body": response.body,
         }));
-        answer.json()
+        response.json()
     }
 }
 
-/// Every message of a client, and what a server says to it.
+/// Exchanges every client message and every reply.
 async fn messages(traffic: &mut Traffic, server: &Server, issuer: &Issuer) {
     let token = |user: &str| {
         let grants = json!({"subscribe": ["a", "a.>", "b"], "publish": [">"]});
@@ -74,7 +74,7 @@ async fn messages(traffic: &mut Traffic, server: &Server, issuer: &Issuer) {
     };
     let mut client = Client::connect(server).await;
     traffic.note(&json!({"side": "server", "text": client.welcome.to_string()}));
-    traffic.err(&mut client, &json!({"type": "ping", "id": "early"}), "unauthorized").await;
+    traffic.send_invalid(&mut client, &json!({"type": "ping", "id": "early"}), "unauthorized").await;
     let login = json!({"type": "authenticate", "id": 1, "data": {"token": token("ann")}});
     traffic.send(&mut client, &login).await;
     traffic.receive(&mut client, "authenticated").await;
@@ -109,13 +109,13 @@ async fn messages(traffic: &mut Traffic, server: &Server, issuer: &Issuer) {
         (json!({"type": "publish", "data": {"topic": "a"}}), "invalid_message"),
         (json!([]), "invalid_message"),
     ] {
-        traffic.err(&mut client, &message, code).await;
+        traffic.send_invalid(&mut client, &message, code).await;
     }
     client.send_text("{").await;
     traffic.receive(&mut client, "error").await;
 
     api(traffic, server, &mut client).await;
-    // What the calls caused.
+    // Messages caused by the calls.
     traffic.receive(&mut client, "hello").await;
     let goodbye = traffic.receive(&mut client, "goodbye").await;
     assert_eq!(goodbye["data"]["code"], 4003);
@@ -128,7 +128,7 @@ async fn messages(traffic: &mut Traffic, server: &Server, issuer: &Issuer) {
     assert_eq!(limited["data"]["code"], "rate_limited");
 }
 
-/// Every call of the server API, with errors among the answers.
+/// Makes every call of the server API, some with errors.
 async fn api(traffic: &mut Traffic, server: &Server, client: &mut Client) {
     let id = client.id().to_owned();
     let hello = r#"{"type":"hello","data":1}"#;
@@ -194,7 +194,7 @@ async fn api(traffic: &mut Traffic, server: &Server, client: &mut Client) {
     }
 }
 
-/// The beginning of a stream of events, which has no end.
+/// Records the beginning of an event stream, which has no end.
 async fn events(traffic: &mut Traffic, server: &Server) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -213,7 +213,7 @@ async fn events(traffic: &mut Traffic, server: &Server) {
 }
 
 #[tokio::test]
-async fn messages_and_answers_fit_their_descriptions() {
+async fn messages_and_responses_match_their_schemas() {
     let python = python_bin().join("python");
     let issuer = Issuer::new("a secret of at least thirty-two bytes");
     let secret = issuer.file();

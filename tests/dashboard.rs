@@ -1,4 +1,4 @@
-//! The dashboard and the alerts, against the metrics that there are and a real Prometheus.
+//! The dashboard and the alerts, against the existing metrics and a real Prometheus.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn panels() -> Vec<Value> {
     dashboard["panels"].as_array().expect("it has panels").clone()
 }
 
-/// The metrics of ours that a text names, without the endings of histograms' parts.
+/// Returns the names of our metrics in a text, without histogram suffixes.
 fn metrics_named_in(text: &str) -> Vec<String> {
     let mut names: Vec<String> = text
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
@@ -32,26 +32,29 @@ fn metrics_named_in(text: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn dashboard_and_alerts_name_metrics_that_there_are() {
-    // Nobody listens there; the node has the metrics of a cluster all the same.
+async fn dashboard_and_alerts_use_existing_metrics() {
+    // Nothing listens there; the node still has cluster metrics.
     let server = Server::start(&["--cluster", "nats://127.0.0.1:1"]);
     let text = http(server.api(), "GET /metrics", &[], "").await.body;
     for name in ["deploy/grafana/deeperhub.json", "deploy/prometheus/alerts.yml"] {
         let names = metrics_named_in(&file(name));
         assert!(names.len() > 5, "{name}: {names:?}");
         for metric in names {
-            assert!(text.contains(&format!("# TYPE {metric} ")), "{name} names {metric}, which is no metric");
+            assert!(
+                text.contains(&format!("# TYPE {metric} ")),
+                "{name} names {metric}, which is not a metric"
+            );
         }
     }
 }
 
 #[test]
-fn panels_have_ids_and_places_of_their_own() {
+fn panels_have_unique_ids_and_positions() {
     let panels = panels();
     let mut ids: Vec<_> = panels.iter().filter_map(|panel| panel["id"].as_u64()).collect();
     ids.sort_unstable();
     ids.dedup();
-    assert_eq!(ids.len(), panels.len(), "each panel has an id of its own");
+    assert_eq!(ids.len(), panels.len(), "panel ids are unique");
     let place = |panel: &Value| {
         let side = |name: &str| panel["gridPos"][name].as_u64().expect("a panel has a place");
         (side("x")..side("x") + side("w"), side("y")..side("y") + side("h"))
@@ -71,7 +74,7 @@ fn panels_have_ids_and_places_of_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_query_of_the_dashboard_finds_something_under_load() {
+async fn every_dashboard_query_has_results_under_load() {
     let broker = Broker::start(Engine::Nats);
     let collector = Collector::http().await;
     let url = broker.url();
@@ -82,7 +85,7 @@ async fn every_query_of_the_dashboard_finds_something_under_load() {
         loop {
             sampled(&server, 20).await;
             let mut client = Client::connect(&server).await;
-            client.ask(&json!({"type": "nonsense"})).await;
+            client.request(&json!({"type": "nonsense"})).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -106,7 +109,7 @@ async fn every_query_of_the_dashboard_finds_something_under_load() {
             }
         }
         assert!(queries > 50, "{queries}");
-        // What is shown is what happened.
+        // The displayed value is the measured one.
         let p99 =
             "histogram_quantile(0.99, sum by (le) (rate(deeperhub_publish_latency_seconds_bucket[20s])))";
         let value =
@@ -130,7 +133,7 @@ async fn a_real_prometheus_scrapes_metrics_and_exemplars() {
     assert_eq!(prometheus.query("up").await[0]["value"][1], "1");
     let parameters =
         [("query", "deeperhub_publish_latency_seconds_bucket"), ("start", "0"), ("end", "4000000000")];
-    let exemplars = prometheus.ask("/api/v1/query_exemplars", &parameters).await;
+    let exemplars = prometheus.request("/api/v1/query_exemplars", &parameters).await;
     let trace_id = exemplars[0]["exemplars"][0]["labels"]["trace_id"].as_str();
     assert_eq!(trace_id.map(str::len), Some(32), "{exemplars}");
 }

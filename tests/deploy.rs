@@ -1,4 +1,5 @@
-//! What lies in `deploy/`: balancers run with its files before real hubs, manifests are held against their schemas.
+//! The files in `deploy/`: load balancers run with them in front of real hubs, manifests are
+//! checked against their schemas.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -15,25 +16,25 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, client_async};
 
-use crate::proxies::Peers;
+use crate::proxies::PeerAddresses;
 use crate::support::{
-    Authority, Client, Identity, PATIENCE, ROOT, Server, TemporaryDir, TlsClient, free_port, http,
-    install_named, over_tls, patiently, python_bin, run_peer, text,
+    Authority, Client, Identity, ROOT, Server, TemporaryDir, TlsClient, WAIT_TIMEOUT, free_port, http,
+    install_named, over_tls, python_bin, run_peer, text, wait_for,
 };
 
-/// A balancer whose configuration lies in `deploy/`.
+/// A load balancer with a configuration in `deploy/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum BalancerKind {
     Nginx,
     Haproxy,
     Caddy,
 }
 
-/// A file of `deploy/` with other addresses in it. What is replaced must be there, so that what runs is what is
-/// delivered.
+/// Returns a file of `deploy/` with replaced addresses. Each replaced text must exist, so that the
+/// tested file is the delivered one.
 fn adapted(file: &str, replacements: &[(&str, String)]) -> String {
     let path = Path::new(ROOT).join("deploy").join(file);
-    let mut content = std::fs::read_to_string(&path).expect("the file is there");
+    let mut content = std::fs::read_to_string(&path).expect("the file can be read");
     for (from, to) in replacements {
         assert!(content.contains(from), "{file} has no {from:?}");
         content = content.replace(from, to);
@@ -41,12 +42,12 @@ fn adapted(file: &str, replacements: &[(&str, String)]) -> String {
     content
 }
 
-/// The program, wherever Debian or Python's packages put it; installs what is missing.
-fn program(kind: Kind) -> PathBuf {
+/// Returns the path of the load balancer's program; installs it if it is missing.
+fn program(kind: BalancerKind) -> PathBuf {
     let name = match kind {
-        Kind::Nginx => "nginx",
-        Kind::Haproxy => "haproxy",
-        Kind::Caddy => return python_bin().join("caddy"),
+        BalancerKind::Nginx => "nginx",
+        BalancerKind::Haproxy => "haproxy",
+        BalancerKind::Caddy => return python_bin().join("caddy"),
     };
     install_named(name);
     let places = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
@@ -54,24 +55,24 @@ fn program(kind: Kind) -> PathBuf {
     found.unwrap_or_else(|| name.into())
 }
 
-/// A running balancer; it ends with this value.
+/// A running load balancer; stopped on drop.
 struct Balancer {
     plain: SocketAddr,
-    /// `None`: it was given no certificate.
+    /// `None` without a certificate.
     tls: Option<SocketAddr>,
     child: Child,
     files: TemporaryDir,
 }
 
 impl Balancer {
-    /// Starts one before two hubs whose server APIs have the same port.
-    fn start(kind: Kind, hubs: [&Server; 2], identity: Option<&Identity>) -> Self {
+    /// Starts a load balancer in front of two hubs whose server APIs have the same port.
+    fn start(kind: BalancerKind, hubs: [&Server; 2], identity: Option<&Identity>) -> Self {
         let address = || SocketAddr::from(([127, 0, 0, 1], free_port()));
-        // Another program may take a port meanwhile.
+        // Another program may take the port meanwhile.
         for _ in 0..5 {
             let (plain, tls, files) = (address(), identity.map(|_| address()), TemporaryDir::new());
             let mut command = Self::command(kind, hubs, plain, identity.zip(tls), &files);
-            let log = std::fs::File::create(files.path("log")).expect("a file can be made");
+            let log = std::fs::File::create(files.path("log")).expect("a file can be created");
             command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file has copies")).stderr(log);
             let child = command.spawn().expect("what was installed can be started");
             let mut balancer = Self { plain, tls, child, files };
@@ -80,11 +81,11 @@ impl Balancer {
             }
             eprintln!("{kind:?} ended: {}", balancer.log());
         }
-        panic!("{kind:?} cannot be started");
+        panic!("{kind:?} did not start");
     }
 
     fn command(
-        kind: Kind,
+        kind: BalancerKind,
         hubs: [&Server; 2],
         plain: SocketAddr,
         tls: Option<(&Identity, SocketAddr)>,
@@ -95,7 +96,7 @@ impl Balancer {
         assert_eq!(api, hubs[1].api().port());
         let mut command = Command::new(program(kind));
         match kind {
-            Kind::Nginx => {
+            BalancerKind::Nginx => {
                 let mut replacements = vec![
                     ("listen 80;", format!("listen {plain};")),
                     ("server 127.0.0.1:8080 ", format!("server {one} ")),
@@ -122,7 +123,7 @@ impl Balancer {
                 let pid = format!("pid {}; error_log stderr;", text(&files.path("pid")));
                 command.args(["-e", "stderr", "-c", text(&main), "-g", &pid]);
             }
-            Kind::Haproxy => {
+            BalancerKind::Haproxy => {
                 let mut replacements = vec![
                     ("bind :80\n", format!("bind {plain}\n")),
                     ("check port 8081 ", format!("check port {api} ")),
@@ -139,12 +140,12 @@ impl Balancer {
                     ));
                 }
                 let config = files.write("haproxy.cfg", &adapted("haproxy/haproxy.cfg", &replacements));
-                // As where few files are allowed.
+                // As on a system with few file descriptors.
                 let script = "ulimit -n 512 && exec \"$0\" -f \"$1\"";
                 command = Command::new("sh");
                 command.args(["-c", script]).arg(program(kind)).arg(config);
             }
-            Kind::Caddy => {
+            BalancerKind::Caddy => {
                 let site = |first: String| {
                     adapted(
                         "caddy/Caddyfile",
@@ -158,7 +159,7 @@ impl Balancer {
                 let mut config = "{\n\tadmin off\n\tauto_https off\n}\n".to_owned();
                 config.push_str(&site(format!("http://{plain} {{")));
                 if let Some((Identity { cert, key }, address)) = tls {
-                    // A site of its own, as the other one speaks no TLS.
+                    // A separate site, because the other one has no TLS.
                     let (name, cert, key) =
                         (format!("https://localhost:{}", address.port()), text(cert), text(key));
                     config.push_str(&site(format!("{name} {{\n\ttls {cert} {key}")));
@@ -172,9 +173,9 @@ impl Balancer {
         command
     }
 
-    /// Waits until it takes connections. False: it has ended.
+    /// Waits until it accepts connections. Returns `false` if it has exited.
     fn listens(&mut self) -> bool {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         while Instant::now() < deadline {
             if self.child.try_wait().expect("a child can be waited for").is_some() {
                 return false;
@@ -192,18 +193,18 @@ impl Balancer {
         std::fs::read_to_string(self.files.path("log")).unwrap_or_default()
     }
 
-    /// A WebSocket client that comes through it.
+    /// Connects a WebSocket client through the load balancer.
     async fn client(&self) -> Result<Client, Box<tungstenite::Error>> {
         Client::connect_with(format!("ws://{}/", self.plain)).await
     }
 
-    /// The same from an address of its own.
+    /// Connects from the given address.
     async fn client_from(&self, address: [u8; 4]) -> Client {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::from((address, 0))).unwrap();
-        let stream = patiently("a connection", socket.connect(self.plain)).await.unwrap();
+        let stream = wait_for("a connection", socket.connect(self.plain)).await.unwrap();
         let handshake = client_async(format!("ws://{}/", self.plain), MaybeTlsStream::Plain(stream));
-        let (socket, _) = patiently("the handshake", handshake).await.unwrap();
+        let (socket, _) = wait_for("the handshake", handshake).await.unwrap();
         let mut client = Client { socket, welcome: json!(null) };
         client.welcome = client.receive().await;
         client
@@ -218,14 +219,14 @@ impl Balancer {
 
 impl Drop for Balancer {
     fn drop(&mut self) {
-        // nginx' master ends its workers only when it is asked to end.
+        // The nginx master stops its workers only if it is asked to stop.
         let script = format!("kill -TERM {}", self.child.id());
         let _ = Command::new("sh").args(["-c", &script]).status();
         let _ = self.child.wait();
     }
 }
 
-/// Two hubs whose APIs have the same port on addresses of loopback.
+/// Starts two hubs whose APIs have the same port on different loopback addresses.
 fn hubs() -> [Server; 2] {
     let flags = ["--trusted-proxy", "127.0.0.1", "--ping-interval", "500ms", "--drain-timeout", "1h"];
     let one = Server::start(&[&flags[..], &["--node-id", "one"]].concat());
@@ -239,16 +240,16 @@ fn node_of(client: &Client) -> &str {
     client.id().split('.').next().unwrap()
 }
 
-async fn serves_clients_of_two_hubs(kind: Kind) {
+async fn serves_clients_of_two_hubs(kind: BalancerKind) {
     let [one, two] = hubs();
     let authority = Authority::new();
     let balancer = Balancer::start(kind, [&one, &two], Some(&authority.server("balancer")));
 
     // A health check may have to come first.
-    patiently("a way to a hub", async { while balancer.client().await.is_err() {} }).await;
+    wait_for("a reachable hub", async { while balancer.client().await.is_err() {} }).await;
 
-    // Both hubs get clients, and learn their addresses.
-    let mut events = [Peers::watch(&one).await, Peers::watch(&two).await];
+    // Both hubs get clients and learn their addresses.
+    let mut events = [PeerAddresses::watch(&one).await, PeerAddresses::watch(&two).await];
     let mut clients = Vec::new();
     for number in 0..6 {
         clients.push(balancer.client_from([127, 0, 0, 10 + number]).await);
@@ -260,16 +261,16 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
         assert!(clients.iter().filter(|client| node_of(client) == hub).count() >= 2, "{kind:?}");
     }
 
-    // Messages of some size pass, in both directions.
+    // Large messages pass in both directions.
     for payload in [json!("é"), json!("x".repeat(60_000))] {
         let echo = json!({"type": "echo", "id": 1, "data": payload});
-        assert_eq!(clients[0].ask(&echo).await, echo);
+        assert_eq!(clients[0].request(&echo).await, echo);
     }
     let mut secure = balancer.tls_client(&authority.trusting(None)).await;
     let echo = json!({"type": "echo", "data": 1});
-    assert_eq!(secure.ask(&echo).await, echo);
+    assert_eq!(secure.request(&echo).await, echo);
 
-    // Pages of the balancer's own host may connect, others may not.
+    // Pages of the balancer's own host may connect; others may not.
     for (origin, expected) in
         [(format!("http://{}", balancer.plain), 101), ("http://evil.example".to_owned(), 403)]
     {
@@ -278,34 +279,34 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
         let status = match Client::connect_with(request).await {
             Ok(_) => 101,
             Err(error) => match *error {
-                tungstenite::Error::Http(answer) => answer.status().as_u16(),
+                tungstenite::Error::Http(response) => response.status().as_u16(),
                 other => panic!("{other}"),
             },
         };
         assert_eq!(status, expected, "{kind:?} {origin}");
     }
 
-    // A client that only answers pings stays for longer than the balancer would let silence be.
+    // A client that only answers pings stays connected beyond the balancer's idle timeout.
     let mut idle = balancer.client().await.unwrap();
     let mut pings = 0;
     while pings < 10 {
-        match patiently("a ping", idle.socket.next()).await {
+        match wait_for("a ping", idle.socket.next()).await {
             Some(Ok(Message::Ping(_))) => pings += 1,
             other => panic!("{kind:?}: {other:?} after {pings} pings; {}", balancer.log()),
         }
     }
-    assert_eq!(idle.ask(&echo).await, echo);
+    assert_eq!(idle.request(&echo).await, echo);
 
-    // A hub that drains gets nobody any more, and the others go on.
+    // A draining hub gets no more clients; the others continue.
     let stay = [Client::connect(&one).await, Client::connect(&one).await, Client::connect(&one).await];
     one.signal("TERM");
-    patiently("the drain", async {
+    wait_for("the drain", async {
         while http(one.api(), "GET /health/ready", &[], "").await.status != 503 {}
     })
     .await;
     let mut refused = 0;
     let mut newcomers = Vec::new();
-    patiently("newcomers", async {
+    wait_for("new connections", async {
         while newcomers.len() < 6 {
             match balancer.client().await {
                 Ok(client) => newcomers.push(client),
@@ -316,26 +317,26 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     .await;
     assert!(newcomers.iter().all(|client| node_of(client) == "two"), "{kind:?}");
     drop(stay);
-    // Caddy does not ask the next one after an answer.
-    assert!(refused <= usize::from(kind == Kind::Caddy), "{kind:?}: {refused} were refused");
+    // Caddy does not try the next node after a response.
+    assert!(refused <= usize::from(kind == BalancerKind::Caddy), "{kind:?}: {refused} were refused");
 }
 
 #[tokio::test]
 async fn nginx_serves_clients_of_two_hubs() {
-    serves_clients_of_two_hubs(Kind::Nginx).await;
+    serves_clients_of_two_hubs(BalancerKind::Nginx).await;
 }
 
 #[tokio::test]
 async fn haproxy_serves_clients_of_two_hubs() {
-    serves_clients_of_two_hubs(Kind::Haproxy).await;
+    serves_clients_of_two_hubs(BalancerKind::Haproxy).await;
 }
 
 #[tokio::test]
 async fn caddy_serves_clients_of_two_hubs() {
-    serves_clients_of_two_hubs(Kind::Caddy).await;
+    serves_clients_of_two_hubs(BalancerKind::Caddy).await;
 }
 
-/// Runs a program of the checkout's Python environment, which must be content.
+/// Runs a program of the checkout's Python environment, which must succeed.
 fn check(name: &str, arguments: &[&str]) {
     let finished = run_peer(python_bin().join(name), arguments);
     assert_eq!(finished.code, Some(0), "{name} {arguments:?}: {}{}", finished.stdout, finished.stderr);
@@ -346,7 +347,7 @@ fn deployed(file: &str) -> String {
 }
 
 #[test]
-fn manifests_of_kubernetes_fit_their_schemas() {
+fn kubernetes_manifests_match_their_schemas() {
     let files = ["kubernetes/deeperhub-ws.yaml", "kubernetes/hpa.yaml"].map(deployed);
     for version in ["1.30", "1.37"] {
         check("kubernetes-validate", &["--strict", "-k", version, &files[0], &files[1]]);
@@ -354,27 +355,27 @@ fn manifests_of_kubernetes_fit_their_schemas() {
 }
 
 #[test]
-fn the_compose_file_fits_the_specification() {
+fn the_compose_file_matches_the_specification() {
     let file = deployed("compose/docker-compose.yml");
     check("check-jsonschema", &["--builtin-schema", "vendor.compose-spec", &file]);
 }
 
 #[test]
-fn yaml_is_well_formed_and_names_no_key_twice() {
+fn yaml_is_well_formed_without_duplicate_keys() {
     let rules = "{extends: default, rules: {line-length: disable, document-start: disable, braces: disable, \
                  comments: {min-spaces-from-content: 1}, brackets: disable}}";
     check("yamllint", &["--strict", "-d", rules, &deployed("")]);
 }
 
 #[test]
-fn the_haproxy_of_the_compose_file_takes_its_configuration() {
+fn the_compose_haproxy_accepts_its_configuration() {
     let file = deployed("compose/haproxy.cfg");
-    let finished = run_peer(program(Kind::Haproxy), ["-c", "-f", &file]);
+    let finished = run_peer(program(BalancerKind::Haproxy), ["-c", "-f", &file]);
     assert_eq!(finished.code, Some(0), "{}{}", finished.stdout, finished.stderr);
 }
 
 #[test]
-fn systemd_takes_the_unit() {
+fn systemd_accepts_the_unit() {
     install_named("systemd");
     let unit = adapted(
         "systemd/deeperhub-ws.service",
@@ -383,14 +384,14 @@ fn systemd_takes_the_unit() {
     let files = TemporaryDir::new();
     let file = files.write("deeperhub-ws.service", &unit);
     let finished = run_peer("systemd-analyze", ["verify", text(&file)]);
-    let said = format!("{}{}", finished.stdout, finished.stderr);
-    // Other units of the machine may have faults of their own.
-    let faults: Vec<_> = said.lines().filter(|line| line.contains("deeperhub-ws.service")).collect();
-    assert!(finished.code == Some(0) && faults.is_empty(), "{said}");
+    let output = format!("{}{}", finished.stdout, finished.stderr);
+    // Other units on the machine may have faults of their own.
+    let faults: Vec<_> = output.lines().filter(|line| line.contains("deeperhub-ws.service")).collect();
+    assert!(finished.code == Some(0) && faults.is_empty(), "{output}");
 }
 
 #[test]
-fn the_configuration_beside_the_unit_is_valid() {
+fn the_configuration_of_the_unit_is_valid() {
     let file = deployed("systemd/deeperhub.toml");
     let finished = crate::support::run(&["config", "check", "--config", &file], &[]);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);

@@ -1,13 +1,13 @@
-//! Which requests become connections, and what the others are told.
+//! Requests that become connections, and the responses to all others.
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::wire::masked;
-use crate::support::{Client, Server, http, metric, patiently};
+use crate::support::{Client, Server, http, metric, wait_for};
 
-/// The lines of a good handshake, without a `Host`.
+/// The lines of a valid handshake, without a `Host`.
 const UPGRADE: [&str; 4] = [
     "Upgrade: websocket",
     "Connection: Upgrade",
@@ -15,25 +15,25 @@ const UPGRADE: [&str; 4] = [
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 ];
 
-/// Sends bytes and returns all that comes up to the end of the connection.
-async fn all_after(server: &Server, bytes: &[u8]) -> String {
-    let mut stream = TcpStream::connect(server.clients).await.expect("the server takes connections");
-    // A server that has refused already may not read all of it.
+/// Sends bytes and returns everything received until the connection ends.
+async fn send_and_read_all(server: &Server, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(server.clients).await.expect("the server accepts connections");
+    // A server that has already refused may not read all of it.
     let _ = stream.write_all(bytes).await;
-    let mut answer = Vec::new();
-    let _ = patiently("the end of the connection", stream.read_to_end(&mut answer)).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut response = Vec::new();
+    let _ = wait_for("the end of the connection", stream.read_to_end(&mut response)).await;
+    String::from_utf8_lossy(&response).into_owned()
 }
 
 /// Sends a request and returns status line and headers.
-async fn head_of(server: &Server, request: &str, lines: &[&str]) -> String {
-    let mut stream = TcpStream::connect(server.clients).await.expect("the server takes connections");
+async fn response_head(server: &Server, request: &str, lines: &[&str]) -> String {
+    let mut stream = TcpStream::connect(server.clients).await.expect("the server accepts connections");
     let request = format!("{request} HTTP/1.1\r\n{}\r\n\r\n", lines.join("\r\n"));
-    stream.write_all(request.as_bytes()).await.expect("the server takes a request");
+    stream.write_all(request.as_bytes()).await.expect("the server accepts a request");
     let mut head = String::new();
-    patiently("the answer", async {
+    wait_for("the response", async {
         while !head.ends_with("\r\n\r\n") {
-            head.push(stream.read_u8().await.expect("the answer has an end").into());
+            head.push(stream.read_u8().await.expect("the response has an end").into());
         }
     })
     .await;
@@ -41,21 +41,21 @@ async fn head_of(server: &Server, request: &str, lines: &[&str]) -> String {
 }
 
 async fn check_refused(server: &Server, request: &str, headers: &[&str], status: u16, code: &str) -> String {
-    let answer = http(server.clients, request, headers, "").await;
-    let body = answer.json();
+    let response = http(server.clients, request, headers, "").await;
+    let body = response.json();
     let error = &body["error"];
     assert_eq!(
-        (answer.status, error["code"].as_str()),
+        (response.status, error["code"].as_str()),
         (status, Some(code)),
-        "{request} {headers:?}: {answer:?}"
+        "{request} {headers:?}: {response:?}"
     );
-    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{answer:?}");
-    assert_eq!(answer.header("content-type"), Some("application/json"), "{answer:?}");
-    answer.head
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{response:?}");
+    assert_eq!(response.header("content-type"), Some("application/json"), "{response:?}");
+    response.head
 }
 
 #[tokio::test]
-async fn paths_are_those_that_are_set() {
+async fn only_configured_paths_accept_handshakes() {
     let server = Server::start(&[]);
     for path in ["/", "/ws", "/ws?room=1"] {
         assert!(Client::connect_with(server.url(path)).await.is_ok(), "{path}");
@@ -69,7 +69,7 @@ async fn paths_are_those_that_are_set() {
 }
 
 #[tokio::test]
-async fn what_asks_for_no_websocket_of_version_13_is_told_to_upgrade() {
+async fn requests_without_a_websocket_13_upgrade_get_426() {
     let server = Server::start(&[]);
     let head = check_refused(&server, "GET /", &[], 426, "upgrade_required").await;
     assert!(head.contains("\r\nUpgrade: websocket"), "{head}");
@@ -85,9 +85,9 @@ async fn what_asks_for_no_websocket_of_version_13_is_told_to_upgrade() {
 }
 
 /// Returns status and body of a plain request to the client port.
-async fn probed(server: &Server, request: &str) -> (u16, String) {
-    let answer = http(server.clients, request, &[], "").await;
-    (answer.status, answer.body)
+async fn probe(server: &Server, request: &str) -> (u16, String) {
+    let response = http(server.clients, request, &[], "").await;
+    (response.status, response.body)
 }
 
 #[tokio::test]
@@ -103,9 +103,9 @@ async fn a_load_balancer_probes_the_client_port() {
         "1000",
     ]);
     let ready = (200, "ready\n".to_owned());
-    assert_eq!(probed(&server, "GET /healthz").await, ready);
-    assert_eq!(probed(&server, "GET /healthz?from=lb").await, ready);
-    assert_eq!(probed(&server, "HEAD /healthz").await, (200, String::new()));
+    assert_eq!(probe(&server, "GET /healthz").await, ready);
+    assert_eq!(probe(&server, "GET /healthz?from=lb").await, ready);
+    assert_eq!(probe(&server, "HEAD /healthz").await, (200, String::new()));
     // All other requests are unaffected.
     check_refused(&server, "POST /healthz", &[], 404, "not_found").await;
     check_refused(&server, "GET /healthz", &UPGRADE, 404, "not_found").await;
@@ -113,22 +113,22 @@ async fn a_load_balancer_probes_the_client_port() {
     // A full server is still healthy.
     let client = Client::connect(&server).await;
     check_refused(&server, "GET /", &UPGRADE, 503, "too_many_connections").await;
-    assert_eq!(probed(&server, "GET /healthz").await, ready);
+    assert_eq!(probe(&server, "GET /healthz").await, ready);
     assert_eq!(metric(&server, "deeperhub_probes_total{answer=\"ready\"}").await, 4);
     assert_eq!(metric(&server, "deeperhub_handshakes_total{outcome=\"accepted\"}").await, 1);
 
     server.signal("TERM");
-    patiently("the drain", async { while probed(&server, "GET /healthz").await.0 != 503 {} }).await;
+    wait_for("the drain", async { while probe(&server, "GET /healthz").await.0 != 503 {} }).await;
     check_refused(&server, "GET /healthz", &[], 503, "draining").await;
-    assert_eq!(probed(&server, "HEAD /healthz").await, (503, String::new()));
+    assert_eq!(probe(&server, "HEAD /healthz").await, (503, String::new()));
     drop(client);
     assert_eq!(server.wait().code(), Some(0));
 }
 
 #[tokio::test]
-async fn a_probe_may_have_the_path_of_the_clients_and_is_off_by_default() {
+async fn the_probe_path_may_be_the_client_path_and_is_off_by_default() {
     let server = Server::start(&["--probe-path", "/"]);
-    assert_eq!(probed(&server, "GET /").await.0, 200);
+    assert_eq!(probe(&server, "GET /").await.0, 200);
     assert!(Client::connect_with(server.url("/")).await.is_ok());
     check_refused(&server, "GET /ws", &[], 426, "upgrade_required").await;
     let server = Server::start(&[]);
@@ -137,18 +137,18 @@ async fn a_probe_may_have_the_path_of_the_clients_and_is_off_by_default() {
 
 /// RFC 9110 section 9.3.2.
 #[tokio::test]
-async fn the_answer_to_head_has_no_body() {
+async fn the_response_to_head_has_no_body() {
     let server = Server::start(&["--handshake-timeout", "500ms"]);
     for (request, status) in [
         ("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", "405 "),
         ("HEAD /nothing HTTP/1.1\r\nHost: a\r\n\r\n", "404 "),
         ("HEAD / HTTP/1.1\r\nHost : a\r\n\r\n", "400 "),
-        // It never ends.
+        // The request never ends.
         ("HEAD / HTTP/1.1\r\n", "400 "),
     ] {
-        let answer = all_after(&server, request.as_bytes()).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {answer}");
-        assert!(answer.ends_with("\r\n\r\n"), "{request}: {answer}");
+        let response = send_and_read_all(&server, request.as_bytes()).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {response}");
+        assert!(response.ends_with("\r\n\r\n"), "{request}: {response}");
     }
 }
 
@@ -175,23 +175,24 @@ async fn malformed_handshakes_are_refused_with_400() {
         many_lines.as_bytes(),
         no_host.as_bytes(),
     ] {
-        let answer = all_after(&server, bytes).await;
+        let response = send_and_read_all(&server, bytes).await;
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
-        assert!(answer.starts_with("HTTP/1.1 400 "), "{shown}: {answer}");
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        let body: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"));
+        assert!(response.starts_with("HTTP/1.1 400 "), "{shown}: {response}");
+        let body = response.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let body: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {response}"));
         assert_eq!(body["error"]["code"], "bad_handshake", "{shown}");
     }
 }
 
 #[tokio::test]
-async fn the_subprotocol_is_answered_to_whom_it_offers_and_not_to_others() {
+async fn the_subprotocol_is_confirmed_only_if_it_was_offered() {
     let server = Server::start(&[]);
     let host = "Host: a";
     let offering = |offer| [&[host, offer], &UPGRADE[..]].concat();
-    let head = head_of(&server, "GET /", &offering("Sec-WebSocket-Protocol: other, deeperhub.v1.json")).await;
+    let head =
+        response_head(&server, "GET /", &offering("Sec-WebSocket-Protocol: other, deeperhub.v1.json")).await;
     assert!(head.contains("\r\nSec-WebSocket-Protocol: deeperhub.v1.json\r\n"), "{head}");
-    // Two lines are one list, and `Connection` may name more than one thing.
+    // Two lines are one list, and `Connection` may have more than one element.
     let lines = [
         host,
         "Upgrade: WebSocket",
@@ -202,16 +203,16 @@ async fn the_subprotocol_is_answered_to_whom_it_offers_and_not_to_others() {
         "Sec-WebSocket-Protocol: other",
         "Sec-WebSocket-Protocol: deeperhub.v1.json",
     ];
-    let head = head_of(&server, "GET /", &lines).await;
+    let head = response_head(&server, "GET /", &lines).await;
     assert!(head.contains("\r\nSec-WebSocket-Protocol: deeperhub.v1.json\r\n"), "{head}");
-    let head = head_of(&server, "GET /", &[&[host], &UPGRADE[..]].concat()).await;
+    let head = response_head(&server, "GET /", &[&[host], &UPGRADE[..]].concat()).await;
     assert!(head.starts_with("HTTP/1.1 101 ") && !head.contains("Protocol:"), "{head}");
-    // The key and the answer of RFC 6455, section 1.3.
+    // The key and the response of RFC 6455, section 1.3.
     assert!(head.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{head}");
 }
 
 #[tokio::test]
-async fn pages_connect_from_the_same_host_from_loopback_to_loopback_or_where_allowed() {
+async fn pages_connect_from_the_same_host_loopback_or_an_allowed_origin() {
     let server = Server::start(&[
         "--allowed-origin",
         "https://*.example.com",
@@ -239,26 +240,29 @@ async fn pages_connect_from_the_same_host_from_loopback_to_loopback_or_where_all
         let (host, origin) = (format!("Host: {host}"), format!("Origin: {origin}"));
         let lines = [&[host.as_str(), &origin], &UPGRADE[..]].concat();
         if is_allowed {
-            let head = head_of(&server, "GET /", &lines).await;
+            let head = response_head(&server, "GET /", &lines).await;
             assert!(head.starts_with("HTTP/1.1 101 "), "{host} {origin}: {head}");
         } else {
             let request = format!("GET / HTTP/1.1\r\n{}\r\n\r\n", lines.join("\r\n"));
-            let answer = all_after(&server, request.as_bytes()).await;
-            assert!(answer.starts_with("HTTP/1.1 403 "), "{host} {origin}: {answer}");
-            assert!(answer.contains("\"origin_not_allowed\""), "{answer}");
+            let response = send_and_read_all(&server, request.as_bytes()).await;
+            assert!(response.starts_with("HTTP/1.1 403 "), "{host} {origin}: {response}");
+            assert!(response.contains("\"origin_not_allowed\""), "{response}");
         }
     }
 }
 
 #[tokio::test]
-async fn without_a_place_one_is_told_when_to_come_back() {
+async fn a_full_server_refuses_with_retry_after() {
     let server = Server::start(&["--max-connections", "1"]);
     let client = Client::connect(&server).await;
     let head = check_refused(&server, "GET /", &UPGRADE, 503, "too_many_connections").await;
     assert!(head.contains("\r\nRetry-After: "), "{head}");
     drop(client);
-    // A place that is given back can be taken.
-    patiently("a place", async { while Client::connect_with(server.url("/")).await.is_err() {} }).await;
+    // A released connection slot can be taken again.
+    wait_for("a free connection slot", async {
+        while Client::connect_with(server.url("/")).await.is_err() {}
+    })
+    .await;
 
     let server = Server::start(&["--max-connections-per-ip", "1"]);
     let _client = Client::connect(&server).await;
@@ -269,24 +273,24 @@ async fn without_a_place_one_is_told_when_to_come_back() {
 #[tokio::test]
 async fn a_handshake_that_takes_too_long_is_refused() {
     let server = Server::start(&["--handshake-timeout", "200ms"]);
-    let answer = all_after(&server, b"GET / HTTP/1.1\r\nHost: a\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"bad_handshake\""), "{answer}");
-    // Who says nothing is told nothing.
-    assert_eq!(all_after(&server, b"").await, "");
+    let response = send_and_read_all(&server, b"GET / HTTP/1.1\r\nHost: a\r\n").await;
+    assert!(response.starts_with("HTTP/1.1 400 ") && response.contains("\"bad_handshake\""), "{response}");
+    // A client that sends nothing gets no response.
+    assert_eq!(send_and_read_all(&server, b"").await, "");
 }
 
 #[tokio::test]
-async fn messages_may_come_right_behind_the_handshake() {
+async fn messages_may_follow_the_handshake_immediately() {
     let server = Server::start(&[]);
     let mut bytes = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n\r\n", UPGRADE.join("\r\n")).into_bytes();
     bytes.extend(masked(0x81, br#"{"type":"ping","id":"early"}"#));
     bytes.extend(masked(0x88, &1000_u16.to_be_bytes()));
-    let all = all_after(&server, &bytes).await;
+    let all = send_and_read_all(&server, &bytes).await;
     assert!(all.contains(r#"{"type":"pong","id":"early"}"#), "{all}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_told_in_the_log_of_who_wants_details() {
+async fn refusals_are_logged_at_debug() {
     let server = Server::start(&["--log-level", "debug"]);
     assert!(Client::connect_with(server.url("/nowhere")).await.is_err());
     server.wait_for_stderr("Handshake refused");
@@ -301,7 +305,7 @@ async fn lists_without_elements_count_as_absent() {
     let server = Server::start(&[]);
     let with = async |lines: &[&str]| {
         let all = [&["Host: localhost"][..], &UPGRADE, lines].concat();
-        head_of(&server, "GET /", &all).await
+        response_head(&server, "GET /", &all).await
     };
     for lines in [
         &["Sec-WebSocket-Extensions:"][..],

@@ -1,4 +1,4 @@
-//! Clients that are not ours: Python's `websockets`, npm's `ws`, a browser.
+//! Third-party clients: Python's `websockets`, npm's `ws`, a browser.
 
 use crate::support::{Authority, Peer, Server, TemporaryDir, install, python_bin, run_peer, script};
 
@@ -21,13 +21,13 @@ fn a_client_on_npm_ws_works() {
 }
 
 #[test]
-fn a_person_tries_the_hub_on_the_page_that_it_serves() {
+fn the_try_out_page_works_in_a_browser() {
     install(&[Peer::Node, Peer::Chromium]);
     let server = Server::start(&["--workers", "2"]);
     check(&run_peer("node", [script("page.cjs"), format!("http://{}/", server.api()).into()]));
 }
 
-/// `env` gives each client the authority that it is to trust.
+/// Checks a client over TLS; `variable` names the environment variable for its trusted authority.
 fn check_over_tls(variable: &str, program: &str, script_name: &str) {
     let authority = Authority::new();
     let identity = authority.server("server");
@@ -55,7 +55,7 @@ fn a_client_on_npm_ws_works_over_tls() {
 }
 
 #[test]
-fn a_browser_that_trusts_the_authority_connects_over_tls_and_another_does_not() {
+fn a_browser_connects_over_tls_only_if_it_trusts_the_authority() {
     install(&[Peer::Node, Peer::Chromium, Peer::Certutil]);
     let authority = Authority::new();
     let identity = authority.server("server");

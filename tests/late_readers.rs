@@ -1,4 +1,5 @@
-//! Clients that read late: what waited for them comes whole, once and in order, whatever part of it the socket took.
+//! Clients that read late: queued messages arrive whole, once and in order, regardless of partial
+//! writes.
 
 use std::time::Duration;
 
@@ -8,12 +9,12 @@ use tokio::net::TcpSocket;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async};
 
-use crate::support::{Client, Server, metric, patiently};
+use crate::support::{Client, Server, metric, wait_for};
 
-/// Without limits that these tests are not about.
+/// Flags without limits that these tests do not cover.
 const FLAGS: &[&str] = &["--workers", "1", "--rate-limit", "0", "--max-queue-bytes", "67108864"];
 
-/// A client with a small receive buffer, so that the server's socket is soon full.
+/// Connects a client with a small receive buffer, so that the server's socket is soon full.
 async fn with_small_buffer(server: &Server) -> Client {
     let url = server.url("/");
     let address = url.trim_start_matches("ws://").trim_end_matches('/').parse().unwrap();
@@ -21,18 +22,18 @@ async fn with_small_buffer(server: &Server) -> Client {
     socket.set_recv_buffer_size(4096).unwrap();
     let stream = socket.connect(address).await.unwrap();
     let (socket, _): (WebSocketStream<_>, _) =
-        patiently("the handshake", client_async(url, MaybeTlsStream::Plain(stream))).await.unwrap();
+        wait_for("the handshake", client_async(url, MaybeTlsStream::Plain(stream))).await.unwrap();
     let mut client = Client { socket, welcome: Value::Null };
     client.welcome = client.receive().await;
     client
 }
 
 #[tokio::test]
-async fn long_echoes_wait_for_a_client_that_reads_late() {
+async fn long_echoes_reach_a_client_that_reads_late() {
     const MESSAGES: usize = 1000;
     let server = Server::start(FLAGS);
     let mut client = with_small_buffer(&server).await;
-    // Of different lengths, so that the socket fills up at different places of a frame.
+    // Different lengths, so that the socket fills up at different positions within a frame.
     let message = |n: usize| {
         let data = json!({"n": n, "pad": "é".repeat(4000 + n * 37 % 5000)});
         json!({"type": "echo", "id": n, "data": data})
@@ -41,14 +42,14 @@ async fn long_echoes_wait_for_a_client_that_reads_late() {
     for n in 0..MESSAGES {
         client.send(&message(n)).await;
         if n % 10 == 0 {
-            patiently("a ping", client.socket.send(Message::Ping(n.to_string().into()))).await.unwrap();
+            wait_for("a ping", client.socket.send(Message::Ping(n.to_string().into()))).await.unwrap();
             pings += 1;
         }
     }
-    something_waits(&server).await;
+    wait_for_queued_messages(&server).await;
     let (mut echoes, mut pongs) = (0, 0);
     while echoes < MESSAGES {
-        match patiently("an echo", client.socket.next()).await.unwrap().unwrap() {
+        match wait_for("an echo", client.socket.next()).await.unwrap().unwrap() {
             Message::Text(text) => {
                 assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), message(echoes));
                 echoes += 1;
@@ -58,16 +59,16 @@ async fn long_echoes_wait_for_a_client_that_reads_late() {
         }
     }
     assert!(pongs <= pings);
-    assert_eq!(client.ask(&json!({"type": "ping", "id": 1})).await, json!({"type": "pong", "id": 1}));
+    assert_eq!(client.request(&json!({"type": "ping", "id": 1})).await, json!({"type": "pong", "id": 1}));
 }
 
 #[tokio::test]
-async fn bursts_to_many_wait_for_those_who_read_late() {
+async fn bursts_to_many_reach_clients_that_read_late() {
     check_bursts("auto").await;
 }
 
 #[tokio::test]
-async fn bursts_wait_as_well_where_each_connection_is_written_alone() {
+async fn bursts_reach_late_readers_without_io_uring() {
     check_bursts("off").await;
 }
 
@@ -89,7 +90,7 @@ async fn check_bursts(io_uring: &str) {
     for (n, client) in late.iter_mut().chain(&mut prompt).enumerate() {
         let topics: &[&str] = if n % 2 == 0 { &["a"] } else { &["a", "b.*"] };
         for topic in topics {
-            let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+            let reply = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
             assert_eq!(reply["type"], "subscribed");
         }
     }
@@ -99,24 +100,24 @@ async fn check_bursts(io_uring: &str) {
     for round in 0..ROUNDS {
         for n in round * BURST..(round + 1) * BURST {
             let data = json!({"topic": topic(n), "message": message(n)});
-            client_feed(&mut publisher, &json!({"type": "publish", "data": data})).await;
+            feed_message(&mut publisher, &json!({"type": "publish", "data": data})).await;
         }
-        patiently("a burst", publisher.socket.flush()).await.unwrap();
+        wait_for("a burst", publisher.socket.flush()).await.unwrap();
     }
-    something_waits(&server).await;
+    wait_for_queued_messages(&server).await;
     for (n, client) in prompt.iter_mut().chain(&mut late).enumerate() {
         for n in (0..ROUNDS * BURST).filter(|m| n % 2 == 1 || topic(*m) == "a") {
             let delivery = client.receive().await;
             assert_eq!(delivery["data"]["topic"], topic(n));
             assert_eq!(delivery["data"]["message"], message(n));
         }
-        assert_eq!(client.ask(&json!({"type": "ping", "id": 1})).await, json!({"type": "pong", "id": 1}));
+        assert_eq!(client.request(&json!({"type": "ping", "id": 1})).await, json!({"type": "pong", "id": 1}));
     }
 }
 
-/// Waits until the server says that its queues are not empty: sockets are full then.
-async fn something_waits(server: &Server) {
-    patiently("queues that are not empty", async {
+/// Waits until the server reports non-empty queues: sockets are full then.
+async fn wait_for_queued_messages(server: &Server) {
+    wait_for("queues that are not empty", async {
         while metric(server, "deeperhub_queue_bytes").await == 0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -124,6 +125,6 @@ async fn something_waits(server: &Server) {
     .await;
 }
 
-async fn client_feed(client: &mut Client, message: &Value) {
-    patiently("sending", client.socket.feed(Message::text(message.to_string()))).await.unwrap();
+async fn feed_message(client: &mut Client, message: &Value) {
+    wait_for("sending", client.socket.feed(Message::text(message.to_string()))).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Which crate may depend on which: the table in `ARCHITECTURE.md` against what cargo says.
+//! Dependencies between crates: the table in `ARCHITECTURE.md` against cargo's metadata.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,11 +8,11 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
 use crate::support::ROOT;
 
-/// A crate of ours and those of ours that it depends on, development apart.
+/// Each of our crates with its dependencies among our crates, except for development.
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 fn metadata() -> Metadata {
-    // For this platform alone: what only others need has not been downloaded for a build.
+    // This platform only: packages for other platforms have not been downloaded.
     let host = Command::new("rustc").args(["--print", "host-tuple"]).output().expect("rustc runs");
     let host = String::from_utf8_lossy(&host.stdout);
     MetadataCommand::new()
@@ -22,7 +22,7 @@ fn metadata() -> Metadata {
         .expect("cargo metadata describes the workspace")
 }
 
-/// The edges as the manifests have them. Packages that are no part of the product (benches) are left out.
+/// Returns the edges in the manifests. Packages outside the product (benches) are left out.
 fn edges_in_manifests(metadata: &Metadata) -> Edges {
     let root = &metadata.workspace_root;
     metadata
@@ -44,10 +44,11 @@ fn edges_in_manifests(metadata: &Metadata) -> Edges {
         .collect()
 }
 
-/// The edges as the table in `ARCHITECTURE.md` has them; `None` for a crate that may depend on all others.
+/// Returns the edges in the table of `ARCHITECTURE.md`; `None` for a crate that may depend on all
+/// others.
 fn edges_in_architecture() -> BTreeMap<String, Option<BTreeSet<String>>> {
-    let text =
-        std::fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).expect("ARCHITECTURE.md is there");
+    let text = std::fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md"))
+        .expect("ARCHITECTURE.md can be read");
     let layers = text.split_once("\n## Layers\n").expect("it has a section on layers").1;
     let layers = layers.split("\n## ").next().unwrap_or_default();
     layers
@@ -67,7 +68,7 @@ fn edges_in_architecture() -> BTreeMap<String, Option<BTreeSet<String>>> {
 }
 
 #[test]
-fn crates_depend_on_each_other_as_the_architecture_says() {
+fn crate_dependencies_match_the_architecture() {
     let manifests = edges_in_manifests(&metadata());
     let architecture = edges_in_architecture();
     let names = |edges: &mut dyn Iterator<Item = &String>| edges.cloned().collect::<Vec<_>>();
@@ -84,23 +85,23 @@ fn crates_depend_on_each_other_as_the_architecture_says() {
 }
 
 #[test]
-fn pure_crates_pull_in_no_runtime() {
+fn pure_crates_do_not_depend_on_a_runtime() {
     let metadata = metadata();
     for name in ["deeperhub-types", "deeperhub-protocol", "deeperhub-router", "deeperhub-metrics"] {
-        let pulled_in = pulled_in_by(&metadata, name);
+        let dependencies = dependencies_of(&metadata, name);
         for runtime in ["tokio", "mio", "async-std", "smol", "socket2"] {
-            assert!(!pulled_in.contains(runtime), "{name} pulls in {runtime}: {pulled_in:?}");
+            assert!(!dependencies.contains(runtime), "{name} depends on {runtime}: {dependencies:?}");
         }
     }
 }
 
 #[test]
-fn the_search_for_what_is_pulled_in_finds_a_runtime_where_there_is_one() {
-    assert!(pulled_in_by(&metadata(), "deeperhub-listener").contains("tokio"));
+fn the_dependency_search_finds_a_runtime() {
+    assert!(dependencies_of(&metadata(), "deeperhub-listener").contains("tokio"));
 }
 
-/// All packages that come with a crate, those for its tests and its build apart.
-fn pulled_in_by(metadata: &Metadata, name: &str) -> BTreeSet<String> {
+/// Returns all packages that a crate depends on, except for tests and builds.
+fn dependencies_of(metadata: &Metadata, name: &str) -> BTreeSet<String> {
     let nodes: BTreeMap<&PackageId, _> =
         metadata.resolve.iter().flat_map(|resolve| &resolve.nodes).map(|node| (&node.id, node)).collect();
     let root = metadata.workspace_packages().into_iter().find(|package| package.name == name);

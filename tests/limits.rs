@@ -1,41 +1,41 @@
-//! Limits that are only observed, and what they count.
+//! Limits in observe-only mode, their counters, and limits that are enforced.
 
 use serde_json::{Value, json};
 
 use crate::support::wire::{TEXT, Wire, masked};
-use crate::support::{Client, Server, TemporaryDir, http, metric, patiently};
+use crate::support::{Client, Server, TemporaryDir, http, metric, wait_for};
 
 const RATE: [&str; 4] = ["--rate-limit", "1", "--rate-burst", "2"];
 
-/// Answers to messages that come faster than the rate allows.
-async fn hurry(server: &Server) -> Vec<String> {
+/// Sends messages faster than the rate allows and returns the replies.
+async fn exceed_rate(server: &Server) -> Vec<String> {
     let mut client = Client::connect(server).await;
     let mut answers = Vec::new();
     for _ in 0..5 {
-        let answer = client.ask(&json!({"type": "ping"})).await;
-        answers.push(answer["type"].as_str().unwrap_or_default().to_owned());
+        let response = client.request(&json!({"type": "ping"})).await;
+        answers.push(response["type"].as_str().unwrap_or_default().to_owned());
     }
     answers
 }
 
 #[tokio::test]
-async fn rates_that_are_observed_are_counted_and_refuse_nothing() {
+async fn observed_rates_are_counted_and_refuse_nothing() {
     let server = Server::start(&[&RATE[..], &["--limits", "observe"]].concat());
-    assert_eq!(hurry(&server).await, ["pong"; 5]);
+    assert_eq!(exceed_rate(&server).await, ["pong"; 5]);
     assert!(metric(&server, "deeperhub_messages_limited_total{limit=\"messages\"}").await >= 1);
 }
 
 #[tokio::test]
-async fn rates_that_are_enforced_are_counted_as_well() {
+async fn enforced_rates_are_counted() {
     let server = Server::start(&RATE);
-    let answers = hurry(&server).await;
-    let refused = answers.iter().filter(|answer| *answer == "error").count() as u64;
+    let answers = exceed_rate(&server).await;
+    let refused = answers.iter().filter(|response| *response == "error").count() as u64;
     assert!(refused >= 1, "{answers:?}");
     assert_eq!(metric(&server, "deeperhub_messages_limited_total{limit=\"messages\"}").await, refused);
 }
 
 #[tokio::test]
-async fn limits_of_addresses_that_are_observed_are_counted_and_refuse_nobody() {
+async fn observed_address_limits_are_counted_and_refuse_nothing() {
     let server = Server::start(&["--max-connections-per-ip", "1", "--limits", "observe"]);
     let _first = Client::connect(&server).await;
     let _second = Client::connect(&server).await;
@@ -46,12 +46,12 @@ async fn limits_of_addresses_that_are_observed_are_counted_and_refuse_nobody() {
 }
 
 #[tokio::test]
-async fn limits_that_keep_memory_in_bounds_hold_while_others_are_observed() {
+async fn memory_limits_are_enforced_in_observe_mode() {
     let server = Server::start(&["--max-subscriptions", "1", "--limits", "observe"]);
     let mut client = Client::connect(&server).await;
     for (topic, expected) in [("a", "subscribed"), ("b", "error")] {
-        let answer = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
-        assert_eq!(answer["type"], expected, "{answer}");
+        let response = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        assert_eq!(response["type"], expected, "{response}");
     }
     assert_eq!(metric(&server, "deeperhub_messages_limited_total{limit=\"subscriptions\"}").await, 1);
 }
@@ -61,7 +61,7 @@ fn nested(levels: usize) -> String {
 }
 
 #[tokio::test]
-async fn json_that_nests_too_deep_is_an_invalid_message_and_costs_nothing_else() {
+async fn too_deep_json_is_an_invalid_message_and_nothing_more() {
     let server = Server::start(&[]);
     let mut client = Client::connect(&server).await;
     for levels in [127, 1000, 30_000] {
@@ -69,9 +69,9 @@ async fn json_that_nests_too_deep_is_an_invalid_message_and_costs_nothing_else()
         let error = client.receive().await;
         assert_eq!((&error["data"]["code"], &error["id"]), (&json!("invalid_message"), &json!("deep")));
         assert!(error["data"]["message"].as_str().unwrap().contains("127"), "{error}");
-        let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
-        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("invalid_message")));
-        // What is no JSON to its end is no message that nests too deep.
+        let response = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
+        assert_eq!((response.status, &response.json()["error"]["code"]), (400, &json!("invalid_message")));
+        // Unfinished JSON is not counted as nested too deep.
         client.send_text(&"[".repeat(levels)).await;
         assert_eq!(client.receive().await["data"]["code"], "invalid_json");
     }
@@ -81,7 +81,7 @@ async fn json_that_nests_too_deep_is_an_invalid_message_and_costs_nothing_else()
 }
 
 #[tokio::test]
-async fn fewer_levels_of_json_can_be_set() {
+async fn the_json_depth_limit_is_configurable() {
     let server = Server::start(&["--max-json-depth", "4"]);
     let mut client = Client::connect(&server).await;
     for (levels, expected) in [(3, "echo"), (4, "error")] {
@@ -89,16 +89,16 @@ async fn fewer_levels_of_json_can_be_set() {
         assert_eq!(client.receive().await["type"], expected, "{levels}");
     }
     for (levels, status) in [(2, 200), (3, 400)] {
-        let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
-        assert_eq!(answer.status, status, "{levels}: {answer:?}");
+        let response = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
+        assert_eq!(response.status, status, "{levels}: {response:?}");
         let body = format!(r#"{{"type":"a","data":{{"b":{}}}}}"#, nested(levels));
-        let answer = http(server.api(), "POST /v1/broadcast", &[], &body).await;
-        assert_eq!(answer.status, status, "{levels}: {answer:?}");
+        let response = http(server.api(), "POST /v1/broadcast", &[], &body).await;
+        assert_eq!(response.status, status, "{levels}: {response:?}");
     }
 }
 
 #[tokio::test]
-async fn messages_over_the_limits_of_size_are_counted_by_limit() {
+async fn messages_over_a_size_limit_are_counted_by_limit() {
     let server = Server::start(&["--max-message-bytes", "100", "--max-fragments", "3"]);
     let mut at_the_limit = Wire::connect(&server, None).await;
     for (first, part) in [(0x01, r#"{"type":"#), (0x00, r#""pi"#), (0x80, r#"ng"}"#)] {
@@ -120,17 +120,17 @@ async fn messages_over_the_limits_of_size_are_counted_by_limit() {
     }
 }
 
-/// A request whose head has so many bytes, and the answer's status.
+/// Sends a request with a head of `bytes` bytes and returns the response's status.
 async fn status_of_head(server: &Server, bytes: usize) -> u16 {
     let line = format!("X: {}", "x".repeat(bytes));
     let fixed = http(server.clients, "GET /", &["X: "], "").await;
-    // The host and the lengths of what the helper adds are the same for both.
+    // The host and the length of the helper's lines are the same for both.
     assert_eq!(fixed.status, 426);
     http(server.clients, "GET /", &[&line], "").await.status
 }
 
 #[tokio::test]
-async fn bytes_of_a_handshake_have_a_limit_that_can_be_set() {
+async fn the_byte_limit_of_a_handshake_is_configurable() {
     for (flags, fits, does_not) in [
         (&[][..], 31_000, 32_800),
         (&["--max-handshake-bytes", "1000"], 500, 1000),
@@ -144,7 +144,7 @@ async fn bytes_of_a_handshake_have_a_limit_that_can_be_set() {
 }
 
 #[tokio::test]
-async fn header_lines_of_a_handshake_have_a_limit_that_can_be_set() {
+async fn the_header_limit_of_a_handshake_is_configurable() {
     for (flags, limit) in
         [(&[][..], 96), (&["--max-handshake-headers", "10"], 10), (&["--max-handshake-headers=200"], 200)]
     {
@@ -153,10 +153,10 @@ async fn header_lines_of_a_handshake_have_a_limit_that_can_be_set() {
             let head = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(lines));
             let mut stream = tokio::net::TcpStream::connect(server.clients).await.unwrap();
             tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            let read = tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer);
-            let _ = patiently("the answer", read).await;
-            answer.split(' ').nth(1).map(str::to_owned)
+            let mut response = String::new();
+            let read = tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut response);
+            let _ = wait_for("the response", read).await;
+            response.split(' ').nth(1).map(str::to_owned)
         };
         assert_eq!(status(limit).await.as_deref(), Some("426"), "{limit}");
         assert_eq!(status(limit + 1).await.as_deref(), Some("400"), "{limit}");
@@ -182,7 +182,7 @@ async fn reconnect_in_a_loop(server: &Server) -> (u64, std::time::Duration) {
 }
 
 #[tokio::test]
-async fn whoever_reconnects_gets_no_whole_burst_again_and_again() {
+async fn reconnecting_does_not_refill_the_burst_of_an_address() {
     let rate = ["--rate-limit", "10", "--rate-burst", "20"];
     let server = Server::start(&[&rate[..], &["--burst-rate-per-ip", "1"]].concat());
     let (echoes, time) = reconnect_in_a_loop(&server).await;
@@ -198,23 +198,23 @@ async fn whoever_reconnects_gets_no_whole_burst_again_and_again() {
 }
 
 #[tokio::test]
-async fn clients_that_share_an_address_and_send_little_lose_nothing() {
+async fn quiet_clients_with_a_shared_address_lose_nothing() {
     let server = Server::start(&["--rate-limit", "10", "--rate-burst", "20"]);
     for _ in 0..100 {
         let mut client = Client::connect(&server).await;
         for n in 0..5 {
             let echo = json!({"type": "echo", "id": n, "data": n});
-            assert_eq!(client.ask(&echo).await, echo);
+            assert_eq!(client.request(&echo).await, echo);
         }
     }
     assert_eq!(metric(&server, "deeperhub_messages_limited_total{limit=\"first_burst\"}").await, 0);
 }
 
 #[tokio::test]
-async fn handshakes_that_take_too_long_are_counted() {
+async fn timed_out_handshakes_are_counted() {
     let server = Server::start(&["--handshake-timeout", "100ms"]);
     let _silent = tokio::net::TcpStream::connect(server.clients).await.unwrap();
-    patiently("the end of its time", async {
+    wait_for("the expiry of the token", async {
         while metric(&server, "deeperhub_handshakes_limited_total{limit=\"time\"}").await < 1 {}
     })
     .await;
@@ -237,7 +237,7 @@ async fn every_ping_within_the_limit_is_answered() {
 }
 
 #[tokio::test]
-async fn whoever_goes_on_with_pings_over_the_limit_is_closed_with_1008() {
+async fn a_client_that_keeps_exceeding_the_ping_limit_is_closed_with_1008() {
     let server = Server::start(&["--control-rate-limit", "5"]);
     let mut pinging = Wire::connect(&server, None).await;
     pinging.write(&masked(PING, b"x").repeat(1000)).await;
@@ -256,7 +256,7 @@ async fn whoever_goes_on_with_pings_over_the_limit_is_closed_with_1008() {
 }
 
 #[tokio::test]
-async fn pings_that_are_observed_or_not_limited_are_all_answered() {
+async fn every_ping_is_answered_if_the_limit_is_observed_or_off() {
     for flags in [&["--control-rate-limit", "1", "--limits", "observe"][..], &["--control-rate-limit", "0"]] {
         let server = Server::start(flags);
         let mut wire = Wire::connect(&server, None).await;
@@ -270,7 +270,7 @@ async fn pings_that_are_observed_or_not_limited_are_all_answered() {
 }
 
 #[tokio::test]
-async fn limits_are_read_again_while_connections_stay() {
+async fn limits_are_reloaded_while_connections_stay() {
     let directory = TemporaryDir::new();
     let file = directory.write("hub.toml", "max_json_depth = 127\n");
     let server = Server::start(&["--config", file.to_str().unwrap()]);
@@ -283,9 +283,9 @@ async fn limits_are_read_again_while_connections_stay() {
     );
     server.signal("HUP");
     server.wait_for_stderr("Reloaded what=\"settings\"");
-    patiently("a shorter limit of levels", async {
+    wait_for("a shorter limit of levels", async {
         let deep: Value = json!({"type": "echo", "data": [[[1]]]});
-        while client.ask(&deep).await["type"] != "error" {}
+        while client.request(&deep).await["type"] != "error" {}
     })
     .await;
     assert_eq!(status_of_head(&server, 600).await, 400);

@@ -1,6 +1,6 @@
-//! Tests of the program from outside: the real binary on ports of its own, with clients of another implementation.
+//! Whole-server tests: the real binary on its own ports, with clients of another implementation.
 
-// Helpers of tests are outside of `#[test]` functions, so clippy does not see that they are tests.
+// Test helpers are outside `#[test]` functions, so clippy does not treat them as test code.
 #![allow(clippy::unwrap_used)]
 
 mod abuse;

@@ -7,9 +7,9 @@ use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Error;
 
-use crate::support::{Authority, Client, Server, TlsClient, connect_tls, metric, patiently};
+use crate::support::{Authority, Client, Server, TlsClient, connect_tls, metric, wait_for};
 
-/// Above what the program takes when nothing happens, and well below what one slow client could make it queue here.
+/// More than the idle program takes, and far less than one slow client could make it queue here.
 const BUDGET: u64 = 128 << 20;
 
 fn server() -> Server {
@@ -22,13 +22,14 @@ fn server() -> Server {
         "--rate-limit",
         "0",
         "--no-compression",
-        // Their pings would find out that the slow client does not answer.
+        // Frequent pings would detect that the slow client does not answer.
         "--ping-interval",
         "0",
     ])
 }
 
-/// Publishes to a client that never reads until the server gives it up; returns how many messages that took.
+/// Publishes to a client that never reads until the server evicts it. Returns the number of
+/// messages.
 async fn flood(server: &Server) -> usize {
     let mut publisher = Client::connect(server).await;
     let payload = "x".repeat(60_000);
@@ -36,8 +37,8 @@ async fn flood(server: &Server) -> usize {
     for count in 1..=8000 {
         publisher.send_text(&message).await;
         if count % 20 == 0 {
-            // Its turn comes behind the publishes: the server has taken them.
-            let pong = publisher.ask(&json!({"type": "ping"})).await;
+            // Replies are in order, so the server has processed the publishes.
+            let pong = publisher.request(&json!({"type": "ping"})).await;
             assert_eq!(pong["type"], "pong");
             if metric(server, "deeperhub_memory_sheds_total").await > 0 {
                 return count;
@@ -45,27 +46,27 @@ async fn flood(server: &Server) -> usize {
         }
     }
     panic!(
-        "{} of memory are in use, and nobody was given up",
+        "{} of memory are in use, and no client was evicted",
         metric(server, "process_resident_memory_bytes").await
     );
 }
 
 #[tokio::test]
-async fn the_largest_queue_is_given_up_before_memory_runs_out_and_others_go_on() {
+async fn the_client_with_the_largest_queue_is_evicted_before_memory_runs_out() {
     let server = server();
     let mut slow = Client::connect(&server).await;
-    slow.ask(&json!({"type": "subscribe", "data": {"topic": "flood"}})).await;
+    slow.request(&json!({"type": "subscribe", "data": {"topic": "flood"}})).await;
     let mut healthy = Client::connect(&server).await;
 
     flood(&server).await;
 
-    // Soon: it is given a few seconds to read the end.
+    // The client has a few seconds to read the end.
     let (code, _, _) = slow.closed().await;
     assert_eq!(code, 1013);
-    let echo = healthy.ask(&json!({"type": "echo", "id": 1, "data": "still here"})).await;
+    let echo = healthy.request(&json!({"type": "echo", "id": 1, "data": "still here"})).await;
     assert_eq!(echo["data"], "still here");
-    // The memory comes back, and with it room for new connections.
-    patiently("room for a new connection", async {
+    // Memory is released, and new connections are accepted again.
+    wait_for("room for a new connection", async {
         while let Err(error) = connect_async(server.url("/")).await {
             let Error::Http(response) = error else { panic!("{error}") };
             assert_eq!(response.status(), 503);
@@ -77,13 +78,13 @@ async fn the_largest_queue_is_given_up_before_memory_runs_out_and_others_go_on()
 }
 
 #[tokio::test]
-async fn without_room_new_connections_are_refused_with_a_time_to_come_back() {
-    // Less than the program takes by itself.
+async fn connections_over_the_memory_budget_are_refused_with_retry_after() {
+    // Less than the idle program takes.
     let server = Server::start(&["--max-memory", "1000000"]);
-    patiently("a refusal", async {
+    wait_for("a refusal", async {
         loop {
             match connect_async(server.url("/")).await {
-                // Before the first look at the memory.
+                // Before the first memory check.
                 Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 Err(Error::Http(response)) => {
                     assert_eq!(response.status(), 503);
@@ -102,15 +103,17 @@ async fn without_room_new_connections_are_refused_with_a_time_to_come_back() {
     assert!(metric(&server, "deeperhub_memory_refusals_total").await >= 1);
 }
 
-/// Connections that use TLS and have sent most of a record, which the server has to keep until the rest comes.
+/// TLS connections that have sent most of a record, which the server must keep until the rest
+/// arrives.
 #[tokio::test]
-async fn records_of_tls_that_do_not_come_whole_are_given_up_before_memory_runs_out() {
+async fn clients_with_partial_tls_records_are_evicted_before_memory_runs_out() {
     const PEERS: usize = 1000;
     let authority = Authority::new();
     let identity = authority.server("server");
     let others = ["--workers", "2", "--max-connections", "2000", "--handshake-timeout", "60s"];
     let flags = [&identity.flags()[..], &others].concat();
-    // What the program takes by itself, and then with connections that are idle; each of those holds 16 KiB more later.
+    // Memory of the idle program, and then with idle connections; each of those takes 16 KiB more
+    // later.
     let alone = Server::start(&flags).resident_bytes();
     let idle = alone + 10 * 1024 * PEERS as u64;
     let budget = idle / 8 * 10;
@@ -122,7 +125,7 @@ async fn records_of_tls_that_do_not_come_whole_are_given_up_before_memory_runs_o
     for _ in 0..PEERS {
         attackers.push(TlsClient::connect(&server, &config).await);
     }
-    assert_eq!(metric(&server, "deeperhub_memory_sheds_total").await, 0, "idle ones have their room");
+    assert_eq!(metric(&server, "deeperhub_memory_sheds_total").await, 0, "idle connections fit");
 
     let mut record = vec![0x17, 3, 3, 0x40, 0x10];
     record.extend([0x5a; 0x4000]);
@@ -130,27 +133,27 @@ async fn records_of_tls_that_do_not_come_whole_are_given_up_before_memory_runs_o
         let (socket, _) = attacker.socket.get_mut().get_mut();
         let _ = socket.write_all(&record).await;
         if n % 20 == 0 {
-            // The program looks at its memory ten times a second, later on a busy machine, and its last tenth is 4 MB
-            // only here: no more comes at once than it can see.
+            // The program checks its memory ten times a second, less often on a busy machine, and
+            // its last tenth is only 4 MB here. So no more is sent at once than it can notice.
             if server.resident_bytes() > budget / 100 * 86 {
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
-            assert_eq!(healthy.ask(&json!({"type": "echo", "data": n})).await["data"], n);
+            assert_eq!(healthy.request(&json!({"type": "echo", "data": n})).await["data"], n);
             assert!(server.resident_bytes() <= budget, "{} of {budget}", server.resident_bytes());
         }
     }
-    patiently("somebody who is given up", async {
+    wait_for("an evicted client", async {
         while metric(&server, "deeperhub_memory_sheds_total").await == 0 {
             assert!(server.resident_bytes() <= budget, "{} of {budget}", server.resident_bytes());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
-    assert_eq!(healthy.ask(&json!({"type": "echo", "data": "still here"})).await["data"], "still here");
+    assert_eq!(healthy.request(&json!({"type": "echo", "data": "still here"})).await["data"], "still here");
     drop(attackers);
-    patiently("room for a new connection", async {
+    wait_for("room for a new connection", async {
         loop {
-            // One that is refused is told so over TLS.
+            // A refused client gets its response over TLS.
             let stream = connect_tls(&server, &config).await.expect("TLS");
             if TlsClient::over(stream, server.url("/")).await.is_ok() {
                 break;

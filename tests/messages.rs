@@ -1,4 +1,4 @@
-//! What clients say and get.
+//! Messages of clients and their replies.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::support::{Client, Server, http};
 async fn subscribed(server: &Server, topics: &[&str]) -> Client {
     let mut client = Client::connect(server).await;
     for topic in topics {
-        let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        let reply = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
         assert_eq!(reply, json!({"type": "subscribed", "data": {"topic": topic}}));
     }
     client
@@ -18,7 +18,7 @@ fn publish(topic: &str, message: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_welcome_tells_who_one_is_and_what_is_allowed() {
+async fn a_welcome_has_the_client_id_and_the_limits() {
     let server = Server::start(&["--max-message-bytes", "1000", "--ping-interval", "7s"]);
     let client = Client::connect(&server).await;
     let data = &client.welcome["data"];
@@ -45,38 +45,38 @@ async fn the_longest_delivery_is_as_long_as_the_welcome_says() {
     let call = format!("POST /v1/topics/{}/messages", "%22".repeat(255));
     let body = format!("  {}\n", "7".repeat(997));
     for (body, expected) in [("7".repeat(1000), announced), (body, announced - 3)] {
-        let answer = http(server.api(), &call, &[traceparent, &tracestate], &body).await;
-        assert_eq!(answer.status, 200, "{answer:?}");
+        let response = http(server.api(), &call, &[traceparent, &tracestate], &body).await;
+        assert_eq!(response.status, 200, "{response:?}");
         assert_eq!(client.receive_text().await.len() as u64, expected);
     }
-    let answer = http(server.api(), &call, &[], &"7".repeat(1001)).await;
-    assert_eq!(answer.status, 413, "{answer:?}");
+    let response = http(server.api(), &call, &[], &"7".repeat(1001)).await;
+    assert_eq!(response.status, 413, "{response:?}");
     let raw = format!(r#"{{"type":"x","data":"{}"}}"#, "y".repeat(1000 - 22));
     assert_eq!(raw.len(), 1000);
-    let answer = http(server.api(), &format!("POST /v1/clients/{}/messages", client.id()), &[], &raw).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
+    let response = http(server.api(), &format!("POST /v1/clients/{}/messages", client.id()), &[], &raw).await;
+    assert_eq!(response.status, 200, "{response:?}");
     assert!((client.receive_text().await.len() as u64) < announced);
 }
 
 #[tokio::test]
-async fn null_for_what_may_be_left_out_counts_as_absent() {
+async fn null_for_an_optional_field_counts_as_absent() {
     let server = Server::start(&[]);
     let mut client = subscribed(&server, &["a"]).await;
     let text =
         r#"{"type":"publish","id":null,"meta":null,"data":{"topic":"a","message":1,"exclude_self":null}}"#;
     client.send_text(text).await;
     assert_eq!(client.receive().await["data"]["message"], 1);
-    let pong = client.ask(&json!({"type": "ping", "id": null, "data": null, "meta": null})).await;
+    let pong = client.request(&json!({"type": "ping", "id": null, "data": null, "meta": null})).await;
     assert_eq!(pong, json!({"type": "pong"}));
     let call = json!({"publish": {"topic": "a", "message": 2, "idempotency_key": null}});
-    let answer =
+    let response =
         http(server.api(), "POST /v1/batch", &[], &json!({ "calls": [call] }).to_string()).await.json();
-    assert_eq!(answer["results"][0]["status"], 200, "{answer}");
+    assert_eq!(response["results"][0]["status"], 200, "{response}");
     assert_eq!(client.receive().await["data"]["message"], 2);
 }
 
 #[tokio::test]
-async fn payloads_come_back_as_the_bytes_that_were_sent() {
+async fn payloads_are_echoed_byte_for_byte() {
     let server = Server::start(&[]);
     let mut client = Client::connect(&server).await;
     let payload = r#"{"b":1.0,"a" : 12345678901234567890.10e5,"s":"\u00e9é"}"#;
@@ -96,15 +96,15 @@ async fn a_publish_reaches_every_subscriber_once() {
     let mut other = subscribed(&server, &["a.c"]).await;
     let mut publisher = Client::connect(&server).await;
 
-    let reply = publisher.ask(&publish("a.b", &json!({"n": 1}))).await;
+    let reply = publisher.request(&publish("a.b", &json!({"n": 1}))).await;
     assert_eq!(reply, json!({"type": "published", "id": 1, "data": {"topic": "a.b", "subscribers": 4}}));
     let delivery =
         json!({"type": "message", "data": {"topic": "a.b", "message": {"n": 1}, "from": publisher.id()}});
     assert_eq!(exact.receive().await, delivery);
     assert_eq!(overlapping.receive().await, delivery);
     for client in [&mut exact, &mut overlapping, &mut other] {
-        // Nothing stands before the answer.
-        assert_eq!(client.ask(&json!({"type": "ping", "id": 9})).await, json!({"type": "pong", "id": 9}));
+        // Nothing arrives before the reply.
+        assert_eq!(client.request(&json!({"type": "ping", "id": 9})).await, json!({"type": "pong", "id": 9}));
     }
 }
 
@@ -120,23 +120,23 @@ async fn a_publisher_gets_its_own_message_unless_it_excludes_itself() {
 
     let excluded =
         json!({"type": "publish", "id": 2, "data": {"topic": "t", "message": 2, "exclude_self": true}});
-    let reply = client.ask(&excluded).await;
+    let reply = client.request(&excluded).await;
     assert_eq!(reply["data"]["subscribers"], 0);
-    assert_eq!(client.ask(&json!({"type": "ping"})).await["type"], "pong");
+    assert_eq!(client.request(&json!({"type": "ping"})).await["type"], "pong");
 }
 
 #[tokio::test]
-async fn nothing_comes_after_unsubscribed() {
+async fn no_message_follows_unsubscribed() {
     let server = Server::start(&[]);
     let mut client = subscribed(&server, &["t"]).await;
-    let reply = client.ask(&json!({"type": "unsubscribe", "id": "x", "data": {"topic": "t"}})).await;
+    let reply = client.request(&json!({"type": "unsubscribe", "id": "x", "data": {"topic": "t"}})).await;
     assert_eq!(reply, json!({"type": "unsubscribed", "id": "x", "data": {"topic": "t"}}));
-    assert_eq!(client.ask(&publish("t", &json!(1))).await["data"]["subscribers"], 0);
-    assert_eq!(client.ask(&json!({"type": "ping"})).await["type"], "pong");
+    assert_eq!(client.request(&publish("t", &json!(1))).await["data"]["subscribers"], 0);
+    assert_eq!(client.request(&json!({"type": "ping"})).await["type"], "pong");
 }
 
 #[tokio::test]
-async fn a_bad_message_costs_an_error_and_the_next_works() {
+async fn an_invalid_message_gets_an_error_and_the_next_one_works() {
     let server = Server::start(&[]);
     let mut client = Client::connect(&server).await;
     for (text, code, field) in [
@@ -157,11 +157,11 @@ async fn a_bad_message_costs_an_error_and_the_next_works() {
         );
         assert_eq!(error["data"]["field"], field, "{text}: {error}");
     }
-    assert_eq!(client.ask(&json!({"type": "echo", "data": 1})).await["data"], 1);
+    assert_eq!(client.request(&json!({"type": "echo", "data": 1})).await["data"], 1);
 }
 
 #[tokio::test]
-async fn messages_of_a_topic_have_one_order_for_all() {
+async fn messages_of_a_topic_have_the_same_order_for_all_subscribers() {
     const PUBLISHES: u64 = 200;
     let server = Server::start(&["--workers", "2", "--rate-limit", "0"]);
     let mut subscribers = Vec::new();
@@ -184,7 +184,7 @@ async fn messages_of_a_topic_have_one_order_for_all() {
                     let data = json!({"topic": "t", "message": [publisher, n]});
                     client.send(&json!({"type": "publish", "data": data})).await;
                 }
-                client.ask(&json!({"type": "ping"})).await;
+                client.request(&json!({"type": "ping"})).await;
             })
         })
         .collect();
@@ -211,13 +211,16 @@ async fn messages_of_a_topic_have_one_order_for_all() {
 async fn subscriptions_are_limited() {
     let server = Server::start(&["--max-subscriptions", "2"]);
     let mut client = subscribed(&server, &["a", "b.*"]).await;
-    let error = client.ask(&json!({"type": "subscribe", "id": 5, "data": {"topic": "c"}})).await;
+    let error = client.request(&json!({"type": "subscribe", "id": 5, "data": {"topic": "c"}})).await;
     assert_eq!((&error["id"], &error["data"]["code"]), (&json!(5), &json!("too_many_subscriptions")));
-    assert_eq!(client.ask(&json!({"type": "subscribe", "data": {"topic": "a"}})).await["type"], "subscribed");
+    assert_eq!(
+        client.request(&json!({"type": "subscribe", "data": {"topic": "a"}})).await["type"],
+        "subscribed"
+    );
 }
 
 #[tokio::test]
-async fn whoever_keeps_violating_the_rate_limit_is_closed_with_1008() {
+async fn a_client_that_keeps_violating_the_rate_limit_is_closed_with_1008() {
     let server = Server::start(&["--rate-limit", "1", "--rate-burst", "2"]);
     let mut client = Client::connect(&server).await;
     let mut refused = 0;
@@ -253,7 +256,7 @@ async fn a_message_over_the_limit_is_closed_with_1009() {
     assert_eq!(client.closed().await.0, 1009);
 }
 
-/// The client of `deeperhub-protocol`'s examples.
+/// The example client of `deeperhub-protocol`.
 #[allow(dead_code)]
 #[path = "../crates/deeperhub-protocol/examples/client.rs"]
 mod example_client;

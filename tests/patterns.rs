@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Server, patiently};
+use crate::support::{Client, Server, wait_for};
 
 /// Patterns per client; the default `--max-subscriptions`.
 const PATTERNS: usize = 128;
@@ -29,19 +29,19 @@ async fn subscriber(server: &Server, client: usize, last: &str) -> Client {
     for number in client * PATTERNS..(client + 1) * PATTERNS {
         let first: String = (0..16).map(|level| if number >> level & 1 == 0 { "a." } else { "*." }).collect();
         let name = first + &"*.".repeat(LEVELS - 17) + last;
-        let answer = connection.ask(&json!({"type": "subscribe", "data": {"topic": name}})).await;
-        assert_eq!(answer["type"], "subscribed", "{answer}");
+        let response = connection.request(&json!({"type": "subscribe", "data": {"topic": name}})).await;
+        assert_eq!(response["type"], "subscribed", "{response}");
     }
     connection
 }
 
 /// An echo client that counts replies until it is stopped.
-struct Bystander {
+struct EchoClient {
     is_over: Arc<AtomicBool>,
     echoes: tokio::task::JoinHandle<usize>,
 }
 
-impl Bystander {
+impl EchoClient {
     async fn start(server: &Server) -> Self {
         let mut client = Client::connect(server).await;
         let is_over = Arc::new(AtomicBool::new(false));
@@ -50,7 +50,7 @@ impl Bystander {
             let mut echoes = 0;
             while !stop.load(Ordering::Relaxed) {
                 let echo = json!({"type": "echo", "id": echoes, "data": "y"});
-                assert_eq!(client.ask(&echo).await, echo);
+                assert_eq!(client.request(&echo).await, echo);
                 echoes += 1;
             }
             echoes
@@ -60,7 +60,7 @@ impl Bystander {
 
     async fn stop(self) -> usize {
         self.is_over.store(true, Ordering::Relaxed);
-        self.echoes.await.expect("the bystander's echoes came back")
+        self.echoes.await.expect("the healthy client's echoes were answered")
     }
 }
 
@@ -79,32 +79,34 @@ async fn publish(server: &Server, topic: &str, count: usize) -> Value {
 }
 
 #[tokio::test]
-async fn topics_that_overlapping_patterns_nearly_match_hold_up_nobody() {
+async fn nearly_matching_topics_do_not_delay_other_clients() {
     const PUBLISHES: usize = 1_000;
     const ECHOES: usize = 3;
     /// CPU time per publish in a debug build. Matching each level of each pattern takes several
     /// times as long.
-    const EACH: Duration = Duration::from_millis(4);
+    const MAX_CPU_PER_PUBLISH: Duration = Duration::from_millis(4);
     let server = Server::start(&["--workers", "1", "--rate-limit", "0"]);
     let mut subscribers = Vec::new();
     for client in 0..CLIENTS {
         subscribers.push(subscriber(&server, client, "x").await);
     }
-    let bystander = Bystander::start(&server).await;
+    let echo_client = EchoClient::start(&server).await;
     let before = server.processor_time();
-    let published =
-        patiently("the end of all publishes", publish(&server, &deep_topic("a"), PUBLISHES)).await;
+    let published = wait_for("the end of all publishes", publish(&server, &deep_topic("a"), PUBLISHES)).await;
     let taken = server.processor_time() - before;
-    // Echoes that came back during the publishes.
-    let echoes = bystander.stop().await;
+    // Echoes that returned during the publishes.
+    let echoes = echo_client.stop().await;
     assert_eq!(published["data"]["subscribers"], 0, "{published}");
 
     assert!(echoes >= ECHOES, "{echoes} echoes during {PUBLISHES} publishes");
-    assert!(taken < EACH * PUBLISHES as u32, "{taken:?} of processor time for {PUBLISHES} publishes");
+    assert!(
+        taken < MAX_CPU_PER_PUBLISH * PUBLISHES as u32,
+        "{taken:?} of CPU time for {PUBLISHES} publishes"
+    );
 }
 
 #[tokio::test]
-async fn messages_that_all_of_many_patterns_match_come_once_to_each_client() {
+async fn messages_that_match_many_patterns_arrive_once() {
     const PUBLISHES: usize = 100;
     let server = Server::start(&["--workers", "2", "--rate-limit", "0"]);
     let mut subscribers = Vec::new();
@@ -123,6 +125,6 @@ async fn messages_that_all_of_many_patterns_match_come_once_to_each_client() {
             );
         }
         // No message is delivered twice.
-        assert_eq!(subscriber.ask(&json!({"type": "ping"})).await["type"], "pong");
+        assert_eq!(subscriber.request(&json!({"type": "ping"})).await["type"], "pong");
     }
 }

@@ -1,9 +1,9 @@
-//! Settings that are read again on SIGHUP, and the file that `config default` prints.
+//! Settings reloaded on SIGHUP, and the file that `config default` prints.
 
 use serde_json::json;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{Client, Server, TemporaryDir, http, patiently, run};
+use crate::support::{Client, Server, TemporaryDir, http, run, wait_for};
 
 #[tokio::test]
 async fn limits_origins_key_and_log_level_change_while_connections_stay() {
@@ -11,7 +11,10 @@ async fn limits_origins_key_and_log_level_change_while_connections_stay() {
     let path = dir.write("hub.toml", "api_key = 'old-key'\nrate_limit = 0\nmax_connections = 5");
     let server = Server::start(&["--config", path.to_str().unwrap(), "--workers", "2"]);
     let mut client = Client::connect(&server).await;
-    assert_eq!(client.ask(&json!({"type": "subscribe", "data": {"topic": "a"}})).await["type"], "subscribed");
+    assert_eq!(
+        client.request(&json!({"type": "subscribe", "data": {"topic": "a"}})).await["type"],
+        "subscribed"
+    );
 
     dir.write(
         "hub.toml",
@@ -32,7 +35,7 @@ async fn limits_origins_key_and_log_level_change_while_connections_stay() {
     assert_eq!(new.json()["connections"]["max"], 2);
     assert_eq!(new.json()["connections"]["active"], 1, "the connection stayed");
 
-    // A page that was none of ours may connect now, and is told of the new limits.
+    // A page that was not allowed before may connect now and gets the new limits.
     let mut request = server.url("/").into_client_request().unwrap();
     request.headers_mut().insert("origin", "https://app.example".parse().unwrap());
     let other = Client::connect_with(request).await.unwrap();
@@ -42,11 +45,11 @@ async fn limits_origins_key_and_log_level_change_while_connections_stay() {
     server.wait_for_stderr("Client connected");
     assert!(Client::connect_with(server.url("/")).await.is_err(), "two are connected");
 
-    // The connection that was there before keeps to the new limits too.
-    let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": "b"}})).await;
+    // The existing connection gets the new limits too.
+    let reply = client.request(&json!({"type": "subscribe", "data": {"topic": "b"}})).await;
     assert_eq!(reply["data"]["code"], "too_many_subscriptions", "{reply}");
-    patiently("the new rate", async {
-        while client.ask(&json!({"type": "echo", "data": 1})).await["data"]["code"] != "rate_limited" {}
+    wait_for("the reloaded rate", async {
+        while client.request(&json!({"type": "echo", "data": 1})).await["data"]["code"] != "rate_limited" {}
     })
     .await;
     client.send(&json!({"type": "echo", "data": "x".repeat(100)})).await;
@@ -54,7 +57,7 @@ async fn limits_origins_key_and_log_level_change_while_connections_stay() {
 }
 
 #[test]
-fn a_file_that_is_wrong_changes_nothing_and_is_told() {
+fn an_invalid_file_changes_nothing_and_is_reported() {
     let dir = TemporaryDir::new();
     let path = dir.write("hub.toml", "max_subscriptions = 3");
     let server = Server::start(&["--config", path.to_str().unwrap()]);
@@ -70,7 +73,7 @@ fn a_file_that_is_wrong_changes_nothing_and_is_told() {
 }
 
 #[test]
-fn flags_win_over_a_file_that_is_read_again() {
+fn flags_take_precedence_over_a_reloaded_file() {
     let dir = TemporaryDir::new();
     let path = dir.write("hub.toml", "");
     let server = Server::start(&["--config", path.to_str().unwrap(), "--max-subscriptions", "3"]);
@@ -84,7 +87,7 @@ fn flags_win_over_a_file_that_is_read_again() {
 }
 
 #[test]
-fn the_default_file_is_valid_as_it_is_printed() {
+fn the_printed_default_file_is_valid() {
     let printed = run(&["config", "default"], &[]);
     assert_eq!((printed.code, printed.stderr.as_str()), (Some(0), ""));
     for line in ["#port = 8080", "#max_queue_bytes = 1048576", "#ping_interval = \"25s\""] {
@@ -94,14 +97,14 @@ fn the_default_file_is_valid_as_it_is_printed() {
     let path = dir.write("hub.toml", &printed.stdout);
     let checked = run(&["config", "check", "--config", path.to_str().unwrap()], &[]);
     assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{checked:?}");
-    // Changing a setting is to take a `#` away.
+    // Removing a `#` is enough to change a setting.
     let path = dir.write("hub.toml", &printed.stdout.replace("\n#port = 8080\n", "\nport = 9090\n"));
     let shown = run(&["config", "show", "--config", path.to_str().unwrap()], &[]);
     assert!(shown.stdout.lines().any(|line| line.starts_with("port = 9090")), "{}", shown.stdout);
 }
 
 #[test]
-fn each_setting_that_changed_is_told_however_many_there_are() {
+fn every_changed_setting_is_logged() {
     let changed = [
         "drain_timeout = '3s'",
         "path = ['/elsewhere']",
@@ -136,9 +139,9 @@ fn each_setting_that_changed_is_told_however_many_there_are() {
     let log = server.stderr();
     for line in changed {
         let key = line.split(' ').next().unwrap();
-        let told = log
+        let logged = log
             .lines()
             .any(|line| line.contains("restart required") && line.contains(&format!("setting=\"{key}\"")));
-        assert!(told, "{key} is not told: {log}");
+        assert!(logged, "{key} is not logged: {log}");
     }
 }

@@ -1,4 +1,4 @@
-//! What must be seen nowhere: tokens, keys, passwords and the contents of the files that hold them.
+//! Secrets that must appear nowhere: tokens, keys, passwords and the contents of their files.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::support::{
-    Authority, Broker, Collector, Engine, Issuer, PATIENCE, Server, TemporaryDir, TlsClient, connect_tls,
-    from_now, http, jwks_file, patiently, run, signed, text, with_token,
+    Authority, Broker, Collector, Engine, Issuer, Server, TemporaryDir, TlsClient, WAIT_TIMEOUT, connect_tls,
+    from_now, http, jwks_file, run, signed, text, wait_for, with_token,
 };
 
 const SECRET: &str = "a secret of the tests, of more than 32 bytes";
@@ -28,25 +28,26 @@ fn authenticate(token: &str) -> Value {
     json!({"type": "authenticate", "id": "login", "data": {"token": token}})
 }
 
-/// Fails when one of `secrets` stands in `everything`, with what stands before it.
+/// Fails if `output` contains one of `secrets`, with the text before it.
 #[track_caller]
-fn check_absent(everything: &str, secrets: &[String]) {
+fn check_absent(output: &str, secrets: &[String]) {
     for secret in secrets {
         assert!(secret.len() >= 8, "{secret} may stand anywhere by chance");
-        if let Some(at) = everything.find(secret.as_str()) {
-            let around = &everything[everything.floor_char_boundary(at.saturating_sub(300))..at];
-            panic!("{secret} stands behind {around}");
+        if let Some(at) = output.find(secret.as_str()) {
+            let around = &output[output.floor_char_boundary(at.saturating_sub(300))..at];
+            panic!("{secret} appears after {around}");
         }
     }
 }
 
-/// What of a token must be seen nowhere. Its first part is the same for all.
-fn parts(token: &str) -> impl Iterator<Item = String> {
+/// Returns the parts of a token that must appear nowhere. The first part is the same for all
+/// tokens.
+fn token_parts(token: &str) -> impl Iterator<Item = String> {
     token.split('.').skip(1).map(str::to_owned)
 }
 
-/// A server with everything that has a secret, logging and tracing all that it can.
-struct Guarded {
+/// A server with every kind of secret that logs and traces everything.
+struct SecretsServer {
     authority: Authority,
     issuer: Issuer,
     files: TemporaryDir,
@@ -57,7 +58,7 @@ struct Guarded {
     server: Server,
 }
 
-impl Guarded {
+impl SecretsServer {
     async fn start(engine: Engine, format: &str) -> Self {
         let authority = Authority::new();
         let identity = authority.server("server");
@@ -106,10 +107,10 @@ impl Guarded {
         Self { authority, issuer, files, collector, _broker: broker, broker_url, tls_key, server }
     }
 
-    /// Brings tokens in every way, good and bad, and returns all that the server says to it.
-    async fn bring(&self, tokens: &[&String]) -> String {
+    /// Presents tokens in every way, valid and invalid, and returns all responses.
+    async fn present(&self, tokens: &[&String]) -> String {
         let config = self.authority.trusting(None);
-        let mut said = String::new();
+        let mut responses = String::new();
         for token in tokens {
             for (target, header) in [
                 (format!("/?token={token}"), "X-Nothing: x".to_owned()),
@@ -122,17 +123,17 @@ impl Guarded {
                 ("/".to_owned(), format!("Cookie: token={token}")),
                 ("/".to_owned(), format!("Origin: https://{}", token.replace('.', "-"))),
             ] {
-                // With a good token some would be let in, so these lack what a handshake needs.
+                // A valid token would be accepted, so these requests lack a required header.
                 for connection in ["keep-alive", "Upgrade"] {
                     let mut stream = connect_tls(&self.server, &config).await.expect("TLS");
                     let request = format!(
                         "GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\nUpgrade: websocket\r\n\
                          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{header}\r\n\r\n"
                     );
-                    stream.write_all(request.as_bytes()).await.expect("a request is taken");
+                    stream.write_all(request.as_bytes()).await.expect("the server accepts a request");
                     let mut buffer = vec![0; 64 * 1024];
-                    let read = patiently("an answer", stream.read(&mut buffer)).await.unwrap_or(0);
-                    said += &String::from_utf8_lossy(&buffer[..read]);
+                    let read = wait_for("a response", stream.read(&mut buffer)).await.unwrap_or(0);
+                    responses += &String::from_utf8_lossy(&buffer[..read]);
                 }
             }
         }
@@ -142,7 +143,7 @@ impl Guarded {
             let stream = connect_tls(&self.server, &config).await.expect("TLS");
             let mut client = TlsClient::over(stream, request).await.expect("a good token");
             for token in tokens {
-                said += &client.ask(&authenticate(token)).await.to_string();
+                responses += &client.request(&authenticate(token)).await.to_string();
             }
             for text in [
                 format!(r#"{{"type":"authenticate","data":{{"token":"{good}"}}"#),
@@ -158,19 +159,19 @@ impl Guarded {
             ] {
                 let message = tokio_tungstenite::tungstenite::Message::text(text);
                 futures_util::SinkExt::send(&mut client.socket, message).await.unwrap();
-                said += &client.receive().await.to_string();
+                responses += &client.receive().await.to_string();
             }
             client.socket.close(None).await.unwrap();
-            while let Some(Ok(_)) = patiently("the end", client.socket.next()).await {}
+            while let Some(Ok(_)) = wait_for("the end", client.socket.next()).await {}
         }
-        said
+        responses
     }
 
-    /// Makes the server read its files again, which hold something else by now, and waits until the log tells.
-    async fn read_again(&self, expected: &str) {
+    /// Reloads the server's files, which have new contents, and waits for the log line.
+    async fn reload(&self, expected: &str) {
         let before = self.server.stderr().matches(expected).count();
         self.server.signal("HUP");
-        patiently(expected, async {
+        wait_for(expected, async {
             while self.server.stderr().matches(expected).count() == before {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -180,8 +181,8 @@ impl Guarded {
 }
 
 async fn check_everything(engine: Engine, format: &str) {
-    let guarded = Guarded::start(engine, format).await;
-    let (server, issuer) = (&guarded.server, &guarded.issuer);
+    let setup = SecretsServer::start(engine, format).await;
+    let (server, issuer) = (&setup.server, &setup.issuer);
     let key = format!("Authorization: Bearer {API_KEY}");
     let mut events = server_sent_events(server, &key).await;
 
@@ -190,9 +191,9 @@ async fn check_everything(engine: Engine, format: &str) {
     let bad = Issuer::new("a secret of somebody else, of more than 32 bytes").token(&claims("eve", hour));
     let expired = issuer.token(&json!({"sub": "ada", "exp": 1}));
     let public = signed("jwt-ed25519.key", Algorithm::EdDSA, Some("ed25519"), &claims("ada", hour));
-    let mut said = guarded.bring(&[&good, &bad, &expired, &public]).await;
-    said += &events.read_until("websocket_disconnected").await;
-    said += &events.read_until("websocket_disconnected").await;
+    let mut responses = setup.present(&[&good, &bad, &expired, &public]).await;
+    responses += &events.read_until("websocket_disconnected").await;
+    responses += &events.read_until("websocket_disconnected").await;
 
     for request in [
         "GET /v1/clients",
@@ -202,9 +203,9 @@ async fn check_everything(engine: Engine, format: &str) {
         "GET /nothing",
         "POST /v1/batch",
     ] {
-        let answer = http(server.api(), request, &[&key], "").await;
-        said += &answer.head;
-        said += &answer.body;
+        let response = http(server.api(), request, &[&key], "").await;
+        responses += &response.head;
+        responses += &response.body;
     }
     for (target, header) in [
         ("/v1/clients".to_owned(), format!("Authorization: Bearer x{API_KEY}")),
@@ -212,67 +213,67 @@ async fn check_everything(engine: Engine, format: &str) {
         (format!("/v1/clients?key={API_KEY}"), "X-Nothing: x".to_owned()),
         ("/v1/clients".to_owned(), format!("X-Api-Key: {API_KEY}")),
     ] {
-        let answer = http(server.api(), &format!("GET {target}"), &[&header], "").await;
-        assert_eq!(answer.status, 401, "{target} {header}: {answer:?}");
-        said += &(answer.head + &answer.body);
+        let response = http(server.api(), &format!("GET {target}"), &[&header], "").await;
+        assert_eq!(response.status, 401, "{target} {header}: {response:?}");
+        responses += &(response.head + &response.body);
     }
 
-    // Files that are no good any more are told of, not shown.
-    let tls_key = std::fs::read_to_string(&guarded.tls_key).unwrap();
+    // Invalid files are reported without their contents.
+    let tls_key = std::fs::read_to_string(&setup.tls_key).unwrap();
     let broken_key = tls_key.replacen("BEGIN PRIVATE", "BEGIN BROKEN", 1);
-    std::fs::write(&guarded.tls_key, &broken_key).unwrap();
-    guarded.files.write("jwks.json", r#"{"keys":[{"kty":"oct","k":"c2hhcmVkLXNlY3JldC1pbi1hLWp3a3M"}]}"#);
-    guarded
+    std::fs::write(&setup.tls_key, &broken_key).unwrap();
+    setup.files.write("jwks.json", r#"{"keys":[{"kty":"oct","k":"c2hhcmVkLXNlY3JldC1pbi1hLWp3a3M"}]}"#);
+    setup
         .files
-        .write("hub.toml", &format!("api_key = '{NEXT_API_KEY}'\ncluster = '{}?x=1'\n", guarded.broker_url));
-    guarded.read_again("settings").await;
-    guarded.read_again("Reload failed").await;
-    guarded.files.write("hub.toml", &format!("api_key = ['{API_KEY}', '{NEXT_API_KEY}'\n"));
-    guarded.read_again("Reload failed").await;
+        .write("hub.toml", &format!("api_key = '{NEXT_API_KEY}'\ncluster = '{}?x=1'\n", setup.broker_url));
+    setup.reload("settings").await;
+    setup.reload("Reload failed").await;
+    setup.files.write("hub.toml", &format!("api_key = ['{API_KEY}', '{NEXT_API_KEY}'\n"));
+    setup.reload("Reload failed").await;
 
-    let spans = guarded.collector.spans(3, |span| span.name.starts_with("GET ")).await;
-    said += &format!("{spans:?}{:?}", guarded.collector.spans_so_far());
-    said += &format!("{:?}", guarded.collector.resource());
-    let file = guarded
+    let spans = setup.collector.spans(3, |span| span.name.starts_with("GET ")).await;
+    responses += &format!("{spans:?}{:?}", setup.collector.spans_so_far());
+    responses += &format!("{:?}", setup.collector.resource());
+    let file = setup
         .files
-        .write("shown.toml", &format!("api_key = '{API_KEY}'\ncluster = '{}'\n", guarded.broker_url));
+        .write("shown.toml", &format!("api_key = '{API_KEY}'\ncluster = '{}'\n", setup.broker_url));
     let shown = run(&["config", "show", "--config", text(&file), "--auth-secret-file", &issuer.file()], &[]);
     assert!(shown.stdout.contains("auth_secret_file = ") && shown.stdout.contains("********"), "{shown:?}");
 
-    // Enough was said that something could have been in it.
+    // There was enough output for a secret to appear in.
     let log = server.stderr();
     for expected in
         ["token_expired", "401 Unauthorized", "403 Forbidden", "invalid_topic", "websocket_connected"]
     {
-        assert!(said.contains(expected), "{expected} is not in {said}");
+        assert!(responses.contains(expected), "{expected} is not in {responses}");
     }
     for expected in ["Message received", "Client disconnected", "Reload failed"] {
         assert!(log.contains(expected), "{expected} is not in {log}");
     }
-    assert_eq!(guarded.collector.header("authorization"), Some(format!("Bearer {COLLECTOR_KEY}")));
+    assert_eq!(setup.collector.header("authorization"), Some(format!("Bearer {COLLECTOR_KEY}")));
     let mut secrets: Vec<String> =
         [SECRET, API_KEY, NEXT_API_KEY, PASSWORD, COLLECTOR_KEY, "c2hhcmVkLXNlY3JldC1pbi1hLWp3a3M"]
             .map(str::to_owned)
             .to_vec();
-    secrets.extend([&good, &bad, &expired, &public].into_iter().flat_map(|token| parts(token)));
+    secrets.extend([&good, &bad, &expired, &public].into_iter().flat_map(|token| token_parts(token)));
     secrets.extend(tls_key.lines().filter(|line| !line.starts_with("-----")).map(str::to_owned));
-    let everything =
-        [said, log, server.stdout(), server.start_line.clone(), shown.stdout, shown.stderr].concat();
-    check_absent(&everything, &secrets);
+    let output =
+        [responses, log, server.stdout(), server.start_line.clone(), shown.stdout, shown.stderr].concat();
+    check_absent(&output, &secrets);
 }
 
 #[tokio::test]
-async fn secrets_appear_in_no_log_event_trace_answer_or_error_with_nats() {
+async fn secrets_appear_in_no_output_with_nats() {
     check_everything(Engine::Nats, "text").await;
 }
 
 #[tokio::test]
-async fn secrets_appear_in_no_log_event_trace_answer_or_error_with_redis() {
+async fn secrets_appear_in_no_output_with_redis() {
     check_everything(Engine::Redis, "json").await;
 }
 
 #[test]
-fn programs_that_do_not_start_show_no_secret() {
+fn failed_starts_show_no_secret() {
     let files = TemporaryDir::new();
     let path = |name: &str, text: &str| files.write(name, text).display().to_string();
     let secret = path("secret", SECRET);
@@ -289,7 +290,7 @@ fn programs_that_do_not_start_show_no_secret() {
     let authority = Authority::new();
     let (cert, key) =
         (text(&authority.cert).to_owned(), authority.server("server").key.display().to_string());
-    let mut said = String::new();
+    let mut responses = String::new();
     for (flags, code) in [
         (vec!["--auth-jwks-file", &secret], 2),
         (vec!["--auth-jwks-file", &shared], 2),
@@ -314,18 +315,18 @@ fn programs_that_do_not_start_show_no_secret() {
         let finished = run(&flags, &[]);
         assert_eq!(finished.code, Some(code), "{flags:?}: {finished:?}");
         assert!(!finished.stderr.is_empty(), "{flags:?}");
-        said += &(finished.stdout + &finished.stderr);
+        responses += &(finished.stdout + &finished.stderr);
     }
     let variables =
         [("DEEPERHUB_API_KEY", "the-key-of-the-api and more"), ("DEEPERHUB_CLUSTER", &url("natz://$@h"))];
     let finished = run(&["config", "check"], &variables);
     assert_eq!(finished.code, Some(2));
-    said += &(finished.stdout + &finished.stderr);
+    responses += &(finished.stdout + &finished.stderr);
     let secrets = [SECRET, API_KEY, PASSWORD, "too-short-a-secret", "c2hhcmVkLXNlY3JldC1pbi1hLWp3a3M"];
     let mut secrets: Vec<String> = secrets.map(str::to_owned).to_vec();
     let key = std::fs::read_to_string(&key).unwrap();
     secrets.extend(key.lines().filter(|line| !line.starts_with("-----")).map(str::to_owned));
-    check_absent(&said, &secrets);
+    check_absent(&responses, &secrets);
 }
 
 /// A stream of all events of a server.
@@ -345,7 +346,7 @@ impl Events {
         let mut read = String::new();
         while !read.contains(text) {
             let mut buffer = [0; 4096];
-            let count = tokio::time::timeout(PATIENCE, self.0.read(&mut buffer)).await;
+            let count = tokio::time::timeout(WAIT_TIMEOUT, self.0.read(&mut buffer)).await;
             let count = count.unwrap_or_else(|_| panic!("no {text} in {read}")).unwrap();
             assert!(count > 0, "it ended after {read}");
             read += &String::from_utf8_lossy(&buffer[..count]);

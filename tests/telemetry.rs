@@ -1,4 +1,4 @@
-//! Traces and metrics that leave the hub, taken by a collector of OpenTelemetry's own definition.
+//! Exported traces and metrics, received by a collector built from OpenTelemetry's own definitions.
 
 use std::process::{Command, Stdio};
 
@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{Client, Collector, Peer, ROOT, Server, http, install, metric, patiently};
+use crate::support::{Client, Collector, Peer, ROOT, Server, http, install, metric, wait_for};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 
-/// Sends soon, so that no test waits long.
-pub(crate) const SOON: [(&str, &str); 2] =
+/// Settings for fast export, so that tests do not wait long.
+pub(crate) const FAST_EXPORT: [(&str, &str); 2] =
     [("OTEL_BSP_SCHEDULE_DELAY", "20"), ("OTEL_METRIC_EXPORT_INTERVAL", "100")];
 
 fn traceparent(flags: &str) -> String {
@@ -26,13 +26,13 @@ pub(crate) fn server(collector: &Collector, flags: &[&str], variables: &[(&str, 
     let url = collector.url();
     let mut all = vec!["--otlp-endpoint", &url];
     all.extend(flags);
-    let variables: Vec<_> = SOON.iter().chain(variables).copied().collect();
+    let variables: Vec<_> = FAST_EXPORT.iter().chain(variables).copied().collect();
     Server::start_with(&all, &variables)
 }
 
 async fn subscribed(server: &Server, topic: &str) -> Client {
     let mut client = Client::connect(server).await;
-    let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+    let reply = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
     assert_eq!(reply["type"], "subscribed", "{reply}");
     client
 }
@@ -41,7 +41,7 @@ fn publish(topic: &str, meta: &Value) -> Value {
     json!({"type": "publish", "id": 1, "data": {"topic": topic, "message": 1}, "meta": meta})
 }
 
-/// The trace id, span id and flags of a delivery.
+/// Returns the trace id, span id and flags of a delivery.
 fn context(message: &Value) -> (String, String, String) {
     let text =
         message["meta"]["traceparent"].as_str().unwrap_or_else(|| panic!("no traceparent in {message}"));
@@ -50,12 +50,12 @@ fn context(message: &Value) -> (String, String, String) {
     (parts[1].clone(), parts[2].clone(), parts[3].clone())
 }
 
-/// Publishes in a trace and looks at what the subscriber and the collector get.
+/// Publishes within a trace and checks the subscriber's message and the collector's spans.
 pub(crate) async fn check_one_trace(collector: &Collector, server: &Server) {
     let mut subscriber = subscribed(server, "news.local").await;
     let mut publisher = Client::connect(server).await;
     let meta = json!({"traceparent": traceparent("01"), "tracestate": "vendor=1"});
-    let reply = publisher.ask(&publish("news.local", &meta)).await;
+    let reply = publisher.request(&publish("news.local", &meta)).await;
     assert_eq!(reply["type"], "published", "{reply}");
 
     let delivery = subscriber.receive().await;
@@ -63,7 +63,7 @@ pub(crate) async fn check_one_trace(collector: &Collector, server: &Server) {
     assert_eq!(delivery["meta"]["tracestate"], "vendor=1");
     let (trace, span, flags) = context(&delivery);
     assert_eq!((trace.as_str(), flags.as_str()), (TRACE, "01"));
-    assert_ne!(span, PARENT, "the delivery has a context of its own");
+    assert_ne!(span, PARENT, "the delivery has its own span");
 
     let published = collector.span("publish", |span| span.name == "publish" && span.trace_id == TRACE).await;
     assert_eq!((published.span_id.as_str(), published.parent_id.as_str()), (span.as_str(), PARENT));
@@ -125,7 +125,7 @@ async fn publish_and_deliveries_belong_to_the_publishers_trace_compressed() {
 }
 
 #[tokio::test]
-async fn without_a_collector_sampled_traces_are_carried_on() {
+async fn sampled_traces_are_propagated_without_a_collector() {
     let server = Server::start(&[]);
     let mut subscriber = subscribed(&server, "news").await;
     let mut publisher = Client::connect(&server).await;
@@ -155,14 +155,14 @@ async fn connect_with_header(server: &Server, name: &'static str, value: &str) -
 }
 
 #[tokio::test]
-async fn a_publish_by_the_server_api_stands_below_its_call() {
+async fn a_server_api_publish_is_a_child_of_its_request() {
     let collector = Collector::http().await;
     let server = server(&collector, &[], &[]);
     let mut subscriber = subscribed(&server, "news").await;
     let headers = [format!("traceparent: {}", traceparent("01")), "tracestate: vendor=1".to_owned()];
     let headers: Vec<_> = headers.iter().map(String::as_str).collect();
-    let answer = http(server.api(), "POST /v1/topics/news/messages", &headers, "{}").await;
-    assert_eq!(answer.status, 200);
+    let response = http(server.api(), "POST /v1/topics/news/messages", &headers, "{}").await;
+    assert_eq!(response.status, 200);
 
     let delivery = subscriber.receive().await;
     let (trace, span, _) = context(&delivery);
@@ -186,7 +186,7 @@ async fn a_publish_by_the_server_api_stands_below_its_call() {
 }
 
 #[tokio::test]
-async fn a_handshakes_trace_is_that_of_publishes_that_name_none() {
+async fn publishes_without_a_trace_belong_to_the_handshakes_trace() {
     let collector = Collector::http().await;
     let server = server(&collector, &["--trace-sample-ratio", "0"], &[]);
     let mut subscriber = subscribed(&server, "news").await;
@@ -206,11 +206,11 @@ async fn a_handshakes_trace_is_that_of_publishes_that_name_none() {
 }
 
 #[tokio::test]
-async fn a_subscriber_that_came_in_a_trace_is_linked() {
+async fn a_delivery_links_to_the_subscribers_handshake_trace() {
     let collector = Collector::http().await;
     let server = server(&collector, &["--trace-sample-ratio", "0"], &[]);
     let mut subscriber = connect_with_header(&server, "traceparent", &traceparent("01")).await;
-    subscriber.ask(&json!({"type": "subscribe", "data": {"topic": "news"}})).await;
+    subscriber.request(&json!({"type": "subscribe", "data": {"topic": "news"}})).await;
     let other = "00-11111111111111111111111111111111-2222222222222222-01";
     let mut publisher = Client::connect(&server).await;
     publisher.send(&publish("news", &json!({"traceparent": other}))).await;
@@ -222,7 +222,7 @@ async fn a_subscriber_that_came_in_a_trace_is_linked() {
 }
 
 #[tokio::test]
-async fn only_the_first_deliveries_of_a_fan_out_have_spans_and_all_are_counted() {
+async fn only_the_first_deliveries_of_a_fan_out_have_spans() {
     let collector = Collector::http().await;
     let server = server(&collector, &["--trace-sample-ratio", "0", "--workers", "1"], &[]);
     let mut subscribers = Vec::new();
@@ -233,7 +233,7 @@ async fn only_the_first_deliveries_of_a_fan_out_have_spans_and_all_are_counted()
     publisher.send(&publish("news", &json!({"traceparent": traceparent("01")}))).await;
     let first = context(&subscribers[0].receive().await);
     for subscriber in &mut subscribers[1..] {
-        assert_eq!(context(&subscriber.receive().await), first, "encoded once, for all");
+        assert_eq!(context(&subscriber.receive().await), first, "encoded once for all subscribers");
     }
     let fan_out = collector.span("fan_out", |span| span.name == "fan_out").await;
     assert_eq!(fan_out.attributes["deeperhub.subscribers"], "40");
@@ -242,19 +242,19 @@ async fn only_the_first_deliveries_of_a_fan_out_have_spans_and_all_are_counted()
 }
 
 #[tokio::test]
-async fn a_message_that_is_refused_has_a_span_that_failed() {
+async fn a_refused_message_has_a_failed_span() {
     let collector = Collector::http().await;
     let server = server(&collector, &["--max-subscriptions", "1"], &[]);
     let mut client = subscribed(&server, "a").await;
     let meta = json!({"traceparent": traceparent("01")});
-    let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": "b"}, "meta": meta})).await;
+    let reply = client.request(&json!({"type": "subscribe", "data": {"topic": "b"}, "meta": meta})).await;
     assert_eq!(reply["data"]["code"], "too_many_subscriptions");
     let span = collector.span("subscribe", |span| span.trace_id == TRACE && span.name == "subscribe").await;
     assert_eq!(span.attributes["error.type"], "too_many_subscriptions");
     assert_eq!(span.span.status.map(|status| status.code()), Some(StatusCode::Error));
 }
 
-/// Publishes some messages that belong to no trace, and counts how many became one.
+/// Publishes messages outside a trace and returns how many started one.
 pub(crate) async fn sampled(server: &Server, count: usize) -> usize {
     let mut subscriber = subscribed(server, "news").await;
     let mut publisher = Client::connect(server).await;
@@ -276,8 +276,8 @@ async fn new_traces_are_recorded_by_ratio() {
     let none = server(&collector, &["--trace-sample-ratio", "0"], &[]);
     assert_eq!(sampled(&none, 20).await, 0);
     let mut subscriber = subscribed(&none, "news").await;
-    let answer = http(none.api(), "POST /v1/topics/news/messages", &[], "{}").await;
-    assert_eq!((answer.status, subscriber.receive().await.get("meta")), (200, None));
+    let response = http(none.api(), "POST /v1/topics/news/messages", &[], "{}").await;
+    assert_eq!((response.status, subscriber.receive().await.get("meta")), (200, None));
 
     let by_variable = server(&collector, &[], &[("OTEL_TRACES_SAMPLER", "always_off")]);
     assert_eq!(sampled(&by_variable, 20).await, 0);
@@ -287,8 +287,8 @@ async fn new_traces_are_recorded_by_ratio() {
     assert!((50..150).contains(&half), "{half} of 200");
 }
 
-/// What the metrics say of spans that were lost for a reason.
-async fn lost(server: &Server, reason: &str) -> u64 {
+/// Returns the metric of spans lost for a reason.
+async fn lost_spans(server: &Server, reason: &str) -> u64 {
     let text = http(server.api(), "GET /metrics", &[], "").await.body;
     let name = format!("deeperhub_trace_spans_dropped_total{{reason=\"{reason}\"}} ");
     let line = text.lines().find_map(|line| line.strip_prefix(&name));
@@ -296,9 +296,9 @@ async fn lost(server: &Server, reason: &str) -> u64 {
 }
 
 async fn wait_for_lost(server: &Server, reason: &str) -> u64 {
-    patiently("lost spans", async {
+    wait_for("lost spans", async {
         loop {
-            let lost = lost(server, reason).await;
+            let lost = lost_spans(server, reason).await;
             if lost > 0 {
                 return lost;
             }
@@ -309,15 +309,15 @@ async fn wait_for_lost(server: &Server, reason: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_collector_that_comes_later_gets_what_waited_for_it() {
+async fn a_late_collector_gets_the_queued_spans() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
     for protocol in ["grpc", "http/protobuf"] {
         let url = format!("http://{address}");
-        let variables = [SOON[0], SOON[1], ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)];
+        let variables = [FAST_EXPORT[0], FAST_EXPORT[1], ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)];
         let server = Server::start_with(&["--otlp-endpoint", &url], &variables);
-        assert_eq!(sampled(&server, 3).await, 3, "nobody waits for the collector");
+        assert_eq!(sampled(&server, 3).await, 3, "clients do not wait for the collector");
         let listener = TcpListener::bind(address).await.unwrap();
         let collector =
             if protocol == "grpc" { Collector::grpc_on(listener) } else { Collector::http_on(listener) };
@@ -326,10 +326,10 @@ async fn a_collector_that_comes_later_gets_what_waited_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_refuses_costs_spans_which_are_counted() {
+async fn spans_that_a_collector_refuses_are_counted() {
     let collector = Collector::http().await;
     collector.refuse(Some(503));
-    // A short time to try, so that the batch is given up.
+    // A short export timeout, so that the batch is dropped.
     let server = server(&collector, &[], &[("OTEL_BSP_EXPORT_TIMEOUT", "1")]);
     assert_eq!(sampled(&server, 3).await, 3);
     collector.wait_for_refusals(1).await;
@@ -343,7 +343,7 @@ async fn a_collector_that_refuses_costs_spans_which_are_counted() {
 
 /// A `Retry-After` that overflows `Instant` must not end the exporter.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_retry_after_is_too_long() {
+async fn a_huge_retry_after_does_not_stop_the_exporter() {
     let collector = Collector::http().await;
     for (round, retry_after) in
         ["18446744073709551615", "18446744073709551616", "-1", "Fri, 31 Dec 9999 23:59:59 GMT"]
@@ -363,7 +363,7 @@ async fn no_retry_after_is_too_long() {
 }
 
 #[tokio::test]
-async fn clients_cannot_have_every_message_recorded() {
+async fn clients_cannot_force_every_message_to_be_sampled() {
     let collector = Collector::http().await;
     let meta = json!({"traceparent": traceparent("01")});
     for (rate, ratio, expected) in [("0", "0", 0..=0), ("5", "0", 5..=150), ("0", "1", 200..=200)] {
@@ -383,8 +383,8 @@ async fn clients_cannot_have_every_message_recorded() {
         // The rate for clients does not limit backends.
         for _ in 0..20 {
             let headers = [format!("traceparent: {}", traceparent("01"))];
-            let answer = http(server.api(), "POST /v1/topics/news/messages", &[&headers[0]], "1").await;
-            assert_eq!(answer.status, 200);
+            let response = http(server.api(), "POST /v1/topics/news/messages", &[&headers[0]], "1").await;
+            assert_eq!(response.status, 200);
             assert_eq!(context(&subscriber.receive().await).0, TRACE);
         }
     }
@@ -400,11 +400,12 @@ async fn spans_that_the_collector_rejects_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_never_answers_costs_spans_and_holds_up_nothing() {
-    // Takes connections, and that is all.
+async fn an_unresponsive_collector_loses_spans_and_delays_nothing() {
+    // Accepts connections and does nothing else.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let variables = [SOON[0], ("OTEL_BSP_MAX_QUEUE_SIZE", "8"), ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")];
+    let variables =
+        [FAST_EXPORT[0], ("OTEL_BSP_MAX_QUEUE_SIZE", "8"), ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")];
     let flags = ["--otlp-endpoint", &url, "--rate-limit", "0", "--drain-timeout", "0"];
     let mut server = Server::start_with(&flags, &variables);
     assert_eq!(sampled(&server, 100).await, 100);
@@ -414,9 +415,9 @@ async fn a_collector_that_never_answers_costs_spans_and_holds_up_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_recorded_last_is_sent_before_the_end() {
+async fn the_last_spans_are_flushed_at_shutdown() {
     let collector = Collector::grpc().await;
-    // Far longer than the test: only the end sends it.
+    // Far longer than the test: only the shutdown flushes it.
     let variables = [("OTEL_BSP_SCHEDULE_DELAY", "3600000"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")];
     let mut server = server(&collector, &["--drain-timeout", "0"], &variables);
     assert_eq!(sampled(&server, 5).await, 5);
@@ -427,7 +428,7 @@ async fn what_is_recorded_last_is_sent_before_the_end() {
 }
 
 #[tokio::test]
-async fn metrics_go_out_from_the_same_cells_as_the_text() {
+async fn exported_metrics_match_the_scraped_ones() {
     for (collector, protocol) in
         [(Collector::grpc().await, "grpc"), (Collector::http().await, "http/protobuf")]
     {
@@ -481,22 +482,23 @@ async fn metrics_go_out_from_the_same_cells_as_the_text() {
 }
 
 #[tokio::test]
-async fn telemetry_can_be_switched_off_by_the_variables() {
+async fn variables_can_switch_telemetry_off() {
     let collector = Collector::http().await;
     let url = collector.url();
     for switched_off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
-        let variables = [SOON[0], SOON[1], ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()), switched_off];
+        let variables =
+            [FAST_EXPORT[0], FAST_EXPORT[1], ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()), switched_off];
         let server = Server::start_with(&[], &variables);
         assert_eq!(sampled(&server, 3).await, 0, "{switched_off:?}");
     }
-    let by_variable = [SOON[0], SOON[1], ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str())];
+    let by_variable = [FAST_EXPORT[0], FAST_EXPORT[1], ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str())];
     let server = Server::start_with(&[], &by_variable);
     assert_eq!(sampled(&server, 3).await, 3);
     collector.spans(3, |span| span.name == "publish").await;
 }
 
 #[tokio::test]
-async fn openmetrics_has_exemplars_that_name_traces() {
+async fn openmetrics_exemplars_name_traces() {
     let collector = Collector::http().await;
     let server = server(&collector, &["--trace-sample-ratio", "0"], &[]);
     let mut subscriber = subscribed(&server, "news").await;
@@ -504,7 +506,7 @@ async fn openmetrics_has_exemplars_that_name_traces() {
     publisher.send(&publish("news", &json!({"traceparent": traceparent("01")}))).await;
     let (_, span, _) = context(&subscriber.receive().await);
     let exemplar = format!(" # {{trace_id=\"{TRACE}\",span_id=\"{span}\"}} ");
-    patiently("an exemplar", async {
+    wait_for("an exemplar", async {
         loop {
             let headers = ["Accept: application/openmetrics-text"];
             let text = http(server.api(), "GET /metrics", &headers, "").await.body;
@@ -518,17 +520,17 @@ async fn openmetrics_has_exemplars_that_name_traces() {
     })
     .await;
     let plain = http(server.api(), "GET /metrics", &[], "").await.body;
-    assert!(!plain.contains("trace_id"), "the older format has no exemplars");
+    assert!(!plain.contains("trace_id"), "the Prometheus text format has no exemplars");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn log_lines_within_a_trace_name_it() {
+async fn log_lines_within_a_trace_have_its_id() {
     let collector = Collector::http().await;
     let flags = ["--log-format", "json", "--log-level", "debug", "--max-subscriptions", "1"];
     let server = server(&collector, &flags, &[]);
     let mut client = subscribed(&server, "a").await;
     let meta = json!({"traceparent": traceparent("01")});
-    client.ask(&json!({"type": "subscribe", "data": {"topic": "b"}, "meta": meta})).await;
+    client.request(&json!({"type": "subscribe", "data": {"topic": "b"}, "meta": meta})).await;
     let header = format!("traceparent: {}", traceparent("01"));
     http(server.api(), "GET /v1/topics", &[&header], "").await;
     server.wait_for_stderr("Call answered");
@@ -555,8 +557,8 @@ fn promtool(arguments: &[&str], input: &str) {
         .expect("promtool runs");
     child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("promtool reads");
     let output = child.wait_with_output().expect("promtool ends");
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
+    let text = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&text));
 }
 
 #[tokio::test]

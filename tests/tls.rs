@@ -1,4 +1,5 @@
-//! TLS from outside: versions, resumption, certificates of clients, files that change, and peers that break it.
+//! TLS: versions, resumption, client certificates, changing files, and peers that violate the
+//! protocol.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -12,14 +13,14 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
-    Authority, Identity, Issuer, PATIENCE, Server, TlsClient, connect_tls, from_now, http, metric, patiently,
-    run, text, with_token,
+    Authority, Identity, Issuer, Server, TlsClient, WAIT_TIMEOUT, connect_tls, from_now, http, metric, run,
+    text, wait_for, with_token,
 };
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
-/// A server with TLS by an authority of its own.
+/// Starts a server with TLS and its own authority.
 fn start(flags: &[&str]) -> (Authority, Identity, Server) {
     let authority = Authority::new();
     let identity = authority.server("server");
@@ -33,7 +34,7 @@ fn echo(data: impl Into<Value>) -> Value {
 
 /// Waits until a metric has reached a value.
 async fn wait_for_metric(server: &Server, name: &str, value: u64) {
-    patiently(name, async {
+    wait_for(name, async {
         while metric(server, name).await < value {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -41,7 +42,8 @@ async fn wait_for_metric(server: &Server, name: &str, value: u64) {
     .await;
 }
 
-/// Asks for an upgrade with `openssl s_client` and returns what it wrote, up to the `welcome` at least.
+/// Requests an upgrade with `openssl s_client` and returns its output, at least up to the
+/// `welcome`.
 fn s_client(server: &Server, authority: &Authority, flags: &[&str]) -> String {
     let address = server.clients.to_string();
     let mut child = Command::new("openssl")
@@ -65,7 +67,7 @@ fn s_client(server: &Server, authority: &Authority, flags: &[&str]) -> String {
     let mut stdout = child.stdout.take().expect("a pipe");
     let reader = std::thread::spawn(move || {
         let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
-        // With TLS 1.3 the ticket comes before the answer.
+        // With TLS 1.3, the ticket comes before the response.
         while !seen.windows(9).any(|window| window == b"\"welcome\"") {
             match stdout.read(&mut buffer) {
                 Ok(read @ 1..) => seen.extend_from_slice(&buffer[..read]),
@@ -74,11 +76,11 @@ fn s_client(server: &Server, authority: &Authority, flags: &[&str]) -> String {
         }
         (seen, stdout)
     });
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !reader.is_finished() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
-    // The end of its input ends it, and lets it write its session.
+    // The end of its input ends `s_client` and lets it write its session.
     drop(child.stdin.take());
     let (mut seen, mut stdout) = reader.join().expect("it can be read");
     let _ = stdout.read_to_end(&mut seen);
@@ -105,7 +107,7 @@ async fn openssl_connects_with_both_versions_and_resumes() {
 }
 
 #[test]
-fn openssl_connects_with_each_good_cipher_and_with_no_other() {
+fn openssl_connects_with_each_strong_cipher_only() {
     let (authority, _, server) = start(&[]);
     for cipher in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"] {
         let seen = s_client(&server, &authority, &["-tls1_3", "-ciphersuites", cipher]);
@@ -130,7 +132,7 @@ fn openssl_connects_with_each_good_cipher_and_with_no_other() {
 }
 
 #[test]
-fn versions_of_the_past_are_refused() {
+fn obsolete_tls_versions_are_refused() {
     let (authority, _, server) = start(&[]);
     let seen = s_client(&server, &authority, &["-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"]);
     assert!(!seen.contains("101 Switching"), "{seen}");
@@ -148,21 +150,25 @@ async fn the_start_line_says_that_tls_is_on() {
 }
 
 #[tokio::test]
-async fn messages_of_all_sizes_come_back_whole() {
+async fn messages_of_all_sizes_are_echoed_whole() {
     let (authority, _, server) = start(&["--max-message-bytes", "3000000", "--rate-limit", "0"]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
-    // Around the sizes of records, of what is encrypted at once, and up to the limit.
+    // Sizes around those of records and of encryption batches, and up to the limit.
     let overhead = echo("").to_string().len();
     let sizes =
         [0, 1, 125, 126, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537, 131_072, 1_000_003, 3_000_000];
     for size in sizes {
         let length = usize::saturating_sub(size, overhead);
         let pattern: String = (0..length).map(|at| char::from(b'a' + (at % 23) as u8)).collect();
-        assert!(client.ask(&echo(&*pattern)).await["data"] == *pattern, "{size} bytes come back changed");
+        assert!(
+            client.request(&echo(&*pattern)).await["data"] == *pattern,
+            "{size} bytes were echoed wrongly"
+        );
     }
 }
 
-/// More than the sockets hold goes both ways before anything is read, so that writes stop in the middle of records.
+/// More than the sockets hold goes both ways before anything is read, so that writes stop within
+/// records.
 #[tokio::test]
 async fn a_slow_reader_gets_every_byte_in_order() {
     let (authority, _, server) = start(&[
@@ -177,13 +183,13 @@ async fn a_slow_reader_gets_every_byte_in_order() {
     let config = authority.trusting(None);
     let mut slow = TlsClient::connect(&server, &config).await;
     let mut publisher = TlsClient::connect(&server, &config).await;
-    slow.ask(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
+    slow.request(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
     let sizes: Vec<usize> = (0..600).map(|n| [10, 200, 3000, 40_000, 90_000][n % 5] + n).collect();
     for (n, size) in sizes.iter().enumerate() {
         let message = json!({"n": n, "pad": "x".repeat(*size)});
         let publish = json!({"type": "publish", "id": n, "data": {"topic": "t", "message": message}});
-        assert_eq!(publisher.ask(&publish).await["type"], "published");
-        // Its own messages come in between.
+        assert_eq!(publisher.request(&publish).await["type"], "published");
+        // Its own messages arrive in between.
         if n % 50 == 0 {
             slow.send(&json!({"type": "echo", "id": n, "data": n})).await;
         }
@@ -203,9 +209,9 @@ async fn a_slow_reader_gets_every_byte_in_order() {
     }
 }
 
-/// A fan-out over TLS is encrypted for each and leaves for many at once; some of them read only when all is over.
+/// Encrypts a fan-out for each client and writes it to many at once; some read only at the end.
 #[tokio::test]
-async fn a_fan_out_reaches_prompt_and_late_readers_whole_and_in_order() {
+async fn a_fan_out_reaches_fast_and_slow_readers_whole_and_in_order() {
     const CLIENTS: usize = 24;
     const MESSAGES: usize = 1500;
     for io_uring in ["auto", "off"] {
@@ -225,7 +231,7 @@ async fn a_fan_out_reaches_prompt_and_late_readers_whole_and_in_order() {
         let mut clients = Vec::new();
         for _ in 0..CLIENTS {
             let mut client = TlsClient::connect(&server, &config).await;
-            assert_eq!(client.ask(&subscribe).await["type"], "subscribed");
+            assert_eq!(client.request(&subscribe).await["type"], "subscribed");
             clients.push(client);
         }
         let size = |n: usize| [10, 200, 3000, 9000, 17_000][n % 5] + n;
@@ -256,21 +262,21 @@ async fn a_fan_out_reaches_prompt_and_late_readers_whole_and_in_order() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stands_still_is_closed_with_1013_and_the_others_go_on() {
+async fn a_stalled_reader_is_closed_with_1013_and_the_others_continue() {
     let (authority, _, server) =
         start(&["--rate-limit", "0", "--max-queue-bytes", "200000", "--no-compression"]);
     let config = authority.trusting(None);
     let mut stuck = TlsClient::connect(&server, &config).await;
     let mut publisher = TlsClient::connect(&server, &config).await;
-    stuck.ask(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
+    stuck.request(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
     let publish = json!({"type": "publish", "id": 1, "data": {"topic": "t", "message": "x".repeat(60_000)}});
-    patiently("nobody is subscribed any more", async {
-        while publisher.ask(&publish).await["data"]["subscribers"] == 1 {}
+    wait_for("the end of all subscriptions", async {
+        while publisher.request(&publish).await["data"]["subscribers"] == 1 {}
     })
     .await;
-    // What was under way comes whole, then the reason.
+    // Data in flight arrives whole, then the reason.
     let code = loop {
-        match patiently("the end", stuck.socket.next()).await {
+        match wait_for("the end", stuck.socket.next()).await {
             Some(Ok(Message::Text(_) | Message::Ping(_))) => {}
             Some(Ok(Message::Close(Some(frame)))) => break u16::from(frame.code),
             other => panic!("{other:?}"),
@@ -280,24 +286,24 @@ async fn a_reader_that_stands_still_is_closed_with_1013_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn the_end_is_announced_so_that_nothing_can_be_cut_off() {
+async fn connections_end_with_close_notify() {
     let (authority, _, server) = start(&[]);
     let config = authority.trusting(None);
-    // A refusal, and a connection that closes.
+    // A refused request and a closing connection.
     let mut refused = connect_tls(&server, &config).await.unwrap();
     refused.write_all(b"GET /elsewhere HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
+    let mut response = String::new();
     // An end without close_notify is an error here.
-    patiently("the end", refused.read_to_string(&mut answer)).await.expect("the end is announced");
-    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    wait_for("the end", refused.read_to_string(&mut response)).await.expect("the end is announced");
+    assert!(response.starts_with("HTTP/1.1 404 "), "{response}");
 
     let mut client = TlsClient::connect(&server, &config).await;
     client.socket.close(None).await.unwrap();
-    while let Some(message) = patiently("the end", client.socket.next()).await {
+    while let Some(message) = wait_for("the end", client.socket.next()).await {
         message.expect("it closes as it should");
     }
     let mut rest = Vec::new();
-    patiently("the end", client.socket.get_mut().read_to_end(&mut rest)).await.expect("the end is announced");
+    wait_for("the end", client.socket.get_mut().read_to_end(&mut rest)).await.expect("the end is announced");
 }
 
 #[tokio::test]
@@ -306,7 +312,7 @@ async fn a_drain_reaches_clients_over_tls() {
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
     server.signal("TERM");
     assert_eq!(client.receive().await["type"], "goodbye");
-    match patiently("the end", client.socket.next()).await {
+    match wait_for("the end", client.socket.next()).await {
         Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1001),
         other => panic!("{other:?}"),
     }
@@ -314,46 +320,46 @@ async fn a_drain_reaches_clients_over_tls() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
-/// The certificate that a new connection is shown.
-async fn shown(server: &Server, authority: &Authority) -> Vec<u8> {
+/// Returns the certificate that a new connection gets.
+async fn served_certificate(server: &Server, authority: &Authority) -> Vec<u8> {
     let stream = connect_tls(server, &authority.trusting(None)).await.unwrap();
     let (_, connection) = stream.get_ref();
     connection.peer_certificates().unwrap()[0].to_vec()
 }
 
 #[tokio::test]
-async fn certificates_are_read_again_on_sighup_and_connections_stay() {
+async fn certificates_are_reloaded_on_sighup_and_connections_stay() {
     let (authority, identity, server) = start(&[]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
-    let first = shown(&server, &authority).await;
+    let first = served_certificate(&server, &authority).await;
     authority.server("second").replace(&identity);
     server.signal("HUP");
     server.wait_for_stderr("Reloaded what=\"TLS certificate\"");
-    assert_ne!(shown(&server, &authority).await, first);
+    assert_ne!(served_certificate(&server, &authority).await, first);
 
-    // A bad one is told, and the good one stays.
-    let second = shown(&server, &authority).await;
+    // An invalid certificate is reported, and the valid one stays.
+    let second = served_certificate(&server, &authority).await;
     std::fs::write(&identity.key, "no key").unwrap();
     server.signal("HUP");
     server.wait_for_stderr(&format!("{}: it contains no private key", identity.key.display()));
-    assert!(server.stderr().contains("Cannot be read again; what was read before stays."));
-    assert_eq!(shown(&server, &authority).await, second);
-    assert_eq!(client.ask(&echo(1)).await["data"], 1);
+    assert!(server.stderr().contains("Reload failed; previous values stay in effect"));
+    assert_eq!(served_certificate(&server, &authority).await, second);
+    assert_eq!(client.request(&echo(1)).await["data"], 1);
 }
 
 #[tokio::test]
-async fn certificates_are_read_again_when_their_files_change() {
+async fn certificates_are_reloaded_when_their_files_change() {
     let (authority, identity, server) = start(&[]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
-    let first = shown(&server, &authority).await;
+    let first = served_certificate(&server, &authority).await;
     authority.server("second").replace(&identity);
     server.wait_for_stderr("Reloaded");
-    assert_ne!(shown(&server, &authority).await, first);
-    assert_eq!(client.ask(&echo(1)).await["data"], 1);
+    assert_ne!(served_certificate(&server, &authority).await, first);
+    assert_eq!(client.request(&echo(1)).await["data"], 1);
     assert!(!server.stderr().contains("Cannot be read"), "{}", server.stderr());
 }
 
-/// The users of all clients, sorted.
+/// Returns the users of all clients, sorted.
 async fn users(server: &Server) -> Vec<Value> {
     let list = http(server.api(), "GET /v1/clients", &[], "").await.json();
     let clients = list["clients"].as_array().unwrap_or_else(|| panic!("{list}"));
@@ -380,11 +386,11 @@ async fn a_certificates_subject_is_the_user_unless_a_token_says_otherwise() {
     let _by_token = TlsClient::over(stream, with_token(&server, &token("bob"))).await.unwrap();
     assert_eq!(users(&server).await, [json!("alice"), json!("bob"), json!(null)]);
 
-    // One that comes later says otherwise too; then it is the user who renews.
+    // A later token changes it too; renewals then need the new user.
     let log_in = |user: &str| json!({"type": "authenticate", "data": {"token": token(user)}});
-    assert_eq!(by_certificate.ask(&log_in("carol")).await["data"]["user"], "carol");
+    assert_eq!(by_certificate.request(&log_in("carol")).await["data"]["user"], "carol");
     assert_eq!(users(&server).await, [json!("bob"), json!("carol"), json!(null)]);
-    assert_eq!(by_certificate.ask(&log_in("dave")).await["data"]["code"], "token_invalid");
+    assert_eq!(by_certificate.request(&log_in("dave")).await["data"]["code"], "token_invalid");
     for (user, clients) in [("alice", 0), ("carol", 1)] {
         let request = format!("POST /v1/users/{user}/messages");
         let sent = http(server.api(), &request, &[], r#"{"type":"hello"}"#).await.json();
@@ -393,14 +399,14 @@ async fn a_certificates_subject_is_the_user_unless_a_token_says_otherwise() {
 }
 
 #[tokio::test]
-async fn a_certificate_is_no_token_where_one_is_required() {
+async fn a_certificate_does_not_replace_a_required_token() {
     let authority = Authority::new();
     let issuer = Issuer::new("a secret of the tests, of more than 32 bytes");
     let secret = issuer.file();
     let flags = ["--tls-client-ca", text(&authority.cert), "--auth-secret-file", &secret, "--auth-required"];
     let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
     let mut client = TlsClient::connect(&server, &authority.trusting(Some(&authority.client("alice")))).await;
-    assert_eq!(client.ask(&echo(1)).await["data"]["code"], "unauthorized");
+    assert_eq!(client.request(&echo(1)).await["data"]["code"], "unauthorized");
 }
 
 #[tokio::test]
@@ -410,7 +416,7 @@ async fn a_certificate_of_another_authority_is_refused() {
     let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
     let strangers = Authority::new();
     let stream = connect_tls(&server, &authority.trusting(Some(&strangers.client("alice")))).await;
-    // With TLS 1.3 the client hears of it after its own handshake is over.
+    // With TLS 1.3, the client sees the rejection after its own handshake has finished.
     let refused = match stream {
         Err(_) => true,
         Ok(stream) => TlsClient::over(stream, server.url("/")).await.is_err(),
@@ -422,7 +428,7 @@ async fn a_certificate_of_another_authority_is_refused() {
 }
 
 /// Returns `true` if a client can connect with this certificate, or without one.
-async fn is_let_in(server: &Server, authority: &Authority, identity: Option<&Identity>) -> bool {
+async fn can_connect(server: &Server, authority: &Authority, identity: Option<&Identity>) -> bool {
     // With TLS 1.3, the client sees the rejection after its own handshake has finished.
     match connect_tls(server, &authority.trusting(identity)).await {
         Err(_) => false,
@@ -437,7 +443,7 @@ async fn refused_for(server: &Server, reason: &str, count: u64) {
 }
 
 #[tokio::test]
-async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and_counted_by_why() {
+async fn clients_without_a_valid_certificate_are_refused_and_counted_by_reason() {
     let (authority, strangers) = (Authority::new(), Authority::new());
     let identity = authority.server("server");
     let (good, expired) = (authority.client("alice"), authority.expired_client("bob"));
@@ -449,10 +455,10 @@ async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and
     ] {
         let flags = ["--tls-client-ca", text(&authority.cert)];
         let server = Server::start(&[&identity.flags()[..], &flags, mode].concat());
-        assert!(is_let_in(&server, &authority, Some(&good)).await, "{mode:?}");
-        assert_eq!(is_let_in(&server, &authority, None).await, without, "{mode:?}");
-        assert!(!is_let_in(&server, &authority, Some(&expired)).await, "{mode:?}");
-        assert!(!is_let_in(&server, &authority, Some(&foreign)).await, "{mode:?}");
+        assert!(can_connect(&server, &authority, Some(&good)).await, "{mode:?}");
+        assert_eq!(can_connect(&server, &authority, None).await, without, "{mode:?}");
+        assert!(!can_connect(&server, &authority, Some(&expired)).await, "{mode:?}");
+        assert!(!can_connect(&server, &authority, Some(&foreign)).await, "{mode:?}");
         refused_for(&server, "absent", u64::from(!without)).await;
         refused_for(&server, "expired", 1).await;
         refused_for(&server, "unknown_ca", 1).await;
@@ -463,8 +469,8 @@ async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and
         authority.server("second").replace(&identity);
         server.signal("HUP");
         server.wait_for_stderr("Reloaded what=\"TLS certificate\"");
-        assert_eq!(is_let_in(&server, &authority, None).await, without, "{mode:?}");
-        assert!(is_let_in(&server, &authority, Some(&good)).await, "{mode:?}");
+        assert_eq!(can_connect(&server, &authority, None).await, without, "{mode:?}");
+        assert!(can_connect(&server, &authority, Some(&good)).await, "{mode:?}");
     }
 }
 
@@ -476,13 +482,13 @@ async fn a_session_is_not_resumed_when_its_clients_certificate_has_expired() {
     let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
     // One shared configuration keeps the tickets: each connection resumes and gets the next one.
     let config = authority.trusting(Some(&authority.client_for("alice", 12)));
-    let is_let_in = async || match connect_tls(&server, &config).await {
+    let can_connect = async || match connect_tls(&server, &config).await {
         Err(_) => false,
         Ok(stream) => TlsClient::over(stream, server.url("/")).await.is_ok(),
     };
-    assert!(is_let_in().await);
-    patiently("the end of its certificate", async {
-        while is_let_in().await {
+    assert!(can_connect().await);
+    wait_for("the expiry of the certificate", async {
+        while can_connect().await {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     })
@@ -492,7 +498,7 @@ async fn a_session_is_not_resumed_when_its_clients_certificate_has_expired() {
 }
 
 #[tokio::test]
-async fn openssl_is_told_that_a_certificate_is_required_with_both_versions() {
+async fn openssl_sees_the_required_certificate_alert_with_both_versions() {
     let authority = Authority::new();
     let flags = ["--tls-client-ca", text(&authority.cert)];
     let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
@@ -508,22 +514,22 @@ async fn openssl_is_told_that_a_certificate_is_required_with_both_versions() {
 }
 
 #[tokio::test]
-async fn http_without_tls_is_told_that_this_port_speaks_tls() {
+async fn plain_http_on_a_tls_port_gets_an_explanation() {
     let (_, _, server) = start(&[]);
-    let answer = http(server.clients, "GET /", &[], "").await;
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("bad_handshake")));
-    assert!(answer.json()["error"]["message"].as_str().unwrap().contains("wss://"), "{answer:?}");
+    let response = http(server.clients, "GET /", &[], "").await;
+    assert_eq!((response.status, &response.json()["error"]["code"]), (400, &json!("bad_handshake")));
+    assert!(response.json()["error"]["message"].as_str().unwrap().contains("wss://"), "{response:?}");
 }
 
-/// Reads a socket to its end, however it ends.
+/// Reads a socket to its end, including resets.
 async fn read_to_end(mut socket: TcpStream) -> Vec<u8> {
-    let mut answer = Vec::new();
-    let _ = patiently("the end", socket.read_to_end(&mut answer)).await;
-    answer
+    let mut response = Vec::new();
+    let _ = wait_for("the end", socket.read_to_end(&mut response)).await;
+    response
 }
 
 #[tokio::test]
-async fn slow_half_open_and_broken_handshakes_cost_nobody_else_anything() {
+async fn slow_half_open_and_broken_handshakes_affect_nobody_else() {
     let (authority, _, server) = start(&["--handshake-timeout", "2s", "--rate-limit", "0", "--workers", "1"]);
     let config = authority.trusting(None);
     let mut healthy = TlsClient::connect(&server, &config).await;
@@ -531,42 +537,43 @@ async fn slow_half_open_and_broken_handshakes_cost_nobody_else_anything() {
 
     let mut attackers = Vec::new();
     for n in 0..150_usize {
-        let mut socket = patiently("a connection", TcpStream::connect(server.clients)).await.unwrap();
+        let mut socket = wait_for("a connection", TcpStream::connect(server.clients)).await.unwrap();
         let start: Vec<u8> = match n % 6 {
-            // Nothing at all, a hello in parts, a hello without the rest, a record that is announced and never comes.
+            // Nothing at all, a hello in parts, a hello without the rest, an announced record that
+            // never comes.
             0 => Vec::new(),
             1 => hello[..n].to_vec(),
             2 => hello.clone(),
             3 => b"\x16\x03\x01\x40\x00\x01\x00\xff\xff".to_vec(),
-            // Not TLS, and records of the wrong kind.
+            // Not TLS, and records of the wrong type.
             4 => (0..=255).cycle().take(3000 + n).map(|byte: u8| byte.wrapping_mul(37)).collect(),
             _ => b"\x17\x03\x03\x00\x02hi".repeat(50),
         };
         let _ = socket.write_all(&start).await;
         attackers.push(tokio::spawn(read_to_end(socket)));
-        assert_eq!(healthy.ask(&echo(n as u64)).await["data"], n);
+        assert_eq!(healthy.request(&echo(n as u64)).await["data"], n);
     }
     let mut n = 0;
     while attackers.iter().any(|attacker| !attacker.is_finished()) {
-        assert_eq!(healthy.ask(&echo(n)).await["data"], n);
+        assert_eq!(healthy.request(&echo(n)).await["data"], n);
         n += 1;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let alerts = futures_util::future::join_all(attackers).await;
-    // What broke the protocol was told so by an alert (21), in clear.
+    // Protocol violations are reported with an alert (21), unencrypted.
     let broken = alerts.iter().skip(4).step_by(6).chain(alerts.iter().skip(5).step_by(6));
-    for answer in broken {
-        let answer = answer.as_ref().unwrap();
-        assert_eq!(answer.first(), Some(&21), "{answer:?}");
+    for response in broken {
+        let response = response.as_ref().unwrap();
+        assert_eq!(response.first(), Some(&21), "{response:?}");
     }
     assert_eq!(metric(&server, "deeperhub_connections_active").await, 1);
     assert!(metric(&server, "deeperhub_handshakes_total{outcome=\"timed_out\"}").await >= 100);
     assert_eq!(metric(&server, "deeperhub_handshakes_total{outcome=\"tls_failed\"}").await, 50);
     assert_eq!(metric(&server, "deeperhub_worker_restarts_total").await, 0);
-    assert_eq!(healthy.ask(&echo("still here")).await["data"], "still here");
+    assert_eq!(healthy.request(&echo("still here")).await["data"], "still here");
 }
 
-/// The first flight of a client.
+/// Returns a client's first flight.
 fn client_hello(config: &std::sync::Arc<rustls::ClientConfig>) -> Vec<u8> {
     let name = "localhost".try_into().unwrap();
     let mut client = rustls::ClientConnection::new(std::sync::Arc::clone(config), name).unwrap();
@@ -575,14 +582,14 @@ fn client_hello(config: &std::sync::Arc<rustls::ClientConfig>) -> Vec<u8> {
     hello
 }
 
-/// A handshake message that never ends, in whole records.
+/// An endless handshake message, in whole records.
 #[tokio::test]
-async fn a_handshake_that_grows_is_cut_off() {
+async fn an_endless_tls_handshake_is_closed() {
     let (_, _, server) = start(&[]);
     let mut socket = TcpStream::connect(server.clients).await.unwrap();
     let mut record = vec![0x16, 3, 3, 0x40, 0];
     record.extend([0; 0x4000]);
-    // The first says that a hello of 65,000 bytes begins.
+    // The first record announces a hello of 65,000 bytes.
     record[5..9].copy_from_slice(&[1, 0, 0xfd, 0xe8]);
     for _ in 0..4 {
         if socket.write_all(&record).await.is_err() {
@@ -590,29 +597,29 @@ async fn a_handshake_that_grows_is_cut_off() {
         }
         record[5..9].fill(0);
     }
-    let answer = read_to_end(socket).await;
-    assert!(!answer.starts_with(b"\x16"), "{answer:?}");
+    let response = read_to_end(socket).await;
+    assert!(!response.starts_with(b"\x16"), "{response:?}");
     wait_for_metric(&server, "deeperhub_tls_handshakes_total{result=\"failed\"}", 1).await;
 }
 
 #[tokio::test]
-async fn records_that_were_tampered_with_end_the_connection() {
+async fn tampered_records_end_the_connection() {
     let (authority, _, server) = start(&[]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
-    client.ask(&echo(1)).await;
+    client.request(&echo(1)).await;
     let (socket, _) = client.socket.get_mut().get_mut();
     socket.write_all(b"\x17\x03\x03\x00\x20 this was never encrypted by us!!").await.unwrap();
-    while let Some(Ok(_)) = patiently("the end", client.socket.next()).await {}
-    patiently("it is gone", async { while !users(&server).await.is_empty() {} }).await;
+    while let Some(Ok(_)) = wait_for("the end", client.socket.next()).await {}
+    wait_for("the end of the client", async { while !users(&server).await.is_empty() {} }).await;
     assert_eq!(metric(&server, "deeperhub_connections_active").await, 0);
 }
 
 #[tokio::test]
-async fn frames_of_many_records_and_records_of_many_frames_are_read() {
+async fn frames_across_records_and_records_with_several_frames_are_read() {
     let (authority, _, server) = start(&["--rate-limit", "0"]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
     for n in 0..500 {
-        // Without a flush several frames share a record.
+        // Without a flush, several frames share a record.
         client.socket.feed(Message::text(echo(n).to_string())).await.unwrap();
     }
     client.socket.flush().await.unwrap();
@@ -665,7 +672,7 @@ fn check_refused(flags: &[&str], expected: &str) {
 }
 
 #[test]
-fn files_that_do_not_make_tls_exit_with_2_and_say_which_and_why() {
+fn invalid_tls_files_exit_with_2_and_name_file_and_reason() {
     let authority = Authority::new();
     let (one, other) = (authority.server("one"), authority.server("other"));
     let (cert, key) = (text(&one.cert), text(&one.key));
@@ -675,7 +682,10 @@ fn files_that_do_not_make_tls_exit_with_2_and_say_which_and_why() {
     check_refused(&without_ca, "--tls-client-auth needs --tls-client-ca");
     check_refused(
         &["--tls-cert", cert, "--tls-key", text(&other.key)],
-        &format!("invalid value '{}' for --tls-key: its private key is not that of", other.key.display()),
+        &format!(
+            "invalid value '{}' for --tls-key: its private key does not match the certificate in {cert}",
+            other.key.display()
+        ),
     );
     check_refused(
         &["--tls-cert", "/nowhere.pem", "--tls-key", key],

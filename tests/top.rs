@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Client, PATIENCE, Server, http, run};
+use crate::support::{Client, Server, WAIT_TIMEOUT, http, run};
 
-/// What leaves the second screen and shows the cursor again.
-const RESTORED: [&str; 2] = ["\x1b[?1049l", "\x1b[?25h"];
+/// Sequences that leave the alternate screen and show the cursor again.
+const RESTORE_SEQUENCES: [&str; 2] = ["\x1b[?1049l", "\x1b[?25h"];
 
-/// A program in a terminal. It is killed when this value goes.
+/// A program in a terminal; killed on drop.
 struct Terminal {
     child: Child,
     keys: ChildStdin,
@@ -22,7 +22,8 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Runs the program with these arguments. `script` makes the terminal and answers with the program's exit code.
+    /// Runs the program with these arguments. `script` provides the terminal and returns the
+    /// program's exit code.
     fn start(arguments: &str) -> Self {
         let program = env!("CARGO_BIN_EXE_deeperhub-ws");
         let command = format!("stty rows 24 cols 80 && exec '{program}' {arguments}");
@@ -51,29 +52,33 @@ impl Terminal {
         self.keys.flush().unwrap();
     }
 
-    /// What a person sees now.
+    /// Returns the visible screen.
     fn screen(&self) -> String {
         let mut parser = vt100::Parser::new(24, 80, 0);
         parser.process(&self.written.lock().unwrap());
         parser.screen().contents()
     }
 
-    fn wait_for(&self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+    fn wait_for_text(&self, text: &str) {
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         while !self.screen().contains(text) {
-            assert!(Instant::now() < deadline, "waited in vain for {text:?}; the screen:\n{}", self.screen());
+            assert!(
+                Instant::now() < deadline,
+                "timed out waiting for {text:?}; the screen:\n{}",
+                self.screen()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Waits for the end, and answers the exit code and all that was written.
+    /// Waits for the exit and returns the exit code and all output.
     fn end(&mut self) -> (Option<i32>, String) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(Instant::now() < deadline, "it does not end; the screen:\n{}", self.screen());
+            assert!(Instant::now() < deadline, "it did not exit; the screen:\n{}", self.screen());
             std::thread::sleep(Duration::from_millis(10));
         };
         self.reader.take().unwrap().join().unwrap();
@@ -92,52 +97,52 @@ impl Drop for Terminal {
 async fn a_server_is_watched_and_the_terminal_is_restored() {
     let server = Server::start(&["--node-id", "watched", "--api-key", "secret-key", "--rate-limit", "0"]);
     let mut client = Client::connect(&server).await;
-    client.ask(&json!({"type": "subscribe", "data": {"topic": "hot.topic"}})).await;
+    client.request(&json!({"type": "subscribe", "data": {"topic": "hot.topic"}})).await;
     let arguments = format!("top --api-listen {} --api-key secret-key --interval 100ms", server.api());
     let mut terminal = Terminal::start(&arguments);
-    terminal.wait_for("· watched ·");
-    terminal.wait_for("connections 1 of 1000");
-    terminal.wait_for("subscriptions 1   topics 1");
-    let deadline = Instant::now() + PATIENCE;
+    terminal.wait_for_text("· watched ·");
+    terminal.wait_for_text("connections 1 of 1000");
+    terminal.wait_for_text("subscriptions 1   topics 1");
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !terminal.screen().contains("hot.topic") {
         assert!(Instant::now() < deadline, "{}", terminal.screen());
         client.send(&json!({"type": "publish", "data": {"topic": "hot.topic", "message": 1}})).await;
         client.receive().await;
     }
-    terminal.wait_for(client.id());
+    terminal.wait_for_text(client.id());
     terminal.press("s");
-    terminal.wait_for("busiest topics by messages");
+    terminal.wait_for_text("busiest topics by messages");
     terminal.press("\x1b[C");
     terminal.press("s");
-    terminal.wait_for("busiest clients by messages");
+    terminal.wait_for_text("busiest clients by messages");
     terminal.press("p");
-    terminal.wait_for("· paused");
+    terminal.wait_for_text("· paused");
     terminal.press("q");
     let (code, written) = terminal.end();
     assert_eq!(code, Some(0), "{written}");
-    for sequence in RESTORED {
+    for sequence in RESTORE_SEQUENCES {
         assert!(written.contains(sequence), "{sequence:?} is not in {written:?}");
     }
     assert!(!written.contains("secret-key"));
 }
 
 #[test]
-fn a_server_that_goes_away_is_told_and_a_signal_restores_the_terminal() {
+fn a_lost_server_is_shown_and_a_signal_restores_the_terminal() {
     let mut server = Server::start(&["--drain-timeout", "0"]);
     let mut terminal = Terminal::start(&format!("top --api-listen {} --interval 100ms", server.api()));
-    terminal.wait_for("serving");
+    terminal.wait_for_text("serving");
     server.signal("TERM");
     server.wait();
-    terminal.wait_for("no answer");
-    // Control and C, which in a terminal of whole keys is no signal.
+    terminal.wait_for_text("no answer");
+    // Ctrl-C, which is not a signal in a terminal in raw mode.
     terminal.press("\x03");
     let (code, written) = terminal.end();
     assert_eq!(code, Some(0), "{written}");
-    assert!(RESTORED.iter().all(|sequence| written.contains(sequence)), "{written:?}");
+    assert!(RESTORE_SEQUENCES.iter().all(|sequence| written.contains(sequence)), "{written:?}");
 }
 
 #[tokio::test]
-async fn without_server_key_or_terminal_it_says_what_is_missing() {
+async fn a_missing_server_key_or_terminal_is_reported() {
     let server = Server::start(&["--api-key", "secret-key"]);
     let address = server.api().to_string();
     assert_eq!(http(server.api(), "GET /v1/top", &[], "").await.status, 401);

@@ -82,7 +82,7 @@ fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
 /// # Panics
 ///
 /// After 30 s.
-async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
+async fn wait_for<T>(what: &str, future: impl Future<Output = T>) -> T {
     let waited = tokio::time::timeout(Duration::from_secs(30), future).await;
     waited.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }

@@ -473,7 +473,7 @@ struct Sender<'a> {
 }
 
 /// Most bytes in one write of an attacker.
-const BATCH: usize = 256 * 1024;
+const MAX_WRITE_BYTES: usize = 256 * 1024;
 
 impl Sender<'_> {
     /// Sends `ahead` once and then `again` repeatedly.
@@ -487,7 +487,7 @@ impl Sender<'_> {
             let mut allowed = self.bucket.wait().await;
             let first = next;
             batch.clear();
-            while allowed > 0 && batch.len() < BATCH {
+            while allowed > 0 && batch.len() < MAX_WRITE_BYTES {
                 let Some(message) = message(next) else { break };
                 batch.extend_from_slice(message);
                 allowed -= 1;
@@ -570,7 +570,7 @@ impl Reading {
             }
             let len = from.read(&mut buffer).await.map_err(|error| AttackEnd::Closed(error.to_string()))?;
             if len == 0 {
-                return Ok(AttackEnd::Closed(last_words(&read)));
+                return Ok(AttackEnd::Closed(readable_tail(&read)));
             }
             read.extend_from_slice(&buffer[..len]);
         }
@@ -578,7 +578,7 @@ impl Reading {
 }
 
 /// Returns the readable end of what was received.
-fn last_words(read: &[u8]) -> String {
+fn readable_tail(read: &[u8]) -> String {
     let tail = &read[read.len().saturating_sub(80)..];
     let text: String = String::from_utf8_lossy(tail).chars().filter(|c| c.is_ascii_graphic()).collect();
     format!("ended after {text:?}")
@@ -706,8 +706,8 @@ async fn send_burst_and_leave(options: &ConnectOptions, counters: &AttackCounter
             let came = tokio::time::timeout(ANSWER_TIMEOUT, stream.read(&mut buffer)).await;
             match came {
                 Ok(Ok(len @ 1..)) => read.extend_from_slice(&buffer[..len]),
-                Ok(_) => return Ok(AttackEnd::Closed(last_words(&read))),
-                Err(_) => return Ok(AttackEnd::Closed(format!("no answer in {ANSWER_TIMEOUT:?}"))),
+                Ok(_) => return Ok(AttackEnd::Closed(readable_tail(&read))),
+                Err(_) => return Ok(AttackEnd::Closed(format!("no response in {ANSWER_TIMEOUT:?}"))),
             }
         }
     }
@@ -729,7 +729,7 @@ async fn read_slowly(options: &ConnectOptions, counters: &AttackCounters) -> Att
     loop {
         let len = stream.read(&mut buffer).await.map_err(|error| AttackEnd::Closed(error.to_string()))?;
         if len == 0 {
-            return Ok(AttackEnd::Closed(last_words(&tail)));
+            return Ok(AttackEnd::Closed(readable_tail(&tail)));
         }
         tail.extend_from_slice(&buffer[..len]);
         tail.drain(..tail.len().saturating_sub(100));

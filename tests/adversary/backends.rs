@@ -23,8 +23,8 @@ fn start(flags: &[&str]) -> Server {
 }
 
 /// Opens a connection to the API and writes `text`.
-async fn say(api: SocketAddr, text: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(api).await.expect("the API takes connections");
+async fn connect_and_write(api: SocketAddr, text: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(api).await.expect("the API accepts connections");
     // The server may have closed it already.
     let _ = stream.write_all(text.as_bytes()).await;
     stream
@@ -33,15 +33,18 @@ async fn say(api: SocketAddr, text: &str) -> TcpStream {
 /// Returns the status of a GET on a new connection; 0 if the connection ended without a response.
 async fn status(api: SocketAddr, path: &str) -> Result<u16, String> {
     let call = async {
-        let mut stream =
-            say(api, &format!("GET {path} HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n\r\n")).await;
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+        let mut stream = connect_and_write(
+            api,
+            &format!("GET {path} HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n\r\n"),
+        )
+        .await;
+        let mut response = Vec::new();
+        let _ = stream.read_to_end(&mut response).await;
+        let response = String::from_utf8_lossy(&response).into_owned();
+        response.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
     };
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, call).await;
-    answer.map_err(|_| format!("GET {path} was not answered in {ANSWER_TIMEOUT:?}"))
+    let response = tokio::time::timeout(ANSWER_TIMEOUT, call).await;
+    response.map_err(|_| format!("GET {path} was not answered in {ANSWER_TIMEOUT:?}"))
 }
 
 /// Checks that health checks answer 200 and that other calls are answered or refused.
@@ -57,7 +60,7 @@ async fn check_health(server: &Server, attack: &str) {
 }
 
 async fn open_all(server: &Server, text: &str) -> Vec<TcpStream> {
-    join_all((0..MAX_CONNECTIONS + 4).map(|_| say(server.api(), text))).await
+    join_all((0..MAX_CONNECTIONS + 4).map(|_| connect_and_write(server.api(), text))).await
 }
 
 #[tokio::test]
@@ -102,8 +105,8 @@ async fn an_unfinished_body_times_out() {
     let server = start(&[]);
     let held = open_all(&server, &unfinished_body(&server)).await;
     for mut stream in held {
-        let mut answer = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(120), stream.read_to_end(&mut answer)).await;
+        let mut response = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(120), stream.read_to_end(&mut response)).await;
         assert!(ended.is_ok(), "a body was waited for longer than two minutes");
     }
 }
@@ -129,40 +132,41 @@ async fn health_checks_answer_beside_unread_event_streams() {
     let report = healthy.stop().unwrap_or_else(|error| panic!("{error}; {counters}"));
     let grown = server.peak_resident_bytes().saturating_sub(before) >> 20;
     println!("{counters}; {report}{grown} MiB more");
-    assert!(grown < 128, "streams that nobody reads took {grown} MiB");
+    assert!(grown < 128, "unread streams took {grown} MiB");
 }
 
 /// Sends a whole request before it reads the response.
 async fn status_read_late(api: SocketAddr, head: &str, body: usize) -> Result<u16, String> {
     let call = async {
-        let mut stream = say(api, &format!("{head}Host: {api}\r\nContent-Length: {body}\r\n\r\n")).await;
+        let mut stream =
+            connect_and_write(api, &format!("{head}Host: {api}\r\nContent-Length: {body}\r\n\r\n")).await;
         for part in vec![b'1'; body].chunks(16 * 1024) {
             if stream.write_all(part).await.is_err() {
                 break;
             }
             tokio::task::yield_now().await;
         }
-        let mut answer = Vec::new();
+        let mut response = Vec::new();
         let mut buffer = [0; 4096];
         loop {
             match stream.read(&mut buffer).await {
                 Ok(0) => break,
-                Ok(len) => answer.extend_from_slice(&buffer[..len]),
-                Err(error) if answer.is_empty() => return Err(error.to_string()),
+                Ok(len) => response.extend_from_slice(&buffer[..len]),
+                Err(error) if response.is_empty() => return Err(error.to_string()),
                 Err(_) => break,
             }
             // The server may keep the connection open.
-            if answer.windows(4).any(|window| window == b"\r\n\r\n") {
+            if response.windows(4).any(|window| window == b"\r\n\r\n") {
                 break;
             }
         }
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-        status.ok_or_else(|| format!("no status in {:?}", ends(&answer)))
+        let response = String::from_utf8_lossy(&response).into_owned();
+        let status = response.split(' ').nth(1).and_then(|status| status.parse().ok());
+        status.ok_or_else(|| format!("no status in {:?}", ends(&response)))
     };
     tokio::time::timeout(ANSWER_TIMEOUT, call)
         .await
-        .unwrap_or_else(|_| Err(format!("no answer in {ANSWER_TIMEOUT:?}")))
+        .unwrap_or_else(|_| Err(format!("no response in {ANSWER_TIMEOUT:?}")))
 }
 
 #[tokio::test]
@@ -176,7 +180,7 @@ async fn a_refusal_reaches_a_backend_that_still_sends_the_body() {
         ("by a wrong method", format!("PUT /v1/clients HTTP/1.1\r\n{authorized}"), 400_000, 405),
     ] {
         let answers = join_all((0..20).map(|_| status_read_late(server.api(), &head, body))).await;
-        let lost: Vec<_> = answers.iter().filter(|answer| **answer != Ok(expected)).collect();
+        let lost: Vec<_> = answers.iter().filter(|response| **response != Ok(expected)).collect();
         assert!(lost.is_empty(), "{} of 20 answers to a body {what}: {:?}", lost.len(), lost.first());
     }
 }
@@ -196,8 +200,8 @@ async fn batches_of_the_maximum_size_do_not_delay_clients() {
         attack.spawn(async move {
             let mut batches = 0;
             while Instant::now() < end {
-                let answer = http(api, "POST /v1/batch", &[], &batch).await;
-                assert_eq!(answer.status, 200, "{}", ends(&answer.body));
+                let response = http(api, "POST /v1/batch", &[], &batch).await;
+                assert_eq!(response.status, 200, "{}", ends(&response.body));
                 batches += 1;
             }
             batches

@@ -13,7 +13,7 @@ use crate::attack::{ConnectOptions, close_reason, ends};
 use crate::wire::{RSV1, TEXT, Wire};
 
 /// Interval between two messages of a client; within the default rate limit.
-const PACE: Duration = Duration::from_millis(15);
+const SEND_INTERVAL: Duration = Duration::from_millis(15);
 
 /// Longest wait for a reply or a delivery.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
@@ -154,7 +154,7 @@ impl EchoClient {
             }
             record(&mut report.echoes, began);
             n += 1;
-            tokio::time::sleep(PACE).await;
+            tokio::time::sleep(SEND_INTERVAL).await;
         }
         Ok(report)
     }
@@ -215,7 +215,7 @@ impl Pair {
                 return Err(format!("{} published {n} and got {:?}", self.name, ends(&published)));
             }
             n += 1;
-            tokio::time::sleep(PACE).await;
+            tokio::time::sleep(SEND_INTERVAL).await;
         }
         Ok(report)
     }
@@ -232,12 +232,12 @@ async fn send(wire: &mut Wire, text: &str, compresses: bool) {
 /// Receives the next text message; anything else is an error.
 async fn receive(wire: &mut Wire, name: &str) -> Result<String, String> {
     let frame = tokio::time::timeout(ANSWER_TIMEOUT, wire.receive()).await;
-    match frame.map_err(|_| format!("{name} waited {ANSWER_TIMEOUT:?} for an answer in vain"))? {
+    match frame.map_err(|_| format!("{name} waited {ANSWER_TIMEOUT:?} for a response in vain"))? {
         None => Err(format!("{name} lost its connection without a close frame")),
         Some(frame) if frame.first & !RSV1 == TEXT => {
             let text = frame.text();
             if text.starts_with(r#"{"type":"goodbye""#) {
-                Err(format!("{name} was told {text}"))
+                Err(format!("{name} received {text}"))
             } else {
                 Ok(text)
             }
@@ -249,5 +249,5 @@ async fn receive(wire: &mut Wire, name: &str) -> Result<String, String> {
 fn record(histogram: &mut Histogram<u64>, began: Instant) {
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
     // The histogram resizes itself.
-    let _ = histogram.record_correct(micros(began.elapsed()), micros(PACE));
+    let _ = histogram.record_correct(micros(began.elapsed()), micros(SEND_INTERVAL));
 }

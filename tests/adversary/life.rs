@@ -11,7 +11,7 @@ use tokio::net::TcpSocket;
 use crate::attack::{ConnectOptions, Limits, close_reason, ends};
 use crate::healthy::HealthyClients;
 use crate::scenario::{BUDGET, Scenario, ServerSetup};
-use crate::support::{PATIENCE, Server, http, metric, patiently};
+use crate::support::{Server, WAIT_TIMEOUT, http, metric, wait_for};
 use crate::wire::{Duplex, RSV1, TEXT, Wire, masked, parse, upgrade};
 
 const CLOSE: u8 = 0x88;
@@ -41,7 +41,7 @@ async fn read_at(stream: &mut Box<dyn Duplex>, rate: usize, length: usize) -> Re
     let (mut read, mut buffer) = (Vec::new(), vec![0; rate / 20]);
     let began = Instant::now();
     loop {
-        let len = patiently("bytes", stream.read(&mut buffer)).await.map_err(|error| {
+        let len = wait_for("bytes", stream.read(&mut buffer)).await.map_err(|error| {
             format!("after {:.1} s and {} bytes: {error}", began.elapsed().as_secs_f64(), read.len())
         })?;
         read.extend_from_slice(&buffer[..len]);
@@ -149,7 +149,7 @@ async fn dead_clients_are_closed_with_4200_and_sending_clients_are_not() {
     }
     let healthy = HealthyClients::start(&[ConnectOptions::plain(server.clients)], 2, 0).unwrap();
     let began = Instant::now();
-    patiently("the end of those without a sign of life", async {
+    wait_for("the end of dead clients", async {
         while metric(&server, "deeperhub_connections_active").await > 2 {
             assert!(!healthy.has_failed(), "a healthy client failed");
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -192,7 +192,7 @@ async fn check_half_close(options: &ConnectOptions, echo_bytes: usize) -> Result
         let (read_all, ()) = tokio::join!(from.read_to_end(&mut read), write);
         read_all
     };
-    let ended = tokio::time::timeout(PATIENCE, wrote).await;
+    let ended = tokio::time::timeout(WAIT_TIMEOUT, wrote).await;
     let mut expected = expected.into_iter();
     let mut answers = 0;
     let mut rest = &read[..];
@@ -203,7 +203,7 @@ async fn check_half_close(options: &ConnectOptions, echo_bytes: usize) -> Result
                 let expected = expected.next().unwrap_or_else(|| "nothing".to_owned());
                 let text = frame.text();
                 if !text.starts_with(&expected) {
-                    return Err(format!("answer {answers} was {:?}, not {expected}", ends(&text)));
+                    return Err(format!("response {answers} was {:?}, not {expected}", ends(&text)));
                 }
                 answers += 1;
             }
@@ -290,11 +290,11 @@ async fn clients_that_read_are_not_closed_with_a_short_queue() {
 }
 
 /// Reads at `rate` to the end and returns the goodbye and the close reason.
-async fn last_words(stream: &mut Box<dyn Duplex>, rate: usize) -> (Option<String>, Option<String>) {
+async fn read_goodbye(stream: &mut Box<dyn Duplex>, rate: usize) -> (Option<String>, Option<String>) {
     let (mut read, mut buffer) = (Vec::new(), vec![0; rate / 20]);
     let (mut goodbye, mut close) = (None, None);
     loop {
-        let len = patiently("bytes", stream.read(&mut buffer)).await.unwrap_or(0);
+        let len = wait_for("bytes", stream.read(&mut buffer)).await.unwrap_or(0);
         read.extend_from_slice(&buffer[..len]);
         while let Some((frame, len)) = parse(&read) {
             read.drain(..len);
@@ -322,7 +322,7 @@ async fn a_slow_consumer_that_reads_on_receives_goodbye_and_close() {
             http(server.api(), "POST /v1/topics/t/messages", &[], &message).await;
         }
     };
-    let ((goodbye, close), ()) = tokio::join!(last_words(&mut stream, 100_000), patiently("a close", flood));
+    let ((goodbye, close), ()) = tokio::join!(read_goodbye(&mut stream, 100_000), wait_for("a close", flood));
     let (goodbye, close) = (goodbye.unwrap_or_default(), close.unwrap_or_default());
     assert!(goodbye.contains("1013"), "the goodbye was {goodbye:?}, the close {close:?}");
     assert!(close.contains("1013"), "the goodbye was {goodbye:?}, the close {close:?}");
@@ -333,7 +333,7 @@ async fn a_disconnected_slow_reader_receives_goodbye_and_close() {
     let server = Server::start(&["--max-queue-bytes", "8388608"]);
     let mut stream = with_small_buffer(&server).await;
     stream.write_all(&masked(TEXT, long_echo(60_000).as_bytes()).repeat(6)).await.unwrap();
-    patiently("the echoes", async {
+    wait_for("the echoes", async {
         while metric(&server, "deeperhub_messages_received_total{type=\"echo\"}").await < 6 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -341,9 +341,9 @@ async fn a_disconnected_slow_reader_receives_goodbye_and_close() {
     .await;
     let clients = http(server.api(), "GET /v1/clients", &[], "").await.json();
     let id = clients["clients"][0]["client_id"].as_str().expect("the reader is listed");
-    let answer = http(server.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
-    assert!(answer.status < 300, "{answer:?}");
-    let (goodbye, close) = last_words(&mut stream, 60_000).await;
+    let response = http(server.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
+    assert!(response.status < 300, "{response:?}");
+    let (goodbye, close) = read_goodbye(&mut stream, 60_000).await;
     let (goodbye, close) = (goodbye.unwrap_or_default(), close.unwrap_or_default());
     assert!(goodbye.contains("4003"), "the goodbye was {goodbye:?}, the close {close:?}");
     assert!(close.contains("4003"), "the goodbye was {goodbye:?}, the close {close:?}");
@@ -351,14 +351,14 @@ async fn a_disconnected_slow_reader_receives_goodbye_and_close() {
 
 /// Full bursts that one address may use at once for new connections, and bursts refilled per
 /// second.
-const BURSTS_OF_AN_ADDRESS: f64 = 100.0;
+const BURSTS_PER_ADDRESS: f64 = 100.0;
 const BURSTS_PER_SECOND: f64 = 20.0;
 
 /// Clients of one address reconnect whenever they have used up their burst.
 #[tokio::test]
 async fn reconnecting_does_not_refill_the_burst() {
     const CLIENTS: usize = 4;
-    const TIME: Duration = Duration::from_secs(2);
+    const RECONNECT_TIME: Duration = Duration::from_secs(2);
     let server = Server::start(&[]);
     let options = Arc::new(ConnectOptions::plain(server.clients));
     let burst = options.limits.burst as usize;
@@ -367,7 +367,7 @@ async fn reconnecting_does_not_refill_the_burst() {
         let options = Arc::clone(&options);
         async move {
             let mut answers = HashMap::<&str, usize>::new();
-            while began.elapsed() < TIME {
+            while began.elapsed() < RECONNECT_TIME {
                 // Retry a moment later.
                 let Ok(mut wire) = options.connect().await else {
                     *answers.entry("refused connection").or_default() += 1;
@@ -392,13 +392,13 @@ async fn reconnecting_does_not_refill_the_burst() {
         }
     }
     let seconds = began.elapsed().as_secs_f64();
-    let bursts = BURSTS_OF_AN_ADDRESS + BURSTS_PER_SECOND * seconds;
+    let bursts = BURSTS_PER_ADDRESS + BURSTS_PER_SECOND * seconds;
     let allowed = bursts * options.limits.burst + CLIENTS as f64 * options.limits.rate * seconds;
     let taken = all.get("pong").copied().unwrap_or_default();
     println!("in {seconds:.1} s: {all:?}; allowed are {allowed:.0} messages");
     assert!(
         taken as f64 <= 1.1 * allowed,
-        "{CLIENTS} clients of one address that reconnect sent {taken} messages in {seconds:.1} s; bursts of new \
+        "{CLIENTS} reconnecting clients of one address sent {taken} messages in {seconds:.1} s; bursts of new \
          connections and the rate allow {allowed:.0}: {all:?}"
     );
 }

@@ -8,15 +8,15 @@ use crate::attack::{Attack, Limits};
 use crate::scenario::{BUDGET, Scenario, ServerSetup};
 
 /// Environment variable with the seed of a mixture to repeat.
-const SEED: &str = "DEEPERHUB_ADVERSARY_SEED";
+const SEED_VARIABLE: &str = "DEEPERHUB_ADVERSARY_SEED";
 
 fn seed() -> u64 {
-    std::env::var(SEED).ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..))
+    std::env::var(SEED_VARIABLE).ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..))
 }
 
 /// Runs four random attacks with up to `most` clients each against a server with random settings.
 async fn check_mixture(seed: u64, most: usize, time: Duration) {
-    println!("{SEED}={seed}");
+    println!("{SEED_VARIABLE}={seed}");
     let mut rng = Rng::with_seed(seed);
     let setup = ServerSetup {
         has_two_workers: rng.bool(),

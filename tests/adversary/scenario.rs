@@ -233,9 +233,9 @@ impl Scenario {
         while Instant::now() < end && !healthy[0].has_failed() {
             tokio::time::sleep(Duration::from_millis(100).min(time)).await;
             let began = Instant::now();
-            let answer = http(self.server.api(), "GET /health/ready", &[], "").await;
-            if answer.status != 200 {
-                return Err(format!("/health/ready answered {}: {}", answer.status, answer.body));
+            let response = http(self.server.api(), "GET /health/ready", &[], "").await;
+            if response.status != 200 {
+                return Err(format!("/health/ready answered {}: {}", response.status, response.body));
             }
             if began.elapsed() > Duration::from_secs(10) {
                 return Err(format!("/health/ready took {:?}", began.elapsed()));

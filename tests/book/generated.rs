@@ -1,5 +1,5 @@
-//! The parts of the book that are generated: the table of settings and the table of metrics.
-//! `UPDATE_SNAPSHOTS=1` writes them anew.
+//! Generated parts of the book: the table of settings and the table of metrics.
+//! `UPDATE_SNAPSHOTS=1` writes them again.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,18 +9,19 @@ use crate::support::{Authority, ROOT, Server, TemporaryDir, http, run, text};
 
 use super::Page;
 
-const END: &str = "<!-- end of generated -->";
+const END_MARKER: &str = "<!-- end of generated -->";
 
-/// Compares the generated part of a page with what the program says today; with `UPDATE_SNAPSHOTS`
-/// set, writes it.
+/// Compares the generated part of a page with the program's current output; with `UPDATE_SNAPSHOTS`
+/// set, writes it instead.
 fn check_generated(page: &str, name: &str, generated: &str) {
     let Page { path, text } = Page::read(page);
     let begin = format!("<!-- generated: {name} -->\n");
     let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{path} has no {begin}"));
-    let (committed, after) = rest.split_once(END).unwrap_or_else(|| panic!("{path} has no {END}"));
+    let (committed, after) =
+        rest.split_once(END_MARKER).unwrap_or_else(|| panic!("{path} has no {END_MARKER}"));
     let generated = format!("\n{generated}\n");
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-        let text = format!("{before}{begin}{generated}{END}{after}");
+        let text = format!("{before}{begin}{generated}{END_MARKER}{after}");
         std::fs::write(Path::new(ROOT).join(path), text).expect("a page can be written");
         return;
     }
@@ -31,12 +32,12 @@ fn check_generated(page: &str, name: &str, generated: &str) {
     );
 }
 
-/// One setting, as `--help` and `config default` describe it.
+/// One setting, as described by `--help` and `config default`.
 #[derive(Debug)]
 pub(super) struct Setting {
     pub(super) heading: String,
     key: String,
-    /// Paragraphs of its help; the first without its default.
+    /// Paragraphs of its help; the first without the default.
     help: Vec<String>,
     /// Allowed values with what each means, if they are few.
     values: Vec<String>,
@@ -115,13 +116,13 @@ pub(super) fn settings() -> Vec<Setting> {
     settings
 }
 
-/// Escapes what a table cell cannot hold.
+/// Escapes characters that a table cell cannot contain.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('<', "&lt;")
 }
 
 #[test]
-fn the_table_of_settings_is_as_the_program_has_them() {
+fn the_settings_table_matches_the_program() {
     let mut tables = String::new();
     let mut heading = "";
     for setting in &settings() {
@@ -168,7 +169,7 @@ pub(super) struct Family {
     pub(super) labels: BTreeMap<String, Vec<String>>,
 }
 
-/// Returns the metrics of a server that has everything on, in the order of its answer.
+/// Returns the metrics of a server with every feature enabled, in the order of its response.
 pub(super) fn metric_families() -> Vec<Family> {
     let authority = Authority::new();
     let identity = authority.server("localhost");
@@ -180,9 +181,9 @@ pub(super) fn metric_families() -> Vec<Family> {
     flags.extend(["--cluster", "nats://127.0.0.1:1", "--otlp-endpoint", "http://127.0.0.1:1"]);
     let server = Server::start(&flags);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let answer = runtime.block_on(http(server.api(), "GET /metrics", &[], "")).body;
+    let response = runtime.block_on(http(server.api(), "GET /metrics", &[], "")).body;
     let mut families: Vec<Family> = Vec::new();
-    for line in answer.lines() {
+    for line in response.lines() {
         if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|line| line.split_once(' ')) {
             let (name, help) = (name.to_owned(), help.to_owned());
             families.push(Family { name, kind: String::new(), help, labels: BTreeMap::new() });
@@ -209,7 +210,7 @@ pub(super) fn metric_families() -> Vec<Family> {
 }
 
 #[test]
-fn the_table_of_metrics_is_as_the_server_has_them() {
+fn the_metrics_table_matches_the_server() {
     let mut table = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
     for Family { name, kind, help, labels } in metric_families() {
         let labels = labels.iter().map(|(key, values)| {

@@ -7,15 +7,15 @@ use crate::support::ROOT;
 
 use super::markdown;
 
-/// Folders that hold nothing of ours.
-const SKIPPED: [&str; 5] = ["target", ".venv", "node_modules", ".git", "corpus"];
+/// Directories without files of the project.
+const SKIPPED_DIRS: [&str; 5] = ["target", ".venv", "node_modules", ".git", "corpus"];
 
 fn markdown_files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).expect("a folder can be read") {
-        let path = entry.expect("a folder can be read").path();
+    for entry in std::fs::read_dir(folder).expect("a directory can be read") {
+        let path = entry.expect("a directory can be read").path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if path.is_dir() {
-            if !SKIPPED.contains(&name) {
+            if !SKIPPED_DIRS.contains(&name) {
                 markdown_files(&path, found);
             }
         } else if path.extension().is_some_and(|extension| extension == "md") {
@@ -25,8 +25,8 @@ fn markdown_files(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn links_between_files_lead_to_files_and_headings() {
-    let root = Path::new(ROOT).canonicalize().expect("the repository is there");
+fn links_have_existing_files_and_headings() {
+    let root = Path::new(ROOT).canonicalize().expect("the repository can be read");
     let mut files = Vec::new();
     markdown_files(&root, &mut files);
     let texts: BTreeMap<_, _> = files
@@ -46,7 +46,7 @@ fn links_between_files_lead_to_files_and_headings() {
             let target = if path.is_empty() {
                 Ok(file.clone())
             } else {
-                file.parent().expect("a file is in a folder").join(path).canonicalize()
+                file.parent().expect("a file is in a directory").join(path).canonicalize()
             };
             let leads_somewhere = target.is_ok_and(|target| {
                 let has = |anchor: &str| {

@@ -1,15 +1,15 @@
-//! As much Markdown as these tests read: fenced blocks, tables, headings and links.
+//! The subset of Markdown that these tests read: fenced blocks, tables, headings and links.
 
 /// A fenced block of code.
 #[derive(Debug)]
 pub(super) struct Block<'t> {
-    /// The language behind the opening fence.
+    /// The language after the opening fence.
     pub(super) language: &'t str,
     pub(super) code: &'t str,
     /// A text that running it must print: the comment `<!-- expect: TEXT -->` on the line before
     /// the fence.
     pub(super) expect: Option<&'t str>,
-    /// Set if the comment `<!-- server: defaults -->` stands before it: it runs against a new
+    /// `true` if the comment `<!-- server: defaults -->` precedes the block: it runs against a new
     /// server without flags.
     pub(super) needs_default_server: bool,
     /// Page and line, for messages.
@@ -31,7 +31,7 @@ pub(super) fn blocks<'t>(path: &str, text: &'t str) -> Vec<Block<'t>> {
         if let Some(language) = line.strip_prefix("```") {
             match open.take() {
                 Some((from, block)) => {
-                    assert_eq!(language, "\n", "{place}: a closing fence has nothing behind it");
+                    assert_eq!(language, "\n", "{place}: text after a closing fence");
                     blocks.push(Block { code: &text[from..start], ..block });
                 }
                 None => {
@@ -56,7 +56,7 @@ pub(super) fn blocks<'t>(path: &str, text: &'t str) -> Vec<Block<'t>> {
             }
         } else if open.is_none() {
             let is_indented = line.starts_with("    ") && previous.trim().is_empty();
-            assert!(!is_indented, "{place}: write ``` and a language instead of indenting a block");
+            assert!(!is_indented, "{place}: use ``` and a language instead of indentation");
         }
         (before, previous, start) = (previous, line, end);
     }

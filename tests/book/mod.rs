@@ -1,5 +1,5 @@
-//! The README and the book in `docs/`: their programs run, their tables match the code, their links
-//! lead somewhere, and their generated parts are as committed.
+//! The README and the book in `docs/`: programs run, tables match the code, links have targets, and
+//! generated parts are up to date.
 
 mod generated;
 mod links;
@@ -35,7 +35,7 @@ impl Page {
     fn all() -> Vec<Self> {
         let entries = std::fs::read_dir(Path::new(ROOT).join("docs")).expect("the book is there");
         let mut paths: Vec<PathBuf> =
-            entries.map(|entry| entry.expect("a folder can be read").path()).collect();
+            entries.map(|entry| entry.expect("a directory can be read").path()).collect();
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
         paths.sort();
         let names = paths.iter().filter_map(|path| path.file_name()?.to_str());
@@ -48,18 +48,18 @@ impl Page {
     }
 }
 
-/// Columns of prose.
-const WIDTH: usize = 120;
+/// Longest line of prose, in columns.
+const MAX_COLUMNS: usize = 120;
 
 #[test]
-fn prose_keeps_to_a_width() {
+fn prose_is_at_most_120_columns_wide() {
     let mut long = Vec::new();
     for page in Page::all() {
         for line in markdown::prose(&page.text).lines() {
-            // Rows of tables, comments and long links cannot be broken.
+            // Table rows, comments and long links cannot be broken.
             let is_breakable =
                 !line.starts_with(['|', '<', '!']) && line.split(' ').all(|word| word.len() < 60);
-            if is_breakable && line.chars().count() > WIDTH {
+            if is_breakable && line.chars().count() > MAX_COLUMNS {
                 long.push(format!("{}: {line}", page.path));
             }
         }

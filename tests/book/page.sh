@@ -1,7 +1,8 @@
-# Runs the blocks of one page of the book as a reader would, in one shell: page.sh FOLDER, whose file `blocks` has a line
-# for each: NUMBER LANGUAGE PLACE. Block 3 is the file 3.block, the text that it must print is 3.expect.
+# Runs the blocks of one page of the book in one shell, as a reader would: page.sh FOLDER.
+# FOLDER/blocks has a line per block: NUMBER LANGUAGE PLACE. Block 3 is the file 3.block; 3.expect
+# has the text that it must print.
 #
-# From outside: PORT and API_PORT for the page's server, PYTHON, NODE_PATH.
+# Input variables: PORT and API_PORT for the page's server, PYTHON, NODE_PATH.
 set -euo pipefail
 cd "$1"
 export DEEPERHUB_PORT=$PORT DEEPERHUB_API_LISTEN=127.0.0.1:$API_PORT
@@ -20,7 +21,8 @@ ended() {
 }
 trap ended EXIT
 
-# Starts a server in place of an earlier one on its port, and waits until it serves. It becomes the last job.
+# Starts a server instead of an earlier one on its port and waits until it is ready. It becomes the
+# last job.
 serve() {
     local port=$PORT previous= argument
     for argument; do
@@ -31,7 +33,7 @@ serve() {
         kill -KILL "${servers[$port]}" 2>/dev/null || true
         wait "${servers[$port]}" 2>/dev/null || true
     fi
-    # Emptied here, so that an earlier server's line does not count.
+    # Emptied, so that an earlier server's line does not count.
     : >"served-$port"
     command deeperhub-ws "$@" >"served-$port" 2>"logged-$port" &
     servers[$port]=$!
@@ -45,7 +47,7 @@ serve() {
     return 1
 }
 
-# What a block calls deeperhub-ws: a server runs in the background, and benches are short.
+# Replaces deeperhub-ws in blocks: servers run in the background, and benches are short.
 deeperhub-ws() {
     case "${1-}" in
         bench)
@@ -56,8 +58,8 @@ deeperhub-ws() {
     esac
 }
 
-# A path or a method that the API does not have is a mistake of the page, whatever curl thinks. A stream of events has
-# no end, so clients come until it has shown what it must.
+# A path or method that the API does not have is a fault of the page, even if curl succeeds. An
+# event stream never ends, so clients connect until it has printed the expected text.
 curl() {
     if [[ " $* " = *" -N "* ]]; then
         command curl -sS "$@" >streamed &
@@ -76,7 +78,7 @@ curl() {
     ! grep -qE '"code":"(not_found|method_not_allowed|unauthorized|invalid_[a-z]+)"' answered
 }
 
-# Runs a program that may go on forever, until it has printed what it must.
+# Runs a program that may never exit until it has printed the expected text.
 run_program() {
     local expected=$1 program
     shift
@@ -106,7 +108,7 @@ while read -r number language place <&3; do
         js)
             {
                 echo 'const token = process.env.TOKEN; globalThis.WebSocket = require("ws");'
-                # A block that brings its own client is a program for Node.js.
+                # A block with its own client is a program for Node.js.
                 grep -v 'const WebSocket = ' "$number.block"
             } >"$number.cjs"
             TOKEN=${TOKEN-} run_program "$expected" node "$number.cjs" ;;

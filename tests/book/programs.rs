@@ -1,5 +1,5 @@
-//! Every program and command of the README and the book runs, or stands on a list with the reason
-//! why not.
+//! Every program and command of the README and the book runs, or is on a list with the reason why
+//! not.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -12,15 +12,15 @@ use cargo_metadata::MetadataCommand;
 use serde_json::{Deserializer, Value};
 
 use crate::support::{
-    Client, PATIENCE, Peer, ROOT, Server, TemporaryDir, free_port, install, install_named, python_bin, run,
-    run_peer, script, text,
+    Client, Peer, ROOT, Server, TemporaryDir, WAIT_TIMEOUT, free_port, install, install_named, python_bin,
+    run, run_peer, script, text,
 };
 
 use super::Page;
 use super::markdown::Block;
 
-/// Commands that do not run here, by their first words, with the reason and with what is checked
-/// instead.
+/// Commands that do not run here, by their first words, with the reason and the check that replaces
+/// running them.
 const NOT_RUN: [(&str, &str); 12] = [
     ("cargo run ", "it builds for minutes; package and target must exist"),
     ("cargo test ", "it is what runs this; package and test must exist"),
@@ -36,24 +36,24 @@ const NOT_RUN: [(&str, &str); 12] = [
     ("sysctl ", "it reads and changes the kernel's settings"),
 ];
 
-/// Sizes that take too long in a development build, and those that run instead.
-const SMALLER: [(&str, &str); 3] = [
+/// Sizes that take too long in a development build, and their replacements.
+const REDUCED_SIZES: [(&str, &str); 3] = [
     ("--connections 10000", "--connections 200"),
     ("--connections 5000", "--connections 50"),
     ("--subscribers 1000", "--subscribers 200"),
 ];
 
-/// The line's entry in [`NOT_RUN`].
+/// Returns the line's index in [`NOT_RUN`].
 fn not_run(line: &str) -> Option<usize> {
     NOT_RUN.iter().position(|(words, _)| line.starts_with(words) || line == words.trim_end())
 }
 
-/// Writes the blocks of a page where `page.sh` finds them. Returns `false` if nothing of the page
-/// runs.
+/// Writes the blocks of a page where `page.sh` finds them. Returns `false` if the page has nothing
+/// to run.
 fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool {
     let local = |code: &str| {
         let replaced = ports.iter().fold(code.to_owned(), |code, (from, to)| code.replace(from, to));
-        SMALLER.iter().fold(replaced, |code, (from, to)| code.replace(from, to))
+        REDUCED_SIZES.iter().fold(replaced, |code, (from, to)| code.replace(from, to))
     };
     let mut list = String::new();
     for (number, block) in page.blocks().into_iter().enumerate() {
@@ -63,8 +63,8 @@ fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool 
         }
         let mut code = code.to_owned();
         if language == "sh" {
-            // A reader types a server into a terminal of its own; here it always runs beside what
-            // follows.
+            // A reader starts a server in a terminal of its own; here it always runs in the
+            // background.
             code = code.replace(" & pid=$!", "; pid=$!");
             let lines = code.lines().filter(|line| not_run(line).is_none() && !line.starts_with('#'));
             code = lines.fold(String::new(), |code, line| code + line + "\n");
@@ -85,11 +85,11 @@ fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool 
     !list.is_empty()
 }
 
-/// Runs what a page shows, in its order.
+/// Runs the programs of a page in order.
 fn run_page(page: &Page) {
     let binary = Path::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
-    let folder = binary.parent().expect("a program is in a folder");
-    let root = Path::new(ROOT).canonicalize().expect("the repository is there");
+    let folder = binary.parent().expect("a program is in a directory");
+    let root = Path::new(ROOT).canonicalize().expect("the repository can be read");
     let mut failure = String::new();
     // Another program may take a port before the page's server does.
     for _ in 0..3 {
@@ -98,7 +98,7 @@ fn run_page(page: &Page) {
         if !prepare(page, &files, &ports) {
             return;
         }
-        std::os::unix::fs::symlink(root.join("deploy"), files.path("deploy")).expect("a link can be made");
+        std::os::unix::fs::symlink(root.join("deploy"), files.path("deploy")).expect("a link can be created");
         files.write("cert.pem", &certificate(&files));
         let path =
             format!("PATH={}:{}:/usr/sbin", folder.display(), std::env::var("PATH").unwrap_or_default());
@@ -125,15 +125,15 @@ fn run_page(page: &Page) {
     panic!("{failure}");
 }
 
-/// Returns a free port that no other page has.
+/// Returns a free port that no other page uses.
 fn unused_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    static USED_PORTS: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     std::iter::repeat_with(free_port)
-        .find(|port| GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(*port))
+        .find(|port| USED_PORTS.lock().unwrap_or_else(PoisonError::into_inner).insert(*port))
         .expect("the iterator has no end")
 }
 
-/// A certificate such as a reader has, its key in `key.pem`.
+/// Creates a certificate like a reader's, with its key in `key.pem`.
 fn certificate(files: &TemporaryDir) -> String {
     let key = files.path("key.pem");
     let arguments = [
@@ -157,10 +157,10 @@ fn certificate(files: &TemporaryDir) -> String {
 }
 
 #[test]
-fn programs_and_commands_run_as_they_stand_on_each_page() {
+fn programs_and_commands_on_each_page_run_unchanged() {
     install(&[Peer::Python, Peer::Node]);
     install_named("nats-server");
-    // Pages wait for processes more than they work.
+    // Pages wait for processes more than they use the CPU.
     std::thread::scope(|scope| {
         let pages: Vec<_> = Page::all();
         let running: Vec<_> =
@@ -172,10 +172,10 @@ fn programs_and_commands_run_as_they_stand_on_each_page() {
 }
 
 #[test]
-fn blocks_are_in_languages_that_are_checked() {
+fn code_blocks_are_in_checked_languages() {
     let checked = ["sh", "js", "python", "json", "toml", "yaml", "rust", "elixir"];
     for block in Page::all().iter().flat_map(Page::blocks) {
-        // `text` is what a program printed.
+        // `text` is a program's output.
         assert!(
             checked.contains(&block.language) || block.language == "text",
             "{}: {}",
@@ -186,7 +186,7 @@ fn blocks_are_in_languages_that_are_checked() {
 }
 
 #[test]
-fn what_does_not_run_is_listed_exists_and_is_still_there() {
+fn commands_that_do_not_run_are_listed_and_exist() {
     let metadata = MetadataCommand::new()
         .manifest_path(Path::new(ROOT).join("Cargo.toml"))
         .no_deps()
@@ -224,7 +224,7 @@ fn what_does_not_run_is_listed_exists_and_is_still_there() {
     assert!(unused.is_empty(), "no page has {unused:?}");
 }
 
-/// The functions and modules of the tests.
+/// Returns the functions and modules of the tests.
 fn tests_of_the_program() -> String {
     let read = |name: &str| {
         std::fs::read_to_string(Path::new(ROOT).join("tests").join(name)).expect("tests are there")
@@ -267,11 +267,11 @@ async fn json_is_valid_and_the_server_takes_clients_messages() {
                 }
                 let reply = if kind == "authenticate" { "error" } else { "published" };
                 message["id"] = 1.into();
-                let answer = client.ask(&message).await;
-                assert_eq!(answer["type"], reply, "{}: {answer}", block.place);
-                // Without keys, a well-formed token is one that is not accepted.
-                let code = answer["data"]["code"].as_str().unwrap_or("token_invalid");
-                assert_eq!(code, "token_invalid", "{}: {answer}", block.place);
+                let response = client.request(&message).await;
+                assert_eq!(response["type"], reply, "{}: {response}", block.place);
+                // Without keys, a well-formed token is not accepted.
+                let code = response["data"]["code"].as_str().unwrap_or("token_invalid");
+                assert_eq!(code, "token_invalid", "{}: {response}", block.place);
                 sent += 1;
             }
         }
@@ -280,13 +280,13 @@ async fn json_is_valid_and_the_server_takes_clients_messages() {
 }
 
 #[test]
-fn programs_in_rust_are_parts_of_examples_that_compile() {
-    let crates = std::fs::read_dir(Path::new(ROOT).join("crates")).expect("crates are there");
-    let folders = crates.map(|entry| entry.expect("a folder can be read").path().join("examples"));
+fn rust_programs_are_parts_of_compiled_examples() {
+    let crates = std::fs::read_dir(Path::new(ROOT).join("crates")).expect("crates/ can be read");
+    let folders = crates.map(|entry| entry.expect("a directory can be read").path().join("examples"));
     let examples: Vec<_> = folders
         .filter_map(|folder| std::fs::read_dir(folder).ok())
         .flatten()
-        .map(|entry| entry.expect("a folder can be read").path())
+        .map(|entry| entry.expect("a directory can be read").path())
         .filter(|path| path.is_file())
         .map(|path| std::fs::read_to_string(path).expect("an example can be read"))
         // Tests call the `main` of examples, which a reader's program has no use for.
@@ -306,7 +306,7 @@ fn without_indent(code: &str) -> String {
 }
 
 #[test]
-fn the_lines_for_a_browsers_console_subscribe() {
+fn the_browser_console_lines_subscribe() {
     install(&[Peer::Node, Peer::Chromium]);
     let server = Server::start(&[]);
     let page = Page::read("README.md");
@@ -320,15 +320,15 @@ fn the_lines_for_a_browsers_console_subscribe() {
     assert_eq!(finished.code, Some(0), "{finished:?}");
 }
 
-/// Waits until a file has a text a number of times.
-fn wait_for(file: &Path, text: &str, times: usize) {
-    let deadline = Instant::now() + PATIENCE;
+/// Waits until a file contains a text `times` times.
+fn wait_for_text(file: &Path, text: &str, times: usize) {
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         let content = std::fs::read_to_string(file).unwrap_or_default();
         if content.matches(text).count() >= times {
             return;
         }
-        assert!(Instant::now() < deadline, "waited in vain for {times} times {text:?} in: {content}");
+        assert!(Instant::now() < deadline, "timed out waiting for {times} times {text:?} in: {content}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -344,7 +344,7 @@ fn the_reconnecting_client_subscribes_again_after_a_restart() {
     let mut server = Server::start(&flags);
 
     let files = TemporaryDir::new();
-    // It would go on for ever if this test failed.
+    // The program would run forever if this test failed.
     let program = format!(
         "globalThis.WebSocket = require(\"ws\"); setTimeout(process.exit, 120_000);\n{}",
         block.code.replace("localhost:8080", &format!("127.0.0.1:{port}"))
@@ -355,14 +355,14 @@ fn the_reconnecting_client_subscribes_again_after_a_restart() {
         .arg(program)
         .env("NODE_PATH", script("node_modules"))
         .stdin(Stdio::null())
-        .stdout(File::create(&printed).expect("a file can be made"))
+        .stdout(File::create(&printed).expect("a file can be created"))
         .spawn()
         .expect("node can be started");
-    wait_for(&printed, "subscribed", 1);
+    wait_for_text(&printed, "subscribed", 1);
     server.signal("TERM");
     server.wait();
     let _successor = Server::start(&flags);
-    wait_for(&printed, "subscribed", 2);
+    wait_for_text(&printed, "subscribed", 2);
     client.kill().expect("the client runs");
     client.wait().expect("a child can be waited for");
 }

@@ -13,7 +13,7 @@ use super::Page;
 use super::generated::{metric_families, settings};
 use super::markdown::{code_spans, table};
 
-/// Returns what is in the first backticks of a cell.
+/// Returns the first text in backticks of a cell.
 fn code(cell: &str) -> &str {
     cell.split('`').nth(1).unwrap_or(cell)
 }
@@ -24,7 +24,7 @@ fn openapi() -> Value {
 }
 
 #[test]
-fn error_codes_are_those_of_the_protocol() {
+fn error_codes_match_the_protocol() {
     let rows = table(&Page::read("docs/protocol.md").text, "## Error codes");
     let codes: Vec<_> = rows.iter().map(|row| code(&row[0])).collect();
     let expected: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
@@ -32,7 +32,7 @@ fn error_codes_are_those_of_the_protocol() {
 }
 
 #[test]
-fn close_codes_are_those_of_the_protocol_and_say_when_to_reconnect() {
+fn close_codes_match_the_protocol_and_its_reconnect_advice() {
     let rows = table(&Page::read("docs/reconnecting.md").text, "## Close codes");
     let codes: Vec<_> = rows.iter().map(|row| (row[0].as_str(), row[2].starts_with("yes"))).collect();
     let numbers: Vec<_> =
@@ -42,7 +42,7 @@ fn close_codes_are_those_of_the_protocol_and_say_when_to_reconnect() {
 }
 
 #[test]
-fn message_types_are_those_of_the_protocol() {
+fn message_types_match_the_protocol() {
     let schema = run(&["schema", "messages"], &[]).stdout;
     let page = Page::read("docs/protocol.md");
     for heading in ["## Client messages", "## Server messages"] {
@@ -59,7 +59,7 @@ fn message_types_are_those_of_the_protocol() {
 }
 
 #[test]
-fn events_are_those_of_the_bus() {
+fn events_match_the_event_bus() {
     let expected: Vec<_> = EventKind::ALL.iter().map(|kind| kind.name()).collect();
     for (page, heading, column) in [
         ("docs/events.md", "# Events", 0),
@@ -73,7 +73,7 @@ fn events_are_those_of_the_bus() {
 }
 
 #[test]
-fn calls_of_the_server_api_are_those_that_it_describes() {
+fn server_api_calls_match_the_openapi_description() {
     let rows = table(&Page::read("docs/server-api.md").text, "## Calls");
     let calls = rows.iter().flat_map(|row| row[0].split('`').skip(1).step_by(2));
     let documented: BTreeSet<_> =
@@ -88,7 +88,7 @@ fn calls_of_the_server_api_are_those_that_it_describes() {
 }
 
 #[test]
-fn errors_of_the_server_api_are_those_that_it_describes() {
+fn server_api_errors_match_the_openapi_description() {
     let page = Page::read("docs/server-api.md").text;
     let rows = table(&page, "## Errors");
     let documented: BTreeMap<_, _> = rows
@@ -101,7 +101,7 @@ fn errors_of_the_server_api_are_those_that_it_describes() {
     let mut checked = 0;
     for responses in responses.filter_map(|call| call["responses"].as_object()) {
         for (status, response) in responses.iter().filter(|(status, _)| status.as_str() >= "400") {
-            // A description is `code`: its meaning. `other_code`: …
+            // The format of a description: `code`: its meaning. `other_code`: …
             let sentences = response["description"].as_str().unwrap_or_default().split(". ");
             let codes = sentences.filter_map(|sentence| sentence.split_once(':'));
             for code in codes.flat_map(|(codes, _)| codes.split('`').skip(1).step_by(2)) {
@@ -115,7 +115,7 @@ fn errors_of_the_server_api_are_those_that_it_describes() {
 }
 
 #[test]
-fn limits_name_each_flag_of_their_kind_and_counters_that_exist() {
+fn limits_name_every_limit_flag_and_existing_counters() {
     let page = Page::read("docs/limits.md").text;
     let settings = settings();
     for setting in settings.iter().filter(|setting| setting.heading == "Limits") {
@@ -139,7 +139,7 @@ fn limits_name_each_flag_of_their_kind_and_counters_that_exist() {
 }
 
 #[test]
-fn metrics_and_settings_that_pages_name_exist() {
+fn metrics_and_settings_named_on_pages_exist() {
     let families = metric_families();
     let settings = settings();
     let flags: BTreeSet<_> = settings.iter().map(super::generated::Setting::flag).collect();
@@ -156,7 +156,7 @@ fn metrics_and_settings_that_pages_name_exist() {
         for span in code_spans(&page.text) {
             let word = span.split([' ', '{', '=']).next().unwrap_or_default();
             let exists = if word.starts_with("deeperhub_") && !word.contains('…') {
-                // Names of Rust crates begin alike.
+                // Names of Rust crates have the same prefix.
                 let crate_name = word.split("::").next().unwrap_or_default().replace('_', "-");
                 let is_crate = Path::new(ROOT).join("crates").join(crate_name).exists();
                 is_crate || families.iter().any(|family| family.name == word)
@@ -175,13 +175,13 @@ fn metrics_and_settings_that_pages_name_exist() {
 }
 
 #[test]
-fn the_elixir_module_is_the_same_in_both_languages_and_calls_the_api() {
+fn the_elixir_module_is_the_same_in_both_translations_and_calls_the_api() {
     let english = Page::read("docs/from-elixir.md");
     let portuguese = Page::read("docs/vindo-do-elixir.md");
     let code = |page: &Page| -> Vec<String> {
         let blocks = page.blocks().into_iter().filter(|block| block.language == "elixir");
         let lines = blocks.flat_map(|block| block.code.lines());
-        // What people read is translated: documentation, and the text of the message.
+        // Only text for people is translated: documentation and the message text.
         let code = lines.filter(|line| !line.contains("doc \"") && !line.contains("%{message: \""));
         code.map(str::to_owned).collect()
     };

@@ -10,10 +10,10 @@ use deeperhub_cluster::{
 use deeperhub_protocol::RawJson;
 
 use super::eventually;
-use crate::support::{Broker, Engine, PATIENCE};
+use crate::support::{Broker, Engine, WAIT_TIMEOUT};
 
 /// Time that the first message takes; longer than a node may be silent.
-const BUSY: Duration = Duration::from_secs(7);
+const PROCESSING_TIME: Duration = Duration::from_secs(7);
 
 /// Receiver that sleeps on the first message.
 #[derive(Debug, Default)]
@@ -41,35 +41,35 @@ impl MessageHandler for Busy {
 
 fn join(url: &str, node: &str, inbound: Busy) -> (Handle, DriverHandle) {
     let url = BrokerUrl::parse(url).expect("a broker has a URL");
-    let (broker, driver) = connect(Config::new(url), node, "1").expect("there is chance");
-    let running = driver.spawn(inbound).expect("there are threads");
-    assert_eq!(running.wait_for_join(PATIENCE), Some(JoinOutcome::Joined));
+    let (broker, driver) = connect(Config::new(url), node, "1").expect("a random generator");
+    let running = driver.spawn(inbound).expect("a thread can be started");
+    assert_eq!(running.wait_for_join(WAIT_TIMEOUT), Some(JoinOutcome::Joined));
     (broker, running)
 }
 
 #[tokio::test]
-async fn a_node_that_is_busy_for_long_keeps_its_link_and_gets_all() {
+async fn a_busy_node_keeps_its_link_and_gets_every_message() {
     const MESSAGES: u64 = 3000;
     for engine in Engine::BOTH {
         let server = Broker::start(engine);
         let received = Arc::default();
-        let busy = Busy { for_first: BUSY, received: Arc::clone(&received) };
-        let (there, running) = join(&server.url(), "b", busy);
-        let (here, running_here) = join(&server.url(), "a", Busy::default());
-        let mut states = there.watch();
+        let busy = Busy { for_first: PROCESSING_TIME, received: Arc::clone(&received) };
+        let (remote, running) = join(&server.url(), "b", busy);
+        let (local, running_here) = join(&server.url(), "a", Busy::default());
+        let mut states = remote.watch();
         states.mark_unchanged();
         for number in 0..MESSAGES {
             let payload = format!(r#"{{"type":"x","n":{number}}}"#);
             let payload = RawJson::parse(&payload).expect("it is JSON");
-            here.publish(Message::Broadcast { payload }).expect("there is room");
+            local.publish(Message::Broadcast { payload }).expect("the queue has room");
         }
         eventually("all messages", async || received.lock().unwrap().len() as u64 == MESSAGES).await;
         assert_eq!(*received.lock().unwrap(), (0..MESSAGES).collect::<Vec<_>>(), "{engine:?}");
-        assert!(!states.has_changed().expect("the driver is there"), "{engine:?}: {:?}", there.state());
-        assert_eq!(there.state(), ClusterState::Up);
-        // Both nodes still know each other.
-        assert_eq!((there.peers().len(), here.peers().len()), (1, 1), "{engine:?}");
-        for (handle, running) in [(there, running), (here, running_here)] {
+        assert!(!states.has_changed().expect("the driver runs"), "{engine:?}: {:?}", remote.state());
+        assert_eq!(remote.state(), ClusterState::Up);
+        // Each node still lists the other.
+        assert_eq!((remote.peers().len(), local.peers().len()), (1, 1), "{engine:?}");
+        for (handle, running) in [(remote, running), (local, running_here)] {
             handle.stop(Instant::now() + Duration::from_secs(1));
             running.wait_for_end().await;
         }

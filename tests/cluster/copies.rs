@@ -4,8 +4,8 @@
 use serde_json::json;
 
 use super::faults::{Publisher, check_order, numbers};
-use super::{eventually, linked, metric, nodes, subscribe, subscribed};
-use crate::support::{Broker, Client, Engine, Server, patiently};
+use super::{eventually, metric, nodes, subscribe, subscribed, wait_until_linked};
+use crate::support::{Broker, Client, Engine, Server, wait_for};
 
 async fn subscriptions(node: &Server) -> u64 {
     metric(node, "deeperhub_cluster_subscriptions").await
@@ -16,13 +16,13 @@ async fn duplicates(node: &Server) -> u64 {
 }
 
 async fn unsubscribe(client: &mut Client, topic: &str) {
-    let reply = client.ask(&json!({"type": "unsubscribe", "data": {"topic": topic}})).await;
+    let reply = client.request(&json!({"type": "unsubscribe", "data": {"topic": topic}})).await;
     assert_eq!(reply["type"], "unsubscribed", "{reply}");
 }
 
 /// Returns all patterns of six levels below `a` with three named levels. None covers another, and
 /// all match one topic.
-fn crowd() -> Vec<String> {
+fn overlapping_patterns() -> Vec<String> {
     (0_u32..64)
         .filter(|bits| bits.count_ones() == 3)
         .map(|bits| {
@@ -33,70 +33,70 @@ fn crowd() -> Vec<String> {
 }
 
 #[tokio::test]
-async fn one_clients_overlapping_patterns_bring_each_message_once() {
+async fn overlapping_patterns_of_a_client_deliver_each_message_once() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        let mut there =
+        let mut remote =
             subscribed(&b, &["t.u.v", "t.u.*", "t.*.v", "*.u.v", "t.>", "*.*.*", "*.>", ">"]).await;
-        eventually("the broadest alone", async || subscriptions(&b).await == 1).await;
-        linked(&a, "t.u.v", &mut there).await;
+        eventually("only the broadest pattern", async || subscriptions(&b).await == 1).await;
+        wait_until_linked(&a, "t.u.v", &mut remote).await;
         let before = duplicates(&b).await;
         let mut publisher = Publisher::new(&a, "t.u.v").await;
         publisher.many(100).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
         assert_eq!(duplicates(&b).await, before, "{engine:?}");
     }
 }
 
 #[tokio::test]
-async fn patterns_that_do_not_cover_each_other_bring_few_copies() {
+async fn patterns_that_do_not_cover_each_other_cause_few_copies() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        let crowd = crowd();
-        let names: Vec<_> = crowd.iter().map(String::as_str).collect();
-        let mut there = subscribed(&b, &names).await;
-        eventually("few subscriptions", async || (1..=4).contains(&subscriptions(&b).await)).await;
-        linked(&a, "a.x.x.x.x.x.x", &mut there).await;
+        let overlapping_patterns = overlapping_patterns();
+        let names: Vec<_> = overlapping_patterns.iter().map(String::as_str).collect();
+        let mut remote = subscribed(&b, &names).await;
+        eventually("few broker subscriptions", async || (1..=4).contains(&subscriptions(&b).await)).await;
+        wait_until_linked(&a, "a.x.x.x.x.x.x", &mut remote).await;
         let before = duplicates(&b).await;
         let mut publisher = Publisher::new(&a, "a.x.x.x.x.x.x").await;
         publisher.many(100).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
         assert!(duplicates(&b).await - before <= 100 * 3, "{engine:?}");
         for name in &names[1..] {
-            unsubscribe(&mut there, name).await;
+            unsubscribe(&mut remote, name).await;
         }
-        eventually("the pattern itself", async || subscriptions(&b).await == 1).await;
+        eventually("the pattern's own subscription", async || subscriptions(&b).await == 1).await;
         publisher.many(100).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (publisher.next - 100..publisher.next).collect::<Vec<_>>(), "{engine:?}");
-        drop(there);
+        drop(remote);
         eventually("no subscription", async || subscriptions(&b).await == 0).await;
     }
 }
 
 #[tokio::test]
-async fn nothing_is_missed_when_a_broad_pattern_comes_and_goes() {
+async fn adding_and_removing_a_broad_pattern_loses_no_message() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        let mut there = subscribed(&b, &["t", "end"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut remote = subscribed(&b, &["t", "end"]).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         for pattern in [">", "*"] {
             let broad = subscribed(&b, &[pattern]).await;
             // The broker drops the covered subscriptions, then restores them.
-            patiently("the broad one alone", async {
+            wait_for("only the broad pattern", async {
                 while subscriptions(&b).await != 1 {
                     publisher.publish().await;
                 }
             })
             .await;
             drop(broad);
-            patiently("the others", async {
+            wait_for("the others", async {
                 while subscriptions(&b).await != 2 {
                     publisher.publish().await;
                 }
@@ -104,22 +104,22 @@ async fn nothing_is_missed_when_a_broad_pattern_comes_and_goes() {
             .await;
         }
         publisher.many(20).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
     }
 }
 
 #[tokio::test]
-async fn a_publisher_keeps_its_order_while_patterns_begin_and_end() {
+async fn publish_order_holds_while_patterns_change() {
     const ROUNDS: u64 = 12;
     const BURST: u64 = 1000;
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "100000000"]).await;
         // Two topics: order must also hold between them.
-        let mut there = subscribed(&b, &["t.u", "t.v"]).await;
-        linked(&a, "t.u", &mut there).await;
-        linked(&a, "t.v", &mut there).await;
+        let mut remote = subscribed(&b, &["t.u", "t.v"]).await;
+        wait_until_linked(&a, "t.u", &mut remote).await;
+        wait_until_linked(&a, "t.v", &mut remote).await;
         let mut publisher = Client::connect(&a).await;
         let mut others = Vec::new();
         let patterns = ["t.*", ">", "*.u", "t.>", "*.*", "*.v"];
@@ -139,25 +139,27 @@ async fn a_publisher_keeps_its_order_while_patterns_begin_and_end() {
                     others.push(subscribed(&b, &[pattern]).await);
                 }
             }
-            publisher.ask(&json!({"type": "ping"})).await;
+            publisher.request(&json!({"type": "ping"})).await;
             if is_held_up {
                 // Waits until the broker has every message.
-                eventually("the hand-over", async || metric(&a, "deeperhub_cluster_queue_bytes").await == 0)
-                    .await;
+                eventually("an empty broker queue", async || {
+                    metric(&a, "deeperhub_cluster_queue_bytes").await == 0
+                })
+                .await;
                 b.signal("CONT");
             }
             if round % 4 == 3 {
                 others.clear();
             }
         }
-        let received = numbers(&mut there, ROUNDS * BURST - 1).await;
+        let received = numbers(&mut remote, ROUNDS * BURST - 1).await;
         check_order(&received);
         assert_eq!(received.len() as u64, ROUNDS * BURST, "{engine:?}");
     }
 }
 
 #[tokio::test]
-async fn names_that_nobody_wants_end_at_the_broker() {
+async fn unused_broker_subscriptions_are_removed() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [_a, b] = nodes(&broker.url(), &["--max-subscriptions", "5000"]).await;
@@ -168,6 +170,9 @@ async fn names_that_nobody_wants_end_at_the_broker() {
             drop(client);
         }
         eventually("no subscription", async || subscriptions(&b).await == 0).await;
-        eventually("no names", async || metric(&b, "deeperhub_cluster_subscription_bytes").await == 0).await;
+        eventually("no broker subscriptions", async || {
+            metric(&b, "deeperhub_cluster_subscription_bytes").await == 0
+        })
+        .await;
     }
 }

@@ -1,4 +1,4 @@
-//! What goes wrong between nodes and broker, and what each client received.
+//! Faults between nodes and broker, and the messages that clients receive.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,42 +6,43 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    RECOVERY, eventually, linked, metric, node, nodes, publish, readiness, ready, subscribed, unready,
+    RECOVERY, eventually, metric, node, nodes, publish, readiness, subscribed, wait_until_linked,
+    wait_until_ready, wait_until_unready,
 };
-use crate::support::{Broker, Client, Engine, Proxy, Server, TemporaryDir, http, patiently};
+use crate::support::{Broker, Client, Engine, Proxy, Server, TemporaryDir, http, wait_for};
 
-/// Numbers published by one client, with an answer for each.
+/// Publishes numbers and records each reply.
 pub(super) struct Publisher {
     client: Client,
     topic: &'static str,
     pub(super) next: u64,
-    /// Those of which the node said that others do not get them.
-    pub(super) told: BTreeSet<u64>,
+    /// Numbers that the node reported as not delivered to other nodes.
+    pub(super) reported: BTreeSet<u64>,
 }
 
 impl Publisher {
     pub(super) async fn new(node: &Server, topic: &'static str) -> Self {
-        Self { client: Client::connect(node).await, topic, next: 0, told: BTreeSet::new() }
+        Self { client: Client::connect(node).await, topic, next: 0, reported: BTreeSet::new() }
     }
 
-    /// Publishes the next number; answers whether other nodes get it.
+    /// Publishes the next number. Returns `true` if other nodes get it.
     pub(super) async fn publish(&mut self) -> bool {
         let n = self.next;
         self.next += 1;
         let data = json!({"topic": self.topic, "message": n});
-        let reply = self.client.ask(&json!({"type": "publish", "id": n, "data": data})).await;
+        let reply = self.client.request(&json!({"type": "publish", "id": n, "data": data})).await;
         assert_eq!(reply["type"], "published", "{reply}");
         let is_taken = reply["data"]["cluster"].is_null();
         if !is_taken {
             assert_eq!(reply["data"]["cluster"], "unavailable", "{reply}");
-            self.told.insert(n);
+            self.reported.insert(n);
         }
         is_taken
     }
 
-    /// Publishes until the node says that the cluster is lost (false) or reached (true).
+    /// Publishes until the node reports the cluster as lost (`false`) or reached (`true`).
     pub(super) async fn until(&mut self, reached: bool) {
-        patiently("a change of the cluster", async {
+        wait_for("a change of the cluster", async {
             while self.publish().await != reached {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -56,7 +57,7 @@ impl Publisher {
     }
 }
 
-/// Reads numbers up to one.
+/// Reads numbers up to and including `last`.
 pub(super) async fn numbers(client: &mut Client, last: u64) -> Vec<u64> {
     let mut received = Vec::new();
     loop {
@@ -69,63 +70,73 @@ pub(super) async fn numbers(client: &mut Client, last: u64) -> Vec<u64> {
     }
 }
 
-/// No number twice, none out of order.
+/// Checks that no number is repeated or out of order.
 pub(super) fn check_order(received: &[u64]) {
     assert!(received.windows(2).all(|pair| pair[0] < pair[1]), "{received:?}");
 }
 
-/// What was neither received nor told to be lost: the broker had it when it ended.
-fn untold(published: u64, received: &[u64], told: &BTreeSet<u64>) -> Vec<u64> {
+/// Returns numbers that were neither received nor reported lost: the broker had them when it ended.
+fn unreported(published: u64, received: &[u64], reported: &BTreeSet<u64>) -> Vec<u64> {
     let received: BTreeSet<_> = received.iter().copied().collect();
-    (0..published).filter(|n| !received.contains(n) && !told.contains(n)).collect()
+    (0..published).filter(|n| !received.contains(n) && !reported.contains(n)).collect()
 }
 
-/// Breaks the way between two nodes with `breaks`, restores it with `mends`, and compares what a subscriber of the one
-/// received with what a publisher of the other was told.
-pub(super) async fn outage(
+/// Breaks the link between two nodes with `break_link` and restores it with `restore_link`.
+/// Compares the messages that a subscriber of one node received with the replies to a publisher of
+/// the other.
+pub(super) async fn check_outage(
     [a, b]: [&Server; 2],
     topic: &'static str,
-    breaks: impl AsyncFnOnce(),
-    mends: impl AsyncFnOnce(),
+    break_link: impl AsyncFnOnce(),
+    restore_link: impl AsyncFnOnce(),
 ) {
-    let mut there = subscribed(b, &[topic]).await;
-    let mut here = subscribed(a, &[topic]).await;
-    linked(a, topic, &mut there).await;
+    let mut remote = subscribed(b, &[topic]).await;
+    let mut local = subscribed(a, &[topic]).await;
+    wait_until_linked(a, topic, &mut remote).await;
     let mut publisher = Publisher::new(a, topic).await;
     publisher.many(50).await;
-    breaks().await;
+    break_link().await;
     publisher.until(false).await;
-    unready(a).await;
+    wait_until_unready(a).await;
     publisher.many(20).await;
-    assert!(publisher.told.len() >= 20);
-    mends().await;
+    assert!(publisher.reported.len() >= 20);
+    restore_link().await;
     publisher.until(true).await;
-    patiently("readiness", async {
-        tokio::time::timeout(RECOVERY, ready(a)).await.expect("recovery is bounded");
-        ready(b).await;
+    wait_for("readiness", async {
+        tokio::time::timeout(RECOVERY, wait_until_ready(a)).await.expect("recovery is bounded");
+        wait_until_ready(b).await;
     })
     .await;
     publisher.many(50).await;
 
     let last = publisher.next - 1;
-    let received = numbers(&mut there, last).await;
+    let received = numbers(&mut remote, last).await;
     check_order(&received);
-    let untold = untold(publisher.next, &received, &publisher.told);
-    // Only what was with the broker, or came to it while the other node was not back.
-    assert!(untold.len() <= 10, "lost without a word: {untold:?}, told: {:?}", publisher.told);
+    let unreported = unreported(publisher.next, &received, &publisher.reported);
+    // Only numbers that the broker held, or got while the other node was not back.
+    assert!(
+        unreported.len() <= 10,
+        "lost without a report: {unreported:?}, reported: {:?}",
+        publisher.reported
+    );
     // This node's own clients missed nothing.
-    assert_eq!(numbers(&mut here, last).await, (0..=last).collect::<Vec<_>>());
-    assert_eq!(metric(a, "deeperhub_cluster_dropped_total").await, publisher.told.len() as u64);
+    assert_eq!(numbers(&mut local, last).await, (0..=last).collect::<Vec<_>>());
+    assert_eq!(metric(a, "deeperhub_cluster_dropped_total").await, publisher.reported.len() as u64);
 }
 
 #[tokio::test]
-async fn a_broker_that_is_killed_and_comes_back_costs_what_was_told() {
+async fn messages_lost_by_a_killed_broker_are_reported() {
     for engine in Engine::BOTH {
         let broker = std::cell::RefCell::new(Broker::start(engine));
         let url = broker.borrow().url();
         let [a, b] = nodes(&url, &[]).await;
-        outage([&a, &b], "t", async || broker.borrow_mut().kill(), async || broker.borrow_mut().restart())
-            .await;
+        check_outage(
+            [&a, &b],
+            "t",
+            async || broker.borrow_mut().kill(),
+            async || broker.borrow_mut().restart(),
+        )
+        .await;
         let log = a.stderr();
         assert_eq!(log.matches("Broker unreachable").count(), 1, "{log}");
         assert_eq!(log.matches("Reconnected to the broker").count(), 1, "{log}");
@@ -133,62 +144,62 @@ async fn a_broker_that_is_killed_and_comes_back_costs_what_was_told() {
 }
 
 #[tokio::test]
-async fn a_broker_that_is_paused_is_noticed_and_comes_back() {
+async fn a_paused_broker_is_noticed_and_used_again() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        outage([&a, &b], "t", async || broker.signal("STOP"), async || broker.signal("CONT")).await;
+        check_outage([&a, &b], "t", async || broker.signal("STOP"), async || broker.signal("CONT")).await;
     }
 }
 
 #[tokio::test]
-async fn a_cut_connection_costs_what_was_told() {
+async fn messages_lost_by_a_cut_connection_are_reported() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
         let a = node(&engine.url(proxy.address), "a", &[]);
         let b = node(&broker.url(), "b", &[]);
-        ready(&a).await;
-        ready(&b).await;
-        outage([&a, &b], "t", async || proxy.cut(), async || proxy.mend()).await;
+        wait_until_ready(&a).await;
+        wait_until_ready(&b).await;
+        check_outage([&a, &b], "t", async || proxy.cut(), async || proxy.mend()).await;
     }
 }
 
 #[tokio::test]
-async fn a_subscriber_that_is_cut_off_gets_what_comes_after_its_return() {
+async fn a_subscriber_behind_a_cut_connection_gets_messages_after_it_is_restored() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
         let a = node(&broker.url(), "a", &[]);
         let b = node(&engine.url(proxy.address), "b", &[]);
-        ready(&a).await;
-        ready(&b).await;
-        let mut there = subscribed(&b, &["t", "t.>"]).await;
-        linked(&a, "t", &mut there).await;
+        wait_until_ready(&a).await;
+        wait_until_ready(&b).await;
+        let mut remote = subscribed(&b, &["t", "t.>"]).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(30).await;
         proxy.cut();
-        unready(&b).await;
+        wait_until_unready(&b).await;
         publisher.many(30).await;
         proxy.mend();
-        ready(&b).await;
+        wait_until_ready(&b).await;
         let first = publisher.next;
         publisher.many(30).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         check_order(&received);
         let after: Vec<_> = received.into_iter().filter(|n| *n >= first).collect();
         assert_eq!(after, (first..publisher.next).collect::<Vec<_>>());
-        assert_eq!(publisher.told, BTreeSet::new());
+        assert_eq!(publisher.reported, BTreeSet::new());
     }
 }
 
 #[tokio::test]
-async fn connections_that_redis_kills_are_made_again() {
+async fn connections_killed_by_redis_are_reopened() {
     for kind in ["normal", "pubsub"] {
         let broker = Broker::start(Engine::Redis);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(30).await;
         let outages = metric(&a, "deeperhub_cluster_outages_total").await;
@@ -198,13 +209,13 @@ async fn connections_that_redis_kills_are_made_again() {
             metric(&a, "deeperhub_cluster_outages_total").await > outages
         })
         .await;
-        ready(&a).await;
-        ready(&b).await;
-        linked(&a, "t", &mut there).await;
+        wait_until_ready(&a).await;
+        wait_until_ready(&b).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         publisher.until(true).await;
         let first = publisher.next;
         publisher.many(30).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         check_order(&received);
         let after: Vec<_> = received.into_iter().filter(|n| *n >= first).collect();
         assert_eq!(after, (first..publisher.next).collect::<Vec<_>>(), "{kind}");
@@ -212,40 +223,40 @@ async fn connections_that_redis_kills_are_made_again() {
 }
 
 #[tokio::test]
-async fn a_killed_node_is_missed_and_the_others_go_on() {
+async fn a_killed_node_is_noticed_and_the_others_continue() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b, mut c] = nodes(&broker.url(), &[]).await;
         let lost = Client::connect(&c).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(20).await;
         c.signal("KILL");
         c.wait();
         publisher.many(20).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>());
-        assert_eq!(publisher.told, BTreeSet::new());
-        eventually("the node to be missed", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
+        assert_eq!(publisher.reported, BTreeSet::new());
+        eventually("the node to be removed", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
         let send = format!("POST /v1/clients/{}/messages", lost.id());
         assert_eq!(http(a.api(), &send, &[], r#"{"type":"x"}"#).await.status, 404);
-        ready(&a).await;
+        wait_until_ready(&a).await;
     }
 }
 
 #[tokio::test]
-async fn nothing_published_elsewhere_is_lost_while_a_node_drains() {
+async fn a_draining_node_loses_no_message_of_other_nodes() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b, mut c] = nodes(&broker.url(), &["--drain-timeout", "1s"]).await;
-        let mut there = subscribed(&b, &["t"]).await;
+        let mut remote = subscribed(&b, &["t"]).await;
         let mut leaving = subscribed(&c, &["t"]).await;
-        linked(&a, "t", &mut there).await;
-        linked(&a, "t", &mut leaving).await;
+        wait_until_linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut leaving).await;
         let mut publisher = Publisher::new(&a, "t").await;
         c.signal("TERM");
-        patiently("the drain", async {
+        wait_for("the drain", async {
             while c.stderr().matches("Server stopped").count() == 0 {
                 publisher.publish().await;
             }
@@ -256,13 +267,13 @@ async fn nothing_published_elsewhere_is_lost_while_a_node_drains() {
         assert!(goodbye.is_some_and(|goodbye| goodbye["data"]["retry_after_ms"].is_u64()));
         assert!(c.wait().success());
         publisher.many(10).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>());
     }
 }
 
-/// Publishes numbered messages of 1 KiB on `t`, all before an answer is read. Returns those of which the node said that
-/// others do not get them.
+/// Publishes numbered messages of 1 KiB on `t` before it reads a reply. Returns the numbers that
+/// the node reported as not delivered to other nodes.
 pub(super) async fn publish_at_once(node: &Server, count: u64) -> BTreeSet<u64> {
     let mut publisher = Client::connect(node).await;
     let filler = "x".repeat(1000);
@@ -270,37 +281,37 @@ pub(super) async fn publish_at_once(node: &Server, count: u64) -> BTreeSet<u64> 
         let data = json!({"topic": "t", "message": [n, filler]});
         publisher.send(&json!({"type": "publish", "id": n, "data": data})).await;
     }
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for n in 0..count {
         let reply = publisher.receive().await;
         assert_eq!((&reply["type"], &reply["id"]), (&json!("published"), &json!(n)));
         if reply["data"]["cluster"] == "unavailable" {
-            told.insert(n);
+            reported.insert(n);
         }
     }
-    told
+    reported
 }
 
 #[tokio::test]
-async fn a_slow_broker_slows_nobody_and_each_loss_is_told() {
+async fn a_slow_broker_delays_no_client_and_reports_every_loss() {
     const PUBLISHES: u64 = 1500;
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
         let a = node(&engine.url(proxy.address), "a", &["--cluster-queue-bytes", "65536"]);
         let b = node(&broker.url(), "b", &[]);
-        ready(&a).await;
-        ready(&b).await;
-        let mut here = subscribed(&a, &["t"]).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        wait_until_ready(&a).await;
+        wait_until_ready(&b).await;
+        let mut local = subscribed(&a, &["t"]).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         proxy.slow(Duration::from_millis(20));
-        let told = publish_at_once(&a, PUBLISHES).await;
-        assert!(!told.is_empty(), "the queue was never full");
+        let reported = publish_at_once(&a, PUBLISHES).await;
+        assert!(!reported.is_empty(), "the queue never filled up");
         let number = |message: &Value| message["data"]["message"][0].as_u64();
         let mut n = 0;
         while n < PUBLISHES {
-            if let Some(received) = number(&here.receive().await) {
+            if let Some(received) = number(&local.receive().await) {
                 assert_eq!(received, n);
                 n += 1;
             }
@@ -308,29 +319,29 @@ async fn a_slow_broker_slows_nobody_and_each_loss_is_told() {
         proxy.slow(Duration::ZERO);
         let mut received = BTreeSet::new();
         let mut last = None;
-        while received.len() as u64 + (told.len() as u64) < PUBLISHES {
-            if let Some(n) = number(&there.receive().await) {
+        while received.len() as u64 + (reported.len() as u64) < PUBLISHES {
+            if let Some(n) = number(&remote.receive().await) {
                 assert!(last < Some(n), "{n} after {last:?}");
                 last = Some(n);
-                assert!(received.insert(n) && !told.contains(&n), "{n}");
+                assert!(received.insert(n) && !reported.contains(&n), "{n}");
             }
         }
-        assert_eq!(metric(&a, "deeperhub_cluster_dropped_total").await, told.len() as u64);
+        assert_eq!(metric(&a, "deeperhub_cluster_dropped_total").await, reported.len() as u64);
     }
 }
 
-/// Whether a node says that a probe through the broker is overdue.
+/// Returns `true` if a node reports an overdue probe through the broker.
 async fn is_stalled(node: &Server) -> bool {
-    let answer = http(node.api(), "GET /health/ready", &[], "").await;
-    let reasons = answer.json()["reasons"].as_array().cloned().unwrap_or_default();
+    let response = http(node.api(), "GET /health/ready", &[], "").await;
+    let reasons = response.json()["reasons"].as_array().cloned().unwrap_or_default();
     let stalled = |reason: &Value| reason["check"] == "cluster" && reason["code"] == "cluster_stalled";
     let is_stalled = reasons.iter().any(stalled);
-    assert!(!is_stalled || answer.status == 503);
+    assert!(!is_stalled || response.status == 503);
     is_stalled
 }
 
 #[tokio::test]
-async fn readiness_is_proved_through_the_broker_too() {
+async fn readiness_includes_probes_through_the_broker() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
@@ -339,73 +350,73 @@ async fn readiness_is_proved_through_the_broker_too() {
         let flags = [&probes[..], &["--cluster-unavailable", "ready"]].concat();
         let alone = node(&engine.url(proxy.address), "b", &flags);
         let round_trips = async || metric(&a, "deeperhub_canary_cluster_round_trip_seconds_count").await;
-        eventually("probes that come back", async || round_trips().await >= 3).await;
+        eventually("probes that return", async || round_trips().await >= 3).await;
         let stats = http(a.api(), "GET /v1/stats", &[], "").await.json();
         assert!(stats["canary"]["cluster_round_trip_us"].as_u64().is_some_and(|time| time > 0), "{stats}");
 
-        // The connections hold; what goes through them is late.
+        // The connections stay open; their data is late.
         proxy.slow(Duration::from_millis(600));
-        eventually("a probe to be missed", async || is_stalled(&a).await).await;
+        eventually("a missed probe", async || is_stalled(&a).await).await;
         assert!(metric(&a, "deeperhub_canary_cluster_missed_total").await >= 1);
-        eventually("a probe to be missed by the other", async || {
+        eventually("a missed probe of the other node", async || {
             metric(&alone, "deeperhub_canary_cluster_failing").await == 1
         })
         .await;
-        assert!(!is_stalled(&alone).await, "it serves without its cluster, as it was told to");
+        assert!(!is_stalled(&alone).await, "it serves without its cluster, as configured");
         proxy.slow(Duration::ZERO);
-        eventually("probes that come back again", async || !is_stalled(&a).await).await;
-        ready(&a).await;
+        eventually("probes that return again", async || !is_stalled(&a).await).await;
+        wait_until_ready(&a).await;
     }
 }
 
 #[tokio::test]
-async fn a_broker_that_is_not_there_leaves_a_node_to_its_own_clients() {
+async fn a_node_without_its_broker_serves_its_own_clients() {
     for engine in Engine::BOTH {
         let mut broker = Broker::start(engine);
         let url = broker.url();
         broker.kill();
         let a = node(&url, "a", &[]);
-        unready(&a).await;
+        wait_until_unready(&a).await;
         let alone = node(&url, "b", &["--cluster-unavailable", "ready"]);
         assert_eq!(readiness(&alone).await, 200);
         for node in [&a, &alone] {
             let mut client = subscribed(node, &["t"]).await;
-            let answer = publish(node, "t", "1").await;
-            assert_eq!(answer, json!({"subscribers": 1, "cluster": "unavailable"}));
+            let response = publish(node, "t", "1").await;
+            assert_eq!(response, json!({"subscribers": 1, "cluster": "unavailable"}));
             assert_eq!(client.receive().await["data"]["message"], 1);
         }
         let sent = http(a.api(), "POST /v1/clients/b.0-0-1/messages", &[], r#"{"type":"x"}"#).await;
         assert_eq!((sent.status, &sent.json()["error"]["code"]), (503, &json!("cluster_unavailable")));
         broker.restart();
-        ready(&a).await;
+        wait_until_ready(&a).await;
         let mut client = subscribed(&alone, &["t"]).await;
         eventually("both nodes", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
-        linked(&a, "t", &mut client).await;
+        wait_until_linked(&a, "t", &mut client).await;
     }
 }
 
 /// A retry of a publish that missed the other nodes is delivered there, and to no subscriber twice.
 #[tokio::test]
-async fn a_retry_with_an_idempotency_key_does_the_half_that_was_left() {
+async fn a_retry_with_an_idempotency_key_completes_a_partial_publish() {
     for engine in Engine::BOTH {
         let mut broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        let (mut here, mut there) = (subscribed(&a, &["t"]).await, subscribed(&b, &["t"]).await);
-        linked(&a, "t", &mut there).await;
+        let (mut local, mut remote) = (subscribed(&a, &["t"]).await, subscribed(&b, &["t"]).await);
+        wait_until_linked(&a, "t", &mut remote).await;
         let publish = async |body: &str| {
             let header = "Idempotency-Key: k-1";
-            let answer = http(a.api(), "POST /v1/topics/t/messages", &[header], body).await;
-            let is_replayed = answer.header("idempotency-replayed") == Some("true");
-            (answer.status, answer.json(), is_replayed)
+            let response = http(a.api(), "POST /v1/topics/t/messages", &[header], body).await;
+            let is_replayed = response.header("idempotency-replayed") == Some("true");
+            (response.status, response.json(), is_replayed)
         };
         let batch = r#"{"calls":[{"publish":{"topic":"t","message":"batch","idempotency_key":"k-2"}}]}"#;
         let in_batch = async || {
-            let answer = http(a.api(), "POST /v1/batch", &[], batch).await.json();
-            answer["results"][0]["body"].clone()
+            let response = http(a.api(), "POST /v1/batch", &[], batch).await.json();
+            response["results"][0]["body"].clone()
         };
         let half = json!({"subscribers": 1, "cluster": "unavailable"});
         broker.kill();
-        unready(&a).await;
+        wait_until_unready(&a).await;
         assert_eq!(publish("1").await, (200, half.clone(), false));
         assert_eq!(publish("1").await, (200, half.clone(), true), "still in vain");
         assert_eq!(publish("2").await.0, 422, "another message");
@@ -413,18 +424,18 @@ async fn a_retry_with_an_idempotency_key_does_the_half_that_was_left() {
 
         broker.restart();
         for node in [&a, &b] {
-            ready(node).await;
+            wait_until_ready(node).await;
         }
         eventually("both nodes", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
         // Uses other messages to check that the link is open.
-        linked(&a, "t", &mut there).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let whole = json!({"subscribers": 1});
         assert_eq!(publish("1").await, (200, whole.clone(), false));
         assert_eq!(publish("1").await, (200, whole.clone(), true));
         assert_eq!(in_batch().await, whole);
         assert_eq!(in_batch().await, whole);
         super::publish(&a, "t", "\"end\"").await;
-        for (client, place) in [(&mut there, "there"), (&mut here, "here")] {
+        for (client, place) in [(&mut remote, "remote"), (&mut local, "local")] {
             let mut got = Vec::new();
             while got.last() != Some(&json!("end")) {
                 let message = client.receive().await["data"]["message"].clone();
@@ -438,7 +449,7 @@ async fn a_retry_with_an_idempotency_key_does_the_half_that_was_left() {
 }
 
 #[tokio::test]
-async fn passwords_open_the_broker_and_are_not_shown() {
+async fn passwords_authenticate_and_are_never_shown() {
     for engine in Engine::BOTH {
         let flags: &[&str] = match engine {
             Engine::Nats => &["--user", "hub", "--pass", "hunt%er2"],
@@ -449,12 +460,12 @@ async fn passwords_open_the_broker_and_are_not_shown() {
             Engine::Nats => format!("nats://hub:{password}@{}", broker.address),
             Engine::Redis => format!("redis://:{password}@{}", broker.address),
         };
-        // The first server does not answer: the next is tried.
+        // The first server does not answer, so the node tries the next.
         let servers = url("hunt%25er2").replacen('@', "@127.0.0.1:1,", 1);
         let a = node(&servers, "a", &[]);
         let refused = node(&url("hunter3"), "b", &["--log-level", "debug"]);
-        ready(&a).await;
-        unready(&refused).await;
+        wait_until_ready(&a).await;
+        wait_until_unready(&refused).await;
         for node in [&a, &refused] {
             let log = node.stderr();
             assert!(!log.contains("hunt"), "{log}");
@@ -465,13 +476,13 @@ async fn passwords_open_the_broker_and_are_not_shown() {
 }
 
 #[tokio::test]
-async fn a_node_that_was_held_up_for_a_moment_gets_all_that_came_meanwhile() {
+async fn a_node_paused_briefly_gets_every_message() {
     const PUBLISHES: u64 = 20_000;
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "100000000"]).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Client::connect(&a).await;
         b.signal("STOP");
         for n in 0..PUBLISHES {
@@ -479,11 +490,12 @@ async fn a_node_that_was_held_up_for_a_moment_gets_all_that_came_meanwhile() {
                 .send_text(&format!(r#"{{"type":"publish","data":{{"topic":"t","message":{n}}}}}"#))
                 .await;
         }
-        // The broker has all, or the node could not have been asked for this.
-        publisher.ask(&json!({"type": "ping"})).await;
-        eventually("the hand-over", async || metric(&a, "deeperhub_cluster_queue_bytes").await == 0).await;
+        // The broker has all messages, or the node would not have replied.
+        publisher.request(&json!({"type": "ping"})).await;
+        eventually("an empty broker queue", async || metric(&a, "deeperhub_cluster_queue_bytes").await == 0)
+            .await;
         b.signal("CONT");
-        let received = numbers(&mut there, PUBLISHES - 1).await;
+        let received = numbers(&mut remote, PUBLISHES - 1).await;
         check_order(&received);
         assert_eq!(received.len() as u64, PUBLISHES, "{engine:?}");
         assert_eq!(metric(&b, "deeperhub_cluster_dropped_total").await, 0, "{engine:?}");
@@ -491,28 +503,29 @@ async fn a_node_that_was_held_up_for_a_moment_gets_all_that_came_meanwhile() {
 }
 
 #[tokio::test]
-async fn two_nodes_of_a_name_that_meet_after_an_outage_become_one() {
+async fn of_two_nodes_with_one_name_the_later_stops_after_an_outage() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
         let flags = ["--drain-timeout", "0"];
         let mut first = node(&engine.url(proxy.address), "a", &flags);
         let other = node(&broker.url(), "b", &flags);
-        ready(&first).await;
-        ready(&other).await;
+        wait_until_ready(&first).await;
+        wait_until_ready(&other).await;
         proxy.cut();
-        unready(&first).await;
-        eventually("the first to be missed", async || super::names_of_nodes(&other).await == ["b"]).await;
-        // Nobody objects now.
+        wait_until_unready(&first).await;
+        eventually("the first node to be removed", async || super::names_of_nodes(&other).await == ["b"])
+            .await;
+        // The name is free now.
         let mut second = node(&broker.url(), "a", &flags);
-        ready(&second).await;
+        wait_until_ready(&second).await;
         proxy.mend();
-        // The one that was started first stays.
+        // The node that was started first stays.
         assert_eq!(second.wait().code(), Some(1), "{}", second.stderr());
         assert!(second.stderr().contains("another node of the cluster is named"), "{}", second.stderr());
-        ready(&first).await;
+        wait_until_ready(&first).await;
         let mut client = subscribed(&first, &["t"]).await;
-        linked(&other, "t", &mut client).await;
+        wait_until_linked(&other, "t", &mut client).await;
         eventually("both nodes", async || super::names_of_nodes(&other).await == ["a", "b"]).await;
         first.signal("TERM");
         assert_eq!(first.wait().code(), Some(0));
@@ -520,43 +533,43 @@ async fn two_nodes_of_a_name_that_meet_after_an_outage_become_one() {
 }
 
 #[tokio::test]
-async fn what_was_taken_is_flushed_as_long_as_the_drain_has_time() {
+async fn accepted_messages_are_flushed_during_the_drain() {
     const PUBLISHES: u64 = 250;
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
         let mut a = node(&engine.url(proxy.address), "a", &["--drain-timeout", "60s"]);
         let b = node(&broker.url(), "b", &[]);
-        ready(&a).await;
-        ready(&b).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        wait_until_ready(&a).await;
+        wait_until_ready(&b).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         // About 40 kB/s.
         proxy.slow(Duration::from_millis(100));
-        let told = publish_at_once(&a, PUBLISHES).await;
-        assert_eq!(told, BTreeSet::new());
+        let reported = publish_at_once(&a, PUBLISHES).await;
+        assert_eq!(reported, BTreeSet::new());
         a.signal("TERM");
         assert_eq!(a.wait().code(), Some(0));
         let log = a.stderr();
         assert!(!log.contains("Stopped before the broker confirmed all messages"), "{log}");
         let mut received = Vec::new();
         while received.last() != Some(&(PUBLISHES - 1)) {
-            received.extend(there.receive().await["data"]["message"][0].as_u64());
+            received.extend(remote.receive().await["data"]["message"][0].as_u64());
         }
         assert_eq!(received, (0..PUBLISHES).collect::<Vec<_>>(), "{engine:?}");
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_flushed_in_time_is_told() {
+async fn messages_not_flushed_in_time_are_reported() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
         let mut a = node(&engine.url(proxy.address), "a", &["--drain-timeout", "0"]);
-        ready(&a).await;
+        wait_until_ready(&a).await;
         proxy.slow(Duration::from_millis(700));
-        let told = publish_at_once(&a, 500).await;
-        assert_eq!(told, BTreeSet::new());
+        let reported = publish_at_once(&a, 500).await;
+        assert_eq!(reported, BTreeSet::new());
         a.signal("TERM");
         assert_eq!(a.wait().code(), Some(0));
         let log = a.stderr();
@@ -565,7 +578,7 @@ async fn what_cannot_be_flushed_in_time_is_told() {
 }
 
 #[tokio::test]
-async fn a_message_over_the_brokers_limit_has_a_word_of_its_own() {
+async fn a_message_over_the_brokers_limit_has_its_own_error() {
     let files = TemporaryDir::new();
     let file = files.path("nats.conf");
     std::fs::write(&file, "max_payload: 20000\n").unwrap();
@@ -573,23 +586,23 @@ async fn a_message_over_the_brokers_limit_has_a_word_of_its_own() {
     let [a, b] = nodes(&broker.url(), &["--max-subscriptions", "200"]).await;
     a.wait_for_stderr("NATS server takes smaller messages than this node");
     let large = format!("\"{}\"", "x".repeat(30_000));
-    let answer = http(a.api(), "POST /v1/topics/t/messages", &[], &large).await;
-    assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 0, "cluster": "too_large"})));
+    let response = http(a.api(), "POST /v1/topics/t/messages", &[], &large).await;
+    assert_eq!((response.status, response.json()), (200, json!({"subscribers": 0, "cluster": "too_large"})));
     let sent = http(a.api(), "POST /v1/broadcast", &[], &format!(r#"{{"type":"x","of":{large}}}"#)).await;
     assert_eq!(sent.json(), json!({"clients": 0, "cluster": "too_large"}));
     let mut publisher = Client::connect(&a).await;
     let data = json!({"topic": "t", "message": "x".repeat(30_000)});
-    let reply = publisher.ask(&json!({"type": "publish", "id": 1, "data": data})).await;
+    let reply = publisher.request(&json!({"type": "publish", "id": 1, "data": data})).await;
     assert_eq!(reply["data"], json!({"topic": "t", "subscribers": 0, "cluster": "too_large"}));
-    let there = Client::connect(&b).await;
-    let send = format!("POST /v1/clients/{}/messages", there.id());
+    let remote = Client::connect(&b).await;
+    let send = format!("POST /v1/clients/{}/messages", remote.id());
     let sent = http(a.api(), &send, &[], &format!(r#"{{"type":"x","of":{large}}}"#)).await;
     assert_eq!((sent.status, &sent.json()["error"]["code"]), (413, &json!("message_too_big")));
 
     // Lists longer than one response are complete over several pages.
     let names: Vec<_> = (0..150).map(|n| format!("{n:03}{}", "x".repeat(200))).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    let _there = super::subscribe(there, &names).await;
+    let _remote = super::subscribe(remote, &names).await;
     let (mut topics, mut cursor) = (BTreeSet::new(), String::new());
     loop {
         let list = http(a.api(), &format!("GET /v1/topics?scope=cluster{cursor}"), &[], "").await.json();

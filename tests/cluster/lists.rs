@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{eventually, names_of_nodes, node, nodes, ready, subscribed};
+use super::{eventually, names_of_nodes, node, nodes, subscribed, wait_until_ready};
 use crate::support::{Broker, Client, Engine, Server, http, run};
 
 async fn get(node: &Server, path: &str) -> Value {
-    let answer = http(node.api(), &format!("GET {path}"), &[], "").await;
-    assert_eq!(answer.status, 200, "{path}: {}", answer.body);
-    answer.json()
+    let response = http(node.api(), &format!("GET {path}"), &[], "").await;
+    assert_eq!(response.status, 200, "{path}: {}", response.body);
+    response.json()
 }
 
-/// All items of a list over its pages.
+/// Returns all items of a list over its pages.
 async fn all(node: &Server, path: &str, list: &str) -> Vec<Value> {
     let (mut items, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -28,7 +28,7 @@ async fn all(node: &Server, path: &str, list: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn lists_and_counts_are_of_the_node_or_of_the_cluster() {
+async fn lists_and_counts_cover_the_node_or_the_cluster() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b, c] = nodes(&broker.url(), &[]).await;
@@ -76,7 +76,7 @@ async fn lists_and_counts_are_of_the_node_or_of_the_cluster() {
 }
 
 #[tokio::test]
-async fn a_node_that_does_not_answer_is_named() {
+async fn a_node_that_does_not_answer_is_named_in_the_response() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b, c] = nodes(&broker.url(), &[]).await;
@@ -86,17 +86,17 @@ async fn a_node_that_does_not_answer_is_named() {
         assert_eq!(stats["unanswered"], json!(["c"]), "{stats}");
         let list = get(&a, "/v1/clients?scope=cluster").await;
         assert_eq!((&list["unanswered"], list["clients"].as_array().map(Vec::len)), (&json!(["c"]), Some(1)));
-        eventually("the silent node to count as gone", async || names_of_nodes(&a).await == ["a", "b"]).await;
+        eventually("the silent node to be removed", async || names_of_nodes(&a).await == ["a", "b"]).await;
         let stats = get(&a, "/v1/stats?scope=cluster").await;
         assert_eq!((&stats["nodes"], &stats["unanswered"]), (&json!(2), &json!([])));
         c.signal("CONT");
-        eventually("its return", async || names_of_nodes(&a).await == ["a", "b", "c"]).await;
+        eventually("the return of the node", async || names_of_nodes(&a).await == ["a", "b", "c"]).await;
         drop(client);
     }
 }
 
 #[tokio::test]
-async fn a_second_node_of_a_name_is_refused_and_the_first_goes_on() {
+async fn a_second_node_with_the_same_name_is_refused() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
@@ -111,13 +111,13 @@ async fn a_second_node_of_a_name_is_refused_and_the_first_goes_on() {
             second.stderr
         );
         assert_eq!(second.stdout, "");
-        ready(&a).await;
+        wait_until_ready(&a).await;
         assert_eq!(names_of_nodes(&b).await, ["a", "b"]);
     }
 }
 
 #[tokio::test]
-async fn a_node_that_crashed_or_was_stopped_comes_back_under_its_name() {
+async fn a_restarted_node_gets_its_name_back() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, mut b] = nodes(&broker.url(), &["--drain-timeout", "0"]).await;
@@ -125,10 +125,10 @@ async fn a_node_that_crashed_or_was_stopped_comes_back_under_its_name() {
             b.signal(signal);
             b.wait();
             b = node(&broker.url(), "b", &["--drain-timeout", "0"]);
-            ready(&b).await;
+            wait_until_ready(&b).await;
             eventually("both nodes", async || names_of_nodes(&a).await == ["a", "b"]).await;
         }
         let mut client = subscribed(&b, &["t"]).await;
-        super::linked(&a, "t", &mut client).await;
+        super::wait_until_linked(&a, "t", &mut client).await;
     }
 }

@@ -3,7 +3,9 @@
 use futures_util::StreamExt;
 use serde_json::json;
 
-use super::{linked, metric, nodes, nothing_comes, publish, subscribe, subscribed, until_end};
+use super::{
+    check_no_message, metric, nodes, publish, read_until_end, subscribe, subscribed, wait_until_linked,
+};
 use crate::support::{Broker, Client, Engine, Issuer, from_now, http, with_token};
 
 #[tokio::test]
@@ -16,11 +18,11 @@ async fn a_publish_reaches_subscribers_of_other_nodes_once_and_unchanged() {
         let mut overlapping = subscribed(&b, &["sports.football", "sports.*", "sports.>", ">"]).await;
         let mut pattern = subscribed(&c, &["*.football"]).await;
         let mut other = subscribed(&c, &["sports.football.results", "sports.*.x"]).await;
-        linked(&a, "sports.football", &mut exact).await;
-        linked(&a, "sports.football", &mut pattern).await;
+        wait_until_linked(&a, "sports.football", &mut exact).await;
+        wait_until_linked(&a, "sports.football", &mut pattern).await;
         for (node, client) in [(&a, &mut own), (&b, &mut overlapping), (&c, &mut pattern), (&b, &mut exact)] {
             publish(node, "sports.football", "\"end\"").await;
-            until_end(client).await;
+            read_until_end(client).await;
         }
 
         let mut publisher = Client::connect(&a).await;
@@ -31,7 +33,7 @@ async fn a_publish_reaches_subscribers_of_other_nodes_once_and_unchanged() {
             ))
             .await;
         let reply = publisher.receive().await;
-        // The count is this node's.
+        // The count covers this node only.
         let published = json!({"topic": "sports.football", "subscribers": 1});
         assert_eq!(reply, json!({"type": "published", "id": 7, "data": published}));
         let expected = format!(
@@ -42,7 +44,7 @@ async fn a_publish_reaches_subscribers_of_other_nodes_once_and_unchanged() {
             loop {
                 let message = client.socket.next().await.unwrap().unwrap();
                 let text = message.to_text().unwrap();
-                // Ends of other clients' preparations are still on their way.
+                // The ends of other clients' probes may still arrive.
                 if !text.contains("\"end\"") && !text.contains("probe") {
                     assert_eq!(text, expected, "{engine:?}");
                     break;
@@ -51,34 +53,34 @@ async fn a_publish_reaches_subscribers_of_other_nodes_once_and_unchanged() {
         }
         publish(&b, "sports.football", "\"end\"").await;
         for client in [&mut own, &mut exact, &mut overlapping, &mut pattern] {
-            let received = until_end(client).await;
-            assert_eq!(received, Default::default(), "{engine:?}: something came twice");
+            let received = read_until_end(client).await;
+            assert_eq!(received, Default::default(), "{engine:?}: a message arrived twice");
         }
-        nothing_comes(&mut other).await;
+        check_no_message(&mut other).await;
     }
 }
 
 #[tokio::test]
-async fn traces_go_along() {
+async fn trace_contexts_reach_other_nodes() {
     let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        let mut here = subscribed(&a, &["t"]).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut local = subscribed(&a, &["t"]).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         publish(&a, "t", "\"end\"").await;
-        until_end(&mut there).await;
-        until_end(&mut here).await;
+        read_until_end(&mut remote).await;
+        read_until_end(&mut local).await;
         let header = format!("traceparent: {traceparent}");
         http(a.api(), "POST /v1/topics/t/messages", &[&header], "1").await;
-        let (here, there) = (here.receive().await, there.receive().await);
-        // Each delivery of a publish belongs to the same trace, on whatever node.
-        assert_eq!(there["data"], here["data"]);
+        let (local, remote) = (local.receive().await, remote.receive().await);
+        // All deliveries of a publish belong to the same trace, on every node.
+        assert_eq!(remote["data"], local["data"]);
         let trace = |message: &serde_json::Value| {
             message["meta"]["traceparent"].as_str().and_then(|text| text.split('-').nth(1)).map(str::to_owned)
         };
-        assert!(trace(&here).is_none() || trace(&here) == trace(&there), "{here} {there}");
+        assert!(trace(&local).is_none() || trace(&local) == trace(&remote), "{local} {remote}");
     }
 }
 
@@ -101,13 +103,16 @@ async fn sends_and_disconnects_reach_clients_of_other_nodes() {
         assert_eq!((one.status, &one.json()["client_id"]), (200, &json!(id)));
 
         for unknown in ["b.0-99-1", "nobody.0-0-1", "b", "a.0-99-1"] {
-            let answer =
+            let response =
                 http(a.api(), &format!("POST /v1/clients/{unknown}/messages"), &[], r#"{"type":"x"}"#).await;
-            assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!("client_not_found")));
+            assert_eq!(
+                (response.status, &response.json()["error"]["code"]),
+                (404, &json!("client_not_found"))
+            );
         }
 
         let broadcast = http(a.api(), "POST /v1/broadcast", &[], r#"{"type":"all"}"#).await;
-        // The count is this node's.
+        // The count covers this node only.
         assert_eq!(broadcast.json(), json!({"clients": 0}));
         assert_eq!(client.receive().await, json!({"type": "all"}));
         assert_eq!(bystander.receive().await, json!({"type": "all"}));
@@ -117,7 +122,7 @@ async fn sends_and_disconnects_reach_clients_of_other_nodes() {
         assert_eq!(client.closed().await.0, 4003);
         let again = http(a.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
         assert_eq!(again.status, 404);
-        nothing_comes(&mut bystander).await;
+        check_no_message(&mut bystander).await;
     }
 }
 
@@ -140,14 +145,14 @@ async fn a_user_is_reached_on_every_node() {
         for client in &mut clients {
             assert_eq!(client.receive().await, json!({"type": "for-you"}));
         }
-        nothing_comes(&mut other).await;
+        check_no_message(&mut other).await;
     }
 }
 
 #[tokio::test]
 async fn publishers_keep_their_order_over_many_topics() {
     const TOPICS: usize = 60;
-    const EACH: usize = 20;
+    const PUBLISHES_PER_TOPIC: usize = 20;
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b, c] = nodes(&broker.url(), &["--max-subscriptions", "200"]).await;
@@ -163,17 +168,17 @@ async fn publishers_keep_their_order_over_many_topics() {
             subscribers.push(client);
         }
         for client in &mut subscribers {
-            linked(&a, "end", client).await;
+            wait_until_linked(&a, "end", client).await;
         }
         for client in &mut subscribers {
-            // What others were linked with.
+            // Skips the probes of other clients.
             publish(&a, "end", "\"end\"").await;
-            until_end(client).await;
+            read_until_end(client).await;
         }
-        // By then the broker has the other subscriptions too: each node tells it of them in their order.
+        // The broker has the other subscriptions by then: each node sends them in order.
         let mut publishers =
             [Client::connect(&a).await, Client::connect(&a).await, Client::connect(&b).await];
-        for n in 0..EACH {
+        for n in 0..PUBLISHES_PER_TOPIC {
             for (who, publisher) in publishers.iter_mut().enumerate() {
                 for topic in &names {
                     let data = json!({"topic": topic, "message": [who, n]});
@@ -182,12 +187,12 @@ async fn publishers_keep_their_order_over_many_topics() {
             }
         }
         for publisher in &mut publishers {
-            nothing_comes(publisher).await;
+            check_no_message(publisher).await;
         }
         for client in &mut subscribers {
             let mut received = std::collections::BTreeMap::<_, Vec<_>>::new();
             let mut count = 0;
-            while count < TOPICS * EACH * 3 {
+            while count < TOPICS * PUBLISHES_PER_TOPIC * 3 {
                 let message = client.receive().await;
                 let data = &message["data"];
                 if data["topic"] == "end" {
@@ -199,7 +204,7 @@ async fn publishers_keep_their_order_over_many_topics() {
                 count += 1;
             }
             assert_eq!(received.len(), TOPICS * 3);
-            let in_order: Vec<_> = (0..EACH as u64).collect();
+            let in_order: Vec<_> = (0..PUBLISHES_PER_TOPIC as u64).collect();
             for (of, numbers) in received {
                 assert_eq!(numbers, in_order, "{engine:?} {of:?}");
             }
@@ -209,23 +214,23 @@ async fn publishers_keep_their_order_over_many_topics() {
 }
 
 #[tokio::test]
-async fn hubs_with_different_prefixes_do_not_meet() {
+async fn hubs_with_different_prefixes_are_separate() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &["--cluster-prefix", "one"]).await;
-        // The same name: it is another hub.
+        // A node with the same name in another hub.
         let other = super::node(&broker.url(), "a", &["--cluster-prefix", "two"]);
-        super::ready(&other).await;
-        let mut here = subscribed(&b, &["t"]).await;
+        super::wait_until_ready(&other).await;
+        let mut local = subscribed(&b, &["t"]).await;
         let mut stranger = subscribed(&other, &["t", ">"]).await;
-        linked(&a, "t", &mut here).await;
-        nothing_comes(&mut stranger).await;
+        wait_until_linked(&a, "t", &mut local).await;
+        check_no_message(&mut stranger).await;
         assert_eq!(super::names_of_nodes(&other).await, ["a"]);
     }
 }
 
 #[tokio::test]
-async fn topics_are_carried_only_to_nodes_with_a_subscriber() {
+async fn topics_are_sent_only_to_nodes_with_a_subscriber() {
     let broker = Broker::start(Engine::Redis);
     let [a, b] = nodes(&broker.url(), &[]).await;
     let subscribers = |channel: &str| {
@@ -248,7 +253,7 @@ async fn topics_are_carried_only_to_nodes_with_a_subscriber() {
 }
 
 #[tokio::test]
-async fn topics_of_every_kind_and_payloads_of_every_size_get_over_unchanged() {
+async fn topics_and_payloads_of_every_kind_reach_other_nodes_unchanged() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "10000000"]).await;
@@ -266,15 +271,15 @@ async fn topics_of_every_kind_and_payloads_of_every_size_get_over_unchanged() {
             "t:t",
             "hub.t",
         ];
-        // A star stands for a whole level only.
+        // A wildcard replaces a whole level only.
         let topics = topics.map(|topic| topic.replace('*', "+").replace("\\\\", "\\"));
         let names: Vec<_> = topics.iter().map(String::as_str).collect();
         let mut exact = subscribed(&b, &names).await;
         let mut all = subscribed(&b, &[">"]).await;
-        linked(&a, "probe", &mut all).await;
+        wait_until_linked(&a, "probe", &mut all).await;
         let last = subscribed(&b, &["probe"]).await;
         let mut exact_and_probe = super::subscribe(exact, &["probe"]).await;
-        linked(&a, "probe", &mut exact_and_probe).await;
+        wait_until_linked(&a, "probe", &mut exact_and_probe).await;
         exact = exact_and_probe;
         let large = format!("\"{}\"", "\\u00e9ü".repeat(8000));
         let payloads = [
@@ -322,7 +327,7 @@ async fn topics_of_every_kind_and_payloads_of_every_size_get_over_unchanged() {
 }
 
 #[tokio::test]
-async fn subscriptions_and_connections_end_on_other_nodes() {
+async fn unsubscribe_and_disconnect_reach_clients_of_other_nodes() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let issuer = Issuer::new("a secret that nodes of one hub share, and nobody else");
@@ -333,13 +338,13 @@ async fn subscriptions_and_connections_end_on_other_nodes() {
         let mut client = subscribe(client, &["x", "y.>"]).await;
         let path = format!("DELETE /v1/clients/{}/subscriptions/x", client.id());
         for expected in [true, false] {
-            let answer = http(a.api(), &path, &[], "").await;
-            assert_eq!((answer.status, answer.json()), (200, json!({"unsubscribed": expected})));
+            let response = http(a.api(), &path, &[], "").await;
+            assert_eq!((response.status, response.json()), (200, json!({"unsubscribed": expected})));
         }
         assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": "x"}}));
-        let answer = http(a.api(), "DELETE /v1/users/ana/subscriptions/y.%3E", &[], "").await;
-        // The count is this node's.
-        assert_eq!(answer.json(), json!({"clients": 0}));
+        let response = http(a.api(), "DELETE /v1/users/ana/subscriptions/y.%3E", &[], "").await;
+        // The count covers this node only.
+        assert_eq!(response.json(), json!({"clients": 0}));
         assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": "y.>"}}));
         assert_eq!(http(a.api(), "DELETE /v1/users/ana", &[], "").await.status, 200);
         assert_eq!(client.closed().await.0, 4003);

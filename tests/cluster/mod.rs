@@ -15,23 +15,23 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, PATIENCE, Server, http, patiently};
+use crate::support::{Client, Server, WAIT_TIMEOUT, http, wait_for};
 
-/// Starts a node. Messages are not limited: the tests send many.
+/// Starts a node without rate limits, because the tests send many messages.
 fn node(url: &str, id: &str, flags: &[&str]) -> Server {
     let mut all = vec!["--cluster", url, "--node-id", id, "--rate-limit", "0", "--workers", "2"];
     all.extend(flags);
     Server::start(&all)
 }
 
-/// Starts nodes with the names a, b, c… and waits until each knows all.
+/// Starts nodes with the names a, b, c… and waits until each knows all others.
 async fn nodes<const N: usize>(url: &str, flags: &[&str]) -> [Server; N] {
     let nodes = std::array::from_fn(|index| {
         let id = char::from(b'a' + u8::try_from(index).expect("there are few nodes")).to_string();
         node(url, &id, flags)
     });
     for node in &nodes {
-        ready(node).await;
+        wait_until_ready(node).await;
         eventually("all nodes", async || names_of_nodes(node).await.len() == N).await;
     }
     nodes
@@ -43,9 +43,9 @@ async fn names_of_nodes(node: &Server) -> Vec<String> {
     nodes.iter().filter_map(|node| Some(node["node_id"].as_str()?.to_owned())).collect()
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    patiently(what, async {
+    wait_for(what, async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -57,11 +57,11 @@ async fn readiness(node: &Server) -> u16 {
     http(node.api(), "GET /health/ready", &[], "").await.status
 }
 
-async fn ready(node: &Server) {
+async fn wait_until_ready(node: &Server) {
     eventually("readiness", async || readiness(node).await == 200).await;
 }
 
-async fn unready(node: &Server) {
+async fn wait_until_unready(node: &Server) {
     eventually("the end of readiness", async || readiness(node).await == 503).await;
     let reasons = http(node.api(), "GET /health/ready", &[], "").await.json();
     assert_eq!(reasons["error"]["code"], "cluster_unavailable", "{reasons}");
@@ -73,31 +73,31 @@ async fn subscribed(node: &Server, topics: &[&str]) -> Client {
 
 async fn subscribe(mut client: Client, topics: &[&str]) -> Client {
     for topic in topics {
-        let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        let reply = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
         assert_eq!(reply["type"], "subscribed", "{reply}");
     }
     client
 }
 
-/// Publishes by the API of a node, and returns the answer.
+/// Publishes through the API of a node and returns the response.
 async fn publish(node: &Server, topic: &str, message: &str) -> Value {
-    let answer = http(node.api(), &format!("POST /v1/topics/{topic}/messages"), &[], message).await;
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    answer.json()
+    let response = http(node.api(), &format!("POST /v1/topics/{topic}/messages"), &[], message).await;
+    assert_eq!(response.status, 200, "{}", response.body);
+    response.json()
 }
 
-/// Waits until what is published on a node reaches a client of another: the broker learns of a subscription soon after
-/// the client.
-async fn linked(from: &Server, topic: &str, client: &mut Client) {
+/// Waits until publishes on a node reach a client of another: the broker gets a subscription
+/// shortly after the client does.
+async fn wait_until_linked(from: &Server, topic: &str, client: &mut Client) {
     let mut probe = 0;
-    patiently("the way between two nodes", async {
+    wait_for("the link between two nodes", async {
         loop {
             probe += 1;
             publish(from, topic, &format!("{{\"probe\":{probe}}}")).await;
             let wait = Duration::from_millis(200);
-            // Other messages may still be on their way; the test does not need them any more.
+            // Other messages may still arrive; the test does not need them.
             let mut last = tokio::time::timeout(wait, probe_of(client)).await.unwrap_or_default();
-            // All that were sent after it come too.
+            // All probes sent after it arrive too.
             while last > 0 && last < probe {
                 last = probe_of(client).await;
             }
@@ -109,7 +109,7 @@ async fn linked(from: &Server, topic: &str, client: &mut Client) {
     .await;
 }
 
-/// The number of the next probe.
+/// Returns the number of the next probe.
 async fn probe_of(client: &mut Client) -> u64 {
     loop {
         if let Some(probe) = client.receive().await["data"]["message"]["probe"].as_u64() {
@@ -119,7 +119,7 @@ async fn probe_of(client: &mut Client) -> u64 {
 }
 
 /// Reads deliveries until one is `"end"`, and returns the others by topic.
-async fn until_end(client: &mut Client) -> BTreeMap<String, Vec<Value>> {
+async fn read_until_end(client: &mut Client) -> BTreeMap<String, Vec<Value>> {
     let mut received = BTreeMap::<String, Vec<Value>>::new();
     loop {
         let message = client.receive().await;
@@ -133,7 +133,7 @@ async fn until_end(client: &mut Client) -> BTreeMap<String, Vec<Value>> {
     }
 }
 
-/// A number of a node's metrics.
+/// Returns a metric of a node.
 async fn metric(node: &Server, name: &str) -> u64 {
     let text = http(node.api(), "GET /metrics", &[], "").await.body;
     let sum: f64 = text
@@ -144,11 +144,11 @@ async fn metric(node: &Server, name: &str) -> u64 {
     sum as u64
 }
 
-/// What must not come would come before the answer to a ping.
-async fn nothing_comes(client: &mut Client) {
-    let answer = client.ask(&json!({"type": "ping", "id": "nothing"})).await;
-    assert_eq!(answer, json!({"type": "pong", "id": "nothing"}));
+/// Checks that no message is pending: it would arrive before the reply to a ping.
+async fn check_no_message(client: &mut Client) {
+    let response = client.request(&json!({"type": "ping", "id": "nothing"})).await;
+    assert_eq!(response, json!({"type": "pong", "id": "nothing"}));
 }
 
-/// How long a recovery may take: the longest pause between two attempts, the wait for other nodes and a busy machine.
-const RECOVERY: Duration = PATIENCE;
+/// Bound on a recovery: the longest retry delay, the wait for other nodes and a busy machine.
+const RECOVERY: Duration = WAIT_TIMEOUT;

@@ -1,21 +1,21 @@
-//! A network that loses or delays what is between nodes and broker, without a word to either.
+//! A network that drops or delays packets between nodes and broker silently.
 
 use std::collections::BTreeSet;
 
-use super::faults::{Publisher, check_order, numbers, outage, publish_at_once};
-use super::{linked, metric, node, ready, subscribed, unready};
-use crate::support::{Broker, Engine, Network, PATIENCE, Server};
+use super::faults::{Publisher, check_order, check_outage, numbers, publish_at_once};
+use super::{metric, node, subscribed, wait_until_linked, wait_until_ready, wait_until_unready};
+use crate::support::{Broker, Engine, Network, Server, WAIT_TIMEOUT};
 
-/// A broker in a namespace, and two nodes that reach it by links of their own.
-struct Apart {
+/// A broker in a namespace and two nodes with a link each.
+struct SeparateLinks {
     nodes: [Server; 2],
     network: Network,
-    // It is needed for as long as the nodes are.
+    // Must live as long as the nodes.
     _broker: Broker,
 }
 
-impl Apart {
-    /// `None`: there are no namespaces here.
+impl SeparateLinks {
+    /// Returns `None` if the system does not allow namespaces.
     async fn new(engine: Engine, flags: &[&str]) -> Option<Self> {
         let network = Network::new(2)?;
         let broker = Broker::start_within(engine, &network);
@@ -26,85 +26,93 @@ impl Apart {
         };
         let nodes = [node(&url(0), "a", flags), node(&url(1), "b", &[])];
         for node in &nodes {
-            ready(node).await;
+            wait_until_ready(node).await;
         }
         Some(Self { nodes, network, _broker: broker })
     }
 }
 
 #[tokio::test]
-async fn a_node_whose_packets_are_lost_notices_and_comes_back() {
+async fn a_node_reconnects_after_packet_loss() {
     for engine in Engine::BOTH {
-        let Some(Apart { nodes: [a, b], network, _broker }) = Apart::new(engine, &[]).await else { return };
-        outage([&a, &b], "t", async || network.drop_all(0), async || network.heal()).await;
+        let Some(SeparateLinks { nodes: [a, b], network, _broker }) = SeparateLinks::new(engine, &[]).await
+        else {
+            return;
+        };
+        check_outage([&a, &b], "t", async || network.drop_all(0), async || network.heal()).await;
     }
 }
 
 #[tokio::test]
-async fn a_subscriber_behind_lost_packets_gets_what_comes_after_its_return() {
+async fn a_subscriber_behind_lost_packets_gets_messages_after_the_network_heals() {
     for engine in Engine::BOTH {
-        let Some(Apart { nodes: [a, b], network, _broker }) = Apart::new(engine, &[]).await else { return };
-        let mut there = subscribed(&b, &["t", "t.>"]).await;
-        linked(&a, "t", &mut there).await;
+        let Some(SeparateLinks { nodes: [a, b], network, _broker }) = SeparateLinks::new(engine, &[]).await
+        else {
+            return;
+        };
+        let mut remote = subscribed(&b, &["t", "t.>"]).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(30).await;
         network.drop_all(1);
-        unready(&b).await;
+        wait_until_unready(&b).await;
         publisher.many(30).await;
         network.heal();
-        ready(&b).await;
+        wait_until_ready(&b).await;
         let first = publisher.next;
         publisher.many(30).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         check_order(&received);
         assert!(received.ends_with(&(first..publisher.next).collect::<Vec<_>>()), "{first}: {received:?}");
         assert!(received.starts_with(&(0..30).collect::<Vec<_>>()), "{received:?}");
-        assert_eq!(publisher.told, BTreeSet::new());
+        assert_eq!(publisher.reported, BTreeSet::new());
     }
 }
 
-/// Publishes a thousand messages of 1 KiB on a node whose link is thin, and compares what it told with what came.
-async fn over_a_thin_link(engine: Engine, flags: &[&str]) -> Option<(Apart, BTreeSet<u64>)> {
+/// Publishes a thousand messages of 1 KiB on a node with a thin link and compares its replies with
+/// the deliveries.
+async fn publish_over_slow_link(engine: Engine, flags: &[&str]) -> Option<(SeparateLinks, BTreeSet<u64>)> {
     const PUBLISHES: u64 = 1000;
-    let apart = Apart::new(engine, flags).await?;
+    let apart = SeparateLinks::new(engine, flags).await?;
     let [a, b] = &apart.nodes;
-    let mut there = subscribed(b, &["t"]).await;
-    linked(a, "t", &mut there).await;
+    let mut remote = subscribed(b, &["t"]).await;
+    wait_until_linked(a, "t", &mut remote).await;
     apart.network.limit(0, "400kbit");
-    let told = publish_at_once(a, PUBLISHES).await;
+    let reported = publish_at_once(a, PUBLISHES).await;
     let mut last = None;
     let mut received = 0;
-    // Twenty seconds' worth of such a link; pings come in between.
-    let all = tokio::time::timeout(PATIENCE * 3, async {
-        while received + told.len() as u64 != PUBLISHES {
-            if let Some(n) = there.receive().await["data"]["message"][0].as_u64() {
-                assert!(last < Some(n) && !told.contains(&n), "{n} after {last:?}");
+    // Such a link takes twenty seconds for them; pings come in between.
+    let all = tokio::time::timeout(WAIT_TIMEOUT * 3, async {
+        while received + reported.len() as u64 != PUBLISHES {
+            if let Some(n) = remote.receive().await["data"]["message"][0].as_u64() {
+                assert!(last < Some(n) && !reported.contains(&n), "{n} after {last:?}");
                 last = Some(n);
                 received += 1;
             }
         }
     });
-    assert!(all.await.is_ok(), "{received} came, {} were told to be lost: {}", told.len(), a.stderr());
-    assert_eq!(metric(a, "deeperhub_cluster_dropped_total").await, told.len() as u64);
-    Some((apart, told))
+    assert!(all.await.is_ok(), "{received} arrived, {} were reported lost: {}", reported.len(), a.stderr());
+    assert_eq!(metric(a, "deeperhub_cluster_dropped_total").await, reported.len() as u64);
+    Some((apart, reported))
 }
 
 #[tokio::test]
-async fn a_thin_link_carries_what_fits_and_each_loss_is_told() {
+async fn a_slow_link_reports_every_lost_message() {
     for engine in Engine::BOTH {
-        let Some((_, told)) = over_a_thin_link(engine, &["--cluster-queue-bytes", "65536"]).await else {
+        let Some((_, reported)) = publish_over_slow_link(engine, &["--cluster-queue-bytes", "65536"]).await
+        else {
             return;
         };
-        assert!(!told.is_empty(), "the queue was never full");
+        assert!(!reported.is_empty(), "the queue never filled up");
     }
 }
 
 #[tokio::test]
-async fn what_a_thin_link_needs_long_for_gets_over_nonetheless() {
+async fn a_slow_link_delivers_everything_that_fits_the_queue() {
     for engine in Engine::BOTH {
-        let Some((apart, told)) = over_a_thin_link(engine, &[]).await else { return };
-        assert_eq!(told, BTreeSet::new());
+        let Some((apart, reported)) = publish_over_slow_link(engine, &[]).await else { return };
+        assert_eq!(reported, BTreeSet::new());
         apart.network.unlimit(0);
-        ready(&apart.nodes[0]).await;
+        wait_until_ready(&apart.nodes[0]).await;
     }
 }

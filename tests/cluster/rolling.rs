@@ -1,24 +1,24 @@
-//! A rolling restart: each node goes and comes back, and its clients are with the others meanwhile.
+//! A rolling restart: nodes restart one after the other while their clients use the others.
 
 use std::time::{Duration, Instant};
 
 use super::faults::{Publisher, check_order, numbers};
-use super::{eventually, linked, names_of_nodes, node, nodes, ready, subscribed};
-use crate::support::{Broker, Client, Engine, patiently};
+use super::{eventually, names_of_nodes, node, nodes, subscribed, wait_until_linked, wait_until_ready};
+use crate::support::{Broker, Client, Engine, wait_for};
 
 const FLAGS: &[&str] = &["--drain-timeout", "1s"];
 
-/// Reads to the end, and gives the time at which the client is to come back.
-async fn slot(client: &mut Client) -> Duration {
+/// Reads to the end and returns the reconnect delay of the `goodbye`.
+async fn reconnect_delay(client: &mut Client) -> Duration {
     let (code, _, goodbye) = client.closed().await;
     assert_eq!(code, 1001);
-    let goodbye = goodbye.expect("a drained client is told");
+    let goodbye = goodbye.expect("a drained client gets a goodbye");
     assert_eq!(goodbye["data"]["reconnect"], true, "{goodbye}");
-    Duration::from_millis(goodbye["data"]["retry_after_ms"].as_u64().expect("it has a slot"))
+    Duration::from_millis(goodbye["data"]["retry_after_ms"].as_u64().expect("it has a delay"))
 }
 
 #[tokio::test]
-async fn clients_move_on_while_nodes_restart_one_after_the_other() {
+async fn clients_move_between_nodes_during_a_rolling_restart() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let mut hub = nodes::<3>(&broker.url(), FLAGS).await;
@@ -33,12 +33,12 @@ async fn clients_move_on_while_nodes_restart_one_after_the_other() {
             for _ in 0..5 {
                 moving.push(subscribed(&hub[leaving], &[topic]).await);
             }
-            linked(&hub[next], topic, &mut staying[1][0]).await;
-            linked(&hub[next], topic, &mut moving[0]).await;
+            wait_until_linked(&hub[next], topic, &mut staying[1][0]).await;
+            wait_until_linked(&hub[next], topic, &mut moving[0]).await;
 
             let mut publisher = Publisher::new(&hub[next], topic).await;
             hub[leaving].signal("TERM");
-            patiently("the drain", async {
+            wait_for("the drain", async {
                 while !hub[leaving].stderr().contains("Server stopped") {
                     publisher.publish().await;
                 }
@@ -48,20 +48,23 @@ async fn clients_move_on_while_nodes_restart_one_after_the_other() {
             let gone = Instant::now();
             let mut back = Vec::new();
             for (n, client) in moving.iter_mut().enumerate() {
-                let slot = patiently("the end", slot(client)).await;
-                assert!(slot < Duration::from_secs(5), "the others are there, it need not wait: {slot:?}");
-                tokio::time::sleep_until((gone + slot).into()).await;
+                let delay = wait_for("the end", reconnect_delay(client)).await;
+                assert!(
+                    delay < Duration::from_secs(5),
+                    "other nodes are up, so the client need not wait: {delay:?}"
+                );
+                tokio::time::sleep_until((gone + delay).into()).await;
                 let to = if n % 2 == 0 { next } else { other };
                 back.push(subscribed(&hub[to], &[topic]).await);
             }
             hub[leaving] = node(&broker.url(), ["a", "b", "c"][leaving], FLAGS);
             for node in &hub {
-                ready(node).await;
+                wait_until_ready(node).await;
                 eventually("all nodes", async || names_of_nodes(node).await == ["a", "b", "c"]).await;
             }
             back.push(subscribed(&hub[leaving], &[topic]).await);
             for client in &mut back {
-                linked(&hub[next], topic, client).await;
+                wait_until_linked(&hub[next], topic, client).await;
             }
 
             let after = publisher.next;

@@ -1,28 +1,31 @@
-//! Brokers that speak TLS, and those that ask who comes.
+//! Brokers with TLS, and brokers with authentication.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 
-use super::{eventually, linked, names_of_nodes, node, nodes, ready, subscribed, unready};
+use super::{
+    eventually, names_of_nodes, node, nodes, subscribed, wait_until_linked, wait_until_ready,
+    wait_until_unready,
+};
 use crate::support::{Authority, Broker, Engine, TemporaryDir, run, text};
 
-/// Two nodes of a broker, and that a message gets from one to the other.
-async fn meet(url: &str, flags: &[&str]) {
+/// Checks that a message passes between two nodes of a broker.
+async fn check_linked(url: &str, flags: &[&str]) {
     let [a, b] = nodes(url, flags).await;
-    let mut there = subscribed(&b, &["t", "t.*"]).await;
-    linked(&a, "t", &mut there).await;
-    linked(&a, "t.x", &mut there).await;
+    let mut remote = subscribed(&b, &["t", "t.*"]).await;
+    wait_until_linked(&a, "t", &mut remote).await;
+    wait_until_linked(&a, "t.x", &mut remote).await;
 }
 
-/// A node that the broker, or that refuses the broker, says why and serves its own clients.
+/// Checks that a node that cannot use the broker reports why and serves its own clients.
 async fn refused(url: &str, flags: &[&str], reasons: &[&str]) {
     let mut all = vec!["--log-level", "debug"];
     all.extend(flags);
     let a = node(url, "refused", &all);
-    unready(&a).await;
-    // The first attempt may not be over yet.
+    wait_until_unready(&a).await;
+    // The first attempt may not have ended yet.
     a.wait_for_stderr("Broker unreachable");
     let log = a.stderr();
     assert!(reasons.iter().any(|reason| log.contains(reason)), "none of {reasons:?} in {log}");
@@ -33,28 +36,28 @@ async fn refused(url: &str, flags: &[&str], reasons: &[&str]) {
 }
 
 #[tokio::test]
-async fn brokers_over_tls_are_checked_by_an_authority_of_the_operators() {
+async fn broker_certificates_are_checked_against_the_configured_authority() {
     for engine in Engine::BOTH {
         let authority = Authority::new();
         let broker = Broker::start_over_tls(engine, &authority.server("broker"));
         let ca = text(&authority.cert).to_owned();
-        meet(&broker.url(), &["--cluster-ca", &ca]).await;
-        // Certificates are for names too.
-        meet(&broker.url().replace("127.0.0.1", "localhost"), &["--cluster-ca", &ca]).await;
+        check_linked(&broker.url(), &["--cluster-ca", &ca]).await;
+        // Certificates are valid for host names too.
+        check_linked(&broker.url().replace("127.0.0.1", "localhost"), &["--cluster-ca", &ca]).await;
     }
 }
 
 #[tokio::test]
-async fn a_broker_whose_certificate_another_authority_signed_is_refused() {
+async fn a_broker_with_a_certificate_of_another_authority_is_refused() {
     for engine in Engine::BOTH {
         let authority = Authority::new();
         let broker = Broker::start_over_tls(engine, &authority.server("broker"));
         let other = Authority::new();
         let reasons = ["UnknownIssuer", "invalid peer certificate"];
         refused(&broker.url(), &["--cluster-ca", text(&other.cert)], &reasons).await;
-        // Nor does the system trust it.
+        // The system's trust store does not contain the authority either.
         refused(&broker.url(), &[], &reasons).await;
-        // A certificate of a client is for no name at all.
+        // A client certificate is valid for no host name.
         let nameless = Broker::start_over_tls(engine, &authority.client("nameless"));
         refused(&nameless.url(), &["--cluster-ca", text(&authority.cert)], &["invalid peer certificate"])
             .await;
@@ -73,7 +76,7 @@ fn check_invalid(url: &str, flags: &[&str], named: &[&str]) {
 }
 
 #[test]
-fn what_lies_in_the_file_of_authorities_must_be_certificates() {
+fn an_authority_file_without_certificates_is_rejected() {
     let files = TemporaryDir::new();
     let none = files.write("none.pem", "no certificate\n");
     for url in ["tls://127.0.0.1:4222", "rediss://127.0.0.1:6379"] {
@@ -83,7 +86,7 @@ fn what_lies_in_the_file_of_authorities_must_be_certificates() {
 }
 
 #[test]
-fn what_lies_in_the_file_of_credentials_must_be_credentials() {
+fn a_credentials_file_without_credentials_is_rejected() {
     let files = TemporaryDir::new();
     for content in ["-----BEGIN NATS USER JWT-----\nnothing\n", "SUnothing", "", "s3cret\n"] {
         let broken = files.write("broken.creds", content);
@@ -93,7 +96,7 @@ fn what_lies_in_the_file_of_credentials_must_be_credentials() {
 }
 
 #[tokio::test]
-async fn plain_and_tls_do_not_meet_and_the_log_says_so() {
+async fn a_mismatch_of_plaintext_and_tls_is_logged() {
     for engine in Engine::BOTH {
         let plain = Broker::start(engine);
         let over_tls = match engine {
@@ -102,29 +105,29 @@ async fn plain_and_tls_do_not_meet_and_the_log_says_so() {
         };
         refused(&over_tls, &[], &["does this port speak TLS", "InvalidContentType"]).await;
     }
-    // NATS says in the clear that it wants TLS, and gets it; Redis ends the connection.
+    // NATS asks for TLS in clear text and gets it; Redis ends the connection.
     let authority = Authority::new();
     let broker = Broker::start_over_tls(Engine::Redis, &authority.server("broker"));
     refused(&broker.url().replace("rediss://", "redis://"), &[], &["does this port want TLS"]).await;
     let broker = Broker::start_over_tls(Engine::Nats, &authority.server("broker"));
-    meet(&broker.url().replace("tls://", "nats://"), &["--cluster-ca", text(&authority.cert)]).await;
+    check_linked(&broker.url().replace("tls://", "nats://"), &["--cluster-ca", text(&authority.cert)]).await;
 }
 
 #[tokio::test]
-async fn an_nkey_opens_nats() {
+async fn an_nkey_authenticates_to_nats() {
     let files = TemporaryDir::new();
     let user = KeyPair::new_user();
     let config = format!("authorization {{ users = [ {{ nkey: {} }} ] }}\n", user.public_key());
     let config = files.write("nats.conf", &config);
     let broker = Broker::start_with(Engine::Nats, &["-c", text(&config)]);
     let seed = files.write("hub.nk", &format!("{}\n", user.seed().unwrap()));
-    meet(&broker.url(), &["--cluster-credentials", text(&seed)]).await;
+    check_linked(&broker.url(), &["--cluster-credentials", text(&seed)]).await;
     let stranger = files.write("stranger.nk", &KeyPair::new_user().seed().unwrap());
     refused(&broker.url(), &["--cluster-credentials", text(&stranger)], &["authorization violation"]).await;
     refused(&broker.url(), &[], &["authorization violation", "nkey"]).await;
 }
 
-/// A token of NATS: a JWT that is signed by an nkey.
+/// Returns a NATS token: a JWT signed with an nkey.
 fn nats_token(issuer: &KeyPair, subject: &KeyPair, name: &str, nats: Value) -> String {
     let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let header = part(json!({"typ": "JWT", "alg": "ed25519-nkey"}));
@@ -141,7 +144,7 @@ fn nats_token(issuer: &KeyPair, subject: &KeyPair, name: &str, nats: Value) -> S
 }
 
 #[tokio::test]
-async fn a_credentials_file_opens_nats() {
+async fn a_credentials_file_authenticates_to_nats() {
     let files = TemporaryDir::new();
     let (operator, account, user) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_user());
     let operator_token =
@@ -158,7 +161,7 @@ async fn a_credentials_file_opens_nats() {
     let config = files.write("nats.conf", &config);
     let broker = Broker::start_with(Engine::Nats, &["-c", text(&config)]);
 
-    // May do what the book says that it needs, and nothing else.
+    // Exactly the permissions that the book lists.
     let allowed = json!({"allow": ["deeperhub.>"]});
     let rights = json!({
         "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1, "pub": allowed, "sub": allowed,
@@ -172,21 +175,21 @@ async fn a_credentials_file_opens_nats() {
         )
     };
     let good = files.write("hub.creds", &credentials(&account));
-    meet(&broker.url(), &["--cluster-credentials", text(&good)]).await;
+    check_linked(&broker.url(), &["--cluster-credentials", text(&good)]).await;
     let forged = files.write("forged.creds", &credentials(&KeyPair::new_account()));
     refused(&broker.url(), &["--cluster-credentials", text(&forged)], &["authorization violation"]).await;
 }
 
 #[tokio::test]
-async fn a_token_opens_nats() {
+async fn a_token_authenticates_to_nats() {
     let broker = Broker::start_with(Engine::Nats, &["--auth", "s3cret"]);
     let url = |token: &str| broker.url().replace("://", &format!("://{token}@"));
-    meet(&url("s3cret"), &[]).await;
+    check_linked(&url("s3cret"), &[]).await;
     refused(&url("other"), &[], &["authorization violation"]).await;
 }
 
 #[tokio::test]
-async fn a_user_of_redis_needs_few_rights() {
+async fn a_redis_user_needs_few_permissions() {
     let user = "hub on >s3cret resetchannels &* -@all \
                 +publish +subscribe +psubscribe +unsubscribe +punsubscribe";
     let mut flags = vec!["--user"];
@@ -194,12 +197,12 @@ async fn a_user_of_redis_needs_few_rights() {
     flags.extend(["--user", "default", "off"]);
     let broker = Broker::start_with(Engine::Redis, &flags);
     let url = |password: &str| broker.url().replace("://", &format!("://hub:{password}@"));
-    meet(&url("s3cret"), &[]).await;
+    check_linked(&url("s3cret"), &[]).await;
     refused(&url("wrong"), &[], &["WRONGPASS", "Password authentication failed"]).await;
     refused(&broker.url(), &[], &["NOAUTH", "Authentication required"]).await;
     eventually("a node that may", async || {
         let a = node(&url("s3cret"), "a", &[]);
-        ready(&a).await;
+        wait_until_ready(&a).await;
         names_of_nodes(&a).await == ["a"]
     })
     .await;

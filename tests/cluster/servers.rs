@@ -1,11 +1,13 @@
-//! Brokers of several servers: when one is lost, nodes go on with the next.
+//! Brokers with several servers: nodes fail over to the next.
 
 use super::faults::{Publisher, check_order, numbers};
-use super::{eventually, linked, names_of_nodes, node, ready, subscribed, unready};
+use super::{
+    eventually, names_of_nodes, node, subscribed, wait_until_linked, wait_until_ready, wait_until_unready,
+};
 use crate::support::{Broker, Engine, free_port};
 
 #[tokio::test]
-async fn nodes_on_different_servers_of_nats_are_one_hub_and_outlive_a_server() {
+async fn nodes_on_different_nats_servers_form_one_hub_and_survive_a_server() {
     let routes = format!("nats://127.0.0.1:{}", free_port());
     let mut first = Broker::start_with(Engine::Nats, &["--cluster_name", "hub", "--cluster", &routes]);
     let own = format!("nats://127.0.0.1:{}", free_port());
@@ -17,16 +19,16 @@ async fn nodes_on_different_servers_of_nats_are_one_hub_and_outlive_a_server() {
     let other = node(&format!("nats://{},{}", second.address, first.address), "c", &[]);
     let all = [&a, &b, &other];
     for node in all {
-        ready(node).await;
+        wait_until_ready(node).await;
         eventually("all nodes", async || names_of_nodes(node).await == ["a", "b", "c"]).await;
     }
-    let mut there = subscribed(&b, &["t", "t.>"]).await;
+    let mut remote = subscribed(&b, &["t", "t.>"]).await;
     let mut beyond = subscribed(&other, &["*", "t"]).await;
-    linked(&a, "t", &mut there).await;
-    linked(&a, "t", &mut beyond).await;
+    wait_until_linked(&a, "t", &mut remote).await;
+    wait_until_linked(&a, "t", &mut beyond).await;
     let mut publisher = Publisher::new(&a, "t").await;
     publisher.many(50).await;
-    for client in [&mut there, &mut beyond] {
+    for client in [&mut remote, &mut beyond] {
         assert_eq!(numbers(client, 49).await, (0..50).collect::<Vec<_>>());
     }
 
@@ -34,14 +36,14 @@ async fn nodes_on_different_servers_of_nats_are_one_hub_and_outlive_a_server() {
     publisher.until(false).await;
     publisher.until(true).await;
     for node in all {
-        ready(node).await;
+        wait_until_ready(node).await;
         eventually("all nodes", async || names_of_nodes(node).await == ["a", "b", "c"]).await;
     }
-    linked(&a, "t", &mut there).await;
-    linked(&a, "t", &mut beyond).await;
+    wait_until_linked(&a, "t", &mut remote).await;
+    wait_until_linked(&a, "t", &mut beyond).await;
     let after = publisher.next;
     publisher.many(50).await;
-    for client in [&mut there, &mut beyond] {
+    for client in [&mut remote, &mut beyond] {
         let received = numbers(client, publisher.next - 1).await;
         check_order(&received);
         assert!(received.ends_with(&(after..publisher.next).collect::<Vec<_>>()), "{after}: {received:?}");
@@ -51,34 +53,34 @@ async fn nodes_on_different_servers_of_nats_are_one_hub_and_outlive_a_server() {
 }
 
 #[tokio::test]
-async fn a_replica_of_redis_is_passed_over_until_it_is_made_the_primary() {
+async fn a_redis_replica_is_skipped_until_it_is_promoted() {
     let mut primary = Broker::start(Engine::Redis);
     let port = primary.address.port().to_string();
     let replica = Broker::start_with(Engine::Redis, &["--replicaof", "127.0.0.1", &port]);
-    // The replica stands first.
+    // The replica is listed first.
     let both = format!("redis://{},{}", replica.address, primary.address);
     let a = node(&both, "a", &[]);
     let b = node(&both, "b", &[]);
-    ready(&a).await;
-    ready(&b).await;
-    let mut there = subscribed(&b, &["t", "t.>"]).await;
-    linked(&a, "t", &mut there).await;
+    wait_until_ready(&a).await;
+    wait_until_ready(&b).await;
+    let mut remote = subscribed(&b, &["t", "t.>"]).await;
+    wait_until_linked(&a, "t", &mut remote).await;
     let mut publisher = Publisher::new(&a, "t").await;
     publisher.many(50).await;
-    assert_eq!(numbers(&mut there, 49).await, (0..50).collect::<Vec<_>>());
+    assert_eq!(numbers(&mut remote, 49).await, (0..50).collect::<Vec<_>>());
 
     primary.kill();
     publisher.until(false).await;
-    unready(&a).await;
-    unready(&b).await;
+    wait_until_unready(&a).await;
+    wait_until_unready(&b).await;
     replica.redis_lines("REPLICAOF NO ONE");
     publisher.until(true).await;
-    ready(&a).await;
-    ready(&b).await;
-    linked(&a, "t", &mut there).await;
+    wait_until_ready(&a).await;
+    wait_until_ready(&b).await;
+    wait_until_linked(&a, "t", &mut remote).await;
     let after = publisher.next;
     publisher.many(50).await;
-    let received = numbers(&mut there, publisher.next - 1).await;
+    let received = numbers(&mut remote, publisher.next - 1).await;
     check_order(&received);
     assert!(received.ends_with(&(after..publisher.next).collect::<Vec<_>>()), "{after}: {received:?}");
 }

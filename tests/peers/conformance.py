@@ -1,8 +1,8 @@
-"""Holds what was said against its descriptions: conformance.py MESSAGES_SCHEMA OPENAPI TRAFFIC.
+"""Checks recorded traffic against its schemas: conformance.py MESSAGES_SCHEMA OPENAPI TRAFFIC.
 
-TRAFFIC has one JSON object a line: a message ({"side": "client" or "server", "text": ...}) or an answer of the server API
-({"call": "GET /v1/topics/{topic}", "status": ..., "body": ...}). Ends with 0 when each fits its description, and each
-kind of message and each call has been seen.
+TRAFFIC has one JSON object per line: a message ({"side": "client" or "server", "text": ...}) or a
+response of the server API ({"call": "GET /v1/topics/{topic}", "status": ..., "body": ...}). Exits
+with 0 if each matches its schema and every message type and every call was seen.
 """
 
 import copy
@@ -39,7 +39,7 @@ for entry in traffic:
     if name not in kinds:
         continue
     faults += [f"{entry['text']} as {name}: {error.message}" for error in kinds[name].iter_errors(message)]
-    # What lacks something, or has it in another form, must not pass.
+    # A message with a missing or changed field must not be valid.
     broken = copy.deepcopy(message)
     broken["type"] = 7
     if kinds[name].is_valid(broken):

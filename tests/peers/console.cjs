@@ -1,4 +1,4 @@
-// Lines typed into a browser's console: console.cjs PAGE LINES TEXT. Ends with 0 when TEXT was logged.
+// Runs lines in a browser's console: console.cjs PAGE LINES TEXT. Exits with 0 if TEXT was logged.
 "use strict";
 
 const { chromium } = require("playwright-core");

@@ -1,4 +1,4 @@
-// A client on the package `ws`: node_client.cjs URL. Ends with 0 when all was as it should be.
+// A client on the package `ws`: node_client.cjs URL. Exits with 0 on success.
 "use strict";
 
 const assert = require("node:assert/strict");
@@ -44,7 +44,7 @@ async function main() {
   const delivery = { type: "message", data: { topic: "news", message, from: plain.id } };
   assert.deepEqual(JSON.parse(await compressed.receive()), delivery);
 
-  // Payloads keep their bytes, whatever JavaScript would make of them.
+  // Payloads keep their bytes, which JavaScript would change.
   compressed.socket.send('{"type":"echo","data":{"n" : 12345678901234567890.10}}');
   assert.equal(await compressed.receive(), '{"type":"echo","data":{"n" : 12345678901234567890.10}}');
 

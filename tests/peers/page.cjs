@@ -1,4 +1,4 @@
-// A person in a browser on the page to try the hub: page.cjs URL [SCREENSHOT]. Ends with 0 when all was as it should be.
+// Uses the try-out page in a browser: page.cjs URL [SCREENSHOT]. Exits with 0 on success.
 "use strict";
 
 const assert = require("node:assert/strict");
@@ -27,7 +27,7 @@ async function main() {
     await page.getByLabel("Message (").fill('{"move":"e4","clock":12345678901234567890}');
     await page.getByRole("button", { name: "Publish" }).click();
     await logged('"type":"published"');
-    // As it was typed: JavaScript would have rounded the number.
+    // Unchanged: JavaScript would have rounded the number.
     await logged('"message":{"move":"e4","clock":12345678901234567890}');
     await page.getByLabel("Message (").fill("no JSON");
     await page.getByRole("button", { name: "Echo" }).click();

@@ -1,4 +1,4 @@
-"""A client on the package `websockets`: python_client.py URL. Ends with 0 when all was as it should be."""
+"""A client on the package `websockets`: python_client.py URL. Exits with 0 on success."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-// fetch() with bodies that are refused while they are still being sent: the answer arrives each time.
+// fetch() with bodies that are refused while they are being sent: each response must arrive.
 // node refused_bodies.mjs URL URL_WITH_KEY
 const [open, locked] = process.argv.slice(2);
 const body = Buffer.alloc(10 << 20, " ");

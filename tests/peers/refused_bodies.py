@@ -1,4 +1,4 @@
-"""http.client with bodies that are refused while they are still being sent: the answer arrives each time.
+"""http.client with bodies that are refused while they are being sent: each response must arrive.
 
 python refused_bodies.py URL URL_WITH_KEY
 """

@@ -1,4 +1,5 @@
-// A subscriber on npm's `ws`: subscriber.mjs URL TOPIC COUNT NAME [no-context-takeover]. It does what subscriber.py does.
+// A subscriber on npm's `ws`: subscriber.mjs URL TOPIC COUNT NAME
+// [no-context-takeover]. Behaves like subscriber.py.
 
 import WebSocket from "ws";
 

@@ -1,7 +1,7 @@
 """A subscriber on Python's `websockets`: subscriber.py URL TOPIC COUNT NAME.
 
-Says on a line of its own with which extensions it is subscribed. At the first delivery it publishes two messages. Writes the
-text of each delivery, COUNT of them, as a line.
+First prints a line with the negotiated extensions. Publishes two messages after the first delivery.
+Prints the text of each of COUNT deliveries as a line.
 """
 
 import asyncio

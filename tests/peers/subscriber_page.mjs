@@ -1,10 +1,10 @@
-// A subscriber on a web page in headless Chromium: subscriber_page.mjs URL TOPIC COUNT NAME PAGE. It does what subscriber.py does;
-// PAGE is the address of a page from which the server takes connections.
+// A subscriber on a web page in headless Chromium: subscriber_page.mjs URL TOPIC COUNT NAME PAGE.
+// Behaves like subscriber.py; PAGE is the URL of a page with an allowed origin.
 
 import { chromium } from "playwright-core";
 
 const [url, topic, count, name, address] = process.argv.slice(2);
-// As root a browser has no sandbox; the rest keeps it from calling home.
+// Chromium as root has no sandbox; the other flags stop its background requests.
 const args = [
     "--no-sandbox",
     "--disable-gpu",

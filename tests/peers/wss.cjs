@@ -1,5 +1,5 @@
-// A web page that uses the hub over TLS: wss.cjs WSS_URL PAGE_URL CA_FILE HOME. The browser trusts the authority as a person would
-// make it: by an entry in the certificates of its HOME. Before that it must refuse.
+// A web page that uses the hub over TLS: wss.cjs WSS_URL PAGE_URL CA_FILE HOME. The browser trusts
+// the authority through an entry in the certificate database of its HOME, and must refuse it before.
 "use strict";
 
 const assert = require("node:assert/strict");
@@ -22,7 +22,7 @@ async function inBrowser(use) {
   }
 }
 
-// Runs in the page. Resolves with what was said, or with the close code of a connection that failed.
+// Runs in the page. Resolves with the messages, or with the close code of a failed connection.
 function talk(url) {
   return new Promise((resolve) => {
     const said = [];
@@ -36,7 +36,7 @@ function talk(url) {
       if (message.type === "subscribed") {
         send({ type: "publish", id: 1, data: { topic: "over.tls", message: "x".repeat(50000) } });
       }
-      // Of the reply and the delivery, either may come first.
+      // The reply and the delivery may arrive in either order.
       if (said.includes("published") && said.includes("message")) hub.close(1000);
     };
   });

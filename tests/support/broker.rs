@@ -1,4 +1,5 @@
-//! Brokers of clusters: real servers on ports of their own, and a TCP proxy to cut or slow what is between.
+//! Brokers for clusters: real servers on their own ports, and a TCP proxy that can cut or slow
+//! connections.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{Identity, Network, PATIENCE, TemporaryDir, install_named, text};
+use super::{Identity, Network, TemporaryDir, WAIT_TIMEOUT, install_named, text};
 
 /// A kind of broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,31 +29,31 @@ impl Engine {
     }
 }
 
-/// A server that is killed when this value goes.
+/// A broker server; killed on drop.
 #[derive(Debug)]
 pub(crate) struct Broker {
     pub(crate) engine: Engine,
     pub(crate) address: SocketAddr,
     child: Child,
     flags: Vec<String>,
-    /// What it shows to clients, which then speak TLS.
+    /// Its certificate and key; with them, clients use TLS.
     identity: Option<Identity>,
-    /// The network namespace that it runs in; else where the tests run.
+    /// Its network namespace; `None` for the namespace of the tests.
     namespace: Option<String>,
     files: TemporaryDir,
 }
 
-/// A port that is free now. Servers that take no port 0, or do not tell which they got, have to be given one.
+/// Returns a port that is free now, for servers that cannot bind port 0 or do not report the port.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     listener.local_addr().expect("a listener has an address").port()
 }
 
 fn program(name: &str) -> Command {
-    // Debian has servers where the paths of users do not lead.
+    // Debian installs servers in directories outside a user's PATH.
     let places = ["/usr/sbin", "/usr/bin", "/usr/local/bin"];
     let found = places.iter().map(|place| Path::new(place).join(name)).find(|path| path.exists());
-    // By its bare name, as it is called to be installed.
+    // The bare name is the name for `tests/peers/install`.
     Command::new(found.unwrap_or_else(|| name.into()))
 }
 
@@ -61,7 +62,7 @@ impl Broker {
     ///
     /// # Panics
     ///
-    /// When it cannot be had, or does not listen in time.
+    /// If it cannot be had, or does not listen in time.
     pub(crate) fn start(engine: Engine) -> Self {
         Self::start_with(engine, &[])
     }
@@ -71,12 +72,12 @@ impl Broker {
         Self::begin(engine, flags, None, None)
     }
 
-    /// Starts a server in a network namespace, where it listens on an address of its own.
+    /// Starts a server in a network namespace, on an address of that namespace.
     pub(crate) fn start_within(engine: Engine, network: &Network) -> Self {
         Self::begin(engine, &[], None, Some(network))
     }
 
-    /// Starts a server that speaks TLS alone.
+    /// Starts a server that accepts only TLS.
     pub(crate) fn start_over_tls(engine: Engine, identity: &Identity) -> Self {
         Self::begin(engine, &[], Some(identity.clone()), None)
     }
@@ -97,7 +98,7 @@ impl Broker {
             let _ = child.kill();
             let _ = child.wait();
         }
-        panic!("{engine:?} cannot be started");
+        panic!("{engine:?} did not start");
     }
 
     fn spawn(
@@ -109,7 +110,7 @@ impl Broker {
         files: &TemporaryDir,
     ) -> Child {
         let port = address.port().to_string();
-        // In a namespace it is reached by several addresses.
+        // In a namespace, it has several addresses.
         let bind = if namespace.is_some() { "0.0.0.0" } else { "127.0.0.1" };
         let mut command = match engine {
             Engine::Nats => {
@@ -140,15 +141,15 @@ impl Broker {
         }
         if let Some(namespace) = namespace {
             let mut within = Command::new("ip");
-            // It becomes the program, so that signals reach it.
+            // `ip` replaces itself with the program, so that signals reach it.
             within.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
             command = within;
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().unwrap_or_else(|error| panic!("{engine:?} cannot be started: {error}"))
+        command.spawn().unwrap_or_else(|error| panic!("{engine:?} did not start: {error}"))
     }
 
-    /// The URL for nodes.
+    /// Returns the URL for nodes.
     pub(crate) fn url(&self) -> String {
         match (self.engine, &self.identity) {
             (engine, None) => engine.url(self.address),
@@ -157,16 +158,16 @@ impl Broker {
         }
     }
 
-    /// Ends it without a goodbye.
+    /// Kills the server without a clean shutdown.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Starts it again on the same port.
+    /// Restarts the server on the same port.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let identity = self.identity.as_ref();
             let namespace = self.namespace.as_deref();
@@ -175,7 +176,7 @@ impl Broker {
             if listens(self.address, &mut self.child) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{:?} does not start again", self.engine);
+            assert!(Instant::now() < deadline, "{:?} did not restart", self.engine);
         }
     }
 
@@ -185,30 +186,30 @@ impl Broker {
         assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name}");
     }
 
-    /// Sends a command of Redis and returns the lines of its answer, which is a short one.
+    /// Sends a Redis command and returns the lines of its short reply.
     pub(crate) fn redis_lines(&self, command: &str) -> Vec<String> {
-        let mut stream = TcpStream::connect(self.address).expect("Redis takes connections");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket has a timeout");
-        // It answers one after the other, so that the second answer ends the first.
+        let mut stream = TcpStream::connect(self.address).expect("Redis accepts connections");
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket has a timeout");
+        // Redis replies in order, so the second reply marks the end of the first.
         let commands = format!("{command}\r\nECHO end-of-answer\r\n");
-        stream.write_all(commands.as_bytes()).expect("Redis takes a command");
-        let mut answer = String::new();
+        stream.write_all(commands.as_bytes()).expect("Redis accepts a command");
+        let mut reply = String::new();
         let mut buffer = [0; 512];
-        while !answer.ends_with("end-of-answer\r\n") {
+        while !reply.ends_with("end-of-answer\r\n") {
             let length = stream.read(&mut buffer).expect("Redis answers");
-            assert!(length > 0, "Redis closed the connection after {answer:?}");
-            answer.push_str(&String::from_utf8_lossy(&buffer[..length]));
+            assert!(length > 0, "Redis closed the connection after {reply:?}");
+            reply.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
-        let mut lines: Vec<_> = answer.lines().map(str::to_owned).collect();
-        // The second answer: its length and its text.
+        let mut lines: Vec<_> = reply.lines().map(str::to_owned).collect();
+        // Two lines of the second reply: its length and its text.
         lines.truncate(lines.len() - 2);
         lines
     }
 }
 
-/// Waits until a server takes connections. False: it has ended.
+/// Waits until a server accepts connections. Returns `false` if it has exited.
 fn listens(address: SocketAddr, child: &mut Child) -> bool {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while Instant::now() < deadline {
         if child.try_wait().expect("a child can be waited for").is_some() {
             return false;
@@ -227,7 +228,7 @@ impl Drop for Broker {
     }
 }
 
-/// A TCP proxy whose connections can be cut and slowed.
+/// A TCP proxy that can cut and slow its connections.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
@@ -238,14 +239,14 @@ pub(crate) struct Proxy {
 struct ProxyState {
     upstream: SocketAddr,
     is_cut: AtomicBool,
-    /// Microseconds that each part of up to 4 KiB is held back.
+    /// Delay in microseconds of each chunk of up to 4 KiB.
     delay: AtomicU64,
     connections: Mutex<Vec<TcpStream>>,
     is_over: AtomicBool,
 }
 
 impl Proxy {
-    /// Starts a proxy before a server.
+    /// Starts a proxy in front of a server.
     pub(crate) fn start(upstream: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
         let address = listener.local_addr().expect("a listener has an address");
@@ -268,7 +269,7 @@ impl Proxy {
         Self { address, state }
     }
 
-    /// Cuts all connections, and takes no new ones until [`Self::mend`].
+    /// Cuts all connections and refuses new ones until [`Self::mend`].
     pub(crate) fn cut(&self) {
         self.state.is_cut.store(true, Ordering::SeqCst);
         for connection in self.state.connections.lock().unwrap().drain(..) {
@@ -276,12 +277,12 @@ impl Proxy {
         }
     }
 
-    /// Takes connections again.
+    /// Accepts connections again.
     pub(crate) fn mend(&self) {
         self.state.is_cut.store(false, Ordering::SeqCst);
     }
 
-    /// Holds back each part of what passes.
+    /// Delays each chunk.
     pub(crate) fn slow(&self, delay: Duration) {
         let micros = u64::try_from(delay.as_micros()).expect("a delay is short");
         self.state.delay.store(micros, Ordering::Relaxed);

@@ -1,3 +1,5 @@
+//! WebSocket client for the hub's messages.
+
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -6,14 +8,14 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
-use super::{Server, patiently};
+use super::{Server, wait_for};
 
-/// A WebSocket client that speaks the hub's messages.
+/// A WebSocket client for the hub's messages.
 #[derive(Debug)]
 pub(crate) struct Client {
-    /// The connection, for what is not a text message.
+    /// The connection, for frames other than text messages.
     pub(crate) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    /// The `welcome` that it got.
+    /// The `welcome` message.
     pub(crate) welcome: Value,
 }
 
@@ -22,27 +24,27 @@ impl Client {
     ///
     /// # Panics
     ///
-    /// When it is refused or is not welcomed.
+    /// If it is refused or is not welcomed.
     pub(crate) async fn connect(server: &Server) -> Self {
         Self::connect_with(server.url("/")).await.unwrap_or_else(|error| panic!("refused: {error}"))
     }
 
-    /// Connects with a request of one's own and reads the `welcome`.
+    /// Connects with a custom request and reads the `welcome`.
     ///
     /// # Errors
     ///
-    /// The refusal.
+    /// Returns the refusal.
     pub(crate) async fn connect_with(
         request: impl IntoClientRequest + Unpin,
     ) -> Result<Self, Box<tungstenite::Error>> {
-        let (socket, _) = patiently("the handshake", connect_async(request)).await?;
+        let (socket, _) = wait_for("the handshake", connect_async(request)).await?;
         let mut client = Self { socket, welcome: Value::Null };
         client.welcome = client.receive().await;
         assert_eq!(client.welcome["type"], "welcome", "{}", client.welcome);
         Ok(client)
     }
 
-    /// The id that the server gave.
+    /// Returns the client id that the server assigned.
     pub(crate) fn id(&self) -> &str {
         self.welcome["data"]["client_id"].as_str().expect("a welcome has a client id")
     }
@@ -52,34 +54,34 @@ impl Client {
         self.send_text(&message.to_string()).await;
     }
 
-    /// Sends a text as it is.
+    /// Sends a text unchanged.
     pub(crate) async fn send_text(&mut self, text: &str) {
-        patiently("sending", self.socket.send(Message::text(text)))
+        wait_for("sending", self.socket.send(Message::text(text)))
             .await
             .expect("the connection takes a message");
     }
 
-    /// Sends a message and returns the next that comes.
-    pub(crate) async fn ask(&mut self, message: &Value) -> Value {
+    /// Sends a message and returns the next message received.
+    pub(crate) async fn request(&mut self, message: &Value) -> Value {
         self.send(message).await;
         self.receive().await
     }
 
-    /// The next message; pings and pongs are passed over.
+    /// Receives the next message; pings and pongs are skipped.
     ///
     /// # Panics
     ///
-    /// When none comes in time, when it is not JSON, or when the connection ends.
+    /// If none arrives in time, if it is not JSON, or if the connection ends.
     pub(crate) async fn receive(&mut self) -> Value {
         let text = self.receive_text().await;
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
     }
 
-    /// The next message as it came.
+    /// Receives the text of the next message.
     ///
     /// # Panics
     ///
-    /// When none comes in time, or when the connection ends.
+    /// If none arrives in time, or if the connection ends.
     pub(crate) async fn receive_text(&mut self) -> String {
         match self.next().await {
             Some(Ok(Message::Text(text))) => text.to_string(),
@@ -87,11 +89,12 @@ impl Client {
         }
     }
 
-    /// Reads to the end and returns the code and the reason of the close frame, with the `goodbye` before it.
+    /// Reads to the end and returns the code and the reason of the close frame, with the `goodbye`
+    /// before it.
     ///
     /// # Panics
     ///
-    /// When the connection ends without one.
+    /// If the connection ends without one.
     pub(crate) async fn closed(&mut self) -> (u16, String, Option<Value>) {
         let mut goodbye = None;
         loop {
@@ -113,7 +116,7 @@ impl Client {
 
     async fn next(&mut self) -> Option<Result<Message, tungstenite::Error>> {
         loop {
-            match patiently("a message", self.socket.next()).await {
+            match wait_for("a message", self.socket.next()).await {
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 next => return next,
             }

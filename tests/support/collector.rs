@@ -1,3 +1,5 @@
+//! OpenTelemetry collector that accepts OTLP over gRPC or HTTP.
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -29,65 +31,65 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::patiently;
+use super::wait_for;
 
-/// A collector that takes OTLP, over gRPC or HTTP, and keeps what it gets.
+/// A collector that accepts OTLP over gRPC or HTTP and stores what it receives.
 #[derive(Debug)]
 pub(crate) struct Collector {
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) address: SocketAddr,
     received: Arc<Received>,
     task: JoinHandle<()>,
 }
 
-/// What came.
+/// The data received so far.
 #[derive(Debug)]
 struct Received {
-    all: Mutex<All>,
+    all: Mutex<ReceivedData>,
     changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
-struct All {
-    spans: Vec<SpanSeen>,
+struct ReceivedData {
+    spans: Vec<ReceivedSpan>,
     metrics: Vec<Metric>,
     resource: BTreeMap<String, String>,
-    /// Headers, or gRPC's metadata, of the last request.
+    /// Headers, or gRPC metadata, of the last request.
     headers: BTreeMap<String, String>,
-    /// Requests are answered with this HTTP status, or gRPC's `UNAVAILABLE`, while it is set.
+    /// HTTP status of each response, or gRPC's `UNAVAILABLE`, while set.
     refusal: Option<u16>,
     /// Value of `Retry-After` in refusals over HTTP.
     retry_after: Option<String>,
     refused: u64,
-    /// Spans of a request of which it says that it rejected them.
+    /// Number of spans that each response reports as rejected.
     rejected: i64,
 }
 
-/// A span as a test looks at it.
+/// A received span with its main fields decoded.
 #[derive(Debug, Clone)]
-pub(crate) struct SpanSeen {
+pub(crate) struct ReceivedSpan {
     /// The span's name.
     pub(crate) name: String,
-    /// As in `traceparent`.
+    /// In the form of `traceparent`.
     pub(crate) trace_id: String,
-    /// As in `traceparent`.
+    /// In the form of `traceparent`.
     pub(crate) span_id: String,
-    /// As in `traceparent`; empty for a root.
+    /// In the form of `traceparent`; empty for a root.
     pub(crate) parent_id: String,
-    /// By name; numbers as text.
+    /// Attributes by name; numbers as text.
     pub(crate) attributes: BTreeMap<String, String>,
-    /// The rest, as it came.
+    /// The whole span.
     pub(crate) span: Span,
 }
 
 impl Collector {
-    /// Takes OTLP over gRPC.
+    /// Starts a collector for OTLP over gRPC.
     pub(crate) async fn grpc() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         Self::grpc_on(listener)
     }
 
-    /// Takes OTLP over gRPC on a socket.
+    /// Starts a collector for OTLP over gRPC on an existing listener.
     pub(crate) fn grpc_on(listener: TcpListener) -> Self {
         let (address, received) = (listener.local_addr().expect("it listens"), Received::new());
         let service = Grpc(Arc::clone(&received));
@@ -105,13 +107,13 @@ impl Collector {
         Self { address, received, task }
     }
 
-    /// Takes OTLP over HTTP as protobuf.
+    /// Starts a collector for OTLP over HTTP as protobuf.
     pub(crate) async fn http() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         Self::http_on(listener)
     }
 
-    /// Takes OTLP over HTTP on a socket.
+    /// Starts a collector for OTLP over HTTP on an existing listener.
     pub(crate) fn http_on(listener: TcpListener) -> Self {
         let (address, received) = (listener.local_addr().expect("it listens"), Received::new());
         let router = Router::new()
@@ -124,12 +126,12 @@ impl Collector {
         Self { address, received, task }
     }
 
-    /// For `--otlp-endpoint`.
+    /// Returns the URL for `--otlp-endpoint`.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Refuses with this HTTP status, over gRPC with `UNAVAILABLE`, or takes again.
+    /// Refuses requests with this HTTP status (`UNAVAILABLE` over gRPC), or accepts them again.
     pub(crate) fn refuse(&self, status: Option<u16>) {
         self.received.all.lock().unwrap().refusal = status;
     }
@@ -139,23 +141,27 @@ impl Collector {
         self.received.all.lock().unwrap().retry_after = Some(text.to_owned());
     }
 
-    /// Says of each request that so many of its spans were rejected.
+    /// Reports this many spans of each request as rejected.
     pub(crate) fn reject(&self, spans: i64) {
         self.received.all.lock().unwrap().rejected = spans;
     }
 
-    /// Waits until so many requests were refused.
+    /// Waits until this many requests were refused.
     pub(crate) async fn wait_for_refusals(&self, count: u64) {
         self.wait("refusals", |all| (all.refused >= count).then_some(())).await;
     }
 
-    /// Waits for a span that fits.
-    pub(crate) async fn span(&self, what: &str, fits: impl Fn(&SpanSeen) -> bool) -> SpanSeen {
+    /// Waits for a span that `fits` accepts.
+    pub(crate) async fn span(&self, what: &str, fits: impl Fn(&ReceivedSpan) -> bool) -> ReceivedSpan {
         self.wait(what, |all| all.spans.iter().find(|span| fits(span)).cloned()).await
     }
 
-    /// Waits until so many spans have come that fit.
-    pub(crate) async fn spans(&self, count: usize, fits: impl Fn(&SpanSeen) -> bool) -> Vec<SpanSeen> {
+    /// Waits for `count` spans that `fits` accepts.
+    pub(crate) async fn spans(
+        &self,
+        count: usize,
+        fits: impl Fn(&ReceivedSpan) -> bool,
+    ) -> Vec<ReceivedSpan> {
         self.wait("spans", |all| {
             let found: Vec<_> = all.spans.iter().filter(|span| fits(span)).cloned().collect();
             (found.len() >= count).then_some(found)
@@ -163,12 +169,12 @@ impl Collector {
         .await
     }
 
-    /// All spans that have come so far.
-    pub(crate) fn spans_so_far(&self) -> Vec<SpanSeen> {
+    /// Returns all spans received so far.
+    pub(crate) fn spans_so_far(&self) -> Vec<ReceivedSpan> {
         self.received.all.lock().unwrap().spans.clone()
     }
 
-    /// Waits for a metric's data that fits: the latest of its name.
+    /// Waits until the latest data of a metric fits, and returns it.
     pub(crate) async fn metric(&self, name: &str, fits: impl Fn(&metric::Data) -> bool) -> Metric {
         self.wait(name, |all| {
             let latest = all.metrics.iter().rev().find(|metric| metric.name == name)?;
@@ -177,19 +183,19 @@ impl Collector {
         .await
     }
 
-    /// What the sender says of itself.
+    /// Returns the sender's resource attributes.
     pub(crate) fn resource(&self) -> BTreeMap<String, String> {
         self.received.all.lock().unwrap().resource.clone()
     }
 
-    /// A header of the last request.
+    /// Returns a header of the last request.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
         self.received.all.lock().unwrap().headers.get(name).cloned()
     }
 
-    async fn wait<T>(&self, what: &str, find: impl Fn(&All) -> Option<T>) -> T {
+    async fn wait<T>(&self, what: &str, find: impl Fn(&ReceivedData) -> Option<T>) -> T {
         let mut changes = self.received.changes.subscribe();
-        patiently(what, async {
+        wait_for(what, async {
             loop {
                 if let Some(found) = find(&self.received.all.lock().unwrap()) {
                     return found;
@@ -212,8 +218,8 @@ impl Received {
         Arc::new(Self { all: Mutex::default(), changes: watch::Sender::new(0) })
     }
 
-    /// Keeps a request, or says why not.
-    fn take<T>(&self, headers: &HeaderMap, keep: impl FnOnce(&mut All) -> T) -> Result<T, u16> {
+    /// Stores a request, or returns the status of the refusal.
+    fn take<T>(&self, headers: &HeaderMap, keep: impl FnOnce(&mut ReceivedData) -> T) -> Result<T, u16> {
         let mut all = self.all.lock().unwrap();
         all.headers = headers
             .iter()
@@ -241,7 +247,7 @@ impl Received {
                 all.resource =
                     of_resource.resource.map(|resource| texts(&resource.attributes)).unwrap_or_default();
                 let spans = of_resource.scope_spans.into_iter().flat_map(|of_scope| of_scope.spans);
-                all.spans.extend(spans.map(SpanSeen::from));
+                all.spans.extend(spans.map(ReceivedSpan::from));
             }
             let partial = ExportTracePartialSuccess { rejected_spans: all.rejected, ..Default::default() };
             ExportTraceServiceResponse { partial_success: (all.rejected > 0).then_some(partial) }
@@ -257,7 +263,7 @@ impl Received {
     }
 }
 
-impl From<Span> for SpanSeen {
+impl From<Span> for ReceivedSpan {
     fn from(span: Span) -> Self {
         Self {
             name: span.name.clone(),
@@ -296,7 +302,9 @@ fn decoded<T: Message + Default>(headers: &HeaderMap, body: &Bytes) -> Option<T>
 
 fn http_answer(received: &Received, taken: Result<impl Message, u16>) -> Response {
     match taken {
-        Ok(answer) => ([("content-type", "application/x-protobuf")], answer.encode_to_vec()).into_response(),
+        Ok(response) => {
+            ([("content-type", "application/x-protobuf")], response.encode_to_vec()).into_response()
+        }
         Err(status) => {
             let status = StatusCode::from_u16(status).expect("a status");
             match received.all.lock().unwrap().retry_after.clone() {

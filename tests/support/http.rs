@@ -1,29 +1,31 @@
+//! HTTP client for the server API and for plain requests to the client port.
+
 use std::net::SocketAddr;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Server, patiently};
+use super::{Server, wait_for};
 
-/// What a server answered.
+/// An HTTP response.
 #[derive(Debug)]
 pub(crate) struct Response {
     /// The status code.
     pub(crate) status: u16,
     /// Status line and headers.
     pub(crate) head: String,
-    /// What follows them, as sent.
+    /// The body as sent.
     pub(crate) body: String,
 }
 
 impl Response {
-    /// The body as JSON; null when it is none.
+    /// Returns the body as JSON; null if it is not JSON.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_default()
     }
 
-    /// A header's value, by its name in lower case.
+    /// Returns the value of a header by its lower-case name.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (key, value) = line.split_once(':')?;
@@ -32,12 +34,12 @@ impl Response {
     }
 }
 
-/// One HTTP request on a connection of its own. `request` is the method and the path; each of `headers` is a whole
-/// line, such as `Authorization: Bearer KEY`.
+/// Sends one HTTP request on a new connection. `request` is the method and the path; each of
+/// `headers` is a whole line, such as `Authorization: Bearer KEY`.
 ///
 /// # Panics
 ///
-/// When there is no answer of an HTTP server in time.
+/// If no HTTP response arrives in time.
 pub(crate) async fn http(server: SocketAddr, request: &str, headers: &[&str], body: &str) -> Response {
     let mut text = format!("{request} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n");
     if !body.is_empty() {
@@ -48,16 +50,16 @@ pub(crate) async fn http(server: SocketAddr, request: &str, headers: &[&str], bo
     }
     text.push_str(&format!("\r\n{body}"));
 
-    let mut answer = Vec::new();
-    patiently("an HTTP answer", async {
-        let mut stream = TcpStream::connect(server).await.expect("the server takes connections");
-        stream.write_all(text.as_bytes()).await.expect("the server takes a request");
-        // A server that refuses a body may close before it has read all of it; what it said counts.
-        let _ = stream.read_to_end(&mut answer).await;
+    let mut bytes = Vec::new();
+    wait_for("an HTTP response", async {
+        let mut stream = TcpStream::connect(server).await.expect("the server accepts connections");
+        stream.write_all(text.as_bytes()).await.expect("the server accepts a request");
+        // A server that refuses a body may close before it has read all of it; its response counts.
+        let _ = stream.read_to_end(&mut bytes).await;
     })
     .await;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP answer: {answer:?}"));
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP response: {text:?}"));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let response = Response {
         status: status.unwrap_or_else(|| panic!("no status: {head}")),
@@ -70,7 +72,7 @@ pub(crate) async fn http(server: SocketAddr, request: &str, headers: &[&str], bo
     }
 }
 
-/// A body that came in chunks (RFC 9112 section 7.1), of text in ASCII.
+/// Joins a chunked body (RFC 9112 section 7.1) of ASCII text.
 fn joined(mut chunks: &str) -> String {
     let mut body = String::new();
     while let Some((size, rest)) = chunks.split_once("\r\n") {
@@ -85,11 +87,11 @@ fn joined(mut chunks: &str) -> String {
     body
 }
 
-/// The value of a metric, which is named with its labels.
+/// Returns the value of a metric, which is named with its labels.
 ///
 /// # Panics
 ///
-/// When there is none, or it is no whole number.
+/// If there is none, or it is not a whole number.
 pub(crate) async fn metric(server: &Server, name: &str) -> u64 {
     let text = http(server.api(), "GET /metrics", &[], "").await.body;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

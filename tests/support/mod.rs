@@ -1,4 +1,5 @@
-//! What the tests share: a server on ports of its own, a WebSocket client, an HTTP client, brokers, and files that go away.
+//! Shared helpers: a server on its own ports, a WebSocket client, an HTTP client, brokers, and
+//! temporary files.
 
 mod broker;
 mod client;
@@ -27,17 +28,19 @@ pub(crate) use temporary::TemporaryDir;
 pub(crate) use tls::{Authority, Identity, TlsClient, TlsFront, connect_tls, over_tls, text};
 pub(crate) use tokens::{Issuer, from_now, jwks_file, signed, with_token};
 
-/// The workspace's folder.
+/// The workspace's root directory.
 pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// How long a test waits for anything before it fails: far more than it takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for a single event; far more than a busy machine needs.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Waits for what must come.
+/// Waits for a future and returns its output.
 ///
 /// # Panics
 ///
-/// When it does not come in time.
-pub(crate) async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+/// If it takes longer than [`WAIT_TIMEOUT`]; `what` names the event.
+pub(crate) async fn wait_for<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(WAIT_TIMEOUT, future)
+        .await
+        .unwrap_or_else(|_| panic!("timed out waiting for {what}"))
 }

@@ -1,4 +1,4 @@
-//! A network of the tests' own: a namespace with a link for each node, whose packets can be dropped or slowed.
+//! A network namespace with a link for each node, whose packets can be dropped or slowed.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::install_named;
 
-/// Links made so far by this process, so that each has addresses of its own.
-static LINKS: AtomicU8 = AtomicU8::new(0);
+/// Number of links created by this process, so that each has its own addresses.
+static LINK_COUNT: AtomicU8 = AtomicU8::new(0);
 
-/// A network namespace. It goes with this value, and with it its links and rules.
+/// A network namespace; removed on drop, with its links and rules.
 #[derive(Debug)]
 pub(crate) struct Network {
     namespace: String,
@@ -18,19 +18,20 @@ pub(crate) struct Network {
 
 #[derive(Debug)]
 struct Link {
-    /// Both ends have the same name, each on its side.
+    /// Name of both ends, each on its side.
     name: String,
-    /// The end within the namespace.
+    /// Address of the end within the namespace.
     address: Ipv4Addr,
 }
 
 impl Network {
-    /// Makes a namespace with so many links. Where that is forbidden it says so, and why: the test cannot run there.
+    /// Creates a namespace with `links` links. Prints the reason and returns `None` if that is
+    /// forbidden: the test cannot run then.
     pub(crate) fn new(links: u8) -> Option<Self> {
         for tool in ["iproute2", "nftables"] {
             install_named(tool);
         }
-        let first = LINKS.fetch_add(links, Ordering::Relaxed);
+        let first = LINK_COUNT.fetch_add(links, Ordering::Relaxed);
         let namespace = format!("hub-{}-{first}", std::process::id());
         if let Err(error) = run("ip", &["netns", "add", &namespace]) {
             eprintln!("Skipped: network namespaces cannot be made here: {error}");
@@ -49,7 +50,7 @@ impl Network {
     fn link(&mut self, first: u8, links: u8) -> Result<(), String> {
         self.within(&["ip", "link", "set", "lo", "up"])?;
         for number in first..first + links {
-            // From the range that is set aside for benchmarks (RFC 2544); four addresses a link.
+            // From the range reserved for benchmarks (RFC 2544); four addresses per link.
             let low = (number % 64) * 4;
             let third = (std::process::id() % 256) as u8;
             let here = Ipv4Addr::new(198, 18, third, low + 1);
@@ -75,12 +76,12 @@ impl Network {
         &self.namespace
     }
 
-    /// The address within the namespace that a link leads to.
+    /// Returns the address within the namespace that a link leads to.
     pub(crate) fn address(&self, link: usize) -> Ipv4Addr {
         self.links[link].address
     }
 
-    /// Drops all packets of a link in both directions, without a word to either side.
+    /// Drops all packets of a link in both directions silently.
     pub(crate) fn drop_all(&self, link: usize) {
         let name = &self.links[link].name;
         self.must(&["nft", "add", "rule", "ip", "hub", "input", "iifname", name, "drop"]);
@@ -93,7 +94,7 @@ impl Network {
         self.must(&["nft", "flush", "chain", "ip", "hub", "output"]);
     }
 
-    /// Lets a link carry no more than so much in each direction, such as `400kbit`.
+    /// Limits a link's bandwidth in each direction, such as `400kbit`.
     pub(crate) fn limit(&self, link: usize, rate: &str) {
         let name = &self.links[link].name;
         let rule =
@@ -102,7 +103,7 @@ impl Network {
         self.must(&[&["tc"][..], &rule].concat());
     }
 
-    /// Ends [`Self::limit`].
+    /// Removes the limit of [`Self::limit`].
     pub(crate) fn unlimit(&self, link: usize) {
         let rule = ["qdisc", "del", "dev", &self.links[link].name, "root"];
         run("tc", &rule).unwrap_or_else(|error| panic!("{error}"));
@@ -120,7 +121,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        // The ends of links on this side go with those on the other.
+        // Deleting the namespace also removes the link ends on this side.
         let _ = run("ip", &["netns", "delete", &self.namespace]);
     }
 }
@@ -135,6 +136,6 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{program} {}: {}", arguments.join(" "), said.trim()))
+    let output = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{program} {}: {}", arguments.join(" "), output.trim()))
 }

@@ -1,29 +1,31 @@
+//! Third-party programs that the tests run.
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::{Finished, ROOT};
 
-/// A program that is not ours and that tests talk to.
+/// A third-party program that tests use.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Peer {
     /// Python with the packages of `tests/peers/requirements.txt`.
     Python,
     /// Node.js with the packages of `tests/peers/package.json`.
     Node,
-    /// A browser without a window.
+    /// A headless browser.
     Chromium,
-    /// What puts certificates where browsers look for them.
+    /// Installs certificates where browsers look for them.
     Certutil,
     /// Prometheus and its `promtool`.
     Prometheus,
 }
 
-/// Installs what is missing of these peers; takes no time when nothing is.
+/// Installs those of these peers that are missing; takes no time if none is.
 ///
 /// # Panics
 ///
-/// When one cannot be had, with what the installation said.
+/// If one cannot be installed, with the installer's output.
 pub(crate) fn install(peers: &[Peer]) {
     install_all(peers.iter().map(|peer| match peer {
         Peer::Python => "python",
@@ -34,11 +36,11 @@ pub(crate) fn install(peers: &[Peer]) {
     }));
 }
 
-/// Installs one program by the name that `tests/peers/install` has for it.
+/// Installs one program by its name in `tests/peers/install`.
 ///
 /// # Panics
 ///
-/// When it cannot be had, with what the installation said.
+/// If it cannot be installed, with the installer's output.
 pub(crate) fn install_named(name: &str) {
     install_all([name]);
 }
@@ -57,32 +59,33 @@ fn install_all<'n>(names: impl IntoIterator<Item = &'n str>) {
     );
 }
 
-/// The programs of the checkout's Python environment, `python` among them; installs it where it is missing.
+/// Returns the programs of the checkout's Python environment, including `python`; installs it if it
+/// is missing.
 pub(crate) fn python_bin() -> PathBuf {
     install(&[Peer::Python]);
     Path::new(ROOT).join(".venv/bin")
 }
 
-/// A script of `tests/peers`.
+/// Returns the path of a script of `tests/peers`.
 pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(ROOT).join("tests/peers").join(name)
 }
 
-/// How long a peer may take for all it does, in seconds; a suite of hundreds of cases is among them.
-const PEER_PATIENCE: &str = "300";
+/// Time limit of a peer in seconds; the longest runs a suite of hundreds of cases.
+const PEER_TIMEOUT_SECONDS: &str = "300";
 
-/// Runs a peer to its end.
+/// Runs a peer to its end. A peer that takes too long is killed and returns code 124.
 ///
 /// # Panics
 ///
-/// When it cannot be started. One that does not end in time is ended, with code 124.
+/// If it cannot be started.
 pub(crate) fn run_peer<I: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     arguments: impl IntoIterator<Item = I>,
 ) -> Finished {
     let mut command = Command::new("timeout");
-    command.arg(PEER_PATIENCE).arg(program).args(arguments).stdin(Stdio::null());
-    let output = command.output().expect("coreutils are there");
+    command.arg(PEER_TIMEOUT_SECONDS).arg(program).args(arguments).stdin(Stdio::null());
+    let output = command.output().expect("coreutils are installed");
     Finished {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -1,3 +1,5 @@
+//! A real Prometheus that scrapes servers.
+
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -5,9 +7,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use super::{Peer, TemporaryDir, http, install, patiently};
+use super::{Peer, TemporaryDir, http, install, wait_for};
 
-/// A real Prometheus that scrapes servers; it ends with this value.
+/// A real Prometheus that scrapes servers; stopped on drop.
 #[derive(Debug)]
 pub(crate) struct Prometheus {
     address: SocketAddr,
@@ -20,7 +22,7 @@ impl Prometheus {
     ///
     /// # Panics
     ///
-    /// When it cannot be had.
+    /// If it cannot be installed.
     pub(crate) fn scraping(target: SocketAddr) -> Self {
         install(&[Peer::Prometheus]);
         let files = TemporaryDir::new();
@@ -43,20 +45,21 @@ impl Prometheus {
         Self { address, child, _files: files }
     }
 
-    /// The `data` of an answer of its API, once that has results. `parameters` are names and values.
+    /// Returns the `data` of an API response as soon as it has results. `parameters` are names and
+    /// values.
     ///
     /// # Panics
     ///
-    /// When there are none in time.
-    pub(crate) async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
+    /// If there are none in time.
+    pub(crate) async fn request(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
         let parameters = parameters.iter().map(|(name, value)| format!("{name}={}", encoded(value)));
         let request = format!("GET {path}?{}", parameters.collect::<Vec<_>>().join("&"));
-        patiently(&request, async {
+        wait_for(&request, async {
             loop {
                 if TcpStream::connect(self.address).await.is_ok() {
-                    let answer = http(self.address, &request, &[], "").await.json();
-                    assert_ne!(answer["errorType"], "bad_data", "{request}: {answer}");
-                    let data = &answer["data"];
+                    let response = http(self.address, &request, &[], "").await.json();
+                    assert_ne!(response["errorType"], "bad_data", "{request}: {response}");
+                    let data = &response["data"];
                     let results = data.as_array().or_else(|| data["result"].as_array());
                     if results.is_some_and(|results| !results.is_empty()) {
                         return data.clone();
@@ -68,9 +71,9 @@ impl Prometheus {
         .await
     }
 
-    /// The results of a query now.
+    /// Returns the current results of a query.
     pub(crate) async fn query(&self, query: &str) -> Value {
-        self.ask("/api/v1/query", &[("query", query)]).await["result"].clone()
+        self.request("/api/v1/query", &[("query", query)]).await["result"].clone()
     }
 }
 
@@ -81,7 +84,7 @@ impl Drop for Prometheus {
     }
 }
 
-/// A text as it stands in a query.
+/// Percent-encodes a text for a query.
 fn encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }

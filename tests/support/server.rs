@@ -1,3 +1,5 @@
+//! Servers and other runs of the program.
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -7,16 +9,16 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
-/// A program that ran to its end.
+/// A finished program.
 #[derive(Debug)]
 pub(crate) struct Finished {
-    /// Its exit code; `None` when a signal ended it.
+    /// Its exit code; `None` if a signal ended it.
     pub(crate) code: Option<i32>,
-    /// What it wrote to standard output.
+    /// Its standard output.
     pub(crate) stdout: String,
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub(crate) stderr: String,
 }
 
@@ -24,7 +26,7 @@ pub(crate) struct Finished {
 ///
 /// # Panics
 ///
-/// When it does not end in time.
+/// If it does not end in time.
 pub(crate) fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
     let mut child = Running::start(arguments, variables);
     let status = child.wait();
@@ -36,29 +38,29 @@ pub(crate) fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
     }
 }
 
-/// A server that serves, on ports of its own. It is killed when this value goes.
+/// A running server on its own ports; killed on drop.
 #[derive(Debug)]
 pub(crate) struct Server {
     running: Running,
-    /// Where clients connect.
+    /// The address for clients.
     pub(crate) clients: SocketAddr,
-    /// Where its API listens, unless it is off.
+    /// The address of its API, unless it is off.
     pub(crate) api: Option<SocketAddr>,
     /// The line that it printed when it was ready.
     pub(crate) start_line: String,
 }
 
 impl Server {
-    /// Starts a server with these flags, on free ports of loopback unless they say otherwise.
+    /// Starts a server with these flags, on free loopback ports unless the flags set others.
     ///
     /// # Panics
     ///
-    /// When it does not print its line in time, with what it wrote instead.
+    /// If it does not print its start line in time, with its output.
     pub(crate) fn start(flags: &[&str]) -> Self {
         Self::start_with(flags, &[])
     }
 
-    /// As [`Self::start`], with variables.
+    /// Starts like [`Self::start`], with environment variables.
     pub(crate) fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Self {
         Starting::with(flags, variables, Reads::All).ready()
     }
@@ -68,26 +70,26 @@ impl Server {
         Starting::with(flags, &[], Reads::Stdout).ready()
     }
 
-    /// The URL of a path that clients connect to.
+    /// Returns the URL of a path for clients.
     pub(crate) fn url(&self, path: &str) -> String {
         let scheme = if self.start_line.contains("wss://") { "wss" } else { "ws" };
         format!("{scheme}://{}{path}", self.clients)
     }
 
-    /// Where the API listens.
+    /// Returns the address of the API.
     ///
     /// # Panics
     ///
-    /// When it is off.
+    /// If it is off.
     pub(crate) fn api(&self) -> SocketAddr {
         self.api.expect("the API is on")
     }
 
-    /// Memory of the process that is in RAM, in bytes.
+    /// Returns the resident memory of the process in bytes.
     ///
     /// # Panics
     ///
-    /// When the system does not tell.
+    /// If the system does not tell.
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.status_bytes("VmRSS:")
     }
@@ -96,7 +98,7 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// When the system does not tell.
+    /// If the system does not tell.
     #[allow(dead_code, reason = "only the adversary suite measures peaks")]
     pub(crate) fn peak_resident_bytes(&self) -> u64 {
         self.status_bytes("VmHWM:")
@@ -110,11 +112,12 @@ impl Server {
         kib.expect("the system tells how much memory it has") * 1024
     }
 
-    /// Returns the time that the live threads of the process have run, and have waited for a CPU.
+    /// Returns two totals over the live threads of the process: the time they ran and the time they
+    /// waited for a CPU.
     ///
     /// # Panics
     ///
-    /// When the system does not tell.
+    /// If the system does not tell.
     #[allow(dead_code, reason = "only the adversary suite judges how busy the machine is")]
     pub(crate) fn scheduled(&self) -> (Duration, Duration) {
         let path = format!("/proc/{}/task", self.running.child.id());
@@ -134,7 +137,7 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// When the system does not tell.
+    /// If the system does not tell.
     pub(crate) fn processor_time(&self) -> Duration {
         let path = format!("/proc/{}/task", self.running.child.id());
         let tasks = std::fs::read_dir(path).expect("the process runs");
@@ -147,11 +150,11 @@ impl Server {
         Duration::from_nanos(tasks.map(nanoseconds).sum())
     }
 
-    /// File descriptors that the process has open.
+    /// Returns the number of open file descriptors of the process.
     ///
     /// # Panics
     ///
-    /// When the system does not tell.
+    /// If the system does not tell.
     pub(crate) fn open_files(&self) -> usize {
         let path = format!("/proc/{}/fd", self.running.child.id());
         std::fs::read_dir(path).expect("the process runs").count()
@@ -167,26 +170,26 @@ impl Server {
         self.running.read_stderr();
     }
 
-    /// Waits for the end.
+    /// Waits for the server to exit.
     ///
     /// # Panics
     ///
-    /// When it does not come in time.
+    /// If it does not exit in time.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         self.running.wait()
     }
 
-    /// Closes the reading end of its standard error, at the next line that it writes.
+    /// Closes the reading end of its standard error after the next output.
     pub(crate) fn close_stderr(&self) {
         self.running.stop_reading.store(true, Ordering::Relaxed);
     }
 
-    /// What it wrote to standard error so far.
+    /// Returns its standard error so far.
     pub(crate) fn stderr(&self) -> String {
         self.running.stderr()
     }
 
-    /// What it wrote to standard output since it was ready, as far as it was read.
+    /// Returns the standard output since it was ready, as far as it has been read.
     pub(crate) fn stdout(&self) -> String {
         self.running.stdout.try_iter().map(|line| format!("{line}\n")).collect()
     }
@@ -195,13 +198,13 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// When it does not come in time, with what came instead.
+    /// If the text does not appear in time, with the output instead.
     pub(crate) fn wait_for_stderr(&self, text: &str) {
         self.running.wait_for_stderr(text);
     }
 }
 
-/// Outputs of a program that are read, so that their pipes do not fill up.
+/// Outputs of a program that are read so that their pipes do not fill up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reads {
     All,
@@ -233,15 +236,15 @@ impl Starting {
     ///
     /// # Panics
     ///
-    /// When it does not print its line in time, with what it wrote instead.
+    /// If it does not print the line in time, with its output.
     pub(crate) fn ready(self) -> Server {
         let Self(mut running) = self;
-        let start_line = match running.stdout.recv_timeout(PATIENCE) {
+        let start_line = match running.stdout.recv_timeout(WAIT_TIMEOUT) {
             Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) => panic!("no start line; it wrote: {}", running.stderr()),
+            Err(RecvTimeoutError::Timeout) => panic!("no start line; output: {}", running.stderr()),
             Err(RecvTimeoutError::Disconnected) => {
                 let status = running.wait();
-                panic!("{status} before it was ready; it wrote: {}", running.into_stderr());
+                panic!("{status} before it was ready; output: {}", running.into_stderr());
             }
         };
         let after = |scheme: &str| {
@@ -260,11 +263,11 @@ impl Starting {
         self.0.signal(name);
     }
 
-    /// Waits for the end and returns the output.
+    /// Waits for the exit and returns the output.
     ///
     /// # Panics
     ///
-    /// When it does not come in time.
+    /// If it does not exit in time.
     pub(crate) fn wait(mut self) -> Finished {
         let status = self.0.wait();
         let stdout: Vec<_> = self.0.stdout.iter().collect();
@@ -276,10 +279,10 @@ impl Starting {
     }
 }
 
-/// Between two looks at something that cannot be waited for.
+/// Interval of polling.
 const POLL: Duration = Duration::from_millis(5);
 
-/// A program that runs, with what it writes read all the time, so that no pipe gets full.
+/// A running program whose output is read continuously, so that no pipe fills up.
 #[derive(Debug)]
 struct Running {
     child: Child,
@@ -298,7 +301,7 @@ impl Running {
 
     fn start_reading(arguments: &[&str], variables: &[(&str, &str)], reads: Reads) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
-        // Variables of whoever runs the tests are not the tests'.
+        // Variables of the person who runs the tests must not reach the program.
         for (name, _) in std::env::vars_os() {
             let name_bytes = name.as_encoded_bytes();
             if name_bytes.starts_with(b"DEEPERHUB_") || name_bytes.starts_with(b"OTEL_") {
@@ -350,9 +353,9 @@ impl Running {
     }
 
     fn wait_for_stderr(&self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         while !self.stderr().contains(text) {
-            assert!(Instant::now() < deadline, "waited in vain for {text:?}; it wrote: {}", self.stderr());
+            assert!(Instant::now() < deadline, "timed out waiting for {text:?}; output: {}", self.stderr());
             std::thread::sleep(POLL);
         }
     }
@@ -364,12 +367,12 @@ impl Running {
     }
 
     fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
                 return status;
             }
-            assert!(Instant::now() < deadline, "it does not end; it wrote: {}", self.stderr());
+            assert!(Instant::now() < deadline, "it did not exit; output: {}", self.stderr());
             std::thread::sleep(POLL);
         }
     }
@@ -378,7 +381,7 @@ impl Running {
         String::from_utf8_lossy(&self.stderr.lock().unwrap()).into_owned()
     }
 
-    /// All that it wrote to standard error; it must have ended.
+    /// Returns all of its standard error; it must have exited.
     fn into_stderr(mut self) -> String {
         if let Some(reader) = self.stderr_reader.take() {
             let _ = reader.join();

@@ -1,21 +1,23 @@
+//! Temporary directories.
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A folder that goes away with this value.
+/// A directory that is removed on drop.
 #[derive(Debug)]
 pub(crate) struct TemporaryDir(PathBuf);
 
 impl TemporaryDir {
-    /// Makes an empty folder.
+    /// Creates an empty directory.
     pub(crate) fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        static NEXT_NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{}-{}", std::process::id(), NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::create_dir_all(&path).expect("a folder for temporary files can be made");
+        std::fs::create_dir_all(&path).expect("a temporary directory can be created");
         Self(path)
     }
 
-    /// The path of a file in it.
+    /// Returns the path of a file in it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }

@@ -1,3 +1,5 @@
+//! Certificate authorities, TLS clients and a TLS front for plaintext servers.
+
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::{Server, TemporaryDir, patiently};
+use super::{Server, TemporaryDir, wait_for};
 
 /// A certificate and its key, as files.
 #[derive(Debug, Clone)]
@@ -25,12 +27,13 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// The flags of a server that shows it.
+    /// Returns the flags of a server with this certificate.
     pub(crate) fn flags(&self) -> [&str; 4] {
         ["--tls-cert", text(&self.cert), "--tls-key", text(&self.key)]
     }
 
-    /// Puts it where another one was, as a tool that renews certificates does: each file whole, one after the other.
+    /// Overwrites `other` with this identity, like a renewal tool: each file whole, one after the
+    /// other.
     pub(crate) fn replace(&self, other: &Self) {
         for (new, old) in [(&self.cert, &other.cert), (&self.key, &other.key)] {
             let staged = old.with_extension("new");
@@ -40,12 +43,12 @@ impl Identity {
     }
 }
 
-/// A path of the tests' own.
+/// Returns a path as text; the tests' own paths are UTF-8.
 pub(crate) fn text(path: &std::path::Path) -> &str {
     path.to_str().expect("a temporary path is text")
 }
 
-/// A certificate authority of a test's own, made with the `openssl` command.
+/// A certificate authority of a test, made with the `openssl` command.
 #[derive(Debug)]
 pub(crate) struct Authority {
     dir: TemporaryDir,
@@ -54,11 +57,11 @@ pub(crate) struct Authority {
 }
 
 impl Authority {
-    /// Makes one.
+    /// Creates an authority.
     ///
     /// # Panics
     ///
-    /// When there is no `openssl` to run.
+    /// If `openssl` cannot be run.
     pub(crate) fn new() -> Self {
         let dir = TemporaryDir::new();
         let (cert, key) = (dir.path("ca.pem"), dir.path("ca.key"));
@@ -70,12 +73,12 @@ impl Authority {
         Self { dir, cert, key }
     }
 
-    /// A certificate for `localhost` and `127.0.0.1`.
+    /// Issues a certificate for `localhost` and `127.0.0.1`.
     pub(crate) fn server(&self, name: &str) -> Identity {
         self.sign(name, "subjectAltName=DNS:localhost,IP:127.0.0.1")
     }
 
-    /// A certificate of a client.
+    /// Issues a client certificate.
     pub(crate) fn client(&self, name: &str) -> Identity {
         self.sign(name, "extendedKeyUsage=clientAuth")
     }
@@ -149,7 +152,8 @@ impl Authority {
         identity
     }
 
-    /// What clients need that trust this authority, with a certificate of their own where one is given.
+    /// Returns a client configuration that trusts this authority, with an optional client
+    /// certificate.
     pub(crate) fn trusting(&self, identity: Option<&Identity>) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         let authority = CertificateDer::from_pem_file(&self.cert).expect("the authority is a certificate");
@@ -164,49 +168,49 @@ impl Authority {
             Some(identity) => {
                 let cert = CertificateDer::from_pem_file(&identity.cert).expect("a certificate");
                 let key = PrivateKeyDer::from_pem_file(&identity.key).expect("a key");
-                config.with_client_auth_cert(vec![cert], key).expect("they belong together")
+                config.with_client_auth_cert(vec![cert], key).expect("certificate and key match")
             }
         })
     }
 }
 
-/// Runs `openssl` with arguments that have no spaces.
+/// Runs `openssl` with arguments without spaces.
 fn openssl(arguments: &str) {
     let output = Command::new("openssl").args(arguments.split(' ')).output().expect("openssl can be run");
     assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A TLS connection to a server, before HTTP.
+/// Opens a TLS connection to a server, before HTTP.
 ///
 /// # Errors
 ///
-/// What TLS says.
+/// Returns the TLS error.
 pub(crate) async fn connect_tls(
     server: &Server,
     config: &Arc<ClientConfig>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let socket = patiently("a connection", TcpStream::connect(server.clients)).await?;
+    let socket = wait_for("a connection", TcpStream::connect(server.clients)).await?;
     over_tls(socket, config).await
 }
 
-/// TLS over a connection that is there.
+/// Opens TLS over an existing connection.
 ///
 /// # Errors
 ///
-/// What TLS says.
+/// Returns the TLS error.
 pub(crate) async fn over_tls(
     socket: TcpStream,
     config: &Arc<ClientConfig>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from("localhost").expect("localhost is a name");
-    patiently("the TLS handshake", TlsConnector::from(Arc::clone(config)).connect(name, socket)).await
+    wait_for("the TLS handshake", TlsConnector::from(Arc::clone(config)).connect(name, socket)).await
 }
 
-/// A WebSocket client over TLS that speaks the hub's messages.
+/// A WebSocket client over TLS for the hub's messages.
 #[derive(Debug)]
 pub(crate) struct TlsClient {
     pub(crate) socket: WebSocketStream<TlsStream<TcpStream>>,
-    /// The `welcome` that it got.
+    /// The `welcome` message.
     pub(crate) welcome: Value,
 }
 
@@ -215,24 +219,24 @@ impl TlsClient {
     ///
     /// # Panics
     ///
-    /// When it is refused.
+    /// If it is refused.
     pub(crate) async fn connect(server: &Server, config: &Arc<ClientConfig>) -> Self {
         let stream = connect_tls(server, config).await.unwrap_or_else(|error| panic!("no TLS: {error}"));
         Self::over(stream, server.url("/")).await.unwrap_or_else(|error| panic!("refused: {error}"))
     }
 
-    /// Shakes hands over TLS and reads the `welcome`.
+    /// Upgrades an existing TLS connection and reads the `welcome`.
     ///
     /// # Errors
     ///
-    /// The refusal.
+    /// Returns the refusal.
     pub(crate) async fn over(
         stream: TlsStream<TcpStream>,
         request: impl IntoClientRequest + Unpin,
     ) -> Result<Self, Box<tungstenite::Error>> {
         let limits = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
         let handshake = tokio_tungstenite::client_async_with_config(request, stream, Some(limits));
-        let (socket, _) = patiently("the handshake", handshake).await?;
+        let (socket, _) = wait_for("the handshake", handshake).await?;
         let mut client = Self { socket, welcome: Value::Null };
         client.welcome = client.receive().await;
         assert_eq!(client.welcome["type"], "welcome", "{}", client.welcome);
@@ -242,23 +246,23 @@ impl TlsClient {
     /// Sends a message.
     pub(crate) async fn send(&mut self, message: &Value) {
         let message = Message::text(message.to_string());
-        patiently("sending", self.socket.send(message)).await.expect("the connection takes a message");
+        wait_for("sending", self.socket.send(message)).await.expect("the connection takes a message");
     }
 
-    /// Sends a message and returns the next that comes.
-    pub(crate) async fn ask(&mut self, message: &Value) -> Value {
+    /// Sends a message and returns the next message received.
+    pub(crate) async fn request(&mut self, message: &Value) -> Value {
         self.send(message).await;
         self.receive().await
     }
 
-    /// The next message; pings and pongs are passed over.
+    /// Receives the next message; pings and pongs are skipped.
     ///
     /// # Panics
     ///
-    /// When none comes in time, when it is not JSON, or when the connection ends.
+    /// If none arrives in time, if it is not JSON, or if the connection ends.
     pub(crate) async fn receive(&mut self) -> Value {
         loop {
-            match patiently("a message", self.socket.next()).await {
+            match wait_for("a message", self.socket.next()).await {
                 Some(Ok(Message::Text(text))) => {
                     return serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
                 }
@@ -269,7 +273,7 @@ impl TlsClient {
     }
 }
 
-/// TLS in front of a plain server of the tests' own.
+/// A TLS front for a plaintext server of a test.
 #[derive(Debug)]
 pub(crate) struct TlsFront {
     port: u16,
@@ -277,7 +281,8 @@ pub(crate) struct TlsFront {
 }
 
 impl TlsFront {
-    /// Shows `identity`, and takes only clients with a certificate of `clients`, where that is given.
+    /// Serves `identity` and, if `clients` is given, requires a client certificate of that
+    /// authority.
     pub(crate) async fn start(
         identity: &Identity,
         clients: Option<&Authority>,
@@ -302,7 +307,7 @@ impl TlsFront {
         };
         let cert = CertificateDer::from_pem_file(&identity.cert).expect("a certificate");
         let key = PrivateKeyDer::from_pem_file(&identity.key).expect("a key");
-        let mut config = builder.with_single_cert(vec![cert], key).expect("they belong together");
+        let mut config = builder.with_single_cert(vec![cert], key).expect("certificate and key match");
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
@@ -312,7 +317,8 @@ impl TlsFront {
             while let Ok((socket, _)) = listener.accept().await {
                 let acceptor = acceptor.clone();
                 connections.spawn(async move {
-                    // A client that goes, or trusts nobody here, is the test's affair.
+                    // A client that disconnects or does not trust the certificate is part of a
+                    // test.
                     let mut outside = acceptor.accept(socket).await?;
                     let mut inside = TcpStream::connect(behind).await?;
                     tokio::io::copy_bidirectional(&mut outside, &mut inside).await
@@ -322,7 +328,7 @@ impl TlsFront {
         Self { port, task }
     }
 
-    /// By a name that its certificate has.
+    /// Returns the URL with a name that the certificate has.
     pub(crate) fn url(&self) -> String {
         format!("https://localhost:{}", self.port)
     }

@@ -1,13 +1,15 @@
+//! WebSocket client at the level of raw frames.
+
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Server, patiently};
+use super::{Server, wait_for};
 
 /// FIN and a text frame's opcode.
 pub(crate) const TEXT: u8 = 0x81;
 
-/// RSV1, with which `permessage-deflate` marks the first frame of a compressed message.
+/// RSV1, which marks the first frame of a compressed message in `permessage-deflate`.
 pub(crate) const RSV1: u8 = 0x40;
 
 /// A byte stream, plain or over TLS.
@@ -15,12 +17,12 @@ pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug> Duplex for T {}
 
-/// A client that writes its frames by hand, for what other clients do not send, and sees the bits of those that it gets.
+/// A client that writes raw frames, also invalid ones, and sees the header bits of received frames.
 #[derive(Debug)]
 pub(crate) struct Wire {
     stream: Box<dyn Duplex>,
     read: Vec<u8>,
-    /// The value of `Sec-WebSocket-Extensions` in the answer.
+    /// The value of `Sec-WebSocket-Extensions` in the response.
     pub(crate) extensions: Option<String>,
 }
 
@@ -33,24 +35,24 @@ pub(crate) fn upgrade(host: impl std::fmt::Display, lines: &[String]) -> String 
     )
 }
 
-/// A frame of the server.
+/// A received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WireFrame {
     /// FIN, reserved bits and opcode.
     pub(crate) first: u8,
-    /// As it came.
+    /// The raw payload.
     pub(crate) payload: Vec<u8>,
 }
 
 impl Wire {
-    /// Connects at `/`, with a line of extensions if there is one, and reads the `welcome`.
+    /// Connects at `/`, with an extension offer if given, and reads the `welcome`.
     ///
     /// # Panics
     ///
-    /// When it is refused.
+    /// If it is refused.
     pub(crate) async fn connect(server: &Server, offer: Option<&str>) -> Self {
-        let stream = patiently("a connection", TcpStream::connect(server.clients)).await;
-        let stream = stream.expect("the server takes connections");
+        let stream = wait_for("a connection", TcpStream::connect(server.clients)).await;
+        let stream = stream.expect("the server accepts connections");
         let lines: Vec<_> =
             offer.map(|offer| format!("Sec-WebSocket-Extensions: {offer}")).into_iter().collect();
         let request = upgrade(server.clients, &lines);
@@ -100,17 +102,17 @@ impl Wire {
         self.write(&frame).await;
     }
 
-    /// Sends a text message compressed, in one frame.
+    /// Sends a compressed text message in one frame.
     pub(crate) async fn send_compressed(&mut self, text: &str) {
         self.send(TEXT | RSV1, &deflated(text.as_bytes())).await;
     }
 
-    /// Writes bytes as they are. One that the server does not want any more are lost.
+    /// Writes raw bytes. Bytes that the server no longer reads are lost.
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
-        let _ = patiently("writing", self.stream.write_all(bytes)).await;
+        let _ = wait_for("writing", self.stream.write_all(bytes)).await;
     }
 
-    /// The next frame, pings excepted. `None`: the connection has ended.
+    /// Receives the next frame except pings. `None`: the connection has ended.
     pub(crate) async fn receive(&mut self) -> Option<WireFrame> {
         loop {
             while let Some((frame, len)) = parse(&self.read) {
@@ -125,11 +127,11 @@ impl Wire {
         }
     }
 
-    /// The next message, decompressed if it came so, and whether it did.
+    /// Receives the next message, decompressed if necessary. The flag tells if it was compressed.
     ///
     /// # Panics
     ///
-    /// When the connection ends.
+    /// If the connection ends.
     pub(crate) async fn receive_text(&mut self) -> (String, bool) {
         let frame = self.receive().await.expect("a message comes");
         (frame.text(), frame.first & RSV1 != 0)
@@ -139,7 +141,7 @@ impl Wire {
     ///
     /// # Panics
     ///
-    /// When there is none.
+    /// If there is none.
     pub(crate) async fn closed(&mut self) -> (u16, String) {
         while let Some(frame) = self.receive().await {
             if let (0x88, Some((code, reason))) = (frame.first, frame.payload.split_first_chunk()) {
@@ -151,25 +153,25 @@ impl Wire {
 
     async fn fill(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
-        let read = patiently("bytes", self.stream.read(&mut buffer)).await.unwrap_or(0);
+        let read = wait_for("bytes", self.stream.read(&mut buffer)).await.unwrap_or(0);
         self.read.extend_from_slice(&buffer[..read]);
         read > 0
     }
 }
 
 impl WireFrame {
-    /// The payload as text, decompressed where the frame is marked.
+    /// Returns the payload as text, decompressed if the frame is marked.
     ///
     /// # Panics
     ///
-    /// When it cannot be decompressed or is not UTF-8.
+    /// If it cannot be decompressed or is not UTF-8.
     pub(crate) fn text(&self) -> String {
         let bytes = if self.first & RSV1 == 0 { self.payload.clone() } else { inflated(&self.payload) };
         String::from_utf8(bytes).expect("text is UTF-8")
     }
 }
 
-/// A client's frame, whole.
+/// Returns a whole client frame.
 pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     match payload.len() {
@@ -189,12 +191,12 @@ pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A message's compressed payload, by itself.
+/// Compresses a message without context takeover.
 pub(crate) fn deflated(payload: &[u8]) -> Vec<u8> {
     deflated_by(&mut Compress::new(Compression::default(), false), payload)
 }
 
-/// A message's compressed payload, by a compressor that may refer to what it has compressed before.
+/// Compresses a message; the compressor may refer to earlier messages.
 pub(crate) fn deflated_by(compress: &mut Compress, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(payload.len() + payload.len() / 8 + 64);
     compress.compress_vec(payload, &mut out, FlushCompress::Sync).expect("it compresses");
@@ -202,7 +204,7 @@ pub(crate) fn deflated_by(compress: &mut Compress, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What a compressed message holds.
+/// Returns the decompressed payload of a message.
 fn inflated(payload: &[u8]) -> Vec<u8> {
     let mut stream = Decompress::new(false);
     let whole = [payload, &[0, 0, 0xff, 0xff]].concat();
@@ -215,7 +217,7 @@ fn inflated(payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The frame that `bytes` begin with, and its length.
+/// Parses the frame at the beginning of `bytes` and returns it with its length.
 pub(crate) fn parse(bytes: &[u8]) -> Option<(WireFrame, usize)> {
     let (&[first, length], rest) = bytes.split_first_chunk()?;
     let (header, length) = match length {

@@ -316,7 +316,7 @@ fn a_token_ends_at_its_exp_and_starts_a_little_before_its_nbf() {
 }
 
 #[test]
-fn audience_and_issuer_are_checked_where_they_are_set() {
+fn audience_and_issuer_are_checked_if_configured() {
     let set = Config {
         secret: Some(secret()),
         audience: vec!["hub".to_owned(), "hub.net".to_owned()],

@@ -1,4 +1,5 @@
-//! Any bytes as an envelope: nothing panics, and what is read is written as it was.
+//! Parses arbitrary bytes as an envelope: nothing panics, and a parsed envelope is encoded to the
+//! same bytes.
 
 #![no_main]
 

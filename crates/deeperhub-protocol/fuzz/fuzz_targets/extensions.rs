@@ -1,5 +1,5 @@
-//! Negotiates any bytes as `Sec-WebSocket-Extensions` headers. Checks that several lines count as
-//! one list, and that a client that offers the response's value gets the same parameters.
+//! Negotiates arbitrary bytes as `Sec-WebSocket-Extensions` headers: nothing panics, several lines
+//! count as one list, and every response is valid for an offer of exactly that response.
 
 #![no_main]
 
@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     config.client_context_takeover = takes_over % 2 == 1;
     let result = negotiate(&config, bytes.split(|&byte| byte == b'\n'));
 
-    // Several lines must give the same result as one line with commas between them.
+    // A line break is not part of a list; replaced with a comma, the lines form one list.
     let is_quoted = bytes.contains(&b'"');
     if !is_quoted {
         let joined: Vec<u8> = bytes.iter().map(|&byte| if byte == b'\n' { b',' } else { byte }).collect();

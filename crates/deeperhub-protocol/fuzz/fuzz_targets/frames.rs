@@ -1,5 +1,5 @@
-//! Decodes any bytes as frames. Checks that the messages are the same for any split into reads,
-//! that memory is bounded, and that tungstenite decodes the same messages.
+//! Decodes arbitrary bytes as frames: the messages do not depend on read sizes, memory is bounded,
+//! and tungstenite decodes the same messages.
 
 #![no_main]
 
@@ -12,7 +12,7 @@ use tungstenite::{Message, WebSocket};
 
 const LIMIT: usize = 2000;
 
-/// Maximum bytes of the decoder, without its message.
+/// Memory that the decoder may hold in addition to the message.
 const BOOKKEEPING_BYTES: usize = 400;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -26,25 +26,25 @@ enum Decoded {
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&first_read, bytes)) = bytes.split_first() else { return };
-    let at_once = ours(bytes, bytes.len().max(1));
-    assert_eq!(ours(bytes, 1), at_once, "byte by byte");
-    assert_eq!(ours(bytes, usize::from(first_read).max(1)), at_once, "in reads of {first_read}");
-    extended(bytes, usize::from(first_read).max(1));
+    let at_once = decode(bytes, bytes.len().max(1));
+    assert_eq!(decode(bytes, 1), at_once, "byte by byte");
+    assert_eq!(decode(bytes, usize::from(first_read).max(1)), at_once, "in reads of {first_read}");
+    decode_extended(bytes, usize::from(first_read).max(1));
 
     let (ours, end) = at_once;
-    let theirs = theirs(bytes);
+    let theirs = decode_with_tungstenite(bytes);
     if matches!(end, Err(FrameError::LengthNotMinimal | FrameError::ControlTooLong)) {
-        // tungstenite accepts lengths that are not in their shortest form, even in control frames.
+        // tungstenite accepts non-minimal lengths, even for control frames.
         assert!(theirs.starts_with(&ours));
     } else if matches!(end, Err(FrameError::CloseCodeNotAllowed { .. } | FrameError::CloseTooShort)) {
-        // tungstenite replies to an invalid close frame as to a valid one.
+        // tungstenite accepts a close frame with an invalid code.
         assert_eq!(ours[..], theirs[..ours.len()]);
     } else {
         assert_eq!(ours, theirs);
     }
 });
 
-fn ours(bytes: &[u8], read_size: usize) -> (Vec<Decoded>, Result<(), FrameError>) {
+fn decode(bytes: &[u8], read_size: usize) -> (Vec<Decoded>, Result<(), FrameError>) {
     let limits = FrameLimits::new(LIMIT);
     let mut decoder = FrameDecoder::new();
     let mut decoded = Vec::new();
@@ -74,8 +74,8 @@ fn ours(bytes: &[u8], read_size: usize) -> (Vec<Decoded>, Result<(), FrameError>
     (decoded, Ok(()))
 }
 
-/// Decodes with RSV1 allowed, and checks that no payload is over the limit.
-fn extended(bytes: &[u8], read_size: usize) {
+/// Decodes with RSV1 in use: no panics, and no payload over the limit.
+fn decode_extended(bytes: &[u8], read_size: usize) {
     let limits = FrameLimits::new(LIMIT);
     let mut decoder = FrameDecoder::new();
     for read in bytes.chunks(read_size) {
@@ -92,7 +92,7 @@ fn extended(bytes: &[u8], read_size: usize) {
     }
 }
 
-fn theirs(bytes: &[u8]) -> Vec<Decoded> {
+fn decode_with_tungstenite(bytes: &[u8]) -> Vec<Decoded> {
     let config = WebSocketConfig::default()
         .read_buffer_size(1024)
         .max_message_size(Some(LIMIT))
@@ -115,7 +115,7 @@ fn theirs(bytes: &[u8]) -> Vec<Decoded> {
     decoded
 }
 
-/// A stream that reads from bytes and discards all writes.
+/// Bytes to read; written bytes are discarded.
 struct Source<'a>(Cursor<&'a [u8]>);
 
 impl Read for Source<'_> {

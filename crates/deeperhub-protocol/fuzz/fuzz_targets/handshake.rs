@@ -1,5 +1,5 @@
-//! Parses any bytes as a request. Checks that an incomplete head is never accepted or refused, and
-//! that every response is valid HTTP.
+//! Parses arbitrary bytes as a request: nothing panics, the result does not depend on read sizes or
+//! on bytes after the head, and every response is HTTP.
 
 #![no_main]
 

@@ -1,9 +1,6 @@
-//! Decompresses any bytes as the messages of one connection. Checks that:
-//!
-//! - no output is over the limit, and memory stays bounded;
-//! - a new inflater gives the same output as a used one;
-//! - flate2 gives the same output for a payload that is one stream;
-//! - the output, compressed again, decompresses to itself.
+//! Inflates arbitrary bytes as the compressed messages of one connection. Nothing panics, output
+//! and memory stay within limits, and the output does not depend on the inflater's earlier use.
+//! flate2 must agree on whole streams. The output is compressed again and must round-trip.
 
 #![no_main]
 
@@ -21,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut config = Config::default();
     (config.level, config.threshold_bytes) = (level, 0);
     let mut deflater = Deflater::new(&config);
-    // The byte 0xee separates the messages.
+    // 0xee separates the messages.
     for payload in bytes.split(|&byte| byte == 0xee) {
         let before = (takes_over % 2 == 1).then(|| history.clone());
         let decoded = decode(&mut inflater, (takes_over % 2 == 1).then_some(&mut history), limit, payload);
@@ -31,13 +28,13 @@ fuzz_target!(|bytes: &[u8]| {
         match decoded {
             Ok(message) => {
                 assert!(message.len() <= limit);
-                comes_back(&mut deflater, &mut inflater, &message);
+                check_round_trip(&mut deflater, &mut inflater, &message);
             }
             Err(FrameError::MessageTooBig { limit: named }) => assert_eq!(named, limit),
             Err(error) => assert_eq!(error, FrameError::MalformedDeflate),
         }
         if before.is_none()
-            && let Some(expected) = whole(payload, limit)
+            && let Some(expected) = reference_output(payload, limit)
         {
             assert_eq!(decode(&mut inflater, None, limit, payload), Ok(expected));
         }
@@ -56,9 +53,9 @@ fn decode(
     }
 }
 
-/// Decompresses a payload with flate2. Returns `None` unless the payload is one stream without a
-/// final block, ends at the end of a block, and is within the limit.
-fn whole(payload: &[u8], limit: usize) -> Option<Vec<u8>> {
+/// Returns flate2's output for a payload that is one stream without a final block, ends with a
+/// block and fits the limit.
+fn reference_output(payload: &[u8], limit: usize) -> Option<Vec<u8>> {
     const TAIL: [u8; 6] = [0, 0, 0xff, 0xff, 0x03, 0];
     let mut out = Vec::with_capacity(limit + 64);
     let mut stream = Decompress::new(false);
@@ -72,12 +69,11 @@ fn whole(payload: &[u8], limit: usize) -> Option<Vec<u8>> {
     (is_whole && out.len() == len).then_some(out)
 }
 
-fn comes_back(deflater: &mut Deflater, inflater: &mut Inflater, message: &[u8]) {
+fn check_round_trip(deflater: &mut Deflater, inflater: &mut Inflater, message: &[u8]) {
     let Ok(Some(params)) = negotiate(&Config::default(), [&b"permessage-deflate"[..]]) else { panic!() };
     let frame = Frame::binary(message);
     let sent = frame.for_receiver(deflater, params);
-    // With a threshold of 0, every payload is compressed, even if it grows. Its blocks are then
-    // stored, so it grows only slightly.
+    // With a threshold of 0, every message is compressed, even if it grows: blocks are stored then.
     assert!(sent.len() <= frame.len() + 16 + message.len() / 512);
     let header = match sent.as_bytes()[1] {
         126 => 4,

@@ -1,4 +1,4 @@
-//! Parses any text as a message, and checks that the result agrees with serde_json.
+//! Parses arbitrary text as a message and compares the result with that of serde_json.
 
 #![no_main]
 
@@ -35,7 +35,7 @@ fn scanned(text: &str, value: Option<&str>) {
 }
 
 fn parsed(text: &str, value: Option<&str>) {
-    // `Value` rejects some texts that are JSON: numbers out of range and unpaired surrogates.
+    // serde_json rejects some valid JSON: numbers out of range, unpaired surrogates.
     let tree = serde_json::from_str::<Value>(text).ok();
     let message = match ClientMessage::parse(text) {
         Ok(message) => message,
@@ -106,7 +106,7 @@ fn written(message: &ServerMessage<'_>) -> String {
     text
 }
 
-/// Returns the number of nesting levels of a valid JSON text.
+/// Returns the nesting depth of a valid JSON text.
 fn depth(text: &str) -> usize {
     let (mut open, mut deepest, mut in_string, mut escaped) = (0, 0, false, false);
     for byte in text.bytes() {

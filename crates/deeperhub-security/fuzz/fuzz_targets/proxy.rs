@@ -1,5 +1,6 @@
-//! Any bytes as a header of the PROXY protocol and as headers of HTTP: nothing panics, more bytes change no decision,
-//! and what a client writes left of a trusted proxy's entry changes nothing.
+//! Parses arbitrary bytes as a PROXY protocol header and as HTTP headers. Nothing panics, and more
+//! bytes change no decision. Entries that a client writes left of a trusted proxy's entry change
+//! nothing.
 
 #![no_main]
 
@@ -12,10 +13,10 @@ use libfuzzer_sys::fuzz_target;
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
 fuzz_target!(|bytes: &[u8]| {
-    decided(bytes);
-    decided(&[b"\r\n\r\n\0\r\nQUIT\n", bytes].concat());
-    decided(&[b"PROXY ", bytes].concat());
-    decided(&[b"PROXY TCP4 ", bytes, b"\r\n"].concat());
+    check_parse(bytes);
+    check_parse(&[b"\r\n\r\n\0\r\nQUIT\n", bytes].concat());
+    check_parse(&[b"PROXY ", bytes].concat());
+    check_parse(&[b"PROXY TCP4 ", bytes, b"\r\n"].concat());
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(network) = parse_network(text) {
         assert_eq!(parse_network(&network.to_string()), Ok(network));
@@ -34,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-fn decided(bytes: &[u8]) {
+fn check_parse(bytes: &[u8]) {
     let whole = parse(bytes);
     for cut in 0..bytes.len().min(300) {
         match parse(&bytes[..cut]) {

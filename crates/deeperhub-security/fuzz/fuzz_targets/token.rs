@@ -1,5 +1,6 @@
-//! Any bytes as a token, as a header and claims that are signed, as a set of keys and as a certificate: nothing
-//! panics, nothing unsigned is accepted, and what is accepted is within its limits.
+//! Parses arbitrary bytes as a token, as the header and claims of a signed token, as a JWKS and as
+//! a certificate. Nothing panics, nothing unsigned is accepted, and accepted values are within
+//! their limits.
 
 #![no_main]
 
@@ -28,15 +29,15 @@ static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(text) = std::str::from_utf8(bytes) {
-        assert!(AUTHENTICATOR.verify(text, NOW).is_err(), "who could sign it?");
+        assert!(AUTHENTICATOR.verify(text, NOW).is_err(), "an unsigned token was accepted");
     }
-    verified(b"{\"alg\":\"HS256\"}", bytes);
-    verified(bytes, b"{\"sub\":\"ada\",\"exp\":1900000000}");
+    check_signed(b"{\"alg\":\"HS256\"}", bytes);
+    check_signed(bytes, b"{\"sub\":\"ada\",\"exp\":1900000000}");
     let mut parts = bytes.splitn(3, |&byte| byte == b'\n');
     if let (Some(header), Some(claims), Some(signature)) = (parts.next(), parts.next(), parts.next()) {
-        verified(header, claims);
+        check_signed(header, claims);
         let token = [header, claims, signature].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
-        assert!(AUTHENTICATOR.verify(&token, NOW).is_err(), "who could sign it?");
+        assert!(AUTHENTICATOR.verify(&token, NOW).is_err(), "an unsigned token was accepted");
     }
     if let Ok(jwks) = Jwks::parse(bytes) {
         assert!(!jwks.is_empty() && jwks.len() <= MAX_KEYS);
@@ -46,7 +47,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-fn verified(header: &[u8], claims: &[u8]) {
+fn check_signed(header: &[u8], claims: &[u8]) {
     let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
     let key = EncodingKey::from_secret(SECRET);
     let signer = (DEFAULT_PROVIDER.signer_factory)(&Algorithm::HS256, &key).expect("a signer");
