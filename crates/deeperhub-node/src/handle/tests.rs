@@ -8,13 +8,13 @@ use tokio_tungstenite::tungstenite::Message;
 use super::*;
 use crate::worker_request::tests::{receive, run, start, within_test_timeout};
 
-/// A value nested in as many arrays as `levels` says.
+/// Returns a value that is nested in `levels` arrays.
 fn nested(levels: usize) -> Value {
     (0..levels).fold(Value::Null, |inner, _| json!([inner]))
 }
 
 #[test]
-fn publish_rejects_invalid_topics_and_messages_without_an_effect() {
+fn publish_rejects_invalid_topics_and_messages() {
     let node = start(1);
     let handle = node.handle();
     let error = handle.publish("a..b", &1).unwrap_err();
@@ -51,6 +51,19 @@ fn messages_to_clients_need_a_type() {
         }
         let sent = handle.send_to_client(&client, &json!({ "type": "x" })).await;
         assert_eq!(sent, Err(SendError::NotFound(ClientNotFound)));
+    });
+}
+
+#[test]
+fn a_client_of_a_worker_that_does_not_exist_is_not_found() {
+    let node = start(1);
+    let handle = node.handle();
+    let client = ClientId::parse("n.1-0-0").unwrap();
+    run(async {
+        let not_found = Err(SendError::NotFound(ClientNotFound));
+        assert_eq!(handle.send_to_client(&client, &json!({ "type": "x" })).await, not_found.clone());
+        assert_eq!(handle.disconnect(&client).await, not_found);
+        assert_eq!(handle.client(&client).await, Err(SendError::NotFound(ClientNotFound)));
     });
 }
 
