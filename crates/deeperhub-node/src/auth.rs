@@ -33,7 +33,7 @@ pub struct AuthConfig {
     /// Authenticator that verifies tokens. Its keys can be replaced at any time without closing
     /// connections. With `None`, the default, no token is valid.
     pub authenticator: Option<Arc<SharedAuthenticator>>,
-    /// Whether a connection must authenticate before its other messages are accepted. `true`
+    /// `true` if a connection must authenticate before its other messages are accepted. This
     /// requires an authenticator. Default `false`.
     pub required: bool,
     /// Time after which a connection without a required token is closed with 4001. Default 10 s.

@@ -35,8 +35,8 @@ const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 /// Extra time that a stop waits for a driver that does not keep its deadline.
 const DRIVER_STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// Time that a message from another node waits while a worker is congested, so that one stuck worker
-/// does not stop all messages of the cluster. Afterwards the message is delivered anyway.
+/// Time that a message from another node waits while a worker is congested, so that one stuck
+/// worker does not stop all messages of the cluster. Afterwards the message is delivered anyway.
 const CONGESTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Membership in a cluster.
@@ -45,7 +45,7 @@ const CONGESTION_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct ClusterConfig {
     /// Broker and its connection settings.
     pub broker: deeperhub_cluster::Config,
-    /// Whether the node counts as ready while the broker is unreachable. Default `false`.
+    /// `true` if the node counts as ready while the broker is unreachable. Default `false`.
     pub ready_alone: bool,
 }
 

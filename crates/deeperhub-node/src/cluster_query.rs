@@ -104,7 +104,7 @@ pub struct NodeInfo {
     pub known: Duration,
     /// Time since the node's last heartbeat. Nodes send one each second. Zero for this node.
     pub silent: Duration,
-    /// Whether this entry is the node that returned the list.
+    /// `true` if this entry is the node that returned the list.
     pub is_self: bool,
 }
 
@@ -312,9 +312,9 @@ impl NodeHandle {
         Ok(ClusterAnswer { answer: Page { items, next_cursor }, unanswered })
     }
 
-    /// Lists connections of all nodes, node by node, one page at a time. A page that is shorter than
-    /// the limit need not be the last one. A `limit` outside 1 to 1000 is raised or lowered to this
-    /// range.
+    /// Lists connections of all nodes, node by node, one page at a time. A page that is shorter
+    /// than the limit need not be the last one. A `limit` outside 1 to 1000 is raised or lowered to
+    /// this range.
     ///
     /// # Errors
     ///

@@ -19,9 +19,9 @@ pub use custom_metric::{CustomGauge, CustomMetric, MetricKind};
 /// one client can use. A client that measures round-trip times needs far fewer.
 const DEFAULT_CONTROL_RATE: NonZeroU32 = NonZeroU32::new(50).expect("the rate is not 0");
 
-/// Default rate of tokens per connection and second. Limits the CPU time of a worker that one client
-/// can use: verifying a token takes up to two milliseconds (8 keys of P-384), some hundred times as
-/// long as another message.
+/// Default rate of tokens per connection and second. Limits the CPU time of a worker that one
+/// client can use: verifying a token takes up to two milliseconds (8 keys of P-384), some hundred
+/// times as long as another message.
 const DEFAULT_TOKEN_RATE: NonZeroU32 = NonZeroU32::new(5).expect("the rate is not 0");
 
 /// Default rate of bursts for new connections of one address. Limits what a client gains from

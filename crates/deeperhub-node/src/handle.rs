@@ -121,8 +121,8 @@ impl NodeHandle {
         fault
     }
 
-    /// Sends a message to one client, on any node. The message must be a JSON object whose `type` is
-    /// a string.
+    /// Sends a message to one client, on any node. The message must be a JSON object whose `type`
+    /// is a string.
     ///
     /// # Errors
     ///
@@ -153,8 +153,8 @@ impl NodeHandle {
         if found { Ok(()) } else { Err(ClientNotFound.into()) }
     }
 
-    /// Sends a message to every connection of a user on all nodes. The message must be a JSON object
-    /// whose `type` is a string. The returned count covers this node only.
+    /// Sends a message to every connection of a user on all nodes. The message must be a JSON
+    /// object whose `type` is a string. The returned count covers this node only.
     ///
     /// # Errors
     ///
@@ -210,8 +210,8 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Its clients may get the message
-    /// later. All other clients got it.
+    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Its clients may get the
+    /// message later. All other clients got it.
     pub async fn broadcast_raw(&self, message: RawJson<'_>) -> Result<Delivered, WorkerTimeout> {
         let frame = ServerMessage::Raw(message).to_frame();
         let count =
@@ -252,8 +252,8 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Subscriptions on this worker may
-    /// end later. All other subscriptions have ended.
+    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Subscriptions on this worker
+    /// may end later. All other subscriptions have ended.
     pub async fn unsubscribe_user(
         &self,
         user: &str,
@@ -305,15 +305,15 @@ impl NodeHandle {
         if found { Ok(()) } else { Err(ClientNotFound.into()) }
     }
 
-    /// Closes every connection of a user with 4003, on all nodes. The returned count covers this node
-    /// only.
+    /// Closes every connection of a user with 4003, on all nodes. The returned count covers this
+    /// node only.
     ///
     /// The user can reconnect with a token that is still valid.
     ///
     /// # Errors
     ///
-    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Its connections may close later.
-    /// All other connections are closed.
+    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Its connections may close
+    /// later. All other connections are closed.
     pub async fn disconnect_user(&self, user: &str) -> Result<Delivered, WorkerTimeout> {
         let disconnect = |reply| WorkerRequest::DisconnectUser { user: user.to_owned(), reply };
         let count = self.hub.sum_over_workers(disconnect).await;
@@ -376,8 +376,8 @@ impl NodeHandle {
         *self.hub.phase.borrow()
     }
 
-    /// Replaces the origins and some limits with those of `config`. Workers apply them in their next
-    /// round, within a second.
+    /// Replaces the origins and some limits with those of `config`. Workers apply them in their
+    /// next round, within a second.
     ///
     /// These limits change: connections, connections per address, subscriptions, rates per
     /// connection, handshake bytes and header lines, message bytes, fragments and levels, queue
@@ -451,8 +451,8 @@ impl NodeHandle {
         &self.hub.node_id
     }
 
-    /// Drains the node: refuses new connections, and closes the existing ones with 1001, spread over
-    /// `time`. Returns when all are closed, or when the time is over.
+    /// Drains the node: refuses new connections, and closes the existing ones with 1001, spread
+    /// over `time`. Returns when all are closed, or when the time is over.
     ///
     /// If there are other nodes, each client is told to reconnect at once. Otherwise clients are
     /// told to reconnect after the drain and
@@ -507,8 +507,8 @@ impl NodeHandle {
         }
     }
 
-    /// Sends a message to the other nodes too, even if a worker of this node did not answer. Returns
-    /// `count` with the fault of this send.
+    /// Sends a message to the other nodes too, even if a worker of this node did not answer.
+    /// Returns `count` with the fault of this send.
     fn with_other_nodes(
         &self,
         count: Result<u64, WorkerTimeout>,
@@ -520,8 +520,8 @@ impl NodeHandle {
 }
 
 impl Hub {
-    /// Parses a client ID of this node. Returns `None` for clients of other nodes, and if there is no
-    /// worker with this number.
+    /// Parses a client ID of this node. Returns `None` for clients of other nodes, and if there is
+    /// no worker with this number.
     pub(crate) fn connection_id(&self, client: &ClientId) -> Option<ConnectionId> {
         ConnectionId::from_client_id(client, &self.node_id)
             .filter(|connection| usize::from(connection.worker) < self.request_senders.len())

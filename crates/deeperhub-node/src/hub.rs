@@ -43,7 +43,7 @@ pub(crate) struct Delivery {
 pub(crate) struct Publisher<'a> {
     pub(crate) id: &'a ClientId,
     pub(crate) connection_id: ConnectionId,
-    /// Whether the client is excluded from its own message.
+    /// `true` if the client is excluded from its own message.
     pub(crate) is_excluded: bool,
     /// Shard of the client's worker. It defers wake-ups of other workers until the worker has read
     /// its input.
@@ -68,12 +68,12 @@ struct Publication<'a> {
 pub(crate) struct PublishOutcome {
     /// Subscriptions that matched on this node.
     pub(crate) subscribers: u64,
-    /// Whether a worker is congested, so that the publisher should pause.
+    /// `true` if a worker is congested, so that the publisher should pause.
     pub(crate) is_congested: bool,
     /// Number of pattern-matching steps.
     pub(crate) matching_steps: usize,
-    /// Fault that kept the message from other nodes. `None` if it was queued for them, or if there is
-    /// no cluster.
+    /// Fault that kept the message from other nodes. `None` if it was queued for them, or if there
+    /// is no cluster.
     pub(crate) cluster: Option<ClusterFault>,
 }
 

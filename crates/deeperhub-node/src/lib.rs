@@ -22,8 +22,8 @@
 //! the root, everything else in [`listener`], [`security`], [`events`], [`metrics`] and
 //! [`cluster`].
 //!
-//! The crate has no HTTP API; `deeperhub-api` adds one. Signals, logging and flags concern the whole
-//! process, so they belong to the program.
+//! The crate has no HTTP API; `deeperhub-api` adds one. Signals, logging and flags concern the
+//! whole process, so they belong to the program.
 
 mod application;
 mod auth;

@@ -300,8 +300,8 @@ fn registry(
     Ok(registry)
 }
 
-/// Returns the router's configuration. A small memory budget lowers the bytes in an inbox above which
-/// publishers pause.
+/// Returns the router's configuration. A small memory budget lowers the bytes in an inbox above
+/// which publishers pause.
 fn router_config(config: &Config, shards: u16) -> deeperhub_router::Config {
     let mut router = config.router;
     if let Some(memory) = &config.listener.memory {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use deeperhub_metrics::HistogramSnapshot;
 
-/// Minimum time between two stored snapshots. If quantiles are read each second, they thus cover the
-/// last 5 to 10 seconds.
+/// Minimum time between two stored snapshots. If quantiles are read each second, they thus cover
+/// the last 5 to 10 seconds.
 const QUANTILE_WINDOW: Duration = Duration::from_secs(5);
 
 /// Quantiles of a distribution. Values between two bucket bounds count as evenly spread.

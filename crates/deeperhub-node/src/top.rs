@@ -53,8 +53,8 @@ pub struct TopEntry {
 #[derive(Debug, Clone)]
 struct SketchEntry {
     name: Arc<str>,
-    /// Weight by which the entry is ranked. It is at least the true weight, and at most `error` above
-    /// it.
+    /// Weight by which the entry is ranked. It is at least the true weight, and at most `error`
+    /// above it.
     weight: u64,
     error: u64,
     messages: u64,
@@ -62,8 +62,8 @@ struct SketchEntry {
     bytes: u64,
 }
 
-/// Space-Saving sketch: the heaviest names of a stream, with their approximate weights. The weight of
-/// a name is the sum of its messages and deliveries.
+/// Space-Saving sketch: the heaviest names of a stream, with their approximate weights. The weight
+/// of a name is the sum of its messages and deliveries.
 #[derive(Debug, Default)]
 struct Sketch {
     entries: Vec<SketchEntry>,
@@ -248,8 +248,8 @@ fn busiest(entries: Vec<SketchEntry>, limit: usize) -> Vec<TopEntry> {
     entries.into_iter().map(to_top_entry).collect()
 }
 
-/// Switches tracking on and off, and counts the publishes that no worker makes: those of backends and
-/// of other nodes.
+/// Switches tracking on and off, and counts the publishes that no worker makes: those of backends
+/// and of other nodes.
 #[derive(Debug)]
 pub(crate) struct TopTracker {
     started: Instant,

@@ -11,8 +11,8 @@ use deeperhub_protocol::{ClientId, MessageError, TopicError};
 pub struct Delivered {
     /// Subscriptions that matched on this node (publish), or connections that were reached (send).
     pub count: u64,
-    /// Fault that kept the message from other nodes. `None` if it was queued for them, or if there is
-    /// no cluster.
+    /// Fault that kept the message from other nodes. `None` if it was queued for them, or if there
+    /// is no cluster.
     pub cluster: Option<ClusterFault>,
 }
 
@@ -126,7 +126,8 @@ pub enum SendError {
     /// A worker did not answer in time.
     #[error(transparent)]
     WorkerTimeout(#[from] WorkerTimeout),
-    /// The client is connected to another node, and the cluster is unreachable or its queue is full.
+    /// The client is connected to another node, and the cluster is unreachable or its queue is
+    /// full.
     #[error("the client is connected to another node, and the cluster cannot be reached")]
     ClusterUnavailable,
     /// The client is connected to another node, and the message is larger than the broker accepts.

@@ -80,8 +80,8 @@ pub(crate) struct QueuedRequest {
 }
 
 impl Hub {
-    /// Queues a request for a worker, and waits while the queue is full. Returns the receiver of the
-    /// reply.
+    /// Queues a request for a worker, and waits while the queue is full. Returns the receiver of
+    /// the reply.
     ///
     /// # Errors
     ///
@@ -105,7 +105,8 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// Returns [`WorkerTimeout`] if the worker does not exist, has ended, or did not answer in time.
+    /// Returns [`WorkerTimeout`] if the worker does not exist, has ended, or did not answer in
+    /// time.
     pub(crate) async fn request<T>(
         &self,
         worker: usize,

@@ -9,7 +9,7 @@ pub(super) struct State {
     pub(super) broker: Option<ProbeTarget>,
     /// Number of the next probe that is sent.
     pub(super) next_number: u64,
-    /// Whether a worker has subscribed since the canary thread last checked.
+    /// `true` if a worker has subscribed since the canary thread last checked.
     pub(super) has_new_subscriber: bool,
     pub(super) is_stopped: bool,
 }
@@ -51,11 +51,11 @@ impl Probe {
 #[derive(Debug, Default)]
 pub(super) struct ProbeTarget {
     pub(super) probe: Probe,
-    /// Whether the open probe was counted as missed.
+    /// `true` if the open probe was counted as missed.
     pub(super) is_missed: bool,
     /// Round-trip time of the last probe that returned.
     pub(super) last_round_trip: Option<Duration>,
-    /// Whether the worker has subscribed to its topic. Always `false` for the broker.
+    /// `true` if the worker has subscribed to its topic. It stays `false` for the broker.
     pub(super) is_subscribed: bool,
     /// Time at which the target began to fail. `None` if it is not failing.
     pub(super) failing_since: Option<SystemTime>,

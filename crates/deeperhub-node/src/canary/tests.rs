@@ -20,10 +20,10 @@ fn start(timeout: Duration) -> Node {
     Node::start(([127, 0, 0, 1], 0).into(), config).unwrap()
 }
 
-fn wait_until(what: &str, holds: impl Fn() -> bool) {
+fn wait_until(condition: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + TEST_TIMEOUT;
     while !holds() {
-        assert!(Instant::now() < deadline, "timed out waiting for {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for {condition}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

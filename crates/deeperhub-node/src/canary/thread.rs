@@ -12,7 +12,8 @@ use tracing::warn;
 use super::Canary;
 use crate::hub::Hub;
 
-/// Time that a stop waits for the thread. Protects the stop against a call of the thread that hangs.
+/// Time that a stop waits for the thread. Protects the stop against a call of the thread that
+/// hangs.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Handle of the thread that sends probes. Dropping it ends the thread.

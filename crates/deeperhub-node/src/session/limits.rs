@@ -13,8 +13,8 @@ use crate::node_worker::NodeWorker;
 /// Length of the window in which violations of rate limits are counted.
 const VIOLATION_WINDOW: Duration = Duration::from_secs(10);
 
-/// Violations in a window at which a connection is closed, or the burst of the violated limit if that
-/// is larger.
+/// Violations in a window at which a connection is closed, or the burst of the violated limit if
+/// that is larger.
 const MIN_VIOLATIONS_TO_CLOSE: u32 = 10;
 
 impl Session {

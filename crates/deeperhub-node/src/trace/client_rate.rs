@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Rate limit for messages and handshakes in sampled traces of clients. The burst is as large as the
-/// rate per second. All workers share the limit.
+/// Rate limit for messages and handshakes in sampled traces of clients. The burst is as large as
+/// the rate per second. All workers share the limit.
 #[derive(Debug)]
 pub(super) struct ClientRate {
     started: Instant,

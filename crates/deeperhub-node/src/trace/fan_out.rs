@@ -1,6 +1,6 @@
-//! Fan-outs of publishes on a worker. A fan-out is the delivery of one publish to all its subscribers
-//! on the worker; it may take several rounds. Each fan-out's latencies are observed. Fan-outs of
-//! sampled publishes also get spans.
+//! Fan-outs of publishes on a worker. A fan-out is the delivery of one publish to all its
+//! subscribers on the worker; it may take several rounds. Each fan-out's latencies are observed.
+//! Fan-outs of sampled publishes also get spans.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use super::message::MESSAGING_SYSTEM;
 use super::{ActiveSpan, Span, SpanKind, SpanLoss, Tracer};
 use crate::metrics::WorkerMetrics;
 
-/// Maximum `deliver` spans of one publish and worker. Bounds the spans of a large fan-out: the first
-/// deliveries represent all.
+/// Maximum `deliver` spans of one publish and worker. Bounds the spans of a large fan-out: the
+/// first deliveries represent all.
 const MAX_DELIVER_SPANS: usize = 16;
 
-/// Maximum fan-outs that one worker traces at the same time, which bounds the memory of their spans.
-/// Fan-outs over the limit have no spans.
+/// Maximum fan-outs that one worker traces at the same time, which bounds the memory of their
+/// spans. Fan-outs over the limit have no spans.
 const MAX_TRACED_FAN_OUTS: usize = 1024;
 
 /// Start of a publish, with the state of its fan-out on one worker. Part of each delivery.

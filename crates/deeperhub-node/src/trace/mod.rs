@@ -48,8 +48,8 @@ pub enum SpanLoss {
     ExportFailed,
     /// The collector accepted the batch, but not these spans.
     Rejected,
-    /// A worker traced too many sampled publishes at the same time. A `fan_out` span and its children
-    /// count as one span.
+    /// A worker traced too many sampled publishes at the same time. A `fan_out` span and its
+    /// children count as one span.
     TooMany,
 }
 
@@ -157,8 +157,8 @@ impl Tracer {
         })
     }
 
-    /// Starts a span like [`start`](Self::start), but for a message or handshake of a client, within
-    /// the limit of [`with_client_rate`](Self::with_client_rate).
+    /// Starts a span like [`start`](Self::start), but for a message or handshake of a client,
+    /// within the limit of [`with_client_rate`](Self::with_client_rate).
     #[inline]
     #[must_use]
     pub(crate) fn start_for_client(&self, parent: Option<SpanContext>) -> Option<ActiveSpan> {

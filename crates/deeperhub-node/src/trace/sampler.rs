@@ -10,7 +10,7 @@ use deeperhub_protocol::message::SpanContext;
 pub struct Sampler {
     /// A trace is recorded if the low 63 bits of its ID are below this.
     threshold: u64,
-    /// Whether a parent's decision is adopted.
+    /// `true` if a parent's decision is adopted.
     follows_parents: bool,
 }
 
@@ -25,8 +25,8 @@ impl Sampler {
         Self { threshold: threshold_for(ratio), follows_parents: true }
     }
 
-    /// Returns a sampler that records this ratio of all traces, from 0 (none) to 1 (all). It ignores
-    /// the decisions of parents.
+    /// Returns a sampler that records this ratio of all traces, from 0 (none) to 1 (all). It
+    /// ignores the decisions of parents.
     #[must_use]
     pub fn by_trace_id(ratio: f64) -> Self {
         Self { threshold: threshold_for(ratio), follows_parents: false }

@@ -18,7 +18,7 @@ pub struct Span {
     pub context: SpanContext,
     /// Parent span. `None` for the root of a trace.
     pub parent: Option<SpanContext>,
-    /// Whether the parent belongs to another program.
+    /// `true` if the parent belongs to another program.
     pub parent_is_remote: bool,
     /// W3C `tracestate` of the trace, unchanged.
     pub tracestate: Option<Arc<str>>,
