@@ -128,7 +128,7 @@ impl Canary {
         )?;
         registry.register(
             "deeperhub_canary_restarts_total",
-            "Restarts of the probe thread after a panic",
+            "Restarts of the canary thread after a panic",
             Unit::None,
             &self.restarts,
         )?;
@@ -415,8 +415,8 @@ impl Canary {
         }
     }
 
-    /// Counts open probes as missed. `stayed_connected` is `false` if the connection to the broker
-    /// changed meanwhile. Then the broker's probe is not counted.
+    /// Counts open probes as missed, each only once. The probe through the broker counts only if
+    /// `stayed_connected` is `true`: the state of the connection did not change meanwhile.
     fn record_missed(&self, stayed_connected: bool) {
         let mut state = self.state();
         if state.is_stopped {

@@ -73,9 +73,9 @@ impl ClusterThread {
         driver: Driver,
     ) -> io::Result<(Self, Option<JoinOutcome>)> {
         let receiver = ClusterReceiver { hub: Arc::clone(hub), hasher: RandomState::new() };
-        let driver = driver.spawn(receiver)?;
-        let outcome = driver.wait_for_join(BROKER_START_TIMEOUT);
-        Ok((Self { broker, driver: Some(driver) }, outcome))
+        let driver_handle = driver.spawn(receiver)?;
+        let outcome = driver_handle.wait_for_join(BROKER_START_TIMEOUT);
+        Ok((Self { broker, driver: Some(driver_handle) }, outcome))
     }
 
     /// Flushes queued messages, tells the other nodes that this node leaves, and ends the thread.
@@ -104,14 +104,14 @@ impl Drop for ClusterThread {
 /// node.
 pub(crate) fn forward_interest(router: &Router<Delivery>, broker: &Broker) {
     let broker = broker.clone();
-    router.observe_interest(move |name, interest| {
+    router.observe_interest(move |name, change| {
         // Topics that start with `$` are reserved and stay on this node.
         if !name.starts_with('$') {
-            let interest = match interest {
+            let change = match change {
                 deeperhub_router::InterestChange::Gained => InterestChange::Gained,
                 deeperhub_router::InterestChange::Lost => InterestChange::Lost,
             };
-            broker.change_interest(name, interest);
+            broker.change_interest(name, change);
         }
     });
 }
@@ -179,7 +179,7 @@ impl ClusterReceiver {
         self.hub.deliver_remote(topic, payload, from, source, trace);
     }
 
-    /// Waits until the workers have caught up, for at most [`CONGESTION_TIMEOUT`].
+    /// Waits until no worker is congested, for at most [`CONGESTION_TIMEOUT`].
     async fn wait_until_uncongested(&self) {
         let router = &self.hub.router;
         if router.is_congested() {

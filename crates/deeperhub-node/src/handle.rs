@@ -89,8 +89,8 @@ impl NodeHandle {
     ) -> Delivered {
         let tracer = &self.hub.config.tracer;
         let span = MessageSpan::begin_for_server(tracer, trace);
-        let active = span.as_ref().map(|span| &span.span);
-        let published = self.hub.publish(topic, message, None, Instant::now(), active);
+        let active_span = span.as_ref().map(|span| &span.span);
+        let published = self.hub.publish(topic, message, None, Instant::now(), active_span);
         self.hub.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
         if let Some(mut span) = span {
             span.subscribers = Some(published.subscribers);
@@ -108,7 +108,7 @@ impl NodeHandle {
         trace: &TraceContext<'_>,
     ) -> Option<ClusterFault> {
         let tracer = &self.hub.config.tracer;
-        let span = MessageSpan::begin(tracer, trace, None);
+        let span = MessageSpan::begin_for_server(tracer, trace);
         let traceparent = span.as_ref().map(|span| span.span.context().to_string());
         let context = TraceContext {
             traceparent: traceparent.as_deref().map(Cow::Borrowed),

@@ -60,8 +60,8 @@ pub enum StartError {
     /// The system returned no random bytes for the node's name.
     #[error("the system returned no random bytes")]
     Random(#[source] getrandom::Error),
-    /// The thread that sends probes could not be started.
-    #[error("the probe thread cannot be started")]
+    /// The canary thread, which sends probes, could not be started.
+    #[error("the canary thread cannot be started")]
     Canary(#[source] std::io::Error),
     /// Another node of the cluster uses this node's name.
     #[error(transparent)]

@@ -31,7 +31,9 @@ pub(crate) struct Session {
     pub(crate) client_id: ClientId,
     /// User of the connection. Boxed, because most connections of most hubs have no login.
     pub(crate) login: Option<Box<Login>>,
+    /// Number of received messages.
     pub(crate) received: u64,
+    /// Number of sent messages.
     pub(crate) sent: u64,
     opened_at: Option<Instant>,
     message_limiter: SessionLimiter,
@@ -84,6 +86,7 @@ impl Session {
         !hub.config.auth.required || self.has_token()
     }
 
+    /// Handles a text message.
     fn on_text(&mut self, text: &str, cx: &mut Context<'_, NodeWorker>) {
         let rate_check = self.check_rates(text.len(), cx);
         let message = ClientMessage::parse_within(text, cx.worker().live_config.max_json_depth);
@@ -131,6 +134,7 @@ impl Session {
         self.handshake_trace.as_ref().map(|trace| trace.span)
     }
 
+    /// Executes a message within the log span of its trace, and records its span.
     #[cold]
     fn execute_traced(
         &mut self,
@@ -153,6 +157,7 @@ impl Session {
         });
     }
 
+    /// Executes a message, unless the connection must authenticate first.
     fn execute(
         &mut self,
         message: &ClientMessage<'_>,

@@ -54,7 +54,7 @@ pub(crate) struct RunningFanout<M> {
     subscriber_index: u32,
     /// `true` if deliveries have started, so that no message can be added to the batch.
     has_started: bool,
-    /// Clients that already got the messages, if a search of their subscriptions does not tell:
+    /// Clients that already got the messages, if a search of their subscriptions does not show it:
     /// they have more than [`MAX_SCANNED_SUBSCRIPTIONS`], or have left the list through which they
     /// got the messages. Without this set, a client on two lists would get the messages twice.
     delivered_to: HashSet<SubscriberKey, RandomState>,

@@ -219,8 +219,8 @@ impl SubscriptionTables {
             return;
         };
         let Some(&moved) = subscribers.get(from as usize) else { return };
-        if let Some(position) = subscribers.get_mut(to as usize) {
-            *position = moved;
+        if let Some(slot) = subscribers.get_mut(to as usize) {
+            *slot = moved;
         }
         if let Some(positions) = positions_mut(&mut self.clients, &mut self.worker_positions, moved.key)
             && let Some(position) = positions.as_mut_slice().get_mut(moved.subscription_index as usize)

@@ -1,4 +1,4 @@
-//! The thread that sends probes.
+//! The canary thread, which sends probes.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,7 +16,7 @@ use crate::hub::Hub;
 /// hangs.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Handle of the thread that sends probes. Dropping it ends the thread.
+/// Handle of the canary thread. Dropping the handle ends the thread.
 #[derive(Debug)]
 pub(crate) struct CanaryThread {
     canary: Arc<Canary>,

@@ -1,4 +1,4 @@
-//! Rate limits of one connection. Their times are durations since the hub's start, "hub time".
+//! Rate limits of one connection. Times are given as hub time: the time since the hub's start.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::node_worker::NodeWorker;
 /// Length of the window in which violations of rate limits are counted.
 const VIOLATION_WINDOW: Duration = Duration::from_secs(10);
 
-/// Violations in a window at which a connection is closed, or the burst of the violated limit if
-/// that is larger.
+/// Minimum violations in a window at which a connection is closed. See
+/// [`Session::count_violation`].
 const MIN_VIOLATIONS_TO_CLOSE: u32 = 10;
 
 impl Session {
@@ -144,7 +144,8 @@ impl Session {
         }
     }
 
-    /// Counts a violation of a rate limit. Closes the connection if there are too many.
+    /// Counts a violation of a rate limit. Closes the connection at [`MIN_VIOLATIONS_TO_CLOSE`]
+    /// violations in the current window, or at the burst of `limit` if that is larger.
     pub(super) fn count_violation(&mut self, limit: Option<RateLimit>, cx: &mut Context<'_, NodeWorker>) {
         let burst = limit.map_or(0, |limit| limit.burst.get());
         let now = cx.now();

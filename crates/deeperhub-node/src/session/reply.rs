@@ -87,6 +87,7 @@ impl Session {
         self.reply_error(&error.to_message(), cx);
     }
 
+    /// Replies to a message over a rate limit, and counts a violation.
     pub(super) fn reply_rate_limited(
         &mut self,
         id: Option<MessageId<'_>>,
@@ -102,6 +103,8 @@ impl Session {
             retry_after_ms: Some(milliseconds_rounded_up(wait)),
         };
         self.reply_error(&error, cx);
+        // A violation is a rejected message, so the burst of the message rate applies, even if the
+        // message exceeded another rate.
         let limit = cx.worker().live_config.rate_limit;
         self.count_violation(limit, cx);
     }

@@ -120,8 +120,8 @@ impl Tracer {
     }
 
     /// Limits the messages and handshakes per second that are recorded because their clients marked
-    /// the trace as sampled. Protects the sink, because any client can do so. The burst is as large
-    /// as the rate. With 0, all of them are over the limit.
+    /// the trace as sampled. Any client can do so, and the limit protects the sink. The burst is as
+    /// large as the rate. With 0, all of them are over the limit.
     ///
     /// Messages and handshakes over the limit are sampled at random with the sampler's ratio, and
     /// not by trace ID, because clients also choose the ID. Traces of backends are never limited.
