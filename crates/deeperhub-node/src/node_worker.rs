@@ -422,13 +422,13 @@ impl NodeWorker {
             }
             if connections.send_budget() == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
         };
-        let more = match scope {
+        let poll = match scope {
             DeliveryScope::All(cx) => shard.poll_deliver(cx, deliver_to_one),
             DeliveryScope::Until(position) if shard.deliver_until(position, deliver_to_one) => Poll::Pending,
             DeliveryScope::Until(_) => Poll::Ready(()),
         };
         metrics.count_sent(SentType::Message, sent);
-        more
+        poll
     }
 }
 
@@ -466,7 +466,7 @@ impl Drop for NodeWorker {
     fn drop(&mut self) {
         if *self.hub.phase.borrow() != Phase::Stopped {
             // The worker died. Its replacement may start much later, so its subscriptions end here.
-            // Until then no message enters its inbox, and the inbox is not congested.
+            // Its inbox is then empty, gets no further messages, and congests no publisher.
             drop(self.hub.router.attach(ShardId(self.index)));
             self.metrics.subscriptions.set(0);
         }
