@@ -99,8 +99,7 @@ pub struct NodeInfo {
     pub version: String,
     /// Open connections: current for this node, as of the last heartbeat for others.
     pub connections: u64,
-    /// Time since this node started, or since it got the first heartbeat of another
-    /// node.
+    /// Time since this node started, or since it got the first heartbeat of another node.
     pub known: Duration,
     /// Time since the node's last heartbeat. Nodes send one each second. Zero for this node.
     pub silent: Duration,

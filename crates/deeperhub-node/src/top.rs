@@ -1,6 +1,6 @@
 //! The busiest topics and clients, in bounded memory: the Space-Saving sketch of Metwally, Agrawal
-//! and El Abbadi ("Efficient Computation of Frequent and Top-k Elements in Data Streams", 2005),
-//! one for each worker.
+//! and El Abbadi ("Efficient Computation of Frequent and Top-k Elements in Data Streams", 2005).
+//! Each worker has its own sketches.
 //!
 //! Tracking starts with a request and stops some time after the last request. While it is off, it
 //! costs one atomic load per round and per publish that no worker makes, and one branch per message
@@ -45,8 +45,8 @@ pub struct TopEntry {
     pub deliveries: u64,
     /// Bytes of the messages, each counted once.
     pub bytes: u64,
-    /// Maximum difference between the weight by which the name was ranked and its messages and
-    /// deliveries. Greater than 0 if the name replaced another one in the sketch.
+    /// Maximum number of messages and deliveries together that the counts lack, because the name was
+    /// not in the sketch from the start. 0 if the counts are exact. The rank includes this number.
     pub error: u64,
 }
 
@@ -56,6 +56,7 @@ struct SketchEntry {
     /// Weight by which the entry is ranked. It is at least the true weight, and at most `error`
     /// above it.
     weight: u64,
+    /// Weight with which the entry was inserted. It is not part of the counts below.
     error: u64,
     messages: u64,
     deliveries: u64,

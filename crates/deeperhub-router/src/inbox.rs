@@ -139,12 +139,15 @@ struct InboxState<M> {
     queue: VecDeque<Envelope<M>>,
     /// Sequence of the latest envelope.
     last_sequence: u64,
+    /// Waker of the worker from the last time that the inbox was armed.
     waker: Option<Waker>,
     /// Number of envelopes that the worker has not finished: those in the queue, and those that it
     /// has taken.
     unfinished: usize,
     /// Bytes of the unfinished envelopes.
     unfinished_bytes: usize,
+    /// `true` from the time at which a soft limit is exceeded until both counts are at most half of
+    /// their limits.
     congested: bool,
 }
 

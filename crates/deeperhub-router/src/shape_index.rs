@@ -100,10 +100,14 @@ impl ShapeIndex {
     pub(crate) fn add(&mut self, shape: PatternShape, hasher: &RandomState) {
         let groups = if shape.has_tail { &mut self.tailed } else { &mut self.exact };
         let levels = usize::from(shape.levels);
-        for missing in groups.len()..=levels {
-            let seed = length_seed(hasher, missing as u8, shape.has_tail);
-            let (levels, has_tail) = (missing as u8, shape.has_tail);
-            groups.push(ShapeGroup { seed, levels, has_tail, shapes: HashTable::new() });
+        while groups.len() <= levels {
+            let group_levels = groups.len() as u8;
+            groups.push(ShapeGroup {
+                seed: length_seed(hasher, group_levels, shape.has_tail),
+                levels: group_levels,
+                has_tail: shape.has_tail,
+                shapes: HashTable::new(),
+            });
         }
         let Some(group) = groups.get_mut(levels) else { return };
         let named = to_words(shape.named);
