@@ -1,4 +1,4 @@
-//! Decisions about handshakes.
+//! The application that the listener runs for a node. It decides about handshakes.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,22 +9,23 @@ use deeperhub_protocol::handshake::{Refusal, Request};
 
 use crate::auth::Login;
 use crate::hub::Hub;
-use crate::local::Local;
+use crate::node_worker::NodeWorker;
 use crate::session::Session;
 use crate::trace::{HandshakeSpan, HandshakeTrace};
 
 /// Subprotocol of the current message version.
 const SUBPROTOCOL: &str = "deeperhub.v1.json";
 
-/// Application that the listener runs for a node.
+/// Application of a node.
 #[derive(Debug)]
 pub(crate) struct Application {
     pub(crate) hub: Arc<Hub>,
-    /// Client ID of a connection until it opens and gets its own.
+    /// Client ID of each connection until it opens and gets its own ID.
     pub(crate) placeholder_id: ClientId,
 }
 
 impl Application {
+    /// Decides whether a handshake is accepted, and creates the session of its connection.
     fn authorize(
         &self,
         request: &Request,
@@ -35,7 +36,7 @@ impl Application {
             return Err(Refusal::origin_not_allowed("more than one Origin header"));
         }
         self.hub
-            .live
+            .live_config
             .load()
             .origins
             .check(request.origin(), request.host(), peer.tls)
@@ -50,11 +51,11 @@ impl Application {
 }
 
 impl deeperhub_listener::Application for Application {
-    type WorkerState = Local;
+    type WorkerState = NodeWorker;
     type Session = Session;
 
-    fn worker_state(&self, worker: usize) -> Local {
-        Local::new(&self.hub, worker)
+    fn worker_state(&self, worker: usize) -> NodeWorker {
+        NodeWorker::new(&self.hub, worker)
     }
 
     fn is_ready(&self) -> bool {
@@ -78,8 +79,13 @@ impl deeperhub_listener::Application for Application {
 }
 
 /// Returns the subprotocol for the response (RFC 6455 section 4.2.2), or `None` if the client
-/// offered none. A subprotocol that carries a token is never selected, so a client must offer
-/// another one beside it; otherwise a browser would close the connection.
+/// offered none.
+///
+/// # Errors
+///
+/// Refuses the handshake if the client offers only unsupported subprotocols. One that carries a
+/// token counts as unsupported, because the server never selects it, and a browser closes a
+/// connection for which no offered subprotocol was selected.
 fn negotiate_subprotocol(request: &Request) -> Result<Option<&'static str>, Refusal> {
     let mut offered = false;
     for name in request.subprotocols() {

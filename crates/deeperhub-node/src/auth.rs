@@ -31,13 +31,12 @@ const BEARER_SUBPROTOCOL_PREFIX: &str = "bearer.";
 #[non_exhaustive]
 pub struct AuthConfig {
     /// Authenticator that verifies tokens. Its keys can be replaced at any time without closing
-    /// connections. `None`, the default: no token is valid.
+    /// connections. With `None`, the default, no token is valid.
     pub authenticator: Option<Arc<SharedAuthenticator>>,
-    /// Whether a connection must authenticate before it may do anything else. Requires an
-    /// authenticator. Default `false`.
+    /// `true` if a connection must authenticate before its other messages are accepted. This
+    /// requires an authenticator. Default `false`.
     pub required: bool,
-    /// Time that a connection may stay without a required token before it is closed with 4001.
-    /// Default 10 s.
+    /// Time after which a connection without a required token is closed with 4001. Default 10 s.
     pub grace: Duration,
 }
 
@@ -48,13 +47,14 @@ impl Default for AuthConfig {
 }
 
 impl AuthConfig {
-    /// Accepts tokens, and connections without one.
+    /// Returns a configuration that accepts tokens, and connections without a token.
     #[must_use]
     pub fn optional(authenticator: Arc<SharedAuthenticator>) -> Self {
         Self { authenticator: Some(authenticator), ..Self::default() }
     }
 
-    /// Requires a token of each connection, in the handshake or within the grace time.
+    /// Returns a configuration that requires a token from each connection, in the handshake or
+    /// within the grace time.
     #[must_use]
     pub fn required(authenticator: Arc<SharedAuthenticator>) -> Self {
         Self { required: true, ..Self::optional(authenticator) }
@@ -72,7 +72,8 @@ impl AuthConfig {
     ///
     /// # Errors
     ///
-    /// 401 for an invalid token, and for several tokens that differ.
+    /// Refuses the handshake with 401 if the token is invalid, or if it has several different
+    /// tokens.
     pub(crate) fn authenticate_handshake(&self, request: &Request) -> Result<Option<Login>, Refusal> {
         let Some(token) = handshake_token(request)? else { return Ok(None) };
         match self.verify(&token, unix_seconds()) {
@@ -82,12 +83,12 @@ impl AuthConfig {
     }
 }
 
-/// User of a connection, with permissions and expiry.
+/// User of a connection, with the user's permissions and their expiry.
 #[derive(Debug, Clone)]
 pub(crate) struct Login {
     pub(crate) user: Arc<str>,
     grants: Grants,
-    /// The token's `exp` in Unix seconds. `None` if the user comes from a certificate.
+    /// The token's `exp` in Unix seconds. `None` if the login is that of a certificate.
     expires_at: Option<u64>,
 }
 
@@ -116,12 +117,12 @@ impl Login {
         self.expires_at.is_some_and(|expires_at| now >= expires_at)
     }
 
-    pub(crate) fn may_subscribe(&self, to: &Subscription<'_>) -> bool {
-        self.grants.may_subscribe(to)
+    pub(crate) fn may_subscribe(&self, subscription: &Subscription<'_>) -> bool {
+        self.grants.may_subscribe(subscription)
     }
 
-    pub(crate) fn may_publish(&self, to: &Topic<'_>) -> bool {
-        self.grants.may_publish(to)
+    pub(crate) fn may_publish(&self, topic: &Topic<'_>) -> bool {
+        self.grants.may_publish(topic)
     }
 
     pub(crate) fn is_unrestricted(&self) -> bool {
@@ -134,10 +135,10 @@ pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-/// Returns the token of a handshake: from `Authorization: Bearer`, from a subprotocol
-/// `bearer.TOKEN`, or from `?token=`.
+/// Returns the token of a handshake. A client may send it in `Authorization: Bearer`, in a
+/// subprotocol `bearer.TOKEN`, in `?token=`, or equally in several of these.
 fn handshake_token(request: &Request) -> Result<Option<String>, Refusal> {
-    let mut found: Option<String> = None;
+    let mut first_token: Option<String> = None;
     let headers = request.raw_headers("authorization").filter_map(|value| {
         let (scheme, token) = value.split_at_checked(6)?;
         // Other schemes belong to proxies between the client and this server.
@@ -152,14 +153,14 @@ fn handshake_token(request: &Request) -> Result<Option<String>, Refusal> {
     for token in headers.chain(subprotocols).chain(queries) {
         let token =
             token.ok_or_else(|| Refusal::unauthorized("the token is not valid: it is not UTF-8 text"))?;
-        match &found {
-            None => found = Some(token.to_owned()),
-            Some(found) if found == token => {}
-            // Choosing one would be a guess, and a proxy in front may have chosen the other.
+        match &first_token {
+            None => first_token = Some(token.to_owned()),
+            Some(first_token) if first_token == token => {}
+            // The server must not guess: a proxy in front of it may have checked the other token.
             Some(_) => return Err(Refusal::unauthorized("the request has several different tokens")),
         }
     }
-    Ok(found)
+    Ok(first_token)
 }
 
 #[cfg(test)]
@@ -175,12 +176,12 @@ mod tests {
         let Ok(Parsed::Complete { request, .. }) = Request::parse(&head) else {
             panic!("{target} {headers}")
         };
-        let found = handshake_token(&request);
-        let found = found.as_ref().map(Option::as_deref).map_err(|refusal| {
+        let result = handshake_token(&request);
+        let token = result.as_ref().map(Option::as_deref).map_err(|refusal| {
             assert_eq!((refusal.status, refusal.code), (401, "unauthorized"));
             refusal.message.as_ref()
         });
-        assert_eq!(found, expected, "{target} {headers}");
+        assert_eq!(token, expected, "{target} {headers}");
     }
 
     #[test]

@@ -1,15 +1,19 @@
-//! Probes that prove delivery: one per worker, published like any message, that must return in
-//! time.
+//! The canary: a thread that proves delivery with periodic test messages, called probes.
 //!
-//! Each worker subscribes to a reserved topic. A thread publishes a probe to it at each interval,
-//! and the worker reports the probe when it is delivered. A worker whose probe is overdue is
-//! reported as unready until it returns. Such a worker gets no further probe, so that nothing piles
-//! up in its inbox.
+//! Each worker subscribes to a reserved topic. At each interval the thread publishes a probe to
+//! this topic, in the same way as any message, and the worker reports the delivered probe. In a
+//! cluster, one more probe travels through the broker like a message for other nodes. When the
+//! broker returns it, this node publishes it to a worker.
 //!
-//! In a cluster one more probe goes through the broker, like a publish for other nodes. When it
-//! returns, it is published to a worker.
+//! Each worker, and the broker, is a target of probes. A probe that does not return within the
+//! timeout is missed. Its target is then failing until a probe of this target returns. While a
+//! worker is failing, the node is unready. A failing broker also makes it unready, unless
+//! [`ClusterConfig::ready_alone`](crate::ClusterConfig::ready_alone) is set.
+//!
+//! A worker gets no new probe before the last one has returned, so that probes do not accumulate in
+//! its inbox.
 
-mod probe;
+mod target;
 mod thread;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,28 +28,28 @@ use tracing::{error, info, warn};
 
 use crate::health::{HealthCheck, UnreadyReason};
 use crate::hub::Hub;
-use probe::{ProbeState, State};
+use target::{Probe, ProbeTarget, State};
 pub(crate) use thread::CanaryThread;
 
 /// Interval and timeout of the probes that prove delivery.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CanaryConfig {
-    /// Time between probes. Zero: no probes, and readiness reflects the node's phase only. Default
-    /// 5 s.
+    /// Time between probes. With zero, no probes are sent, and readiness does not depend on them.
+    /// Default 5 s.
     pub interval: Duration,
     /// Time within which a probe must return. Default 5 s.
     pub timeout: Duration,
 }
 
 impl CanaryConfig {
-    /// Sends no probes: readiness reflects the node's phase only.
+    /// Returns a configuration without probes. Readiness then does not depend on them.
     #[must_use]
     pub fn disabled() -> Self {
         Self { interval: Duration::ZERO, ..Self::default() }
     }
 
-    /// Sends a probe at each interval, which must return within the timeout.
+    /// Returns a configuration with probes at each interval, which must return within the timeout.
     #[must_use]
     pub const fn new(interval: Duration, timeout: Duration) -> Self {
         Self { interval, timeout }
@@ -62,35 +66,42 @@ impl Default for CanaryConfig {
 /// only one slice when it resumes, not the whole timeout.
 const TIMEOUT_SLICES: u32 = 4;
 
-/// State of the probes of all workers and of the broker, with metrics.
+/// State of the probes to all targets, with metrics.
 #[derive(Debug)]
 pub(crate) struct Canary {
     config: CanaryConfig,
     state: Mutex<State>,
-    /// Notified on changes that the thread waits for.
+    /// Notified when the state changes in a way for which the canary thread waits.
     changed: Condvar,
-    /// Round-trip times of probes, including late ones.
+    /// Round-trip times of the workers' probes, including missed probes that returned later.
     round_trips: SharedHistogram,
-    /// Probes that did not return in time.
+    /// Missed probes of workers.
     missed: SharedCounter,
     /// Round-trip times of probes through the broker.
     cluster_round_trips: SharedHistogram,
+    /// Missed probes through the broker.
     cluster_missed: SharedCounter,
-    /// Restarts of the thread after a panic.
+    /// Restarts of the canary thread after a panic.
     restarts: SharedCounter,
-    /// Number of panics that a test still injects.
+    /// Number of panics that a test has requested.
     #[cfg(test)]
-    injected_panics: std::sync::atomic::AtomicUsize,
+    requested_panics: std::sync::atomic::AtomicUsize,
 }
 
 impl Canary {
     pub(crate) fn new(config: CanaryConfig, workers: usize, has_cluster: bool) -> Self {
-        let workers = (0..workers).map(|_| ProbeState::default()).collect();
-        let cluster = has_cluster.then(ProbeState::default);
+        let workers = (0..workers).map(|_| ProbeTarget::default()).collect();
+        let broker = has_cluster.then(ProbeTarget::default);
         let bounds = || Bounds::seconds(Duration::from_micros(10), Duration::from_secs(60));
         Self {
             config,
-            state: Mutex::new(State { workers, cluster, next: 1, has_attached: false, is_stopped: false }),
+            state: Mutex::new(State {
+                workers,
+                broker,
+                next_number: 1,
+                has_new_subscriber: false,
+                is_stopped: false,
+            }),
             changed: Condvar::new(),
             round_trips: SharedHistogram::new(bounds()),
             missed: SharedCounter::new(),
@@ -98,7 +109,7 @@ impl Canary {
             cluster_missed: SharedCounter::new(),
             restarts: SharedCounter::new(),
             #[cfg(test)]
-            injected_panics: Default::default(),
+            requested_panics: Default::default(),
         }
     }
 
@@ -117,7 +128,7 @@ impl Canary {
         )?;
         registry.register(
             "deeperhub_canary_restarts_total",
-            "Restarts of the probe thread after a panic",
+            "Restarts of the canary thread after a panic",
             Unit::None,
             &self.restarts,
         )?;
@@ -125,16 +136,16 @@ impl Canary {
         registry.register_time_fn(
             "deeperhub_canary_last_round_trip_seconds",
             "Longest of the workers' last probe round-trip times",
-            move || canary.round_trip().unwrap_or_default(),
+            move || canary.last_round_trip().unwrap_or_default(),
         )?;
         let canary = Arc::clone(self);
         registry.register_gauge_fn(
             "deeperhub_canary_failing_workers",
-            "Workers with an overdue probe",
+            "Workers whose probe did not return in time",
             Unit::None,
             move || i64::try_from(canary.failing_workers()).unwrap_or(i64::MAX),
         )?;
-        if self.state().cluster.is_none() {
+        if self.state().broker.is_none() {
             return Ok(());
         }
         registry.register(
@@ -153,32 +164,33 @@ impl Canary {
         registry.register_time_fn(
             "deeperhub_canary_cluster_last_round_trip_seconds",
             "Round-trip time of the last probe through the broker",
-            move || canary.cluster_round_trip().unwrap_or_default(),
+            move || canary.last_cluster_round_trip().unwrap_or_default(),
         )?;
         let canary = Arc::clone(self);
         registry.register_gauge_fn(
             "deeperhub_canary_cluster_failing",
-            "1 while a probe through the broker is overdue",
+            "1 if a probe through the broker did not return in time, 0 again when one returns",
             Unit::None,
             move || canary.cluster_unready_reason().is_some().into(),
         )
     }
 
-    /// Returns the topic that a worker subscribes to before it calls
-    /// [`on_worker_attached`](Self::on_worker_attached).
+    /// Returns the topic of a worker's probes, or `None` if there is no such worker. The worker
+    /// subscribes to the topic and then calls [`on_worker_subscribed`](Self::on_worker_subscribed).
     pub(crate) fn topic(&self, worker: u16) -> Option<Topic<'static>> {
         self.state().workers.get(usize::from(worker)).map(|_| probe_topic(worker))
     }
 
-    /// Records that a worker has subscribed, possibly as a replacement. A pending probe was lost
-    /// with the inbox of the replaced worker, so another one becomes due.
-    pub(crate) fn on_worker_attached(&self, worker: u16) {
+    /// Records that a worker, which may replace another, has subscribed to its topic. A pending
+    /// probe was lost with the inbox of the replaced worker, so it becomes due again.
+    pub(crate) fn on_worker_subscribed(&self, worker: u16) {
         let mut state = self.state();
-        if let Some(probed) = state.workers.get_mut(usize::from(worker)) {
-            probed.is_due = probed.is_pending();
-            probed.outstanding = None;
-            probed.is_attached = true;
-            state.has_attached = true;
+        if let Some(target) = state.workers.get_mut(usize::from(worker)) {
+            if target.probe.is_open() {
+                target.probe = Probe::Due;
+            }
+            target.is_subscribed = true;
+            state.has_new_subscriber = true;
             self.changed.notify_all();
         }
     }
@@ -188,17 +200,18 @@ impl Canary {
         let now = Instant::now();
         let Some(number) = probe_number(frame) else { return };
         let mut state = self.state();
-        let State { workers, cluster, .. } = &mut *state;
-        let own = workers.get_mut(usize::from(worker)).and_then(|probed| probed.complete(number, now));
-        if let Some((round_trip, was_missed)) = own {
-            if was_missed {
+        let State { workers, broker, .. } = &mut *state;
+        let worker_probe =
+            workers.get_mut(usize::from(worker)).and_then(|target| target.complete(number, now));
+        if let Some((round_trip, was_failing)) = worker_probe {
+            if was_failing {
                 info!(worker, ?round_trip, "Probes return again");
             }
             self.round_trips.observe_duration(round_trip);
-        } else if let Some((round_trip, was_missed)) =
-            cluster.as_mut().and_then(|probed| probed.complete(number, now))
+        } else if let Some((round_trip, was_failing)) =
+            broker.as_mut().and_then(|target| target.complete(number, now))
         {
-            if was_missed {
+            if was_failing {
                 info!(?round_trip, "Broker probes return again");
             }
             self.cluster_round_trips.observe_duration(round_trip);
@@ -208,74 +221,78 @@ impl Canary {
         self.changed.notify_all();
     }
 
-    /// Publishes a probe that returned from the broker to a worker, preferably one that answers. A
-    /// probe that reaches no worker proves nothing, so another one becomes due.
+    /// Publishes a probe that the broker returned to a worker, preferably to one that is not
+    /// failing. If no worker has subscribed, the probe becomes due again.
     pub(crate) fn on_broker_probe(&self, number: u64, hub: &Hub) {
         self.offer_to_workers(number, |worker| publish_probe(hub, worker, number));
     }
 
-    /// Publishes a probe to one worker after the other until one has a subscriber.
+    /// Publishes a probe to one worker after the other until one has subscribed. `publish` returns
+    /// the number of subscribers.
     fn offer_to_workers(&self, number: u64, publish: impl Fn(usize) -> u64) {
         if !self.worker_order(number).into_iter().any(|worker| publish(worker) > 0) {
             self.mark_due_again(number);
         }
     }
 
-    /// Returns the workers in the order in which a probe from the broker is offered to them.
+    /// Returns the workers in the order in which a probe from the broker is offered to them:
+    /// failing workers come last.
     fn worker_order(&self, number: u64) -> Vec<usize> {
         let state = self.state();
         let count = state.workers.len().max(1);
         let first = usize::try_from(number % count as u64).unwrap_or_default();
         let mut worker_order: Vec<_> = (first..count).chain(0..first).collect();
-        worker_order.sort_by_key(|index| state.workers.get(*index).is_none_or(|p| p.failing_since.is_some()));
+        worker_order.sort_by_key(|&worker| state.workers.get(worker).is_none_or(ProbeTarget::is_failing));
         worker_order
     }
 
-    /// Returns the longest of the workers' last round-trip times. `None` before the first probe
-    /// returned.
-    pub(crate) fn round_trip(&self) -> Option<Duration> {
-        self.state().workers.iter().filter_map(|probed| probed.round_trip).max()
+    /// Returns the longest of the workers' last round-trip times, or `None` before the first probe
+    /// has returned.
+    pub(crate) fn last_round_trip(&self) -> Option<Duration> {
+        self.state().workers.iter().filter_map(|target| target.last_round_trip).max()
     }
 
-    /// Returns the last round-trip time through the broker. `None` before the first probe returned.
-    pub(crate) fn cluster_round_trip(&self) -> Option<Duration> {
-        self.state().cluster.as_ref()?.round_trip
+    /// Returns the last round-trip time through the broker, or `None` before the first probe has
+    /// returned.
+    pub(crate) fn last_cluster_round_trip(&self) -> Option<Duration> {
+        self.state().broker.as_ref()?.last_round_trip
     }
 
     pub(crate) fn failing_workers(&self) -> usize {
-        self.state().workers.iter().filter(|probed| probed.failing_since.is_some()).count()
+        self.state().workers.iter().filter(|target| target.is_failing()).count()
     }
 
-    /// Returns the reason why the node is unready if a probe through the broker is overdue.
+    /// Returns the reason why the node is unready if the broker is failing.
     pub(crate) fn cluster_unready_reason(&self) -> Option<UnreadyReason> {
         Some(UnreadyReason {
             check: HealthCheck::Cluster,
             code: "cluster_stalled",
             message: "a probe through the cluster's broker did not return in time".into(),
             worker: None,
-            since: Some(self.state().cluster.as_ref()?.failing_since?),
+            since: Some(self.state().broker.as_ref()?.failing_since?),
         })
     }
 
-    /// Returns one reason for each worker whose probe is overdue.
+    /// Returns one reason for each failing worker.
     pub(crate) fn unready_reasons(&self) -> Vec<UnreadyReason> {
-        let failing = |(index, probed): (usize, &ProbeState)| {
+        let reason = |(index, target): (usize, &ProbeTarget)| {
             Some(UnreadyReason {
                 check: HealthCheck::Canary,
                 code: "delivery_stalled",
                 message: format!("a probe to worker {index} did not return in time").into(),
                 worker: u16::try_from(index).ok(),
-                since: Some(probed.failing_since?),
+                since: Some(target.failing_since?),
             })
         };
-        self.state().workers.iter().enumerate().filter_map(failing).collect()
+        self.state().workers.iter().enumerate().filter_map(reason).collect()
     }
 
-    /// Waits until each worker has answered once, for at most the timeout.
+    /// Waits until each worker's first probe has returned, for at most the timeout.
     pub(crate) fn wait_for_first_round(&self) {
-        let is_unproved = |state: &mut State| state.workers.iter().any(|probed| probed.round_trip.is_none());
-        let waited = self.changed.wait_timeout_while(self.state(), self.config.timeout, is_unproved);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        let is_incomplete =
+            |state: &mut State| state.workers.iter().any(|target| target.last_round_trip.is_none());
+        let result = self.changed.wait_timeout_while(self.state(), self.config.timeout, is_incomplete);
+        drop(result.unwrap_or_else(PoisonError::into_inner));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -298,63 +315,65 @@ impl Canary {
         }
     }
 
+    /// Waits for `time`, or until the canary is stopped. Returns `true` if it is stopped.
     fn is_stopped_within(&self, time: Duration) -> bool {
-        let waited = self.changed.wait_timeout_while(self.state(), time, |state| !state.is_stopped);
-        waited.unwrap_or_else(PoisonError::into_inner).0.is_stopped
+        let result = self.changed.wait_timeout_while(self.state(), time, |state| !state.is_stopped);
+        result.unwrap_or_else(PoisonError::into_inner).0.is_stopped
     }
 
     fn probe_until_stopped(&self, hub: &Hub) {
         loop {
             #[cfg(test)]
-            tests::panic_if_injected(self);
+            tests::panic_if_requested(self);
             let began = Instant::now();
-            let connection = hub.broker.as_ref().map(Broker::watch);
-            self.mark_due(hub);
+            let broker_state = hub.broker.as_ref().map(Broker::watch);
+            self.mark_due(hub.broker.as_ref().is_some_and(Broker::is_up));
             self.run_probes(hub);
-            let connection_held = connection.is_some_and(|state| matches!(state.has_changed(), Ok(false)));
-            self.record_missed(connection_held);
+            let stayed_connected = broker_state.is_some_and(|state| matches!(state.has_changed(), Ok(false)));
+            self.record_missed(stayed_connected);
             if self.is_stopped_within(self.config.interval.saturating_sub(began.elapsed())) {
                 return;
             }
         }
     }
 
-    /// Marks the workers, and the broker, that get a probe in this interval.
-    fn mark_due(&self, hub: &Hub) {
-        let is_up = hub.broker.as_ref().is_some_and(Broker::is_up);
+    /// Marks the targets that get a probe in this interval.
+    fn mark_due(&self, is_broker_connected: bool) {
         let mut state = self.state();
-        for probed in &mut state.workers {
-            // A worker with a pending probe gets no other.
-            probed.is_due |= probed.outstanding.is_none();
+        // A worker whose probe is open gets no other.
+        for target in state.workers.iter_mut().filter(|target| !target.probe.is_open()) {
+            target.start_probe();
         }
-        if let Some(probed) = &mut state.cluster {
-            // The broker may have lost the last probe, so the next one is sent in any case. A
-            // broker that is disconnected has a reason of its own.
-            *probed = match is_up {
-                true => ProbeState { is_due: true, outstanding: None, ..std::mem::take(probed) },
-                false => ProbeState { round_trip: probed.round_trip, ..ProbeState::default() },
-            };
+        if let Some(target) = &mut state.broker {
+            if is_broker_connected {
+                // The broker may have lost the last probe, so a new one replaces it.
+                target.start_probe();
+            } else {
+                // No probe is needed: `Hub::broker_fault` reports a disconnected broker.
+                *target = ProbeTarget { last_round_trip: target.last_round_trip, ..Default::default() };
+            }
         }
     }
 
     /// Publishes due probes, and waits until all have returned or the timeout is over.
     fn run_probes(&self, hub: &Hub) {
         for _ in 0..TIMEOUT_SLICES {
-            let part = self.config.timeout / TIMEOUT_SLICES;
-            // `None`: beyond the range of the clock.
-            let end = Instant::now().checked_add(part);
+            let slice = self.config.timeout / TIMEOUT_SLICES;
+            // The end is `None` if it is beyond the range of the clock.
+            let slice_end = Instant::now().checked_add(slice);
             loop {
                 self.publish_due(hub);
-                let goes_on =
-                    |state: &mut State| !state.is_stopped && !state.has_attached && state.is_pending();
-                let left = end.map_or(part, |end| end.saturating_duration_since(Instant::now()));
-                let waited = self.changed.wait_timeout_while(self.state(), left, goes_on);
-                let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
-                state.has_attached = false;
-                if state.is_stopped || !state.is_pending() {
+                let must_wait = |state: &mut State| {
+                    !state.is_stopped && !state.has_new_subscriber && state.has_open_probe()
+                };
+                let remaining = slice_end.map_or(slice, |end| end.saturating_duration_since(Instant::now()));
+                let result = self.changed.wait_timeout_while(self.state(), remaining, must_wait);
+                let (mut state, wait) = result.unwrap_or_else(PoisonError::into_inner);
+                state.has_new_subscriber = false;
+                if state.is_stopped || !state.has_open_probe() {
                     return;
                 }
-                if waited.timed_out() {
+                if wait.timed_out() {
                     break;
                 }
             }
@@ -362,20 +381,20 @@ impl Canary {
     }
 
     fn publish_due(&self, hub: &Hub) {
-        let (mut due, mut broker_probe) = (Vec::new(), None);
+        let (mut worker_probes, mut broker_probe) = (Vec::new(), None);
         {
             let mut state = self.state();
-            let State { workers, cluster, next, .. } = &mut *state;
-            for (worker, probed) in workers.iter_mut().enumerate().filter(|(_, probed)| probed.is_due) {
-                due.push((worker, State::assign_number(next, probed)));
+            let State { workers, broker, next_number, .. } = &mut *state;
+            for (worker, target) in workers.iter_mut().enumerate() {
+                worker_probes.extend(target.take_due(next_number).map(|number| (worker, number)));
             }
-            if let Some(probed) = cluster.as_mut().filter(|probed| probed.is_due) {
-                broker_probe = Some(State::assign_number(next, probed));
+            if let Some(target) = broker {
+                broker_probe = target.take_due(next_number);
             }
         }
-        for (worker, number) in due {
+        for (worker, number) in worker_probes {
             if publish_probe(hub, worker, number) == 0 {
-                // The worker has not subscribed yet; it reports when it has.
+                // The worker has not subscribed yet. It calls `on_worker_subscribed` later.
                 self.mark_due_again(number);
             }
         }
@@ -386,44 +405,55 @@ impl Canary {
         }
     }
 
-    /// Marks a probe that could not be sent as due again.
+    /// Makes a pending probe due again, because it was not sent, or because it returned from the
+    /// broker but reached no worker.
     fn mark_due_again(&self, number: u64) {
-        for probed in self.state().all_probes() {
-            if probed.outstanding.take_if(|(outstanding, _)| *outstanding == number).is_some() {
-                probed.is_due = true;
+        for target in self.state().targets_mut() {
+            if target.probe.is_pending(number) {
+                target.probe = Probe::Due;
             }
         }
     }
 
-    /// Records missed probes. A probe that was pending while the connection to the broker was lost
-    /// is not counted.
-    fn record_missed(&self, connection_held: bool) {
+    /// Counts open probes as missed, each only once. The probe through the broker counts only if
+    /// `stayed_connected` is `true`: the state of the connection did not change meanwhile.
+    fn record_missed(&self, stayed_connected: bool) {
         let mut state = self.state();
         if state.is_stopped {
             return;
         }
-        for (worker, probed) in state.workers.iter_mut().enumerate() {
-            if probed.mark_missed() {
+        for (worker, target) in state.workers.iter_mut().enumerate() {
+            let was_failing = target.is_failing();
+            if target.mark_missed() {
                 self.missed.inc();
-                warn!(worker, "Probe did not return in time; node unready");
+                if !was_failing {
+                    warn!(worker, "Probe did not return in time; node unready");
+                }
             }
         }
-        // Until a worker has subscribed, no probe can return, whatever the broker does.
-        let is_judged = connection_held && state.workers.iter().any(|probed| probed.is_attached);
-        if state.cluster.as_mut().is_some_and(|probed| is_judged && probed.mark_missed()) {
-            self.cluster_missed.inc();
-            warn!("Broker probe did not return in time");
+        // Until a worker has subscribed, no probe can return, even if the broker works.
+        let can_return = stayed_connected && state.workers.iter().any(|target| target.is_subscribed);
+        if let Some(target) = &mut state.broker
+            && can_return
+        {
+            let was_failing = target.is_failing();
+            if target.mark_missed() {
+                self.cluster_missed.inc();
+                if !was_failing {
+                    warn!("Broker probe did not return in time");
+                }
+            }
         }
     }
 }
 
-/// Returns the topic that a worker subscribes to.
+/// Returns the topic of a worker's probes.
 fn probe_topic(worker: impl std::fmt::Display) -> Topic<'static> {
     Topic::reserved(format_args!("canary.{worker}"))
 }
 
-/// Publishes a probe to a worker like any message. Returns the number of subscribers: 1, or 0
-/// before the worker has subscribed.
+/// Publishes a probe to a worker in the same way as any message. Returns the number of subscribers:
+/// 1, or 0 if the worker has not subscribed yet.
 fn publish_probe(hub: &Hub, worker: usize, number: u64) -> u64 {
     let text = number.to_string();
     match RawJson::parse(&text) {

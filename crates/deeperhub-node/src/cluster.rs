@@ -24,28 +24,28 @@ use crate::connection_id::ConnectionId;
 use crate::hub::{Delivery, Hub};
 use crate::worker_request::WorkerRequest;
 
-/// Time that the start waits for the broker. After it the node serves its own clients until the
-/// broker is connected.
+/// Time that the start waits for the broker. Afterwards the node serves its own clients while the
+/// cluster thread continues to connect.
 const BROKER_START_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Minimum time that a stop waits to flush messages to the broker. It waits longer if the drain has
-/// time left.
+/// Minimum time that a stop waits until queued messages have reached the broker. The stop waits
+/// longer if the deadline of the drain is later.
 const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 
-/// Extra time that a stop waits for a stuck driver.
+/// Extra time that a stop waits for a driver that does not keep its deadline.
 const DRIVER_STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// Time that messages of other nodes wait for a congested worker. After it they are delivered
-/// anyway: queues elsewhere are bounded, and a slow consumer is closed.
+/// Time that a message from another node waits while a worker is congested, so that one stuck
+/// worker does not stop all messages of the cluster. Afterwards the message is delivered anyway.
 const CONGESTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Membership in a cluster.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ClusterConfig {
-    /// Broker, and how to connect to it.
+    /// Broker and its connection settings.
     pub broker: deeperhub_cluster::Config,
-    /// Whether the node counts as ready while the broker is unreachable. Default `false`.
+    /// `true` if the node counts as ready while the broker is unreachable. Default `false`.
     pub ready_alone: bool,
 }
 
@@ -61,62 +61,63 @@ impl ClusterConfig {
 #[derive(Debug)]
 pub(crate) struct ClusterThread {
     broker: Broker,
-    running: Option<DriverHandle>,
+    driver: Option<DriverHandle>,
 }
 
 impl ClusterThread {
-    /// Starts the thread and waits for the first connection attempt, for at most
-    /// [`BROKER_START_TIMEOUT`].
+    /// Starts the thread and waits for the first attempt to join the cluster, for at most
+    /// [`BROKER_START_TIMEOUT`]. The outcome is `None` if the attempt takes longer.
     pub(crate) fn start(
         hub: &Arc<Hub>,
         broker: Broker,
         driver: Driver,
     ) -> io::Result<(Self, Option<JoinOutcome>)> {
         let receiver = ClusterReceiver { hub: Arc::clone(hub), hasher: RandomState::new() };
-        let running = driver.spawn(receiver)?;
-        let start = running.wait_for_join(BROKER_START_TIMEOUT);
-        Ok((Self { broker, running: Some(running) }, start))
+        let driver_handle = driver.spawn(receiver)?;
+        let outcome = driver_handle.wait_for_join(BROKER_START_TIMEOUT);
+        Ok((Self { broker, driver: Some(driver_handle) }, outcome))
     }
 
-    /// Flushes queued messages, says goodbye to the other nodes, and ends. Waits up to `deadline`,
-    /// or [`MIN_FLUSH_TIME`] if that is later.
+    /// Flushes queued messages, tells the other nodes that this node leaves, and ends the thread.
+    /// Waits until `deadline`, but at least [`MIN_FLUSH_TIME`] if flushing takes that long.
     pub(crate) async fn stop(mut self, deadline: Option<Instant>) {
         let min_deadline = Instant::now() + MIN_FLUSH_TIME;
         let deadline = deadline.map_or(min_deadline, |deadline| deadline.max(min_deadline));
         self.broker.stop(deadline);
-        if let Some(running) = self.running.take() {
+        if let Some(driver) = self.driver.take() {
             // The driver keeps the deadline unless a system call hangs.
-            let end = deadline.checked_add(DRIVER_STOP_GRACE).unwrap_or(deadline);
-            let _ = tokio::time::timeout_at(end.into(), running.wait_for_end()).await;
+            let late_deadline = deadline.checked_add(DRIVER_STOP_GRACE).unwrap_or(deadline);
+            let _ = tokio::time::timeout_at(late_deadline.into(), driver.wait_for_end()).await;
         }
     }
 }
 
 impl Drop for ClusterThread {
     fn drop(&mut self) {
-        if self.running.is_some() {
+        if self.driver.is_some() {
             self.broker.stop(Instant::now());
         }
     }
 }
 
-/// Tells the broker which topics have a subscriber on this node.
+/// Registers an observer of the router that tells the broker which topics have a subscriber on this
+/// node.
 pub(crate) fn forward_interest(router: &Router<Delivery>, broker: &Broker) {
     let broker = broker.clone();
-    router.observe_interest(move |name, interest| {
+    router.observe_interest(move |name, change| {
         // Topics that start with `$` are reserved and stay on this node.
         if !name.starts_with('$') {
-            let interest = match interest {
+            let change = match change {
                 deeperhub_router::InterestChange::Gained => InterestChange::Gained,
                 deeperhub_router::InterestChange::Lost => InterestChange::Lost,
             };
-            broker.change_interest(name, interest);
+            broker.change_interest(name, change);
         }
     });
 }
 
 impl Hub {
-    /// Queues a publish of this node for the other nodes. Returns the fault if they do not get it.
+    /// Queues a publish of this node for the other nodes. Returns the fault if it cannot be queued.
     pub(crate) fn publish_to_other_nodes(
         &self,
         topic: &Topic<'_>,
@@ -131,7 +132,7 @@ impl Hub {
         self.send_to_other_nodes(message)
     }
 
-    /// Queues a message for other nodes. Returns the fault if they do not get it.
+    /// Queues a message for other nodes. Returns the fault if it cannot be queued.
     pub(crate) fn send_to_other_nodes(&self, message: Message<'_>) -> Option<ClusterFault> {
         match self.broker.as_ref()?.publish(message) {
             Ok(()) => None,
@@ -140,8 +141,8 @@ impl Hub {
         }
     }
 
-    /// Returns the reason why the cluster is unreachable. `None`: it is reachable, or there is no
-    /// cluster.
+    /// Returns the reason why the cluster is unreachable, or `None` if it is reachable or there is
+    /// no cluster.
     pub(crate) fn broker_fault(&self) -> Option<String> {
         match self.broker.as_ref()?.state() {
             ClusterState::Up => None,
@@ -157,7 +158,7 @@ impl Hub {
     }
 }
 
-/// Receiver of messages from other nodes.
+/// Handler of messages from other nodes.
 #[derive(Debug)]
 struct ClusterReceiver {
     hub: Arc<Hub>,
@@ -172,20 +173,20 @@ impl ClusterReceiver {
         from: Option<&ClientId>,
         trace: &TraceContext<'_>,
     ) {
-        // No client of this node has this source number, so a remote publisher keeps its order
-        // across topics as far as the broker kept it.
+        // No client of this node has a source number with the highest bit. The messages of a remote
+        // publisher thus keep the order in which the broker sent them, also across topics.
         let source = from.map(|from| self.hasher.hash_one(from) | 1 << 63);
         self.hub.deliver_remote(topic, payload, from, source, trace);
     }
 
-    /// Waits until the workers have caught up, for at most [`CONGESTION_TIMEOUT`].
+    /// Waits until no worker is congested, for at most [`CONGESTION_TIMEOUT`].
     async fn wait_until_uncongested(&self) {
         let router = &self.hub.router;
         if router.is_congested() {
-            let relieved = poll_fn(|cx| {
+            let uncongested = poll_fn(|cx| {
                 if router.wake_when_uncongested(cx.waker()) { Poll::Pending } else { Poll::Ready(()) }
             });
-            let _ = tokio::time::timeout(CONGESTION_TIMEOUT, relieved).await;
+            let _ = tokio::time::timeout(CONGESTION_TIMEOUT, uncongested).await;
         }
     }
 
@@ -206,7 +207,8 @@ impl ClusterReceiver {
         }
     }
 
-    /// Executes a request about one client, and answers whether the client was found.
+    /// Queues a request about one client. The returned future answers the requester whether the
+    /// client was found.
     async fn request_for_client(
         &self,
         requester: &str,
@@ -215,15 +217,14 @@ impl ClusterReceiver {
         make: impl FnOnce(ConnectionId, oneshot::Sender<bool>) -> WorkerRequest,
     ) -> Option<PendingAnswer> {
         let broker = self.hub.broker.clone()?;
-        let connection = ConnectionId::from_client_id(client, &self.hub.node_id);
-        let answer = match connection {
+        let reply = match self.hub.connection_id(client) {
             Some(connection) => self.enqueue(connection.worker.into(), |reply| make(connection, reply)).await,
             None => None,
         };
         let requester = requester.to_owned();
         Some(Box::pin(async move {
-            let found = match answer {
-                Some(answer) => answer.await.unwrap_or(false),
+            let found = match reply {
+                Some(reply) => reply.await.unwrap_or(false),
                 None => false,
             };
             broker.answer(
@@ -274,8 +275,7 @@ impl MessageHandler for ClusterReceiver {
             Message::Unsubscribe { request, client, topic } => {
                 let topic = topic.into_owned();
                 let broker = self.hub.broker.clone()?;
-                let connection = ConnectionId::from_client_id(&client, &self.hub.node_id);
-                let ended = match connection {
+                let reply = match self.hub.connection_id(&client) {
                     Some(client) => {
                         let make = |reply| WorkerRequest::Unsubscribe { client, topic, reply };
                         self.enqueue(client.worker.into(), make).await
@@ -284,11 +284,11 @@ impl MessageHandler for ClusterReceiver {
                 };
                 let requester = requester.to_owned();
                 Some(Box::pin(async move {
-                    let ended = match ended {
-                        Some(ended) => ended.await.ok().flatten(),
+                    let was_subscribed = match reply {
+                        Some(reply) => reply.await.ok().flatten(),
                         None => None,
                     };
-                    let answer = match ended {
+                    let answer = match was_subscribed {
                         Some(true) => cluster_query::REPLY_FOUND,
                         Some(false) => cluster_query::REPLY_NOT_SUBSCRIBED,
                         None => cluster_query::REPLY_NOT_FOUND,
@@ -322,8 +322,8 @@ impl MessageHandler for ClusterReceiver {
             }
             Message::Query { request, text } => {
                 let broker = self.hub.broker.clone()?;
-                // A query of a later version gets no answer, so the requester lists this node as
-                // unanswered.
+                // A query of a later version gets no answer. The requester then lists this node
+                // among the unanswered.
                 let query = ClusterQuery::parse(text)?;
                 let (hub, requester) = (Arc::clone(&self.hub), requester.to_owned());
                 Some(Box::pin(async move {
@@ -336,7 +336,7 @@ impl MessageHandler for ClusterReceiver {
                 self.hub.canary.on_broker_probe(number, &self.hub);
                 None
             }
-            // Message kinds of a later version, and those that the driver handles itself.
+            // Other kinds are handled by the driver, or belong to a later version.
             _ => None,
         }
     }

@@ -10,27 +10,27 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::connection_id::ConnectionId;
 use crate::handle::NodeHandle;
 use crate::hub::Hub;
 use crate::stats::{Stats, Totals};
 use crate::types::{ClientInfo, CursorError, ListError, Page, TopicInfo};
 use crate::worker_request::WorkerRequest;
 
-/// Time that another node has to answer.
+/// Time after which a node that did not answer is listed as unanswered.
 pub(crate) const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Replies to requests that return nothing else.
+/// Reply to a request about a client: the client was found, and the request executed.
 pub(crate) const REPLY_FOUND: &str = "found";
+/// Reply to a request about a client that is not connected.
 pub(crate) const REPLY_NOT_FOUND: &str = "not_found";
-/// The client is connected, but had no such subscription.
+/// Reply to an unsubscribe request for a client that is connected, but had no such subscription.
 pub(crate) const REPLY_NOT_SUBSCRIBED: &str = "none";
 
-/// Maximum bytes of one answer, or fewer if the broker carries less. The rest comes with the next
-/// page.
+/// Maximum bytes of an answer, so that it fits into a message of the broker. A broker with a lower
+/// limit lowers it. The entries that do not fit are on the next page.
 const MAX_ANSWER_BYTES: usize = 700 << 10;
 
-/// Maximum topics in one answer.
+/// Maximum topics in an answer. Bounds the memory and time that another node can request.
 const MAX_ANSWER_TOPICS: usize = 1000;
 
 /// Query from one node to another.
@@ -62,8 +62,7 @@ impl ClusterQuery {
 pub struct ClusterStats {
     /// Nodes that answered.
     pub nodes: u64,
-    /// Sums over these nodes. Topics are summed too: one with subscribers on two nodes counts
-    /// twice.
+    /// Sums over these nodes. A topic with subscribers on two nodes counts twice.
     #[serde(flatten)]
     pub totals: Totals,
 }
@@ -100,11 +99,11 @@ pub struct NodeInfo {
     pub version: String,
     /// Open connections: current for this node, as of the last heartbeat for others.
     pub connections: u64,
-    /// Time since this node started, or since another node became known here.
+    /// Time since this node started, or since it got the first heartbeat of another node.
     pub known: Duration,
-    /// Time since the last heartbeat, which comes each second. Zero for this node.
+    /// Time since the node's last heartbeat. Nodes send one each second. Zero for this node.
     pub silent: Duration,
-    /// Whether this entry is the node itself.
+    /// `true` if this entry is the node that returned the list.
     pub is_self: bool,
 }
 
@@ -144,12 +143,12 @@ impl ClientRecord {
     }
 }
 
-/// Returns this node's answer to a query. `None`: it has none.
+/// Returns this node's answer to a query. Returns `None` if the query is invalid, if a worker does
+/// not answer, or if the answer is too large.
 pub(crate) async fn answer_query(hub: &Arc<Hub>, query: ClusterQuery) -> Option<String> {
     match query {
         ClusterQuery::Client { client_id } => {
-            let connection = ConnectionId::from_client_id(&ClientId::parse(&client_id)?, &hub.node_id);
-            let info = match connection {
+            let info = match hub.connection_id(&ClientId::parse(&client_id)?) {
                 Some(client) => hub
                     .request(client.worker.into(), |reply| WorkerRequest::Client { client, reply })
                     .await
@@ -165,10 +164,10 @@ pub(crate) async fn answer_query(hub: &Arc<Hub>, query: ClusterQuery) -> Option<
             if text.len() <= max_answer_bytes(hub) {
                 return Some(text);
             }
-            // The subscriptions are long; the rest comes with the next page.
+            // Clients with long subscriptions: try half as many. The next page has the others.
             limit /= 2;
             if limit == 0 {
-                warn_answer_too_large("clients", text.len(), hub);
+                warn_answer_too_large("clients", hub);
                 return None;
             }
         },
@@ -176,7 +175,7 @@ pub(crate) async fn answer_query(hub: &Arc<Hub>, query: ClusterQuery) -> Option<
             let topics = hub.router.list_names_after(&after, limit.min(MAX_ANSWER_TOPICS));
             let text = serialize_topics(topics, max_answer_bytes(hub));
             if text.is_none() {
-                warn_answer_too_large("topics", 0, hub);
+                warn_answer_too_large("topics", hub);
             }
             text
         }
@@ -192,10 +191,10 @@ fn max_answer_bytes(hub: &Hub) -> usize {
     hub.broker.as_ref().map_or(MAX_ANSWER_BYTES, |broker| broker.max_answer_bytes().min(MAX_ANSWER_BYTES))
 }
 
-/// Logs an answer that cannot be made small enough.
-fn warn_answer_too_large(list: &str, bytes: usize, hub: &Hub) {
+/// Logs that an answer is too large even with a single entry.
+fn warn_answer_too_large(list: &str, hub: &Hub) {
     let max_answer_bytes = max_answer_bytes(hub);
-    warn!(list, bytes, max_answer_bytes, "List entry exceeds the cluster answer limit");
+    warn!(list, max_answer_bytes, "List entry exceeds the cluster answer limit");
 }
 
 /// Serializes as many topics as fit, marked as cut if there are more. Returns `None` if not even
@@ -217,29 +216,29 @@ fn serialize_topics(mut topics: Vec<(String, u64)>, max_bytes: usize) -> Option<
     }
 }
 
-/// Merges the topics of several answers, and returns whether there are more. Counts beyond the last
-/// name of a cut answer are incomplete, so those topics are left out.
+/// Merges the topics of several answers. Also returns `true` if there may be more.
+///
+/// Topics after the last name of a cut answer are left out, because their counts are incomplete.
 fn merge_topics(answers: Vec<TopicsReply>, limit: usize) -> (Vec<TopicInfo>, bool) {
     let mut topics = BTreeMap::<String, u64>::new();
-    let mut end: Option<String> = None;
+    let mut last_complete: Option<String> = None;
     for answer in answers {
-        let named = match answer {
-            TopicsReply::All(named) => named,
+        let entries = match answer {
+            TopicsReply::All(entries) => entries,
             TopicsReply::Cut { cut } => {
                 let last = cut.last().map(|(topic, _)| topic.clone());
-                end = [end, last].into_iter().flatten().min();
+                last_complete = [last_complete, last].into_iter().flatten().min();
                 cut
             }
         };
-        for (topic, subscribers) in named {
+        for (topic, subscribers) in entries {
             *topics.entry(topic).or_default() += subscribers;
         }
     }
-    let is_cut = end.is_some();
-    topics.retain(|topic, _| end.as_ref().is_none_or(|end| topic <= end));
-    let is_more = is_cut || topics.len() >= limit;
+    topics.retain(|topic, _| last_complete.as_ref().is_none_or(|last| topic <= last));
+    let has_more = last_complete.is_some() || topics.len() >= limit;
     let info = |(topic, subscribers)| TopicInfo { topic, subscribers };
-    (topics.into_iter().take(limit).map(info).collect(), is_more)
+    (topics.into_iter().take(limit).map(info).collect(), has_more)
 }
 
 impl Hub {
@@ -249,7 +248,7 @@ impl Hub {
         broker.request(node, QUERY_TIMEOUT, |request| Message::Query { request, text: &text }).await
     }
 
-    /// Queries all other nodes at once. Returns the answers, and the nodes that gave none.
+    /// Queries all other nodes at once. Returns the answers, and the nodes that did not answer.
     async fn query_all_nodes<T: for<'de> Deserialize<'de>>(
         &self,
         query: &ClusterQuery,
@@ -257,14 +256,14 @@ impl Hub {
         let nodes: Vec<_> =
             self.broker.iter().flat_map(|broker| broker.peers()).map(|peer| peer.node_id).collect();
         let answers = join_all(nodes.iter().map(|node| self.query_node(node, query))).await;
-        let (mut answers_read, mut unanswered) = (Vec::new(), Vec::new());
+        let (mut parsed, mut unanswered) = (Vec::new(), Vec::new());
         for (node, answer) in nodes.into_iter().zip(answers) {
             match answer.ok().and_then(|text| serde_json::from_str(&text).ok()) {
-                Some(answer) => answers_read.push(answer),
+                Some(answer) => parsed.push(answer),
                 None => unanswered.push(node),
             }
         }
-        (answers_read, unanswered)
+        (parsed, unanswered)
     }
 }
 
@@ -290,10 +289,11 @@ impl NodeHandle {
     }
 
     /// Lists topics and patterns with subscribers on any node, ordered by name, one page at a time.
+    /// A `limit` outside 1 to 1000 is raised or lowered to this range.
     ///
     /// # Errors
     ///
-    /// [`CursorError`].
+    /// Returns [`CursorError`] for a malformed cursor.
     pub async fn cluster_topics(
         &self,
         cursor: Option<&str>,
@@ -304,57 +304,59 @@ impl NodeHandle {
         let query = ClusterQuery::Topics { after: after.clone(), limit };
         let (mut answers, unanswered) = self.hub.query_all_nodes::<TopicsReply>(&query).await;
         answers.push(TopicsReply::All(self.hub.router.list_names_after(&after, limit)));
-        // Each node sent its first topics after the cursor, so the counts of all of these are
-        // complete.
-        let (items, is_more) = merge_topics(answers, limit);
-        let next_cursor = items.last().filter(|_| is_more).map(|last| cursor_from_name(&last.topic));
+        // Each node sent its first `limit` topics after the cursor, so the counts of the first
+        // `limit` merged topics are complete.
+        let (items, has_more) = merge_topics(answers, limit);
+        let next_cursor = items.last().filter(|_| has_more).map(|last| cursor_from_name(&last.topic));
         Ok(ClusterAnswer { answer: Page { items, next_cursor }, unanswered })
     }
 
-    /// Lists connections of all nodes, node by node, one page at a time. Any page may be shorter
-    /// than the limit.
+    /// Lists connections of all nodes, node by node, one page at a time. A page that is shorter
+    /// than the limit need not be the last one. A `limit` outside 1 to 1000 is raised or lowered to
+    /// this range.
     ///
     /// # Errors
     ///
-    /// [`CursorError`].
+    /// Returns [`CursorError`] for a malformed cursor.
     pub async fn cluster_clients(
         &self,
         cursor: Option<&str>,
         limit: usize,
     ) -> Result<ClusterAnswer<Page<ClientInfo>>, CursorError> {
         let limit = limit.clamp(1, 1000);
-        let (start, mut local) = match cursor {
+        let (start, mut node_cursor) = match cursor {
             None => (String::new(), None),
             Some(cursor) => {
-                let (node, local) = cursor.split_once('.').ok_or(CursorError)?;
-                (node.to_owned(), Some(local.to_owned()).filter(|local| !local.is_empty()))
+                let (node, node_cursor) = cursor.split_once('.').ok_or(CursorError)?;
+                (node.to_owned(), Some(node_cursor.to_owned()).filter(|text| !text.is_empty()))
             }
         };
         let mut nodes: Vec<String> = self.nodes().into_iter().map(|node| node.node_id).collect();
         nodes.retain(|node| *node >= start);
         if nodes.first().is_none_or(|node| *node != start) {
-            // That node is gone, and its clients with it.
-            local = None;
+            // The node at which the page starts has left the cluster. Start at the next one.
+            node_cursor = None;
         }
         let (mut items, mut unanswered) = (Vec::new(), Vec::new());
         for node in nodes {
-            let left = limit - items.len();
-            if left == 0 {
+            let remaining = limit - items.len();
+            if remaining == 0 {
                 return Ok(page_of(items, Some(format!("{node}.")), unanswered));
             }
-            let part = self.node_clients(&node, local.take(), left).await?;
-            let Some(part) = part else {
+            let page = self.node_clients(&node, node_cursor.take(), remaining).await?;
+            let Some(page) = page else {
                 unanswered.push(node);
                 continue;
             };
-            items.extend(part.items);
-            if let Some(next) = part.next_cursor {
+            items.extend(page.items);
+            if let Some(next) = page.next_cursor {
                 return Ok(page_of(items, Some(format!("{node}.{next}")), unanswered));
             }
         }
         Ok(page_of(items, None, unanswered))
     }
 
+    /// Returns a page of one node's connections, or `None` if the node does not answer.
     async fn node_clients(
         &self,
         node: &str,
@@ -396,7 +398,7 @@ impl NodeHandle {
             silent: peer.silent,
             is_self: false,
         });
-        let own = NodeInfo {
+        let this_node = NodeInfo {
             node_id: hub.node_id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             connections: hub.metrics.connections(),
@@ -404,8 +406,8 @@ impl NodeHandle {
             silent: Duration::ZERO,
             is_self: true,
         };
-        let mut nodes: Vec<_> = others.chain([own]).collect();
-        nodes.sort_unstable_by(|one, other| one.node_id.cmp(&other.node_id));
+        let mut nodes: Vec<_> = others.chain([this_node]).collect();
+        nodes.sort_unstable_by(|a, b| a.node_id.cmp(&b.node_id));
         nodes
     }
 }
@@ -457,27 +459,27 @@ mod tests {
         names.map(|number| (format!("topic.{number:04}"), 1)).collect()
     }
 
-    fn read(text: &str) -> TopicsReply {
+    fn parse(text: &str) -> TopicsReply {
         serde_json::from_str(text).unwrap()
     }
 
     #[test]
     fn an_answer_is_cut_to_the_brokers_limit() {
         let whole = serialize_topics(topics(0..100), MAX_ANSWER_BYTES).unwrap();
-        assert!(matches!(read(&whole), TopicsReply::All(all) if all.len() == 100));
+        assert!(matches!(parse(&whole), TopicsReply::All(all) if all.len() == 100));
         let cut = serialize_topics(topics(0..100), 1000).unwrap();
         assert!(cut.len() <= 1000);
         assert!(
-            matches!(read(&cut), TopicsReply::Cut { cut } if cut.len() > 20 && cut == topics(0..cut.len()))
+            matches!(parse(&cut), TopicsReply::Cut { cut } if cut.len() > 20 && cut == topics(0..cut.len()))
         );
         assert_eq!(serialize_topics(topics(0..100), 10), None);
         assert_eq!(serialize_topics(Vec::new(), 10).as_deref(), Some("[]"));
     }
 
     #[test]
-    fn topics_beyond_a_cut_answer_come_with_the_next_page() {
-        let names = |(items, is_more): (Vec<TopicInfo>, bool)| {
-            (items.into_iter().map(|item| (item.topic, item.subscribers)).collect::<Vec<_>>(), is_more)
+    fn topics_after_a_cut_answer_are_left_to_the_next_page() {
+        let names = |(items, has_more): (Vec<TopicInfo>, bool)| {
+            (items.into_iter().map(|item| (item.topic, item.subscribers)).collect::<Vec<_>>(), has_more)
         };
         let all = || TopicsReply::All(topics(0..50));
         let mut doubled = topics(0..10);

@@ -15,32 +15,34 @@ use crate::trace::Tracer;
 
 pub use custom_metric::{CustomGauge, CustomMetric, MetricKind};
 
-/// Default rate of pings and pongs per connection and second. A client that measures round-trip
-/// times needs far fewer.
-const DEFAULT_CONTROL_RATE: NonZeroU32 = NonZeroU32::new(50).expect("it is not 0");
+/// Default rate of pings and pongs per connection and second. Limits the CPU time of a worker that
+/// one client can use. A client that measures round-trip times needs far fewer.
+const DEFAULT_CONTROL_RATE: NonZeroU32 = NonZeroU32::new(50).expect("the rate is not 0");
 
-/// Default rate of tokens per connection and second. Verifying one takes the worker up to two
-/// milliseconds (8 keys of P-384), some hundred times as long as another message.
-const DEFAULT_TOKEN_RATE: NonZeroU32 = NonZeroU32::new(5).expect("it is not 0");
+/// Default rate of tokens per connection and second. Limits the CPU time of a worker that one
+/// client can use: verifying a token takes up to two milliseconds (8 keys of P-384), some hundred
+/// times as long as another message.
+const DEFAULT_TOKEN_RATE: NonZeroU32 = NonZeroU32::new(5).expect("the rate is not 0");
 
-/// Default rate of bursts for new connections of one address. If a thousand clients behind one
-/// address reconnect within a few seconds and send ten messages each, they use half of the pool.
-const DEFAULT_BURST_RATE: NonZeroU32 = NonZeroU32::new(20).expect("it is not 0");
+/// Default rate of bursts for new connections of one address. Limits what a client gains from
+/// reconnecting for a new burst. If a thousand clients behind one address reconnect within a few
+/// seconds and send ten messages each, they use half of the pool.
+const DEFAULT_BURST_RATE: NonZeroU32 = NonZeroU32::new(20).expect("the rate is not 0");
 
-/// Returns a limit for `authenticate` messages: `per_second`, with a burst of ten times that.
+/// Returns a limit for `authenticate` messages, whose burst is ten times the rate per second.
 #[must_use]
 pub fn token_rate_limit(per_second: NonZeroU32) -> RateLimit {
     RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(9)))
 }
 
-/// Returns a limit for bursts of new connections per address: `per_second`, five times as many at
-/// once.
+/// Returns a limit for bursts of new connections per address. Up to five times `per_second` bursts
+/// are available at once.
 #[must_use]
 pub fn burst_rate_per_ip(per_second: NonZeroU32) -> RateLimit {
     RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(4)))
 }
 
-/// Returns a limit for pings and pongs: `per_second`, with a burst of twice that.
+/// Returns a limit for pings and pongs, whose burst is twice the rate per second.
 #[must_use]
 pub fn control_rate_limit(per_second: NonZeroU32) -> RateLimit {
     RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(1)))
@@ -64,25 +66,25 @@ pub fn control_rate_limit(per_second: NonZeroU32) -> RateLimit {
 pub struct Config {
     /// Sockets, worker threads, paths, sizes and times.
     pub listener: deeperhub_listener::Config,
-    /// Web pages that may connect. Default: pages of the host that the request was made to.
+    /// Origins whose web pages may connect. Default: the origin of the host that the request names.
     pub origins: OriginPolicy,
     /// Authentication by token. Default: no token is required, and none is valid.
     pub auth: AuthConfig,
-    /// Rate of messages per connection. `None`: no limit. Default 100 per second, burst 200.
+    /// Rate of messages per connection. `None` means no limit. Default 100 per second, burst 200.
     pub rate_limit: Option<RateLimit>,
     /// Rate of message bytes per connection. A message larger than the burst counts as the burst.
-    /// `None`, the default: only the number of messages and their size are limited.
+    /// With `None`, the default, only the number of messages and their size are limited.
     pub byte_rate_limit: Option<RateLimit>,
-    /// Rate of pings and pongs per connection. A ping over the limit gets no pong. `None`: no
-    /// limit. Default 50 per second, burst 100.
+    /// Rate of pings and pongs per connection. A ping over the limit gets no pong. `None`
+    /// means no limit. Default 50 per second, burst 100.
     pub control_rate_limit: Option<RateLimit>,
-    /// Rate of `authenticate` messages per connection. `None`: no limit. Default 5 per second,
-    /// burst 50.
+    /// Rate of `authenticate` messages per connection. `None` means no limit. Default 5 per
+    /// second, burst 50.
     pub token_rate_limit: Option<RateLimit>,
-    /// Rate of whole bursts for new connections of one address (IPv6: of one /64), for everything
-    /// that has a rate. Over this limit, a new connection sends at its rates alone, without a
-    /// burst. `None`: each new connection has its own bursts. Default 20 per second, 100 at once.
-    /// Fixed at the start.
+    /// Rate at which new connections of one address (for IPv6: of one /64) get bursts, for all rate
+    /// limits together. Over this limit, a new connection has its rates but no burst. With `None`,
+    /// each new connection has its own bursts. Default 20 bursts per second, 100 at once. Fixed at
+    /// the start.
     pub burst_rate_per_ip: Option<RateLimit>,
     /// Levels of arrays and objects in a message, including the message itself: 2 to 127. Default
     /// 127.
@@ -90,7 +92,7 @@ pub struct Config {
     /// Subscriptions per connection. Default 128.
     pub max_subscriptions: usize,
     /// Name of this node, with which its client IDs start: 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
-    /// `None`, the default: a random name.
+    /// With `None`, the default, the node gets a random name.
     pub node_id: Option<String>,
     /// Limits on observers of events and on their queues.
     pub events: deeperhub_events::Config,
@@ -100,15 +102,15 @@ pub struct Config {
     pub cluster: Option<ClusterConfig>,
     /// Time that a call of a handle waits for its worker. Default 5 s.
     pub answer_timeout: Duration,
-    /// Queues between workers.
+    /// Limits on the queues from publishers to workers.
     pub router: deeperhub_router::Config,
     /// Gauges of the embedding program that the node exports. Default: none.
     pub custom_gauges: Vec<CustomGauge>,
     /// Metrics of components beside the node, such as a server API, that the node exports. Default:
     /// none.
     pub custom_metrics: Vec<CustomMetric>,
-    /// Tracer that decides which traces are recorded and where their spans go. Default: none is
-    /// recorded, and sampled traces of clients are propagated.
+    /// Tracer that decides which traces are recorded and where their spans go. The default records
+    /// no trace, and propagates sampled traces of clients.
     pub tracer: Tracer,
 }
 

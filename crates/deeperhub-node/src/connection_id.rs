@@ -1,12 +1,12 @@
-//! Identity of connections. A client ID contains the node's name and the connection's position on
-//! it, so that a send needs no map shared by threads.
+//! Identity of connections. A client ID contains the node's name, and the worker and key of the
+//! connection on this node. A send to a client thus needs no map that threads share.
 
 use std::fmt::Write;
 
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::ClientId;
 
-/// Maximum bytes of a node name.
+/// Maximum bytes of a node name. Keeps client IDs short.
 const MAX_NODE_ID_BYTES: usize = 32;
 
 /// Identity of a connection on this node.
@@ -14,17 +14,17 @@ const MAX_NODE_ID_BYTES: usize = 32;
 pub(crate) struct ConnectionId {
     pub(crate) worker: u16,
     pub(crate) key: ConnectionKey,
-    /// Distinguishes connections that had the same key. It starts at a random number, so it also
-    /// differs after a restart.
+    /// Distinguishes connections that had the same key. Serials start at a random number, so they
+    /// also differ after a restart.
     pub(crate) serial: u64,
 }
 
 impl ConnectionId {
-    /// Returns the source number of this connection as a publisher, whose messages keep their
-    /// order.
+    /// Returns the source number of this connection as a publisher. The router keeps messages with
+    /// the same source number in order.
     pub(crate) fn publisher_source(self) -> u64 {
-        // The key's next connection may share the number for a moment, which only orders more than
-        // required.
+        // A later connection with the same key has the same number. The router then orders its
+        // messages after those of the earlier connection, which does no harm.
         u64::from(self.worker) << 32 | u64::from(self.key)
     }
 
@@ -37,7 +37,7 @@ impl ConnectionId {
         ClientId::parse(&text)
     }
 
-    /// Parses a client ID of this node.
+    /// Parses a client ID of the node named `node_id`. Returns `None` for any other client ID.
     pub(crate) fn from_client_id(client_id: &ClientId, node_id: &str) -> Option<Self> {
         let (node, connection) = client_id.as_str().rsplit_once('.')?;
         if node != node_id {

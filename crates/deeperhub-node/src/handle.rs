@@ -28,13 +28,15 @@ use crate::types::{
 };
 use crate::worker_request::WorkerRequest;
 
-/// Access to a running node for backends and embedding programs. Cheap to clone, `Send + Sync`.
+/// Access to a running node for backends and embedding programs. A handle is cheap to clone and can
+/// be used on any thread.
 ///
-/// An asynchronous call waits for the worker that executes it, for at most
-/// [`Config::answer_timeout`]. It never overtakes an earlier publish.
+/// An asynchronous call waits for the workers that execute it, for at most
+/// [`Config::answer_timeout`]. Before a worker executes a call, it delivers everything that was
+/// published earlier.
 ///
-/// Messages are any type that implements [`Serialize`]. Methods whose names end in `_raw` take
-/// JSON text that was parsed before, which is sent as it is.
+/// A message can have any type that implements [`Serialize`]. Methods whose names end in `_raw`
+/// take parsed JSON text instead and send it unchanged.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -64,7 +66,7 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// [`PublishError`]: the topic is invalid, or the message has no valid JSON form.
+    /// Returns [`PublishError`] if the topic is invalid, or if the message has no valid JSON form.
     pub fn publish<M>(&self, topic: &str, message: &M) -> Result<Delivered, PublishError>
     where
         M: Serialize + ?Sized,
@@ -78,7 +80,7 @@ impl NodeHandle {
 
     /// Publishes JSON text to the subscribers of a topic on all nodes. Never waits.
     ///
-    /// The publish belongs to the trace of `trace`, if that names one.
+    /// If `trace` names a trace, the publish belongs to it.
     pub fn publish_raw(
         &self,
         topic: &Topic<'_>,
@@ -87,8 +89,8 @@ impl NodeHandle {
     ) -> Delivered {
         let tracer = &self.hub.config.tracer;
         let span = MessageSpan::begin_for_server(tracer, trace);
-        let active = span.as_ref().map(|span| &span.span);
-        let published = self.hub.publish(topic, message, None, Instant::now(), active);
+        let active_span = span.as_ref().map(|span| &span.span);
+        let published = self.hub.publish(topic, message, None, Instant::now(), active_span);
         self.hub.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
         if let Some(mut span) = span {
             span.subscribers = Some(published.subscribers);
@@ -97,8 +99,8 @@ impl NodeHandle {
         Delivered { count: published.subscribers, cluster: published.cluster }
     }
 
-    /// Publishes to the other nodes only, to complete a publish that returned a fault in
-    /// [`Delivered::cluster`]. Returns the fault if it fails again. Never waits.
+    /// Publishes to the other nodes only. Completes a publish that returned a fault in
+    /// [`Delivered::cluster`]. Returns the fault if this attempt fails too. Never waits.
     pub fn publish_to_other_nodes(
         &self,
         topic: &Topic<'_>,
@@ -106,7 +108,7 @@ impl NodeHandle {
         trace: &TraceContext<'_>,
     ) -> Option<ClusterFault> {
         let tracer = &self.hub.config.tracer;
-        let span = MessageSpan::begin(tracer, trace, None);
+        let span = MessageSpan::begin_for_server(tracer, trace);
         let traceparent = span.as_ref().map(|span| span.span.context().to_string());
         let context = TraceContext {
             traceparent: traceparent.as_deref().map(Cow::Borrowed),
@@ -119,12 +121,12 @@ impl NodeHandle {
         fault
     }
 
-    /// Sends a message to one client, on any node. The message is a JSON object with a `type`, which
+    /// Sends a message to one client, on any node. The message must be a JSON object whose `type`
     /// is a string.
     ///
     /// # Errors
     ///
-    /// [`SendError`]. A client whose connection is closing is not found.
+    /// Returns [`SendError`]. A client whose connection is closing counts as not found.
     pub async fn send_to_client<M>(&self, client: &ClientId, message: &M) -> Result<(), SendError>
     where
         M: Serialize + ?Sized,
@@ -134,11 +136,11 @@ impl NodeHandle {
         self.send_to_client_raw(client, message).await
     }
 
-    /// Sends a JSON object, which [`check_server_object`] accepted, to one client on any node.
+    /// Sends a JSON object that [`check_server_object`] accepted to one client, on any node.
     ///
     /// # Errors
     ///
-    /// [`SendError`]. A client whose connection is closing is not found.
+    /// Returns [`SendError`]. A client whose connection is closing counts as not found.
     pub async fn send_to_client_raw(&self, client: &ClientId, message: RawJson<'_>) -> Result<(), SendError> {
         if let Some(node) = self.remote_node(client) {
             let make_message = |request| Message::Send { request, client: client.clone(), payload: message };
@@ -151,13 +153,13 @@ impl NodeHandle {
         if found { Ok(()) } else { Err(ClientNotFound.into()) }
     }
 
-    /// Sends a message to every connection of a user on all nodes. The message is a JSON object
-    /// with a `type`, which is a string. The count covers this node only.
+    /// Sends a message to every connection of a user on all nodes. The message must be a JSON
+    /// object whose `type` is a string. The returned count covers this node only.
     ///
     /// # Errors
     ///
-    /// [`SendError::Payload`], or [`SendError::WorkerTimeout`] as in
-    /// [`send_to_user_raw`](Self::send_to_user_raw).
+    /// Returns [`SendError::Payload`], or [`SendError::WorkerTimeout`] as
+    /// [`send_to_user_raw`](Self::send_to_user_raw) does.
     pub async fn send_to_user<M>(&self, user: &str, message: &M) -> Result<Delivered, SendError>
     where
         M: Serialize + ?Sized,
@@ -167,12 +169,13 @@ impl NodeHandle {
         Ok(self.send_to_user_raw(user, message).await?)
     }
 
-    /// Sends a JSON object, which [`check_server_object`] accepted, to every connection of a user
-    /// on all nodes. The count covers this node only.
+    /// Sends a JSON object that [`check_server_object`] accepted to every connection of a user on
+    /// all nodes. The returned count covers this node only.
     ///
     /// # Errors
     ///
-    /// [`WorkerTimeout`]: the connections of one worker may get it later, all others got it.
+    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Its connections may get the
+    /// message later. All other connections got it.
     pub async fn send_to_user_raw(
         &self,
         user: &str,
@@ -184,14 +187,14 @@ impl NodeHandle {
         self.with_other_nodes(count, Message::SendToUser { user, payload: message })
     }
 
-    /// Sends a message to every connected client on all nodes. The message is a JSON object with a
-    /// `type`, which is a string. If tokens are required, clients without one are left out. The
-    /// count covers this node only.
+    /// Sends a message to every connected client on all nodes. The message must be a JSON object
+    /// whose `type` is a string. If tokens are required, clients without a token are left out. The
+    /// returned count covers this node only.
     ///
     /// # Errors
     ///
-    /// [`SendError::Payload`], or [`SendError::WorkerTimeout`] as in
-    /// [`broadcast_raw`](Self::broadcast_raw).
+    /// Returns [`SendError::Payload`], or [`SendError::WorkerTimeout`] as
+    /// [`broadcast_raw`](Self::broadcast_raw) does.
     pub async fn broadcast<M>(&self, message: &M) -> Result<Delivered, SendError>
     where
         M: Serialize + ?Sized,
@@ -201,13 +204,14 @@ impl NodeHandle {
         Ok(self.broadcast_raw(message).await?)
     }
 
-    /// Sends a JSON object, which [`check_server_object`] accepted, to every connected client on all
-    /// nodes. If tokens are required, clients without one are left out. The count covers this node
-    /// only.
+    /// Sends a JSON object that [`check_server_object`] accepted to every connected client on all
+    /// nodes. If tokens are required, clients without a token are left out. The returned count
+    /// covers this node only.
     ///
     /// # Errors
     ///
-    /// [`WorkerTimeout`]: the clients of one worker may get it later, all others got it.
+    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Its clients may get the
+    /// message later. All other clients got it.
     pub async fn broadcast_raw(&self, message: RawJson<'_>) -> Result<Delivered, WorkerTimeout> {
         let frame = ServerMessage::Raw(message).to_frame();
         let count =
@@ -218,12 +222,12 @@ impl NodeHandle {
     /// Ends a client's subscription to a topic or a pattern, on any node. The client gets an
     /// `unsubscribed` message without an `id`.
     ///
-    /// Returns `false` if the client was not subscribed to exactly this topic or pattern. Then it
-    /// gets no message.
+    /// Returns `false` if the client was not subscribed to exactly this topic or pattern. In this
+    /// case the client gets no message.
     ///
     /// # Errors
     ///
-    /// [`SendError`]. A client whose connection is closing is not found.
+    /// Returns [`SendError`]. A client whose connection is closing counts as not found.
     pub async fn unsubscribe_client(
         &self,
         client: &ClientId,
@@ -244,20 +248,21 @@ impl NodeHandle {
     }
 
     /// Ends the subscriptions of a user's connections to a topic or a pattern, on all nodes. The
-    /// count covers this node only.
+    /// returned count covers this node only.
     ///
     /// # Errors
     ///
-    /// [`WorkerTimeout`]: the subscriptions on one worker may end later, all others have ended.
+    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Subscriptions on this worker
+    /// may end later. All other subscriptions have ended.
     pub async fn unsubscribe_user(
         &self,
         user: &str,
         topic: &Subscription<'_>,
     ) -> Result<Delivered, WorkerTimeout> {
-        let owned = || (user.to_owned(), topic.borrow().into_owned());
-        let unsubscribe = |reply| {
-            let (user, topic) = owned();
-            WorkerRequest::UnsubscribeUser { user, topic, reply }
+        let unsubscribe = |reply| WorkerRequest::UnsubscribeUser {
+            user: user.to_owned(),
+            topic: topic.borrow().into_owned(),
+            reply,
         };
         let count = self.hub.sum_over_workers(unsubscribe).await;
         self.with_other_nodes(count, Message::UnsubscribeUser { user, topic: topic.borrow() })
@@ -276,8 +281,9 @@ impl NodeHandle {
         let now = Instant::now();
         self.hub.top.keep_tracking(now);
         let mut report = self.hub.top.report(now);
-        let parts = self.hub.request_all(Duration::from_secs(1), |reply| WorkerRequest::Top { reply }).await;
-        parts.into_iter().flatten().for_each(|part| report.add(part));
+        let worker_reports =
+            self.hub.request_all(Duration::from_secs(1), |reply| WorkerRequest::Top { reply }).await;
+        worker_reports.into_iter().flatten().for_each(|worker_report| report.add(worker_report));
         report.into_top(limit)
     }
 
@@ -285,7 +291,7 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// [`SendError`]. A client whose connection is closing is not found.
+    /// Returns [`SendError`]. A client whose connection is closing counts as not found.
     pub async fn disconnect(&self, client: &ClientId) -> Result<(), SendError> {
         if let Some(node) = self.remote_node(client) {
             let make_message = |request| Message::Disconnect { request, client: client.clone() };
@@ -299,13 +305,15 @@ impl NodeHandle {
         if found { Ok(()) } else { Err(ClientNotFound.into()) }
     }
 
-    /// Closes every connection of a user with 4003, on all nodes. The count covers this node only.
+    /// Closes every connection of a user with 4003, on all nodes. The returned count covers this
+    /// node only.
     ///
-    /// The user may reconnect with a token that is still valid.
+    /// The user can reconnect with a token that is still valid.
     ///
     /// # Errors
     ///
-    /// [`WorkerTimeout`]: the connections of one worker may close later, all others are closed.
+    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Its connections may close
+    /// later. All other connections are closed.
     pub async fn disconnect_user(&self, user: &str) -> Result<Delivered, WorkerTimeout> {
         let disconnect = |reply| WorkerRequest::DisconnectUser { user: user.to_owned(), reply };
         let count = self.hub.sum_over_workers(disconnect).await;
@@ -316,8 +324,8 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// [`SendError`]. A client whose connection is closing, or whose node does not answer, is not
-    /// found.
+    /// Returns [`SendError`]. A client whose connection is closing, or whose node does not answer,
+    /// counts as not found.
     pub async fn client(&self, client: &ClientId) -> Result<ClientInfo, SendError> {
         if let Some(node) = self.remote_node(client) {
             return self.remote_client(node, client).await.ok_or(ClientNotFound.into());
@@ -328,12 +336,13 @@ impl NodeHandle {
         info.ok_or(ClientNotFound.into())
     }
 
-    /// Lists connections of this node, one page at a time. A page also ends after 512 KiB of names.
-    /// A client that stays connected through a whole listing appears exactly once.
+    /// Lists connections of this node, one page at a time. A page ends at `limit` connections, or
+    /// after 512 KiB of names. A client that stays connected until the last page is on exactly one
+    /// page.
     ///
     /// # Errors
     ///
-    /// [`ListError`].
+    /// Returns [`ListError`] for a malformed cursor, or if a worker did not answer in time.
     pub async fn clients(&self, cursor: Option<&str>, limit: usize) -> Result<Page<ClientInfo>, ListError> {
         self.hub.clients(cursor, limit).await
     }
@@ -342,14 +351,15 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// [`CursorError`].
+    /// Returns [`CursorError`] for a malformed cursor.
     pub fn topics(&self, cursor: Option<&str>, limit: usize) -> Result<Page<TopicInfo>, CursorError> {
         let page = self.hub.router.list(cursor, limit).map_err(|_| CursorError)?;
         let info = |(topic, subscribers)| TopicInfo { topic, subscribers };
         Ok(Page { items: page.topics.into_iter().map(info).collect(), next_cursor: page.next_cursor })
     }
 
-    /// Returns one topic or pattern with its subscribers on this node, which may be 0.
+    /// Returns the number of subscribers that a topic or pattern has on this node. The number is 0
+    /// if there is no such topic.
     pub fn topic(&self, topic: &Subscription<'_>) -> TopicInfo {
         let subscribers = self.hub.router.subscriber_count(topic);
         TopicInfo { topic: topic.as_str().to_owned(), subscribers }
@@ -366,14 +376,14 @@ impl NodeHandle {
         *self.hub.phase.borrow()
     }
 
-    /// Replaces origins and limits with those of `config`, except for limits that are fixed at the
-    /// start. Workers apply them in their next round, within a second.
+    /// Replaces the origins and some limits with those of `config`. Workers apply them in their
+    /// next round, within a second.
     ///
-    /// Limits that change: connections, connections per address, subscriptions, rates per
+    /// These limits change: connections, connections per address, subscriptions, rates per
     /// connection, handshake bytes and header lines, message bytes, fragments and levels, queue
     /// bytes, and the budget of a round. All other settings keep their values from the start.
     pub fn reconfigure(&self, config: &Config) {
-        let current = self.hub.live.load();
+        let current = self.hub.live_config.load();
         let mut next = Config::clone(&current);
         next.origins = config.origins.clone();
         next.rate_limit = config.rate_limit;
@@ -392,7 +402,7 @@ impl NodeHandle {
         next.listener.round_bytes = config.listener.round_bytes;
         next.listener.round_time = config.listener.round_time;
         self.listener.reconfigure(&next.listener);
-        self.hub.live.store(Arc::new(next));
+        self.hub.live_config.store(Arc::new(next));
     }
 
     /// Returns whether the node should get traffic, and the reasons if not.
@@ -408,7 +418,8 @@ impl NodeHandle {
         self.hub.phase.subscribe()
     }
 
-    /// Waits until another node of the cluster has taken this node's name. Then this node must stop.
+    /// Waits until another node of the cluster uses this node's name. This node must then stop.
+    /// Waits forever without a cluster.
     pub async fn failed(&self) -> NodeIdTaken {
         if let Some(broker) = &self.hub.broker {
             let mut states = broker.watch();
@@ -420,7 +431,7 @@ impl NodeHandle {
         std::future::pending().await
     }
 
-    /// Returns all metrics as text for Prometheus.
+    /// Returns all metrics as text in one of the formats that Prometheus reads.
     pub fn metrics_text(&self, format: Format) -> String {
         self.hub.registry.encode_as(format)
     }
@@ -440,22 +451,22 @@ impl NodeHandle {
         &self.hub.node_id
     }
 
-    /// Drains the node: refuses new connections and closes the others with 1001, spread over
-    /// `time`. Returns when all are closed or the time is over.
+    /// Drains the node: refuses new connections, and closes the existing ones with 1001, spread
+    /// over `time`. Returns when all are closed, or when the time is over.
     ///
     /// If there are other nodes, each client is told to reconnect at once. Otherwise clients are
     /// told to reconnect after the drain and
     /// [`restart_time`](deeperhub_listener::Config::restart_time).
     pub async fn drain(&self, time: Duration) {
-        if let Some(end) = Instant::now().checked_add(time) {
-            let _ = self.hub.drain_deadline.set(end);
+        if let Some(deadline) = Instant::now().checked_add(time) {
+            let _ = self.hub.drain_deadline.set(deadline);
         }
         self.hub.phase.send_if_modified(|phase| {
-            let drains = *phase < Phase::Draining;
-            if drains {
+            let starts_drain = *phase < Phase::Draining;
+            if starts_drain {
                 *phase = Phase::Draining;
             }
-            drains
+            starts_drain
         });
         let has_others = self.hub.broker.as_ref().is_some_and(|broker| !broker.peers().is_empty());
         let return_to = if has_others { ReturnTo::OtherNodes } else { ReturnTo::ThisNode };
@@ -463,10 +474,10 @@ impl NodeHandle {
     }
 
     fn local_connection(&self, client: &ClientId) -> Result<ConnectionId, ClientNotFound> {
-        ConnectionId::from_client_id(client, &self.hub.node_id).ok_or(ClientNotFound)
+        self.hub.connection_id(client).ok_or(ClientNotFound)
     }
 
-    /// Returns the node that a client ID names, if it may be another node of the cluster.
+    /// Returns the node that a client ID names, unless it is this node or there is no cluster.
     fn remote_node<'c>(&self, client: &'c ClientId) -> Option<&'c str> {
         let (node, _) = client.as_str().rsplit_once('.')?;
         (self.hub.broker.is_some() && node != self.hub.node_id && is_node_id(node)).then_some(node)
@@ -496,7 +507,8 @@ impl NodeHandle {
         }
     }
 
-    /// Also sends a message to the other nodes, even if a worker of this node did not answer.
+    /// Sends a message to the other nodes too, even if a worker of this node did not answer.
+    /// Returns `count` with the fault of this send.
     fn with_other_nodes(
         &self,
         count: Result<u64, WorkerTimeout>,
@@ -508,6 +520,13 @@ impl NodeHandle {
 }
 
 impl Hub {
+    /// Parses a client ID of this node. Returns `None` for clients of other nodes, and if there is
+    /// no worker with this number.
+    pub(crate) fn connection_id(&self, client: &ClientId) -> Option<ConnectionId> {
+        ConnectionId::from_client_id(client, &self.node_id)
+            .filter(|connection| usize::from(connection.worker) < self.request_senders.len())
+    }
+
     /// Implements [`NodeHandle::clients`].
     pub(crate) async fn clients(
         &self,
@@ -520,9 +539,9 @@ impl Hub {
             if bytes >= MAX_CLIENTS_PAGE_BYTES {
                 return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{from:x}")) });
             }
-            let left = limit.saturating_sub(items.len());
-            let reply = self.request(worker, |reply| WorkerRequest::Clients { from, limit: left, reply });
-            let (clients, next) = reply.await?;
+            let remaining = limit.saturating_sub(items.len());
+            let request = |reply| WorkerRequest::Clients { from, limit: remaining, reply };
+            let (clients, next) = self.request(worker, request).await?;
             bytes += clients.iter().map(ClientInfo::bytes).sum::<usize>();
             items.extend(clients);
             if let Some(next) = next {

@@ -10,7 +10,8 @@ use crate::phase::Phase;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Health {
-    /// Reasons why the node is unready, most severe first. Empty: the node is ready.
+    /// Reasons why the node is unready: first its phase, then workers, then the cluster. Empty if
+    /// the node is ready.
     pub reasons: Vec<UnreadyReason>,
 }
 
@@ -18,14 +19,14 @@ pub struct Health {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UnreadyReason {
-    /// Check that found it.
+    /// Check that failed.
     pub check: HealthCheck,
     /// Code for programs: `starting`, `draining`, `stopped`, `delivery_stalled`,
     /// `cluster_unavailable`, `cluster_stalled`.
     pub code: &'static str,
-    /// Sentence for people.
+    /// Text for people.
     pub message: Cow<'static, str>,
-    /// Worker that the reason concerns.
+    /// Worker that failed the check, if the check is about workers.
     pub worker: Option<u16>,
     /// Start of the problem, if known.
     pub since: Option<SystemTime>,
@@ -37,9 +38,10 @@ pub struct UnreadyReason {
 pub enum HealthCheck {
     /// Phase of the node.
     Phase,
-    /// Probes that workers must answer.
+    /// Delivery of probes to the workers.
     Canary,
-    /// Broker of the cluster, if the node is unready without it.
+    /// Connection to the cluster's broker, and probes through the broker. Skipped if
+    /// [`ClusterConfig::ready_alone`](crate::ClusterConfig::ready_alone) is set.
     Cluster,
 }
 

@@ -27,13 +27,13 @@ use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
 use crate::worker_request::QueuedRequest;
 
-/// Publish on its way to a worker's subscribers.
+/// Published message for the subscribers of one worker.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     pub(crate) frame: Multicast,
-    /// Publisher that is excluded from its own message.
+    /// Publisher, if it is excluded from its own message.
     pub(crate) excluded: Option<ConnectionId>,
-    /// Topic name, only while sent messages are observed.
+    /// Topic name, if sent messages were observed at the time of the publish.
     pub(crate) topic: Option<Arc<str>>,
     pub(crate) stamp: PublishStamp,
 }
@@ -43,20 +43,20 @@ pub(crate) struct Delivery {
 pub(crate) struct Publisher<'a> {
     pub(crate) id: &'a ClientId,
     pub(crate) connection_id: ConnectionId,
-    /// Whether the client is excluded from its own message.
+    /// `true` if the client is excluded from its own message.
     pub(crate) is_excluded: bool,
     /// Shard of the client's worker. It defers wake-ups of other workers until the worker has read
     /// its input.
     pub(crate) shard: &'a mut Shard<Delivery>,
 }
 
-/// Message on its way to a topic.
+/// Message that is published to a topic.
 #[derive(Debug)]
 struct Publication<'a> {
     topic: &'a Topic<'a>,
     message: RawJson<'a>,
     from: Option<&'a ClientId>,
-    /// Trace context that subscribers get.
+    /// Trace context that is sent to subscribers.
     trace: &'a TraceContext<'a>,
     published_at: Instant,
     /// Span of the publish, if it is sampled.
@@ -68,20 +68,22 @@ struct Publication<'a> {
 pub(crate) struct PublishOutcome {
     /// Subscriptions that matched on this node.
     pub(crate) subscribers: u64,
-    /// Whether a worker is congested. Then the publisher should pause.
+    /// `true` if a worker is congested, so that the publisher should pause.
     pub(crate) is_congested: bool,
     /// Number of pattern-matching steps.
     pub(crate) matching_steps: usize,
-    /// Fault that kept the message from other nodes. `None`: they get it, or there are none.
+    /// Fault that kept the message from other nodes. `None` if it was queued for them, or if there
+    /// is no cluster.
     pub(crate) cluster: Option<ClusterFault>,
 }
 
+/// State that all workers and handles of a node share.
 #[derive(Debug)]
 pub(crate) struct Hub {
-    /// Configuration from the start, for settings that do not change.
+    /// Configuration from the start, for settings that never change.
     pub(crate) config: Config,
     /// Configuration with the current limits and origins.
-    pub(crate) live: Arc<ArcSwap<Config>>,
+    pub(crate) live_config: Arc<ArcSwap<Config>>,
     pub(crate) node_id: String,
     pub(crate) router: Router<Delivery>,
     pub(crate) bus: EventBus,
@@ -97,12 +99,13 @@ pub(crate) struct Hub {
     pub(crate) broker: Option<Broker>,
     pub(crate) started: Instant,
     pub(crate) request_senders: Vec<mpsc::Sender<QueuedRequest>>,
-    /// Pool of bursts for new connections, by address. `None`: each connection has its own.
+    /// Pool of bursts for new connections, by address. With `None`, each connection has its own
+    /// bursts.
     pub(crate) burst_pool: Option<BurstPool>,
     /// Deadline of the drain, once it has started.
     pub(crate) drain_deadline: OnceLock<Instant>,
-    /// Receiving ends of the workers' request queues. A worker takes its own, and returns it when
-    /// it is replaced.
+    /// Receiving ends of the workers' request queues. Each worker takes its receiver. A worker that
+    /// dies returns the receiver for its replacement.
     pub(crate) request_receivers: Vec<Mutex<Option<mpsc::Receiver<QueuedRequest>>>>,
 }
 
@@ -130,7 +133,7 @@ impl Hub {
     }
 
     /// Publishes on this node and, in a cluster, to the other nodes. `published_at` is the start of
-    /// the publish. `span` is its span if the trace is sampled.
+    /// the publish. `span` is the span of the publish, if its trace is sampled.
     pub(crate) fn publish(
         &self,
         topic: &Topic<'_>,
@@ -144,26 +147,28 @@ impl Hub {
             traceparent: traceparent.as_deref().map(Cow::Borrowed),
             tracestate: span.and_then(ActiveSpan::tracestate).map(Cow::Borrowed),
         };
-        let from = publisher.as_ref().map(|client| client.id);
-        let excluded =
-            publisher.as_ref().filter(|client| client.is_excluded).map(|client| client.connection_id);
-        let source = publisher.as_ref().map(|client| client.connection_id.publisher_source());
-        let shard = publisher.map(|client| client.shard);
+        let from = publisher.as_ref().map(|publisher| publisher.id);
+        let excluded = publisher
+            .as_ref()
+            .filter(|publisher| publisher.is_excluded)
+            .map(|publisher| publisher.connection_id);
+        let source = publisher.as_ref().map(|publisher| publisher.connection_id.publisher_source());
+        let shard = publisher.map(|publisher| publisher.shard);
         let publication = Publication { topic, message, from, trace: &trace, published_at, span };
-        let here = self.deliver(&publication, excluded, source, shard);
+        let published = self.deliver(&publication, excluded, source, shard);
         let cluster = match self.broker {
             Some(_) => self.publish_to_other_nodes(topic, message, from, trace.borrow()),
             None => None,
         };
         PublishOutcome {
-            subscribers: here.subscribers,
-            is_congested: here.congested,
-            matching_steps: here.steps,
+            subscribers: published.subscribers,
+            is_congested: published.congested,
+            matching_steps: published.steps,
             cluster,
         }
     }
 
-    /// Delivers a publish of another node, in the trace that it carries.
+    /// Delivers a publish of another node. `trace` is the trace context that it carries.
     pub(crate) fn deliver_remote(
         &self,
         topic: &Topic<'_>,
@@ -174,14 +179,14 @@ impl Hub {
     ) {
         let publication =
             Publication { topic, message, from, trace, published_at: Instant::now(), span: None };
-        let here = self.deliver(&publication, None, source, None);
-        self.top.publish(topic.as_str(), here.subscribers, message.as_str().len());
+        let published = self.deliver(&publication, None, source, None);
+        self.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
     }
 
-    /// Encodes a delivery once and hands it to every worker with a subscriber.
+    /// Encodes a message once and pushes it to every worker with a subscriber.
     ///
-    /// `excluded` is a connection that does not get it. `source` is the publisher's source number.
-    /// `shard` is that of the calling worker, if a worker calls.
+    /// The connection `excluded` does not get the message. `source` is the publisher's source
+    /// number. `shard` is the shard of the calling worker, or `None` on other threads.
     fn deliver(
         &self,
         publication: &Publication<'_>,
@@ -198,13 +203,14 @@ impl Hub {
             tracestate: trace.tracestate.as_deref(),
         }
         .to_frame();
-        let observed = self.bus.is_observed(deeperhub_events::EventKind::MessageSent);
-        let name = observed.then(|| Arc::from(topic.as_str()));
+        let is_observed = self.bus.is_observed(deeperhub_events::EventKind::MessageSent);
+        let name = is_observed.then(|| Arc::from(topic.as_str()));
         let is_only_worker = self.request_senders.len() == 1;
         // Without a sink, spans would be recorded nowhere.
         let span = span.filter(|_| self.config.tracer.is_recording());
         let make = || Delivery {
-            // Each worker counts references on a cache line of its own.
+            // A fork gives each worker its own reference count, so that workers do not contend for
+            // one cache line.
             frame: Multicast::new(if is_only_worker { frame.clone() } else { frame.fork() }),
             excluded,
             topic: name.clone(),
@@ -221,7 +227,7 @@ impl Hub {
         self.request_receivers.get(worker)?.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Returns the receiving end of a worker's request queue for its replacement.
+    /// Stores the receiving end of a dead worker's request queue for its replacement.
     pub(crate) fn return_request_receiver(&self, worker: usize, receiver: mpsc::Receiver<QueuedRequest>) {
         if let Some(slot) = self.request_receivers.get(worker) {
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);

@@ -1,7 +1,7 @@
-//! A realtime WebSocket hub for Rust programs: sessions, publish and subscribe, drain, and the
-//! handle with which the program uses it.
+//! A realtime WebSocket hub for Rust programs: sessions, publish and subscribe, drain, and a handle
+//! for the program.
 //!
-//! A [`Node`] listens for WebSocket clients and speaks the messages of `deeperhub-protocol` with
+//! A [`Node`] accepts WebSocket clients and exchanges the messages of `deeperhub-protocol` with
 //! them. A [`NodeHandle`] publishes, sends to clients and users, broadcasts, lists connections and
 //! topics, and observes events.
 //!
@@ -22,8 +22,8 @@
 //! the root, everything else in [`listener`], [`security`], [`events`], [`metrics`] and
 //! [`cluster`].
 //!
-//! Absent on purpose: an HTTP API (`deeperhub-api`), and everything that concerns a whole process
-//! (signals, logging, flags), which belongs to the program.
+//! The crate has no HTTP API; `deeperhub-api` adds one. Signals, logging and flags concern the
+//! whole process, so they belong to the program.
 
 mod application;
 mod auth;
@@ -36,9 +36,9 @@ mod connection_id;
 mod handle;
 mod health;
 mod hub;
-mod local;
 pub mod metrics;
 mod node;
+mod node_worker;
 mod phase;
 mod recent_quantiles;
 mod session;

@@ -12,7 +12,8 @@ use deeperhub_metrics::{
 };
 use deeperhub_protocol::message::ServerMessage;
 
-/// Labels of received messages: `Command::TYPES`, then two of the node's own.
+/// Labels of received messages: `Command::TYPES`, then `binary`, then `invalid` for messages that
+/// cannot be parsed or exceed a rate limit.
 pub(crate) const RECEIVED_TYPES: &[&str] =
     &["echo", "subscribe", "unsubscribe", "publish", "authenticate", "ping", "binary", "invalid"];
 pub(crate) const RECEIVED_BINARY_INDEX: usize = 6;
@@ -21,8 +22,8 @@ pub(crate) const RECEIVED_INVALID_INDEX: usize = 7;
 /// Labels of sent messages: `ServerMessage::TYPES`, then `raw` for messages of backends.
 const SENT_TYPES: &[&str] = &{
     let mut all = ["raw"; ServerMessage::TYPES.len() + 1];
-    let (own, _) = all.split_at_mut(ServerMessage::TYPES.len());
-    own.copy_from_slice(ServerMessage::TYPES);
+    let (protocol_types, _) = all.split_at_mut(ServerMessage::TYPES.len());
+    protocol_types.copy_from_slice(ServerMessage::TYPES);
     all
 };
 
@@ -91,7 +92,7 @@ const CLOSE_LABELS: &[&str] = &[
 pub(crate) struct Metrics {
     /// Open connections: after their handshake, until their close begins.
     pub(crate) active: Gauge,
-    /// Closed connections, by the server's close code, `client` or `lost`.
+    /// Closed connections, by the close code of the server, or by `client` or `lost`.
     pub(crate) closed: CounterVec,
     /// Received messages, by type.
     pub(crate) received: CounterVec,
@@ -106,10 +107,10 @@ pub(crate) struct Metrics {
     /// Subscriptions of all connections.
     pub(crate) subscriptions: Gauge,
     /// Time from a publish to the end of the write to each subscriber's socket, counted once per
-    /// delivery. A publish starts with the round of the worker that read it. Bytes that a full
-    /// socket does not take at once count as written.
+    /// delivery. The publish of a client starts with the round in which its worker read it. Bytes
+    /// that a full socket does not take at once count as written.
     pub(crate) latency: Histogram,
-    /// Time from a publish to its first delivery, once per worker with subscribers.
+    /// Time from a publish to its first delivery on a worker, counted once per worker.
     queue_wait: Histogram,
 }
 
@@ -183,6 +184,11 @@ impl Metrics {
         u64::try_from(self.active.value()).unwrap_or_default()
     }
 
+    /// Returns the cells of a worker.
+    ///
+    /// # Errors
+    ///
+    /// Fails if another thread still has them.
     pub(crate) fn worker(&self, worker: usize) -> Result<WorkerMetrics, CellError> {
         Ok(WorkerMetrics {
             active: self.active.cell(worker)?,
@@ -248,6 +254,8 @@ mod tests {
         assert_eq!(LIMIT_LABELS[Limit::Bytes as usize], "bytes");
         assert_eq!(LIMIT_LABELS[Limit::Tokens as usize], "tokens");
         assert_eq!(LIMIT_LABELS[Limit::Subscriptions as usize], "subscriptions");
+        assert_eq!(LIMIT_LABELS[Limit::Control as usize], "control");
+        assert_eq!(LIMIT_LABELS[Limit::JsonDepth as usize], "json_depth");
         assert_eq!(LIMIT_LABELS[Limit::FirstBurst as usize], "first_burst");
         let errors: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
         assert_eq!(errors, ERROR_CODES);

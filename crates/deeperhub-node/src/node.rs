@@ -28,11 +28,12 @@ use crate::trace::TraceMetrics;
 use crate::types::NodeIdTaken;
 use crate::worker_request::REQUEST_QUEUE_CAPACITY;
 
-/// Share of the memory budget for messages queued for workers: one part in this many, for all
+/// Divisor of the memory budget. The quotient is the budget for messages that are queued for all
 /// workers together.
 const ROUTER_MEMORY_DIVISOR: u64 = 16;
 
-/// Running node. Dropping it ends everything at once, so call [`drain`](Self::drain) before.
+/// Running node. Dropping it closes all connections at once. Call [`drain`](Self::drain) before, so
+/// that clients are told to reconnect.
 #[derive(Debug)]
 pub struct Node {
     handle: NodeHandle,
@@ -40,11 +41,11 @@ pub struct Node {
     cluster: Option<ClusterThread>,
 }
 
-/// Error of a node that did not start.
+/// Error of a node that could not be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The listener did not start.
+    /// The listener could not be started.
     #[error(transparent)]
     Listener(#[from] deeperhub_listener::StartError),
     /// Tokens are required, but there is no authenticator.
@@ -59,8 +60,8 @@ pub enum StartError {
     /// The system returned no random bytes for the node's name.
     #[error("the system returned no random bytes")]
     Random(#[source] getrandom::Error),
-    /// The thread that sends probes could not be started.
-    #[error("the probe thread cannot be started")]
+    /// The canary thread, which sends probes, could not be started.
+    #[error("the canary thread cannot be started")]
     Canary(#[source] std::io::Error),
     /// Another node of the cluster uses this node's name.
     #[error(transparent)]
@@ -86,24 +87,27 @@ pub enum MetricsError {
 }
 
 impl Node {
-    /// Listens on `address` (port 0: any free port) and serves.
+    /// Starts a node that listens on `address`. Port 0 selects a free port.
     ///
-    /// Needs no runtime: connections run on threads of the node. The futures of [`NodeHandle`] run
-    /// on the caller's runtime. In a cluster it waits for the broker, for at most three seconds,
-    /// and then serves without it.
+    /// The caller needs no async runtime, because connections run on threads of the node. The
+    /// futures of [`NodeHandle`] run on the caller's Tokio runtime.
+    ///
+    /// The call waits until each worker has delivered a probe, for at most the probes'
+    /// [timeout](crate::CanaryConfig::timeout). In a cluster it also waits for the broker, for at
+    /// most three seconds. After that the node serves without the broker until it is connected.
     ///
     /// # Errors
     ///
-    /// [`StartError`]. Then nothing runs.
+    /// Returns [`StartError`] if the node could not be started. No thread of it is left.
     pub fn start(address: SocketAddr, config: Config) -> Result<Self, StartError> {
         Self::start_on(address.into(), config)
     }
 
-    /// Starts like [`start`](Self::start), but may listen on several addresses.
+    /// Works like [`start`](Self::start), but can listen on several addresses.
     ///
     /// # Errors
     ///
-    /// [`StartError`]. Then nothing runs.
+    /// Returns [`StartError`] if the node could not be started. No thread of it is left.
     pub fn start_on(on: ListenOn, mut config: Config) -> Result<Self, StartError> {
         if config.auth.required && config.auth.authenticator.is_none() {
             return Err(StartError::NoAuthenticator);
@@ -159,7 +163,7 @@ impl Node {
         let started = Instant::now();
         let listener_config = config.listener.clone();
         let hub = Arc::new(Hub {
-            live: Arc::new(ArcSwap::from_pointee(config.clone())),
+            live_config: Arc::new(ArcSwap::from_pointee(config.clone())),
             burst_pool: config.burst_rate_per_ip.map(deeperhub_security::BurstPool::new),
             config,
             router,
@@ -181,13 +185,13 @@ impl Node {
         let Some(placeholder_id) = ClientId::parse(&hub.node_id) else {
             return Err(StartError::NodeId(hub.node_id.clone()));
         };
-        // Joins before clients can connect: a node whose name is taken must not accept any.
+        // Join before clients can connect: a node whose name is taken must not accept clients.
         let cluster = match broker.zip(driver) {
             None => None,
             Some((broker, driver)) => {
-                let (thread, start) =
+                let (thread, outcome) =
                     ClusterThread::start(&hub, broker, driver).map_err(StartError::Cluster)?;
-                if start == Some(JoinOutcome::NameTaken) {
+                if outcome == Some(JoinOutcome::NameTaken) {
                     return Err(NodeIdTaken(hub.node_id.clone()).into());
                 }
                 Some(thread)
@@ -200,7 +204,7 @@ impl Node {
             .bind(on)?;
         let canary = CanaryThread::start(&hub).map_err(StartError::Canary)?;
         if canary.is_some() {
-            // By now each worker has delivered a probe, or is known not to.
+            // The node then starts ready, unless a worker does not deliver.
             hub.canary.wait_for_first_round();
         }
         hub.phase.send_replace(Phase::Serving);
@@ -227,13 +231,13 @@ impl Node {
         self.handle.drain(time).await;
     }
 
-    /// Stops the node's threads and the event bus. Remaining connections are dropped without a
-    /// close frame.
+    /// Stops the node's threads and closes the event bus. Remaining connections are dropped without
+    /// a close frame.
     pub async fn stop(mut self) {
         drop(self.canary.take());
         self.handle.hub.phase.send_replace(Phase::Stopped);
         if let Some(cluster) = self.cluster.take() {
-            // Flushes the last messages of clients to the other nodes.
+            // Flushes queued messages to the other nodes.
             let drain_deadline = self.handle.hub.drain_deadline.get().copied();
             cluster.stop(drain_deadline).await;
         }
@@ -259,6 +263,7 @@ fn register_certificate(
     Ok(registry)
 }
 
+/// Returns a registry with the metrics of the node, the listener, the router, the bus and traces.
 fn registry(
     metrics: &Metrics,
     listener: &deeperhub_listener::Metrics,
@@ -276,12 +281,12 @@ fn registry(
         Unit::None,
         move || i64::try_from(topics.topic_count()).unwrap_or(i64::MAX),
     )?;
-    let waiting = bus.clone();
+    let event_bus = bus.clone();
     registry.register_gauge_fn(
         "deeperhub_events_queued_bytes",
         "Bytes of events queued for observers",
         Unit::Bytes,
-        move || i64::try_from(waiting.queued_bytes()).unwrap_or(i64::MAX),
+        move || i64::try_from(event_bus.queued_bytes()).unwrap_or(i64::MAX),
     )?;
     let bus = bus.clone();
     registry.register_counter_fn(
@@ -294,14 +299,16 @@ fn registry(
     registry.register_process();
     Ok(registry)
 }
-/// Returns the router's configuration. A small memory budget lowers the inbox limit at which
-/// publishers pause.
+
+/// Returns the router's configuration. A small memory budget lowers the bytes in an inbox above
+/// which publishers pause.
 fn router_config(config: &Config, shards: u16) -> deeperhub_router::Config {
     let mut router = config.router;
     if let Some(memory) = &config.listener.memory {
-        let part = memory.limit() / ROUTER_MEMORY_DIVISOR / u64::from(shards.max(1));
-        let part = usize::try_from(part).unwrap_or(usize::MAX).max(config.listener.max_message_bytes);
-        router.inbox_soft_limit_bytes = router.inbox_soft_limit_bytes.min(part);
+        let inbox_budget = memory.limit() / ROUTER_MEMORY_DIVISOR / u64::from(shards.max(1));
+        let inbox_budget = usize::try_from(inbox_budget).unwrap_or(usize::MAX);
+        router.inbox_soft_limit_bytes =
+            router.inbox_soft_limit_bytes.min(inbox_budget.max(config.listener.max_message_bytes));
     }
     router
 }

@@ -1,4 +1,4 @@
-//! Session of one connection.
+//! Session of one connection: its state and its handling of messages.
 
 mod limits;
 mod reply;
@@ -17,8 +17,8 @@ use crate::auth::Login;
 use crate::commands;
 use crate::connection_id::ConnectionId;
 use crate::hub::Hub;
-use crate::local::Local;
 use crate::metrics::{Limit, RECEIVED_BINARY_INDEX, RECEIVED_INVALID_INDEX, SentType};
+use crate::node_worker::NodeWorker;
 use crate::trace::{HandshakeTrace, MessageSpan};
 use limits::{RareLimiters, RateKind, SessionLimiter, ViolationCounter};
 use reply::milliseconds_rounded_up;
@@ -29,23 +29,26 @@ pub(crate) use reply::{error_reply, forbidden_reply};
 pub(crate) struct Session {
     pub(crate) connection_id: ConnectionId,
     pub(crate) client_id: ClientId,
-    /// Boxed, since most connections of most hubs have none.
+    /// User of the connection. Boxed, because most connections of most hubs have no login.
     pub(crate) login: Option<Box<Login>>,
+    /// Number of received messages.
     pub(crate) received: u64,
+    /// Number of sent messages.
     pub(crate) sent: u64,
     opened_at: Option<Instant>,
     message_limiter: SessionLimiter,
-    /// Boxed, since few connections need these limiters.
+    /// Boxed, because few connections need these limiters.
     rare_limiters: Option<Box<RareLimiters>>,
     violations: ViolationCounter,
     peer: SocketAddr,
     origin: Option<Box<str>>,
-    /// Trace of the handshake, for publishes that name no trace.
+    /// Trace of the handshake. Messages that name no trace belong to it.
     handshake_trace: Option<Box<HandshakeTrace>>,
 }
 
 impl Session {
-    /// Creates the session of a connection that is about to open. It gets its IDs when it opens.
+    /// Creates the session of a connection whose handshake was accepted. The session gets its IDs
+    /// when the connection opens.
     pub(crate) fn new(
         peer: SocketAddr,
         origin: Option<&str>,
@@ -69,7 +72,7 @@ impl Session {
         }
     }
 
-    /// Returns the user of the token, or else of the client's certificate.
+    /// Returns the user of the token, or of the client's certificate if there is no token.
     pub(crate) fn user(&self) -> Option<&Arc<str>> {
         self.login.as_ref().map(|login| &login.user)
     }
@@ -78,27 +81,33 @@ impl Session {
         self.login.as_ref().is_some_and(|login| login.is_from_token())
     }
 
-    /// Returns `true` if the connection may do more than authenticate.
+    /// Returns `true` if messages other than `authenticate` are accepted.
     pub(crate) fn is_admitted(&self, hub: &Hub) -> bool {
         !hub.config.auth.required || self.has_token()
     }
 
-    fn on_text(&mut self, text: &str, cx: &mut Context<'_, Local>) {
-        let admitted = self.check_rates(text.len(), cx);
-        let message = ClientMessage::parse_within(text, cx.worker().live.max_json_depth);
-        if let Err(wait) = admitted {
+    /// Handles a text message.
+    fn on_text(&mut self, text: &str, cx: &mut Context<'_, NodeWorker>) {
+        let rate_check = self.check_rates(text.len(), cx);
+        let message = ClientMessage::parse_within(text, cx.worker().live_config.max_json_depth);
+        if let Err(wait) = rate_check {
             let id = message.as_ref().map_or_else(|error| error.id, |message| message.id);
             cx.worker().metrics.received.inc(RECEIVED_INVALID_INDEX);
             return self.reply_rate_limited(id, wait, cx);
         }
         match message {
             Ok(message) => {
-                let local = cx.worker();
-                local.metrics.received.inc(message.command.index());
-                local.event(EventKind::MessageReceived, &self.client_id, || EventDetails::MessageReceived {
-                    message_type: Command::TYPES.get(message.command.index()).copied().unwrap_or("unknown"),
-                    topic: topic_of(&message.command).map(Into::into),
-                    bytes: text.len(),
+                let worker = cx.worker();
+                worker.metrics.received.inc(message.command.index());
+                worker.publish_event(EventKind::MessageReceived, &self.client_id, || {
+                    EventDetails::MessageReceived {
+                        message_type: Command::TYPES
+                            .get(message.command.index())
+                            .copied()
+                            .unwrap_or("unknown"),
+                        topic: command_topic(&message.command).map(Into::into),
+                        bytes: text.len(),
+                    }
                 });
                 let tracer = &cx.worker().hub.config.tracer;
                 match MessageSpan::begin(tracer, &message.trace, self.handshake_trace.as_deref()) {
@@ -107,55 +116,53 @@ impl Session {
                 }
             }
             Err(error) => {
-                let local = cx.worker();
-                local.metrics.received.inc(RECEIVED_INVALID_INDEX);
+                let worker = cx.worker();
+                worker.metrics.received.inc(RECEIVED_INVALID_INDEX);
                 if error.is_too_deep {
-                    local.metrics.count_limited(Limit::JsonDepth);
+                    worker.metrics.count_limited(Limit::JsonDepth);
                 }
-                local.event(EventKind::MessageReceived, &self.client_id, || EventDetails::MessageReceived {
-                    message_type: "invalid",
-                    topic: None,
-                    bytes: text.len(),
+                worker.publish_event(EventKind::MessageReceived, &self.client_id, || {
+                    EventDetails::MessageReceived { message_type: "invalid", topic: None, bytes: text.len() }
                 });
                 self.reply_error(&error.to_message(), cx);
             }
         }
     }
 
-    /// Returns the handshake's span context, for links.
+    /// Returns the span context of the handshake, to which `deliver` spans are linked.
     pub(crate) fn handshake_span(&self) -> Option<SpanContext> {
         self.handshake_trace.as_ref().map(|trace| trace.span)
     }
 
+    /// Executes a message within the log span of its trace, and records its span.
     #[cold]
     fn execute_traced(
         &mut self,
         message: &ClientMessage<'_>,
         mut span: MessageSpan,
-        cx: &mut Context<'_, Local>,
+        cx: &mut Context<'_, NodeWorker>,
     ) {
-        let log = span.span.log_span().entered();
+        let log_span = span.span.log_span().entered();
         cx.worker().last_error_code = None;
         self.execute(message, Some(&mut span), cx);
-        let local = cx.worker();
-        let error = local.last_error_code.take();
-        if let Some(code) = error {
+        let worker = cx.worker();
+        let error_code = worker.last_error_code.take();
+        if let Some(code) = error_code {
             let client_id = self.client_id.as_str();
             tracing::debug!(client_id, code, "Message answered with an error");
         }
-        drop(log);
-        local
-            .hub
-            .config
-            .tracer
-            .record(|| span.end(&message.command, Some(self.client_id.as_str()), Some(self.peer), error));
+        drop(log_span);
+        worker.hub.config.tracer.record(|| {
+            span.end(&message.command, Some(self.client_id.as_str()), Some(self.peer), error_code)
+        });
     }
 
+    /// Executes a message, unless the connection must authenticate first.
     fn execute(
         &mut self,
         message: &ClientMessage<'_>,
         span: Option<&mut MessageSpan>,
-        cx: &mut Context<'_, Local>,
+        cx: &mut Context<'_, NodeWorker>,
     ) {
         let id = message.id;
         if !self.is_admitted(&cx.worker().hub) && !matches!(message.command, Command::Authenticate { .. }) {
@@ -179,29 +186,29 @@ impl Session {
 }
 
 impl deeperhub_listener::Session for Session {
-    type WorkerState = Local;
+    type WorkerState = NodeWorker;
 
-    fn on_open(&mut self, cx: &mut Context<'_, Local>) {
+    fn on_open(&mut self, cx: &mut Context<'_, NodeWorker>) {
         let (key, now) = (cx.key(), cx.now());
-        let local = cx.worker();
-        self.connection_id = ConnectionId { worker: local.worker, key, serial: local.allocate_serial() };
-        if let Some(id) = self.connection_id.client_id(&local.hub.node_id) {
+        let worker = cx.worker();
+        self.connection_id = ConnectionId { worker: worker.index, key, serial: worker.allocate_serial() };
+        if let Some(id) = self.connection_id.client_id(&worker.hub.node_id) {
             self.client_id = id;
         }
         self.opened_at = Some(now);
-        if let Some(limit) = &local.live.rate_limit {
-            self.message_limiter = SessionLimiter::new(limit, self.burst_pool_since(local));
+        if let Some(limit) = &worker.live_config.rate_limit {
+            self.message_limiter = SessionLimiter::new(limit, self.burst_pool_since(worker));
         }
-        local.metrics.active.inc();
+        worker.metrics.active.inc();
         if let Some(user) = self.user() {
-            local.add_user(user, key);
+            worker.add_user(user, key);
         }
-        local.event(EventKind::Connected, &self.client_id, || EventDetails::Connected {
+        worker.publish_event(EventKind::Connected, &self.client_id, || EventDetails::Connected {
             user: self.user().cloned(),
             peer: self.peer,
             origin: self.origin.clone(),
         });
-        let limits = Hub::welcome_limits(&local.live);
+        let limits = Hub::welcome_limits(&worker.live_config);
         let client_id = self.client_id.clone();
         let welcome = ServerMessage::Welcome {
             client_id: &client_id,
@@ -212,7 +219,7 @@ impl deeperhub_listener::Session for Session {
         self.reply(SentType::Welcome, &welcome, cx);
     }
 
-    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Local>) {
+    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, NodeWorker>) {
         self.received += 1;
         cx.worker().on_message();
         let now = cx.now();
@@ -229,13 +236,13 @@ impl deeperhub_listener::Session for Session {
                 self.on_text(text, cx);
             }
             Message::Binary(bytes) => {
-                let local = cx.worker();
-                local.metrics.size.observe(bytes.len() as u64);
-                local.metrics.received.inc(RECEIVED_BINARY_INDEX);
+                let worker = cx.worker();
+                worker.metrics.size.observe(bytes.len() as u64);
+                worker.metrics.received.inc(RECEIVED_BINARY_INDEX);
                 match self.check_rates(bytes.len(), cx) {
                     Ok(()) if !self.is_admitted(&cx.worker().hub) => self.reply_unauthorized(None, cx),
                     Ok(()) => {
-                        cx.worker().event(EventKind::BinaryReceived, &self.client_id, || {
+                        cx.worker().publish_event(EventKind::BinaryReceived, &self.client_id, || {
                             EventDetails::BinaryReceived { payload: bytes.into() }
                         });
                     }
@@ -245,8 +252,8 @@ impl deeperhub_listener::Session for Session {
         }
     }
 
-    fn admits_control(&mut self, cx: &mut Context<'_, Local>) -> bool {
-        let Some(limit) = cx.worker().live.control_rate_limit else { return true };
+    fn admits_control(&mut self, cx: &mut Context<'_, NodeWorker>) -> bool {
+        let Some(limit) = cx.worker().live_config.control_rate_limit else { return true };
         if self.check_rare_rate(RateKind::Control, limit, cx).is_err() {
             self.count_violation(Some(limit), cx);
             return false;
@@ -254,25 +261,25 @@ impl deeperhub_listener::Session for Session {
         true
     }
 
-    fn held_bytes(&self, key: ConnectionKey, local: &Local) -> usize {
-        let per_topic = local.hub.broker.as_ref().map_or(0, deeperhub_cluster::Broker::bytes_per_topic);
-        let publishes = self
+    fn held_bytes(&self, key: ConnectionKey, worker: &NodeWorker) -> usize {
+        let per_topic = worker.hub.broker.as_ref().map_or(0, deeperhub_cluster::Broker::bytes_per_topic);
+        let queued_publishes = self
             .rare_limiters
             .as_ref()
-            .map_or(0, |rare_limiters| rare_limiters.publishes.bytes(local.uncongested_rounds));
-        local.shard.held_bytes(key, per_topic) + publishes
+            .map_or(0, |rare_limiters| rare_limiters.publishes.bytes(worker.uncongested_rounds));
+        worker.shard.held_bytes(key, per_topic) + queued_publishes
     }
 
-    fn on_tick(&mut self, cx: &mut Context<'_, Local>) {
+    fn on_tick(&mut self, cx: &mut Context<'_, NodeWorker>) {
         let now = cx.now();
-        let local = cx.worker();
+        let worker = cx.worker();
         let reason = match &self.login {
-            Some(login) if login.has_expired(local.unix_seconds(now)) => "the token has expired",
+            Some(login) if login.has_expired(worker.unix_seconds(now)) => "the token has expired",
             Some(login) if login.is_from_token() => return,
             _ => {
-                let auth = &local.hub.config.auth;
-                let is_late = |opened_at: Instant| now.saturating_duration_since(opened_at) >= auth.grace;
-                if !auth.required || !self.opened_at.is_some_and(is_late) {
+                let auth = &worker.hub.config.auth;
+                let is_overdue = |opened_at: Instant| now.saturating_duration_since(opened_at) >= auth.grace;
+                if !auth.required || !self.opened_at.is_some_and(is_overdue) {
                     return;
                 }
                 "no token within the grace time"
@@ -282,33 +289,33 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn on_server_close(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
-        // A client without a reconnect time may come back at once, if at all.
+        // 0 means that the client need not wait before it reconnects.
         let retry_after_ms = retry_after.map_or(0, milliseconds_rounded_up);
         ServerMessage::Goodbye { reason, retry_after_ms }.write_frame(out);
         self.sent += 1;
     }
 
-    fn on_close(&mut self, key: ConnectionKey, closed: &Closed, local: &mut Local) {
-        let ended = local.shard.remove_subscriber(key);
-        local.metrics.subscriptions.add(-(ended as i64));
-        local.metrics.active.dec();
+    fn on_close(&mut self, key: ConnectionKey, closed: &Closed, worker: &mut NodeWorker) {
+        let subscriptions = worker.shard.remove_subscriber(key);
+        worker.metrics.subscriptions.add(-(subscriptions as i64));
+        worker.metrics.active.dec();
         if let Some(user) = self.user() {
-            local.remove_user(user, key);
+            worker.remove_user(user, key);
         }
-        local.paused_publishers.retain(|&paused| paused != key);
+        worker.paused_publishers.retain(|&paused| paused != key);
         let (code, reason): (Option<u16>, Cow<'static, str>) = match closed {
             Closed::ByPeer { code } => {
-                local.metrics.count_closed("client");
+                worker.metrics.count_closed("client");
                 (*code, Cow::Borrowed("closed by the client"))
             }
             Closed::ByServer(reason) => {
                 let code = reason.code();
-                local.metrics.count_closed(close_code_label(code));
+                worker.metrics.count_closed(close_code_label(code));
                 if code.sends_goodbye() {
-                    local.metrics.count_sent(SentType::Goodbye, 1);
+                    worker.metrics.count_sent(SentType::Goodbye, 1);
                 }
                 if is_abnormal(code) {
-                    local.event(EventKind::Error, &self.client_id, || EventDetails::Error {
+                    worker.publish_event(EventKind::Error, &self.client_id, || EventDetails::Error {
                         code: Cow::Owned(code.as_u16().to_string()),
                         message: Cow::Owned(reason.text().to_owned()),
                     });
@@ -316,12 +323,12 @@ impl deeperhub_listener::Session for Session {
                 (Some(code.as_u16()), Cow::Owned(reason.text().to_owned()))
             }
             _ => {
-                local.metrics.count_closed("lost");
+                worker.metrics.count_closed("lost");
                 (None, Cow::Borrowed("the connection was lost"))
             }
         };
         let (received, sent, opened_at) = (self.received, self.sent, self.opened_at);
-        local.event(EventKind::Disconnected, &self.client_id, || EventDetails::Disconnected {
+        worker.publish_event(EventKind::Disconnected, &self.client_id, || EventDetails::Disconnected {
             code,
             reason,
             duration: opened_at.map(|opened_at| opened_at.elapsed()).unwrap_or_default(),
@@ -331,7 +338,8 @@ impl deeperhub_listener::Session for Session {
     }
 }
 
-fn topic_of<'m>(command: &'m Command<'_>) -> Option<&'m str> {
+/// Returns the topic or pattern of a command, if it has one.
+fn command_topic<'m>(command: &'m Command<'_>) -> Option<&'m str> {
     match command {
         Command::Subscribe { subscription } | Command::Unsubscribe { subscription } => {
             Some(subscription.as_str())
@@ -368,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_session_is_small() {
-        // Every idle connection costs this much.
+        // Each idle connection takes this memory.
         assert!(size_of::<Session>() <= 160, "{}", size_of::<Session>());
     }
 }

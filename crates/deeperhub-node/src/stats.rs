@@ -24,7 +24,7 @@ pub struct Totals {
     pub refused_total: u64,
     /// Closed connections.
     pub closed_total: u64,
-    /// Connections that were closed because their send queue exceeded its limit. Also counted in
+    /// Connections that were closed because their send queue exceeded its limit. They also count in
     /// `closed_total`.
     pub slow_consumers_total: u64,
     /// Subscriptions of all connections.
@@ -35,7 +35,7 @@ pub struct Totals {
     pub received_total: u64,
     /// Replies and deliveries.
     pub sent_total: u64,
-    /// Error replies. Also counted in `sent_total`.
+    /// Error replies. They also count in `sent_total`.
     pub errors_total: u64,
     /// Bytes read from sockets.
     pub received_bytes_total: u64,
@@ -77,7 +77,7 @@ pub struct Stats {
     /// Statistics that can be summed over nodes.
     pub totals: Totals,
     /// Latency from a publish to the write to a subscriber's socket. It covers the last 5 to 10
-    /// seconds if it is read each second. `None`: nothing was delivered.
+    /// seconds if it is read each second. `None` if nothing was delivered in this time.
     pub publish_latency: Option<Quantiles>,
     /// Events that slow observers lost.
     pub events_lost_total: u64,
@@ -88,7 +88,7 @@ pub struct Stats {
     /// Last probe round-trip time through the cluster's broker. `None` before the first probe
     /// returned, and without a cluster.
     pub canary_cluster_round_trip: Option<Duration>,
-    /// Workers whose probe is overdue.
+    /// Workers whose probe did not return in time.
     pub canary_failing_workers: usize,
 }
 
@@ -99,22 +99,22 @@ impl Stats {
         let accepted_total = listener.handshakes.value(0);
         let all_handshakes: u64 =
             (0..listener.handshakes.values().len()).map(|index| listener.handshakes.value(index)).sum();
-        let positive = |number: i64| u64::try_from(number).unwrap_or_default();
+        let not_negative = |number: i64| u64::try_from(number).unwrap_or_default();
         let totals = Totals {
-            connections: positive(metrics.active.value()),
-            max_connections: hub.live.load().listener.max_connections as u64,
+            connections: not_negative(metrics.active.value()),
+            max_connections: hub.live_config.load().listener.max_connections as u64,
             accepted_total,
             refused_total: all_handshakes.saturating_sub(accepted_total),
             closed_total: metrics.closed.total(),
             slow_consumers_total: listener.slow_consumers.value(),
-            subscriptions: positive(metrics.subscriptions.value()),
+            subscriptions: not_negative(metrics.subscriptions.value()),
             topics: hub.router.topic_count(),
             received_total: metrics.received.total(),
             sent_total: metrics.sent.total(),
             errors_total: metrics.errors.total(),
             received_bytes_total: listener.received_bytes.value(),
             sent_bytes_total: listener.sent_bytes.value(),
-            queued_bytes: positive(listener.queue_bytes.value()),
+            queued_bytes: not_negative(listener.queue_bytes.value()),
         };
         Self {
             phase: *hub.phase.borrow(),
@@ -124,8 +124,8 @@ impl Stats {
             publish_latency: hub.publish_latency.quantiles(metrics.latency.snapshot(), Instant::now()),
             events_lost_total: hub.bus.lost(),
             worker_restarts_total: listener.worker_restarts.value(),
-            canary_round_trip: hub.canary.round_trip(),
-            canary_cluster_round_trip: hub.canary.cluster_round_trip(),
+            canary_round_trip: hub.canary.last_round_trip(),
+            canary_cluster_round_trip: hub.canary.last_cluster_round_trip(),
             canary_failing_workers: hub.canary.failing_workers(),
         }
     }

@@ -1,4 +1,5 @@
-//! Actions on many connections, executed in slices so that other work continues in between.
+//! Sweeps: a sweep executes one action on many connections of a worker. It runs in slices, so that
+//! the worker continues its other work in between.
 
 use std::sync::Arc;
 
@@ -9,10 +10,11 @@ use tokio::sync::oneshot;
 use crate::hub::Hub;
 use crate::session::Session;
 
-/// Connections that a sweep visits per round.
+/// Maximum connections that a sweep visits per round. Bounds the time for which it delays other
+/// work.
 pub(crate) const SWEEP_STEPS_PER_ROUND: usize = 1024;
 
-/// Action on each connection.
+/// Action on each connection of a sweep.
 #[derive(Debug)]
 pub(crate) enum Action {
     Send(Multicast),
@@ -20,18 +22,20 @@ pub(crate) enum Action {
     Unsubscribe(Subscription<'static>),
 }
 
-/// Action on many connections, in progress.
+/// Sweep in progress.
 #[derive(Debug)]
 pub(crate) struct Sweep {
     pub(crate) action: Action,
     targets: Targets,
-    /// Connections with this serial or a later one opened after the request and are left out.
+    /// First serial that is left out. Connections with this or a later serial opened after the
+    /// request.
     serial_limit: u64,
     /// Number of connections on which the action had an effect.
     pub(crate) reached: u64,
     pub(crate) reply: oneshot::Sender<u64>,
 }
 
+/// Connections that a sweep visits.
 #[derive(Debug)]
 enum Targets {
     All { next: ConnectionKey },
@@ -67,13 +71,13 @@ impl Sweep {
         }
     }
 
-    /// Returns `true` if a connection belongs to the sweep.
+    /// Returns `true` if the action applies to a visited connection.
     pub(crate) fn includes(&self, session: &Session, hub: &Hub) -> bool {
         session.connection_id.serial < self.serial_limit
             && match &self.targets {
-                // A broadcast leaves out clients that have yet to bring a required token.
+                // A broadcast leaves out clients without a required token.
                 Targets::All { .. } => session.is_admitted(hub),
-                // The key may belong to another user's connection by now.
+                // The key may now belong to a connection of another user.
                 Targets::User { user, .. } => session.user() == Some(user),
             }
     }

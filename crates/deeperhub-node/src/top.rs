@@ -1,20 +1,21 @@
 //! The busiest topics and clients, in bounded memory: the Space-Saving sketch of Metwally, Agrawal
-//! and El Abbadi ("Efficient Computation of Frequent and Top-k Elements in Data Streams", 2005),
-//! one for each worker.
+//! and El Abbadi ("Efficient Computation of Frequent and Top-k Elements in Data Streams", 2005).
+//! Each worker has its own sketches.
 //!
-//! Tracking starts with a request and stops some time after the last one. While it is off, it costs
-//! one load of a flag per round, and one branch per message of a client.
+//! Tracking starts with a request and stops some time after the last request. While it is off, it
+//! costs one atomic load per round and per publish that no worker makes, and one branch per message
+//! of a client.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Names that a sketch keeps. Each name with more than a 128th of the total weight is certainly
-/// among them.
+/// Number of names in a sketch, which bounds its memory. Each name with more than a 128th of the
+/// total weight is certainly among them.
 const SKETCH_CAPACITY: usize = 128;
 
-/// Length of a window. Reports cover the previous window and the current one.
+/// Length of a window. Reports cover the current window and the previous one.
 const TOP_WINDOW: Duration = Duration::from_secs(5);
 
 /// Time that tracking continues after a request.
@@ -26,9 +27,9 @@ const TRACKING_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Top {
     /// Time that the counts cover. Zero if tracking has just started.
     pub window: Duration,
-    /// Topics by messages and deliveries together.
+    /// Topics, ranked by the sum of their messages and deliveries.
     pub topics: Vec<TopEntry>,
-    /// Clients by messages sent to the hub.
+    /// Clients, ranked by the messages that they sent.
     pub clients: Vec<TopEntry>,
 }
 
@@ -44,30 +45,32 @@ pub struct TopEntry {
     pub deliveries: u64,
     /// Bytes of the messages, each counted once.
     pub bytes: u64,
-    /// Maximum by which messages and deliveries together may be overestimated, because the name may
-    /// have replaced others.
+    /// Maximum number of messages and deliveries together that the counts lack, because the name was
+    /// not in the sketch from the start. 0 if the counts are exact. The rank includes this number.
     pub error: u64,
 }
 
 #[derive(Debug, Clone)]
 struct SketchEntry {
     name: Arc<str>,
-    /// Weight by which the entry is ranked: at least the true weight, and at most `error` above it.
+    /// Weight by which the entry is ranked. It is at least the true weight, and at most `error`
+    /// above it.
     weight: u64,
+    /// Weight with which the entry was inserted. It is not part of the counts below.
     error: u64,
     messages: u64,
     deliveries: u64,
     bytes: u64,
 }
 
-/// Heaviest names of a stream.
+/// Space-Saving sketch: the heaviest names of a stream, with their approximate weights. The weight
+/// of a name is the sum of its messages and deliveries.
 #[derive(Debug, Default)]
 struct Sketch {
     entries: Vec<SketchEntry>,
     positions: HashMap<Arc<str>, usize, ahash::RandomState>,
-    /// Lower bound of the entries' weights. Only entries from `scan_from` on may have exactly this
-    /// weight.
-    least: u64,
+    /// Lower bound of the entries' weights. All entries before `scan_from` are heavier.
+    min_weight: u64,
     scan_from: usize,
 }
 
@@ -86,7 +89,7 @@ impl Sketch {
         }
     }
 
-    /// Inserts a name, replacing the lightest entry if the sketch is full.
+    /// Inserts a name and returns its position. Replaces a lightest entry if the sketch is full.
     fn insert(&mut self, name: &str) -> usize {
         let name: Arc<str> = name.into();
         let mut entry = SketchEntry {
@@ -102,9 +105,9 @@ impl Sketch {
             self.entries.len() - 1
         } else {
             let position = self.lightest();
-            let least = self.least;
-            // The name may have been here before, as heavy as the entry that it replaces.
-            (entry.weight, entry.error) = (least, least);
+            // The sketch may have removed this name before. Its earlier weight is unknown, but was
+            // at most the weight of the entry that it replaces.
+            (entry.weight, entry.error) = (self.min_weight, self.min_weight);
             if let Some(lightest) = self.entries.get_mut(position) {
                 self.positions.remove(&lightest.name);
                 *lightest = entry;
@@ -115,32 +118,34 @@ impl Sketch {
         position
     }
 
-    /// Returns the position of a lightest entry. Weights only grow, so one full scan serves all
-    /// entries of the same lowest weight.
+    /// Returns the position of a lightest entry and sets `min_weight` to its weight. Weights only
+    /// grow, so the next scan for the same weight can start after this entry.
     fn lightest(&mut self) -> usize {
         let unscanned = self.entries.iter().enumerate().skip(self.scan_from);
-        if let Some((position, _)) = unscanned.into_iter().find(|(_, entry)| entry.weight == self.least) {
+        if let Some((position, _)) = unscanned.into_iter().find(|(_, entry)| entry.weight == self.min_weight)
+        {
             self.scan_from = position + 1;
             return position;
         }
         let weights = self.entries.iter().map(|entry| entry.weight).enumerate();
-        let (position, least) = weights.min_by_key(|&(_, weight)| weight).unwrap_or_default();
-        (self.least, self.scan_from) = (least, position + 1);
+        let (position, min_weight) = weights.min_by_key(|&(_, weight)| weight).unwrap_or_default();
+        (self.min_weight, self.scan_from) = (min_weight, position + 1);
         position
     }
 
     fn clear(&mut self) {
         self.entries.clear();
         self.positions.clear();
-        (self.least, self.scan_from) = (0, 0);
+        (self.min_weight, self.scan_from) = (0, 0);
     }
 }
 
-/// Current and previous window of one counter.
+/// Counts of the current and the previous window, of one worker or of a [`TopTracker`].
 #[derive(Debug)]
 pub(crate) struct TopWindow {
     since: Instant,
     previous_since: Option<Instant>,
+    /// Sketches of the current and of the previous window.
     topics: [Sketch; 2],
     clients: [Sketch; 2],
 }
@@ -172,7 +177,7 @@ impl TopWindow {
             sketches.swap(0, 1);
             sketches[0].clear();
             if age >= 2 * TOP_WINDOW {
-                // The idle time was so long that the previous window is over too.
+                // The sketch is older than the previous window.
                 sketches[1].clear();
             }
         }
@@ -190,7 +195,7 @@ impl TopWindow {
     }
 }
 
-/// Counts of one counter.
+/// Counts of one or more [`TopWindow`]s.
 #[derive(Debug, Default)]
 pub(crate) struct TopReport {
     window: Duration,
@@ -214,6 +219,7 @@ impl TopReport {
     }
 }
 
+/// Sums the entries of each name, and returns the heaviest names.
 fn busiest(entries: Vec<SketchEntry>, limit: usize) -> Vec<TopEntry> {
     let mut by_name: HashMap<Arc<str>, SketchEntry> = HashMap::new();
     for entry in entries {
@@ -243,12 +249,12 @@ fn busiest(entries: Vec<SketchEntry>, limit: usize) -> Vec<TopEntry> {
     entries.into_iter().map(to_top_entry).collect()
 }
 
-/// Switch of the tracking, with the counts of publishes that no worker makes: those of backends and
-/// of other nodes.
+/// Switches tracking on and off, and counts the publishes that no worker makes: those of backends
+/// and of other nodes.
 #[derive(Debug)]
 pub(crate) struct TopTracker {
     started: Instant,
-    /// End of the tracking, in milliseconds since the start. 0: off.
+    /// End of the tracking, in milliseconds since `started`. 0 if tracking is off.
     track_until_ms: AtomicU64,
     non_worker_window: Mutex<Option<TopWindow>>,
 }
@@ -258,7 +264,7 @@ impl TopTracker {
         Self { started, track_until_ms: AtomicU64::new(0), non_worker_window: Mutex::new(None) }
     }
 
-    /// Starts the tracking, or extends it.
+    /// Starts tracking, or extends it.
     pub(crate) fn keep_tracking(&self, now: Instant) {
         self.track_until_ms.fetch_max(self.elapsed_ms(now + TRACKING_TIMEOUT), Ordering::Relaxed);
     }
@@ -287,13 +293,13 @@ impl TopTracker {
         non_worker_window.get_or_insert_with(|| TopWindow::new(now)).publish(topic, deliveries, bytes, now);
     }
 
-    /// Returns the counts of publishes that no worker makes.
+    /// Returns the counts of publishes that no worker made.
     pub(crate) fn report(&self, now: Instant) -> TopReport {
         let mut non_worker_window = self.non_worker_window.lock().unwrap_or_else(PoisonError::into_inner);
         non_worker_window.get_or_insert_with(|| TopWindow::new(now)).report(now)
     }
 
-    /// Switches the tracking off if its time is over.
+    /// Switches tracking off if its time is over.
     fn stop_tracking(&self, now: Instant) {
         let track_until_ms = self.track_until_ms.load(Ordering::Relaxed);
         if track_until_ms != 0 && self.elapsed_ms(now) >= track_until_ms {

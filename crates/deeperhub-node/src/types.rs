@@ -11,11 +11,12 @@ use deeperhub_protocol::{ClientId, MessageError, TopicError};
 pub struct Delivered {
     /// Subscriptions that matched on this node (publish), or connections that were reached (send).
     pub count: u64,
-    /// Fault that kept the message from other nodes. `None`: they got it, or there are none.
+    /// Fault that kept the message from other nodes. `None` if it was queued for them, or if there
+    /// is no cluster.
     pub cluster: Option<ClusterFault>,
 }
 
-/// One connection, as lists show it.
+/// One connection, as an entry of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClientInfo {
@@ -27,8 +28,8 @@ pub struct ClientInfo {
     pub subscriptions: Vec<String>,
 }
 
-/// Bytes of names after which a page of connections ends, whatever its limit. The subscriptions of
-/// one connection may take 32 KiB.
+/// Bytes of names after which a page of connections ends, whatever its limit is. Bounds the size of
+/// answers: the subscriptions of one connection can take 32 KiB.
 pub(crate) const MAX_CLIENTS_PAGE_BYTES: usize = 512 * 1024;
 
 impl ClientInfo {
@@ -60,7 +61,7 @@ pub struct Page<T> {
     pub next_cursor: Option<String>,
 }
 
-/// Error of a publish whose arguments are invalid. Nothing was published.
+/// Error of a publish with an invalid argument. Nothing was published.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
@@ -69,7 +70,7 @@ pub enum PublishError {
     Topic {
         /// The rejected text.
         topic: String,
-        /// The rule that it breaks.
+        /// The rule that the topic breaks.
         source: TopicError,
     },
     /// The message is invalid.
@@ -106,8 +107,8 @@ pub struct ClientNotFound;
 #[error("another node of the cluster is named {0:?}: give each node a name of its own")]
 pub struct NodeIdTaken(pub String);
 
-/// Error for a worker that did not answer in time: it is stuck, overloaded, or died. It may execute
-/// the request later, unless it died.
+/// Error for a worker that did not answer in time, because it is stuck or overloaded, or died. A
+/// stuck or overloaded worker may execute the request later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a worker did not answer in time; it may still execute the request")]
 pub struct WorkerTimeout;
@@ -116,16 +117,17 @@ pub struct WorkerTimeout;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The message is invalid. It was sent to nobody.
+    /// The message is invalid and was sent to no client.
     #[error("invalid message for clients")]
     Payload(#[from] PayloadError),
-    /// No connection with this ID is open on any node, or its node did not answer in time.
+    /// No connection with this ID is open, or its node did not answer in time.
     #[error(transparent)]
     NotFound(#[from] ClientNotFound),
     /// A worker did not answer in time.
     #[error(transparent)]
     WorkerTimeout(#[from] WorkerTimeout),
-    /// The client is connected to another node, and the cluster is unreachable or its queue is full.
+    /// The client is connected to another node, and the cluster is unreachable or its queue is
+    /// full.
     #[error("the client is connected to another node, and the cluster cannot be reached")]
     ClusterUnavailable,
     /// The client is connected to another node, and the message is larger than the broker accepts.
@@ -133,7 +135,7 @@ pub enum SendError {
     TooLarge,
 }
 
-/// Error for a cursor that no earlier page returned.
+/// Error for a malformed cursor. Cursors come from the previous page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the cursor is not from an earlier page; leave it out to start again")]
 pub struct CursorError;
@@ -142,7 +144,7 @@ pub struct CursorError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListError {
-    /// The cursor does not come from an earlier page.
+    /// The cursor is malformed.
     #[error(transparent)]
     Cursor(#[from] CursorError),
     /// A worker did not answer in time.

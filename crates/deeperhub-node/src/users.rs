@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use deeperhub_listener::ConnectionKey;
 
-/// Connections of one worker by user. A user may have any number, such as all devices of one kind.
+/// Connections of one worker by user. A user can have any number of connections, for example if all
+/// devices of one kind share a user.
 #[derive(Debug, Default)]
 pub(crate) struct Users(HashMap<Arc<str>, BTreeSet<ConnectionKey>>);
 

@@ -14,10 +14,11 @@ use crate::hub::Hub;
 use crate::top::TopReport;
 use crate::types::{ClientInfo, WorkerTimeout};
 
-/// Requests that may wait for one worker. A caller waits while the queue is full.
+/// Maximum requests in the queue of one worker. Bounds the queue's memory: callers wait while it is
+/// full.
 pub(crate) const REQUEST_QUEUE_CAPACITY: usize = 1024;
 
-/// Request from a handle to a worker.
+/// Request from a handle, or from another node, to a worker.
 #[derive(Debug)]
 pub(crate) enum WorkerRequest {
     Send {
@@ -73,17 +74,18 @@ pub(crate) enum WorkerRequest {
 #[derive(Debug)]
 pub(crate) struct QueuedRequest {
     pub(crate) request: WorkerRequest,
-    /// The worker delivers everything published before this mark, then executes the request.
+    /// Position in the worker's inbox. The worker delivers everything published before it, then
+    /// executes the request.
     pub(crate) after: InboxPosition,
 }
 
 impl Hub {
-    /// Queues a request for a worker, waiting while the queue is full. Returns the receiver of the
-    /// reply.
+    /// Queues a request for a worker, and waits while the queue is full. Returns the receiver of
+    /// the reply.
     ///
     /// # Errors
     ///
-    /// There is no such worker, or it has ended.
+    /// Returns [`WorkerTimeout`] if there is no such worker, or if it has ended.
     pub(crate) async fn enqueue<T>(
         &self,
         worker: usize,
@@ -91,19 +93,20 @@ impl Hub {
     ) -> Result<oneshot::Receiver<T>, WorkerTimeout> {
         let requests = self.request_senders.get(worker).ok_or(WorkerTimeout)?;
         let after = self.router.inbox_position(ShardId(u16::try_from(worker).map_err(|_| WorkerTimeout)?));
-        let (reply, answer) = oneshot::channel();
+        let (reply, receiver) = oneshot::channel();
         requests
             .send(QueuedRequest { request: make_request(reply), after })
             .await
             .map_err(|_| WorkerTimeout)?;
-        Ok(answer)
+        Ok(receiver)
     }
 
     /// Sends a request to a worker and waits for the reply.
     ///
     /// # Errors
     ///
-    /// The worker does not exist, has ended, or did not answer in time.
+    /// Returns [`WorkerTimeout`] if the worker does not exist, has ended, or did not answer in
+    /// time.
     pub(crate) async fn request<T>(
         &self,
         worker: usize,
@@ -128,7 +131,8 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// A worker did not answer in time. The others have executed the request.
+    /// Returns [`WorkerTimeout`] if a worker did not answer in time. The workers that answered have
+    /// executed the request.
     pub(crate) async fn sum_over_workers(
         &self,
         make_request: impl Fn(oneshot::Sender<u64>) -> WorkerRequest,

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-/// Time that a test waits for something that must happen.
+/// Time after which a test fails if an expected event has not happened.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;

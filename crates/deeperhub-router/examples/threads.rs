@@ -42,7 +42,8 @@ pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
                 scope.spawn(move || {
                     for message in 0..500_u32 {
                         if router.publish(topic, Some(source), 4, || message).congested {
-                            // A server would stop reading from this publisher until congestion ends.
+                            // A server would stop reading from this publisher until congestion
+                            // ends.
                             thread::yield_now();
                         }
                     }

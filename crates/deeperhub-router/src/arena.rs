@@ -1,17 +1,18 @@
-//! Items under small, stable numbers.
+//! An arena: a table that gives each item a small number.
 
 use crate::inline_list::shrink;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Items of one type. Each keeps its number for as long as it is in the arena.
+/// Items of one type with their numbers. An item keeps its number until it is removed.
 ///
-/// The lowest free number is used first. When many items leave, the numbers in use move down and
-/// the memory above them can be freed.
+/// A new item gets the lowest free number. After many removals, the highest numbers thus become
+/// free, and so does the memory of their slots.
 #[derive(Debug)]
 pub(crate) struct Arena<T> {
     items: Vec<Option<T>>,
-    /// Free numbers. Numbers past the end of `items` may remain here and are skipped.
+    /// Free numbers. The heap may also contain numbers past the end of `items`, and duplicates.
+    /// They are skipped.
     free: BinaryHeap<Reverse<u32>>,
     len: usize,
 }
@@ -46,8 +47,7 @@ impl<T> Arena<T> {
             self.items.pop();
         }
         shrink(&mut self.items);
-        // Drop numbers past the end of `items`, and duplicates of numbers that were freed several
-        // times.
+        // Discard numbers past the end of `items`, and duplicates.
         if self.free.len() > 2 * self.items.len() + 16 {
             let mut free: Vec<_> = std::mem::take(&mut self.free).into_vec();
             free.retain(|Reverse(number)| matches!(self.items.get(*number as usize), Some(None)));
@@ -67,12 +67,12 @@ impl<T> Arena<T> {
         self.items.get_mut(number as usize)?.as_mut()
     }
 
-    /// Returns the items with numbers from `start`, among at most `max_len` numbers. Also returns
-    /// the next number if there are more.
+    /// Returns the items whose numbers are among the `max_len` numbers from `start`. Also returns
+    /// the number after these, if there are slots from it on.
     pub(crate) fn range(&self, start: usize, max_len: usize) -> (impl Iterator<Item = &T>, Option<usize>) {
         let rest = self.items.get(start..).unwrap_or_default();
-        let part = rest.get(..max_len).unwrap_or(rest);
-        (part.iter().flatten(), (part.len() < rest.len()).then_some(start + part.len()))
+        let slots = rest.get(..max_len).unwrap_or(rest);
+        (slots.iter().flatten(), (slots.len() < rest.len()).then_some(start + slots.len()))
     }
 
     #[cfg(test)]
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lowest_free_number_comes_first() {
+    fn a_new_item_gets_the_lowest_free_number() {
         let mut arena = Arena::new();
         let numbers: Vec<_> = (0..10).map(|item| arena.insert(item)).collect();
         assert_eq!(numbers, (0..10).collect::<Vec<_>>());

@@ -1,28 +1,32 @@
-//! Delivery order of a worker's envelopes. A large fan-out delays only the messages that must
-//! follow it.
+//! Delivery order of a worker's envelopes.
+//!
+//! A fan-out is the delivery of one envelope, or of a batch of envelopes with the same topic and
+//! lists, to all its subscribers on this worker. Fan-outs can pause, and others continue meanwhile.
+//! A large fan-out thus delays only the messages that must follow it.
 
 use crate::inbox::{Envelope, FinishedCount, ListIds};
 use crate::shard::{DeliveryFlow, SubscriberKey, SubscriptionTables};
 use ahash::RandomState;
 use std::collections::{HashSet, VecDeque};
 
-/// Most subscribers of a small fan-out. Larger ones are delivered in parts, with other fan-outs
-/// between them.
-const LARGE_FANOUT_SUBSCRIBERS: usize = if cfg!(test) { 3 } else { 512 };
+/// Maximum subscribers of a small fan-out. Larger fan-outs start after the queued small ones, so
+/// that small fan-outs are not delayed.
+const MAX_SMALL_FANOUT_SUBSCRIBERS: usize = if cfg!(test) { 3 } else { 512 };
 
-/// Large fan-outs in progress at the same time. Further ones are deferred, with all messages that
-/// must follow them.
+/// Number of running fan-outs at which another large one is deferred, with all messages that must
+/// follow it. Bounds the time that each envelope's order check takes.
 const MAX_RUNNING_FANOUTS: usize = if cfg!(test) { 2 } else { 16 };
 
-/// Messages that one fan-out delivers together to each subscriber.
+/// Maximum messages in a batch, which bounds the time for which a batch of deliveries to one client
+/// delays others.
 const MAX_BATCH_MESSAGES: usize = if cfg!(test) { 3 } else { 64 };
 
-/// Most subscriptions of a client that are searched for duplicates at each of its matches. Clients
-/// with more are remembered in a set. The cost of a message thus grows linearly with a client's
-/// subscriptions, not quadratically.
+/// Maximum subscriptions of a client that are searched at each of its matches to find out if it
+/// already got the message. Clients with more subscriptions are stored in a set. The cost of a
+/// message thus grows linearly with a client's subscriptions, not quadratically.
 const MAX_SCANNED_SUBSCRIPTIONS: usize = if cfg!(test) { 2 } else { 8 };
 
-/// The envelopes that a worker has taken and not finished.
+/// The envelopes that a worker has taken from its inbox and not finished.
 #[derive(Debug)]
 pub(crate) struct Fanouts<M> {
     /// New envelopes, the oldest first.
@@ -33,8 +37,8 @@ pub(crate) struct Fanouts<M> {
     deferred_topics: HashSet<u64, RandomState>,
     deferred_sources: HashSet<u64, RandomState>,
     pub(crate) running: VecDeque<RunningFanout<M>>,
-    /// The next call continues a running fan-out first, because the last one delivered from the
-    /// queue.
+    /// `true` if the next call first continues a running fan-out, because the last call paused
+    /// while it delivered from the queue.
     resume_running_first: bool,
     pub(crate) finished: FinishedCount,
 }
@@ -42,17 +46,17 @@ pub(crate) struct Fanouts<M> {
 /// A fan-out in progress.
 #[derive(Debug)]
 pub(crate) struct RunningFanout<M> {
-    /// Messages of one topic for the same lists. Each subscriber gets all of them together, which
-    /// takes one write and one search of its subscriptions.
+    /// Messages of one topic for the same lists. Each subscriber gets all of them together, so they
+    /// need one write and one search of its subscriptions.
     batch: Vec<Envelope<M>>,
     /// The next subscriber: an index into the envelopes' lists, and an index into that list.
     list_index: usize,
     subscriber_index: u32,
-    /// A subscriber may have got the batch, so no message can be added.
+    /// `true` if deliveries have started, so that no message can be added to the batch.
     has_started: bool,
-    /// Clients that already got the messages, if their subscriptions do not show it. They have more
-    /// than [`MAX_SCANNED_SUBSCRIPTIONS`], or have left the list through which they got the
-    /// messages. Without this set, a client on two lists would get the messages twice.
+    /// Clients that already got the messages, if a search of their subscriptions does not show it:
+    /// they have more than [`MAX_SCANNED_SUBSCRIPTIONS`], or have left the list through which they
+    /// got the messages. Without this set, a client on two lists would get the messages twice.
     delivered_to: HashSet<SubscriberKey, RandomState>,
 }
 
@@ -89,13 +93,13 @@ impl<M> RunningFanout<M> {
                 .is_some_and(|first| first.topic == envelope.topic && first.lists == envelope.lists)
     }
 
-    /// Returns the sequence of the batch's last message. It does not reach clients that subscribed
-    /// later.
+    /// Returns the sequence of the batch's last message. Clients that subscribed after it get no
+    /// message of the batch.
     fn last_sequence(&self) -> u64 {
         self.batch.last().map_or(0, |envelope| envelope.sequence)
     }
 
-    /// Returns the index of the next subscriber if the fan-out is in this list.
+    /// Returns the index of the next subscriber, if the fan-out is currently in this list.
     pub(crate) fn position(&self, list: u32) -> Option<u32> {
         (self.lists().get(self.list_index) == Some(&list)).then_some(self.subscriber_index)
     }
@@ -104,9 +108,9 @@ impl<M> RunningFanout<M> {
     pub(crate) fn subscriber_left(&mut self, list: u32, index: u32, key: SubscriberKey, since: u64) {
         // Lists are in ascending order.
         let Ok(list_index) = self.lists().binary_search(&list) else { return };
-        let is_delivered =
+        let was_visited =
             list_index < self.list_index || (list_index == self.list_index && index < self.subscriber_index);
-        if is_delivered && self.lists().len() > 1 && since < self.last_sequence() {
+        if was_visited && self.lists().len() > 1 && since < self.last_sequence() {
             self.delivered_to.insert(key);
         }
         if list_index == self.list_index && index < self.subscriber_index {
@@ -114,7 +118,7 @@ impl<M> RunningFanout<M> {
         }
     }
 
-    /// Delivers to the remaining subscribers, until all are done or `deliver` pauses.
+    /// Delivers to the remaining subscribers, until all have got the batch or `deliver` pauses.
     fn run(
         &mut self,
         tables: &SubscriptionTables,
@@ -136,17 +140,17 @@ impl<M> RunningFanout<M> {
                     continue;
                 }
                 if lists.len() > 1 {
-                    let done = lists.get(..self.list_index).unwrap_or_default();
-                    let is_remembered = if tables.subscription_count(key) > MAX_SCANNED_SUBSCRIPTIONS {
+                    let visited_lists = lists.get(..self.list_index).unwrap_or_default();
+                    let is_in_set = if tables.subscription_count(key) > MAX_SCANNED_SUBSCRIPTIONS {
                         !self.delivered_to.insert(key)
                     } else {
                         self.delivered_to.contains(&key)
                     };
-                    if is_remembered || tables.was_on_any(key, done, last_sequence) {
+                    if is_in_set || tables.was_on_any(key, visited_lists, last_sequence) {
                         continue;
                     }
-                    // The client gets all its messages of the batch here, in order. That includes
-                    // those for which only its other lists match.
+                    // The client gets all its messages of the batch here, in order. They include
+                    // messages from before this subscription that match an older one.
                     if since >= first_sequence {
                         since = tables.since(key, lists).unwrap_or(since);
                     }
@@ -157,7 +161,7 @@ impl<M> RunningFanout<M> {
                         flow = DeliveryFlow::Pause;
                     }
                 }
-                // Pause only between clients: this one may be gone when the fan-out continues.
+                // Pause only between clients: this client may have left when the fan-out continues.
                 if flow == DeliveryFlow::Pause {
                     return flow;
                 }
@@ -189,14 +193,14 @@ impl<M> Fanouts<M> {
         self.queue.is_empty() && self.running.is_empty() && self.deferred.is_empty()
     }
 
-    /// Returns `true` if no envelope up to this sequence is left.
+    /// Returns `true` if all envelopes up to this sequence are finished.
     pub(crate) fn has_finished(&self, sequence: u64) -> bool {
         let batches = self.running.iter().flat_map(|running| &running.batch);
         self.queue.iter().chain(&self.deferred).chain(batches).all(|envelope| envelope.sequence > sequence)
     }
 
-    /// Delivers until all is done or `deliver` pauses. After a pause, new envelopes and running
-    /// fan-outs take turns.
+    /// Delivers until all envelopes are finished or `deliver` pauses. If calls pause, they
+    /// alternately begin with the queue and with a running fan-out.
     pub(crate) fn deliver(
         &mut self,
         tables: &SubscriptionTables,
@@ -223,7 +227,7 @@ impl<M> Fanouts<M> {
         }
     }
 
-    /// Continues the running fan-out that has waited longest.
+    /// Continues the running fan-out at the front, which has waited longest.
     fn run_oldest(
         &mut self,
         tables: &SubscriptionTables,
@@ -238,7 +242,7 @@ impl<M> Fanouts<M> {
         for envelope in &running.batch {
             self.finished.count(envelope.bytes);
         }
-        // Deferred envelopes go back to the front of the queue, before newer ones.
+        // Move deferred envelopes back to the front of the queue, before newer ones.
         self.deferred_topics.clear();
         self.deferred_sources.clear();
         while let Some(envelope) = self.deferred.pop_back() {
@@ -247,7 +251,8 @@ impl<M> Fanouts<M> {
         flow
     }
 
-    /// Delivers small fan-outs from the queue, starts large ones and defers those that must wait.
+    /// Empties the queue unless `deliver` pauses: delivers small fan-outs, adds large ones to the
+    /// running fan-outs, and defers or batches envelopes that must wait.
     fn deliver_queued(
         &mut self,
         tables: &SubscriptionTables,
@@ -260,7 +265,7 @@ impl<M> Fanouts<M> {
             }
             let subscribers: usize =
                 envelope.lists.as_slice().iter().map(|list| tables.subscribers(*list).len()).sum();
-            if subscribers > LARGE_FANOUT_SUBSCRIBERS {
+            if subscribers > MAX_SMALL_FANOUT_SUBSCRIBERS {
                 if self.running.len() < MAX_RUNNING_FANOUTS {
                     self.running.push_back(RunningFanout::new(envelope));
                 } else {
@@ -297,6 +302,7 @@ impl<M> Fanouts<M> {
         DeliveryFlow::Continue
     }
 
+    /// Returns `true` if an envelope must follow a deferred envelope or a running fan-out.
     fn must_wait(&self, envelope: &Envelope<M>) -> bool {
         self.follows_deferred(envelope)
             || self.running.iter().any(|running| running.precedes(envelope.topic, envelope.source))
@@ -309,8 +315,8 @@ impl<M> Fanouts<M> {
                 || envelope.source.is_some_and(|source| self.deferred_sources.contains(&source)))
     }
 
-    /// Adds the envelope to the batch that it would follow, if the batch has not started and no
-    /// other message must come between. Otherwise defers it.
+    /// Adds an envelope to the batch of its topic, if that is possible and the envelope need not
+    /// follow any other fan-out or deferred envelope. Otherwise defers the envelope.
     fn batch_or_defer(&mut self, envelope: Envelope<M>) {
         if !self.follows_deferred(&envelope)
             && let Some(index) = self.running.iter().position(|running| running.can_batch(&envelope))
@@ -327,7 +333,7 @@ impl<M> Fanouts<M> {
         }
     }
 
-    /// Keeps an envelope until a running fan-out has finished.
+    /// Defers an envelope until a running fan-out has finished.
     fn defer(&mut self, envelope: Envelope<M>) {
         self.deferred_topics.insert(envelope.topic);
         self.deferred_sources.extend(envelope.source);

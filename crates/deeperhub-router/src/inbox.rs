@@ -6,11 +6,12 @@ use crate::wakeups::Wakeups;
 use std::collections::VecDeque;
 use std::task::Waker;
 
-/// Envelopes for which an empty queue keeps memory.
+/// Capacity, in envelopes, to which an empty queue is shrunk if it has more than four times as
+/// much.
 const RETAINED_CAPACITY: usize = 1024;
 
-/// The keys that order messages: a message stays behind earlier messages with the same topic or
-/// source.
+/// The keys that order messages: a message is delivered after earlier messages with the same topic
+/// or source.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OrderingKeys {
     /// The topic's hash.
@@ -30,8 +31,8 @@ pub(crate) struct SoftLimits<'a> {
 pub(crate) struct Envelope<M> {
     /// Position in the inbox, counted from 1.
     pub(crate) sequence: u64,
-    /// The topic's hash. Two topics with the same hash are kept in order with each other, nothing
-    /// worse.
+    /// The topic's hash. Messages of two topics with the same hash are only ordered more strictly
+    /// than required.
     pub(crate) topic: u64,
     /// The publisher, if its messages are kept in order.
     pub(crate) source: Option<u64>,
@@ -40,11 +41,11 @@ pub(crate) struct Envelope<M> {
     pub(crate) message: M,
 }
 
-/// The worker's subscriber lists that an envelope is for, by their numbers.
+/// Numbers of the subscriber lists that get an envelope.
 ///
-/// A number may belong to another list by the time the envelope is delivered. That does no harm:
-/// every subscriber of the newer list subscribed after the envelope was pushed, so it does not get
-/// the message.
+/// A number may belong to another list when the envelope is delivered. This does no harm: each
+/// subscriber of the newer list subscribed after the envelope was pushed, so it does not get the
+/// message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ListIds {
     One(u32),
@@ -68,21 +69,22 @@ impl ListIds {
     }
 }
 
-/// Counts the inboxes over their soft limits, and holds the wakers of those that wait for the end
-/// of congestion.
+/// Counts the congested inboxes, and holds the wakers of publishers that wait for the end of
+/// congestion. An inbox is congested from the time it exceeds a soft limit until it is at or below
+/// half of both.
 #[derive(Debug)]
 pub(crate) struct Congestion {
-    inboxes: AtomicUsize,
-    waiting: Mutex<Vec<Waker>>,
+    congested_inboxes: AtomicUsize,
+    wakers: Mutex<Vec<Waker>>,
 }
 
 impl Congestion {
     pub(crate) fn new() -> Self {
-        Self { inboxes: AtomicUsize::new(0), waiting: Mutex::new(Vec::new()) }
+        Self { congested_inboxes: AtomicUsize::new(0), wakers: Mutex::new(Vec::new()) }
     }
 
     pub(crate) fn is_congested(&self) -> bool {
-        self.inboxes.load(Ordering::Relaxed) != 0
+        self.congested_inboxes.load(Ordering::Relaxed) != 0
     }
 
     /// Registers `waker` to be called when congestion ends. Returns `false` if there is no
@@ -91,33 +93,33 @@ impl Congestion {
         if !self.is_congested() {
             return false;
         }
-        let mut waiting = lock(&self.waiting);
-        // The last congested inbox decrements the counter before it takes this lock. Either the
-        // counter shows that here, or the inbox finds the waker there.
+        let mut wakers = lock(&self.wakers);
+        // The last congested inbox decrements the counter before it takes this lock. Either this
+        // call sees the counter at 0, or the inbox finds the waker.
         if !self.is_congested() {
             return false;
         }
-        if !waiting.iter().any(|other| other.will_wake(waker)) {
-            waiting.push(waker.clone());
+        if !wakers.iter().any(|other| other.will_wake(waker)) {
+            wakers.push(waker.clone());
         }
         true
     }
 
     fn begin(&self) {
-        self.inboxes.fetch_add(1, Ordering::Relaxed);
+        self.congested_inboxes.fetch_add(1, Ordering::Relaxed);
     }
 
     fn end(&self) {
-        if self.inboxes.fetch_sub(1, Ordering::Relaxed) == 1 {
-            let waiting = std::mem::take(&mut *lock(&self.waiting));
-            waiting.into_iter().for_each(Waker::wake);
+        if self.congested_inboxes.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let wakers = std::mem::take(&mut *lock(&self.wakers));
+            wakers.into_iter().for_each(Waker::wake);
         }
     }
 }
 
 /// A queue with many publishers and one worker.
 ///
-/// It has no hard limit: a push never waits, because it happens under locks of the routing table.
+/// The queue has no hard limit: a push happens under locks of the routing table, so it never waits.
 /// Above the soft limits, publishers are asked to pause.
 #[derive(Debug)]
 #[repr(align(128))] // Two cache lines, since processors fetch them in pairs.
@@ -125,8 +127,9 @@ pub(crate) struct Inbox<M> {
     shard: u16,
     /// Counts the workers that have attached to this inbox. Only the latest one may use it.
     generation: AtomicU64,
-    /// The worker sleeps or is about to, and its waker is in the state. Set only under the lock of
-    /// the state. The worker may clear it without the lock; see [`Inbox::disarm`].
+    /// `true` if a push must wake the worker, because the worker sleeps or is about to. The waker
+    /// is then in the state. The flag is set only under the lock of the state, but the worker may
+    /// clear it without the lock; see [`Inbox::disarm`].
     armed: AtomicBool,
     state: Mutex<InboxState<M>>,
 }
@@ -136,14 +139,20 @@ struct InboxState<M> {
     queue: VecDeque<Envelope<M>>,
     /// Sequence of the latest envelope.
     last_sequence: u64,
+    /// Waker of the worker from the last time that the inbox was armed.
     waker: Option<Waker>,
-    /// Envelopes that the worker has not finished, queued here or taken by it, and their bytes.
+    /// Number of envelopes that the worker has not finished: those in the queue, and those that it
+    /// has taken.
     unfinished: usize,
+    /// Bytes of the unfinished envelopes.
     unfinished_bytes: usize,
+    /// `true` from the time at which a soft limit is exceeded until both counts are at most half of
+    /// their limits.
     congested: bool,
 }
 
-/// Envelopes that a worker has finished since its last report, and their bytes.
+/// Number and bytes of the envelopes that a worker has finished since its last call of
+/// [`Inbox::finish`].
 #[derive(Debug, Default)]
 pub(crate) struct FinishedCount {
     pub(crate) envelopes: usize,
@@ -179,7 +188,8 @@ impl<M> Inbox<M> {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// Starts a new generation and returns it. The worker before can no longer use the inbox.
+    /// Starts a new generation and returns it. Workers of earlier generations can no longer use the
+    /// inbox.
     pub(crate) fn attach(&self) -> u64 {
         let state = lock(&self.state);
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
@@ -189,8 +199,8 @@ impl<M> Inbox<M> {
 
     /// Returns the sequence of the latest envelope.
     ///
-    /// A caller that holds the lock under which publishes to a topic or pattern push knows more:
-    /// their earlier envelopes have this sequence or a lower one, and later envelopes a higher one.
+    /// If the caller holds the lock of a topic or pattern, no envelope of it is pushed meanwhile.
+    /// Envelopes that are pushed later have a higher sequence.
     pub(crate) fn last_sequence(&self) -> u64 {
         lock(&self.state).last_sequence
     }
@@ -205,7 +215,7 @@ impl<M> Inbox<M> {
         limits: SoftLimits<'_>,
         wakeups: &mut Wakeups<'_>,
     ) -> bool {
-        // The numbers of many matching lists may take more bytes than the message.
+        // Count the list numbers too: if many lists match, they take more bytes than the message.
         let bytes = bytes.saturating_add(lists.heap_bytes());
         let mut state = lock(&self.state);
         state.last_sequence += 1;
@@ -257,12 +267,12 @@ impl<M> Inbox<M> {
         state.waker.take()
     }
 
-    /// Marks the worker as running. Nobody needs to wake it until it arms the inbox again, which it
-    /// does before it waits.
+    /// Marks the worker as running, so that pushes do not wake it. The worker arms the inbox again
+    /// before it waits.
     ///
-    /// No lock is needed. A push that still sees the inbox armed wakes the worker once more than
-    /// needed. A push that sees it disarmed comes before the worker's next lock, under which the
-    /// worker finds the envelope.
+    /// No lock is needed. A push that still sees the inbox armed only wakes the worker once more
+    /// than needed. A push that sees it disarmed happens before the worker next locks the state, so
+    /// the worker then finds the envelope.
     pub(crate) fn disarm(&self, generation: u64) {
         if self.armed.load(Ordering::Relaxed) && self.generation() == generation {
             self.armed.store(false, Ordering::Relaxed);
@@ -271,8 +281,8 @@ impl<M> Inbox<M> {
 
     /// Moves all envelopes into `queue`, which must be empty.
     ///
-    /// Returns `false` if there are none and a waker is given: the worker is then registered as
-    /// asleep. Also returns `false` if another worker has the inbox.
+    /// If there are none and a waker is given, arms the inbox with it and returns `false`. Also
+    /// returns `false` if another worker has attached to the inbox.
     pub(crate) fn take(
         &self,
         generation: u64,
@@ -299,8 +309,8 @@ impl<M> Inbox<M> {
         true
     }
 
-    /// Works like [`take`](Self::take) for envelopes up to a sequence, but never registers the
-    /// worker as asleep. Returns `false` if another worker has the inbox.
+    /// Works like [`take`](Self::take) for envelopes up to a sequence, but never arms the inbox.
+    /// Returns `false` if another worker has attached to the inbox.
     pub(crate) fn take_until(
         &self,
         generation: u64,
@@ -311,8 +321,8 @@ impl<M> Inbox<M> {
         if self.generation() != generation {
             return false;
         }
-        let later = state.queue.partition_point(|envelope| envelope.sequence <= sequence);
-        let later = state.queue.split_off(later);
+        let end = state.queue.partition_point(|envelope| envelope.sequence <= sequence);
+        let later = state.queue.split_off(end);
         std::mem::swap(&mut state.queue, queue);
         state.queue = later;
         true
@@ -325,8 +335,8 @@ impl<M> Inbox<M> {
 
     /// Subtracts the envelopes that the worker has finished.
     ///
-    /// Returns `false` if the queue is empty and a waker is given: the worker is then registered as
-    /// asleep. Also returns `false` if another worker has the inbox.
+    /// If the queue is empty and a waker is given, arms the inbox with it and returns `false`. Also
+    /// returns `false` if another worker has attached to the inbox.
     pub(crate) fn finish(
         &self,
         generation: u64,
@@ -335,34 +345,35 @@ impl<M> Inbox<M> {
         limits: SoftLimits<'_>,
     ) -> bool {
         let finished = std::mem::take(finished);
-        let (relieved, more) = {
+        let (ends_congestion, may_have_more) = {
             let mut state = lock(&self.state);
             if self.generation() != generation {
                 return false;
             }
             state.unfinished = state.unfinished.saturating_sub(finished.envelopes);
             state.unfinished_bytes = state.unfinished_bytes.saturating_sub(finished.bytes);
-            let relieved = state.congested
+            let ends_congestion = state.congested
                 && state.unfinished <= limits.config.inbox_soft_limit / 2
                 && state.unfinished_bytes <= limits.config.inbox_soft_limit_bytes / 2;
-            if relieved {
+            if ends_congestion {
                 state.congested = false;
             }
-            let more = match waker {
+            let may_have_more = match waker {
                 Some(waker) if state.queue.is_empty() => {
                     self.arm(&mut state, waker);
                     false
                 }
                 _ => true,
             };
-            (relieved, more)
+            (ends_congestion, may_have_more)
         };
-        if relieved {
+        if ends_congestion {
             limits.congestion.end();
         }
-        more
+        may_have_more
     }
 
+    /// Registers the worker as asleep.
     fn arm(&self, state: &mut InboxState<M>, waker: &Waker) {
         if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             state.waker = Some(waker.clone());

@@ -1,6 +1,7 @@
 //! A list that needs no heap memory while it has at most one item.
 
-/// A list of `T` in 24 bytes. A single item of up to 16 bytes is stored inline.
+/// A list that stores a single item inline and more items on the heap. For items of up to 16 bytes,
+/// the list itself takes 24 bytes.
 #[derive(Debug)]
 pub(crate) enum InlineList<T> {
     One(T),
@@ -54,31 +55,31 @@ impl<T> InlineList<T> {
         };
     }
 
-    /// Removes the item at `index` and moves the last item to its position.
+    /// Removes and returns the item at `index`. The last item moves to its position. Returns `None`
+    /// if there is no such item.
     pub(crate) fn swap_remove(&mut self, index: usize) -> Option<T> {
         if index >= self.len() {
             return None;
         }
-        match std::mem::replace(self, Self::new()) {
-            Self::One(item) => Some(item),
-            Self::Heap(mut items) => {
-                let item = items.swap_remove(index);
-                match items.pop() {
-                    Some(last) if items.is_empty() => *self = Self::One(last),
-                    last => {
-                        items.extend(last);
-                        shrink(&mut items);
-                        *self = Self::Heap(items);
-                    }
-                }
-                Some(item)
-            }
-        }
+        let mut items = match std::mem::replace(self, Self::new()) {
+            Self::One(item) => return Some(item),
+            Self::Heap(items) => items,
+        };
+        let removed = items.swap_remove(index);
+        *self = if items.len() == 1
+            && let Some(last) = items.pop()
+        {
+            Self::One(last)
+        } else {
+            shrink(&mut items);
+            Self::Heap(items)
+        };
+        Some(removed)
     }
 }
 
-/// Frees memory when three quarters of it are unused. It keeps room for twice the items, so that
-/// the mean cost of a change stays constant.
+/// Frees memory of a vector whose capacity is over 16 and less than a quarter used. Keeps room for
+/// twice the items, so that adding and removing items takes constant time on average.
 pub(crate) fn shrink<T>(items: &mut Vec<T>) {
     if items.capacity() > 16 && items.len() < items.capacity() / 4 {
         items.shrink_to(items.len() * 2);
@@ -90,7 +91,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_item_of_16_bytes_costs_nothing_more() {
+    fn a_list_of_items_of_up_to_16_bytes_takes_24_bytes() {
+        assert_eq!(size_of::<InlineList<u8>>(), 24);
         assert_eq!(size_of::<InlineList<(u64, u32, u32)>>(), 24);
     }
 

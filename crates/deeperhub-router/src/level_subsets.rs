@@ -1,16 +1,17 @@
-//! Hash sums and texts of a topic's levels, computed for eight levels at a time and shared by many
-//! deep shapes.
+//! Hash sums and texts of subsets of a topic's levels. A topic is divided into chunks of eight
+//! levels. The results for the subsets of a chunk are shared by all deep shapes of patterns that
+//! name the same levels in this chunk.
 
 use crate::shape_index::MAX_LEVELS;
 use deeperhub_types::Topic;
 
-/// Levels of a chunk.
+/// Number of levels in a chunk.
 const CHUNK_LEVELS: usize = 8;
-/// Subsets of the levels of a chunk.
+/// Number of subsets of a chunk's levels.
 const SUBSETS: usize = 1 << CHUNK_LEVELS;
 const CHUNKS: usize = MAX_LEVELS / CHUNK_LEVELS;
 
-/// Bytes of one copy.
+/// Bytes that are copied at a time when texts are joined.
 const COPY_BYTES: usize = 32;
 
 /// A topic in chunks of eight levels, with the hash sum and the text of each subset of named
@@ -24,7 +25,8 @@ pub(crate) struct LevelSubsets<'t> {
     /// that almost certainly matches needs it.
     text_ranges: Vec<(u32, u32)>,
     texts: Vec<u8>,
-    /// Chunk in which the current group ends. Its texts are valid for that group only.
+    /// Chunk in which the levels of the current group of shapes end, unless they end between two
+    /// chunks. The texts of this chunk are valid only for this group.
     group_end: Option<usize>,
 }
 
@@ -34,7 +36,7 @@ impl<'t> LevelSubsets<'t> {
     pub(crate) fn new(topic: &'t str, hashes: &[u64; MAX_LEVELS], levels: usize) -> Self {
         let topic = topic.as_bytes();
         let mut starts = [0; MAX_LEVELS + 1];
-        let ends = topic.iter().enumerate().filter(|(_, byte)| **byte == b'.').map(|(at, _)| at);
+        let ends = topic.iter().enumerate().filter(|(_, byte)| **byte == b'.').map(|(position, _)| position);
         for (start, end) in starts.iter_mut().skip(1).zip(ends.chain([topic.len()])) {
             *start = end as u16 + 1;
         }
@@ -44,9 +46,9 @@ impl<'t> LevelSubsets<'t> {
         {
             for subset in 1..SUBSETS {
                 // The subset without its lowest level has a smaller index, so its sum is known.
-                let without = sums[subset & (subset - 1)];
-                let lowest = hashes.get(subset.trailing_zeros() as usize).copied().unwrap_or_default();
-                sums[subset] = without.wrapping_add(lowest);
+                let sum_without = sums[subset & (subset - 1)];
+                let lowest_hash = hashes.get(subset.trailing_zeros() as usize).copied().unwrap_or_default();
+                sums[subset] = sum_without.wrapping_add(lowest_hash);
             }
         }
         Self { topic, starts, sums, text_ranges: Vec::new(), texts: Vec::new(), group_end: None }
@@ -67,8 +69,8 @@ impl<'t> LevelSubsets<'t> {
         (sum, chunks)
     }
 
-    /// Prepares for shapes of `levels` levels: discards the texts of the chunks in which a group
-    /// ends.
+    /// Prepares for a group of shapes with `levels` levels. Discards the texts of the chunk in
+    /// which the previous group ended, and of the chunk in which this group ends.
     pub(crate) fn begin_group(&mut self, levels: usize) {
         let group_end = (!levels.is_multiple_of(CHUNK_LEVELS)).then_some(levels / CHUNK_LEVELS);
         for chunk in self.group_end.into_iter().chain(group_end) {
@@ -79,8 +81,9 @@ impl<'t> LevelSubsets<'t> {
         self.group_end = group_end;
     }
 
-    /// Returns `true` if `pattern` equals the topic with a `*` at each unnamed level. The pattern
-    /// then matches if the topic has enough levels for its `>`.
+    /// Returns `true` if `pattern` equals the topic's first `levels` levels with a `*` at each
+    /// unnamed level, followed by `>` if `has_tail` is set. The pattern then matches if the topic
+    /// has at least one level for the `>`.
     pub(crate) fn equals_pattern(
         &mut self,
         pattern: &str,
@@ -92,11 +95,11 @@ impl<'t> LevelSubsets<'t> {
         let mut text = [0; BUFFER_BYTES];
         let mut len = 0;
         for (chunk, subset) in subsets_of(named).enumerate().take(levels.div_ceil(CHUNK_LEVELS)) {
-            let (at, bytes) = self.text(chunk, subset, levels);
+            let (position, bytes) = self.text(chunk, subset, levels);
             // Copy whole blocks, since the branches of a copy of variable length would be
             // mispredicted. The next copy overwrites the excess.
             for block in (0..bytes).step_by(COPY_BYTES) {
-                let from = self.texts.get(at + block..at + block + COPY_BYTES);
+                let from = self.texts.get(position + block..position + block + COPY_BYTES);
                 let to = text.get_mut(len + block..len + block + COPY_BYTES);
                 let (Some(from), Some(to)) = (from, to) else { return false };
                 to.copy_from_slice(from);
@@ -119,7 +122,7 @@ impl<'t> LevelSubsets<'t> {
             return (0, 0);
         };
         if range.1 == 0 {
-            let begin = self.texts.len();
+            let start_of_text = self.texts.len();
             for level in chunk * CHUNK_LEVELS..levels.min((chunk + 1) * CHUNK_LEVELS) {
                 let name = match (self.starts.get(level), self.starts.get(level + 1)) {
                     (Some(&start), Some(&next)) if subset >> (level % CHUNK_LEVELS) & 1 == 1 => self
@@ -131,9 +134,9 @@ impl<'t> LevelSubsets<'t> {
                 self.texts.extend_from_slice(name);
                 self.texts.push(b'.');
             }
-            let bytes = self.texts.len() - begin;
-            self.texts.resize(begin + bytes.next_multiple_of(COPY_BYTES), 0);
-            *range = (begin as u32, bytes as u32);
+            let bytes = self.texts.len() - start_of_text;
+            self.texts.resize(start_of_text + bytes.next_multiple_of(COPY_BYTES), 0);
+            *range = (start_of_text as u32, bytes as u32);
         }
         (range.0 as usize, range.1 as usize)
     }

@@ -1,11 +1,13 @@
 //! A table of subscriptions, and an ordered hand-over of published messages to worker threads.
 //!
-//! All threads share a [`Router`]. It knows how many subscribers each worker ("shard") has for each
-//! topic and pattern. The subscribers themselves are in the [`Shard`] of the worker that serves
-//! them; no other thread accesses it. A publish puts one envelope into the inbox of each shard with
-//! a match, under one lock, and wakes a worker only if it sleeps. The worker then walks its own
-//! lists without any lock. When a worker publishes ([`Shard::publish`]), it can wake the others
-//! once for a whole burst.
+//! All threads share a [`Router`]. Its routing table contains the number of subscribers that each
+//! worker ("shard") has for each topic and pattern. The subscribers themselves are in the [`Shard`]
+//! of the worker that serves them, which no other thread accesses.
+//!
+//! A publish pushes one envelope (the message, and the numbers of the matching subscriber lists)
+//! into the inbox of each shard with a match. It holds the lock of the topic meanwhile, and wakes a
+//! worker only if the worker sleeps. The worker then delivers to its own subscribers without any
+//! lock. A worker that publishes ([`Shard::publish`]) can wake the others once for a whole burst.
 //!
 //! # Guarantees
 //! - All subscribers of a topic, on all shards, get its messages in the same order.
@@ -13,19 +15,21 @@
 //! - Messages of one source (see [`Router::publish`]) keep their order, even across topics.
 //! - Subscriptions start and end exactly: a client gets nothing published before
 //!   [`Shard::subscribe`], everything published after it, and nothing after [`Shard::unsubscribe`].
-//! - A large fan-out does not delay others. The worker can interrupt it at any delivery
-//!   ([`DeliveryFlow::Pause`]), and fan-outs of other topics and sources continue between its
-//!   parts.
+//! - A large fan-out (the deliveries of one message) does not delay others. The worker can
+//!   interrupt
+//!   it at any delivery ([`DeliveryFlow::Pause`]). Fan-outs of other topics and sources continue
+//!   between its parts.
 //!
 //! # Bounds
-//! Inboxes have a soft limit ([`Config`]): a push never waits, since it happens under a lock, but
-//! it tells the publisher to pause. The tables grow with the subscriptions, and free memory when
-//! subscribers leave. The caller limits the subscriptions of a client; [`Shard::held_bytes`]
-//! returns the memory that they hold.
+//! Inboxes have only a soft limit ([`Config`]). A push happens under a lock, so it never waits;
+//! above the limit, the publisher is asked to pause. The tables grow with the subscriptions, and
+//! free memory when subscriptions end. The caller limits the subscriptions of a client.
+//! [`Shard::held_bytes`] returns the memory that a client's subscriptions hold.
 //!
-//! A publish makes one hash lookup for each shape of pattern that its topic could match. There are
-//! at most as many shapes as patterns, and at most `2^(n + 1)` for a topic of `n` levels. The rest
-//! of the cost is linear in the number of matches.
+//! The shape of a pattern says which of its levels are wildcards. A publish makes one hash lookup
+//! for each shape that its topic could match. There are at most as many shapes as patterns, and at
+//! most `2^(n + 1)` for a topic of `n` levels. The rest of the cost grows with the number of
+//! matches.
 //!
 //! # Example
 //! ```

@@ -114,7 +114,7 @@ fn publishing_workers_agree_on_the_order_and_lose_no_wake_up() {
         let mut shards = [router.attach(ShardId(0)), router.attach(ShardId(1))];
         for (shard, name) in shards.iter_mut().zip(["a", "*"]) {
             shard.subscribe(0, &Subscription::parse(name).unwrap());
-            // It has slept before, so its waker is known.
+            // The worker sleeps once, so that its inbox is armed.
             let mut cx = Context::from_waker(Waker::noop());
             assert!(shard.poll_deliver(&mut cx, |_, _| unreachable!("nothing is published")).is_pending());
         }

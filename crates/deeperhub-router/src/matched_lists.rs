@@ -1,10 +1,10 @@
 //! Subscriber lists that a publish matched, grouped by worker.
 
-/// Most matches that need no heap memory.
+/// Maximum matches that need no heap memory.
 const MAX_INLINE_MATCHES: usize = 16;
 
-/// Matching lists. The worker's number is in the upper half of each word and the list's number in
-/// the lower half, so sorting groups the lists by worker.
+/// Matching lists, one word each. The upper half of a word is the worker's number and the lower
+/// half the list's number, so sorting the words groups the lists by worker.
 #[derive(Debug)]
 pub(crate) struct MatchedLists {
     inline: [u64; MAX_INLINE_MATCHES],
@@ -33,7 +33,8 @@ impl MatchedLists {
         self.len += 1;
     }
 
-    /// Calls `visit` with each worker and its lists (at least one), in ascending order.
+    /// Calls `visit` with each worker that has a match, and with the words of its lists. Workers
+    /// and lists are in ascending order.
     pub(crate) fn for_each_shard(&mut self, mut visit: impl FnMut(u16, &[u64])) {
         let all = if self.spilled.is_empty() {
             self.inline.get_mut(..self.len).unwrap_or_default()
@@ -41,9 +42,9 @@ impl MatchedLists {
             &mut self.spilled
         };
         all.sort_unstable();
-        for of_shard in all.chunk_by(|a, b| a >> 32 == b >> 32) {
-            if let Some(first) = of_shard.first() {
-                visit((first >> 32) as u16, of_shard);
+        for shard_lists in all.chunk_by(|a, b| a >> 32 == b >> 32) {
+            if let Some(first) = shard_lists.first() {
+                visit((first >> 32) as u16, shard_lists);
             }
         }
     }
@@ -54,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_come_by_worker_and_in_order() {
+    fn lists_are_grouped_by_worker_in_ascending_order() {
         for count in [0, 1, MAX_INLINE_MATCHES as u32, MAX_INLINE_MATCHES as u32 + 1, 100] {
             let mut matched = MatchedLists::new();
             for number in (0..count).rev() {

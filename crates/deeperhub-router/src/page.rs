@@ -1,4 +1,5 @@
-//! Pages of the topics and patterns that have subscribers.
+//! Pages of the topics and patterns that have subscribers. The routing table is read in parts: each
+//! stripe is a part, and the patterns are the last part.
 
 use crate::router::{Router, STRIPES};
 use crate::stripe::RouteEntry;
@@ -6,7 +7,7 @@ use crate::sync::read;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-/// Most patterns visited under one lock.
+/// Maximum patterns that are visited under one lock. Bounds the time for which publishes wait.
 const MAX_PATTERNS_PER_LOCK: usize = if cfg!(test) { 64 } else { 1024 };
 
 /// A page of the list of topics and patterns.
@@ -14,16 +15,16 @@ const MAX_PATTERNS_PER_LOCK: usize = if cfg!(test) { 64 } else { 1024 };
 pub struct TopicPage {
     /// Names with their numbers of subscribers, in unspecified order.
     pub topics: Vec<(String, u64)>,
-    /// Cursor of the next page; `None` on the last page.
+    /// Cursor of the next page. `None` on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// The cursor was not returned by this list.
+/// Error for a malformed cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("invalid cursor: use the `next_cursor` of the page before")]
 pub struct InvalidCursor;
 
-/// Start of a page: the part of the table, and the name after which the page starts.
+/// Start of a page: a part of the table, and the name in it after which the page starts.
 #[derive(Debug, PartialEq, Eq)]
 struct PageCursor {
     part: usize,
@@ -65,15 +66,15 @@ impl PageCursor {
 impl<M: Send + 'static> Router<M> {
     /// Returns a page of the topics and patterns that have subscribers, without reserved topics.
     ///
-    /// `cursor` is the `next_cursor` of the page before. `limit` is the most topics of a page; 0
-    /// counts as 1.
+    /// `cursor` is the `next_cursor` of the previous page. `limit` is the maximum number of topics
+    /// on the page; 0 counts as 1.
     ///
-    /// A topic that exists throughout appears on exactly one page. A topic that comes or goes
-    /// meanwhile appears on at most one. Each part of the table is locked while it is read, one
-    /// part at a time.
+    /// A topic that has subscribers throughout a listing is on exactly one of its pages. A topic
+    /// that is added or removed meanwhile is on at most one. The call locks one part of the table
+    /// at a time.
     ///
     /// # Errors
-    /// [`InvalidCursor`] if this list did not return the cursor.
+    /// Returns [`InvalidCursor`] if the cursor is malformed.
     pub fn list(&self, cursor: Option<&str>, limit: usize) -> Result<TopicPage, InvalidCursor> {
         let limit = limit.max(1);
         let mut cursor = cursor.map(PageCursor::parse).transpose()?;
@@ -82,10 +83,10 @@ impl<M: Send + 'static> Router<M> {
         for part in cursor.as_ref().map_or(0, |cursor| cursor.part)..=STRIPES {
             let after = cursor.take().map_or(String::new(), |cursor| cursor.name);
             let remaining = limit - topics.len();
-            let (found, more) = self.names_after(part, &after, remaining);
-            topics.extend(found);
-            // The page may have been full before this part.
-            if more {
+            let (names, has_more) = self.names_after(part, &after, remaining);
+            topics.extend(names);
+            if has_more {
+                // If earlier parts filled the page, it contains no name of this part.
                 let name = if remaining == 0 {
                     after
                 } else {
@@ -96,52 +97,51 @@ impl<M: Send + 'static> Router<M> {
         }
         Ok(TopicPage { topics, next_cursor: None })
     }
-}
 
-impl<M: Send + 'static> Router<M> {
-    /// Returns up to `limit` names after `after` in byte order, with their subscribers. Reads the
-    /// whole table, one part at a time. Use it to merge the lists of several nodes.
+    /// Returns up to `limit` names after `after` in byte order, with their numbers of subscribers.
+    /// Reads the whole table, one part at a time. The order allows merging the lists of several
+    /// nodes.
     #[must_use]
     pub fn list_names_after(&self, after: &str, limit: usize) -> Vec<(String, u64)> {
-        let mut found = Vec::new();
+        let mut lowest = Vec::new();
         for part in 0..=STRIPES {
-            let (more, _) = self.names_after(part, after, limit);
-            found.extend(more);
-            found.sort_unstable();
-            found.truncate(limit);
+            let (names, _) = self.names_after(part, after, limit);
+            lowest.extend(names);
+            lowest.sort_unstable();
+            lowest.truncate(limit);
         }
-        found
+        lowest
     }
-}
 
-impl<M: Send + 'static> Router<M> {
-    /// Returns up to `limit` entries of a part that follow a name, in order. Also returns `true` if
-    /// there are more. The patterns are the part after the stripes.
+    /// Returns up to `limit` names of a part after `after`, in order, with their numbers of
+    /// subscribers. Also returns `true` if there are more.
     fn names_after(&self, part: usize, after: &str, limit: usize) -> (Vec<(String, u64)>, bool) {
-        let mut lowest = LowestNames { after, limit, heap: BinaryHeap::new(), more: false };
+        let mut lowest = LowestNames { after, limit, heap: BinaryHeap::new(), has_more: false };
         if let Some(stripe) = self.shared().stripe_at(part) {
             stripe.iter().for_each(|entry| lowest.add(entry));
             return lowest.into_sorted();
         }
-        // Every publisher needs the lock of the patterns, so it is not held for all of them at
-        // once. A pattern that stays subscribed keeps its number, so it is visited.
+        // Release the lock of the patterns now and then, because publishers need it. A pattern
+        // keeps its number as long as it has subscribers, so it is visited.
         let mut next = Some(0);
-        while let Some(from) = next {
+        while let Some(start) = next {
             let patterns = read(&self.shared().patterns);
-            let (entries, rest) = patterns.range(from, MAX_PATTERNS_PER_LOCK);
+            let (entries, next_start) = patterns.range(start, MAX_PATTERNS_PER_LOCK);
             entries.for_each(|entry| lowest.add(entry));
-            next = rest;
+            next = next_start;
         }
         lowest.into_sorted()
     }
 }
 
-/// Collects the lowest names that follow a given name. Takes memory for `limit` names only.
+/// Collects the lowest names after a given name. Takes memory for only `limit` names.
 struct LowestNames<'a> {
     after: &'a str,
     limit: usize,
+    /// The lowest names so far with their numbers of subscribers. The highest of them is on top.
     heap: BinaryHeap<(Arc<str>, u64)>,
-    more: bool,
+    /// `true` if names were left out because of the limit.
+    has_more: bool,
 }
 
 impl LowestNames<'_> {
@@ -153,7 +153,7 @@ impl LowestNames<'_> {
             self.heap.push((Arc::clone(&entry.name), entry.subscribers()));
             return;
         }
-        self.more = true;
+        self.has_more = true;
         if let Some(mut highest) = self.heap.peek_mut()
             && entry.name < highest.0
         {
@@ -163,7 +163,7 @@ impl LowestNames<'_> {
 
     fn into_sorted(self) -> (Vec<(String, u64)>, bool) {
         let sorted = self.heap.into_sorted_vec().into_iter();
-        (sorted.map(|(name, subscribers)| (name.to_string(), subscribers)).collect(), self.more)
+        (sorted.map(|(name, subscribers)| (name.to_string(), subscribers)).collect(), self.has_more)
     }
 }
 

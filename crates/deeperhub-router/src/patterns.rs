@@ -8,10 +8,9 @@ use hashbrown::HashTable;
 
 /// All patterns, indexed by shape and names.
 ///
-/// A match makes one lookup for each [`PatternShape`] that the topic could have. That is at most
-/// the number of patterns, and at most `2^(n + 1)` for a topic of `n` levels. The cost of a lookup
-/// does not depend on the length of the patterns or on how many of their levels agree with the
-/// topic.
+/// Matching a topic takes one lookup for each [`PatternShape`] that it could match. These are at
+/// most as many as there are patterns, and at most `2^(n + 1)` for a topic of `n` levels. The cost
+/// of a lookup does not depend on how many levels of the patterns agree with the topic.
 #[derive(Debug)]
 pub(crate) struct Patterns {
     patterns: Arena<IndexedPattern>,
@@ -21,6 +20,7 @@ pub(crate) struct Patterns {
     hasher: RandomState,
 }
 
+/// A pattern's routing entry with its hash.
 #[derive(Debug)]
 pub(crate) struct IndexedPattern {
     hash: u64,
@@ -43,13 +43,13 @@ impl<'p> PatternLookup<'p> {
         if is_match(&first.entry.name) {
             return Some(&first.entry);
         }
-        // Two patterns may share a hash, although this is unlikely.
+        // Rarely, two patterns have the same hash.
         let others = self.numbers.iter_hash(hash).filter_map(|number| pattern(*number));
         others.map(|pattern| &pattern.entry).find(|entry| is_match(&entry.name))
     }
 }
 
-/// A pattern's parsed text. It is built before a lock is taken.
+/// A pattern's text with its shape and hash. Computed before a lock is taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PatternKey<'p> {
     name: &'p str,
@@ -98,15 +98,15 @@ impl Patterns {
         self.patterns.len()
     }
 
-    /// Returns the patterns with numbers from `start`, among at most `max_len` numbers. Also
-    /// returns the next number if there are more. A pattern keeps its number for its lifetime.
+    /// Returns the patterns whose numbers are among the `max_len` numbers from `start`. Also
+    /// returns the next start if there may be more. A pattern keeps its number until it is removed.
     pub(crate) fn range(
         &self,
         start: usize,
         max_len: usize,
     ) -> (impl Iterator<Item = &RouteEntry>, Option<usize>) {
-        let (part, next) = self.patterns.range(start, max_len);
-        (part.map(|pattern| &pattern.entry), next)
+        let (patterns, next) = self.patterns.range(start, max_len);
+        (patterns.map(|pattern| &pattern.entry), next)
     }
 
     /// Calls `visit` with each pattern that matches the topic.
@@ -142,8 +142,8 @@ impl Patterns {
         &mut self.patterns.get_mut(number).expect("the table's numbers are those of patterns").entry
     }
 
-    /// Counts one subscriber less. Removes a pattern with its last subscriber, and then returns
-    /// `true`.
+    /// Subtracts one subscriber of a worker from a pattern. If it was the pattern's last
+    /// subscriber, removes the pattern and returns `true`.
     pub(crate) fn subtract(&mut self, key: &PatternKey<'_>, shard: u16) -> bool {
         let Some(number) = self.number(key) else { return false };
         let Some(pattern) = self.patterns.get_mut(number) else { return false };
@@ -155,9 +155,9 @@ impl Patterns {
         is_empty
     }
 
-    /// Removes a worker. Calls `lost` with each pattern that is removed because it has no other
-    /// subscribers.
-    pub(crate) fn forget(&mut self, shard: u16, mut lost: impl FnMut(&std::sync::Arc<str>)) {
+    /// Removes all subscribers of a worker. Calls `on_removed` with each pattern that is removed
+    /// because it has no other subscribers.
+    pub(crate) fn remove_shard(&mut self, shard: u16, mut on_removed: impl FnMut(&std::sync::Arc<str>)) {
         let (all, _) = self.range(0, usize::MAX);
         let names: Vec<_> = all
             .filter(|entry| entry.list(shard).is_some())
@@ -167,16 +167,16 @@ impl Patterns {
             let key = PatternKey::new(&name, &self.hasher);
             let Some(number) = self.number(&key) else { continue };
             let Some(pattern) = self.patterns.get_mut(number) else { continue };
-            pattern.entry.forget(shard);
+            pattern.entry.remove_shard(shard);
             if pattern.entry.shards.is_empty() {
                 self.remove(number, &key);
-                lost(&name);
+                on_removed(&name);
             }
         }
     }
 
     fn remove(&mut self, number: u32, key: &PatternKey<'_>) {
-        if let Ok(occupied) = self.by_hash.find_entry(key.hash, |own| *own == number) {
+        if let Ok(occupied) = self.by_hash.find_entry(key.hash, |other| *other == number) {
             occupied.remove();
         }
         if self.by_hash.capacity() > 64 && self.by_hash.len() < self.by_hash.capacity() / 8 {
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn removed_patterns_leave_nothing() {
+    fn patterns_without_subscribers_are_removed() {
         let names = ["a.*", "a.b.c.d.>", ">", "*.b", "*.*.*", "a.b.*"];
         let mut patterns = index(names);
         patterns.get_or_insert(&key("a.*")).add(1, || 0);
@@ -270,7 +270,7 @@ mod tests {
         }
         assert_eq!((patterns.len(), all(&patterns).len()), (1, 1));
         assert_eq!(patterns.find(&key("a.*")).map(RouteEntry::subscribers), Some(1));
-        patterns.forget(1, |_| ());
+        patterns.remove_shard(1, |_| ());
         assert_eq!((patterns.len(), patterns.shapes.len(), patterns.by_hash.len()), (0, 0, 0));
         assert_eq!(cost(&patterns, "a.b"), MatchCost::default());
     }
@@ -280,7 +280,7 @@ mod tests {
         let names: Vec<_> = (0..2_000).map(|number| format!("capacity.{number}.*.{number}.>")).collect();
         let mut patterns = index(&names);
         assert!(patterns.heap_bytes() > 100_000);
-        patterns.forget(0, |_| ());
+        patterns.remove_shard(0, |_| ());
         assert!(patterns.heap_bytes() < 4_000, "{} bytes are left", patterns.heap_bytes());
     }
 
@@ -305,7 +305,7 @@ mod tests {
                 assert_eq!(matching(&patterns, &topic).len(), matches);
                 let cost = cost(&patterns, &topic);
                 assert_eq!(cost.lookups, names.len());
-                // 16 for each lookup, and the tables.
+                // 16 for each lookup, and those of `LevelSubsets::new`.
                 assert!(cost.additions <= 16 * cost.lookups + 4096, "{cost:?}");
             }
             // Topics of other lengths cost nothing.
@@ -388,11 +388,11 @@ mod tests {
         fn the_index_agrees_with_each_deep_pattern(
             mut names in proptest::collection::btree_set("((a|bb|\\*|\\*)\\.){8,40}[*>]", 0..60),
             removed in proptest::collection::vec(any::<proptest::sample::Index>(), 0..10),
-            of_one in proptest::collection::vec((any::<proptest::sample::Index>(), "(a|bb|ccc)", 0..3_usize), 10),
+            derived in proptest::collection::vec((any::<proptest::sample::Index>(), "(a|bb|ccc)", 0..3_usize), 10),
             mut topics in proptest::collection::vec("((a|bb)\\.){8,40}a", 4),
         ) {
             // Topics that one of the patterns matches, some of them with one more level.
-            for (index, level, more) in of_one {
+            for (index, level, more) in derived {
                 if !names.is_empty() {
                     let names: Vec<_> = names.iter().collect();
                     let name = index.get(&names);

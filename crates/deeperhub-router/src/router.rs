@@ -1,4 +1,4 @@
-//! The routing table that all threads share.
+//! The routing table that all threads share, and publishing through it.
 
 use crate::inbox::{Congestion, Inbox, ListIds, OrderingKeys, SoftLimits};
 use crate::matched_lists::MatchedLists;
@@ -11,8 +11,8 @@ use ahash::RandomState;
 use deeperhub_types::{Subscription, Topic};
 use std::fmt;
 
-/// Parts of the table of exact topics, each under its own lock. With 64 of them, 64 threads seldom
-/// wait for the same one.
+/// Number of stripes: parts of the table of exact topics, each under its own lock. With many
+/// stripes, threads that publish to different topics seldom wait for each other.
 #[cfg(not(loom))]
 pub(crate) const STRIPES: usize = 64;
 #[cfg(loom)]
@@ -29,14 +29,15 @@ pub struct InboxPosition(pub(crate) u64);
 /// Result of a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
-    /// Matching subscriptions to topics and patterns, on all shards. A client that matches through
-    /// two subscriptions counts twice.
+    /// Number of matching subscriptions to topics and patterns, on all shards. A client with two
+    /// matching subscriptions counts twice.
     pub subscribers: u64,
     /// `true` if an inbox that got the message is over its soft limit. The publisher should then
     /// pause until [`Router::is_congested`] returns `false`.
     pub congested: bool,
-    /// Cost of matching patterns: lookups in their table plus additions of level hashes. Callers
-    /// may charge it to the publisher. 0 if there are no patterns.
+    /// Cost of matching patterns: the number of lookups in their table, plus the number of
+    /// additions of level hashes. Callers can charge it to the publisher. 0 if there are no
+    /// patterns.
     pub steps: usize,
 }
 
@@ -44,11 +45,13 @@ pub struct Published {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Config {
-    /// Envelopes waiting in one shard's inbox above which publishes report congestion. Congestion
+    /// Number of unfinished envelopes of one shard above which publishes report congestion. An
+    /// envelope is unfinished until the worker has delivered it to all its subscribers. Congestion
     /// ends at half of the limit. Default 4096.
     pub inbox_soft_limit: usize,
-    /// Bytes waiting in one shard's inbox above which publishes report congestion, as passed to
-    /// [`Router::publish`]. Congestion ends at half of the limit. Default 64 MiB.
+    /// Bytes of unfinished envelopes of one shard above which publishes report congestion. An
+    /// envelope counts the bytes that were passed to [`Router::publish`], and those of its list
+    /// numbers. Congestion ends at half of the limit. Default 64 MiB.
     pub inbox_soft_limit_bytes: usize,
 }
 
@@ -75,7 +78,8 @@ impl<M> fmt::Debug for Router<M> {
     }
 }
 
-/// A value on its own two cache lines, since processors fetch them in pairs.
+/// A value that shares its cache lines with no other. Processors fetch them in pairs, so it has
+/// two.
 #[repr(align(128))]
 struct CachePadded<T>(T);
 
@@ -92,15 +96,15 @@ pub(crate) struct Shared<M> {
     observer: std::sync::OnceLock<InterestObserver>,
 }
 
-/// Callback for each change of interest.
+/// Callback that is called for each change of interest.
 type InterestObserver = Box<dyn Fn(&std::sync::Arc<str>, InterestChange) + Send + Sync>;
 
-/// Change of whether a topic or pattern has subscribers.
+/// Change of interest: a topic or pattern gained its first subscriber or lost its last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InterestChange {
-    /// The first subscriber joined.
+    /// The topic or pattern has its first subscriber.
     Gained,
-    /// The last subscriber left.
+    /// The topic or pattern has no subscriber any more.
     Lost,
 }
 
@@ -125,9 +129,9 @@ impl<M> Shared<M> {
 
     /// Calls the observer. Callers hold the lock of the name's entry, so that changes are reported
     /// in order.
-    pub(crate) fn notify_interest_change(&self, name: &std::sync::Arc<str>, interest: InterestChange) {
+    pub(crate) fn notify_interest_change(&self, name: &std::sync::Arc<str>, change: InterestChange) {
         if let Some(observer) = self.observer.get() {
-            observer(name, interest);
+            observer(name, change);
         }
     }
 
@@ -157,8 +161,8 @@ impl<M> Shared<M> {
         Published { subscribers, congested, steps }
     }
 
-    /// Pushes to the subscribers of the topic itself and returns their number. Returns `None` and
-    /// does nothing if there are patterns that the topic could match.
+    /// Pushes to the subscribers of the topic itself and returns their number. If there are
+    /// patterns that the topic could match, pushes nothing and returns `None`.
     fn push_to_topic(&self, hash: u64, name: &str, push: &mut impl FnMut(u16, ListIds)) -> Option<u64> {
         let may_match_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_reserved(name);
         if may_match_patterns() {
@@ -197,8 +201,8 @@ impl<M> Shared<M> {
                 matched.push(share.shard, share.list);
             }
         };
-        // Held until all messages are pushed: subscribing to a pattern relies on it. Matching comes
-        // before the lock of the stripe, so that it delays no other publish.
+        // Hold this lock until all messages are pushed, because subscribing to a pattern relies on
+        // it. Match before locking the stripe, so that matching delays no other publish.
         let patterns = read(&self.patterns);
         let cost = patterns.matching(name, &mut add);
         let stripe = self.stripe(hash);
@@ -215,8 +219,8 @@ impl<M> Shared<M> {
         (subscribers, cost.lookups + cost.additions)
     }
 
-    /// Updates the number of patterns. Callers hold the lock of the patterns, and call this after
-    /// each change.
+    /// Updates the number of patterns. Callers hold the lock of the patterns, and call this method
+    /// after each change.
     pub(crate) fn count_patterns(&self, patterns: &Patterns) {
         self.pattern_count.store(patterns.len(), Ordering::Release);
     }
@@ -248,10 +252,11 @@ impl<M: Send + 'static> Router<M> {
     /// Calls `observer` when the first subscriber of a topic or pattern joins on any shard, and
     /// when the last one leaves.
     ///
-    /// For each name the calls come in the order of the changes. They happen under a lock, so
-    /// `observer` must be quick and must not call the router. Publishes are not affected.
+    /// The calls for one name happen in the order of its changes. They happen under a lock, so
+    /// `observer` must be quick, and must neither call the router nor panic. Publishes never call
+    /// it.
     ///
-    /// Only the first observer is used. Register it before there are subscribers.
+    /// Only the first registered observer is used. Register it before there are subscribers.
     pub fn observe_interest(
         &self,
         observer: impl Fn(&std::sync::Arc<str>, InterestChange) + Send + Sync + 'static,
@@ -259,30 +264,32 @@ impl<M: Send + 'static> Router<M> {
         let _ = self.shared.observer.set(Box::new(observer));
     }
 
-    /// Returns the shard of one worker, which is the only consumer of its inbox.
+    /// Returns the shard of one worker, which is the only consumer of the shard's inbox.
     ///
-    /// Call it again after a worker died. The subscriptions of the dead worker are removed and its
-    /// inbox is emptied. A remaining [`Shard`] of it has no effect any more.
+    /// Another call with the same number replaces the worker, for example after it died. It removes
+    /// the subscriptions of the replaced worker and empties the inbox. A remaining [`Shard`] of the
+    /// replaced worker no longer has an effect.
     ///
     /// # Panics
-    /// If there is no such shard.
+    /// Panics if there is no such shard.
     #[must_use]
     pub fn attach(&self, shard: ShardId) -> Shard<M> {
         let shared = &self.shared;
         let inbox = &shared.inboxes[usize::from(shard.0)];
-        // From here on calls of the dead worker change nothing. Its calls in progress end before
-        // the locks below are taken.
+        // From here on, calls of a replaced worker change nothing. A subscribe or
+        // unsubscribe in progress holds one of the locks below, so it ends before that lock is
+        // taken here.
         let generation = inbox.attach();
         for stripe in 0..STRIPES {
             if let Some(mut stripe) = shared.stripe_at(stripe) {
-                stripe.forget(shard.0, &shared.hasher, |name| {
+                stripe.remove_shard(shard.0, &shared.hasher, |name| {
                     shared.notify_interest_change(name, InterestChange::Lost)
                 });
             }
         }
         {
             let mut patterns = write(&shared.patterns);
-            patterns.forget(shard.0, |name| shared.notify_interest_change(name, InterestChange::Lost));
+            patterns.remove_shard(shard.0, |name| shared.notify_interest_change(name, InterestChange::Lost));
             shared.count_patterns(&patterns);
         }
         inbox.clear(&shared.congestion);
@@ -293,9 +300,9 @@ impl<M: Send + 'static> Router<M> {
     ///
     /// `make` is called once for each of these shards, under a lock, so it must be quick.
     ///
-    /// `source` identifies the publisher. Messages of one source are delivered in the order of
-    /// their publishes, even across topics. With `None`, only messages of the same topic keep their
-    /// order. `bytes` is what the message counts against [`Config::inbox_soft_limit_bytes`].
+    /// `source` is a number of the publisher. Messages of one source are delivered in the order in
+    /// which they were published, even across topics. Messages without a source are ordered only
+    /// with others of their topic. `bytes` counts against [`Config::inbox_soft_limit_bytes`].
     pub fn publish(
         &self,
         topic: &Topic<'_>,
@@ -306,11 +313,11 @@ impl<M: Send + 'static> Router<M> {
         self.shared.publish(topic, source, bytes, make, Wakeups::Immediate(WakeOnDrop::default()))
     }
 
-    /// Returns the current end of a shard's inbox. Pass it to [`Shard::deliver_until`] to handle a
-    /// request after all messages published before it.
+    /// Returns the current end of a shard's inbox. With [`Shard::deliver_until`], a worker can
+    /// deliver all messages published before this call.
     ///
     /// # Panics
-    /// If there is no such shard.
+    /// Panics if there is no such shard.
     #[must_use]
     pub fn inbox_position(&self, shard: ShardId) -> InboxPosition {
         InboxPosition(self.shared.inboxes[usize::from(shard.0)].last_sequence())
@@ -329,7 +336,7 @@ impl<M: Send + 'static> Router<M> {
         self.shared.congestion.wake_at_end(waker)
     }
 
-    /// Returns the number of subscribers of a topic, or of exactly this pattern.
+    /// Returns the number of subscribers of exactly this topic or pattern.
     #[must_use]
     pub fn subscriber_count(&self, subscription: &Subscription<'_>) -> u64 {
         let shared = &*self.shared;

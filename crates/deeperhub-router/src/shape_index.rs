@@ -1,4 +1,5 @@
-//! Shapes of patterns. They determine the hash lookups that a publish makes.
+//! Shapes of patterns. A shape says which levels of a pattern have a name and which are wildcards.
+//! A publish makes one hash lookup for each shape that its topic could match.
 
 use crate::level_subsets::LevelSubsets;
 use crate::patterns::PatternLookup;
@@ -9,16 +10,17 @@ use hashbrown::HashTable;
 use hashbrown::hash_table;
 use std::hash::{BuildHasher, Hasher};
 
-/// Levels of the longest topic: one byte for each level, and a dot between two levels.
+/// Maximum levels of a topic: one byte for each level, and a dot between two levels.
 pub(crate) const MAX_LEVELS: usize = 128;
 
-/// Most levels of a shallow topic. Nearly all topics are shallow.
+/// Maximum levels for which level hashes are kept in a small array. Nearly all topics have no more.
 const SHALLOW_LEVELS: usize = 8;
 
-/// Most additions made one by one. Above that, building [`LevelSubsets`] is cheaper.
+/// Maximum additions of level hashes that a match makes one by one. Above it, building
+/// [`LevelSubsets`] is cheaper.
 const MAX_DIRECT_ADDITIONS: usize = if cfg!(test) { 128 } else { 1024 };
 
-/// The levels of a pattern that have a name, and the number of its levels.
+/// Shape of a pattern: the number of its levels, and which of them have a name.
 ///
 /// At most one pattern of a shape matches a given topic: the one with the topic's names at the
 /// named levels. A publish therefore makes one hash lookup for each shape, however many patterns
@@ -29,7 +31,7 @@ pub(crate) struct PatternShape {
     pub(crate) named: u128,
     /// Number of levels, without the `>`.
     pub(crate) levels: u8,
-    /// `true` if a `>` follows.
+    /// `true` if the pattern ends with a `>`.
     pub(crate) has_tail: bool,
 }
 
@@ -47,7 +49,7 @@ pub(crate) struct ShapeIndex {
 /// Shapes with the same number of levels.
 #[derive(Debug)]
 struct ShapeGroup {
-    /// Start of the hashes of these patterns; see [`length_seed`].
+    /// [`length_seed`] of these shapes.
     seed: u64,
     levels: u8,
     has_tail: bool,
@@ -71,14 +73,14 @@ pub(crate) struct MatchCost {
     pub(crate) lookups: usize,
 }
 
-/// Returns the start of the hashes of a group. It keeps patterns with the same names but different
-/// lengths from colliding.
+/// Returns the first summand of the hashes of patterns with this length. Because of it, patterns
+/// with the same names but different lengths do not collide.
 pub(crate) fn length_seed(hasher: &RandomState, levels: u8, has_tail: bool) -> u64 {
     hasher.hash_one((levels, has_tail))
 }
 
-/// Returns the hash of a name at a level. A pattern's hash is a sum of these, so many patterns can
-/// share partial sums.
+/// Returns the hash of a name at a level. The hash of a pattern is the sum of these hashes and the
+/// seed, so that partial sums can be shared by many patterns.
 pub(crate) fn hash_level(hasher: &RandomState, level: usize, name: &[u8]) -> u64 {
     let mut hasher = hasher.build_hasher();
     hasher.write(name);
@@ -94,20 +96,24 @@ impl ShapeIndex {
         Self { exact: Vec::new(), tailed: Vec::new(), tails: 0 }
     }
 
-    /// Counts one more pattern of a shape.
+    /// Adds one pattern of a shape.
     pub(crate) fn add(&mut self, shape: PatternShape, hasher: &RandomState) {
         let groups = if shape.has_tail { &mut self.tailed } else { &mut self.exact };
         let levels = usize::from(shape.levels);
-        for missing in groups.len()..=levels {
-            let seed = length_seed(hasher, missing as u8, shape.has_tail);
-            let (levels, has_tail) = (missing as u8, shape.has_tail);
-            groups.push(ShapeGroup { seed, levels, has_tail, shapes: HashTable::new() });
+        while groups.len() <= levels {
+            let group_levels = groups.len() as u8;
+            groups.push(ShapeGroup {
+                seed: length_seed(hasher, group_levels, shape.has_tail),
+                levels: group_levels,
+                has_tail: shape.has_tail,
+                shapes: HashTable::new(),
+            });
         }
         let Some(group) = groups.get_mut(levels) else { return };
         let named = to_words(shape.named);
         let hash = |counted: &CountedShape| hasher.hash_one(counted.named);
         match group.shapes.entry(hasher.hash_one(named), |counted| counted.named == named, hash) {
-            hash_table::Entry::Occupied(mut known) => known.get_mut().patterns += 1,
+            hash_table::Entry::Occupied(mut occupied) => occupied.get_mut().patterns += 1,
             hash_table::Entry::Vacant(vacant) => {
                 vacant.insert(CountedShape { named, patterns: 1 });
             }
@@ -117,19 +123,19 @@ impl ShapeIndex {
         }
     }
 
-    /// Counts one pattern less of a shape.
+    /// Subtracts one pattern of a shape.
     pub(crate) fn subtract(&mut self, shape: PatternShape, hasher: &RandomState) {
         let groups = if shape.has_tail { &mut self.tailed } else { &mut self.exact };
         let levels = usize::from(shape.levels);
         let Some(group) = groups.get_mut(levels) else { return };
         let named = to_words(shape.named);
-        let found = group.shapes.find_entry(hasher.hash_one(named), |counted| counted.named == named);
-        let Ok(mut known) = found else { return };
-        known.get_mut().patterns -= 1;
-        if known.get().patterns > 0 {
+        let entry = group.shapes.find_entry(hasher.hash_one(named), |counted| counted.named == named);
+        let Ok(mut occupied) = entry else { return };
+        occupied.get_mut().patterns -= 1;
+        if occupied.get().patterns > 0 {
             return;
         }
-        known.remove();
+        occupied.remove();
         if group.shapes.is_empty() {
             group.shapes = HashTable::new();
             if shape.has_tail {
@@ -244,8 +250,8 @@ fn look_up_shapes<'g, 'p>(
             let (sum, additions) = sum_named(hashes, shape.named);
             cost.additions += additions;
             cost.lookups += 1;
-            let found = patterns.find(group.seed.wrapping_add(sum), |name| is_match(name, topic));
-            found.into_iter().for_each(&mut *visit);
+            let entry = patterns.find(group.seed.wrapping_add(sum), |name| is_match(name, topic));
+            entry.into_iter().for_each(&mut *visit);
         }
     }
     cost
@@ -269,10 +275,10 @@ fn look_up_deep_shapes<'g, 'p>(
             let (sum, additions) = subsets.sum(shape.named, levels);
             cost.additions += additions;
             cost.lookups += 1;
-            let found = patterns.find(group.seed.wrapping_add(sum), |name| {
+            let entry = patterns.find(group.seed.wrapping_add(sum), |name| {
                 subsets.equals_pattern(name, shape.named, levels, group.has_tail)
             });
-            found.into_iter().for_each(&mut *visit);
+            entry.into_iter().for_each(&mut *visit);
         }
     }
     cost

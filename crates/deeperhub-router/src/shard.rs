@@ -13,17 +13,18 @@ use deeperhub_types::{Subscription, Topic};
 use std::fmt;
 use std::task::{Context, Poll};
 
-/// Number of a subscriber within its shard, chosen by the caller. It indexes a table, so small
-/// numbers take least memory.
+/// Number of a subscriber within its shard. The caller chooses it. Keys are indices of a table, so
+/// small numbers save memory.
 pub type SubscriberKey = u32;
 
-/// Key of the worker itself, for reserved topics ([`Topic::reserved`]). No client has it.
+/// Key of the worker itself, for reserved topics ([`Topic::reserved`]). It is not a valid key of a
+/// client.
 pub const WORKER_SUBSCRIBER: SubscriberKey = SubscriberKey::MAX;
 
 /// Result of a subscribe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subscribed {
-    /// The client was subscribed by this call.
+    /// The call added the subscription.
     New,
     /// The client already had this subscription.
     Already,
@@ -33,26 +34,26 @@ pub enum Subscribed {
 /// capacity doubles.
 const SUBSCRIPTION_BYTES: usize = 2 * (size_of::<Subscriber>() + size_of::<ListPosition>());
 
-/// Memory of a list, in a table whose capacity doubles.
+/// Memory of a subscriber list without its name, in a table whose capacity doubles.
 const LIST_BYTES: usize = 2 * size_of::<Option<SubscriberList>>();
 
-/// Result of delivering a message: whether to go on.
+/// Decision after a delivery: whether the next delivery follows at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryFlow {
     /// Continue with the next delivery.
     Continue,
-    /// Stop now. Later calls of [`Shard::poll_deliver`] deliver the rest.
+    /// Stop delivering. Later calls of [`Shard::poll_deliver`] deliver the rest.
     Pause,
 }
 
 /// One worker's part of the router: its inbox and its subscribers. Only the inbox is shared with
 /// other threads.
 ///
-/// Dropping it flushes its deferred wake-ups; see [`publish`](Self::publish).
+/// Dropping a shard flushes its deferred wake-ups; see [`publish`](Self::publish).
 pub struct Shard<M> {
     shared: Arc<Shared<M>>,
     id: ShardId,
-    /// Tells this worker from earlier ones of the same shard.
+    /// Distinguishes this worker from earlier workers of the same shard.
     generation: u64,
     tables: SubscriptionTables,
     fanouts: Fanouts<M>,
@@ -60,10 +61,10 @@ pub struct Shard<M> {
     deferred_wakeups: ShardSet,
 }
 
-/// The positions of one client.
+/// The positions of one client, one for each of its subscriptions.
 type PositionList = InlineList<ListPosition>;
 
-/// The subscribers of each list, and the lists of each subscriber.
+/// The subscribers in each list, and the positions of each subscriber in these lists.
 #[derive(Debug)]
 pub(crate) struct SubscriptionTables {
     lists: Arena<SubscriberList>,
@@ -86,7 +87,8 @@ struct SubscriberList {
 /// A subscriber in a list.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subscriber {
-    /// Sequence of the last envelope published before the subscription. Later ones are delivered.
+    /// Sequence of the last envelope that was pushed before the subscription. Only later envelopes
+    /// are delivered.
     pub(crate) since: u64,
     pub(crate) key: SubscriberKey,
     /// Index of this subscription in the client's positions.
@@ -109,19 +111,20 @@ impl SubscriptionTables {
         self.subscribers(position.list).get(position.index as usize)
     }
 
-    /// Returns `true` if a client was on one of these lists (in ascending order) before the message
-    /// with this sequence.
-    pub(crate) fn was_on_any(&self, key: SubscriberKey, lists: &[u32], number: u64) -> bool {
-        !lists.is_empty() && self.since(key, lists).is_some_and(|since| since < number)
+    /// Returns `true` if a client subscribed to one of these lists (in ascending order) before the
+    /// envelope with this sequence was pushed.
+    pub(crate) fn was_on_any(&self, key: SubscriberKey, lists: &[u32], sequence: u64) -> bool {
+        !lists.is_empty() && self.since(key, lists).is_some_and(|since| since < sequence)
     }
 
-    /// Returns since when a client has been on any of these lists (in ascending order).
+    /// Returns the lowest [`Subscriber::since`] of a client in these lists (in ascending order).
+    /// Returns `None` if the client is in none of them.
     pub(crate) fn since(&self, key: SubscriberKey, lists: &[u32]) -> Option<u64> {
         #[cfg(test)]
         self.positions_visited.set(self.positions_visited.get() + self.positions(key).len());
-        let on_them =
+        let in_lists =
             self.positions(key).iter().filter(|position| lists.binary_search(&position.list).is_ok());
-        on_them.filter_map(|position| Some(self.subscriber(*position)?.since)).min()
+        in_lists.filter_map(|position| Some(self.subscriber(*position)?.since)).min()
     }
 
     fn positions(&self, key: SubscriberKey) -> &[ListPosition] {
@@ -141,8 +144,9 @@ impl SubscriptionTables {
         self.positions(key).iter().filter_map(|position| Some(&*self.lists.get(position.list)?.name))
     }
 
+    /// Returns the index of a client's subscription with this name.
     fn find(&self, key: SubscriberKey, name: &str) -> Option<usize> {
-        self.names(key).position(|own| own == name)
+        self.names(key).position(|subscribed| subscribed == name)
     }
 
     fn add(&mut self, key: SubscriberKey, list: u32, since: u64) {
@@ -151,12 +155,12 @@ impl SubscriptionTables {
             self.clients.resize_with(client + 1, InlineList::new);
         }
         let positions = positions_mut(&mut self.clients, &mut self.worker_positions, key);
-        let (Some(positions), Some(list_of)) = (positions, self.lists.get_mut(list)) else {
+        let (Some(positions), Some(subscriber_list)) = (positions, self.lists.get_mut(list)) else {
             return;
         };
         let subscriber = Subscriber { since, key, subscription_index: positions.len() as u32 };
-        positions.push(ListPosition { list, index: list_of.subscribers.len() as u32 });
-        list_of.subscribers.push(subscriber);
+        positions.push(ListPosition { list, index: subscriber_list.subscribers.len() as u32 });
+        subscriber_list.subscribers.push(subscriber);
     }
 
     /// Removes a client from one of its lists.
@@ -180,17 +184,17 @@ impl SubscriptionTables {
         }
         let subscriber = *self.subscriber(position)?;
         let last = (self.subscribers(position.list).len() - 1) as u32;
-        let mut hole = position.index;
-        // The gap moves up to each position, then to the end.
+        let mut gap = position.index;
+        // Move the gap up: before each position in turn, then to the end of the list.
         for from in fanout_positions
             .iter()
             .filter(|fanout_position| **fanout_position > position.index)
             .map(|fanout_position| fanout_position - 1)
             .chain([last])
         {
-            if from > hole {
-                self.move_subscriber(position.list, from, hole);
-                hole = from;
+            if from > gap {
+                self.move_subscriber(position.list, from, gap);
+                gap = from;
             }
         }
         self.lists.get_mut(position.list)?.subscribers.swap_remove(last as usize);
@@ -209,13 +213,14 @@ impl SubscriptionTables {
             + self.clients.iter().map(InlineList::heap_bytes).sum::<usize>()
     }
 
+    /// Copies the subscriber at `from` to `to` in a list, and updates its position.
     fn move_subscriber(&mut self, list: u32, from: u32, to: u32) {
         let Some(subscribers) = self.lists.get_mut(list).map(|list| list.subscribers.as_mut_slice()) else {
             return;
         };
         let Some(&moved) = subscribers.get(from as usize) else { return };
-        if let Some(position) = subscribers.get_mut(to as usize) {
-            *position = moved;
+        if let Some(slot) = subscribers.get_mut(to as usize) {
+            *slot = moved;
         }
         if let Some(positions) = positions_mut(&mut self.clients, &mut self.worker_positions, moved.key)
             && let Some(position) = positions.as_mut_slice().get_mut(moved.subscription_index as usize)
@@ -259,9 +264,9 @@ impl<M: Send + 'static> Shard<M> {
     /// Publishes like [`Router::publish`](crate::Router::publish), but defers the wake-ups of other
     /// workers until [`flush_wakeups`](Self::flush_wakeups).
     ///
-    /// They then find all messages of a burst at once. Another thread's publish still wakes them at
-    /// once. This worker is not woken either: it must call [`poll_deliver`](Self::poll_deliver)
-    /// before it waits.
+    /// A woken worker then finds all messages of a burst. A publish of another thread still wakes
+    /// the workers at once. This worker is not woken either: it must call
+    /// [`poll_deliver`](Self::poll_deliver) before it waits.
     pub fn publish(
         &mut self,
         topic: &Topic<'_>,
@@ -273,7 +278,8 @@ impl<M: Send + 'static> Shard<M> {
         self.shared.publish(topic, source, bytes, make, Wakeups::Deferred(&mut self.deferred_wakeups))
     }
 
-    /// Subscribes a client. It gets everything published from now on, and nothing published before.
+    /// Subscribes a client to a topic or pattern. The client gets everything that is published from
+    /// now on, and nothing that was published before.
     pub fn subscribe(&mut self, key: SubscriberKey, subscription: &Subscription<'_>) -> Subscribed {
         let name = subscription.as_str();
         if self.tables.find(key, name).is_some() {
@@ -289,7 +295,7 @@ impl<M: Send + 'static> Shard<M> {
             }
             let list =
                 entry.add(shard, || lists.insert(SubscriberList { name, subscribers: InlineList::new() }));
-            // Publishes to this list push under the lock that is held here.
+            // Publishes to this list push under the lock that is held here, so no push happens now.
             (list, inbox.last_sequence())
         };
         let (list, since) = match subscription {
@@ -316,8 +322,8 @@ impl<M: Send + 'static> Shard<M> {
         Subscribed::New
     }
 
-    /// Ends a subscription and returns `true` if it existed. Messages that still wait for delivery
-    /// no longer reach the client through it.
+    /// Ends a subscription and returns `true` if it existed. Undelivered messages no longer reach
+    /// the client through this subscription.
     pub fn unsubscribe(&mut self, key: SubscriberKey, subscription: &Subscription<'_>) -> bool {
         match self.tables.find(key, subscription.as_str()) {
             Some(subscription_index) => self.unsubscribe_at(key, subscription_index),
@@ -327,13 +333,13 @@ impl<M: Send + 'static> Shard<M> {
 
     /// Ends all subscriptions of a client and returns their number.
     pub fn remove_subscriber(&mut self, key: SubscriberKey) -> usize {
-        let mut ended = 0;
+        let mut removed = 0;
         while let Some(last) = self.tables.positions(key).len().checked_sub(1)
             && self.unsubscribe_at(key, last)
         {
-            ended += 1;
+            removed += 1;
         }
-        ended
+        removed
     }
 
     /// Ends the subscription with this index. Returns `false` if the client has no such
@@ -406,8 +412,8 @@ impl<M: Send + 'static> Shard<M> {
             .filter_map(|position| {
                 let list = self.tables.lists.get(position.list)?;
                 let entry = if is_pattern(&list.name) { Patterns::ENTRY_BYTES } else { Stripe::ENTRY_BYTES };
-                let own = entry + LIST_BYTES + arc_bytes(&list.name) + per_topic;
-                Some(SUBSCRIPTION_BYTES + own / list.subscribers.len().max(1))
+                let shared_bytes = entry + LIST_BYTES + arc_bytes(&list.name) + per_topic;
+                Some(SUBSCRIPTION_BYTES + shared_bytes / list.subscribers.len().max(1))
             })
             .sum()
     }
@@ -434,16 +440,17 @@ impl<M: Send + 'static> Shard<M> {
         self.tables.names(key).filter(|name| is_match(name, topic.as_str())).count() as u64
     }
 
-    /// Returns `true` if everything up to an [inbox position](crate::Router::inbox_position) of
-    /// this shard has been delivered.
+    /// Returns `true` if all messages before an [inbox position](crate::Router::inbox_position) of
+    /// this shard have been delivered.
     #[must_use]
     pub fn has_delivered(&self, position: InboxPosition) -> bool {
         let inbox = &self.shared.inboxes[usize::from(self.id.0)];
         self.fanouts.has_finished(position.0) && inbox.first_sequence().is_none_or(|first| first > position.0)
     }
 
-    /// Delivers like [`poll_deliver`](Self::poll_deliver), but only up to a position. Returns
-    /// `false` if `deliver` returned [`DeliveryFlow::Pause`] before that.
+    /// Works like [`poll_deliver`](Self::poll_deliver), but takes only messages before a position
+    /// from the inbox. Returns `false` if `deliver` returned [`DeliveryFlow::Pause`] before all of
+    /// them were delivered.
     pub fn deliver_until(
         &mut self,
         position: InboxPosition,
@@ -466,17 +473,17 @@ impl<M: Send + 'static> Shard<M> {
         true
     }
 
-    /// Delivers the messages in the inbox: calls `deliver(key, &message)` for each subscriber until
-    /// all is done or `deliver` returns [`DeliveryFlow::Pause`].
+    /// Delivers the messages in the inbox: calls `deliver(key, &message)` for each subscriber of
+    /// each message, until all are delivered or `deliver` returns [`DeliveryFlow::Pause`].
     ///
-    /// The order is the one that the crate guarantees. Each client gets a message at most once.
-    /// After a pause, the same client may get a few more messages before the call returns; no other
-    /// client does.
+    /// The deliveries have the order that the crate guarantees. Each client gets a message at most
+    /// once. After a pause, the same client may get a few more messages before the call returns,
+    /// but no other client does.
     ///
-    /// Returns `Ready` if there may be more to deliver: call it again soon. Returns `Pending` if
-    /// the inbox is empty: the waker of `cx` is called when a message arrives.
+    /// Returns `Ready` if more messages may remain; the caller should call again soon. Returns
+    /// `Pending` if none remain. The waker of `cx` is then called when a message arrives.
     ///
-    /// Calls [`flush_wakeups`](Self::flush_wakeups) first.
+    /// The call begins with [`flush_wakeups`](Self::flush_wakeups).
     pub fn poll_deliver(
         &mut self,
         cx: &mut Context<'_>,
@@ -488,16 +495,16 @@ impl<M: Send + 'static> Shard<M> {
         let fanouts = &mut self.fanouts;
         inbox.disarm(self.generation);
         if fanouts.queue.is_empty() {
-            let asleep_if_none = fanouts.is_empty().then_some(cx.waker());
-            if !inbox.take(self.generation, &mut fanouts.queue, asleep_if_none) {
+            let waker_if_idle = fanouts.is_empty().then_some(cx.waker());
+            if !inbox.take(self.generation, &mut fanouts.queue, waker_if_idle) {
                 return Poll::Pending;
             }
         }
         // Do not repeat until the inbox is empty: messages pushed meanwhile wait until the worker
         // has written these.
         let _ = fanouts.deliver(&self.tables, &mut deliver);
-        let asleep_if_none = fanouts.is_empty().then_some(cx.waker());
-        if inbox.finish(self.generation, &mut fanouts.finished, asleep_if_none, shared.soft_limits()) {
+        let waker_if_idle = fanouts.is_empty().then_some(cx.waker());
+        if inbox.finish(self.generation, &mut fanouts.finished, waker_if_idle, shared.soft_limits()) {
             Poll::Ready(())
         } else {
             Poll::Pending
@@ -506,8 +513,8 @@ impl<M: Send + 'static> Shard<M> {
 }
 
 impl<M> Shard<M> {
-    /// Wakes the workers whose wake-ups [`publish`](Self::publish) deferred and that still sleep,
-    /// each once.
+    /// Wakes each worker whose wake-up [`publish`](Self::publish) deferred, if the worker still
+    /// sleeps.
     pub fn flush_wakeups(&mut self) {
         while let Some(shard) = self.deferred_wakeups.pop() {
             if let Some(inbox) = self.shared.inboxes.get(shard) {
@@ -523,7 +530,8 @@ impl<M> Drop for Shard<M> {
     }
 }
 
-/// Returns `true` for a pattern: a level is `*` or `>`, which a topic never has.
+/// Returns `true` if a name is a pattern: one of its levels is `*` or `>`. Topics have no such
+/// level.
 fn is_pattern(name: &str) -> bool {
     name.split('.').any(|level| level == "*" || level == ">")
 }

@@ -1,4 +1,5 @@
-//! One stripe of the table of exact topics: the number of subscribers that each worker has.
+//! Stripes of the routing table. A stripe contains some of the exact topics under one lock, with
+//! the number of subscribers that each worker has.
 
 use crate::inline_list::InlineList;
 use ahash::RandomState;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct RouteEntry {
     pub(crate) name: Arc<str>,
-    /// One entry for each worker with subscribers.
+    /// One share for each worker with subscribers.
     pub(crate) shards: InlineList<ShardShare>,
 }
 
@@ -18,7 +19,7 @@ pub(crate) struct RouteEntry {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ShardShare {
     pub(crate) shard: u16,
-    /// Number of the subscriber list, as the worker counts its lists.
+    /// Number of the worker's subscriber list.
     pub(crate) list: u32,
     pub(crate) subscribers: u32,
 }
@@ -36,19 +37,19 @@ impl RouteEntry {
         self.shards.as_slice().iter().find(|share| share.shard == shard).map(|share| share.list)
     }
 
-    /// Counts one more subscriber of a worker and returns the worker's list. Calls `list` to create
-    /// it if the worker has no subscriber yet.
-    pub(crate) fn add(&mut self, shard: u16, list: impl FnOnce() -> u32) -> u32 {
+    /// Adds one subscriber of a worker and returns the number of the worker's list. Calls
+    /// `create_list` to create the list if the worker has no subscriber yet.
+    pub(crate) fn add(&mut self, shard: u16, create_list: impl FnOnce() -> u32) -> u32 {
         if let Some(share) = self.shards.as_mut_slice().iter_mut().find(|share| share.shard == shard) {
             share.subscribers += 1;
             return share.list;
         }
-        let list = list();
+        let list = create_list();
         self.shards.push(ShardShare { shard, list, subscribers: 1 });
         list
     }
 
-    /// Counts one subscriber less of a worker.
+    /// Subtracts one subscriber of a worker.
     pub(crate) fn subtract(&mut self, shard: u16) {
         let shards = self.shards.as_mut_slice();
         let Some(index) = shards.iter().position(|share| share.shard == shard) else { return };
@@ -65,19 +66,19 @@ impl RouteEntry {
         arc_bytes(&self.name) + self.shards.heap_bytes()
     }
 
-    /// Removes a worker.
-    pub(crate) fn forget(&mut self, shard: u16) {
+    /// Removes all subscribers of a worker.
+    pub(crate) fn remove_shard(&mut self, shard: u16) {
         if let Some(index) = self.shards.as_slice().iter().position(|share| share.shard == shard) {
             self.shards.swap_remove(index);
         }
     }
 }
 
-/// A part of the topics, under one lock.
+/// Topics under one lock, by name.
 #[derive(Debug)]
 pub(crate) struct Stripe {
     topics: HashTable<RouteEntry>,
-    /// Number of reserved topics, which appear in no list or count.
+    /// Number of reserved topics, which are left out of lists and counts.
     reserved: usize,
 }
 
@@ -112,8 +113,8 @@ impl Stripe {
         }
     }
 
-    /// Counts one subscriber less. Removes a topic with its last subscriber, and then returns
-    /// `true`.
+    /// Subtracts one subscriber of a worker from a topic. If it was the topic's last subscriber,
+    /// removes the topic and returns `true`.
     pub(crate) fn subtract(&mut self, hash: u64, name: &str, shard: u16, hasher: &RandomState) -> bool {
         let Ok(mut occupied) = self.topics.find_entry(hash, |entry| *entry.name == *name) else {
             return false;
@@ -128,15 +129,20 @@ impl Stripe {
         is_empty
     }
 
-    /// Removes a worker. Calls `lost` with each topic that is removed because it has no other
-    /// subscribers.
-    pub(crate) fn forget(&mut self, shard: u16, hasher: &RandomState, mut lost: impl FnMut(&Arc<str>)) {
+    /// Removes all subscribers of a worker. Calls `on_removed` with each topic that is removed
+    /// because it has no other subscribers.
+    pub(crate) fn remove_shard(
+        &mut self,
+        shard: u16,
+        hasher: &RandomState,
+        mut on_removed: impl FnMut(&Arc<str>),
+    ) {
         self.topics.retain(|entry| {
-            entry.forget(shard);
+            entry.remove_shard(shard);
             let is_empty = entry.shards.is_empty();
             if is_empty {
                 self.reserved -= usize::from(is_reserved(&entry.name));
-                lost(&entry.name);
+                on_removed(&entry.name);
             }
             !is_empty
         });
@@ -161,7 +167,7 @@ pub(crate) fn arc_bytes(text: &str) -> usize {
     (2 * size_of::<usize>() + text.len()).next_multiple_of(size_of::<usize>())
 }
 
-/// Returns `true` if a topic is reserved for the server: it starts with `$`.
+/// Returns `true` if a topic starts with `$`. Such topics are reserved for the server.
 pub(crate) fn is_reserved(name: &str) -> bool {
     name.starts_with('$')
 }
@@ -171,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn topics_without_subscribers_leave_nothing() {
+    fn topics_without_subscribers_are_removed() {
         let hasher = RandomState::with_seeds(1, 2, 3, 4);
         let mut stripe = Stripe::new();
         let names: Vec<_> = (0..10_000).map(|number| format!("topic.{number}")).collect();
@@ -179,10 +185,10 @@ mod tests {
             let entry = stripe.get_or_insert(hasher.hash_one(name.as_str()), name, &hasher);
             entry.add(3, || 7);
             entry.add(4, || 8);
-            entry.add(3, || unreachable!("the worker's list is known"));
+            entry.add(3, || unreachable!("the worker has a list"));
             assert_eq!((entry.subscribers(), entry.list(3), entry.list(5)), (3, Some(7), None));
         }
-        stripe.forget(4, &hasher, |name| unreachable!("{name} has a subscriber"));
+        stripe.remove_shard(4, &hasher, |name| unreachable!("{name} has a subscriber"));
         assert_eq!(stripe.len(), 10_000);
         for name in &names {
             let hash = hasher.hash_one(name.as_str());

@@ -1,4 +1,4 @@
-//! Synchronisation primitives: those of `std`, or of loom in the model tests.
+//! Synchronisation primitives. They come from `std`, or from loom in the model tests.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
@@ -15,8 +15,9 @@ use std::sync::PoisonError;
 
 /// Locks a mutex, even if it is poisoned.
 ///
-/// The only foreign code that runs under a lock is a publish's `make`. Each step around it leaves
-/// the tables consistent.
+/// A panic under a lock can only come from the caller's code: `make` of a publish, a waker, or the
+/// observer of interest. The tables are consistent while `make` and wakers run. Observers must not
+/// panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

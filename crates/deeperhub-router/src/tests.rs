@@ -1,4 +1,4 @@
-//! The router against a simple model of its guarantees.
+//! Tests of the router against a simple model of its guarantees, and of single properties.
 
 // The lint does not see that helpers outside of test functions belong to tests.
 #![allow(clippy::unwrap_used)]
@@ -81,7 +81,7 @@ struct Message {
     delivered: BTreeSet<(u16, SubscriberKey)>,
 }
 
-/// Whether a worker sleeps, and which wake-ups are expected.
+/// Model of a worker's sleep and of its expected wake-ups.
 #[derive(Debug, Default)]
 struct Sleep {
     wake_ups: Arc<Count>,
@@ -93,13 +93,14 @@ struct Sleep {
 }
 
 impl Sleep {
-    fn is_woken(&mut self) {
+    /// Expects a wake-up if the worker sleeps.
+    fn expect_wakeup(&mut self) {
         self.expected += usize::from(std::mem::take(&mut self.is_asleep));
         self.deferred_by.clear();
     }
 
-    /// The worker runs, with or without a wake-up.
-    fn runs(&mut self) {
+    /// Models that the worker runs, with or without a wake-up.
+    fn run(&mut self) {
         self.is_asleep = false;
         self.deferred_by.clear();
     }
@@ -109,7 +110,8 @@ struct Model {
     router: Router<usize>,
     shards: Vec<Shard<usize>>,
     sleeps: Vec<Sleep>,
-    next: u64,
+    /// Number of the next subscription.
+    next_number: u64,
     subscriptions: BTreeMap<(u16, SubscriberKey), BTreeMap<&'static str, u64>>,
     messages: Vec<Message>,
     received: BTreeMap<(u16, SubscriberKey), Vec<usize>>,
@@ -125,21 +127,21 @@ impl Model {
     fn new() -> Self {
         let router = Router::new(SHARDS, Config::default());
         let interests = Arc::new(Mutex::new(BTreeSet::new()));
-        let told = Arc::clone(&interests);
+        let observed = Arc::clone(&interests);
         router.observe_interest(move |name, interest| {
-            let mut interests = told.lock().expect("no test panicked with it");
+            let mut interests = observed.lock().expect("the lock is not poisoned");
             let changed = match interest {
                 InterestChange::Gained => interests.insert(name.to_string()),
                 InterestChange::Lost => interests.remove(&**name),
             };
-            assert!(changed, "{interest:?} of {name} is told again");
+            assert!(changed, "{interest:?} of {name} is reported twice");
         });
         let shards = (0..SHARDS).map(|shard| router.attach(ShardId(shard))).collect();
         Self {
             router,
             shards,
             sleeps: (0..SHARDS).map(|_| Sleep::default()).collect(),
-            next: 0,
+            next_number: 0,
             subscriptions: BTreeMap::new(),
             messages: Vec::new(),
             received: BTreeMap::new(),
@@ -151,23 +153,27 @@ impl Model {
         match step {
             Step::Subscribe { shard, key, to } => {
                 let name = SUBSCRIPTIONS[to];
-                let own = self.subscriptions.entry((shard, key)).or_default();
+                let subscriptions = self.subscriptions.entry((shard, key)).or_default();
                 let answer = self.shards[usize::from(shard)].subscribe(key, &subscription(name));
-                let is_new = !own.contains_key(name);
+                let is_new = !subscriptions.contains_key(name);
                 assert_eq!(answer == Subscribed::New, is_new);
                 if is_new {
-                    self.next += 1;
-                    own.insert(name, self.next);
+                    self.next_number += 1;
+                    subscriptions.insert(name, self.next_number);
                 }
             }
             Step::Unsubscribe { shard, key, from } => {
                 let name = SUBSCRIPTIONS[from];
-                let was = self.subscriptions.entry((shard, key)).or_default().remove(name).is_some();
-                assert_eq!(self.shards[usize::from(shard)].unsubscribe(key, &subscription(name)), was);
+                let was_subscribed =
+                    self.subscriptions.entry((shard, key)).or_default().remove(name).is_some();
+                assert_eq!(
+                    self.shards[usize::from(shard)].unsubscribe(key, &subscription(name)),
+                    was_subscribed
+                );
             }
             Step::Remove { shard, key } => {
-                let own = self.subscriptions.remove(&(shard, key)).unwrap_or_default();
-                assert_eq!(self.shards[usize::from(shard)].remove_subscriber(key), own.len());
+                let removed = self.subscriptions.remove(&(shard, key)).unwrap_or_default();
+                assert_eq!(self.shards[usize::from(shard)].remove_subscriber(key), removed.len());
             }
             Step::Publish { topic, source, from } => self.publish(TOPICS[topic], source, from),
             Step::FlushWakeups { shard } => {
@@ -178,12 +184,11 @@ impl Model {
                 self.deliver(shard, pause);
             }
             Step::Replace { shard } => {
-                let dead = std::mem::replace(
+                let mut dead = std::mem::replace(
                     &mut self.shards[usize::from(shard)],
                     self.router.attach(ShardId(shard)),
                 );
-                // Late calls of the dead worker change nothing.
-                let mut dead = dead;
+                // Calls of the replaced worker change nothing.
                 dead.subscribe(0, &subscription("a"));
                 dead.subscribe(1, &subscription("*"));
                 for key in 0..6 {
@@ -192,7 +197,7 @@ impl Model {
                 let mut cx = Context::from_waker(Waker::noop());
                 assert!(dead.poll_deliver(&mut cx, |_, _| DeliveryFlow::Continue).is_pending());
                 drop(dead);
-                self.sleeps[usize::from(shard)].runs();
+                self.sleeps[usize::from(shard)].run();
                 self.expect_wakeups_deferred_by(shard);
                 self.subscriptions.retain(|client, _| client.0 != shard);
                 for message in &mut self.messages {
@@ -209,7 +214,7 @@ impl Model {
     fn expect_wakeups_deferred_by(&mut self, by: u16) {
         for sleep in &mut self.sleeps {
             if sleep.deferred_by.contains(&by) {
-                sleep.is_woken();
+                sleep.expect_wakeup();
             }
         }
     }
@@ -218,8 +223,8 @@ impl Model {
         let number = self.messages.len();
         let parsed = Topic::parse(topic).expect("a topic");
         let mut receivers = BTreeMap::new();
-        for (client, own) in &self.subscriptions {
-            let matching: BTreeSet<_> = own
+        for (client, subscriptions) in &self.subscriptions {
+            let matching: BTreeSet<_> = subscriptions
                 .iter()
                 .filter(|(name, _)| subscription(name).matches(&parsed))
                 .map(|(_, number)| *number)
@@ -243,9 +248,9 @@ impl Model {
         };
         assert_eq!(published.subscribers, receivers.values().map(BTreeSet::len).sum::<usize>() as u64);
         let shards: BTreeSet<_> = receivers.keys().map(|client| client.0).collect();
-        assert_eq!(made, shards.len(), "one for each worker");
+        assert_eq!(made, shards.len(), "one message for each worker with a receiver");
         if let Some(from) = from {
-            self.sleeps[usize::from(from)].runs();
+            self.sleeps[usize::from(from)].run();
         }
         for shard in shards {
             let sleep = &mut self.sleeps[usize::from(shard)];
@@ -254,7 +259,7 @@ impl Model {
                     sleep.deferred_by.insert(from);
                 }
                 Some(_) => {}
-                None => sleep.is_woken(),
+                None => sleep.expect_wakeup(),
             }
         }
         self.messages.push(Message { topic, source, receivers, delivered: BTreeSet::new() });
@@ -271,11 +276,13 @@ impl Model {
             assert!(paused_at.is_none_or(|paused| paused == key), "another client after a pause");
             let client = (shard, key);
             let message = &mut messages[number];
-            let live: BTreeSet<u64> =
-                subscriptions.get(&client).map(|own| own.values().copied().collect()).unwrap_or_default();
+            let live: BTreeSet<u64> = subscriptions
+                .get(&client)
+                .map(|subscriptions| subscriptions.values().copied().collect())
+                .unwrap_or_default();
             let receivers = message.receivers.get(&client).cloned().unwrap_or_default();
-            assert!(!live.is_disjoint(&receivers), "{number} is not for {client:?}, or not any more");
-            assert!(message.delivered.insert(client), "{number} comes to {client:?} twice");
+            assert!(!live.is_disjoint(&receivers), "{client:?} got {number} without a subscription");
+            assert!(message.delivered.insert(client), "{client:?} got {number} twice");
             received.entry(client).or_default().push(number);
             deliveries += 1;
             if deliveries % pause == 0 {
@@ -286,19 +293,19 @@ impl Model {
         });
         self.expect_wakeups_deferred_by(shard);
         let sleep = &mut self.sleeps[usize::from(shard)];
-        sleep.runs();
+        sleep.run();
         sleep.is_asleep = more.is_pending();
         more.is_ready()
     }
 
     fn check_tables(&self) {
         let mut counts = BTreeMap::<&str, u64>::new();
-        for (client, own) in &self.subscriptions {
+        for (client, subscriptions) in &self.subscriptions {
             let shard = &self.shards[usize::from(client.0)];
             let names: BTreeSet<_> = shard.subscriptions(client.1).collect();
-            assert_eq!(names, own.keys().copied().collect());
-            assert_eq!(shard.subscription_count(client.1), own.len());
-            for name in own.keys() {
+            assert_eq!(names, subscriptions.keys().copied().collect());
+            assert_eq!(shard.subscription_count(client.1), subscriptions.len());
+            for name in subscriptions.keys() {
                 assert!(shard.is_subscribed(client.1, &subscription(name)));
                 *counts.entry(name).or_default() += 1;
             }
@@ -308,8 +315,8 @@ impl Model {
             assert_eq!(self.router.subscriber_count(&subscription(name)), count, "{name}");
         }
         assert_eq!(self.router.topic_count(), counts.len() as u64);
-        let interests = self.interests.lock().expect("no test panicked with it");
-        assert!(interests.iter().eq(counts.keys()), "{interests:?} are told, {counts:?} are there");
+        let interests = self.interests.lock().expect("the lock is not poisoned");
+        assert!(interests.iter().eq(counts.keys()), "reported {interests:?}, but counted {counts:?}");
     }
 
     /// Delivers the rest, and checks the messages that each client got.
@@ -318,14 +325,14 @@ impl Model {
             let mut calls = 0;
             while self.deliver(shard, 2) {
                 calls += 1;
-                assert!(calls < 10_000, "it does not come to an end");
+                assert!(calls < 10_000, "delivery does not end");
             }
         }
         for (number, message) in self.messages.iter().enumerate() {
             for (client, matched) in &message.receivers {
                 let live = self.subscriptions.get(client);
-                let is_live = live.is_some_and(|own| own.values().any(|own| matched.contains(own)));
-                assert!(!is_live || message.delivered.contains(client), "{number} is lost for {client:?}");
+                let is_live = live.is_some_and(|live| live.values().any(|number| matched.contains(number)));
+                assert!(!is_live || message.delivered.contains(client), "{client:?} did not get {number}");
             }
         }
         for (client, received) in &self.received {
@@ -334,7 +341,7 @@ impl Model {
                     let (one, two) = (&self.messages[*first], &self.messages[*second]);
                     let ordered =
                         one.topic == two.topic || (one.source.is_some() && one.source == two.source);
-                    assert!(!ordered || first < second, "{client:?} gets {second} after {first}");
+                    assert!(!ordered || first < second, "{client:?} got {second} after {first}");
                 }
             }
         }
@@ -398,7 +405,7 @@ fn a_sleeping_worker_is_woken_once_for_many_publishes() {
 }
 
 /// Returns a sleeping worker that is subscribed to `a`, with its count of wake-ups.
-fn asleep(router: &Router<u32>, shard: u16) -> (Shard<u32>, Arc<Count>) {
+fn sleeping_worker(router: &Router<u32>, shard: u16) -> (Shard<u32>, Arc<Count>) {
     let mut worker = router.attach(ShardId(shard));
     worker.subscribe(0, &subscription("a"));
     let count = Arc::new(Count::default());
@@ -406,7 +413,7 @@ fn asleep(router: &Router<u32>, shard: u16) -> (Shard<u32>, Arc<Count>) {
     (worker, count)
 }
 
-/// Delivers everything until the worker falls asleep.
+/// Delivers all messages and leaves the worker asleep.
 fn drain(worker: &mut Shard<u32>, count: &Arc<Count>) -> Vec<u32> {
     let waker = Waker::from(Arc::clone(count));
     let mut cx = Context::from_waker(&waker);
@@ -426,41 +433,41 @@ fn publish_from(worker: &mut Shard<u32>, message: u32) {
 #[test]
 fn deferred_wakeups_are_flushed_once_for_many_publishes() {
     let router = Router::new(3, Config::default());
-    let [(mut first, own), (mut second, count), (_third, last)] =
-        [0, 1, 2].map(|shard| asleep(&router, shard));
-    let woken = || [&own, &count, &last].map(|count| count.0.load(Ordering::Relaxed));
+    let [(mut first, first_count), (mut second, second_count), (_third, third_count)] =
+        [0, 1, 2].map(|shard| sleeping_worker(&router, shard));
+    let woken = || [&first_count, &second_count, &third_count].map(|count| count.0.load(Ordering::Relaxed));
     for message in 0..5 {
         publish_from(&mut first, message);
     }
     assert_eq!(woken(), [0, 0, 0]);
     first.flush_wakeups();
     first.flush_wakeups();
-    assert_eq!(woken(), [0, 1, 1], "it runs itself");
-    assert_eq!(drain(&mut second, &count), [0, 1, 2, 3, 4]);
+    assert_eq!(woken(), [0, 1, 1], "the publishing worker needs no wake-up");
+    assert_eq!(drain(&mut second, &second_count), [0, 1, 2, 3, 4]);
 
     publish_from(&mut first, 5);
-    assert_eq!(drain(&mut first, &own), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(drain(&mut first, &first_count), [0, 1, 2, 3, 4, 5]);
     assert_eq!(
         woken(),
         [0, 2, 1],
-        "a worker that goes to sleep leaves nobody asleep; one that is awake needs no call"
+        "a worker flushes wake-ups before it sleeps; the last worker was awake already"
     );
 }
 
 #[test]
 fn a_deferred_wakeup_does_not_delay_one_from_another_thread() {
     let router = Router::new(2, Config::default());
-    let [(mut first, _), (mut second, count)] = [0, 1].map(|shard| asleep(&router, shard));
+    let [(mut first, _), (mut second, count)] = [0, 1].map(|shard| sleeping_worker(&router, shard));
     let woken = || count.0.load(Ordering::Relaxed);
     publish_from(&mut first, 1);
     router.publish(&Topic::parse("a").unwrap(), None, 1, || 2);
     assert_eq!(woken(), 1);
     first.flush_wakeups();
-    assert_eq!(woken(), 1, "once is enough");
+    assert_eq!(woken(), 1, "the worker was woken already");
     assert_eq!(drain(&mut second, &count), [1, 2]);
 
     publish_from(&mut first, 3);
-    assert_eq!(drain(&mut second, &count), [3], "it woke by itself");
+    assert_eq!(drain(&mut second, &count), [3], "the worker ran without a wake-up");
     first.flush_wakeups();
     assert_eq!(woken(), 1);
 }
@@ -468,7 +475,7 @@ fn a_deferred_wakeup_does_not_delay_one_from_another_thread() {
 #[test]
 fn a_panicking_worker_flushes_its_deferred_wakeups() {
     let router = Router::new(2, Config::default());
-    let [(mut first, _), (mut second, count)] = [0, 1].map(|shard| asleep(&router, shard));
+    let [(mut first, _), (mut second, count)] = [0, 1].map(|shard| sleeping_worker(&router, shard));
     let died = std::thread::spawn(move || {
         publish_from(&mut first, 1);
         panic!("a worker dies in a test");
@@ -481,7 +488,8 @@ fn a_panicking_worker_flushes_its_deferred_wakeups() {
 #[test]
 fn a_panicking_publish_wakes_the_workers_it_reached() {
     let router = Router::new(2, Config::default());
-    let [(_first, own), (_second, count)] = [0, 1].map(|shard| asleep(&router, shard));
+    let [(_first, first_count), (_second, second_count)] =
+        [0, 1].map(|shard| sleeping_worker(&router, shard));
     let mut made = 0;
     let publish = std::panic::AssertUnwindSafe(|| {
         router.publish(&Topic::parse("a").unwrap(), None, 1, || {
@@ -491,7 +499,7 @@ fn a_panicking_publish_wakes_the_workers_it_reached() {
         })
     });
     std::panic::catch_unwind(publish).unwrap_err();
-    let woken: usize = [own, count].iter().map(|count| count.0.load(Ordering::Relaxed)).sum();
+    let woken: usize = [first_count, second_count].iter().map(|count| count.0.load(Ordering::Relaxed)).sum();
     assert_eq!(woken, 1);
 }
 
@@ -550,7 +558,7 @@ fn a_large_fan_out_does_not_delay_another_topic() {
         .is_ready()
     {}
     let position = |wanted| order.iter().position(|(_, message)| *message == wanted).unwrap();
-    assert!(position(("small", Some(2))) <= 100, "behind one part of the huge one at most");
+    assert!(position(("small", Some(2))) <= 100, "at most one part of the large fan-out is delivered before");
     assert_eq!(position(("small", Some(1))), 1001, "one source's messages keep their order");
     assert_eq!(order.len(), 1002);
 }
@@ -592,24 +600,24 @@ fn deliver_until_stops_at_an_inbox_position() {
     assert!(shard.has_delivered(router.inbox_position(ShardId(0))), "nothing was published");
     publish("large", 1);
     publish("small", 2);
-    let mark = router.inbox_position(ShardId(0));
+    let position = router.inbox_position(ShardId(0));
     publish("small", 3);
-    assert!(!shard.has_delivered(mark));
+    assert!(!shard.has_delivered(position));
     let mut order = Vec::new();
     let mut calls = 0;
     loop {
         calls += 1;
-        let is_done = shard.deliver_until(mark, |key, number| {
+        let is_done = shard.deliver_until(position, |key, number| {
             order.push((key, *number));
             if order.len() == 2 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
         });
-        assert_eq!(is_done, shard.has_delivered(mark));
+        assert_eq!(is_done, shard.has_delivered(position));
         if is_done {
             break;
         }
     }
-    let before = [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (9, 2)];
-    assert_eq!((calls, order.as_slice()), (2, &before[..]));
+    let expected = [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (9, 2)];
+    assert_eq!((calls, order.as_slice()), (2, &expected[..]));
     let mut cx = Context::from_waker(Waker::noop());
     let rest = shard.poll_deliver(&mut cx, |key, number| {
         order.push((key, *number));
@@ -649,7 +657,7 @@ fn threads_agree_on_one_order() {
                         received[key as usize].push(*message);
                         if message.1.is_multiple_of(7) { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
                     });
-                    if received.iter().all(|own| own.len() == MESSAGES * PUBLISHERS) {
+                    if received.iter().all(|messages| messages.len() == MESSAGES * PUBLISHERS) {
                         break;
                     }
                     if poll.is_pending() {
@@ -667,30 +675,30 @@ fn threads_agree_on_one_order() {
         for publisher in 0..PUBLISHERS {
             let router = &router;
             scope.spawn(move || {
-                // The first publisher is no worker. The others are, and flush wake-ups now and
-                // then.
-                let mut own = router.attach(ShardId(SHARDS + publisher as u16));
+                // The first publisher publishes as no worker. The others are workers, and flush
+                // their wake-ups after some messages.
+                let mut shard = router.attach(ShardId(SHARDS + publisher as u16));
                 for message in 0..MESSAGES {
                     let topic = Topic::parse("a.b").unwrap();
                     let (source, make) = (Some(publisher as u64), || (publisher, message));
                     let published = match publisher {
                         0 => router.publish(&topic, source, 1, make),
-                        _ => own.publish(&topic, source, 1, make),
+                        _ => shard.publish(&topic, source, 1, make),
                     };
                     assert_eq!(published.subscribers, 24);
                     if publisher > 0 && message % (publisher * 10) == 0 {
-                        own.flush_wakeups();
+                        shard.flush_wakeups();
                     }
                 }
             });
         }
     });
     let received: Vec<_> = workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect();
-    assert!(received.iter().all(|own| *own == received[0]), "one order for everyone");
+    assert!(received.iter().all(|messages| *messages == received[0]), "all have the same order");
     for publisher in 0..PUBLISHERS {
-        let own: Vec<_> =
-            received[0].iter().filter(|(of, _)| *of == publisher).map(|(_, number)| *number).collect();
-        assert_eq!(own, (0..MESSAGES).collect::<Vec<_>>());
+        let numbers: Vec<_> =
+            received[0].iter().filter(|(from, _)| *from == publisher).map(|(_, number)| *number).collect();
+        assert_eq!(numbers, (0..MESSAGES).collect::<Vec<_>>());
     }
 }
 
@@ -698,14 +706,17 @@ fn threads_agree_on_one_order() {
 fn reserved_topics_reach_only_the_worker() {
     let router = Router::<u32>::new(1, Config::default());
     let mut shard = router.attach(ShardId(0));
-    let own = Topic::reserved("canary.0");
+    let reserved = Topic::reserved("canary.0");
     for name in [">", "*.0", "a"] {
         shard.subscribe(3, &subscription(name));
     }
-    assert_eq!(shard.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow())), Subscribed::New);
-    assert_eq!(shard.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow())), Subscribed::Already);
+    assert_eq!(shard.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(reserved.borrow())), Subscribed::New);
+    assert_eq!(
+        shard.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(reserved.borrow())),
+        Subscribed::Already
+    );
 
-    assert_eq!(router.publish(&own, None, 1, || 7).subscribers, 1);
+    assert_eq!(router.publish(&reserved, None, 1, || 7).subscribers, 1);
     let mut delivered = Vec::new();
     let mut cx = Context::from_waker(Waker::noop());
     while shard
@@ -724,9 +735,9 @@ fn reserved_topics_reach_only_the_worker() {
     assert_eq!(listed, ["*.0", ">", "a"]);
 
     let mut next = router.attach(ShardId(0));
-    assert_eq!((router.topic_count(), router.publish(&own, None, 1, || 8).subscribers), (0, 0));
-    next.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow()));
-    assert!(next.unsubscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow())));
+    assert_eq!((router.topic_count(), router.publish(&reserved, None, 1, || 8).subscribers), (0, 0));
+    next.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(reserved.borrow()));
+    assert!(next.unsubscribe(WORKER_SUBSCRIBER, &Subscription::Topic(reserved.borrow())));
     assert_eq!((router.topic_count(), next.subscription_count(WORKER_SUBSCRIBER)), (0, 0));
 }
 
@@ -756,7 +767,7 @@ fn held_bytes_account_for_the_memory_of_subscriptions() {
         move |client: u32, number: u32| short(client, number) + ".*",
         move |client: u32, number: u32| long(client, number) + ".>",
     );
-    let everyones = |_, number: u32| format!("room.{number}");
+    let shared = |_, number: u32| format!("room.{number}");
     type Name<'n> = &'n dyn Fn(u32, u32) -> String;
     let cases: [(&str, Name<'_>); 6] = [
         ("deep patterns", &deep),
@@ -764,9 +775,9 @@ fn held_bytes_account_for_the_memory_of_subscriptions() {
         ("short topics", &short),
         ("short patterns", &short_patterns),
         ("long patterns", &long_patterns),
-        ("topics of everyone", &everyones),
+        ("topics of all clients", &shared),
     ];
-    for (what, name) in cases {
+    for (kind, name) in cases {
         for clients in [1, 10, 90] {
             let empty = subscribed(0, 0, name).0.heap_bytes();
             let (router, shards) = subscribed(clients, 128, name);
@@ -775,7 +786,7 @@ fn held_bytes_account_for_the_memory_of_subscriptions() {
                 (0..clients).map(|client| shards[(client % 2) as usize].held_bytes(client / 2, 0)).sum();
             assert!(
                 accounted * 10 >= held * 8 && accounted <= held * 3,
-                "{what} of {clients} clients: {accounted} of {held} bytes are accounted"
+                "{kind} of {clients} clients: {accounted} of {held} bytes are accounted"
             );
         }
     }
@@ -797,6 +808,6 @@ fn a_fan_out_is_linear_in_a_clients_subscriptions() {
     for shard in &mut shards {
         assert_eq!(drain(shard, &Arc::new(Count::default())), [7; CLIENTS as usize / 2]);
         let lookups = shard.positions_visited();
-        assert!(lookups <= (CLIENTS / 2 * PATTERNS) as usize, "{lookups} lookups at subscriptions");
+        assert!(lookups <= (CLIENTS / 2 * PATTERNS) as usize, "{lookups} positions visited");
     }
 }

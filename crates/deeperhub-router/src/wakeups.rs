@@ -5,13 +5,13 @@ use std::task::Waker;
 /// How a publish wakes the workers that it finds asleep.
 #[derive(Debug)]
 pub(crate) enum Wakeups<'s> {
-    /// The publish wakes them when this is dropped.
+    /// The publish wakes them at its end, when this value is dropped.
     Immediate(WakeOnDrop),
-    /// The publish only records them here. The publishing worker wakes them later.
+    /// The publish only adds them to this set. The publishing worker wakes them later.
     Deferred(&'s mut ShardSet),
 }
 
-/// Wakers to call on drop: after all locks are released, and also after a panic.
+/// Wakers that are called on drop: after all locks are released, and also after a panic.
 #[derive(Debug, Default)]
 pub(crate) struct WakeOnDrop {
     first: Option<Waker>,
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_gives_each_shard_once() {
+    fn a_set_returns_each_shard_once() {
         let mut set = ShardSet::new(130);
         assert_eq!(set.pop(), None);
         for shard in [129, 0, 63, 64, 63, 0] {

@@ -1,12 +1,12 @@
 //! Wildcard matching of a pattern's text against a topic's.
 
-/// Bytes compared at a time.
+/// Bytes that are compared at a time.
 const CHUNK: usize = 16;
 
-/// Returns `true` if a valid pattern, or topic, matches a valid topic.
+/// Returns `true` if `pattern` matches `topic`. Both must be valid; `pattern` may also be a topic.
 ///
-/// Reads each byte of both a fixed number of times, whatever the wildcards are. A `*` matches
-/// exactly one level, so matching never backtracks.
+/// A `*` matches exactly one level, so matching never backtracks. Its time is linear in the length
+/// of both texts, whatever the wildcards are.
 pub(crate) fn is_match(pattern: &str, topic: &str) -> bool {
     let (pattern, mut topic) = (pattern.as_bytes(), topic.as_bytes());
     // A `>` is never part of a name, so as the last byte it is a whole level.
@@ -14,22 +14,22 @@ pub(crate) fn is_match(pattern: &str, topic: &str) -> bool {
         Some((b'>', head)) => (head, true),
         _ => (pattern, false),
     };
-    let mut at = 0;
+    let mut position = 0;
     loop {
-        let rest = pattern.get(at..).unwrap_or_default();
-        let same = agreeing_bytes(rest, topic);
-        at += same;
-        topic = topic.get(same..).unwrap_or_default();
-        let is_behind_star = at > 0 && pattern.get(at - 1) == Some(&b'*');
-        let rest_of_level = || topic.iter().position(|byte| *byte == b'.');
-        match pattern.get(at) {
-            // The head of `a.>` ends with its dot: remaining bytes are one level or more.
+        let rest = pattern.get(position..).unwrap_or_default();
+        let agreeing = count_agreeing_bytes(rest, topic);
+        position += agreeing;
+        topic = topic.get(agreeing..).unwrap_or_default();
+        let follows_star = position > 0 && pattern.get(position - 1) == Some(&b'*');
+        let next_dot = || topic.iter().position(|byte| *byte == b'.');
+        match pattern.get(position) {
+            // The head of `a.>` ends with its dot, so remaining bytes are one level or more.
             None if has_tail => return !topic.is_empty(),
-            None if is_behind_star => return rest_of_level().is_none(),
+            None if follows_star => return next_dot().is_none(),
             None => return topic.is_empty(),
-            // The `*` agreed with the first byte of a longer level.
-            Some(b'.') if is_behind_star => match rest_of_level() {
-                Some(rest) if rest > 0 => topic = topic.get(rest..).unwrap_or_default(),
+            // The `*` agreed with the first byte of a longer level. Skip the rest of the level.
+            Some(b'.') if follows_star => match next_dot() {
+                Some(dot) if dot > 0 => topic = topic.get(dot..).unwrap_or_default(),
                 _ => return false,
             },
             Some(_) => return false,
@@ -37,22 +37,23 @@ pub(crate) fn is_match(pattern: &str, topic: &str) -> bool {
     }
 }
 
-/// Returns the number of leading bytes that are equal, or a `*` in the pattern.
+/// Returns the number of leading bytes that agree: they are equal, or the pattern's byte is `*`.
 ///
-/// While both agree, a `*` stands at the start of a level of the topic. It never meets a dot, since
-/// topics have no empty levels.
-fn agreeing_bytes(pattern: &[u8], topic: &[u8]) -> usize {
+/// As long as all bytes before it agree, a `*` is compared with the first byte of a level of the
+/// topic. This byte is never a dot, because topics have no empty levels.
+fn count_agreeing_bytes(pattern: &[u8], topic: &[u8]) -> usize {
     let agrees = |(pattern, topic): (&u8, &u8)| pattern == topic || *pattern == b'*';
-    let mut at = 0;
-    while let Some((pattern, topic)) = pattern.get(at..at + CHUNK).zip(topic.get(at..at + CHUNK)) {
+    let mut start = 0;
+    while let Some((pattern, topic)) = pattern.get(start..start + CHUNK).zip(topic.get(start..start + CHUNK))
+    {
         // No early exit, so that the compiler compares all bytes with one instruction.
         if !pattern.iter().zip(topic).fold(true, |all, bytes| all & agrees(bytes)) {
             break;
         }
-        at += CHUNK;
+        start += CHUNK;
     }
-    let (pattern, topic) = (pattern.get(at..).unwrap_or_default(), topic.get(at..).unwrap_or_default());
-    at + pattern.iter().zip(topic).take_while(|bytes| agrees(*bytes)).count()
+    let (pattern, topic) = (pattern.get(start..).unwrap_or_default(), topic.get(start..).unwrap_or_default());
+    start + pattern.iter().zip(topic).take_while(|bytes| agrees(*bytes)).count()
 }
 
 #[cfg(all(test, not(loom)))]
@@ -62,7 +63,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn wildcards_stand_for_whole_levels_of_any_length() {
+    fn wildcards_match_whole_levels_of_any_length() {
         for (pattern, topic, expected) in [
             ("a.*.c", "a.b.c", true),
             ("a.*.c", "a.bb.c", true),

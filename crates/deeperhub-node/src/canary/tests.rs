@@ -3,14 +3,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use deeperhub_events::EventFilter;
 use deeperhub_metrics::Format;
-
 use deeperhub_router::ShardId;
 
 use super::*;
 use crate::worker_request::{QueuedRequest, WorkerRequest};
 use crate::{Config, Node, Phase};
 
-/// Time that a test waits for something that must happen.
+/// Time after which a test fails if a condition does not hold.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn start(timeout: Duration) -> Node {
@@ -21,10 +20,10 @@ fn start(timeout: Duration) -> Node {
     Node::start(([127, 0, 0, 1], 0).into(), config).unwrap()
 }
 
-fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + TEST_TIMEOUT;
+fn wait_until(condition: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !holds() {
-        assert!(Instant::now() < end, "waited in vain for {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for {condition}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -43,15 +42,15 @@ fn a_started_node_is_ready_and_its_probes_are_invisible() {
     let handle = node.handle();
     assert!(handle.health().is_ready(), "{:?}", handle.health());
     let mut events = handle.events(EventFilter::all()).unwrap();
-    let probes = || handle.hub.canary.round_trips.snapshot().count();
-    let before = probes();
-    assert!(before >= 2, "each worker answered once");
-    wait_until("more probes", || probes() >= before + 6);
+    let returned_probes = || handle.hub.canary.round_trips.snapshot().count();
+    let first_round = returned_probes();
+    assert!(first_round >= 2, "each worker's first probe has returned");
+    wait_until("more probes", || returned_probes() >= first_round + 6);
 
     assert_eq!(handle.topics(None, 10).unwrap().items, []);
     let text = handle.metrics_text(Format::Prometheus);
     for line in ["deeperhub_topics 0", "deeperhub_subscriptions 0", "deeperhub_canary_failing_workers 0"] {
-        assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        assert!(text.lines().any(|other| other == line), "{line} is not in {text}");
     }
     let sent = text.lines().filter(|line| line.starts_with("deeperhub_messages_sent_total"));
     assert!(sent.clone().count() > 0 && sent.clone().all(|line| line.ends_with(" 0")), "{text}");
@@ -60,14 +59,14 @@ fn a_started_node_is_ready_and_its_probes_are_invisible() {
 }
 
 #[test]
-fn a_stuck_worker_is_reported_until_it_continues() {
+fn a_stuck_worker_makes_the_node_unready_until_it_continues() {
     static STUCK: Barrier = Barrier::new(2);
     let node = start(Duration::from_millis(40));
     let handle = node.handle();
     run_on(&node, 1, || {
         STUCK.wait();
     });
-    wait_until("a reason", || handle.health().reasons.iter().any(|reason| reason.worker == Some(1)));
+    wait_until("an unready reason", || handle.health().reasons.iter().any(|reason| reason.worker == Some(1)));
     let reason = handle.health().reasons.into_iter().find(|reason| reason.worker == Some(1)).unwrap();
     assert_eq!((reason.check, reason.code), (HealthCheck::Canary, "delivery_stalled"));
     assert!(reason.since.is_some_and(|since| since <= SystemTime::now()));
@@ -75,39 +74,40 @@ fn a_stuck_worker_is_reported_until_it_continues() {
     assert!(handle.metrics_text(Format::Prometheus).contains("deeperhub_canary_missed_total"));
 
     STUCK.wait();
-    wait_until("its recovery", || handle.health().is_ready());
+    wait_until("readiness", || handle.health().is_ready());
 }
 
 #[test]
 fn a_dead_worker_is_replaced_and_probed_again() {
     let node = start(TEST_TIMEOUT);
     let handle = node.handle();
-    let answered = || handle.hub.canary.state().workers[0].round_trip.take().is_some();
+    let take_round_trip = || handle.hub.canary.state().workers[0].last_round_trip.take().is_some();
     run_on(&node, 0, || panic!("a worker dies in a test"));
-    let restarts = || handle.metrics_text(Format::Prometheus).contains("deeperhub_worker_restarts_total 1");
-    wait_until("its replacement", restarts);
-    answered();
-    wait_until("its next answer", answered);
+    let has_restarted =
+        || handle.metrics_text(Format::Prometheus).contains("deeperhub_worker_restarts_total 1");
+    wait_until("the replacement", has_restarted);
+    take_round_trip();
+    wait_until("a probe of the replacement", take_round_trip);
     assert!(handle.health().is_ready());
 }
 
-/// Panics if the test injected a panic.
-pub(super) fn panic_if_injected(canary: &Canary) {
+/// Panics if a test has requested it.
+pub(super) fn panic_if_requested(canary: &Canary) {
     use std::sync::atomic::Ordering::Relaxed;
-    let wanted = canary
-        .injected_panics
-        .fetch_update(Relaxed, Relaxed, |injected_panics| injected_panics.checked_sub(1));
-    assert!(wanted.is_err(), "a test kills the canary");
+    let is_requested =
+        canary.requested_panics.fetch_update(Relaxed, Relaxed, |panics| panics.checked_sub(1)).is_ok();
+    assert!(!is_requested, "a test requested this panic");
 }
 
 #[test]
-fn the_probe_thread_restarts_after_a_panic() {
+fn the_canary_thread_restarts_after_a_panic() {
     let node = start(TEST_TIMEOUT);
     let canary = &node.handle().hub.canary;
-    canary.injected_panics.store(2, std::sync::atomic::Ordering::Relaxed);
-    wait_until("its restarts", || canary.restarts.value() == 2);
-    let before = canary.round_trips.snapshot().count();
-    wait_until("more probes", || canary.round_trips.snapshot().count() > before + 2);
+    canary.requested_panics.store(2, std::sync::atomic::Ordering::Relaxed);
+    wait_until("two restarts", || canary.restarts.value() == 2);
+    let returned_probes = || canary.round_trips.snapshot().count();
+    let after_restarts = returned_probes();
+    wait_until("more probes", || returned_probes() > after_restarts + 2);
     assert!(node.handle().health().is_ready());
 }
 
@@ -118,7 +118,7 @@ fn without_an_interval_there_are_no_probes() {
     config.canary.interval = Duration::ZERO;
     let node = Node::start(([127, 0, 0, 1], 0).into(), config).unwrap();
     assert!(node.handle().health().is_ready());
-    assert_eq!(node.handle().hub.canary.round_trip(), None);
+    assert_eq!(node.handle().hub.canary.last_round_trip(), None);
 }
 
 #[test]
@@ -133,19 +133,23 @@ fn the_probe_number_is_read_from_the_frame() {
     }
 }
 
+/// Marks the broker's probe as sent and returns its number.
+fn send_broker_probe(canary: &Canary) -> u64 {
+    let mut state = canary.state();
+    let State { broker, next_number, .. } = &mut *state;
+    let target = broker.as_mut().unwrap();
+    target.start_probe();
+    target.take_due(next_number).unwrap()
+}
+
 #[test]
 fn a_broker_probe_that_reached_no_worker_is_due_again() {
     let canary = Canary::new(CanaryConfig::default(), 3, true);
-    let send = || {
-        let mut state = canary.state();
-        let State { cluster, next, .. } = &mut *state;
-        State::assign_number(next, cluster.as_mut().unwrap())
-    };
-    let is_due = || canary.state().cluster.as_ref().unwrap().is_due;
+    let is_due = || matches!(canary.state().broker.as_ref().unwrap().probe, Probe::Due);
     let code = || canary.cluster_unready_reason().map(|reason| reason.code);
     // The probe is offered to all workers, but none has subscribed.
     let offered = std::cell::RefCell::new(Vec::new());
-    canary.offer_to_workers(send(), |worker| {
+    canary.offer_to_workers(send_broker_probe(&canary), |worker| {
         offered.borrow_mut().push(worker);
         0
     });
@@ -153,12 +157,34 @@ fn a_broker_probe_that_reached_no_worker_is_due_again() {
     assert_eq!((offered.into_inner(), is_due()), (vec![0, 1, 2], true));
     canary.record_missed(true);
     assert_eq!(code(), None);
-    // One subscribed worker is enough to judge the broker.
-    canary.on_worker_attached(1);
-    canary.offer_to_workers(send(), |worker| u64::from(worker == 1));
+    // As soon as one worker has subscribed, a missed probe means that the broker fails.
+    canary.on_worker_subscribed(1);
+    canary.offer_to_workers(send_broker_probe(&canary), |worker| u64::from(worker == 1));
     assert!(!is_due());
     canary.record_missed(true);
     assert_eq!(code(), Some("cluster_stalled"));
+}
+
+#[test]
+fn each_missed_probe_is_counted_once() {
+    let canary = Canary::new(CanaryConfig::default(), 2, true);
+    canary.on_worker_subscribed(0);
+    for interval in 1..=3 {
+        canary.mark_due(true);
+        canary.record_missed(true);
+        canary.record_missed(true);
+        // The broker gets a new probe in each interval. The probes of the workers stay open.
+        assert_eq!((canary.missed.value(), canary.cluster_missed.value()), (2, interval));
+    }
+    assert_eq!(canary.failing_workers(), 2);
+    // The probe through a broker whose connection changed is not counted.
+    canary.mark_due(true);
+    canary.record_missed(false);
+    assert_eq!(canary.cluster_missed.value(), 3);
+    // A disconnected broker gets no probe and is not failing.
+    canary.mark_due(false);
+    canary.record_missed(true);
+    assert_eq!((canary.cluster_missed.value(), canary.cluster_unready_reason()), (3, None));
 }
 
 #[test]

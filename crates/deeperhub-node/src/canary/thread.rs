@@ -1,4 +1,4 @@
-//! The thread that sends probes.
+//! The canary thread, which sends probes.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,15 +12,16 @@ use tracing::warn;
 use super::Canary;
 use crate::hub::Hub;
 
-/// Time that a stop waits for the thread. The thread ends sooner, unless one of its calls hangs.
+/// Time that a stop waits for the thread. Protects the stop against a call of the thread that
+/// hangs.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Handle of the thread that sends probes. Dropping it ends the thread.
+/// Handle of the canary thread. Dropping the handle ends the thread.
 #[derive(Debug)]
 pub(crate) struct CanaryThread {
     canary: Arc<Canary>,
     thread: Option<JoinHandle<()>>,
-    /// Channel that closes when the thread ends.
+    /// Receiving end of a channel that closes when the thread ends.
     ended: mpsc::Receiver<Infallible>,
 }
 
@@ -32,9 +33,9 @@ impl CanaryThread {
             return Ok(None);
         }
         let hub = Arc::clone(hub);
-        let (running, ended) = mpsc::channel();
+        let (open_until_end, ended) = mpsc::channel();
         let run = move || {
-            let _running = running;
+            let _open_until_end = open_until_end;
             hub.canary.run(&hub);
         };
         let thread = thread::Builder::new().name("hub-canary".to_owned()).spawn(run)?;
@@ -50,7 +51,7 @@ impl Drop for CanaryThread {
             return warn!("Canary thread did not stop in time");
         }
         if let Some(thread) = self.thread.take() {
-            // A panic was logged already.
+            // A panic of the thread was logged when it occurred.
             let _ = thread.join();
         }
     }

@@ -1,28 +1,32 @@
+//! The `authenticate` message: logs in, or renews a login.
+
 use deeperhub_listener::{ConnectionKey, Context};
 use deeperhub_protocol::message::{MessageId, ServerMessage};
 use deeperhub_protocol::{ErrorCode, Subscription};
 
 use crate::auth::Login;
-use crate::local::Local;
 use crate::metrics::SentType;
+use crate::node_worker::NodeWorker;
 use crate::session::{Session, error_reply};
 
-/// Cost of verifying a token, in the listener's byte cost. Verifying takes up to two milliseconds
-/// if all P-384 keys have to be tried, and usually a tenth of that.
+/// Cost of verifying a token, for [`Context::charge`]. Lets other clients of the worker go first: a
+/// verification takes up to two milliseconds if all P-384 keys have to be tried, and usually a
+/// tenth of that.
 const VERIFICATION_COST: usize = 128 * 1024;
 
-/// Logs in, or renews a login. A rejected token changes nothing.
+/// Verifies a token and replaces the connection's login. Ends the subscriptions that the new login
+/// does not grant. A rejected token changes nothing.
 pub(crate) fn authenticate(
     session: &mut Session,
     id: Option<MessageId<'_>>,
     token: &str,
-    cx: &mut Context<'_, Local>,
+    cx: &mut Context<'_, NodeWorker>,
 ) {
     let (key, now) = (cx.key(), cx.now());
     cx.charge(VERIFICATION_COST);
-    let local = cx.worker();
-    let seconds = local.unix_seconds(now);
-    let login = match local.hub.config.auth.verify(token, seconds) {
+    let worker = cx.worker();
+    let now_seconds = worker.unix_seconds(now);
+    let login = match worker.hub.config.auth.verify(token, now_seconds) {
         Ok(claims) => Login::from_token(claims),
         Err(error) => {
             let text = error.to_string();
@@ -41,8 +45,8 @@ pub(crate) fn authenticate(
     match session.user() {
         // The user of a token replaces the user of a certificate.
         Some(user) if *user != login.user && !had_token => {
-            local.remove_user(user, key);
-            local.add_user(&login.user, key);
+            worker.remove_user(user, key);
+            worker.add_user(&login.user, key);
         }
         // The connection's subscriptions and messages belong to its first user.
         Some(user) if *user != login.user => {
@@ -51,16 +55,16 @@ pub(crate) fn authenticate(
             return session.reply_error(&error.to_message(), cx);
         }
         Some(_) => {}
-        None => local.add_user(&login.user, key),
+        None => worker.add_user(&login.user, key),
     }
-    let ended = subscriptions_without_grant(&login, key, local);
+    let revoked = subscriptions_without_grant(&login, key, worker);
     let reply = ServerMessage::Authenticated { id, user: &login.user, expires_at: login.expires_at() };
     session.reply(SentType::Authenticated, &reply, cx);
     session.login = Some(Box::new(login));
-    for subscription in ended {
-        let local = cx.worker();
-        if local.shard.unsubscribe(key, &subscription) {
-            local.metrics.subscriptions.dec();
+    for subscription in revoked {
+        let worker = cx.worker();
+        if worker.shard.unsubscribe(key, &subscription) {
+            worker.metrics.subscriptions.dec();
         }
         let notice = ServerMessage::Unsubscribed { id: None, topic: subscription.as_str() };
         session.reply(SentType::Unsubscribed, &notice, cx);
@@ -71,12 +75,12 @@ pub(crate) fn authenticate(
 fn subscriptions_without_grant(
     login: &Login,
     key: ConnectionKey,
-    local: &Local,
+    worker: &NodeWorker,
 ) -> Vec<Subscription<'static>> {
     if login.is_unrestricted() {
         return Vec::new();
     }
-    let subscriptions = local.shard.subscriptions(key).filter_map(|name| Subscription::parse(name).ok());
+    let subscriptions = worker.shard.subscriptions(key).filter_map(|name| Subscription::parse(name).ok());
     subscriptions
         .filter(|subscription| !login.may_subscribe(subscription))
         .map(Subscription::into_owned)

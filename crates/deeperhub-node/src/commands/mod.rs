@@ -1,4 +1,4 @@
-//! Client messages: one file for each command.
+//! Handlers of client messages, with one file for each message type.
 
 mod authenticate;
 mod echo;

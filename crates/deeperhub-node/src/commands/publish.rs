@@ -1,14 +1,17 @@
+//! The `publish` message.
+
 use deeperhub_listener::Context;
 use deeperhub_protocol::message::{MessageId, ServerMessage};
 use deeperhub_protocol::{RawJson, Topic};
 
 use crate::hub::Publisher;
-use crate::local::Local;
 use crate::metrics::SentType;
+use crate::node_worker::NodeWorker;
 use crate::session::{Session, forbidden_reply};
 use crate::trace::MessageSpan;
 
-/// Cost of a pattern-matching step, in the listener's byte cost.
+/// Cost of a pattern-matching step, for [`Context::charge`]. Lets other clients of the worker go
+/// first if matching a topic takes long.
 const MATCHING_STEP_COST: usize = 16;
 
 /// Arguments of a publish.
@@ -25,7 +28,7 @@ pub(crate) fn publish(
     id: Option<MessageId<'_>>,
     publish: &Publish<'_>,
     span: Option<&mut MessageSpan>,
-    cx: &mut Context<'_, Local>,
+    cx: &mut Context<'_, NodeWorker>,
 ) {
     if session.login.as_ref().is_some_and(|login| !login.may_publish(publish.topic)) {
         let error =
@@ -33,37 +36,37 @@ pub(crate) fn publish(
         return session.reply_error(&error, cx);
     }
     let (key, now) = (cx.key(), cx.now());
-    let local = cx.worker();
+    let worker = cx.worker();
     let publisher = Publisher {
         id: &session.client_id,
         connection_id: session.connection_id,
         is_excluded: publish.exclude_self,
-        shard: &mut local.shard,
+        shard: &mut worker.shard,
     };
-    let active = span.as_ref().map(|span| &span.span);
-    let outcome = local.hub.publish(publish.topic, publish.message, Some(publisher), now, active);
+    let active_span = span.as_ref().map(|span| &span.span);
+    let outcome = worker.hub.publish(publish.topic, publish.message, Some(publisher), now, active_span);
     if let Some(span) = span {
         span.subscribers = Some(outcome.subscribers);
     }
-    if let Some(top_window) = &mut local.top_window {
+    if let Some(top_window) = &mut worker.top_window {
         top_window.publish(publish.topic.as_str(), outcome.subscribers, publish.message.as_str().len(), now);
     }
-    session.record_publish(publish.message.as_str().len(), local.uncongested_rounds);
+    session.record_publish(publish.message.as_str().len(), worker.uncongested_rounds);
     cx.charge(outcome.matching_steps * MATCHING_STEP_COST);
-    let local = cx.worker();
+    let worker = cx.worker();
     if outcome.is_congested {
-        // Another worker is congested: reading from this publisher pauses, and TCP slows its client
+        // A worker is congested. Stop reading from this publisher, so that TCP slows its client
         // down.
-        local.paused_publishers.push(key);
+        worker.paused_publishers.push(key);
         cx.pause_reading();
     }
     if id.is_some() {
-        let local = cx.worker();
-        let own = if publish.exclude_self { local.shard.count_matches(key, publish.topic) } else { 0 };
+        let worker = cx.worker();
+        let excluded = if publish.exclude_self { worker.shard.count_matches(key, publish.topic) } else { 0 };
         let reply = ServerMessage::Published {
             id,
             topic: publish.topic.as_str(),
-            subscribers: outcome.subscribers.saturating_sub(own),
+            subscribers: outcome.subscribers.saturating_sub(excluded),
             cluster: outcome.cluster,
         };
         session.reply(SentType::Published, &reply, cx);

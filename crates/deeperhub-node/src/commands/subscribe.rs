@@ -1,18 +1,20 @@
+//! The `subscribe` message.
+
 use deeperhub_listener::Context;
 use deeperhub_protocol::message::{MessageId, ServerMessage};
 use deeperhub_protocol::{ErrorCode, Subscription};
 use deeperhub_router::Subscribed;
 
-use crate::local::Local;
 use crate::metrics::{Limit, SentType};
+use crate::node_worker::NodeWorker;
 use crate::session::{Session, forbidden_reply};
 
-/// Subscribes to a topic or pattern from now on.
+/// Subscribes the client to a topic or pattern from now on.
 pub(crate) fn subscribe(
     session: &mut Session,
     id: Option<MessageId<'_>>,
     subscription: &Subscription<'_>,
-    cx: &mut Context<'_, Local>,
+    cx: &mut Context<'_, NodeWorker>,
 ) {
     if session.login.as_ref().is_some_and(|login| !login.may_subscribe(subscription)) {
         let error =
@@ -20,10 +22,10 @@ pub(crate) fn subscribe(
         return session.reply_error(&error, cx);
     }
     let key = cx.key();
-    let local = cx.worker();
-    let full = local.shard.subscription_count(key) >= local.live.max_subscriptions;
-    if full && !local.shard.is_subscribed(key, subscription) {
-        local.metrics.count_limited(Limit::Subscriptions);
+    let worker = cx.worker();
+    let is_full = worker.shard.subscription_count(key) >= worker.live_config.max_subscriptions;
+    if is_full && !worker.shard.is_subscribed(key, subscription) {
+        worker.metrics.count_limited(Limit::Subscriptions);
         let error = ServerMessage::Error {
             id,
             code: ErrorCode::TooManySubscriptions,
@@ -34,10 +36,10 @@ pub(crate) fn subscribe(
         };
         return session.reply_error(&error, cx);
     }
-    // Subscribes before the reply, so that a publish that counts the subscriber reaches it.
-    // Deliveries are queued only after this message was handled, so none overtakes the reply.
-    if local.shard.subscribe(key, subscription) == Subscribed::New {
-        local.metrics.subscriptions.inc();
+    // Subscribe before replying: a publish that counts the new subscriber must reach it. Deliveries
+    // are queued only after this message was handled, so none overtakes the reply.
+    if worker.shard.subscribe(key, subscription) == Subscribed::New {
+        worker.metrics.subscriptions.inc();
     }
     session.reply(SentType::Subscribed, &ServerMessage::Subscribed { id, topic: subscription.as_str() }, cx);
 }

@@ -1,22 +1,24 @@
+//! The `unsubscribe` message.
+
 use deeperhub_listener::Context;
 use deeperhub_protocol::Subscription;
 use deeperhub_protocol::message::{MessageId, ServerMessage};
 
-use crate::local::Local;
 use crate::metrics::SentType;
+use crate::node_worker::NodeWorker;
 use crate::session::Session;
 
-/// Ends a subscription. The reply is the same if there was none.
+/// Ends a subscription of the client. The reply is the same if there was no such subscription.
 pub(crate) fn unsubscribe(
     session: &mut Session,
     id: Option<MessageId<'_>>,
     subscription: &Subscription<'_>,
-    cx: &mut Context<'_, Local>,
+    cx: &mut Context<'_, NodeWorker>,
 ) {
     let key = cx.key();
-    let local = cx.worker();
-    if local.shard.unsubscribe(key, subscription) {
-        local.metrics.subscriptions.dec();
+    let worker = cx.worker();
+    if worker.shard.unsubscribe(key, subscription) {
+        worker.metrics.subscriptions.dec();
     }
     session.reply(
         SentType::Unsubscribed,

@@ -15,14 +15,14 @@ pub struct CustomGauge {
     pub help: &'static str,
     /// Unit of the value.
     pub unit: Unit,
-    /// Reads the value. Called whenever metrics are read.
+    /// Returns the value. Called whenever metrics are read.
     pub read: fn() -> i64,
 }
 
 /// Kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
-    /// Value that only grows.
+    /// Value that never falls.
     Counter,
     /// Current value, which may fall.
     Gauge,

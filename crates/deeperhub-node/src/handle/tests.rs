@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use deeperhub_protocol::TopicError;
 use futures_util::SinkExt;
@@ -6,15 +7,17 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
+use crate::Node;
+use crate::trace::{Sampler, Span, SpanSink, TraceMetrics};
 use crate::worker_request::tests::{receive, run, start, within_test_timeout};
 
-/// A value nested in as many arrays as `levels` says.
+/// Returns a value that is nested in `levels` arrays.
 fn nested(levels: usize) -> Value {
     (0..levels).fold(Value::Null, |inner, _| json!([inner]))
 }
 
 #[test]
-fn publish_rejects_invalid_topics_and_messages_without_an_effect() {
+fn publish_rejects_invalid_topics_and_messages() {
     let node = start(1);
     let handle = node.handle();
     let error = handle.publish("a..b", &1).unwrap_err();
@@ -55,6 +58,19 @@ fn messages_to_clients_need_a_type() {
 }
 
 #[test]
+fn a_client_of_a_worker_that_does_not_exist_is_not_found() {
+    let node = start(1);
+    let handle = node.handle();
+    let client = ClientId::parse("n.1-0-0").unwrap();
+    run(async {
+        let not_found = Err(SendError::NotFound(ClientNotFound));
+        assert_eq!(handle.send_to_client(&client, &json!({ "type": "x" })).await, not_found.clone());
+        assert_eq!(handle.disconnect(&client).await, not_found);
+        assert_eq!(handle.client(&client).await, Err(SendError::NotFound(ClientNotFound)));
+    });
+}
+
+#[test]
 fn serializable_messages_reach_clients() {
     let node = start(2);
     let handle = node.handle();
@@ -75,6 +91,34 @@ fn serializable_messages_reach_clients() {
         assert_eq!(receive(&mut client).await, json!({ "type": "news", "data": 1 }));
         assert_eq!(handle.send_to_user("nobody", &json!({ "type": "note" })).await.unwrap().count, 0);
     });
+}
+
+#[derive(Debug, Default)]
+struct SpanCount(AtomicUsize);
+
+impl SpanSink for SpanCount {
+    fn record(&self, _: Span) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn the_client_trace_limit_does_not_apply_to_handles() {
+    let spans = Arc::new(SpanCount::default());
+    let mut config = Config::default();
+    config.listener.workers = 1;
+    config.canary.interval = Duration::ZERO;
+    config.tracer =
+        Tracer::new(Sampler::parent_based(0.0), spans.clone(), TraceMetrics::default()).with_client_rate(0);
+    let node = Node::start(([127, 0, 0, 1], 0).into(), config).unwrap();
+    let handle = node.handle();
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let trace = TraceContext::new(Some(parent.into()), None);
+    let (topic, message) = (Topic::parse("a").unwrap(), RawJson::parse("1").unwrap());
+    handle.publish_raw(&topic, message, &trace);
+    assert_eq!(spans.0.load(Ordering::Relaxed), 1);
+    handle.publish_to_other_nodes(&topic, message, &trace);
+    assert_eq!(spans.0.load(Ordering::Relaxed), 2);
 }
 
 /// Handles and their futures can be used on any thread.

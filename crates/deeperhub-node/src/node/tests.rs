@@ -85,9 +85,9 @@ fn calls_to_a_worker_that_dies_fail_at_once() {
         let message = RawJson::parse(r#"{"type":"x"}"#).unwrap();
         let mut calls =
             Box::pin(async { tokio::join!(handle.broadcast_raw(message), handle.clients(None, 10)) });
-        // The calls are queued.
-        let asked = tokio::time::timeout(Duration::from_millis(20), &mut calls).await;
-        assert!(asked.is_err(), "{asked:?}");
+        // Long enough to queue the calls.
+        let result = tokio::time::timeout(Duration::from_millis(20), &mut calls).await;
+        assert!(result.is_err(), "{result:?}");
         STUCK.wait();
         let (broadcast, clients) = within_test_timeout(calls).await;
         assert_eq!(broadcast, Err(WorkerTimeout));

@@ -1,4 +1,4 @@
-//! Rate limits of one connection.
+//! Rate limits of one connection. Times are given as hub time: the time since the hub's start.
 
 use std::time::Duration;
 
@@ -7,73 +7,81 @@ use deeperhub_protocol::{CloseCode, CloseReason};
 use deeperhub_security::{BurstAllowance, DrawOutcome, MAX_ADDRESSES, RateLimit, RateLimiter, RetryAfter};
 
 use super::Session;
-use crate::local::Local;
 use crate::metrics::Limit;
+use crate::node_worker::NodeWorker;
 
-/// Window in which rejected messages are counted.
+/// Length of the window in which violations of rate limits are counted.
 const VIOLATION_WINDOW: Duration = Duration::from_secs(10);
 
-/// Minimum number of rejected messages in the window that closes a connection. A larger burst
-/// raises it.
+/// Minimum violations in a window at which a connection is closed. See
+/// [`Session::count_violation`].
 const MIN_VIOLATIONS_TO_CLOSE: u32 = 10;
 
 impl Session {
-    /// Checks the rate limits for a message of `bytes`. The error is the time to wait.
-    pub(super) fn check_rates(&mut self, bytes: usize, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
+    /// Checks the rates of messages and bytes for a message of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// If a rate is exceeded and limits are enforced, the error is the time to wait.
+    pub(super) fn check_rates(
+        &mut self,
+        bytes: usize,
+        cx: &mut Context<'_, NodeWorker>,
+    ) -> Result<(), Duration> {
         let now = cx.now();
-        let local = cx.worker();
-        let now = now.saturating_duration_since(local.hub.started);
-        if let Some(limit) = local.live.rate_limit
+        let worker = cx.worker();
+        let now = now.saturating_duration_since(worker.hub.started);
+        if let Some(limit) = worker.live_config.rate_limit
             && let Err(retry) = self.message_limiter.limiter.check(&limit, now)
         {
             let check = RateCheck { kind: RateKind::Messages, limit, amount: 1, now };
-            self.on_rate_exceeded(check, retry, local)?;
+            self.on_rate_exceeded(check, retry, worker)?;
         }
-        if let Some(limit) = local.live.byte_rate_limit
+        if let Some(limit) = worker.live_config.byte_rate_limit
             && let Err(retry) =
-                self.limiter(RateKind::Bytes, &limit, local).limiter.check_amount(&limit, bytes, now)
+                self.limiter(RateKind::Bytes, &limit, worker).limiter.check_amount(&limit, bytes, now)
         {
             let check = RateCheck { kind: RateKind::Bytes, limit, amount: bytes, now };
-            self.on_rate_exceeded(check, retry, local)?;
+            self.on_rate_exceeded(check, retry, worker)?;
         }
         Ok(())
     }
 
-    /// Handles a rejection by a limiter. Draws from the connection's first burst and checks the
-    /// limiter again. If it still rejects, counts the rejection, and returns the time to wait if
-    /// limits are enforced.
+    /// Handles a rejection by a limiter. If the connection's burst comes from its address's pool,
+    /// draws from the pool and checks the limiter again. If the limiter still rejects the amount,
+    /// counts it as over the limit.
+    ///
+    /// # Errors
+    ///
+    /// If the amount is over the limit and limits are enforced, the error is the time to wait.
     #[cold]
     pub(super) fn on_rate_exceeded(
         &mut self,
         RateCheck { kind, limit, amount, now }: RateCheck,
         mut retry: RetryAfter,
-        local: &mut Local,
+        worker: &mut NodeWorker,
     ) -> Result<(), Duration> {
         let mut exceeded = kind.limit();
-        if let Some(burst_pool_since) = self.burst_pool_since(local)
-            && let Some(bursts) = &local.hub.burst_pool
+        if let Some(burst_pool_since) = self.burst_pool_since(worker)
+            && let Some(bursts) = &worker.hub.burst_pool
         {
             let address = self.peer.ip();
             let pool = |amount| bursts.draw(address, amount, limit.burst, now);
-            let SessionLimiter { limiter, first } = self.limiter(kind, &limit, local);
-            match first.draw(limiter, &limit, amount, (burst_pool_since, now), pool) {
+            let SessionLimiter { limiter, burst_allowance } = self.limiter(kind, &limit, worker);
+            match burst_allowance.draw(limiter, &limit, amount, (burst_pool_since, now), pool) {
                 DrawOutcome::Some => match limiter.check_amount(&limit, amount, now) {
                     Ok(()) => return Ok(()),
-                    Err(again) => retry = again,
+                    Err(later_retry) => retry = later_retry,
                 },
                 DrawOutcome::Refused => exceeded = Limit::FirstBurst,
                 DrawOutcome::Spent => {}
             }
-            let forgotten = bursts.take_evicted();
-            if forgotten > 0 {
-                tracing::warn!(
-                    forgotten,
-                    max = MAX_ADDRESSES,
-                    "Addresses of new connections forgotten too early"
-                );
+            let evicted = bursts.take_evicted();
+            if evicted > 0 {
+                tracing::warn!(evicted, max = MAX_ADDRESSES, "Too many addresses in the burst pool");
             }
         }
-        local.on_limit_exceeded(exceeded, retry)
+        worker.on_limit_exceeded(exceeded, retry)
     }
 
     /// Counts bytes that the connection has published.
@@ -81,13 +89,13 @@ impl Session {
         self.rare_limiters.get_or_insert_default().publishes.add(bytes, uncongested_rounds);
     }
 
-    /// Returns when the connection opened, in the hub's time, if its bursts come from its address's
-    /// pool. A trusted proxy's own connections have bursts of their own, since a proxy may speak
-    /// for many clients.
-    pub(super) fn burst_pool_since(&self, local: &Local) -> Option<Duration> {
-        local.hub.burst_pool.as_ref()?;
-        let opened_at = self.opened_at?.saturating_duration_since(local.hub.started);
-        (!local.hub.config.listener.trusted_proxies.trusts(self.peer.ip())).then_some(opened_at)
+    /// Returns the hub time at which the connection opened, if its bursts come from its address's
+    /// pool. Connections of a trusted proxy itself have their own bursts, because one proxy serves
+    /// many clients.
+    pub(super) fn burst_pool_since(&self, worker: &NodeWorker) -> Option<Duration> {
+        worker.hub.burst_pool.as_ref()?;
+        let opened_at = self.opened_at?.saturating_duration_since(worker.hub.started);
+        (!worker.hub.config.listener.trusted_proxies.trusts(self.peer.ip())).then_some(opened_at)
     }
 
     /// Returns the limiter of a kind. Creates it on first use.
@@ -95,9 +103,9 @@ impl Session {
         &mut self,
         kind: RateKind,
         limit: &RateLimit,
-        local: &Local,
+        worker: &NodeWorker,
     ) -> &mut SessionLimiter {
-        let burst_pool_since = self.burst_pool_since(local);
+        let burst_pool_since = self.burst_pool_since(worker);
         if let RateKind::Messages = kind {
             return &mut self.message_limiter;
         }
@@ -110,29 +118,35 @@ impl Session {
         slot.get_or_insert_with(|| SessionLimiter::new(limit, burst_pool_since))
     }
 
-    /// Checks the rate of tokens, in addition to [`Self::check_rates`].
-    pub(super) fn check_token_rate(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
-        let Some(limit) = cx.worker().live.token_rate_limit else { return Ok(()) };
+    /// Checks the rate of tokens. [`Self::check_rates`] has checked the message before.
+    ///
+    /// # Errors
+    ///
+    /// If the rate is exceeded and limits are enforced, the error is the time to wait.
+    pub(super) fn check_token_rate(&mut self, cx: &mut Context<'_, NodeWorker>) -> Result<(), Duration> {
+        let Some(limit) = cx.worker().live_config.token_rate_limit else { return Ok(()) };
         self.check_rare_rate(RateKind::Tokens, limit, cx)
     }
 
+    /// Checks a rate other than those of [`Self::check_rates`], with the same errors.
     pub(super) fn check_rare_rate(
         &mut self,
         kind: RateKind,
         limit: RateLimit,
-        cx: &mut Context<'_, Local>,
+        cx: &mut Context<'_, NodeWorker>,
     ) -> Result<(), Duration> {
         let now = cx.now();
-        let local = cx.worker();
-        let now = now.saturating_duration_since(local.hub.started);
-        match self.limiter(kind, &limit, local).limiter.check(&limit, now) {
+        let worker = cx.worker();
+        let now = now.saturating_duration_since(worker.hub.started);
+        match self.limiter(kind, &limit, worker).limiter.check(&limit, now) {
             Ok(()) => Ok(()),
-            Err(retry) => self.on_rate_exceeded(RateCheck { kind, limit, amount: 1, now }, retry, local),
+            Err(retry) => self.on_rate_exceeded(RateCheck { kind, limit, amount: 1, now }, retry, worker),
         }
     }
 
-    /// Counts a violation of `limit`. Closes the connection if there are too many.
-    pub(super) fn count_violation(&mut self, limit: Option<RateLimit>, cx: &mut Context<'_, Local>) {
+    /// Counts a violation of a rate limit. Closes the connection at [`MIN_VIOLATIONS_TO_CLOSE`]
+    /// violations in the current window, or at the burst of `limit` if that is larger.
+    pub(super) fn count_violation(&mut self, limit: Option<RateLimit>, cx: &mut Context<'_, NodeWorker>) {
         let burst = limit.map_or(0, |limit| limit.burst.get());
         let now = cx.now();
         let count = self.violations.increment(now.saturating_duration_since(cx.worker().hub.started));
@@ -142,8 +156,8 @@ impl Session {
     }
 }
 
-/// Limiters of message bytes, of tokens in messages, and of unsolicited pings and pongs. Also
-/// counts the bytes of publishes that are still queued for other workers.
+/// State that few connections need: limiters of message bytes, tokens, and pings and pongs, and a
+/// counter of queued publishes.
 #[derive(Debug, Default)]
 pub(super) struct RareLimiters {
     bytes: Option<SessionLimiter>,
@@ -152,14 +166,14 @@ pub(super) struct RareLimiters {
     pub(super) publishes: QueuedPublishes,
 }
 
-/// Check of a rate limit.
+/// Arguments of a rate limit's check.
 #[derive(Debug)]
 pub(super) struct RateCheck {
     kind: RateKind,
     limit: RateLimit,
-    /// Messages or bytes.
+    /// Number of messages or bytes.
     amount: usize,
-    /// Hub's time.
+    /// Hub time of the check.
     now: Duration,
 }
 
@@ -183,51 +197,51 @@ impl RateKind {
     }
 }
 
-/// Limiter with the state of its connection's first burst. 16 bytes.
+/// Limiter, with the state of the connection's draws from its address's burst pool. 16 bytes.
 #[derive(Debug, Default)]
 pub(super) struct SessionLimiter {
     limiter: RateLimiter,
-    first: BurstAllowance,
+    burst_allowance: BurstAllowance,
 }
 
 impl SessionLimiter {
-    /// Creates a limiter. If its burst comes from a pool, it starts empty; `burst_pool_since` is
-    /// when the connection opened.
+    /// Creates a limiter. `burst_pool_since` is the hub time at which the connection opened, if its
+    /// burst comes from a pool. The limiter then starts without a burst.
     pub(super) fn new(limit: &RateLimit, burst_pool_since: Option<Duration>) -> Self {
-        let limiter = burst_pool_since.map_or_else(RateLimiter::default, |burst_pool_since| {
-            RateLimiter::empty(limit, burst_pool_since)
-        });
-        Self { limiter, first: BurstAllowance::default() }
+        let limiter =
+            burst_pool_since.map_or_else(RateLimiter::default, |since| RateLimiter::empty(limit, since));
+        Self { limiter, burst_allowance: BurstAllowance::default() }
     }
 }
 
-/// Published bytes of a connection that may still be queued for congested workers. 8 bytes.
+/// Published bytes of a connection that may still be queued for congested workers: those since the
+/// last round in which no worker was congested. 8 bytes.
 #[derive(Debug, Default)]
 pub(super) struct QueuedPublishes {
-    /// Value of the worker's [`Local::uncongested_rounds`] at the last publish.
-    since: u32,
+    /// Value of the worker's [`NodeWorker::uncongested_rounds`] at the last publish.
+    uncongested_rounds: u32,
     bytes: u32,
 }
 
 impl QueuedPublishes {
     /// Counts a publish.
     pub(super) fn add(&mut self, bytes: usize, uncongested_rounds: u32) {
-        let before = self.bytes(uncongested_rounds);
-        self.since = uncongested_rounds;
-        self.bytes = u32::try_from(before.saturating_add(bytes)).unwrap_or(u32::MAX);
+        let queued = self.bytes(uncongested_rounds);
+        self.uncongested_rounds = uncongested_rounds;
+        self.bytes = u32::try_from(queued.saturating_add(bytes)).unwrap_or(u32::MAX);
     }
 
     /// Returns the bytes that may still be queued.
     pub(super) fn bytes(&self, uncongested_rounds: u32) -> usize {
-        if self.since == uncongested_rounds { self.bytes as usize } else { 0 }
+        if self.uncongested_rounds == uncongested_rounds { self.bytes as usize } else { 0 }
     }
 }
 
 /// Violations in the current window. 8 bytes.
 #[derive(Debug, Default)]
 pub(super) struct ViolationCounter {
-    /// Start of the window, in milliseconds of the hub's time, wrapping.
-    since: u32,
+    /// Start of the window in milliseconds of hub time, wrapping.
+    window_start: u32,
     count: u32,
 }
 
@@ -235,9 +249,9 @@ impl ViolationCounter {
     /// Counts a violation. Returns the number in the current window.
     pub(super) fn increment(&mut self, now: Duration) -> u32 {
         let now = now.as_millis() as u32;
-        let age = Duration::from_millis(now.wrapping_sub(self.since).into());
+        let age = Duration::from_millis(now.wrapping_sub(self.window_start).into());
         if self.count == 0 || age >= VIOLATION_WINDOW {
-            *self = Self { since: now, count: 0 };
+            *self = Self { window_start: now, count: 0 };
         }
         self.count += 1;
         self.count
@@ -249,15 +263,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn publishes_count_as_held_until_no_worker_is_behind() {
-        let mut waiting = QueuedPublishes::default();
-        waiting.add(1000, 7);
-        waiting.add(500, 7);
-        assert_eq!((waiting.bytes(7), waiting.bytes(8)), (1500, 0));
-        waiting.add(10, 8);
-        assert_eq!(waiting.bytes(8), 10);
-        waiting.add(usize::MAX, 8);
-        assert_eq!(waiting.bytes(8), u32::MAX as usize);
+    fn published_bytes_count_until_the_next_uncongested_round() {
+        let mut queued = QueuedPublishes::default();
+        queued.add(1000, 7);
+        queued.add(500, 7);
+        assert_eq!((queued.bytes(7), queued.bytes(8)), (1500, 0));
+        queued.add(10, 8);
+        assert_eq!(queued.bytes(8), 10);
+        queued.add(usize::MAX, 8);
+        assert_eq!(queued.bytes(8), u32::MAX as usize);
     }
 
     #[test]
@@ -267,7 +281,7 @@ mod tests {
         assert_eq!((count(3), count(3), count(12)), (1, 2, 3));
         assert_eq!((count(13), count(22)), (1, 2), "a new window");
         // The time wraps after 49 days.
-        let wraps = u64::from(u32::MAX) / 1000;
-        assert_eq!((count(wraps - 1), count(wraps + 2)), (1, 2));
+        let wrap = u64::from(u32::MAX) / 1000;
+        assert_eq!((count(wrap - 1), count(wrap + 2)), (1, 2));
     }
 }

@@ -9,8 +9,8 @@ use deeperhub_protocol::message::{MessageError, MessageId, ServerMessage};
 use deeperhub_protocol::{ErrorCode, RawJson};
 
 use super::Session;
-use crate::local::Local;
 use crate::metrics::SentType;
+use crate::node_worker::NodeWorker;
 
 impl Session {
     /// Sends a reply.
@@ -18,7 +18,7 @@ impl Session {
         &mut self,
         sent_type: SentType,
         message: &ServerMessage<'_>,
-        cx: &mut Context<'_, Local>,
+        cx: &mut Context<'_, NodeWorker>,
     ) {
         let mut bytes = 0;
         cx.reply(|out| {
@@ -29,13 +29,14 @@ impl Session {
         self.record_reply(sent_type, bytes, cx);
     }
 
-    /// Sends a reply. A long payload may be written from where it was read, without a copy.
+    /// Sends a reply that contains `payload`. If possible, a long payload is written to the socket
+    /// directly from the read buffer, without a copy.
     pub(crate) fn reply_around(
         &mut self,
         sent_type: SentType,
         message: &ServerMessage<'_>,
         payload: RawJson<'_>,
-        cx: &mut Context<'_, Local>,
+        cx: &mut Context<'_, NodeWorker>,
     ) {
         let payload = payload.as_str().as_bytes();
         if !cx.writes_in_place(payload.len()) {
@@ -44,18 +45,23 @@ impl Session {
         let mut bytes = payload.len();
         cx.reply_around(payload, |out| {
             let start = out.len();
-            let at = message.write_frame_without_payload(out);
+            let payload_position = message.write_frame_without_payload(out);
             bytes += out.len() - start;
-            at
+            payload_position
         });
         self.record_reply(sent_type, bytes, cx);
     }
 
-    pub(super) fn record_reply(&mut self, sent_type: SentType, bytes: usize, cx: &mut Context<'_, Local>) {
+    pub(super) fn record_reply(
+        &mut self,
+        sent_type: SentType,
+        bytes: usize,
+        cx: &mut Context<'_, NodeWorker>,
+    ) {
         self.sent += 1;
-        let local = cx.worker();
-        local.metrics.count_sent(sent_type, 1);
-        local.event(EventKind::MessageSent, &self.client_id, || EventDetails::MessageSent {
+        let worker = cx.worker();
+        worker.metrics.count_sent(sent_type, 1);
+        worker.publish_event(EventKind::MessageSent, &self.client_id, || EventDetails::MessageSent {
             message_type: sent_type.name(),
             topic: None,
             bytes,
@@ -63,12 +69,12 @@ impl Session {
     }
 
     /// Replies to a message with an error.
-    pub(crate) fn reply_error(&mut self, error: &ServerMessage<'_>, cx: &mut Context<'_, Local>) {
+    pub(crate) fn reply_error(&mut self, error: &ServerMessage<'_>, cx: &mut Context<'_, NodeWorker>) {
         if let ServerMessage::Error { code, message, .. } = error {
-            let local = cx.worker();
-            local.metrics.errors.inc(code.index());
-            local.last_error_code = Some(code.as_str());
-            local.event(EventKind::Error, &self.client_id, || EventDetails::Error {
+            let worker = cx.worker();
+            worker.metrics.errors.inc(code.index());
+            worker.last_error_code = Some(code.as_str());
+            worker.publish_event(EventKind::Error, &self.client_id, || EventDetails::Error {
                 code: Cow::Borrowed(code.as_str()),
                 message: Cow::Owned((*message).to_owned()),
             });
@@ -76,16 +82,17 @@ impl Session {
         self.reply(SentType::Error, error, cx);
     }
 
-    pub(super) fn reply_unauthorized(&mut self, id: Option<MessageId<'_>>, cx: &mut Context<'_, Local>) {
+    pub(super) fn reply_unauthorized(&mut self, id: Option<MessageId<'_>>, cx: &mut Context<'_, NodeWorker>) {
         let error = error_reply(id, ErrorCode::Unauthorized, "authenticate first");
         self.reply_error(&error.to_message(), cx);
     }
 
+    /// Replies to a message over a rate limit, and counts a violation.
     pub(super) fn reply_rate_limited(
         &mut self,
         id: Option<MessageId<'_>>,
         wait: Duration,
-        cx: &mut Context<'_, Local>,
+        cx: &mut Context<'_, NodeWorker>,
     ) {
         let error = ServerMessage::Error {
             id,
@@ -96,7 +103,9 @@ impl Session {
             retry_after_ms: Some(milliseconds_rounded_up(wait)),
         };
         self.reply_error(&error, cx);
-        let limit = cx.worker().live.rate_limit;
+        // A violation is a rejected message, so the burst of the message rate applies, even if the
+        // message exceeded another rate.
+        let limit = cx.worker().live_config.rate_limit;
         self.count_violation(limit, cx);
     }
 }
@@ -110,7 +119,7 @@ pub(crate) fn error_reply<'a>(
     MessageError { code, id, field: None, message: Cow::Borrowed(message), is_too_deep: false }
 }
 
-/// Returns the reply to a message about a topic that the client's token does not grant.
+/// Returns the error reply to a message about a topic that the client's token does not grant.
 pub(crate) fn forbidden_reply<'a>(
     id: Option<MessageId<'a>>,
     topic: &'a str,
@@ -126,7 +135,7 @@ pub(crate) fn forbidden_reply<'a>(
     }
 }
 
-/// Returns whole milliseconds, rounded up, so that a client that waits this long is not too early.
+/// Returns whole milliseconds, rounded up, so that a client that waits for them is not too early.
 pub(super) fn milliseconds_rounded_up(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

@@ -1,5 +1,6 @@
-//! Fan-outs of publishes on a worker, round by round: their latencies, and their spans if they are
-//! sampled.
+//! Fan-outs of publishes on a worker. A fan-out is the delivery of one publish to all its
+//! subscribers on the worker; it may take several rounds. Each fan-out's latencies are observed.
+//! Fan-outs of sampled publishes also get spans.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -12,21 +13,23 @@ use super::message::MESSAGING_SYSTEM;
 use super::{ActiveSpan, Span, SpanKind, SpanLoss, Tracer};
 use crate::metrics::WorkerMetrics;
 
-/// Maximum `deliver` spans of one publish and worker: the first deliveries represent all.
+/// Maximum `deliver` spans of one publish and worker. Bounds the spans of a large fan-out: the
+/// first deliveries represent all.
 const MAX_DELIVER_SPANS: usize = 16;
 
-/// Maximum fan-outs of sampled publishes that one worker traces at a time. Fan-outs over it have no
-/// spans.
+/// Maximum fan-outs that one worker traces at the same time, which bounds the memory of their
+/// spans. Fan-outs over the limit have no spans.
 const MAX_TRACED_FAN_OUTS: usize = 1024;
 
-/// Start of a publish, with state of the worker that delivers it. Part of each delivery.
+/// Start of a publish, with the state of its fan-out on one worker. Part of each delivery.
 #[derive(Debug)]
 pub(crate) struct PublishStamp {
     published_at: Instant,
-    /// Round in which the worker last saw it, and its index in that round.
+    /// Round of the publish's last delivery on the worker, and its index in this round's publishes.
+    /// Round 0 means that there was no delivery yet.
     seen: Cell<(u32, u32)>,
-    /// Span of the publish. Each worker has an allocation of its own, so the count of references
-    /// shows when the last delivery is done.
+    /// Span of the publish. Each worker has its own allocation, so the reference count shows when
+    /// the last delivery is done.
     span: Option<Arc<ActiveSpan>>,
 }
 
@@ -36,24 +39,24 @@ impl PublishStamp {
     }
 }
 
-/// Publishes that a worker is delivering.
+/// Tracks the publishes that a worker is delivering.
 #[derive(Debug)]
 pub(crate) struct FanOutTracker {
-    /// Number of the round, from 1.
+    /// Number of the current round, counted from 1.
     round: u32,
     round_publishes: Vec<RoundPublish>,
     traced: Vec<TracedFanOut>,
-    /// Sampled publishes over the limit that were not counted yet.
+    /// Number of sampled publishes over the limit that the metrics do not contain yet.
     untraced: u64,
 }
 
-/// Publish in one round.
+/// Publish with deliveries in the current round.
 #[derive(Debug)]
 struct RoundPublish {
     published_at: Instant,
     deliveries: u64,
-    /// Index into the traced fan-outs.
-    traced: Option<usize>,
+    /// Index into the traced fan-outs, if this fan-out is traced.
+    traced_index: Option<usize>,
 }
 
 /// Fan-out of a sampled publish.
@@ -61,8 +64,10 @@ struct RoundPublish {
 struct TracedFanOut {
     publish: Arc<ActiveSpan>,
     fan_out: ActiveSpan,
+    /// Seconds from the publish to the first delivery.
     queue_wait: f64,
     deliveries: u64,
+    /// Bytes of one delivery.
     bytes: u64,
     deliver_spans: Vec<DeliverSpan>,
 }
@@ -72,7 +77,7 @@ struct TracedFanOut {
 struct DeliverSpan {
     client_id: ClientId,
     began: Instant,
-    /// End of the worker's write or write attempt.
+    /// End of the write of the round with this delivery. `None` before that.
     written: Option<Instant>,
     bytes: u64,
     subscriber: Option<SpanContext>,
@@ -85,8 +90,8 @@ impl Default for FanOutTracker {
 }
 
 impl FanOutTracker {
-    /// Counts a delivery. Returns the index of the fan-out if it is traced; then
-    /// [`Self::record_subscriber`] should be called.
+    /// Counts a delivery. If its fan-out is traced, returns the index with which the caller calls
+    /// [`Self::record_subscriber`].
     #[inline]
     pub(crate) fn record_delivery(
         &mut self,
@@ -100,12 +105,14 @@ impl FanOutTracker {
             && let Some(publish) = self.round_publishes.get_mut(index as usize)
         {
             publish.deliveries += 1;
-            return publish.traced;
+            return publish.traced_index;
         }
-        self.first_of_round(stamp, round == 0, bytes, now, metrics)
+        self.record_first_of_round(stamp, round == 0, bytes, now, metrics)
     }
 
-    fn first_of_round(
+    /// Counts the first delivery of a publish in a round. `is_new` is `true` if there was none in
+    /// earlier rounds.
+    fn record_first_of_round(
         &mut self,
         stamp: &PublishStamp,
         is_new: bool,
@@ -117,7 +124,7 @@ impl FanOutTracker {
         if is_new {
             metrics.queue_wait.observe_duration(queue_wait);
         }
-        let traced = stamp.span.as_ref().and_then(|span| {
+        let traced_index = stamp.span.as_ref().and_then(|span| {
             let known = self.traced.iter().position(|traced| Arc::ptr_eq(&traced.publish, span));
             if known.is_some() || !is_new {
                 return known;
@@ -137,20 +144,25 @@ impl FanOutTracker {
             Some(self.traced.len() - 1)
         });
         stamp.seen.set((self.round, self.round_publishes.len() as u32));
-        self.round_publishes.push(RoundPublish { published_at: stamp.published_at, deliveries: 1, traced });
-        traced
+        self.round_publishes.push(RoundPublish {
+            published_at: stamp.published_at,
+            deliveries: 1,
+            traced_index,
+        });
+        traced_index
     }
 
-    /// Records the subscriber of a traced delivery, for the first few.
+    /// Records the subscriber of a traced delivery, if it is one of the first
+    /// [`MAX_DELIVER_SPANS`].
     pub(crate) fn record_subscriber(
         &mut self,
-        traced: usize,
+        traced_index: usize,
         client_id: &ClientId,
         subscriber: Option<SpanContext>,
         bytes: usize,
         now: Instant,
     ) {
-        if let Some(traced) = self.traced.get_mut(traced)
+        if let Some(traced) = self.traced.get_mut(traced_index)
             && traced.deliver_spans.len() < MAX_DELIVER_SPANS
         {
             traced.deliver_spans.push(DeliverSpan {
@@ -178,7 +190,7 @@ impl FanOutTracker {
         for publish in self.round_publishes.drain(..) {
             let latency = now.saturating_duration_since(publish.published_at);
             metrics.latency.observe_durations(latency, publish.deliveries);
-            if let Some(traced) = publish.traced.and_then(|traced| self.traced.get_mut(traced)) {
+            if let Some(traced) = publish.traced_index.and_then(|index| self.traced.get_mut(index)) {
                 traced.deliveries += publish.deliveries;
                 let span = traced.publish.context();
                 metrics.latency.exemplar(
@@ -195,7 +207,7 @@ impl FanOutTracker {
         if self.untraced > 0 {
             tracer.metrics().dropped(SpanLoss::TooMany, std::mem::take(&mut self.untraced));
         }
-        // 0 means never.
+        // Round 0 stands for "never", so it is skipped.
         self.round = self.round.checked_add(1).unwrap_or(1);
         if !self.traced.is_empty() {
             self.end_finished(now, worker, tracer);
@@ -207,7 +219,7 @@ impl FanOutTracker {
 
     #[cold]
     fn end_finished(&mut self, now: Instant, worker: u16, tracer: &Tracer) {
-        // If this is the only reference left, the router has dropped its deliveries.
+        // If this is the only remaining reference, the router has dropped all deliveries.
         let is_finished = |traced: &mut TracedFanOut| Arc::strong_count(&traced.publish) == 1;
         for traced in self.traced.extract_if(.., is_finished) {
             traced.record_spans(now, worker, tracer);
@@ -218,14 +230,13 @@ impl FanOutTracker {
 impl TracedFanOut {
     fn record_spans(self, now: Instant, worker: u16, tracer: &Tracer) {
         let bytes = self.bytes.saturating_mul(self.deliveries);
-        let parent = self.fan_out.context();
         for deliver in self.deliver_spans {
             tracer.record(|| deliver.into_span(&self.fan_out, self.publish.context(), now));
         }
         tracer.record(|| {
-            let fan_out = self.fan_out.end(now, "fan_out", SpanKind::Internal).with_local_parent();
-            debug_assert_eq!(fan_out.context, parent);
-            fan_out
+            self.fan_out
+                .end(now, "fan_out", SpanKind::Internal)
+                .with_local_parent()
                 .with("messaging.system", MESSAGING_SYSTEM)
                 .with("messaging.operation.name", "fan_out")
                 .with("deeperhub.worker", worker)
@@ -265,15 +276,16 @@ mod tests {
         let stamps: Vec<_> = (0..MAX_TRACED_FAN_OUTS + 3)
             .map(|_| PublishStamp::new(now, tracer.start(SpanContext::new(1, 2, true)).as_ref()))
             .collect();
-        let mut traced = 0;
-        // The second delivery of a publish is not counted.
+        let mut traced_deliveries = 0;
+        // Each publish is counted only at its first delivery.
         for _ in 0..2 {
             for stamp in &stamps {
-                traced += usize::from(fan_outs.record_delivery(stamp, 1, now, &mut metrics).is_some());
+                traced_deliveries +=
+                    usize::from(fan_outs.record_delivery(stamp, 1, now, &mut metrics).is_some());
             }
         }
         fan_outs.on_round_written(now, 0, &tracer, &mut metrics);
-        assert_eq!(traced, 2 * MAX_TRACED_FAN_OUTS);
+        assert_eq!(traced_deliveries, 2 * MAX_TRACED_FAN_OUTS);
         assert_eq!(tracer.metrics().dropped.value(SpanLoss::TooMany as usize), 3);
     }
 }

@@ -1,3 +1,5 @@
+//! Trace context and span of a client's handshake.
+
 use std::time::Instant;
 
 use deeperhub_listener::Peer;
@@ -6,7 +8,8 @@ use deeperhub_protocol::message::{SpanContext, TraceContext};
 
 use super::{ActiveSpan, Span, SpanKind, Tracer};
 
-/// Trace context of a client's handshake, to which its publishes belong unless they name their own.
+/// Trace context of a client's handshake. The client's messages belong to this trace unless they
+/// name their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HandshakeTrace {
     pub(crate) span: SpanContext,
@@ -14,8 +17,8 @@ pub(crate) struct HandshakeTrace {
 }
 
 impl HandshakeTrace {
-    /// Reads the headers. Returns `None` without exactly one valid `traceparent` (W3C Trace Context
-    /// section 3.2.1).
+    /// Reads the trace context from the headers. Returns `None` unless there is exactly one
+    /// `traceparent` and it is valid (W3C Trace Context section 3.2.1).
     pub(crate) fn from_request(request: &Request) -> Option<Box<Self>> {
         let mut parents = request.headers("traceparent");
         let (Some(parent), None) = (parents.next(), parents.next()) else { return None };
@@ -33,7 +36,7 @@ impl HandshakeTrace {
 #[derive(Debug)]
 pub(crate) struct HandshakeSpan {
     span: ActiveSpan,
-    /// Span name, known before the decision.
+    /// Span name: method and path of the request.
     name: String,
     attributes: Vec<super::Attribute>,
 }
@@ -74,23 +77,24 @@ impl HandshakeSpan {
         Some(Self { span, name: format!("{} {}", request.method(), request.path()), attributes })
     }
 
+    /// Ends and records the span. `refusal` is `None` if the handshake was accepted.
     pub(crate) fn end(self, tracer: &Tracer, refusal: Option<&Refusal>) {
         let Self { span, name, attributes } = self;
         tracer.record(|| {
             let mut ended: Span = span.end(Instant::now(), name, SpanKind::Server);
             ended.attributes = attributes;
             let status = refusal.map_or(101, |refusal| refusal.status);
-            // A 4xx refusal is the client's fault, so the server's span has no error.
-            let fault = refusal.filter(|refusal| refusal.status >= 500).map(|refusal| refusal.code);
+            // A 4xx refusal is the client's error, so the server's span has none.
+            let server_error = refusal.filter(|refusal| refusal.status >= 500).map(|refusal| refusal.code);
             ended
                 .with("http.response.status_code", status)
                 .with_some("deeperhub.refusal", refusal.map(|refusal| refusal.code))
-                .with_error(fault)
+                .with_error(server_error)
         });
     }
 }
 
-/// Truncates a header whose length the client chooses.
+/// Truncates a header's value. Bounds the memory of spans, because clients choose its length.
 fn truncated(text: &str) -> String {
     text.chars().take(256).collect()
 }

@@ -1,3 +1,5 @@
+//! Spans of messages.
+
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -18,8 +20,8 @@ pub(crate) struct MessageSpan {
 }
 
 impl MessageSpan {
-    /// Starts a span for a client's message. Returns `None` if its trace is not sampled, as for
-    /// nearly all.
+    /// Starts a span for a client's message, in the trace of the message, or else in the trace of
+    /// the handshake, or else in a new trace. Returns `None` if the trace is not sampled.
     #[inline]
     pub(crate) fn begin(
         tracer: &Tracer,
@@ -38,7 +40,8 @@ impl MessageSpan {
         Some(Self { span, subscribers: None })
     }
 
-    /// Starts a span for a message of a server.
+    /// Starts a span for a message of a backend, in the trace of the message or in a new trace.
+    /// Returns `None` if the trace is not sampled.
     pub(crate) fn begin_for_server(tracer: &Tracer, context: &TraceContext<'_>) -> Option<Self> {
         let span =
             tracer.start(SpanContext::from_context(context))?.with_tracestate(context.tracestate.as_deref());

@@ -1,12 +1,12 @@
 //! Sampling of traces, and spans of the hub.
 //!
 //! A sampled publish becomes a `publish` span (kind producer). Each worker with subscribers adds a
-//! `fan_out` span below it. The worker's first deliveries get `deliver` spans below that, each
-//! linked to the publish. Deliveries of other publishes create nothing and decide nothing.
+//! `fan_out` span as its child. The first deliveries of the worker get `deliver` spans, which are
+//! children of the `fan_out` span and linked to the publish. Deliveries of a publish that is not
+//! sampled create no spans.
 //!
 //! The embedding program chooses where spans go: it puts a [`Tracer`] with a [`SpanSink`] into the
-//! node's [`Config`](crate::Config). Without a sink, sampled traces of clients are propagated all
-//! the same.
+//! node's [`Config`](crate::Config). Sampled traces of clients are propagated even without a sink.
 
 mod client_rate;
 pub(crate) mod fan_out;
@@ -30,12 +30,12 @@ pub use span::{Attribute, Span, SpanKind, Value};
 
 /// Receiver of finished spans.
 pub trait SpanSink: Send + Sync + std::fmt::Debug {
-    /// Takes a span of a sampled trace. Runs on a worker thread and must not block: without room,
-    /// it drops the span and counts it in [`TraceMetrics`].
+    /// Records a span of a sampled trace. Worker threads call this, so it must not block. If there
+    /// is no room, an implementation drops the span and counts it in [`TraceMetrics`].
     fn record(&self, span: Span);
 }
 
-/// Labels of [`SpanLoss`], in its order.
+/// Labels of the variants of [`SpanLoss`], in their order.
 const DROP_REASONS: &[&str] = &["queue_full", "export_failed", "rejected", "too_many"];
 
 /// Reason why spans are lost.
@@ -48,12 +48,12 @@ pub enum SpanLoss {
     ExportFailed,
     /// The collector accepted the batch, but not these spans.
     Rejected,
-    /// A worker traced too many sampled publishes at once. A `fan_out` span counts once, with the
-    /// spans below it.
+    /// A worker traced too many sampled publishes at the same time. A `fan_out` span and its
+    /// children count as one span.
     TooMany,
 }
 
-/// Metrics of a sink. Cheap to clone; clones share the same counters.
+/// Counters of recorded and lost spans. Clones share the same counters.
 #[derive(Debug, Clone)]
 pub struct TraceMetrics {
     exported: SharedCounter,
@@ -100,32 +100,32 @@ impl TraceMetrics {
     }
 }
 
-/// Sampler and sink of traces. Cheap to clone.
+/// Sampler and sink of traces. Clones share the sink and the counters.
 ///
-/// The default records nothing, and propagates sampled traces of clients.
+/// The default records no spans, and propagates sampled traces of clients.
 #[derive(Debug, Clone, Default)]
 pub struct Tracer {
     sampler: Sampler,
     sink: Option<Arc<dyn SpanSink>>,
     metrics: TraceMetrics,
-    /// Limit on sampled traces of clients. `None`: no limit.
+    /// Limit on sampled traces of clients. `None` means no limit.
     client_rate: Option<Arc<ClientRate>>,
 }
 
 impl Tracer {
-    /// Creates a tracer whose spans go to `sink`, which counts in `metrics`.
+    /// Creates a tracer whose spans go to `sink`. The sink counts them in `metrics`.
     #[must_use]
     pub fn new(sampler: Sampler, sink: Arc<dyn SpanSink>, metrics: TraceMetrics) -> Self {
         Self { sampler, sink: Some(sink), metrics, client_rate: None }
     }
 
-    /// Limits how many messages and handshakes per second are recorded because their clients marked
-    /// the trace as sampled, which anyone can do. The burst is one second's worth. With 0, all of
-    /// them are over the limit.
+    /// Limits the messages and handshakes per second that are recorded because their clients marked
+    /// the trace as sampled. Any client can do so, and the limit protects the sink. The burst is as
+    /// large as the rate. With 0, all of them are over the limit.
     ///
-    /// Those over the limit are recorded with the sampler's ratio, by chance and not by trace ID,
-    /// because clients also choose the ID. Traces of servers are never limited. Without this call
-    /// there is no limit.
+    /// Messages and handshakes over the limit are sampled at random with the sampler's ratio, and
+    /// not by trace ID, because clients also choose the ID. Traces of backends are never limited.
+    /// Without this call there is no limit.
     #[must_use]
     pub fn with_client_rate(mut self, per_second: u32) -> Self {
         self.client_rate = Some(Arc::new(ClientRate::new(per_second, Instant::now())));
@@ -136,8 +136,8 @@ impl Tracer {
         &self.metrics
     }
 
-    /// Starts a span below `parent`, or a new trace without one. Returns `None` if it is not
-    /// sampled.
+    /// Starts a span as a child of `parent`, or as the root of a new trace if there is no parent.
+    /// Returns `None` if the trace is not sampled.
     #[inline]
     #[must_use]
     pub fn start(&self, parent: Option<SpanContext>) -> Option<ActiveSpan> {
@@ -153,11 +153,12 @@ impl Tracer {
             parent,
             tracestate: None,
             started: Instant::now(),
-            wall: SystemTime::now(),
+            wall_start: SystemTime::now(),
         })
     }
 
-    /// Starts a span like [`start`](Self::start), for a message or handshake of a client.
+    /// Starts a span like [`start`](Self::start), but for a message or handshake of a client,
+    /// within the limit of [`with_client_rate`](Self::with_client_rate).
     #[inline]
     #[must_use]
     pub(crate) fn start_for_client(&self, parent: Option<SpanContext>) -> Option<ActiveSpan> {
@@ -170,20 +171,20 @@ impl Tracer {
         self.sampler.samples_by_chance().then_some(span)
     }
 
-    /// Returns a parent for operations in a trace that is not recorded. It names no real span, so
-    /// it must not be sent to others.
+    /// Returns a parent for operations in a trace that is not recorded. The parent is no real span,
+    /// so its IDs must not be sent to other programs.
     #[must_use]
     pub const fn declined() -> SpanContext {
         SpanContext::UNSAMPLED
     }
 
-    /// Returns `true` if spans are recorded. Otherwise none need be created.
+    /// Returns `true` if there is a sink. Without a sink, finished spans need not be created.
     #[must_use]
     pub const fn is_recording(&self) -> bool {
         self.sink.is_some()
     }
 
-    /// Records a finished span.
+    /// Records a finished span. Calls `span` only if there is a sink.
     pub fn record(&self, span: impl FnOnce() -> Span) {
         if let Some(sink) = &self.sink {
             sink.record(span());
@@ -198,7 +199,8 @@ pub struct ActiveSpan {
     parent: Option<SpanContext>,
     tracestate: Option<Arc<str>>,
     started: Instant,
-    wall: SystemTime,
+    /// Wall-clock time at `started`.
+    wall_start: SystemTime,
 }
 
 impl ActiveSpan {
@@ -209,7 +211,7 @@ impl ActiveSpan {
         self
     }
 
-    /// Returns a log span, so that log lines name the trace.
+    /// Returns a log span. Log lines within it contain the IDs of the trace and of this span.
     #[must_use]
     pub fn log_span(&self) -> tracing::Span {
         let (trace_id, span_id) = (self.context.trace_id(), self.context.span_id());
@@ -221,7 +223,7 @@ impl ActiveSpan {
         )
     }
 
-    /// Returns the span's own IDs.
+    /// Returns the IDs of the trace and of this span.
     #[must_use]
     pub const fn context(&self) -> SpanContext {
         self.context
@@ -233,7 +235,7 @@ impl ActiveSpan {
         self.tracestate.as_deref()
     }
 
-    /// Returns the trace context that places other spans below this one.
+    /// Returns the trace context that makes other spans children of this one.
     #[must_use]
     pub fn trace_context(&self) -> TraceContext<'_> {
         TraceContext {
@@ -242,31 +244,31 @@ impl ActiveSpan {
         }
     }
 
-    /// Starts a span below this one, in the same trace, at `at`.
+    /// Starts a child of this span at `at`.
     pub(crate) fn child(&self, at: Instant) -> Option<Self> {
         Some(Self {
             context: SpanContext::new(self.context.trace_id(), sampler::span_id(), true)?,
             parent: Some(self.context),
             tracestate: self.tracestate.clone(),
             started: at,
-            wall: self.wall_at(at),
+            wall_start: self.wall_at(at),
         })
     }
 
-    /// Moves the start to an earlier time.
+    /// Moves the start to `at`.
     #[must_use]
     pub fn with_start_time(mut self, at: Instant) -> Self {
-        self.wall = self.wall_at(at);
+        self.wall_start = self.wall_at(at);
         self.started = at;
         self
     }
 
-    /// Returns the wall-clock time of `at`, computed from the monotonic clock. Clock steps in
-    /// between have no effect.
+    /// Returns the wall-clock time of `at`, computed from the monotonic clock. Steps of the wall
+    /// clock since the start have no effect.
     fn wall_at(&self, at: Instant) -> SystemTime {
         match at.checked_duration_since(self.started) {
-            Some(later) => self.wall + later,
-            None => self.wall.checked_sub(self.started.duration_since(at)).unwrap_or(self.wall),
+            Some(later) => self.wall_start + later,
+            None => self.wall_start.checked_sub(self.started.duration_since(at)).unwrap_or(self.wall_start),
         }
     }
 
@@ -282,8 +284,8 @@ impl ActiveSpan {
             parent: self.parent,
             parent_is_remote: true,
             tracestate: self.tracestate,
-            start: self.wall,
-            end: end.max(self.wall),
+            start: self.wall_start,
+            end: end.max(self.wall_start),
             attributes: Vec::new(),
             links: Vec::new(),
             error: None,
@@ -311,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_sink_only_sampled_parents_are_propagated() {
+    fn without_a_sink_only_sampled_parents_start_spans() {
         let tracer = Tracer::default();
         assert!(tracer.start(None).is_none() && tracer.start(parent(false)).is_none());
         let span = tracer.start(parent(true)).unwrap();
@@ -348,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_ends_after_it_began_and_knows_its_parent() {
+    fn a_span_has_its_times_and_its_parent() {
         let collected = Arc::new(CollectingSink::default());
         let sink: Arc<dyn SpanSink> = collected.clone();
         let tracer = Tracer::new(Sampler::parent_based(1.0), sink, TraceMetrics::default());
@@ -366,10 +368,10 @@ mod tests {
     }
 
     #[test]
-    fn a_span_may_have_begun_earlier_than_it_was_made() {
+    fn a_span_can_start_before_it_was_created() {
         let tracer = Tracer::default();
         let span = tracer.start(parent(true)).unwrap();
-        let (now, wall) = (span.started, span.wall);
+        let (now, wall) = (span.started, span.wall_start);
         let Some(earlier) = now.checked_sub(Duration::from_millis(3)) else { return };
         let span = span.with_start_time(earlier).end(now, "GET /ws", SpanKind::Server);
         assert_eq!(wall.duration_since(span.start).unwrap(), Duration::from_millis(3));

@@ -1,14 +1,16 @@
+//! Decisions about which traces are recorded.
+
 use deeperhub_protocol::message::SpanContext;
 
-/// Decision about which traces are recorded.
+/// Decides which traces are recorded.
 ///
-/// The decision about a new trace depends on its ID alone, like OpenTelemetry's
-/// `TraceIdRatioBased`: programs with the same ratio decide alike.
+/// The decision about a new trace depends only on its ID, as with OpenTelemetry's
+/// `TraceIdRatioBased`. Programs with the same ratio thus make the same decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sampler {
     /// A trace is recorded if the low 63 bits of its ID are below this.
     threshold: u64,
-    /// Whether a parent's decision is adopted.
+    /// `true` if a parent's decision is adopted.
     follows_parents: bool,
 }
 
@@ -16,14 +18,15 @@ pub struct Sampler {
 const TRACE_ID_RANGE: u64 = 1 << 63;
 
 impl Sampler {
-    /// Adopts the parent's decision. Without a parent, records this ratio of traces, from 0 (none)
-    /// to 1 (all).
+    /// Returns a sampler that adopts the parent's decision. It records this ratio of the traces
+    /// without a parent, from 0 (none) to 1 (all).
     #[must_use]
     pub fn parent_based(ratio: f64) -> Self {
         Self { threshold: threshold_for(ratio), follows_parents: true }
     }
 
-    /// Records this ratio of traces, from 0 (none) to 1 (all), whatever their parents decided.
+    /// Returns a sampler that records this ratio of all traces, from 0 (none) to 1 (all). It
+    /// ignores the decisions of parents.
     #[must_use]
     pub fn by_trace_id(ratio: f64) -> Self {
         Self { threshold: threshold_for(ratio), follows_parents: false }
@@ -35,7 +38,8 @@ impl Sampler {
         self.threshold == 0
     }
 
-    /// Returns the trace ID, and whether the trace is recorded.
+    /// Returns the trace ID, and `true` if the trace is recorded. The ID of a new trace that is not
+    /// recorded is 0.
     #[inline]
     pub(crate) fn decide(self, parent: Option<SpanContext>) -> (u128, bool) {
         match parent {
@@ -53,7 +57,7 @@ impl Sampler {
         }
     }
 
-    /// Returns `true` by chance, with the ratio of traces that begin here.
+    /// Returns `true` with a probability equal to the ratio.
     pub(crate) fn samples_by_chance(self) -> bool {
         self.records(fastrand::u64(..))
     }

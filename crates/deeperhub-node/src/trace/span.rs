@@ -1,3 +1,5 @@
+//! Finished spans, as a sink gets them.
+
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -10,13 +12,13 @@ use deeperhub_protocol::message::SpanContext;
 pub struct Span {
     /// Span name, from a small set. Details are attributes.
     pub name: Cow<'static, str>,
-    /// Side of an exchange.
+    /// Role of the program in the operation.
     pub kind: SpanKind,
-    /// Own IDs.
+    /// IDs of the trace and of this span.
     pub context: SpanContext,
-    /// Parent. `None` for the root of a trace.
+    /// Parent span. `None` for the root of a trace.
     pub parent: Option<SpanContext>,
-    /// Whether the parent belongs to another program.
+    /// `true` if the parent belongs to another program.
     pub parent_is_remote: bool,
     /// W3C `tracestate` of the trace, unchanged.
     pub tracestate: Option<Arc<str>>,
@@ -32,7 +34,7 @@ pub struct Span {
     pub error: Option<Cow<'static, str>>,
 }
 
-/// Name and value.
+/// Name and value of an attribute.
 pub type Attribute = (&'static str, Value);
 
 impl Span {
@@ -74,7 +76,7 @@ impl Span {
     }
 }
 
-/// Side of an exchange, as defined by OpenTelemetry.
+/// Role of the program in an operation, as defined by OpenTelemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SpanKind {

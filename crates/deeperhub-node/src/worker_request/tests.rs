@@ -2,7 +2,6 @@ use std::sync::Barrier;
 
 use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
-
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -10,7 +9,7 @@ use super::*;
 use crate::connection_id::ConnectionId;
 use crate::{Config, ListError, Node, NodeHandle, SendError};
 
-/// Time that a test waits for something that must happen.
+/// Time after which a test fails if an expected event has not happened.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn start(workers: usize) -> Node {
@@ -30,7 +29,7 @@ pub(crate) type Client =
     tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
 pub(crate) async fn within_test_timeout<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(TEST_TIMEOUT, future).await.expect("it comes in time")
+    tokio::time::timeout(TEST_TIMEOUT, future).await.expect("no timeout")
 }
 
 pub(crate) async fn receive(client: &mut Client) -> serde_json::Value {
@@ -38,7 +37,7 @@ pub(crate) async fn receive(client: &mut Client) -> serde_json::Value {
     serde_json::from_str(message.to_text().unwrap()).unwrap()
 }
 
-/// Runs `action` on a worker, whose other work waits meanwhile.
+/// Runs `action` on a worker. The worker does nothing else until `action` returns.
 pub(crate) async fn run_on_worker(handle: &NodeHandle, worker: usize, action: fn()) {
     let hub = &handle.hub;
     let after = hub.router.inbox_position(ShardId(worker.try_into().unwrap()));
@@ -75,7 +74,7 @@ fn calls_to_a_stuck_worker_time_out() {
         assert!(matches!(handle.clients(None, 10).await, Err(ListError::WorkerTimeout(_))));
 
         STUCK.wait();
-        // The worker answers again once it has caught up.
+        // The worker answers again after it has executed the queued requests.
         tokio::time::timeout(TEST_TIMEOUT, async { while handle.broadcast_raw(message()).await.is_err() {} })
             .await
             .unwrap();
@@ -94,7 +93,7 @@ fn a_request_does_not_overtake_earlier_publishes() {
         let subscribe = r#"{"type":"subscribe","data":{"topic":"a"}}"#;
         client.send(Message::text(subscribe)).await.unwrap();
         receive(&mut client).await;
-        // The worker sees all of it when it continues.
+        // The worker handles the calls below only after it continues.
         run_on_worker(&handle, 0, || {
             STUCK.wait();
         })

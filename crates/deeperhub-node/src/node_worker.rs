@@ -1,4 +1,4 @@
-//! State of a worker, and its handling of requests and deliveries.
+//! State of one worker of a node, and the worker's handling of requests and deliveries.
 
 use std::sync::Arc;
 use std::task::{self, Poll};
@@ -28,7 +28,8 @@ use crate::types::{ClientInfo, MAX_CLIENTS_PAGE_BYTES};
 use crate::users::Users;
 use crate::worker_request::{QueuedRequest, WorkerRequest};
 
-/// Maximum requests of handles per round.
+/// Maximum requests of handles that a worker executes per round. Bounds the time for which they
+/// delay reads and deliveries.
 const REQUESTS_PER_ROUND: usize = 256;
 
 /// Messages that a worker handles before it flushes deferred wake-ups of other workers
@@ -39,73 +40,76 @@ const REQUESTS_PER_ROUND: usize = 256;
 /// This is a count and not a time, because a time would need the clock for each message.
 const MESSAGES_PER_WAKE_UP: u32 = 64;
 
-/// Extent of a delivery pass.
+/// Messages that a call of [`NodeWorker::deliver`] delivers.
 enum DeliveryScope<'c, 'w> {
-    /// Everything queued. Afterwards the worker registers for a wake-up.
+    /// All queued messages. If none remain, the worker registers for a wake-up.
     All(&'c mut task::Context<'w>),
+    /// Messages published before a position.
     Until(InboxPosition),
 }
 
-/// State of one worker. It is not shared, so it has no locks.
+/// State of one worker. Only its thread accesses it, so it has no locks.
 #[derive(Debug)]
-pub(crate) struct Local {
+pub(crate) struct NodeWorker {
     pub(crate) hub: Arc<Hub>,
-    pub(crate) worker: u16,
+    /// Number of the worker, which is also the number of its shard.
+    pub(crate) index: u16,
     pub(crate) shard: Shard<Delivery>,
     pub(crate) metrics: WorkerMetrics,
-    /// Serial of the last connection.
+    /// Serial of the worker's latest connection.
     last_serial: u64,
     users: Users,
-    /// Sessions whose reading is paused until other workers have caught up.
+    /// Connections whose reading is paused until no worker is congested.
     pub(crate) paused_publishers: Vec<ConnectionKey>,
-    /// Number of rounds without congestion. Messages published before the last one are delivered,
-    /// or will be soon.
+    /// Number of rounds, wrapping, after which no worker was congested. When it grows, earlier
+    /// publishes no longer count as bytes held by their connections.
     pub(crate) uncongested_rounds: u32,
-    /// Time of a round, with the same time in Unix seconds.
+    /// Start of a round, and the Unix seconds that were read in it.
     unix_clock: Option<(Instant, u64)>,
-    /// Code of the last error reply, for the span of the message.
+    /// Code of the last error reply, for the span of the message that is being handled.
     pub(crate) last_error_code: Option<&'static str>,
     fan_out_tracker: FanOutTracker,
     /// Messages since the last flush of deferred wake-ups.
     messages_since_wake_up: u32,
     requests: Option<mpsc::Receiver<QueuedRequest>>,
-    /// Request that waits for deliveries before it.
+    /// Request that waits until earlier publishes are delivered.
     blocked_request: Option<QueuedRequest>,
     /// Sweep in progress. Requests wait until it is done.
     sweep: Option<Sweep>,
-    /// Window of the busiest topics and clients, while they are tracked.
+    /// Counts of topics and clients, while the busiest are tracked.
     pub(crate) top_window: Option<Box<TopWindow>>,
-    /// Limits as of this round.
-    pub(crate) live: Arc<Config>,
+    /// Configuration as of this round.
+    pub(crate) live_config: Arc<Config>,
     shared_config: Cache<Arc<ArcSwap<Config>>, Arc<Config>>,
 }
 
-impl Local {
+impl NodeWorker {
+    /// Creates the state of a worker that starts, or that replaces a dead one.
     pub(crate) fn new(hub: &Arc<Hub>, worker: usize) -> Self {
-        let shard = u16::try_from(worker).unwrap_or(u16::MAX);
+        let index = u16::try_from(worker).unwrap_or(u16::MAX);
         // The replaced worker returned its cells when it was dropped.
         let mut metrics = match hub.metrics.worker(worker) {
             Ok(metrics) => metrics,
             Err(error) => panic!("the worker's cells are taken: {error}"),
         };
-        // The old worker's subscriptions ended with its shard. Its sessions are closed by this
-        // worker, and each decrements the gauge of active connections.
+        // A replaced worker's subscriptions ended with its shard. This worker closes the sessions
+        // of the replaced one, and each decrements the gauge of active connections.
         metrics.subscriptions.set(0);
         // Without system randomness, the clock makes serials differ across restarts.
-        let start = getrandom::u64().unwrap_or_else(|_| {
+        let random = getrandom::u64().unwrap_or_else(|_| {
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
         });
-        let mut own_shard = hub.router.attach(ShardId(shard));
-        if let Some(topic) = hub.canary.topic(shard) {
-            own_shard.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(topic));
-            hub.canary.on_worker_attached(shard);
+        let mut shard = hub.router.attach(ShardId(index));
+        if let Some(topic) = hub.canary.topic(index) {
+            shard.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(topic));
+            hub.canary.on_worker_subscribed(index);
         }
         Self {
-            shard: own_shard,
-            worker: shard,
+            shard,
+            index,
             metrics,
-            // Leaves room to count up without overflow, and keeps client IDs short.
-            last_serial: start >> 24,
+            // The shift leaves room to count up without overflow, and keeps client IDs short.
+            last_serial: random >> 24,
             users: Users::default(),
             paused_publishers: Vec::new(),
             uncongested_rounds: 0,
@@ -117,31 +121,35 @@ impl Local {
             blocked_request: None,
             sweep: None,
             top_window: None,
-            live: hub.live.load_full(),
-            shared_config: Cache::new(Arc::clone(&hub.live)),
+            live_config: hub.live_config.load_full(),
+            shared_config: Cache::new(Arc::clone(&hub.live_config)),
             hub: Arc::clone(hub),
         }
     }
 
-    /// Counts a message before it is handled.
+    /// Counts a client's message before it is handled. Flushes deferred wake-ups after every
+    /// [`MESSAGES_PER_WAKE_UP`] messages.
     pub(crate) fn on_message(&mut self) {
         if self.messages_since_wake_up == MESSAGES_PER_WAKE_UP {
-            self.wake_others();
+            self.flush_wakeups();
         }
         self.messages_since_wake_up += 1;
     }
 
     /// Flushes deferred wake-ups of other workers.
-    fn wake_others(&mut self) {
+    fn flush_wakeups(&mut self) {
         self.messages_since_wake_up = 0;
         self.shard.flush_wakeups();
     }
 
-    /// Counts a message over a limit. If limits are enforced, returns the time that the client
-    /// should wait as an error.
+    /// Counts a message over a limit.
+    ///
+    /// # Errors
+    ///
+    /// If limits are enforced, the error is the time that the client should wait.
     pub(crate) fn on_limit_exceeded(&mut self, limit: Limit, retry: RetryAfter) -> Result<(), Duration> {
         self.metrics.count_limited(limit);
-        match self.live.listener.limit_mode {
+        match self.live_config.listener.limit_mode {
             LimitMode::Enforce => Err(retry.0),
             LimitMode::Observe => Ok(()),
         }
@@ -152,10 +160,11 @@ impl Local {
         self.last_serial
     }
 
-    /// Returns Unix seconds at the time of a round. Reads the system clock once per round.
+    /// Returns the time in Unix seconds. Reads the system clock once per round; `round` is the
+    /// start of the current round.
     pub(crate) fn unix_seconds(&mut self, round: Instant) -> u64 {
         match self.unix_clock {
-            Some((at, seconds)) if at == round => seconds,
+            Some((read_in, seconds)) if read_in == round => seconds,
             _ => {
                 let seconds = unix_seconds();
                 self.unix_clock = Some((round, seconds));
@@ -173,7 +182,7 @@ impl Local {
     }
 
     /// Publishes an event if its kind is observed.
-    pub(crate) fn event(
+    pub(crate) fn publish_event(
         &self,
         kind: EventKind,
         client_id: &ClientId,
@@ -184,6 +193,7 @@ impl Local {
         }
     }
 
+    /// Returns the session of a connection that is still open.
     fn find_session<'c>(
         id: ConnectionId,
         connections: &'c mut Connections<'_, Session>,
@@ -191,6 +201,7 @@ impl Local {
         connections.session(id.key).filter(|session| session.connection_id.serial == id.serial)
     }
 
+    /// Sends and counts a frame. Returns `false` if the connection is not open.
     fn send(
         &mut self,
         sent_type: SentType,
@@ -201,12 +212,12 @@ impl Local {
         self.count_sent(sent_type, connections.send(key, frame), frame.len())
     }
 
-    /// Counts a sent message. Returns `false` without a session.
+    /// Counts a message that was sent to `session`. Returns `false` if there is none.
     fn count_sent(&mut self, sent_type: SentType, session: Option<&mut Session>, bytes: usize) -> bool {
         let Some(session) = session else { return false };
         session.sent += 1;
         self.metrics.count_sent(sent_type, 1);
-        self.event(EventKind::MessageSent, &session.client_id, || EventDetails::MessageSent {
+        self.publish_event(EventKind::MessageSent, &session.client_id, || EventDetails::MessageSent {
             message_type: sent_type.name(),
             topic: None,
             bytes,
@@ -214,8 +225,8 @@ impl Local {
         true
     }
 
-    /// Ends a subscription on behalf of a backend and notifies the client. Returns `false` if there
-    /// was none.
+    /// Ends a client's subscription at the request of a backend, and notifies the client. Returns
+    /// `false` if there was no such subscription.
     pub(crate) fn unsubscribe(
         &mut self,
         key: ConnectionKey,
@@ -231,12 +242,13 @@ impl Local {
         true
     }
 
+    /// Executes a request, or starts its sweep.
     fn execute(&mut self, request: WorkerRequest, connections: &mut Connections<'_, Session>) {
-        // A handle that timed out has dropped the receiver of its reply.
+        // A reply fails if the caller has timed out and dropped its receiver. That is no error.
         match request {
             WorkerRequest::Send { to, frame, reply } => {
-                let found = Self::find_session(to, connections).is_some();
-                let _ = reply.send(found && self.send(SentType::Raw, to.key, &frame, connections));
+                let is_open = Self::find_session(to, connections).is_some();
+                let _ = reply.send(is_open && self.send(SentType::Raw, to.key, &frame, connections));
             }
             WorkerRequest::SendToUser { user, frame, reply } => {
                 self.start_user_sweep(Action::Send(Multicast::new(frame)), &user, reply);
@@ -246,18 +258,18 @@ impl Local {
                     Some(Sweep::for_all(Action::Send(Multicast::new(frame)), self.last_serial + 1, reply));
             }
             WorkerRequest::Disconnect { client, reply } => {
-                let found = Self::find_session(client, connections).is_some();
-                if found {
+                let is_open = Self::find_session(client, connections).is_some();
+                if is_open {
                     connections.close(client.key, disconnect_reason());
                 }
-                let _ = reply.send(found);
+                let _ = reply.send(is_open);
             }
             WorkerRequest::DisconnectUser { user, reply } => {
                 self.start_user_sweep(Action::Disconnect, &user, reply);
             }
             WorkerRequest::Unsubscribe { client, topic, reply } => {
-                let found = Self::find_session(client, connections).is_some();
-                let _ = reply.send(found.then(|| self.unsubscribe(client.key, &topic, connections)));
+                let is_open = Self::find_session(client, connections).is_some();
+                let _ = reply.send(is_open.then(|| self.unsubscribe(client.key, &topic, connections)));
             }
             WorkerRequest::UnsubscribeUser { user, topic, reply } => {
                 self.start_user_sweep(Action::Unsubscribe(topic), &user, reply);
@@ -291,11 +303,11 @@ impl Local {
 
     /// Starts a sweep over the current connections of a user.
     fn start_user_sweep(&mut self, action: Action, user: &str, reply: oneshot::Sender<u64>) {
-        let (keys, end) = (self.users.keys(user), self.last_serial + 1);
-        self.sweep = Some(Sweep::for_user(action, user, keys, end, reply));
+        let (keys, serial_limit) = (self.users.keys(user), self.last_serial + 1);
+        self.sweep = Some(Sweep::for_user(action, user, keys, serial_limit, reply));
     }
 
-    /// Continues the sweep in progress. Returns `false` if it is not done.
+    /// Continues the sweep in progress. Returns `true` if no sweep remains.
     fn continue_sweep(&mut self, connections: &mut Connections<'_, Session>) -> bool {
         let Some(mut sweep) = self.sweep.take() else { return true };
         for _ in 0..SWEEP_STEPS_PER_ROUND {
@@ -326,6 +338,8 @@ impl Local {
         false
     }
 
+    /// Executes queued requests. Returns `Pending` if none remain and the worker is registered for
+    /// a wake-up by the next one.
     fn process_requests(
         &mut self,
         cx: &mut task::Context<'_>,
@@ -356,24 +370,25 @@ impl Local {
         Poll::Ready(())
     }
 
-    /// Delivers up to a mark. Returns `false` if the round's budget ran out before.
-    fn deliver_until(&mut self, mark: InboxPosition, connections: &mut Connections<'_, Session>) -> bool {
-        self.deliver(DeliveryScope::Until(mark), connections).is_pending()
+    /// Delivers messages published before `position`. Returns `false` if the round's budget ended
+    /// before all were delivered.
+    fn deliver_until(&mut self, position: InboxPosition, connections: &mut Connections<'_, Session>) -> bool {
+        self.deliver(DeliveryScope::Until(position), connections).is_pending()
     }
 
-    /// Delivers queued publishes. Returns `Ready` if more is, or may be, queued.
+    /// Delivers queued messages. Returns `Ready` if some of `scope` may remain.
     fn deliver(
         &mut self,
         scope: DeliveryScope<'_, '_>,
         connections: &mut Connections<'_, Session>,
     ) -> Poll<()> {
-        let Self { shard, metrics, hub, worker, fan_out_tracker, .. } = self;
+        let Self { shard, metrics, hub, index, fan_out_tracker, .. } = self;
         let mut sent = 0;
         let now = connections.now();
         let deliver_to_one = |key, delivery: &Delivery| {
             if let Some(publisher) = delivery.excluded
                 && publisher.key == key
-                && publisher.worker == *worker
+                && publisher.worker == *index
                 && Self::find_session(publisher, connections).is_some()
             {
                 return DeliveryFlow::Continue;
@@ -382,9 +397,11 @@ impl Local {
                 sent += 1;
                 session.sent += 1;
                 let bytes = delivery.frame.frame().len();
-                if let Some(traced) = fan_out_tracker.record_delivery(&delivery.stamp, bytes, now, metrics) {
+                if let Some(traced_index) =
+                    fan_out_tracker.record_delivery(&delivery.stamp, bytes, now, metrics)
+                {
                     fan_out_tracker.record_subscriber(
-                        traced,
+                        traced_index,
                         &session.client_id,
                         session.handshake_span(),
                         bytes,
@@ -400,32 +417,32 @@ impl Local {
                     hub.bus.publish(Event::new(SystemTime::now(), session.client_id.clone(), details));
                 }
             } else if key == WORKER_SUBSCRIBER {
-                // This branch costs usual deliveries nothing, because they find a connection.
-                hub.canary.on_probe_delivered(*worker, delivery.frame.frame().as_bytes());
+                // Usual deliveries find a connection and do not reach this check.
+                hub.canary.on_probe_delivered(*index, delivery.frame.frame().as_bytes());
             }
             if connections.send_budget() == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
         };
-        let more = match scope {
+        let poll = match scope {
             DeliveryScope::All(cx) => shard.poll_deliver(cx, deliver_to_one),
-            DeliveryScope::Until(mark) if shard.deliver_until(mark, deliver_to_one) => Poll::Pending,
+            DeliveryScope::Until(position) if shard.deliver_until(position, deliver_to_one) => Poll::Pending,
             DeliveryScope::Until(_) => Poll::Ready(()),
         };
         metrics.count_sent(SentType::Message, sent);
-        more
+        poll
     }
 }
 
-impl deeperhub_listener::WorkerState<Session> for Local {
+impl deeperhub_listener::WorkerState<Session> for NodeWorker {
     fn on_written(&mut self, now: Instant) {
-        self.fan_out_tracker.on_round_written(now, self.worker, &self.hub.config.tracer, &mut self.metrics);
+        self.fan_out_tracker.on_round_written(now, self.index, &self.hub.config.tracer, &mut self.metrics);
     }
 
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
-        // Comes first, so that the other workers run in parallel.
-        self.wake_others();
+        // The first step, so that the other workers run in parallel with the rest.
+        self.flush_wakeups();
         let config = self.shared_config.load();
-        if !Arc::ptr_eq(config, &self.live) {
-            self.live = Arc::clone(config);
+        if !Arc::ptr_eq(config, &self.live_config) {
+            self.live_config = Arc::clone(config);
         }
         if self.top_window.is_some() != self.hub.top.is_tracking(connections.now()) {
             self.top_window = match self.top_window {
@@ -445,19 +462,19 @@ impl deeperhub_listener::WorkerState<Session> for Local {
     }
 }
 
-impl Drop for Local {
+impl Drop for NodeWorker {
     fn drop(&mut self) {
         if *self.hub.phase.borrow() != Phase::Stopped {
-            // The worker died. Its subscriptions end now and not when its replacement starts, which
-            // may take a while. Until then nothing is published to it, and it congests no
-            // publisher.
-            drop(self.hub.router.attach(ShardId(self.worker)));
+            // The worker died. Its replacement may start much later, so its subscriptions end here.
+            // Its inbox is then empty, gets no further messages, and congests no publisher.
+            drop(self.hub.router.attach(ShardId(self.index)));
             self.metrics.subscriptions.set(0);
         }
         if let Some(mut requests) = self.requests.take() {
-            // Callers get an error at once, because the clients that they asked about are gone.
+            // Dropping the queued requests fails their callers at once. The clients of this worker
+            // lose their connections anyway.
             while requests.try_recv().is_ok() {}
-            self.hub.return_request_receiver(self.worker.into(), requests);
+            self.hub.return_request_receiver(self.index.into(), requests);
         }
     }
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::hub::Publisher;
 use crate::{Config, Node};
 
-/// State of two workers whose threads have ended. The test acts as the first of them.
+/// Returns the hub of a stopped node with two workers. Tests act as these workers.
 fn hub() -> Arc<Hub> {
     let mut config = Config::default();
     config.listener.workers = 2;
@@ -27,7 +27,8 @@ impl Wake for WakeCount {
     }
 }
 
-/// Second worker, which has a subscriber and sleeps, with a counter of its wake-ups.
+/// Returns the shard of the second worker, which has a subscriber and sleeps, and a counter of its
+/// wake-ups.
 fn sleeping_worker(hub: &Hub) -> (Shard<Delivery>, Arc<WakeCount>) {
     let mut shard = hub.router.attach(ShardId(1));
     shard.subscribe(0, &Subscription::parse("a").unwrap());
@@ -38,13 +39,13 @@ fn sleeping_worker(hub: &Hub) -> (Shard<Delivery>, Arc<WakeCount>) {
     (shard, count)
 }
 
-fn publish(local: &mut Local) {
-    local.on_message();
+fn publish(worker: &mut NodeWorker) {
+    worker.on_message();
     let connection_id = ConnectionId { worker: 0, key: 0, serial: 0 };
     let id = connection_id.client_id("n").unwrap();
-    let publisher = Publisher { id: &id, connection_id, is_excluded: false, shard: &mut local.shard };
+    let publisher = Publisher { id: &id, connection_id, is_excluded: false, shard: &mut worker.shard };
     let (topic, message) = (Topic::parse("a").unwrap(), RawJson::parse("1").unwrap());
-    let outcome = local.hub.publish(&topic, message, Some(publisher), Instant::now(), None);
+    let outcome = worker.hub.publish(&topic, message, Some(publisher), Instant::now(), None);
     assert_eq!(outcome.subscribers, 1);
 }
 
@@ -52,13 +53,13 @@ fn publish(local: &mut Local) {
 fn deferred_wake_ups_are_flushed_after_64_messages() {
     let hub = hub();
     let (_sleeping_worker, count) = sleeping_worker(&hub);
-    let mut local = Local::new(&hub, 0);
-    publish(&mut local);
+    let mut worker = NodeWorker::new(&hub, 0);
+    publish(&mut worker);
     for _ in 1..64 {
-        local.on_message();
+        worker.on_message();
     }
     assert_eq!(count.0.load(Ordering::Relaxed), 0);
-    local.on_message();
+    worker.on_message();
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
 }
 
@@ -67,8 +68,8 @@ fn a_worker_that_dies_flushes_its_deferred_wake_ups() {
     let hub = hub();
     let (_sleeping_worker, count) = sleeping_worker(&hub);
     let thread = std::thread::spawn(move || {
-        let mut local = Local::new(&hub, 0);
-        publish(&mut local);
+        let mut worker = NodeWorker::new(&hub, 0);
+        publish(&mut worker);
         panic!("a worker dies in a test");
     });
     thread.join().unwrap_err();
