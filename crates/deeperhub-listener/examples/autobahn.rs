@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use deeperhub_listener::{Config, Context, Listener, Message, ReturnTo, Session, accept_all};
+use deeperhub_listener::{Config, Context, Listener, Message, ReconnectTo, Session, accept_all};
 
 struct Echo;
 
@@ -54,7 +54,7 @@ pub(crate) async fn serve(arguments: impl Iterator<Item = String>) -> Result<(),
     let listener = Listener::builder(accept_all(|| Echo)).config(config).bind(([127, 0, 0, 1], port))?;
     println!("listening on ws://{}", listener.local_addr());
     tokio::signal::ctrl_c().await?;
-    listener.drain(Duration::from_secs(2), ReturnTo::ThisNode).await;
+    listener.drain(Duration::from_secs(2), ReconnectTo::ThisNode).await;
     listener.stop().await;
     Ok(())
 }

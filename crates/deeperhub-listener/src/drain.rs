@@ -12,7 +12,7 @@ const SPREAD: u64 = 100;
 
 /// Server that clients of a draining listener should come back to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReturnTo {
+pub enum ReconnectTo {
     /// Other nodes, which are up: the first client may come back at once.
     OtherNodes,
     /// The successor of this node. It is up once this node has ended and
@@ -47,12 +47,12 @@ impl DrainPlan {
         start: Instant,
         time: Duration,
         open: usize,
-        return_to: ReturnTo,
+        reconnect_to: ReconnectTo,
         config: &Config,
     ) -> Self {
-        let first_return = match return_to {
-            ReturnTo::OtherNodes => Duration::ZERO,
-            ReturnTo::ThisNode => time.saturating_add(config.restart_time),
+        let first_return = match reconnect_to {
+            ReconnectTo::OtherNodes => Duration::ZERO,
+            ReconnectTo::ThisNode => time.saturating_add(config.restart_time),
         };
         Self {
             start,
@@ -155,7 +155,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn plan(time: Duration, open: usize) -> Arc<DrainPlan> {
-        Arc::new(DrainPlan::new(Instant::now(), time, open, ReturnTo::OtherNodes, &Config::default()))
+        Arc::new(DrainPlan::new(Instant::now(), time, open, ReconnectTo::OtherNodes, &Config::default()))
     }
 
     /// Milliseconds after the start at which workers with so many connections each close one.
@@ -207,7 +207,7 @@ mod tests {
     fn slots_follow_each_other() {
         let config = Config { reconnects_per_second: 100, ..Config::default() };
         let now = Instant::now();
-        let plan = Arc::new(DrainPlan::new(now, SECOND, 3, ReturnTo::OtherNodes, &config));
+        let plan = Arc::new(DrainPlan::new(now, SECOND, 3, ReconnectTo::OtherNodes, &config));
         // The workers' clients come back one behind the other too.
         let drains = [WorkerDrain::new(Arc::clone(&plan)), WorkerDrain::new(plan)];
         let slots = [0, 1, 0].map(|worker: usize| drains[worker].take_reconnect_delay(now));
@@ -219,7 +219,7 @@ mod tests {
         let restart_time = SECOND * 7;
         let config = Config { reconnects_per_second: 10, restart_time, ..Config::default() };
         let start = Instant::now();
-        let plan = DrainPlan::new(start, SECOND * 30, 3, ReturnTo::ThisNode, &config);
+        let plan = DrainPlan::new(start, SECOND * 30, 3, ReconnectTo::ThisNode, &config);
         let slot = |seconds| plan.take_reconnect_delay(start + SECOND * seconds).as_millis();
         // Whenever they are closed, clients come back one by one from 37 s on.
         assert_eq!((slot(0), slot(10), slot(27)), (37_100, 27_200, 10_300));
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn no_time_is_too_long() {
         let config = Config { restart_time: Duration::MAX, ..Config::default() };
-        let plan = DrainPlan::new(Instant::now(), Duration::MAX, 3, ReturnTo::ThisNode, &config);
+        let plan = DrainPlan::new(Instant::now(), Duration::MAX, 3, ReconnectTo::ThisNode, &config);
         plan.take_close();
         assert!(plan.take_reconnect_delay(plan.start) > SECOND);
     }

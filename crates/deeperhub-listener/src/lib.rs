@@ -69,7 +69,7 @@ pub use arena::Multicast;
 pub use builder::Builder;
 pub use config::{Config, connection_rate_limit};
 pub use connections::Connections;
-pub use drain::ReturnTo;
+pub use drain::ReconnectTo;
 pub use listener::{Listener, StartError};
 pub use memory_budget::MemoryBudget;
 pub use metrics::Metrics;

@@ -17,7 +17,7 @@ use crate::admission::Admission;
 use crate::config::Config;
 use crate::connections::WorkerCore;
 use crate::control::Control;
-use crate::drain::{DrainPlan, ReturnTo};
+use crate::drain::{DrainPlan, ReconnectTo};
 use crate::metrics::Metrics;
 use crate::session::Application;
 use crate::worker::{self, WorkerCells};
@@ -220,14 +220,14 @@ impl Listener {
 
     /// Refuses new connections with 503 `draining` and closes the others with 1001, spread over
     /// `time`. Returns when all are gone or the time is over. The listener keeps refusing until it
-    /// is dropped. Clients are told when to come back; `return_to` says to which server.
+    /// is dropped. Clients are told when to come back; `reconnect_to` says to which server.
     ///
     /// A worker that hangs keeps its connections; the drain does not wait for it beyond `time`.
-    pub async fn drain(&self, time: Duration, return_to: ReturnTo) {
+    pub async fn drain(&self, time: Duration, reconnect_to: ReconnectTo) {
         // Keep the deadline within the clock's range.
         let time = time.min(LONGEST_DRAIN);
         let open = self.admission.open();
-        let plan = DrainPlan::new(Instant::now(), time, open, return_to, &self.config.load());
+        let plan = DrainPlan::new(Instant::now(), time, open, reconnect_to, &self.config.load());
         self.control.drain(Arc::new(plan));
         let _ = tokio::time::timeout(time, self.admission.wait_empty()).await;
     }

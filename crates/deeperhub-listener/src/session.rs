@@ -113,7 +113,7 @@ pub trait Session: 'static {
 
     /// Returns `true` if a ping, or a pong without a ping of the listener, is within the rate limit. A
     /// ping over it gets no pong.
-    fn admits_control(&mut self, cx: &mut Context<'_, Self::WorkerState>) -> bool {
+    fn admit_control_frame(&mut self, cx: &mut Context<'_, Self::WorkerState>) -> bool {
         let _ = cx;
         true
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use deeperhub_listener::{
     Accepted, Application, Closed, Config, ConnectionKey, Connections, Context, Listener, MemoryBudget,
-    Message, Metrics, Peer, ReturnTo, Session, WorkerState,
+    Message, Metrics, Peer, ReconnectTo, Session, WorkerState,
 };
 use deeperhub_metrics::Cells;
 use deeperhub_protocol::frame::{self, Frame};
@@ -373,7 +373,7 @@ async fn accepting_pauses_while_all_workers_are_behind() {
 async fn a_hanging_worker_does_not_hold_up_drain_and_stop() {
     let (running, hung, mut healthy) = Running::with_a_worker_that_hangs().await;
     let reading = tokio::spawn(async move { read_to_close(&mut healthy).await.1 });
-    within_timeout(running.listener.drain(Duration::from_millis(500), ReturnTo::ThisNode)).await;
+    within_timeout(running.listener.drain(Duration::from_millis(500), ReconnectTo::ThisNode)).await;
     assert_eq!(reading.await.unwrap(), Some(1001));
     within_timeout(running.listener.stop()).await;
     assert_eq!(running.stage.hangs.lock().unwrap().now, 1, "it hangs still");
@@ -440,7 +440,7 @@ async fn a_replaced_worker_knows_of_the_drain() {
         within_timeout(late.read_to_string(&mut answer)).await.unwrap();
         answer
     };
-    let drain = listener.drain(Duration::from_secs(3600), ReturnTo::ThisNode);
+    let drain = listener.drain(Duration::from_secs(3600), ReconnectTo::ThisNode);
     let answer = tokio::select! {
         biased;
         () = drain => panic!("the drain ended before its time"),
@@ -556,7 +556,7 @@ async fn a_drain_closes_all_with_1001_and_refuses_newcomers() {
             let _ = within_timeout(client.next()).await;
         }
     });
-    within_timeout(running.listener.drain(TEST_TIMEOUT, ReturnTo::OtherNodes)).await;
+    within_timeout(running.listener.drain(TEST_TIMEOUT, ReconnectTo::OtherNodes)).await;
     reading.await.unwrap();
     assert_eq!(running.listener.connections(), 0);
     let Err(tungstenite::Error::Http(answer)) = running.try_connect().await else { panic!("not refused") };

@@ -113,7 +113,7 @@ impl Session for Counted {
         }
     }
 
-    fn admits_control(&mut self, cx: &mut Context<'_, Worker>) -> bool {
+    fn admit_control_frame(&mut self, cx: &mut Context<'_, Worker>) -> bool {
         cx.worker().0.now.fetch_add(MESSAGE, Ordering::Relaxed);
         true
     }

@@ -252,7 +252,7 @@ impl deeperhub_listener::Session for Session {
         }
     }
 
-    fn admits_control(&mut self, cx: &mut Context<'_, NodeWorker>) -> bool {
+    fn admit_control_frame(&mut self, cx: &mut Context<'_, NodeWorker>) -> bool {
         let Some(limit) = cx.worker().live_config.control_rate_limit else { return true };
         if self.check_rare_rate(RateKind::Control, limit, cx).is_err() {
             self.count_violation(Some(limit), cx);

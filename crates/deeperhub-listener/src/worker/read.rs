@@ -380,7 +380,7 @@ impl<A: Application> Worker<'_, A> {
                         session.on_message(Message::Binary(bytes), &mut cx);
                     }
                     Ok(Some(Incoming::Ping(payload))) => {
-                        if session.admits_control(&mut cx) {
+                        if session.admit_control_frame(&mut cx) {
                             let start = arena.len();
                             frame::write_pong(arena, payload);
                             if flags.write_blocked {
@@ -395,7 +395,7 @@ impl<A: Application> Worker<'_, A> {
                     Ok(Some(Incoming::Pong(_))) => {
                         // A pong that answers our own ping is not rate-limited.
                         if !std::mem::take(&mut flags.awaiting_pong) {
-                            session.admits_control(&mut cx);
+                            session.admit_control_frame(&mut cx);
                         }
                     }
                     Ok(Some(Incoming::Close(close))) => {
