@@ -13,46 +13,37 @@ const CASE_GROUPS: [&str; 9] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*",
 /// Informational cases: they only record the server's behavior.
 const INFORMATIONAL_CASES: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
 
-/// The running example; killed on drop.
+#[allow(dead_code, reason = "`main` takes its arguments from the command line")]
+#[path = "../crates/deeperhub-listener/examples/autobahn.rs"]
+mod echo_server;
+
+#[path = "support/example.rs"]
+mod example;
+
+use example::{Example, run_main};
+
+/// Environment variable with the arguments of the example.
+const ARGUMENTS: &str = "AUTOBAHN_ARGUMENTS";
+
+#[test]
+#[ignore = "the process of the example; other tests start it"]
+fn example_process() {
+    let arguments = std::env::var(ARGUMENTS).unwrap_or_default();
+    run_main(|| echo_server::serve(arguments.split_whitespace().map(str::to_owned)));
+}
+
+/// A running echo server, on a free port.
 struct EchoServer {
-    child: Child,
+    _example: Example,
     address: String,
 }
 
 impl EchoServer {
-    fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(build_example())
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the example can be started");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("standard output is a pipe");
-        BufReader::new(stdout).read_line(&mut line).expect("the example says where it listens");
-        let address = line.trim().rsplit('/').next().unwrap_or_default().to_owned();
-        Self { child, address }
+    fn start(arguments: &str) -> Self {
+        let example = Example::start("autobahn::example_process", &[(ARGUMENTS, arguments)]);
+        let address = example.wait_for("listening on ws://").trim().to_owned();
+        Self { _example: example, address }
     }
-}
-
-impl Drop for EchoServer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn build_example() -> String {
-    let arguments =
-        ["build", "-p", "deeperhub-listener", "--example", "autobahn", "--message-format", "json"];
-    let output = Command::new(env!("CARGO")).args(arguments).current_dir(ROOT).output().expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut executables = messages.lines().filter_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        Some(message["executable"].as_str()?.to_owned())
-    });
-    executables.next_back().expect("cargo names the example that it built")
 }
 
 /// Runs the cases and returns each one's verdict, including that of its closing handshake.
@@ -87,7 +78,7 @@ fn check(echo: &EchoServer, cases: &[&str], count: usize) {
 
 #[test]
 fn every_basic_protocol_case_passes() {
-    check(&EchoServer::start(&["--no-compression"]), &CASE_GROUPS, 301);
+    check(&EchoServer::start("--no-compression"), &CASE_GROUPS, 301);
 }
 
 /// Two lengths of each kind of message and offer, one of them fragmented, and messages longer than
@@ -98,14 +89,14 @@ fn a_sample_of_compression_cases_passes() {
     let cases: Vec<_> = kinds.flat_map(|kind| [format!("{kind}.1"), format!("{kind}.11")]).collect();
     let mut cases: Vec<_> = cases.iter().map(String::as_str).collect();
     cases.extend(["12.1.5", "13.3.6", "13.5.6"]);
-    check(&EchoServer::start(&[]), &cases, 27);
+    check(&EchoServer::start(""), &cases, 27);
 }
 
 /// All compression cases, with 1000 messages each.
 #[test]
 #[ignore = "takes a quarter of an hour"]
 fn every_compression_case_passes() {
-    let echo = EchoServer::start(&[]);
+    let echo = EchoServer::start("");
     for group in (1..=5).map(|kind| format!("12.{kind}.*")).chain((1..=7).map(|kind| format!("13.{kind}.*")))
     {
         check(&echo, &[&group], 18);
@@ -116,5 +107,5 @@ fn every_compression_case_passes() {
 #[test]
 fn cases_with_client_context_takeover_pass() {
     let cases = ["12.1.3", "12.2.3", "12.3.11", "13.1.3", "13.4.3", "13.6.3", "1.*", "5.*"];
-    check(&EchoServer::start(&["--client-context-takeover"]), &cases, 6 + 16 + 20);
+    check(&EchoServer::start("--client-context-takeover"), &cases, 6 + 16 + 20);
 }
