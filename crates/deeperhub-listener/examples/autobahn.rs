@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use deeperhub_listener::{Config, Context, Listener, Message, ReturnTo, Session, accept_all};
+use deeperhub_listener::{Config, Context, Listener, Message, ReconnectTo, Session, accept_all};
 
 struct Echo;
 
@@ -41,7 +41,7 @@ async fn main() -> ExitCode {
         .paths(Vec::new())
         .max_message_bytes(16 << 20)
         .max_queue_bytes(256 << 20)
-        // A suite that waits for a reply mistakes a ping for it.
+        // A suite that waits for a reply may take a ping for the reply.
         .ping_interval(Duration::ZERO);
     config.compression.threshold_bytes = 0;
     let Some(port) = parse_arguments(std::env::args().skip(1), &mut config) else {
@@ -57,7 +57,7 @@ async fn main() -> ExitCode {
     };
     println!("listening on ws://{}", listener.local_addr());
     if tokio::signal::ctrl_c().await.is_ok() {
-        listener.drain(Duration::from_secs(2), ReturnTo::ThisNode).await;
+        listener.drain(Duration::from_secs(2), ReconnectTo::ThisNode).await;
     }
     listener.stop().await;
     ExitCode::SUCCESS

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use deeperhub_cluster::{ClusterState, EnqueueError, Message, RequestError};
 use deeperhub_events::{EventFilter, EventStream};
-use deeperhub_listener::{ConnectionKey, Listener, ReturnTo};
+use deeperhub_listener::{ConnectionKey, Listener, ReconnectTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, check_server_object};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
@@ -458,8 +458,8 @@ impl NodeHandle {
             drains
         });
         let has_others = self.hub.broker.as_ref().is_some_and(|broker| !broker.peers().is_empty());
-        let return_to = if has_others { ReturnTo::OtherNodes } else { ReturnTo::ThisNode };
-        self.listener.drain(time, return_to).await;
+        let reconnect_to = if has_others { ReconnectTo::OtherNodes } else { ReconnectTo::ThisNode };
+        self.listener.drain(time, reconnect_to).await;
     }
 
     fn local_connection(&self, client: &ClientId) -> Result<ConnectionId, ClientNotFound> {

@@ -245,7 +245,7 @@ impl deeperhub_listener::Session for Session {
         }
     }
 
-    fn admits_control(&mut self, cx: &mut Context<'_, Local>) -> bool {
+    fn admit_control_frame(&mut self, cx: &mut Context<'_, Local>) -> bool {
         let Some(limit) = cx.worker().live.control_rate_limit else { return true };
         if self.check_rare_rate(RateKind::Control, limit, cx).is_err() {
             self.count_violation(Some(limit), cx);
