@@ -20,12 +20,12 @@ use crate::metrics::Metrics;
 use crate::reconnect_pacer::ReconnectPacer;
 use crate::restart::RestartDelay;
 
-/// Pause after an error of `accept` or of polling that concerns the whole process, such as a lack of
-/// file descriptors.
+/// Pause after an error of `accept` or of polling that concerns the whole process, such as a lack
+/// of file descriptors.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// Maximum refused connections at one time that get an HTTP response. Further ones are dropped, so that
-/// refusals cost a bounded amount of memory.
+/// Maximum refused connections at one time that get an HTTP response. Further ones are dropped, so
+/// that refusals cost a bounded amount of memory.
 const MAX_PENDING_REFUSALS: usize = 256;
 
 /// Maximum connections that are accepted before they are handed over together. A worker then wakes
@@ -33,12 +33,12 @@ const MAX_PENDING_REFUSALS: usize = 256;
 /// acceptor.
 const ACCEPT_BATCH: usize = 64;
 
-/// Time after the last accepted connections within which further ones count as a rush. In a rush, the
-/// acceptor waits for [`RUSH_DELAY`] before it accepts.
+/// Time after the last accepted connections within which further ones count as a rush. In a rush,
+/// the acceptor waits for [`RUSH_DELAY`] before it accepts.
 const RUSH_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Delay before accepting in a rush, so that acceptor and workers wake once for several connections.
-/// Connections that arrive one at a time are not delayed.
+/// Delay before accepting in a rush, so that acceptor and workers wake once for several
+/// connections. Connections that arrive one at a time are not delayed.
 const RUSH_DELAY: Duration = Duration::from_micros(500);
 
 /// Token of the stop waker. A listening socket's token is its index.
@@ -145,8 +145,8 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
 pub(crate) struct Acceptor {
     poll: Poll,
     listeners: Vec<TcpListener>,
-    /// Whether each socket may have connections to accept. Events are edge-triggered, so a socket
-    /// stays ready until `accept` returns `WouldBlock`.
+    /// For each socket, `true` if it may have connections to accept. Events are edge-triggered, so
+    /// a socket stays ready until `accept` returns `WouldBlock`.
     ready: Vec<bool>,
     /// Waker that interrupts polling when the listener stops.
     stop: Arc<Waker>,
@@ -159,7 +159,7 @@ pub(crate) struct Acceptor {
     limit_mode: LimitMode,
     trusted_proxies: TrustedProxies,
     pub(crate) metrics: Metrics,
-    /// Number of panics that the test still wants.
+    /// Number of panics that are still to be raised.
     #[cfg(test)]
     injected_panics: Arc<std::sync::atomic::AtomicUsize>,
 }
@@ -198,8 +198,8 @@ impl Acceptor {
         })
     }
 
-    /// Returns the waker that wakes the acceptor, so that [`run`](Self::run) notices that the listener
-    /// is stopping.
+    /// Returns the waker that wakes the acceptor, so that [`run`](Self::run) notices that the
+    /// listener is stopping.
     pub(crate) fn stopper(&self) -> Arc<Waker> {
         Arc::clone(&self.stop)
     }
@@ -328,8 +328,8 @@ impl Acceptor {
         }
     }
 
-    /// Hands each accepted connection to a worker. Waits only while every worker's queue is full; new
-    /// connections then stay in the kernel's backlog.
+    /// Hands each accepted connection to a worker. Waits only while every worker's queue is full;
+    /// new connections then stay in the kernel's backlog.
     fn hand_over_all(&mut self, accepted: &mut Vec<(mio::net::TcpStream, SocketAddr)>) {
         let mut pause = MIN_BACKPRESSURE_PAUSE;
         for (socket, peer) in accepted.drain(..) {
@@ -353,8 +353,8 @@ impl Acceptor {
         }
     }
 
-    /// Gives an accepted connection its permit, and its refusal if it is over a limit. Returns `None`
-    /// if the connection must be dropped because too many others are being refused already.
+    /// Gives an accepted connection its permit, and its refusal if it is over a limit. Returns
+    /// `None` if the connection must be dropped because too many others are being refused already.
     fn admit_arrival(&self, socket: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
         // A socket for both families reports an IPv4 address as an IPv6 one.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
@@ -371,8 +371,8 @@ impl Acceptor {
         Some(Arrival { socket, peer, permit, refusal, accepted_at: Instant::now() })
     }
 
-    /// Returns a permit for a new connection, or the refusal if the connection is over a limit or the
-    /// listener is draining or stopping. A refusal tells the client when to reconnect.
+    /// Returns a permit for a new connection, or the refusal if the connection is over a limit or
+    /// the listener is draining or stopping. A refusal tells the client when to reconnect.
     fn admit(&self, address: Option<IpAddr>) -> Result<ConnectionPermit, Refusal> {
         let now = Instant::now();
         let delay = || self.reconnect_pacer.next_delay(now, Duration::ZERO);
@@ -393,8 +393,8 @@ impl Acceptor {
             error.refusal(delay)
         };
         match self.admission.try_admit(address) {
-            // In observe mode, the connection is counted as limited, and admitted without being charged
-            // to its address.
+            // In observe mode, the connection is counted as limited, and admitted without being
+            // charged to its address.
             Err(error) if error.is_per_address() && self.limit_mode == LimitMode::Observe => {
                 self.metrics.record_limited(error);
                 self.admission.try_admit(None).map_err(refuse)

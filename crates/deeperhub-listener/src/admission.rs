@@ -10,8 +10,8 @@ use deeperhub_protocol::handshake::Refusal;
 use deeperhub_security::{AddressLimiter, MAX_ADDRESSES, RateLimit, RetryAfter};
 use tokio::sync::Notify;
 
-/// Unit of limits per address: an IPv4 address, or an IPv6 /64 network, since one host may own a whole
-/// /64.
+/// Unit of limits per address: an IPv4 address, or an IPv6 /64 network, since one host may own a
+/// whole /64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum AddressKey {
     V4([u8; 4]),
@@ -34,8 +34,8 @@ impl AddressKey {
 /// Retry delay of a client behind a proxy whose address has too many connections.
 pub(crate) const ADDRESS_LIMIT_RETRY: Duration = Duration::from_secs(5);
 
-/// Counts open connections and enforces the limits on them. The address map has at most one entry for
-/// each connection.
+/// Counts open connections and enforces the limits on them. The address map has at most one entry
+/// for each connection.
 #[derive(Debug)]
 pub(crate) struct Admission {
     /// Maximum connections in total.
@@ -44,7 +44,7 @@ pub(crate) struct Admission {
     max_per_address: AtomicUsize,
     /// Limit on the rate of new connections per address.
     rate: Option<AddressLimiter>,
-    /// Whether the rate also applies to loopback addresses.
+    /// `true` if the rate also applies to loopback addresses.
     limits_loopback: bool,
     started: Instant,
     /// Open connections.
@@ -74,8 +74,8 @@ impl AdmissionError {
         !matches!(self, Self::ServerFull)
     }
 
-    /// Returns the refusal for the client. A rate limit gives its own retry delay; `delay` returns that
-    /// of the other limits.
+    /// Returns the refusal for the client. A rate limit gives its own retry delay; `delay` returns
+    /// that of the other limits.
     pub(crate) fn refusal(self, delay: impl FnOnce() -> Duration) -> Refusal {
         match self {
             Self::ServerFull => Refusal::too_many_connections(delay()),
@@ -133,8 +133,8 @@ impl Admission {
         Ok(ConnectionPermit { admission: Arc::clone(self), address, worker: None })
     }
 
-    /// Counts a new connection of an address. If connections per address are limited, returns the key
-    /// that the permit counts down when the connection ends.
+    /// Counts a new connection of an address. If connections per address are limited, returns the
+    /// key that the permit counts down when the connection ends.
     fn count_address(&self, address: IpAddr) -> Result<Option<AddressKey>, AdmissionError> {
         if let Some(rate) = &self.rate
             && (self.limits_loopback || !address.to_canonical().is_loopback())
@@ -336,8 +336,8 @@ mod tests {
         assert!(refused(false, "192.0.2.1"));
     }
 
-    /// Simulates clients behind one NAT that reconnect after a restart, then a client that reconnects
-    /// without delay.
+    /// Simulates clients behind one NAT that reconnect after a restart, then a client that
+    /// reconnects without delay.
     #[test]
     fn the_default_rate_admits_reconnects_after_a_restart_but_not_without_delay() {
         let config = crate::Config::default();

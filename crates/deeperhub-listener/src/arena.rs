@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use deeperhub_protocol::frame::Frame;
 
-/// Number of receivers that get a frame as a shared frame before the frame is copied into the arena.
-/// With fewer receivers, the copy costs more than it saves.
+/// Number of receivers that get a frame as a shared frame before the frame is copied into the
+/// arena. With fewer receivers, the copy costs more than it saves.
 const COPY_AFTER_RECEIVERS: u8 = 8;
 
 /// Maximum length of the arena after a frame is copied into it. It bounds the memory of large
@@ -17,9 +17,9 @@ const MIN_CAPACITY_BYTES: usize = 64 * 1024;
 
 /// A frame to send to many connections of one worker.
 ///
-/// If a frame has many receivers, it is copied once into the worker's arena. Frames sent one after the
-/// other are then adjacent there, and a connection sends them with one plain write. Connections whose
-/// sockets are full queue the shared frame instead, so that they share its memory.
+/// If a frame has many receivers, it is copied once into the worker's arena. Frames sent one after
+/// the other are then adjacent there, and a connection sends them with one plain write. Connections
+/// whose sockets are full queue the shared frame instead, so that they share its memory.
 #[derive(Debug)]
 pub struct Multicast {
     frame: Frame,
@@ -98,8 +98,9 @@ impl Arena {
         self.bytes.truncate(len);
     }
 
-    /// Counts a receiver of `frame`, and returns the position of its copy in the arena. Makes the copy
-    /// if there is none yet. Returns `None` if the frame has too few receivers or the arena is full.
+    /// Counts a receiver of `frame`, and returns the position of its copy in the arena. Makes the
+    /// copy if there is none yet. Returns `None` if the frame has too few receivers or the arena is
+    /// full.
     #[inline]
     pub(crate) fn copy(&mut self, frame: &Frame, slot: &Cell<ArenaCopy>) -> Option<usize> {
         let copy = slot.get();
@@ -122,8 +123,8 @@ impl Arena {
         Some(start)
     }
 
-    /// Returns the bytes in `start..end` as frames. A copied frame is returned as the shared frame; the
-    /// replies between two copied frames are returned as one new frame.
+    /// Returns the bytes in `start..end` as frames. A copied frame is returned as the shared frame;
+    /// the replies between two copied frames are returned as one new frame.
     pub(crate) fn frames(&self, start: usize, end: usize) -> impl Iterator<Item = Frame> {
         let mut next = self.copied.partition_point(|(at, _)| (*at as usize) < start);
         let mut at = start;
@@ -153,8 +154,8 @@ impl Arena {
         self.peak = self.peak.max(self.bytes.len());
         self.bytes.clear();
         self.copied.clear();
-        // Numbers repeat after 2^32 rounds; no multicast lives that long. 0 is skipped, as it means that
-        // a frame was never copied.
+        // Numbers repeat after 2^32 rounds, when no multicast of the first rounds exists any more.
+        // 0 is skipped, as it means that a frame was never copied.
         self.round = self.round.checked_add(1).unwrap_or(1);
     }
 

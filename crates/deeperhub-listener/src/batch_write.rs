@@ -22,8 +22,8 @@ const MAX_STAGED_BYTES: usize = 128 * 1024;
 pub(crate) struct Batch {
     pub(crate) batcher: Batcher,
     sends: Vec<PlannedSend>,
-    /// The *staged* bytes of a batch: copied queues of plain connections, and encrypted records of TLS
-    /// connections.
+    /// The *staged* bytes of a batch: copied queues of plain connections, and encrypted records of
+    /// TLS connections.
     staged: Vec<u8>,
 }
 
@@ -138,15 +138,16 @@ impl<S> WorkerCore<S> {
         debug_assert_eq!(results.len(), sends.len());
         for (send, result) in sends.iter().zip(results) {
             let Some(connection) = connections.get_mut(send.key as usize) else { continue };
-            // After an error, the connection is written individually, which reports the error again.
+            // After an error, the connection is written individually, which reports the error
+            // again.
             let sent = result.unwrap_or(0);
             match send.source {
                 Source::Outbox | Source::Gathered(_) => {
                     self.sent += sent as u64;
                     connection.outbox.advance(sent);
                 }
-                // The transport keeps encrypted bytes that the socket did not take, so the whole queue
-                // counts as sent.
+                // The transport keeps encrypted bytes that the socket did not take, so the whole
+                // queue counts as sent.
                 #[cfg(feature = "tls")]
                 Source::Encrypted(range) => {
                     let len = connection.outbox.len();
@@ -175,8 +176,8 @@ impl<S> WorkerCore<S> {
 }
 
 impl<S> Connection<S> {
-    /// Decides how the connection is written. For a batch, copies or encrypts the queue into `staged`
-    /// if needed.
+    /// Decides how the connection is written. For a batch, copies or encrypts the queue into
+    /// `staged` if needed.
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     fn plan(&mut self, arena: &[u8], staged: &mut Vec<u8>, gather: &mut Vec<u8>) -> Plan {
         if self.flags.write_blocked || !self.transport.is_flushed() {

@@ -34,8 +34,8 @@ impl<A: Application> Builder<A> {
     }
 
     /// Sets the metrics that the listener updates, and the cells with which they were created. Each
-    /// worker needs a cell, so the listener starts at most as many workers as there are cells. Without
-    /// this call, the listener creates metrics that are not exported.
+    /// worker needs a cell, so the listener starts at most as many workers as there are cells.
+    /// Without this call, the listener creates metrics that are not exported.
     pub fn metrics(mut self, cells: &Cells, metrics: Metrics) -> Self {
         self.metrics = Some((cells.clone(), metrics));
         self
@@ -45,8 +45,8 @@ impl<A: Application> Builder<A> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the address cannot be bound, a thread cannot be started or the metrics do not
-    /// fit. Threads that were started then end.
+    /// Returns an error if the address cannot be bound, a thread cannot be started or the metrics
+    /// do not fit. Threads that were started then end.
     pub fn bind(self, on: impl Into<ListenOn>) -> Result<Listener, StartError> {
         let Self { application, config, metrics } = self;
         let (cells, metrics) = metrics.unwrap_or_else(|| {

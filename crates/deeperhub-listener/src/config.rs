@@ -54,20 +54,21 @@ pub struct Config {
     pub max_connections: usize,
     /// Maximum connections at one time per address (IPv6: per /64). `None`, the default: no limit.
     pub max_connections_per_ip: Option<usize>,
-    /// Limit on the rate of new connections per address (IPv6: per /64); connections over the limit get
-    /// 429. `None`: no limit. Default 200 a second, burst 1000. That rate is the default of
-    /// [`reconnects_per_second`](Self::reconnects_per_second), so that all clients may be behind one
-    /// address and still reconnect after a drain.
+    /// Limit on the rate of new connections per address (IPv6: per /64). Connections over the limit
+    /// get status 429. `None`: no limit. Default 200 a second, burst 1000. That rate is also the
+    /// default of [`reconnects_per_second`](Self::reconnects_per_second), so that all clients may be
+    /// behind one address and still reconnect after a drain.
     pub connection_rate_per_ip: Option<RateLimit>,
-    /// Whether `connection_rate_per_ip` also applies to loopback addresses. Default `false`: a
+    /// `true` to apply `connection_rate_per_ip` also to loopback addresses. Default `false`: a
     /// local peer is usually a proxy, behind which all clients share one address.
     pub limits_loopback: bool,
-    /// Networks of trusted proxies. For connections from these, `X-Forwarded-For`, `Forwarded` and PROXY
-    /// protocol headers name the client. Limits per address then apply to the client. Default: none.
+    /// Networks of trusted proxies. For connections from these, `X-Forwarded-For`, `Forwarded` and
+    /// PROXY protocol headers name the client. Limits per address then apply to the client.
+    /// Default: none.
     pub trusted_proxies: TrustedProxies,
     /// Header in which trusted proxies name the client. Default: whichever is present.
     pub forwarded_header: ForwardedHeader,
-    /// Whether trusted proxies send a PROXY protocol header. Default: detect it.
+    /// Use of the PROXY protocol by trusted proxies. Default: detect a header.
     pub proxy_protocol: ProxyProtocol,
     /// Maximum bytes of a handshake's head (request line and headers); at most 65,535. Default
     /// 32,768.
@@ -80,10 +81,10 @@ pub struct Config {
     pub max_fragments: u32,
     /// Maximum bytes queued for one connection. Default 1 MiB.
     pub max_queue_bytes: usize,
-    /// Budget of a worker's round for client input, in bytes. Bytes read, decompressed and replied count,
-    /// plus 512 for each message or control frame, and extra for fragments and compression. A turn of one
-    /// connection gets at most a sixteenth, so that a busy client does not delay the others.
-    /// Default 4 MiB, about four milliseconds.
+    /// Budget of a worker's round for client input, in bytes. Bytes read, decompressed and replied
+    /// count, plus 512 for each message or control frame, and extra for fragments and compression.
+    /// A turn of one connection gets at most a sixteenth, so that a busy client does not delay the
+    /// others. Default 4 MiB, about four milliseconds.
     pub round_bytes: usize,
     /// Time after which a round stops reading input. Default 5 ms.
     pub round_time: Duration,
@@ -91,28 +92,29 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// Time between two pings. Zero: no pings. Default 25 s.
     pub ping_interval: Duration,
-    /// Maximum time from a ping to a sign of life: any byte received, or bytes that the peer takes while
-    /// more are queued. Default 10 s.
+    /// Maximum time from a ping to a sign of life: any byte received, or bytes that the peer takes
+    /// while more are queued. Default 10 s.
     pub pong_timeout: Duration,
-    /// Time that the peer of a closing connection has to read the queued bytes and the close frame. The
-    /// time starts anew for a peer that keeps reading, at most twenty times. Default 3 s.
+    /// Time that the peer of a closing connection has to read the queued bytes and the close frame.
+    /// The time starts anew for a peer that keeps reading, at most twenty times. Default 3 s.
     pub close_timeout: Duration,
-    /// Maximum connections that wait in the kernel to be accepted (the backlog of `listen`). Linux caps
-    /// it at `net.core.somaxconn`. Default 4096.
+    /// Maximum connections that wait in the kernel to be accepted (the backlog of `listen`). Linux
+    /// caps it at `net.core.somaxconn`. Default 4096.
     pub backlog: u32,
     /// Message compression (RFC 7692), used with clients that offer it. On by default.
     pub compression: deflate::Config,
-    /// Whether to read and write many connections with one system call (`io_uring`), if the kernel
+    /// `true` to read and write many connections with one system call (`io_uring`), if the kernel
     /// allows it. Default `true`.
     #[cfg(feature = "io-uring")]
     pub io_uring: bool,
     /// Rate at which refused and drained clients are asked to reconnect. Default 200 a second.
     pub reconnects_per_second: u32,
     /// Time that a restart of the program takes. A drain with
-    /// [`ReconnectTo::ThisNode`](crate::ReconnectTo::ThisNode) asks clients to reconnect only after it.
-    /// Default 5 s.
+    /// [`ReconnectTo::ThisNode`](crate::ReconnectTo::ThisNode) asks clients to reconnect only after
+    /// it. Default 5 s.
     pub restart_time: Duration,
-    /// Whether connections over a limit per address are refused or only counted. Default: refused.
+    /// Effect of limits per address: connections over them are refused, or only counted. Default:
+    /// refused.
     pub limit_mode: LimitMode,
     /// Memory limit of the whole process; the embedding program measures the memory in use.
     /// `None`, the default: no limit.

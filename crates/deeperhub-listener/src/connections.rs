@@ -27,8 +27,9 @@ use crate::session::ConnectionKey;
 use crate::transport::{TlsScratch, Transport};
 use crate::waker::ReadyList;
 
-/// Maximum connections that fan-outs mark dirty in one round, about 5 ms of writes. The other receivers
-/// get their frames in later rounds, so that a large fan-out does not delay reads and other topics.
+/// Maximum connections that fan-outs mark dirty in one round, about 5 ms of writes. The other
+/// receivers get their frames in later rounds, so that a large fan-out does not delay reads and
+/// other topics.
 const MAX_RECEIVERS_PER_ROUND: usize = 1024;
 
 /// Capacity up to which the connection slab is not shrunk.
@@ -38,8 +39,8 @@ const MIN_SLAB_CAPACITY: usize = 1024;
 /// them.
 const MAX_DELIVERIES_PER_ROUND: usize = 16 * MAX_RECEIVERS_PER_ROUND;
 
-/// Budget for the deliveries of one round, in [byte cost](crate::round): about 10 ms of writes. It limits
-/// rounds with long messages, or with messages to compress.
+/// Budget for the deliveries of one round, in [byte cost](crate::round): about 10 ms of writes. It
+/// limits rounds with long messages, or with messages to compress.
 const DELIVERY_COST_PER_ROUND: usize = 32 * 1024 * 1024;
 
 /// Minimum receivers in a round for a burst. For fewer, waiting for more messages saves too little.
@@ -61,15 +62,16 @@ pub(crate) enum ClosingUntil {
     /// All bytes are written and the client's close frame has arrived. The server then ends the
     /// connection first (RFC 6455 section 7.1.1).
     CloseFrame,
-    /// The client has ended the connection. The server shuts down its sending side once all bytes are
-    /// written. Used if no close frame can be expected: after an HTTP response or invalid input, and
-    /// when memory is short.
+    /// The client has ended the connection. The server shuts down its sending side once all bytes
+    /// are written. Used if no close frame can be expected: after an HTTP response or invalid
+    /// input, and when memory is short.
     Eof,
     /// All bytes are written.
     Flushed,
 }
 
-/// One connection in the worker's slab. It is small: an idle connection has no buffer and no future.
+/// One connection in the worker's slab. It is small: an idle connection has no buffer and no
+/// future.
 pub(crate) struct Connection<S> {
     pub(crate) transport: Transport,
     pub(crate) waker: Waker,
@@ -87,26 +89,26 @@ pub(crate) struct Connection<S> {
 /// Flags of a connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Flags {
-    /// Whether the connection is in the worker's dirty list.
+    /// `true` if the connection is in the worker's dirty list.
     pub(crate) dirty: bool,
-    /// Whether the socket is full. A wake-up for writability is then armed.
+    /// `true` if the socket is full. A wake-up for writability is then armed.
     pub(crate) write_blocked: bool,
-    /// Whether the session paused reading.
+    /// `true` if the session paused reading.
     pub(crate) paused: bool,
-    /// Whether the listener's last ping was not answered yet.
+    /// `true` if the listener's last ping was not answered yet.
     pub(crate) awaiting_pong: bool,
     /// Signs of life of the peer.
     pub(crate) liveness: Liveness,
-    /// Whether the connection is in the worker's backlog.
+    /// `true` if the connection is in the worker's backlog.
     pub(crate) in_backlog: bool,
-    /// Whether bytes were read but not handled in the connection's last turn.
+    /// `true` if bytes were read but not handled in the connection's last turn.
     pub(crate) has_unread: bool,
-    /// Whether the queue is over its limit. The connection is then listed for closing and gets no
+    /// `true` if the queue is over its limit. The connection is then listed for closing and gets no
     /// more frames.
     pub(crate) over_queue_limit: bool,
-    /// Whether the sending side was shut down.
+    /// `true` if the sending side was shut down.
     pub(crate) write_shutdown: bool,
-    /// Whether the last read was long. The next read is then not batched.
+    /// `true` if the last read was long. The next read is then not batched.
     pub(crate) reads_long: bool,
     /// Parameters of the negotiated compression.
     pub(crate) deflate: Option<Params>,
@@ -141,7 +143,7 @@ pub(crate) struct UnreadInput {
 pub(crate) struct PeerProgress {
     /// Bytes that the peer's kernel has acknowledged.
     pub(crate) acknowledged: u64,
-    /// Whether bytes were queued or unacknowledged at that check.
+    /// `true` if bytes were queued or unacknowledged at that check.
     pub(crate) is_behind: bool,
     /// Number of times that the close timeout has started anew.
     pub(crate) extensions: u32,
@@ -172,8 +174,8 @@ impl<S> Connection<S> {
         result
     }
 
-    /// Writes the queue until it is empty or the socket is full. Frames that the socket did not take
-    /// are copied out of the arena.
+    /// Writes the queue until it is empty or the socket is full. Frames that the socket did not
+    /// take are copied out of the arena.
     ///
     /// # Errors
     ///
@@ -200,8 +202,8 @@ impl<S> Connection<S> {
             };
             match result {
                 // Write again even after a short write: readiness is edge-triggered, so only
-                // `WouldBlock` proves that the socket is full. Also, one vectored write may cover only
-                // a part of the queue.
+                // `WouldBlock` proves that the socket is full. Also, one vectored write may cover
+                // only a part of the queue.
                 Ok(written) => {
                     *sent += written as u64;
                     self.outbox.advance(written);
@@ -223,8 +225,8 @@ impl<S> Connection<S> {
     }
 }
 
-/// State of a worker that survives a panic: all but the loop ([`Worker`](crate::worker::Worker)) and
-/// the application's worker state.
+/// State of a worker that survives a panic: all but the loop ([`Worker`](crate::worker::Worker))
+/// and the application's worker state.
 pub(crate) struct WorkerCore<S> {
     shared_config: Cache<Arc<ArcSwap<Config>>, Arc<Config>>,
     /// The configuration as of the start of this round.
@@ -382,8 +384,8 @@ impl<S> WorkerCore<S> {
         }
     }
 
-    /// Frees memory of the slab and the lists after many connections have closed. The slab keeps its
-    /// slots up to the highest key in use.
+    /// Frees memory of the slab and the lists after many connections have closed. The slab keeps
+    /// its slots up to the highest key in use.
     pub(crate) fn shrink_connections(&mut self) {
         if self.connections.capacity() > MIN_SLAB_CAPACITY
             && self.connections.len() < self.connections.capacity() / 4
@@ -431,8 +433,8 @@ impl<S> WorkerCore<S> {
     }
 }
 
-/// Returns the connection with a key of the dirty list, and clears its dirty flag. Returns `None` if
-/// the flag is not set: a key that a new connection reuses may be in the list twice.
+/// Returns the connection with a key of the dirty list, and clears its dirty flag. Returns `None`
+/// if the flag is not set: a key that a new connection reuses may be in the list twice.
 pub(crate) fn take_if_dirty<S>(
     connections: &mut Slab<Connection<S>>,
     key: u32,
@@ -467,7 +469,8 @@ impl<S> Connections<'_, S> {
     }
 
     /// Returns how many more connections should get frames in this round. At 0,
-    /// [`WorkerState::poll`](crate::WorkerState::poll) should return and continue in the next round.
+    /// [`WorkerState::poll`](crate::WorkerState::poll) should return and continue in the next
+    /// round.
     pub fn send_budget(&self) -> usize {
         let is_spent = self.core.deliveries_left == 0 || self.core.delivery_cost_left == 0;
         if is_spent { 0 } else { self.core.receivers_left }
@@ -530,8 +533,8 @@ impl<S> Connections<'_, S> {
             core.receivers_left = core.receivers_left.saturating_sub(1);
         }
         if connection.outbox.len() > core.config.max_queue_bytes {
-            // The peer may read well and just get many frames in this round: try the socket first. The
-            // write at the end of the round reports an error again.
+            // The peer may read well and just get many frames in this round: try the socket first.
+            // The write at the end of the round reports an error again.
             let _ =
                 connection.flush_now(&core.arena, &mut core.gather, &mut core.tls_scratch, &mut core.sent);
             if connection.outbox.len() > core.config.max_queue_bytes {
@@ -564,8 +567,8 @@ impl<S> Connections<'_, S> {
             .map(|key| key as ConnectionKey)
     }
 
-    /// Closes a connection once [`WorkerState::poll`](crate::WorkerState::poll) has returned. Frames
-    /// queued before are still sent.
+    /// Closes a connection once [`WorkerState::poll`](crate::WorkerState::poll) has returned.
+    /// Frames queued before are still sent.
     pub fn close(&mut self, key: ConnectionKey, reason: CloseReason) {
         self.core.to_close.push((key, reason));
     }
@@ -598,8 +601,8 @@ mod tests {
     use super::*;
 
     /// An idle connection should cost at most 1 KiB in total, including the reactor's state, the
-    /// session's subscriptions and allocator overhead. Before raising a number here, move rarely used
-    /// data into a `Box` or a map of the worker.
+    /// session's subscriptions and allocator overhead. Before raising a number here, move rarely
+    /// used data into a `Box` or a map of the worker.
     #[test]
     fn a_connection_stays_small() {
         let connection = size_of::<Connection<[u64; 0]>>();

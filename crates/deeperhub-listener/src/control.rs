@@ -1,8 +1,8 @@
 //! Passes new connections, drains and stops to the workers, without waiting for a worker.
 //!
-//! Each worker has a [`Mailbox`]. A change *notifies* the mailbox; the worker *checks* it at the start
-//! of its next round, which takes the notification. A worker that has not checked its mailbox for
-//! some time after a notification is *behind*.
+//! Each worker has a [`Mailbox`]. A change *notifies* the mailbox; the worker *checks* it at the
+//! start of its next round, which takes the notification. A worker that has not checked its mailbox
+//! for some time after a notification is *behind*.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -20,8 +20,8 @@ use crate::drain::DrainPlan;
 /// further connections wait in the kernel.
 pub(crate) const MAX_ARRIVALS: usize = 256;
 
-/// Time after a notification at which a worker that has not checked its mailbox is behind. Rounds of
-/// a busy worker are shorter.
+/// Time after a notification at which a worker that has not checked its mailbox is behind. Rounds
+/// of a busy worker are shorter.
 const BEHIND_AFTER: Duration = Duration::from_millis(20);
 
 /// Time after a notification at which the connections queued for a worker that has not checked its
@@ -50,9 +50,9 @@ pub(crate) enum Phase {
     Stopping,
 }
 
-/// State shared by the threads of a listener: its phase and the workers' mailboxes. A worker reads the
-/// phase when it checks its mailbox. The phase thus reaches every worker that runs, even if its queue
-/// is full or another worker hangs.
+/// State shared by the threads of a listener: its phase and the workers' mailboxes. A worker reads
+/// the phase when it checks its mailbox. The phase thus reaches every worker that runs, even if its
+/// queue is full or another worker hangs.
 #[derive(Debug)]
 pub(crate) struct Control {
     phase: Mutex<Phase>,
@@ -105,8 +105,8 @@ impl Control {
         &self.mailboxes[worker]
     }
 
-    /// Returns the worker for the next connection, see [`choose_worker`]. Returns `None` if every queue
-    /// is full. Only the acceptor calls this and the methods below.
+    /// Returns the worker for the next connection, see [`choose_worker`]. Returns `None` if every
+    /// queue is full. Only the acceptor calls this and the methods below.
     pub(crate) fn next_worker(&self, permit: &ConnectionPermit, now: Instant) -> Option<usize> {
         choose_worker(self.mailboxes.iter().enumerate().map(|(worker, mailbox)| WorkerLoad {
             connections: permit.connections_of(worker),
@@ -126,8 +126,8 @@ impl Control {
         self.mailboxes.iter().any(|mailbox| mailbox.waiting.load(Ordering::Relaxed) > 0)
     }
 
-    /// Moves connections that have long been queued for workers that are behind to other workers, if
-    /// one of these is not behind. Returns how many were moved.
+    /// Moves connections that have long been queued for workers that are behind to other workers,
+    /// if one of these is not behind. Returns how many were moved.
     pub(crate) fn reassign(&self, now: Instant) -> usize {
         let mut moved = 0;
         for mailbox in &self.mailboxes {
@@ -155,7 +155,7 @@ pub(crate) struct WorkerLoad {
     pub(crate) connections: usize,
     /// New connections queued for the worker.
     pub(crate) waiting: usize,
-    /// Whether the worker is behind.
+    /// `true` if the worker is behind.
     pub(crate) is_behind: bool,
 }
 
@@ -173,7 +173,8 @@ pub(crate) fn choose_worker(candidates: impl Iterator<Item = WorkerLoad>) -> Opt
 /// Notifications and queued connections for one worker.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    /// Whether the phase or the queue changed since the worker last checked. Each round reads it once.
+    /// `true` if the phase or the queue changed since the worker last checked. Each round reads it
+    /// once.
     is_notified: AtomicBool,
     /// Time of the first notification since the last check, in milliseconds since `started`.
     notified_at: AtomicU64,
@@ -182,7 +183,7 @@ pub(crate) struct Mailbox {
     arrivals: Mutex<VecDeque<Arrival>>,
     /// Length of `arrivals`, readable without its lock. Only the acceptor increases it.
     waiting: AtomicUsize,
-    /// Whether the worker panicked and its replacement has not started yet.
+    /// `true` if the worker panicked and its replacement has not started yet.
     is_vacant: AtomicBool,
 }
 
@@ -224,8 +225,8 @@ impl Mailbox {
         self.is_notified.load(Ordering::Relaxed) && self.is_notified.swap(false, Ordering::AcqRel)
     }
 
-    /// Notifies the mailbox without waking the worker. Called on the worker's thread, before its next
-    /// round.
+    /// Notifies the mailbox without waking the worker. Called on the worker's thread, before its
+    /// next round.
     pub(crate) fn notify_self(&self, now: Instant) {
         self.notified_at.store(self.millis(now), Ordering::Relaxed);
         self.is_notified.store(true, Ordering::Release);

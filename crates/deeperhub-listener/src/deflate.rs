@@ -56,8 +56,8 @@ pub(crate) struct Compressor {
 }
 
 impl Compressor {
-    /// Returns a shared frame in the form for clients with `params`. Compresses the frame if no client
-    /// with these parameters got it before.
+    /// Returns a shared frame in the form for clients with `params`. Compresses the frame if no
+    /// client with these parameters got it before.
     pub(crate) fn shared<'f>(&mut self, params: Params, frame: &'f Frame) -> &'f Frame {
         let form = frame.for_receiver(&mut self.deflater, params);
         if !std::ptr::eq(form, frame) {
@@ -67,7 +67,8 @@ impl Compressor {
         form
     }
 
-    /// Compresses the replies to one connection in place. They are the bytes of `arena` from `start`.
+    /// Compresses the replies to one connection in place. They are the bytes of `arena` from
+    /// `start`.
     pub(crate) fn replies(&mut self, params: Params, arena: &mut Vec<u8>, start: usize) {
         let saved_bytes = deflate::compress_frames(&mut self.deflater, params, arena, start);
         if saved_bytes > 0 {
@@ -95,8 +96,8 @@ impl Compressor {
 #[derive(Debug)]
 pub(crate) struct Decompressor {
     inflater: Inflater,
-    /// Last decompressed bytes of clients that use context takeover, at most 32 KiB each. A client has
-    /// an entry from its first compressed message on.
+    /// Last decompressed bytes of clients that use context takeover, at most 32 KiB each. A client
+    /// has an entry from its first compressed message on.
     histories: HashMap<u32, History>,
     /// Sizes of compressed messages received.
     pub(crate) sizes: Sizes,
@@ -107,8 +108,8 @@ pub(crate) struct Decompressor {
 }
 
 impl Decompressor {
-    /// Decodes like [`FrameDecoder::next`], for a connection that negotiated `params`. Decompression
-    /// stops at the message limit.
+    /// Decodes like [`FrameDecoder::next`], for a connection that negotiated `params`.
+    /// Decompression stops at the message limit.
     pub(crate) fn next<'a>(
         &'a mut self,
         key: u32,

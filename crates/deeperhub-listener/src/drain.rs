@@ -1,7 +1,7 @@
 //! Schedule of a drain: when each connection is closed, and when its client should reconnect.
 //!
-//! Reconnects are spread over *slots*: successive points in time, one slot length apart. Each client
-//! gets a slot of its own.
+//! Reconnects are spread over *slots*: successive points in time, one slot length apart. Each
+//! client gets a slot of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 
-/// Number of successive clients with different minimum delays. If closes are further apart than slots,
-/// all clients would otherwise get the same delay, and clients with coarse timers would reconnect
-/// together.
+/// Number of successive clients with different minimum delays. If closes are further apart than
+/// slots, all clients would otherwise get the same delay, and clients with coarse timers would
+/// reconnect together.
 const DISTINCT_MIN_DELAYS: u64 = 100;
 
 /// Server that the clients of a draining listener should reconnect to.
@@ -90,7 +90,8 @@ impl DrainPlan {
         self.first_reconnect.saturating_sub(now.saturating_duration_since(self.start))
     }
 
-    /// Returns a delay from `now` to the last slot, at least one slot length, without taking a slot.
+    /// Returns a delay from `now` to the last slot, at least one slot length, without taking a
+    /// slot.
     fn reconnect_delay(&self, now: Instant) -> Duration {
         let last_slot = self.last_slot.load(Ordering::Relaxed);
         Duration::from_nanos(last_slot.saturating_sub(self.since_start(now))).max(self.slot_length)
@@ -136,8 +137,8 @@ impl WorkerDrain {
         Arc::ptr_eq(&self.plan, plan)
     }
 
-    /// Returns the time at which the worker closes its next connection. Takes a close for it if needed.
-    /// Returns `None` if no connection of the worker is open.
+    /// Returns the time at which the worker closes its next connection. Takes a close for it if
+    /// needed. Returns `None` if no connection of the worker is open.
     pub(crate) fn next_close(&mut self, open: usize) -> Option<Instant> {
         (open > 0).then(|| *self.due.get_or_insert_with(|| self.plan.take_close()))
     }
@@ -172,8 +173,8 @@ mod tests {
         Arc::new(DrainPlan::new(Instant::now(), time, open, ReconnectTo::OtherNodes, &Config::default()))
     }
 
-    /// Returns the milliseconds after the start of all closes. `open` has the number of connections of
-    /// each worker.
+    /// Returns the milliseconds after the start of all closes. `open` has the number of connections
+    /// of each worker.
     fn closes(plan: &Arc<DrainPlan>, mut open: Vec<usize>) -> Vec<u64> {
         let mut drains: Vec<_> = open.iter().map(|_| WorkerDrain::new(Arc::clone(plan))).collect();
         let mut times = Vec::new();

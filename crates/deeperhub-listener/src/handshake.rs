@@ -58,7 +58,7 @@ pub(crate) struct Handshake<S> {
     pub(crate) deflate: Option<Params>,
     /// Time at which the connection was accepted.
     pub(crate) accepted_at: Instant,
-    /// Whether the method is HEAD, so that the response has no body.
+    /// `true` if the method is HEAD, so that the response has no body.
     pub(crate) is_head: bool,
 }
 
@@ -82,8 +82,8 @@ impl<S> Handshake<S> {
         }
     }
 
-    /// Adds bytes of the head. Returns `None` while the head is incomplete, then the checked request
-    /// or a refusal.
+    /// Adds bytes of the head. Returns `None` while the head is incomplete, then the checked
+    /// request or a refusal.
     pub(crate) fn feed(
         &mut self,
         bytes: &[u8],
@@ -97,9 +97,9 @@ impl<S> Handshake<S> {
         }
         let head = if is_continued { &self.head[..] } else { bytes };
         self.is_head = head.starts_with(b"HEAD ");
-        // Parsing starts at the first byte each time. A head that arrives in many pieces is therefore
-        // parsed only when its length has doubled or its end has arrived, so that the total work stays
-        // proportional to its length.
+        // Parsing starts at the first byte each time. A head that arrives in many pieces is
+        // therefore parsed only when its length has doubled or its end has arrived, so that the
+        // total work stays proportional to its length.
         let is_due = head.len() >= config.max_head_bytes
             || head.len() / 2 >= self.parsed_len
             || has_blank_line(&head[(head.len() - bytes.len()).saturating_sub(2)..]);
@@ -137,8 +137,8 @@ impl<S> Handshake<S> {
         }
     }
 
-    /// Adds bytes of a possible PROXY protocol header. Returns `None` while the header is incomplete.
-    /// Once it is complete or known to be absent, returns the bytes of the client.
+    /// Adds bytes of a possible PROXY protocol header. Returns `None` while the header is
+    /// incomplete. Once it is complete or known to be absent, returns the bytes of the client.
     ///
     /// # Errors
     ///
@@ -171,8 +171,8 @@ impl<S> Handshake<S> {
         Ok(Some(std::mem::take(&mut self.head)))
     }
 
-    /// Reads the client's address from the request and charges the connection to the address, unless
-    /// the client is itself a trusted proxy.
+    /// Reads the client's address from the request and charges the connection to the address,
+    /// unless the client is itself a trusted proxy.
     ///
     /// # Errors
     ///
@@ -267,8 +267,8 @@ mod tests {
         Handshake::new(peer, ClientSource::Peer, None, Instant::now())
     }
 
-    /// Feeds a head in parts of `part_len` bytes. Returns the first result, and the number of bytes fed
-    /// up to it.
+    /// Feeds a head in parts of `part_len` bytes. Returns the first result, and the number of bytes
+    /// fed up to it.
     fn feed(head: &[u8], part_len: usize) -> (Option<Result<(), u16>>, usize) {
         let (config, metrics) = (Config::default(), Metrics::new(&Cells::new(1)));
         let (mut handshake, mut fed) = (handshake(), 0);

@@ -17,8 +17,8 @@ const MIN_INTAKE: u64 = 256 * 1024;
 /// A worker's share of the memory left in the budget, in [byte cost](crate::round).
 ///
 /// Memory is measured a few times a second. The intake between two measurements is bounded by the
-/// memory left at the first. Without that bound, clients that send compressed messages could make a worker
-/// hold gigabytes before the next measurement.
+/// memory left at the first. Without that bound, clients that send compressed messages could make a
+/// worker hold gigabytes before the next measurement.
 #[derive(Debug)]
 pub(crate) struct IntakeLimit {
     memory: Option<Arc<MemoryBudget>>,

@@ -1,10 +1,11 @@
-//! A WebSocket server library. It accepts connections, performs handshakes and runs worker threads; you
-//! write the sessions that handle messages.
+//! A WebSocket server library. It accepts connections, performs handshakes and runs worker threads;
+//! you write the sessions that handle messages.
 //!
 //! A connection belongs to one worker thread for its whole life. A worker runs one loop over its
-//! connections. Each pass of the loop, a *round*, reads the ready sockets and calls their [`Session`]s.
-//! It then calls [`WorkerState::poll`], which sends frames from other sources. At its end, it writes
-//! all queued bytes; only large replies are written earlier. An idle connection holds no buffer.
+//! connections. Each pass of the loop, a *round*, reads the ready sockets and calls their
+//! [`Session`]s. It then calls [`WorkerState::poll`], which sends frames from other sources. At its
+//! end, it writes all queued bytes; only large replies are written earlier. An idle connection
+//! holds no buffer.
 //!
 //! You implement an [`Application`], which decides on handshakes and creates sessions and worker
 //! states. All of these are type parameters, so calls are static. [`accept_all`] is an application
@@ -19,11 +20,11 @@
 //! struct Echo;
 //!
 //! impl Session for Echo {
-//!     type WorkerState = ();
+//!      type WorkerState = ();
 //!
-//!     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, ()>) {
-//!         cx.reply_message(message);
-//!     }
+//!      fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, ()>) {
+//!          cx.reply_message(message);
+//!      }
 //! }
 //!
 //! # fn main() -> Result<(), deeperhub_listener::StartError> {

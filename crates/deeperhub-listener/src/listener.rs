@@ -22,8 +22,8 @@ use crate::metrics::Metrics;
 use crate::session::Application;
 use crate::worker::{self, WorkerCells};
 
-/// Maximum time that [`Listener::stop`] waits for the threads. A thread that hangs thus does not keep
-/// the program from ending.
+/// Maximum time that [`Listener::stop`] waits for the threads. A thread that hangs thus does not
+/// keep the program from ending.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum time of a drain: a year. It keeps the deadline within the clock's range.
@@ -31,8 +31,8 @@ const MAX_DRAIN_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A running WebSocket listener: listening sockets, an acceptor thread and worker threads.
 ///
-/// Dropping a listener ends all connections at once, without close frames. Call [`drain`](Self::drain)
-/// first.
+/// Dropping a listener ends all connections at once, without close frames. Call
+/// [`drain`](Self::drain) first.
 #[derive(Debug)]
 pub struct Listener {
     /// Bound addresses, at least one.
@@ -93,7 +93,8 @@ impl Threads {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The address is in use, not local or not allowed, or the system lacks resources to listen on it.
+    /// The address is in use, not local or not allowed, or the system lacks resources to listen on
+    /// it.
     #[error("cannot listen on {address}")]
     Listen {
         /// Requested address.
@@ -203,9 +204,9 @@ impl Listener {
         self.admission.open()
     }
 
-    /// Replaces the limits on connections, heads, messages, queues and rounds with those of `config`.
-    /// Other settings stay as they were at the start. Workers use the new limits within a second. Open
-    /// connections stay; their next messages and frames must keep to the new limits.
+    /// Replaces the limits on connections, heads, messages, queues and rounds with those of
+    /// `config`. Other settings stay as they were at the start. Workers use the new limits within a
+    /// second. Open connections stay; their next messages and frames must keep to the new limits.
     pub fn reconfigure(&self, config: &Config) {
         let current = self.config.load();
         self.admission.set_limits(config.max_connections, config.max_connections_per_ip);
@@ -226,8 +227,8 @@ impl Listener {
     /// Refuses new connections with 503 `draining`, and closes the open ones with 1001, spread over
     /// `time`. Refusals and closes tell clients when to reconnect, according to `reconnect_to`.
     ///
-    /// Returns when no connection is left or `time` has passed, even if a worker hangs. The listener
-    /// refuses new connections until it is dropped.
+    /// Returns when no connection is left or `time` has passed, even if a worker hangs. The
+    /// listener refuses new connections until it is dropped.
     pub async fn drain(&self, time: Duration, reconnect_to: ReconnectTo) {
         let time = time.min(MAX_DRAIN_TIME);
         let open = self.admission.open();
@@ -247,8 +248,8 @@ impl Listener {
     }
 
     /// Blocks the calling thread until the threads of the listener end, for example because another
-    /// thread calls [`stop`](Self::stop). Only the first call of `wait` or `stop` waits for the threads;
-    /// later calls return at once.
+    /// thread calls [`stop`](Self::stop). Only the first call of `wait` or `stop` waits for the
+    /// threads; later calls return at once.
     pub fn wait(&self) {
         let threads = self.lock_threads().take();
         for thread in threads.into_iter().flat_map(|threads| threads.handles) {

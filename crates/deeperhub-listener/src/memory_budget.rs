@@ -1,5 +1,5 @@
-//! Memory budget of the process. When usage approaches the limit, new connections are refused; closer
-//! to it, connections are *shed*: the worker closes those that hold the most bytes.
+//! Memory budget of the process. When usage approaches the limit, new connections are refused;
+//! closer to it, connections are *shed*: the worker closes those that hold the most bytes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -17,21 +17,21 @@ const INTAKE_PERCENT: u64 = 95;
 const MIN_SHED_BYTES: usize = 1024;
 
 /// Divisor of a connection's even share of the bytes to free. A connection that holds less than the
-/// quotient is not shed: all such connections together would free too little, because something else
-/// holds the memory.
+/// quotient is not shed: all such connections together would free too little, because something
+/// else holds the memory.
 const EVEN_SHARE_DIVISOR: u64 = 16;
 
-/// Number of measurements after a shed in which only further growth is shed. The allocator needs time
-/// to return the freed memory, and until then no other connections should be closed for it.
+/// Number of measurements after a shed in which only further growth is shed. The allocator needs
+/// time to return the freed memory, and until then no other connections should be closed for it.
 const SETTLING_MEASUREMENTS: u32 = 10;
 
 /// A limit on the memory of the whole process.
 ///
 /// The embedding program reports the memory in use with [`update`](Self::update), a few times a
 /// second. From 80 % of the limit on, the listener refuses new connections. From 90 % on, it sheds
-/// connections until usage should be back at 80 %: it closes those that hold the most, open ones with
-/// 1013. A connection holds its queued frames, its incomplete messages, TLS records or handshake, and
-/// the bytes that its session reports.
+/// connections until usage should be back at 80 %: it closes those that hold the most, with code
+/// 1013 if they are open. A connection holds its queued frames, its incomplete messages, TLS records
+/// or handshake, and the bytes that its session reports.
 ///
 /// The budget protects against many connections that each keep to their own limits.
 #[derive(Debug)]
@@ -126,9 +126,9 @@ impl MemoryBudget {
         self.share(INTAKE_PERCENT).saturating_sub(self.used())
     }
 
-    /// Returns the bytes that all workers together should free, or `None` if there are none. Returns
-    /// them once per measurement: `last_measurement` is the number of the last one that the caller acted
-    /// on.
+    /// Returns the bytes that all workers together should free, or `None` if there are none.
+    /// Returns them once per measurement: `last_measurement` is the number of the last one that the
+    /// caller acted on.
     pub(crate) fn take_shed_target(&self, last_measurement: &mut u64) -> Option<u64> {
         let measurement = self.measurements();
         if *last_measurement == measurement {

@@ -55,8 +55,8 @@ pub(crate) enum HandshakeOutcome {
 /// Metrics of a listener. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    /// Handshakes by outcome. A connection that was refused when it was accepted counts as `refused`
-    /// once its refusal is sent.
+    /// Handshakes by outcome. A connection that was refused when it was accepted counts as
+    /// `refused` once its refusal is sent.
     pub handshakes: SharedCounterVec,
     /// Load balancer probes by answer. Probes do not count as handshakes.
     pub probes: SharedCounterVec,
@@ -66,8 +66,8 @@ pub struct Metrics {
     /// counts as a failed TLS handshake.
     #[cfg(feature = "tls")]
     pub tls_client_auth_refused: SharedCounterVec,
-    /// Connections over a limit on connections, by limit. They are refused, except those over a limit
-    /// per address in observe mode ([`Config::limit_mode`](crate::Config::limit_mode)).
+    /// Connections over a limit on connections, by limit. They are refused, except those over a
+    /// limit per address in observe mode ([`Config::limit_mode`](crate::Config::limit_mode)).
     pub limited: SharedCounterVec,
     /// Handshakes ended by a limit on time or on the size of the head, by limit.
     pub handshakes_limited: SharedCounterVec,
@@ -102,10 +102,11 @@ pub struct Metrics {
     pub queue_bytes: Gauge,
     /// Bytes read from sockets, WebSocket handshakes included. With TLS, decrypted bytes count.
     pub received_bytes: Counter,
-    /// Bytes written to sockets, WebSocket handshakes included. With TLS, bytes before encryption count.
+    /// Bytes written to sockets, WebSocket handshakes included. With TLS, bytes before encryption
+    /// count.
     pub sent_bytes: Counter,
-    /// Turns of connections that ended with bytes read but not handled. The client sent more than the
-    /// connection's share of a round, or its session paused reading.
+    /// Turns of connections that ended with bytes read but not handled. The client sent more than
+    /// the connection's share of a round, or its session paused reading.
     pub turns_deferred: Counter,
     /// Messages compressed. A message with many receivers counts once for each set of compression
     /// parameters.
@@ -120,7 +121,8 @@ pub struct Metrics {
     pub decompression_output_bytes: Counter,
     /// Time from accepting a connection to its worker taking it.
     pub accept_seconds: SharedHistogram,
-    /// Time from accepting a connection to accepting its handshake. Refused handshakes do not count.
+    /// Time from accepting a connection to accepting its handshake. Refused handshakes do not
+    /// count.
     pub handshake_seconds: SharedHistogram,
     /// Duration of each round of a worker, from its start to its last write.
     pub round_seconds: Histogram,

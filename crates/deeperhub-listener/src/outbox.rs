@@ -1,7 +1,7 @@
 //! The send queue of one connection, its *outbox*.
 //!
-//! An outbox holds *pieces*. A piece is one or more complete frames that lie contiguously in memory:
-//! a shared frame, or a range of the worker's [`Arena`].
+//! An outbox holds *pieces*. A piece is one or more complete frames that lie contiguously in
+//! memory: a shared frame, or a range of the worker's [`Arena`].
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -14,16 +14,16 @@ use crate::arena::Arena;
 /// Maximum slices of one vectored write. Longer queues take several writes in the same round.
 pub(crate) const MAX_SLICES: usize = 64;
 
-/// Maximum bytes of a queue whose pieces are copied into one buffer for a plain write. The copy costs
-/// less than the slices of a vectored write.
+/// Maximum bytes of a queue whose pieces are copied into one buffer for a plain write. The copy
+/// costs less than the slices of a vectored write.
 pub(crate) const GATHER_LIMIT: usize = 16 * 1024;
 
 /// Maximum pongs queued for one connection. It bounds the memory for a client that sends many pings
 /// and does not read.
 const MAX_PONGS: usize = 32;
 
-/// Maximum end offset of a piece in the arena; offsets have 32 bits. Frames beyond it are copied out
-/// of the arena. A round's budget normally ends long before the arena is this large.
+/// Maximum end offset of a piece in the arena; offsets have 32 bits. Frames beyond it are copied
+/// out of the arena. A round's budget normally ends long before the arena is this large.
 const MAX_ARENA_OFFSET: usize = 64 << 20;
 
 /// One or more complete frames.
@@ -148,8 +148,8 @@ impl Outbox {
         } else {
             queue.pieces.insert(position, Piece::Shared(frame));
             queue.pongs += 1;
-            // The pong is not in the arena either, so it extends the detached pieces if it is within
-            // or right after them.
+            // The pong is not in the arena either, so it extends the detached pieces if it is
+            // within or right after them.
             if position <= queue.detached {
                 queue.detached += 1;
             }
@@ -170,7 +170,8 @@ impl Outbox {
         } else {
             queue.pieces.truncate(1);
             queue.detached = queue.detached.min(1);
-            // Use the piece's length only: its bytes may be in the arena, which is not at hand here.
+            // Use the piece's length only: its bytes may be in the arena, which is not at hand
+            // here.
             self.len = match queue.pieces.front() {
                 Some(Piece::Shared(frame)) => frame.len() - queue.written,
                 Some(Piece::Arena { len, .. }) => *len as usize - queue.written,
@@ -203,8 +204,8 @@ impl Outbox {
             };
             let mut frames = arena.frames(start as usize, start as usize + len as usize);
             if queue.pieces.is_empty() {
-                // The piece was at the front, so some of its frames may be written. Pongs behind the
-                // piece are no longer right behind the first frame, and not counted any more.
+                // The piece was at the front, so some of its frames may be written. Pongs behind
+                // the piece are no longer right behind the first frame, and not counted any more.
                 queue.pongs = 0;
                 for frame in frames.by_ref() {
                     if queue.written < frame.len() {
@@ -245,8 +246,8 @@ impl Outbox {
         }
     }
 
-    /// Returns the bytes of the next write: one slice if the queue is contiguous or short, otherwise
-    /// several slices. Pieces of a short queue are copied into `gather`.
+    /// Returns the bytes of the next write: one slice if the queue is contiguous or short,
+    /// otherwise several slices. Pieces of a short queue are copied into `gather`.
     pub(crate) fn next_write<'a>(&'a self, arena: &'a [u8], gather: &'a mut Vec<u8>) -> NextWrite<'a> {
         if let Some(bytes) = self.contiguous(arena) {
             return NextWrite::Slice(bytes);
@@ -281,8 +282,8 @@ impl Outbox {
                 Piece::Arena { len, .. } => *len as usize,
             } - queue.written;
             if written < unwritten {
-                // Queued pongs come first. The first of them, if any, is now partly written, and `pongs`
-                // does not count it any more.
+                // Queued pongs come first. The first of them, if any, is now partly written, and
+                // `pongs` does not count it any more.
                 if written > 0 && queue.written == 0 {
                     queue.pongs = queue.pongs.saturating_sub(1);
                 }
@@ -336,7 +337,7 @@ impl Outbox {
 /// Bytes to write next, from [`Outbox::next_write`].
 #[allow(
     clippy::large_enum_variant,
-    reason = "lives on the stack for one write; boxing the slices would allocate"
+    reason = "the value is on the stack during one write; boxing the slices would allocate"
 )]
 pub(crate) enum NextWrite<'a> {
     Nothing,
@@ -372,21 +373,21 @@ mod tests {
         let mut out = Vec::new();
         let mut gather = Vec::new();
         loop {
-            let taken = match outbox.next_write(arena, &mut gather) {
+            let written = match outbox.next_write(arena, &mut gather) {
                 NextWrite::Nothing => break,
                 NextWrite::Slice(bytes) => {
-                    let taken = bytes.len().min(step);
-                    out.extend_from_slice(&bytes[..taken]);
-                    taken
+                    let written = bytes.len().min(step);
+                    out.extend_from_slice(&bytes[..written]);
+                    written
                 }
                 NextWrite::Slices(slices, count) => {
                     let all: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
-                    let taken = all.len().min(step);
-                    out.extend_from_slice(&all[..taken]);
-                    taken
+                    let written = all.len().min(step);
+                    out.extend_from_slice(&all[..written]);
+                    written
                 }
             };
-            outbox.advance(taken);
+            outbox.advance(written);
         }
         assert_eq!(outbox.len(), 0);
         out
@@ -426,7 +427,7 @@ mod tests {
     fn frames_of_a_fan_out_are_one_piece_until_detached_as_shared_frames() {
         let frames = ["one", "two", "three"].map(Frame::text);
         let expected: Vec<u8> = frames.iter().flat_map(|frame| frame.as_bytes().to_vec()).collect();
-        for taken in 0..expected.len() {
+        for written in 0..expected.len() {
             let fan_out = frames.clone().map(Multicast::new);
             let mut arena = Arena::default();
             let mut outboxes: [Outbox; 10] = Default::default();
@@ -441,12 +442,12 @@ mod tests {
             }
             let last = &mut outboxes[9];
             assert!(matches!(last.pieces, Pieces::One(Piece::Arena { .. })));
-            if taken > 0 {
-                last.advance(taken);
+            if written > 0 {
+                last.advance(written);
             }
             last.detach(&arena);
             arena.clear();
-            assert_eq!(last.len(), expected.len() - taken);
+            assert_eq!(last.len(), expected.len() - written);
             if let Pieces::Many(queue) = &last.pieces {
                 let shares = |piece: &Piece| match piece {
                     Piece::Shared(frame) => fan_out
@@ -458,8 +459,8 @@ mod tests {
             }
             last.push_pong(pong(b"p"));
             let rest = drain(last, &[], 3);
-            assert_eq!(rest.len(), expected.len() - taken + pong(b"p").len());
-            assert!(rest.ends_with(fan_out[2].frame().as_bytes()) || taken > expected.len() - 7);
+            assert_eq!(rest.len(), expected.len() - written + pong(b"p").len());
+            assert!(rest.ends_with(fan_out[2].frame().as_bytes()) || written > expected.len() - 7);
         }
     }
 
@@ -468,7 +469,7 @@ mod tests {
     fn pieces_of_many_rounds_are_written_in_order() {
         for step in [0, 1, 2, 5, 11, 40] {
             let mut outbox = Outbox::default();
-            let (mut expected, mut taken) = (Vec::new(), Vec::new());
+            let (mut expected, mut written) = (Vec::new(), Vec::new());
             for round in 0..40 {
                 let mut arena = Arena::default();
                 for nth in 0..round % 5 {
@@ -486,7 +487,7 @@ mod tests {
                 outbox.gather(arena.bytes(), &mut gather);
                 assert_eq!(gather.len(), outbox.len());
                 let step = step.min(gather.len());
-                taken.extend_from_slice(&gather[..step]);
+                written.extend_from_slice(&gather[..step]);
                 outbox.advance(step);
                 outbox.detach(&arena);
                 if let Pieces::Many(queue) = &outbox.pieces {
@@ -494,13 +495,13 @@ mod tests {
                     assert!(!queue.pieces.iter().any(Piece::is_in_arena));
                 }
             }
-            taken.extend(drain(&mut outbox, &[], 7));
-            assert_eq!(taken, expected, "{step} bytes a round");
+            written.extend(drain(&mut outbox, &[], 7));
+            assert_eq!(written, expected, "{step} bytes a round");
         }
     }
 
-    /// Checks that `detached` never counts a piece in the arena, whatever happens between two calls of
-    /// `detach`.
+    /// Checks that `detached` never counts a piece in the arena, whatever happens between two calls
+    /// of `detach`.
     #[test]
     fn detached_pieces_are_never_in_the_arena() {
         for (step, clears) in [(0, false), (1, false), (4, true), (9, false), (30, true)] {

@@ -9,8 +9,8 @@ use deeperhub_security::proxy::{self, Header, Parsed, ProxyError, TrustedProxies
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ProxyProtocol {
-    /// The first bytes of a connection decide whether there is a header. This is unsafe if a trusted
-    /// proxy forwards TCP *without* the header: clients could then send a forged header.
+    /// The first bytes of a connection decide whether there is a header. This is unsafe if a
+    /// trusted proxy forwards TCP *without* the header: clients could then send a forged header.
     #[default]
     Detect,
     /// Every trusted proxy sends the header; connections without it are closed.
@@ -53,9 +53,9 @@ impl ProxyProtocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ForwardedHeader {
-    /// Whichever header is present (the default). A proxy usually writes one of the headers and passes
-    /// the other on as the client wrote it. A request whose headers name different clients is therefore
-    /// refused.
+    /// Whichever header is present (the default). A proxy usually writes one of the headers and
+    /// passes the other on as the client wrote it. A request whose headers name different clients
+    /// is therefore refused.
     #[default]
     Auto,
     /// This header; the other is ignored.

@@ -26,13 +26,14 @@ impl ReconnectPacer {
         Self { interval: Duration::from_secs(1) / per_second.max(1), last: Cell::new(now) }
     }
 
-    /// Returns the delay after which a client that is refused now should reconnect. `outage` is the time
-    /// until the server accepts connections again.
+    /// Returns the delay after which a client that is refused now should reconnect. `outage` is the
+    /// time until the server accepts connections again.
     pub(crate) fn next_delay(&self, now: Instant, outage: Duration) -> Duration {
         let earliest = now + outage.clamp(MIN_DELAY, MAX_OUTAGE);
         let mut reconnect_at = self.last.get().max(earliest) + self.interval;
         if reconnect_at > earliest - MIN_DELAY + MAX_DELAY {
-            // All times up to the maximum delay are given. Further clients get the same times again.
+            // All times up to the maximum delay are given. Further clients get the same times
+            // again.
             reconnect_at = earliest;
         }
         self.last.set(reconnect_at);

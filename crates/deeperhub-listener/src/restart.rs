@@ -13,8 +13,8 @@ const MAX_DELAY: Duration = Duration::from_secs(5);
 
 /// Backoff between restarts of a thread or task that panicked.
 ///
-/// The first restart is not delayed. Further restarts are delayed more and more, unless the thread ran
-/// for half a minute before its panic. A thread that always panics thus uses little CPU time.
+/// The first restart is not delayed. Further restarts are delayed more and more, unless the thread
+/// ran for half a minute before its panic. A thread that always panics thus uses little CPU time.
 ///
 /// ```
 /// use std::time::Duration;

@@ -30,8 +30,8 @@ pub(crate) const COPIED_BYTES_PER_COST: usize = 8;
 /// turns.
 const FULL_TURNS_PER_ROUND: usize = 16;
 
-/// Cost after which the clock is read again. The time limit is thus kept to within milliseconds, and
-/// the clock reads cost little.
+/// Cost after which the clock is read again. The time limit is thus kept to within milliseconds,
+/// and the clock reads cost little.
 const CLOCK_CHECK_COST: usize = 16 * 1024;
 
 /// Divisor of a round's budget for the part that is reserved for the backlog. Newly ready
@@ -145,8 +145,8 @@ impl RoundBudget {
 }
 
 impl Turn {
-    /// Returns `true` if the turn's budget is spent. The rest of the connection's input then waits for
-    /// its next turn.
+    /// Returns `true` if the turn's budget is spent. The rest of the connection's input then waits
+    /// for its next turn.
     #[inline]
     pub(crate) fn is_over(self) -> bool {
         self.remaining == 0

@@ -26,7 +26,7 @@ pub type ConnectionKey = u32;
 pub struct Peer {
     /// Address of the client. The port is 0 if a proxy named the client without a port.
     pub address: SocketAddr,
-    /// Whether the connection uses TLS.
+    /// `true` if the connection uses TLS.
     pub tls: bool,
     /// User named by the client's certificate, if the client presented one of a trusted CA.
     pub user: Option<String>,
@@ -52,24 +52,25 @@ pub struct Accepted<S> {
 
 /// Decides on handshakes, and creates sessions and worker states. All workers share one value.
 pub trait Application: Send + Sync + 'static {
-    /// State that the sessions of a worker share. It is created on the worker's thread and never leaves
-    /// it.
+    /// State that the sessions of a worker share. It is created on the worker's thread and never
+    /// leaves it.
     type WorkerState: WorkerState<Self::Session>;
     /// Session of a connection.
     type Session: Session<WorkerState = Self::WorkerState>;
 
-    /// Creates the state of the worker with index `worker`, from 0 to `workers - 1`. It is called again
-    /// if a worker is replaced after a panic.
+    /// Creates the state of the worker with index `worker`, from 0 to `workers - 1`. It is called
+    /// again if a worker is replaced after a panic.
     fn worker_state(&self, worker: usize) -> Self::WorkerState;
 
     /// Returns `true` if clients should connect. It is called for each probe
-    /// ([`Config::probe_path`](crate::Config::probe_path)) on a worker's thread, so it must not block.
+    /// ([`Config::probe_path`](crate::Config::probe_path)) on a worker's thread, so it must not
+    /// block.
     fn is_ready(&self) -> bool {
         true
     }
 
-    /// Accepts or refuses a well-formed handshake (RFC 6455 section 4.2.1). The future is polled on the
-    /// worker's thread until the handshake timeout.
+    /// Accepts or refuses a well-formed handshake (RFC 6455 section 4.2.1). The future is polled on
+    /// the worker's thread until the handshake timeout.
     fn accept(
         &self,
         request: Request,
@@ -82,8 +83,9 @@ pub trait WorkerState<S>: 'static {
     /// Sends pending frames to this worker's connections. It is called once per round, and should
     /// return once [`Connections::send_budget`] is 0.
     ///
-    /// Returns `Ready` if more frames are pending; it is then called again in the next round. Returns
-    /// `Pending` if there are none, after arranging that `cx`'s waker is woken when there are.
+    /// Returns `Ready` if more frames are pending; it is then called again in the next round.
+    /// Returns `Pending` if there are none, after arranging that `cx`'s waker is woken when there
+    /// are.
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, S>) -> Poll<()>;
 
     /// Called at the end of each round, after the connections' queues were written. Bytes for full
@@ -114,28 +116,29 @@ pub trait Session: 'static {
     /// Handles a complete message.
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Self::WorkerState>);
 
-    /// Applies a rate limit to a ping, or to a pong that does not answer a ping of the listener. Returns
-    /// `false` if the frame is over the limit; a ping then gets no pong.
+    /// Applies a rate limit to a ping, or to a pong that does not answer a ping of the listener.
+    /// Returns `false` if the frame is over the limit; a ping then gets no pong.
     fn admit_control_frame(&mut self, cx: &mut Context<'_, Self::WorkerState>) -> bool {
         let _ = cx;
         true
     }
 
-    /// Returns the heap bytes that the application holds for this connection. It is called only when
-    /// memory is short: the connections that hold the most are then closed.
+    /// Returns the heap bytes that the application holds for this connection. It is called only
+    /// when memory is short: the connections that hold the most are then closed.
     fn held_bytes(&self, key: ConnectionKey, worker: &Self::WorkerState) -> usize {
         let _ = (key, worker);
         0
     }
 
-    /// Called periodically: every eighth of the shortest timeout in the configuration, at least every
-    /// second and at most every 20 ms.
+    /// Called periodically: every eighth of the shortest timeout in the configuration, at least
+    /// every second and at most every 20 ms.
     fn on_tick(&mut self, cx: &mut Context<'_, Self::WorkerState>) {
         let _ = cx;
     }
 
-    /// Called when the server closes the connection. Frames appended to `out` are sent before the close
-    /// frame. `retry_after` is the delay after which the client should reconnect, if it should.
+    /// Called when the server closes the connection. Frames appended to `out` are sent before the
+    /// close frame. `retry_after` is the delay after which the client should reconnect, if it
+    /// should.
     fn on_server_close(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
         let _ = (reason, retry_after, out);
     }
@@ -185,7 +188,7 @@ pub struct Context<'a, W> {
     pub(crate) deflate: Option<Params>,
     /// Reason to close the connection with, once the session has asked for it.
     pub(crate) close: &'a mut Option<CloseReason>,
-    /// Whether the session has asked to pause reading.
+    /// `true` if the session has asked to pause reading.
     pub(crate) pause: &'a mut bool,
     /// Cost that the session has charged.
     pub(crate) charged: &'a mut usize,
@@ -201,8 +204,8 @@ pub(crate) struct DirectWrite<'a> {
     pub(crate) sent: &'a mut u64,
 }
 
-/// Minimum bytes of a payload that is written in place. Copying such a payload costs more than a vectored
-/// write (measured, see benches/README.md).
+/// Minimum bytes of a payload that is written in place. Copying such a payload costs more than a
+/// vectored write (measured, see benches/README.md).
 const MIN_DIRECT_WRITE: usize = 8 * 1024;
 
 impl<W> Context<'_, W> {
@@ -238,9 +241,10 @@ impl<W> Context<'_, W> {
         });
     }
 
-    /// Returns `true` if [`reply_around`](Self::reply_around) would write a payload of `len` bytes to the
-    /// socket at once, without a copy. That requires a long payload and a connection without compression
-    /// and TLS. No frames may be queued, and no further messages of the client buffered.
+    /// Returns `true` if [`reply_around`](Self::reply_around) would write a payload of `len` bytes
+    /// to the socket at once, without a copy. That requires a long payload and a connection without
+    /// compression and TLS. No frames may be queued, and no further messages of the client
+    /// buffered.
     pub fn writes_in_place(&self, len: usize) -> bool {
         len >= MIN_DIRECT_WRITE
             && self.direct_write.is_some()
@@ -248,12 +252,13 @@ impl<W> Context<'_, W> {
             && self.deflate.is_none()
     }
 
-    /// Sends complete frames that contain `payload`, if possible without copying it. `write` appends the
-    /// bytes before and after the payload to a buffer, and returns the position in the buffer at which
-    /// the payload is inserted. If `write` returns `None`, the payload is not inserted.
+    /// Sends complete frames that contain `payload`, if possible without copying it. `write`
+    /// appends the bytes before and after the payload to a buffer, and returns the position in the
+    /// buffer at which the payload is inserted. If `write` returns `None`, the payload is not
+    /// inserted.
     ///
-    /// The payload is copied if [`writes_in_place`](Self::writes_in_place) returns `false`, or if the
-    /// socket does not take all of it.
+    /// The payload is copied if [`writes_in_place`](Self::writes_in_place) returns `false`, or if
+    /// the socket does not take all of it.
     pub fn reply_around(&mut self, payload: &[u8], write: impl FnOnce(&mut Vec<u8>) -> Option<usize>) {
         let in_place = self.writes_in_place(payload.len());
         let start = self.arena.len();
@@ -274,7 +279,8 @@ impl<W> Context<'_, W> {
         }
     }
 
-    /// Queues the replies in the arena from `start` on. Compresses them if the client negotiated it.
+    /// Queues the replies in the arena from `start` on. Compresses them if the client negotiated
+    /// it.
     fn queue_replies(&mut self, start: usize) {
         if let Some(params) = self.deflate {
             self.compressor.replies(params, self.arena, start);
@@ -282,8 +288,8 @@ impl<W> Context<'_, W> {
         self.outbox.push_arena(self.arena, start..self.arena.len());
     }
 
-    /// Writes the replies in the arena from `start` on, with the payload inserted at `position`, to the
-    /// socket. Returns how many bytes the socket took.
+    /// Writes the replies in the arena from `start` on, with the payload inserted at `position`, to
+    /// the socket. Returns how many bytes the socket took.
     fn write_in_place(&mut self, start: usize, position: usize, payload: &[u8]) -> usize {
         let Some(DirectWrite { transport, tls_scratch, sent }) = &mut self.direct_write else { return 0 };
         let slices = [&self.arena[start..position], payload, &self.arena[position..]].map(IoSlice::new);
@@ -306,17 +312,17 @@ impl<W> Context<'_, W> {
         self.close.get_or_insert(reason);
     }
 
-    /// Charges work to the connection's turn, if it costs much more than the message that caused it.
-    /// One unit of `cost` stands for about a nanosecond. Once the turn is over, the rest of the client's
-    /// input waits for the next turn. Works in [`Session::on_message`] and
+    /// Charges work to the connection's turn, if it costs much more than the message that caused
+    /// it. One unit of `cost` stands for about a nanosecond. Once the turn is over, the rest of the
+    /// client's input waits for the next turn. Works in [`Session::on_message`] and
     /// [`Session::admit_control_frame`] only; other methods have no turn.
     pub fn charge(&mut self, cost: usize) {
         *self.charged = self.charged.saturating_add(cost);
     }
 
-    /// Stops reading from this connection until [`Connections::resume_reading`] is called. Further input
-    /// waits in the kernel, so TCP slows the client down. Bytes that were read already are handled after
-    /// that call.
+    /// Stops reading from this connection until [`Connections::resume_reading`] is called. Further
+    /// input waits in the kernel, so TCP slows the client down. Bytes that were read already are
+    /// handled after that call.
     pub fn pause_reading(&mut self) {
         *self.pause = true;
     }

@@ -7,8 +7,8 @@ use std::task::{Wake, Waker};
 ///
 /// Sockets and handshake decisions add keys from any thread. A socket adds its key at most once for
 /// reading and once for writing until the worker arms it again, because tokio drops a waker that it
-/// has woken. A key may be of a closed connection; a new connection that reuses the key is then polled
-/// once too often.
+/// has woken. A key may be of a closed connection; a new connection that reuses the key is then
+/// polled once too often.
 #[derive(Debug, Default)]
 pub(crate) struct ReadyList {
     state: Mutex<State>,
@@ -33,7 +33,8 @@ impl ReadyList {
         }
     }
 
-    /// Makes the next key wake `waker`. Returns `false`, and does nothing, if there are keys already.
+    /// Makes the next key wake `waker`. Returns `false`, and does nothing, if there are keys
+    /// already.
     pub(crate) fn sleep(&self, waker: &Waker) -> bool {
         let mut state = self.lock();
         if !state.keys.is_empty() {

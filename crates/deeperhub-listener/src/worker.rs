@@ -37,8 +37,8 @@ pub(crate) use supervise::{run, runtime};
 
 use supervise::internal_error_reason;
 
-/// Maximum new connections taken in one round. A flood of new connections thus cannot delay the open
-/// ones.
+/// Maximum new connections taken in one round. A flood of new connections thus cannot delay the
+/// open ones.
 const ARRIVALS_PER_ROUND: usize = 64;
 
 /// Size of the read buffer that all connections of a worker share.
@@ -47,8 +47,8 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// Upper bound of [`coalesce_delay`].
 const MAX_COALESCE_DELAY: Duration = Duration::from_micros(500);
 
-/// Maximum slab slots whose deadlines one round checks, so that a check of many connections does not
-/// delay their messages.
+/// Maximum slab slots whose deadlines one round checks, so that a check of many connections does
+/// not delay their messages.
 const TICK_SLOTS_PER_ROUND: usize = 4096;
 
 /// Maximum capacity that the gather buffer keeps between rounds. A larger buffer is freed.
@@ -275,8 +275,8 @@ impl<'a, A: Application> Worker<'a, A> {
         self.core.arrived.push(key);
     }
 
-    /// Returns the milliseconds since `started`, as of the start of the round. The value wraps after
-    /// 49 days, so times are compared by their difference.
+    /// Returns the milliseconds since `started`, as of the start of the round. The value wraps
+    /// after 49 days, so times are compared by their difference.
     fn clock(&self) -> u32 {
         self.core.now.duration_since(self.started).as_millis() as u32
     }
@@ -596,8 +596,8 @@ impl<'a, A: Application> Worker<'a, A> {
                 connection.state = State::Closing(ClosingUntil::Flushed);
                 self.core.mark_dirty(key);
             }
-            // The client shut down its sending side after its last message. The replies are still sent,
-            // then the connection is removed.
+            // The client shut down its sending side after its last message. The replies are still
+            // sent, then the connection is removed.
             State::Open(_) => {
                 self.record_progress(key);
                 self.end_session(key, &Closed::Lost, ClosingUntil::Flushed);
@@ -672,7 +672,8 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// Writes a connection's queue. Continues the close of a closing connection once all is written.
+    /// Writes a connection's queue. Continues the close of a closing connection once all is
+    /// written.
     fn write(&mut self, key: u32) {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
@@ -709,8 +710,8 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// Closes connections that are due in a drain. Checks the deadlines of some connections and calls
-    /// their sessions' `on_tick`; a check of all connections may take several rounds.
+    /// Closes connections that are due in a drain. Checks the deadlines of some connections and
+    /// calls their sessions' `on_tick`; a check of all connections may take several rounds.
     fn tick(&mut self) {
         self.close_due_for_drain();
         let from = match self.tick_position {
@@ -765,8 +766,8 @@ impl<'a, A: Application> Worker<'a, A> {
     }
 }
 
-/// Returns `now` plus `delay`, both on the worker's clock. The delay is capped at 12 days, a quarter
-/// of the clock's range, so that the sign of a difference tells which time is later.
+/// Returns `now` plus `delay`, both on the worker's clock. The delay is capped at 12 days, a
+/// quarter of the clock's range, so that the sign of a difference tells which time is later.
 fn deadline(now: u32, delay: Duration) -> u32 {
     now.wrapping_add(delay.as_millis().min(i32::MAX as u128 / 2) as u32)
 }

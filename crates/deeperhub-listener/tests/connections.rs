@@ -72,7 +72,7 @@ struct TestWorkerState {
     shared: Arc<Shared>,
     /// Connection to flood with frames in the next poll.
     flooded: Option<ConnectionKey>,
-    /// Whether the next poll panics.
+    /// `true` if the next poll panics.
     panics: bool,
 }
 
@@ -237,8 +237,8 @@ async fn a_session_that_panics_closes_only_its_own_connection() {
     check_echo(&mut healthy).await;
 }
 
-/// Lets many clients be ready in one round, with messages of all lengths and several messages at a time,
-/// and lets some of them disconnect. Checks that each client gets its own echoes.
+/// Lets many clients be ready in one round, with messages of all lengths and several messages at a
+/// time, and lets some of them disconnect. Checks that each client gets its own echoes.
 async fn check_echoes_of_many_clients(configure: impl FnOnce(&mut Config)) {
     const CLIENTS: usize = 40;
     const ROUNDS: usize = 12;
@@ -276,8 +276,8 @@ async fn check_echoes_of_many_clients(configure: impl FnOnce(&mut Config)) {
             }
         }
     }
-    // Half of the clients send a message and disconnect: with a reset, by shutting down their sending
-    // side, or with a close frame.
+    // Half of the clients send a message and disconnect: with a reset, by shutting down their
+    // sending side, or with a close frame.
     stalling.send(Text::text("stall")).await.unwrap();
     for (nth, client) in clients.iter_mut().enumerate().take(CLIENTS / 2) {
         client.send(Text::text("last message")).await.unwrap();
@@ -325,8 +325,8 @@ async fn a_worker_that_panics_is_replaced_without_effect_on_other_workers() {
 }
 
 impl Running {
-    /// Starts two workers, one of which hangs. Returns a client of the worker that hangs, and a client of
-    /// the other worker.
+    /// Starts two workers, one of which hangs. Returns a client of the worker that hangs, and a
+    /// client of the other worker.
     async fn with_hanging_worker() -> (Self, Client, Client) {
         let running = start(|config| config.workers = 2);
         let (mut hung, healthy) = (running.connect().await, running.connect().await);
@@ -580,8 +580,8 @@ async fn a_drain_closes_all_connections_with_1001_and_refuses_new_ones() {
 async fn the_close_frame_is_not_lost_to_a_reset() {
     let running = start(|config| config.max_message_bytes = 1000);
     let mut client = running.connect().await;
-    // Bytes follow the message that is too big. If the server closed the socket without reading them,
-    // the kernel would reset the connection.
+    // Bytes follow the message that is too big. If the server closed the socket without reading
+    // them, the kernel would reset the connection.
     for _ in 0..50 {
         if client.feed(Text::binary(vec![0; 5000])).await.is_err() {
             break;
@@ -596,23 +596,23 @@ const UPGRADE_WITH_COMPRESSION: &str = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: we
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
     Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
 
-/// Returns a client's frame, masked with zeros. `length` is the length in the header; a shorter `payload`
-/// makes an incomplete frame.
+/// Returns a client's frame, masked with zeros. `length` is the length in the header; a shorter
+/// `payload` makes an incomplete frame.
 fn client_frame(first_byte: u8, length: u16, payload: &[u8]) -> Vec<u8> {
     let [high, low] = length.to_be_bytes();
     [&[first_byte, 0xfe, high, low, 0, 0, 0, 0], payload].concat()
 }
 
-/// Returns a compressed text message of one stored block (RFC 1951 section 3.2.4). The server keeps its
-/// text for later messages.
+/// Returns a compressed text message of one stored block (RFC 1951 section 3.2.4). The server keeps
+/// its text for later messages.
 fn compressed_message(text: &[u8]) -> Vec<u8> {
     let [low, high] = u16::try_from(text.len()).unwrap().to_le_bytes();
     let block = [&[0, low, high, !low, !high], text, &[0]].concat();
     client_frame(0xc1, u16::try_from(block.len()).unwrap(), &block)
 }
 
-/// Sends bytes on a new connection. Then reports a usage of 90 % until a connection is shed. Returns the
-/// bytes that the new connection receives.
+/// Sends bytes on a new connection. Then reports a usage of 90 % until a connection is shed.
+/// Returns the bytes that the new connection receives.
 async fn send_until_shed(running: &Running, budget: &MemoryBudget, sent: &[u8]) -> String {
     let mut socket = TcpStream::connect(running.listener.local_addr()).await.unwrap();
     let (sheds, received_bytes) =

@@ -1,5 +1,5 @@
-//! Tests that the rounds of a worker keep to their budget, whatever clients send. The tests measure cost,
-//! not time.
+//! Tests that the rounds of a worker keep to their budget, whatever clients send. The tests measure
+//! cost, not time.
 
 #![allow(clippy::unwrap_used)]
 
@@ -52,7 +52,7 @@ struct Shared {
     messages: AtomicUsize,
     /// Ends of all sessions.
     closed: Mutex<Vec<Closed>>,
-    /// Whether paused connections stay paused.
+    /// `true` if paused connections stay paused.
     keeps_paused: AtomicBool,
 }
 
@@ -211,8 +211,8 @@ fn compressed(text: &str) -> Vec<u8> {
     masked(&out)
 }
 
-/// Returns a compressed message with `blocks` empty final blocks. Decompressing each of them copies the
-/// window again.
+/// Returns a compressed message with `blocks` empty final blocks. Decompressing each of them copies
+/// the window again.
 fn final_blocks(blocks: usize) -> Vec<u8> {
     let mut deflated = Vec::new();
     // First a stored block that fills the window (RFC 1951 section 3.2.4).
@@ -294,8 +294,8 @@ fn check_round_costs(seed: u64, configure: impl FnOnce(&mut Config)) {
     wait_until("all messages are handled", || shared.messages.load(Ordering::Relaxed) >= expected);
     assert_eq!(shared.messages.load(Ordering::Relaxed), expected, "seed {seed}");
     let max_round_cost = shared.max_round_cost.load(Ordering::Relaxed);
-    // The last message of a round may exceed the budget. Also, a part of each client's first message
-    // may have been charged to an earlier round.
+    // The last message of a round may exceed the budget. Also, a part of each client's first
+    // message may have been charged to an earlier round.
     let bound = ROUND_BYTES + MAX_MESSAGE_BYTES + MESSAGE_COST + CLIENTS * MAX_WIRE_BYTES;
     assert!(max_round_cost <= bound, "cost {max_round_cost} over {bound}, seed {seed}");
     assert!(metrics.turns_deferred.value() > 0, "seed {seed}");

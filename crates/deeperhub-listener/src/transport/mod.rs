@@ -27,7 +27,7 @@ pub(crate) struct TlsScratch {
     bytes: Vec<u8>,
     /// TLS handshake steps of the current round.
     pub(crate) handshake_steps: usize,
-    /// Whether the last read got any bytes, even only part of a record.
+    /// `true` if the last read got any bytes, even only part of a record.
     pub(crate) received_any: bool,
     /// TLS handshakes that ended since the last metrics update.
     pub(crate) ended: TlsHandshakeCounts,
@@ -39,14 +39,16 @@ pub(crate) struct TlsHandshakeCounts {
     pub(crate) full: u64,
     pub(crate) resumed: u64,
     pub(crate) failed: u64,
-    /// Handshakes refused because of the client's certificate, by reason. They count as `failed`, too.
+    /// Handshakes refused because of the client's certificate, by reason. They count as `failed`,
+    /// too.
     #[cfg(feature = "tls")]
     pub(crate) client_auth: [u64; ClientAuthFault::COUNT],
 }
 
 /// A non-blocking byte stream.
 ///
-/// Operations return `WouldBlock` instead of waiting. `arm_read` and `arm_write` then request a wake-up.
+/// Operations return `WouldBlock` instead of waiting. `arm_read` and `arm_write` then request a
+/// wake-up.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(Tcp),
@@ -58,8 +60,8 @@ pub(crate) enum Transport {
 impl Transport {
     /// Registers a non-blocking socket with the reactor of the current thread.
     ///
-    /// With `has_preface`, plain bytes are read until [`end_preface`](Self::end_preface) is called, even
-    /// if the connection uses TLS.
+    /// With `has_preface`, plain bytes are read until [`end_preface`](Self::end_preface) is called,
+    /// even if the connection uses TLS.
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     pub(crate) fn new(socket: std::net::TcpStream, config: &Config, has_preface: bool) -> io::Result<Self> {
         let tcp = Tcp::new(socket)?;
@@ -71,8 +73,8 @@ impl Transport {
         Ok(Self::Tcp(tcp))
     }
 
-    /// Ends the preface. `rest` are bytes that were read after it. A plain connection returns them; a
-    /// TLS connection processes them in the next read.
+    /// Ends the preface. `rest` are bytes that were read after it. A plain connection returns them;
+    /// a TLS connection processes them in the next read.
     pub(crate) fn end_preface(&mut self, rest: Vec<u8>) -> Option<Vec<u8>> {
         match self {
             Self::Tcp(_) => Some(rest),
@@ -84,13 +86,13 @@ impl Transport {
         }
     }
 
-    /// Reads available bytes. Returns 0 if the peer has shut down its sending side. After each call,
-    /// TLS messages may have to be [flushed](Self::is_flushed).
+    /// Reads available bytes. Returns 0 if the peer has shut down its sending side. After each
+    /// call, TLS messages may have to be [flushed](Self::is_flushed).
     ///
     /// # Errors
     ///
-    /// Returns `InvalidData` if the peer violated TLS. An alert may then have to be flushed, and further
-    /// input must be read and discarded.
+    /// Returns `InvalidData` if the peer violated TLS. An alert may then have to be flushed, and
+    /// further input must be read and discarded.
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     pub(crate) fn read(&mut self, buffer: &mut [u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         match self {
@@ -100,8 +102,8 @@ impl Transport {
         }
     }
 
-    /// Writes at least one of the bytes and returns how many. With TLS, written bytes may still have to
-    /// be [flushed](Self::is_flushed).
+    /// Writes at least one of the bytes and returns how many. With TLS, written bytes may still
+    /// have to be [flushed](Self::is_flushed).
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     pub(crate) fn write(&mut self, bytes: &[u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         match self {
@@ -145,8 +147,8 @@ impl Transport {
         self.tcp().progress()
     }
 
-    /// Stops decrypting input, which takes memory. Later reads return raw bytes, which the caller must
-    /// discard. Does nothing on a plain connection.
+    /// Stops decrypting input, which takes memory. Later reads return raw bytes, which the caller
+    /// must discard. Does nothing on a plain connection.
     pub(crate) fn ignore_input(&mut self) {
         match self {
             Self::Tcp(_) => {}
@@ -183,9 +185,9 @@ impl Transport {
         }
     }
 
-    /// Clears the read readiness after a short read, and returns `true`. This saves the system call that
-    /// would find the socket empty. Returns `false` if the last read does not prove that the socket is
-    /// empty.
+    /// Clears the read readiness after a short read, and returns `true`. This saves the system call
+    /// that would find the socket empty. Returns `false` if the last read does not prove that the
+    /// socket is empty.
     pub(crate) fn clear_readiness(&mut self) -> bool {
         match self {
             Self::Tcp(tcp) => tcp.clear_readiness(),

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 #[derive(Debug)]
 pub(crate) struct Tcp {
     stream: TcpStream,
-    /// Whether writes try the socket even if the reactor has not reported it writable yet.
+    /// `true` if writes try the socket even if the reactor has not reported it writable yet.
     bypasses_readiness: bool,
 }
 
@@ -54,8 +54,9 @@ impl Tcp {
     }
 
     pub(super) fn clear_readiness(&mut self) -> bool {
-        // Clearing loses no event, because the reactor runs on this thread: it cannot report one between
-        // the short read and the clearing. An operation that returns `WouldBlock` clears the readiness.
+        // Clearing loses no event, because the reactor runs on this thread: it cannot report one
+        // between the short read and the clearing. An operation that returns `WouldBlock` clears
+        // the readiness.
         let result: io::Result<()> =
             self.stream.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
         debug_assert!(result.is_err());

@@ -1,4 +1,5 @@
-//! TLS on the worker threads. Connections of a worker share buffers, so an idle connection has none.
+//! TLS on the worker threads. Connections of a worker share buffers, so an idle connection has
+//! none.
 
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,12 +19,13 @@ use super::{Tcp, TlsScratch};
 /// Maximum plain bytes that one write encrypts: those of four records.
 const MAX_PLAIN_WRITE: usize = 64 * 1024;
 
-/// Buffer space for bytes that encryption adds: about 40 bytes per record, a key update and an alert.
+/// Buffer space for bytes that encryption adds: about 40 bytes per record, a key update and an
+/// alert.
 pub(crate) const TLS_OVERHEAD: usize = 1024;
 
-/// Maximum bytes of incomplete records or handshake messages. It bounds the memory that a client can
-/// cause before its messages are complete. A record has at most 18,437 bytes; a client's certificate
-/// chain usually has a few thousand.
+/// Maximum bytes of incomplete records or handshake messages. It bounds the memory that a client
+/// can cause before its messages are complete. A record has at most 18,437 bytes; a client's
+/// certificate chain usually has a few thousand.
 const MAX_INCOMPLETE_BYTES: usize = 32 * 1024;
 
 /// Maximum bytes queued during the handshake for the server's certificates and other messages.
@@ -50,8 +52,8 @@ enum TlsPhase {
     Open,
     /// The peer has shut down its sending side, but may still read.
     PeerClosed,
-    /// TLS failed, usually because the peer violated the protocol. `read` has not reported the error
-    /// yet.
+    /// TLS failed, usually because the peer violated the protocol. `read` has not reported the
+    /// error yet.
     Broken,
     /// `read` has reported the error. Further input is discarded.
     Abandoned,
@@ -64,13 +66,13 @@ pub(crate) struct Tls {
     phase: TlsPhase,
     /// Reason for which the client's certificate was refused, until it is counted.
     client_auth_fault: Option<ClientAuthFault>,
-    /// Whether the last read of the socket got fewer bytes than fit.
+    /// `true` if the last read of the socket got fewer bytes than fit.
     short_read: bool,
-    /// Whether `incoming` holds bytes that were read with the preface and not processed yet.
+    /// `true` if `incoming` holds bytes that were read with the preface and not processed yet.
     has_unprocessed: bool,
-    /// Whether `close_notify` was queued.
+    /// `true` if `close_notify` was queued.
     close_notify_sent: bool,
-    /// Whether further input is not decrypted, because the worker discards it.
+    /// `true` if further input is not decrypted, because the worker discards it.
     ignores_input: bool,
     /// Incomplete records or handshake messages. When empty, it has no allocation.
     incoming: Vec<u8>,
@@ -79,7 +81,8 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// Creates a connection before its TLS handshake. With `has_preface`, plain bytes come before it.
+    /// Creates a connection before its TLS handshake. With `has_preface`, plain bytes come before
+    /// it.
     pub(super) fn new(tcp: Tcp, config: Arc<ServerConfig>, has_preface: bool) -> Result<Self, rustls::Error> {
         Ok(Self {
             tcp,
@@ -125,9 +128,9 @@ impl Tls {
         self.short_read && may_clear && self.tcp.clear_readiness()
     }
 
-    /// Reads from the socket at most once, so that the worker can bound how much of one peer's input it
-    /// handles in a row. Decrypted bytes always fit into `buffer`, as they are fewer than the encrypted
-    /// ones.
+    /// Reads from the socket at most once, so that the worker can bound how much of one peer's
+    /// input it handles in a row. Decrypted bytes always fit into `buffer`, as they are fewer than
+    /// the encrypted ones.
     pub(super) fn read(&mut self, buffer: &mut [u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         if self.ignores_input || self.phase == TlsPhase::Preface {
             let len = self.tcp.read(buffer)?;
@@ -192,8 +195,8 @@ impl Tls {
         }
     }
 
-    /// Processes the records in `input`. Writes decrypted bytes to `plain`, and appends TLS messages for
-    /// the peer to `outgoing`.
+    /// Processes the records in `input`. Writes decrypted bytes to `plain`, and appends TLS
+    /// messages for the peer to `outgoing`.
     fn process(&mut self, input: &mut [u8], plain: &mut [u8]) -> Processed {
         let mut processed = Processed { consumed: 0, plain: 0 };
         if self.phase == TlsPhase::Handshake && starts_like_http(input) {
@@ -338,8 +341,8 @@ impl Tls {
     ) -> io::Result<usize> {
         self.flush()?;
         let (plain, encrypted) = tls_scratch.buffer().split_at_mut(MAX_PLAIN_WRITE);
-        // Join the slices, so that short ones share a record. A record of its own would cost each slice
-        // an encryption and at least 22 bytes.
+        // Join the slices, so that short ones share a record. A record of its own would cost each
+        // slice an encryption and at least 22 bytes.
         let mut plain_len = 0;
         for slice in slices {
             let copied = slice.len().min(MAX_PLAIN_WRITE - plain_len);
@@ -349,8 +352,9 @@ impl Tls {
         self.encrypt_and_send(&plain[..plain_len], encrypted)
     }
 
-    /// Encrypts bytes into `encrypted` and sends them. Returns the number of plain bytes encrypted: all
-    /// of them count as written, since encrypted bytes that the socket does not take are stored.
+    /// Encrypts bytes into `encrypted` and sends them. Returns the number of plain bytes encrypted:
+    /// all of them count as written, since encrypted bytes that the socket does not take are
+    /// stored.
     fn encrypt_and_send(&mut self, bytes: &[u8], encrypted: &mut [u8]) -> io::Result<usize> {
         let bytes = &bytes[..bytes.len().min(MAX_PLAIN_WRITE)];
         let len = self.encrypt(bytes, encrypted)?;
@@ -414,8 +418,8 @@ impl Tls {
         }
     }
 
-    /// Queues `close_notify` (RFC 8446 section 6.1), and sends it if the socket takes it at once. It may
-    /// be lost: the WebSocket close frame already told the peer about the end.
+    /// Queues `close_notify` (RFC 8446 section 6.1), and sends it if the socket takes it at once.
+    /// It may be lost: the WebSocket close frame already announced the end to the peer.
     pub(super) fn close_notify(&mut self) {
         if self.close_notify_sent
             || !matches!(self.phase, TlsPhase::Open | TlsPhase::PeerClosed)
@@ -447,8 +451,8 @@ struct Processed {
     plain: usize,
 }
 
-/// Encodes a TLS message into `out` and returns its length. Returns the required size if `out` is too
-/// short.
+/// Encodes a TLS message into `out` and returns its length. Returns the required size if `out` is
+/// too short.
 fn encode<Data>(data: &mut EncodeTlsData<'_, Data>, out: &mut [u8]) -> Result<usize, InsufficientSizeError> {
     match data.encode(out) {
         Ok(len) => Ok(len),
@@ -489,8 +493,8 @@ fn append(
 /// Error of output that would exceed [`MAX_QUEUED_HANDSHAKE_BYTES`].
 struct BufferLimit;
 
-/// Returns `true` if a connection starts with an HTTP method in capital letters. TLS would start with
-/// the bytes 22 and 3.
+/// Returns `true` if a connection starts with an HTTP method in capital letters. TLS would start
+/// with the bytes 22 and 3.
 fn starts_like_http(bytes: &[u8]) -> bool {
     let Some(&[method @ .., last]) = bytes.first_chunk::<4>() else { return false };
     method.iter().all(u8::is_ascii_uppercase) && (last == b' ' || last.is_ascii_uppercase())

@@ -23,7 +23,8 @@ const MAX_BATCHED_READS: usize = READ_BUFFER_BYTES / SLOT_BYTES;
 type ReadResults = [Option<io::Result<usize>>; MAX_BATCHED_READS];
 
 impl<A: Application> Worker<'_, A> {
-    /// Polls connections in batches until the round's budget is spent. Returns how many were polled.
+    /// Polls connections in batches until the round's budget is spent. Returns how many were
+    /// polled.
     pub(super) fn poll_in_batches(&mut self, keys: &[u32]) -> usize {
         let mut buffers = std::mem::take(&mut self.batch_buffers);
         buffers.resize(MAX_BATCHED_READS * SLOT_BYTES, 0);
@@ -76,7 +77,8 @@ impl<A: Application> Worker<'_, A> {
         results
     }
 
-    /// Handles the result of a connection's batched read, then continues its turn with single reads.
+    /// Handles the result of a connection's batched read, then continues its turn with single
+    /// reads.
     fn after_batched_read(&mut self, key: u32, slot: &mut [u8], result: io::Result<usize>) {
         let mut turn = self.core.round.turn();
         let core = &mut *self.core;

@@ -10,8 +10,8 @@ use crate::handshake::ClientSource;
 use crate::metrics::{HandshakeLimit, HandshakeOutcome};
 use crate::session::Application;
 
-/// Maximum number of times that the close timeout starts anew for a peer that keeps reading. Without
-/// a maximum, a peer that reads a byte at a time could hold its connection forever.
+/// Maximum number of times that the close timeout starts anew for a peer that keeps reading.
+/// Without a maximum, a peer that reads a byte at a time could hold its connection forever.
 const MAX_CLOSE_EXTENSIONS: u32 = 20;
 
 /// Maximum bytes of a ping on the wire, TLS overhead included.
@@ -92,8 +92,8 @@ impl<A: Application> Worker<'_, A> {
     /// Returns `true` if the peer took bytes since the last call, and records its send progress.
     ///
     /// A slow reader reads a ping only after the data sent before it, so its pong may be late. The
-    /// acknowledgements of its kernel show that it still reads. An acknowledgement of the ping alone
-    /// does not count: a kernel acknowledges a ping even if the program hangs.
+    /// acknowledgements of its kernel show that it still reads. An acknowledgement of the ping
+    /// alone does not count: a kernel acknowledges a ping even if the program hangs.
     fn made_progress(&mut self, key: u32) -> bool {
         let Some(connection) = self.core.connections.get(key as usize) else { return false };
         let Ok(sent) = connection.transport.progress() else { return false };
@@ -106,8 +106,8 @@ impl<A: Application> Worker<'_, A> {
         })
     }
 
-    /// Records the send progress of a connection that starts closing. The next close timeout compares
-    /// with it.
+    /// Records the send progress of a connection that starts closing. The next close timeout
+    /// compares with it.
     pub(super) fn record_progress(&mut self, key: u32) {
         self.core.progress.remove(&key);
         self.made_progress(key);

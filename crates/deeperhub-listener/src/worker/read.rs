@@ -91,8 +91,8 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Polls connections in order until the round's budget is spent, in batches if io_uring is used.
-    /// Returns how many were polled.
+    /// Polls connections in order until the round's budget is spent, in batches if io_uring is
+    /// used. Returns how many were polled.
     fn poll_connections(&mut self, keys: &[u32]) -> usize {
         #[cfg(feature = "io-uring")]
         if self.core.is_batching() {
@@ -128,8 +128,8 @@ impl<A: Application> Worker<'_, A> {
         self.read_in_turn(key, &mut turn);
     }
 
-    /// Reads and handles input until there is none left or the turn is over. A connection with input
-    /// left goes to the backlog.
+    /// Reads and handles input until there is none left or the turn is over. A connection with
+    /// input left goes to the backlog.
     pub(super) fn read_in_turn(&mut self, key: u32, turn: &mut Turn) {
         for nth in 0.. {
             let core = &mut *self.core;
@@ -198,8 +198,8 @@ impl<A: Application> Worker<'_, A> {
         self.core.defer(key);
     }
 
-    /// Requests a wake-up for new input. Returns `true` if the socket is readable now. Returns `false`
-    /// also if the socket failed; the connection is then removed.
+    /// Requests a wake-up for new input. Returns `true` if the socket is readable now. Returns
+    /// `false` also if the socket failed; the connection is then removed.
     pub(super) fn arm(&mut self, key: u32) -> bool {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return false };
         let mut cx = task::Context::from_waker(&connection.waker);
@@ -306,7 +306,8 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Discards input up to the client's close frame. Called after the server's close frame was sent.
+    /// Discards input up to the client's close frame. Called after the server's close frame was
+    /// sent.
     fn skip_to_close(&mut self, key: u32, bytes: &mut [u8]) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let mut pos = 0;

@@ -62,8 +62,8 @@ pub(crate) fn run<A: Application>(
         let mut restarts = RestartDelay::default();
         let mut recovery = Recovery::Nothing;
         loop {
-            // The phase may have changed since the last worker's last round, and new connections may
-            // be queued.
+            // The phase may have changed since the last worker's last round, and new connections
+            // may be queued.
             mailbox.notify_self(Instant::now());
             mailbox.set_vacant(false);
             let started_at = Instant::now();
