@@ -6,14 +6,14 @@ use deeperhub_protocol::handshake::{Refusal, Request};
 
 use crate::session::{Accepted, Application, Peer, Session};
 
-/// Application that accepts every handshake, made with [`accept_all`].
+/// Application that accepts every handshake, created with [`accept_all`].
 #[derive(Debug, Clone, Copy)]
 pub struct AcceptAll<F> {
     make_session: F,
 }
 
-/// Returns an application that accepts every handshake and gives each connection a session from
-/// `make_session`. Its workers keep no state, and it selects no subprotocol.
+/// Returns an application that accepts every handshake. Each connection gets a session from
+/// `make_session`. The application has no worker state and selects no subprotocol.
 pub fn accept_all<S, F>(make_session: F) -> AcceptAll<F>
 where
     S: Session<WorkerState = ()>,

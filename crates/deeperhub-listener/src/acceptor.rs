@@ -1,4 +1,4 @@
-//! Takes new connections from the kernel and gives each to a worker.
+//! The acceptor thread: accepts new connections and hands each to a worker.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,21 +20,25 @@ use crate::metrics::Metrics;
 use crate::reconnect_pacer::ReconnectPacer;
 use crate::restart::RestartDelay;
 
-/// Pause after an error of `accept` that concerns the whole process, such as no free descriptors.
+/// Pause after an error of `accept` or of polling that concerns the whole process, such as a lack
+/// of file descriptors.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// Maximum refused connections at one time that still get an HTTP answer. More are dropped.
+/// Maximum refused connections at one time that get an HTTP response. Further ones are dropped, so
+/// that refusals cost a bounded amount of memory.
 const MAX_PENDING_REFUSALS: usize = 256;
 
-/// Maximum connections accepted before the first one is handed over. The worker's first wake-up then
-/// finds all of them, which saves context switches if it shares a core with the acceptor.
+/// Maximum connections that are accepted before they are handed over together. A worker then wakes
+/// once for several of them, which saves context switches if the worker shares a core with the
+/// acceptor.
 const ACCEPT_BATCH: usize = 64;
 
-/// Interval between arrivals below which the acceptor waits for [`RUSH_DELAY`] to batch them.
+/// Time after the last accepted connections within which further ones count as a rush. In a rush,
+/// the acceptor waits for [`RUSH_DELAY`] before it accepts.
 const RUSH_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Wait for more connections in a rush, so that acceptor and workers wake once for several of them.
-/// Connections that arrive one at a time do not wait.
+/// Delay before accepting in a rush, so that acceptor and workers wake once for several
+/// connections. Connections that arrive one at a time are not delayed.
 const RUSH_DELAY: Duration = Duration::from_micros(500);
 
 /// Token of the stop waker. A listening socket's token is its index.
@@ -43,7 +47,7 @@ const STOP_TOKEN: Token = Token(usize::MAX);
 /// First pause of accepting while every worker's queue is full; each further pause doubles it.
 const MIN_BACKPRESSURE_PAUSE: Duration = Duration::from_millis(1);
 
-/// Upper bound of that pause.
+/// Maximum pause of accepting while every worker's queue is full.
 const MAX_BACKPRESSURE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Interval at which the acceptor checks for stalled workers while connections are queued.
@@ -59,8 +63,8 @@ pub enum ListenOn {
     /// One address. `[::]` also accepts IPv4 if the system allows it, as most do. Port 0 picks any
     /// free port.
     Address(SocketAddr),
-    /// Both loopback addresses, 127.0.0.1 and ::1, because `localhost` may resolve to either. If
-    /// the system has only one of them, that one.
+    /// Both loopback addresses, 127.0.0.1 and ::1, because `localhost` may resolve to either. A
+    /// system that has only one of them binds that one.
     Loopback {
         /// Port of both addresses; 0 picks one that is free on both.
         port: u16,
@@ -71,7 +75,7 @@ pub enum ListenOn {
 ///
 /// # Errors
 ///
-/// Returns the address that could not be bound, and the error.
+/// Returns the address that could not be bound, with the system's error.
 pub(crate) fn listen_on(on: ListenOn, backlog: u32) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
     let port = match on {
         ListenOn::Address(address) => {
@@ -79,36 +83,37 @@ pub(crate) fn listen_on(on: ListenOn, backlog: u32) -> Result<Vec<TcpListener>, 
         }
         ListenOn::Loopback { port } => port,
     };
-    let mut tries = 0;
+    let mut attempts = 0;
     loop {
-        tries += 1;
+        attempts += 1;
         match listen_on_loopback(port, backlog) {
             // The port that the system chose for the first address is taken on the second: retry.
             Err((_, error))
-                if port == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < MAX_PORT_ATTEMPTS => {}
-            done => return done,
+                if port == 0 && error.kind() == io::ErrorKind::AddrInUse && attempts < MAX_PORT_ATTEMPTS => {}
+            result => return result,
         }
     }
 }
 
+/// Opens listening sockets on the loopback addresses that the system has, all with the same port.
 fn listen_on_loopback(port: u16, backlog: u32) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
     let mut sockets = Vec::with_capacity(2);
-    let mut missing = None;
+    let mut unavailable = None;
     let mut port = port;
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
         let address = SocketAddr::new(ip, port);
         let opened = listen(address, backlog).and_then(|socket| Ok((socket.local_addr()?.port(), socket)));
         match opened {
-            Ok((taken, socket)) => {
-                port = taken;
+            Ok((bound_port, socket)) => {
+                port = bound_port;
                 sockets.push(socket);
             }
-            Err(error) if is_unavailable(&error) => missing = Some((address, error)),
+            Err(error) if is_unavailable(&error) => unavailable = Some((address, error)),
             Err(error) => return Err((address, error)),
         }
     }
-    match missing {
-        Some(missing) if sockets.is_empty() => Err(missing),
+    match unavailable {
+        Some(unavailable) if sockets.is_empty() => Err(unavailable),
         _ => Ok(sockets),
     }
 }
@@ -127,34 +132,36 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
-    // Linux hands it down to accepted sockets, which saves a system call for each.
+    // Accepted sockets inherit this option on Linux, which saves a system call for each.
     socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(TcpListener::from_std(socket.into()))
 }
 
-/// Accepts connections on a thread with its own poll. `accept` itself makes sockets non-blocking, and
-/// only their worker registers them.
+/// Accepts connections on a thread of its own. Accepted sockets are non-blocking already, and are
+/// registered only with the reactor of their worker.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     poll: Poll,
     listeners: Vec<TcpListener>,
-    /// Whether each socket may have connections to accept. Events are edge-triggered: a socket
-    /// stays ready until `accept` finds no more.
+    /// For each socket, `true` if it may have connections to accept. Events are edge-triggered, so
+    /// a socket stays ready until `accept` returns `WouldBlock`.
     ready: Vec<bool>,
+    /// Waker that interrupts polling when the listener stops.
     stop: Arc<Waker>,
     control: Arc<Control>,
     pub(crate) admission: Arc<Admission>,
+    /// Permits of connections that get a refusal.
     refusal_admission: Arc<Admission>,
     reconnect_pacer: ReconnectPacer,
     memory: Option<Arc<MemoryBudget>>,
     limit_mode: LimitMode,
     trusted_proxies: TrustedProxies,
     pub(crate) metrics: Metrics,
-    /// Number of panics that a test still injects.
+    /// Number of panics that are still to be raised.
     #[cfg(test)]
-    faults: Arc<std::sync::atomic::AtomicUsize>,
+    injected_panics: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Acceptor {
@@ -187,49 +194,52 @@ impl Acceptor {
             trusted_proxies: config.trusted_proxies.clone(),
             metrics,
             #[cfg(test)]
-            faults: Arc::default(),
+            injected_panics: Arc::default(),
         })
     }
 
-    /// Returns the waker that ends [`run`](Self::run) once the listener is stopping.
+    /// Returns the waker that wakes the acceptor, so that [`run`](Self::run) notices that the
+    /// listener is stopping.
     pub(crate) fn stopper(&self) -> Arc<Waker> {
         Arc::clone(&self.stop)
     }
 
-    /// Accepts connections until the listener stops. A panic loses the connections accepted last,
-    /// not the listening sockets.
+    /// Accepts connections until the listener stops. After a panic, the acceptor starts again with
+    /// the same listening sockets; only connections that were not handed over yet are lost.
     pub(crate) fn run(mut self) {
         let mut delay = RestartDelay::default();
         loop {
-            let began = Instant::now();
+            let started_at = Instant::now();
             if catch_unwind(AssertUnwindSafe(|| self.accept_until_stopped())).is_ok() {
                 return;
             }
             self.metrics.acceptor_restarts.inc();
             tracing::error!("Acceptor thread panicked; restarting");
-            if self.is_stopped_within(delay.after(began.elapsed())) {
+            if self.is_stopped_within(delay.after(started_at.elapsed())) {
                 return;
             }
         }
     }
 
+    /// Accepts connections and hands them over until the listener is stopping.
     fn accept_until_stopped(&mut self) {
-        let mut failing = false;
+        // Only the first of several errors in a row is logged.
+        let mut is_failing = false;
         let mut events = Events::with_capacity(4);
         let mut accepted = Vec::with_capacity(ACCEPT_BATCH);
-        let (mut last, mut reassigned) = (Instant::now(), Instant::now());
-        // The first poll does not wait: connections may have arrived before it, and events are
-        // edge-triggered.
-        let mut wait = Some(Duration::ZERO);
+        let (mut last_batch_at, mut last_reassign_at) = (Instant::now(), Instant::now());
+        // The first poll does not block: events are edge-triggered, and those of connections that
+        // arrived before a panic may be consumed.
+        let mut timeout = Some(Duration::ZERO);
         loop {
-            match self.poll.poll(&mut events, wait) {
+            match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    if !failing {
+                    if !is_failing {
                         tracing::error!(%error, "Listening socket cannot be polled; retrying");
                     }
-                    failing = true;
+                    is_failing = true;
                     std::thread::sleep(ERROR_PAUSE);
                 }
             }
@@ -242,21 +252,21 @@ impl Acceptor {
                 }
             }
             #[cfg(test)]
-            tests::panic_if_injected(&self.faults);
-            if last.elapsed() < RUSH_INTERVAL && !events.is_empty() {
+            tests::panic_if_injected(&self.injected_panics);
+            if last_batch_at.elapsed() < RUSH_INTERVAL && !events.is_empty() {
                 std::thread::sleep(RUSH_DELAY);
             }
-            let mut next = 0;
-            while let Some(index) = next_ready(&self.ready, next) {
+            let mut first_index = 0;
+            while let Some(index) = next_ready(&self.ready, first_index) {
                 match self.listeners[index].accept() {
                     Ok((socket, peer)) => {
-                        failing = false;
+                        is_failing = false;
                         accepted.push((socket, peer));
                         if accepted.len() < ACCEPT_BATCH {
                             continue;
                         }
-                        // Let the other sockets have their turn.
-                        next = index + 1;
+                        // The other sockets come next.
+                        first_index = index + 1;
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.ready[index] = false,
                     Err(error) => {
@@ -264,10 +274,10 @@ impl Acceptor {
                         if is_connection_error(&error) {
                             continue;
                         }
-                        if !failing {
+                        if !is_failing {
                             tracing::error!(%error, "Connections cannot be accepted; retrying");
                         }
-                        failing = true;
+                        is_failing = true;
                         self.hand_over_all(&mut accepted);
                         if self.is_stopped_within(ERROR_PAUSE) {
                             return;
@@ -278,16 +288,16 @@ impl Acceptor {
                 if self.control.is_stopping() {
                     return;
                 }
-                // Also check during a rush that does not end.
-                if reassigned.elapsed() >= REASSIGN_INTERVAL {
+                // During a long rush, this loop may not end for some time.
+                if last_reassign_at.elapsed() >= REASSIGN_INTERVAL {
                     self.reassign();
-                    reassigned = Instant::now();
+                    last_reassign_at = Instant::now();
                 }
             }
             self.reassign();
-            reassigned = Instant::now();
-            wait = self.control.has_arrivals().then_some(REASSIGN_INTERVAL);
-            last = Instant::now();
+            last_reassign_at = Instant::now();
+            timeout = self.control.has_arrivals().then_some(REASSIGN_INTERVAL);
+            last_batch_at = Instant::now();
         }
     }
 
@@ -300,26 +310,26 @@ impl Acceptor {
         }
     }
 
-    /// Waits up to `time` and returns `true` if the listener stopped. New connections wait in the
-    /// kernel's backlog.
+    /// Waits for `time`, during which new connections stay in the kernel's backlog. Returns `true`,
+    /// possibly early, if the listener is stopping.
     fn is_stopped_within(&mut self, time: Duration) -> bool {
-        // Polling here consumes edge-triggered events, so every socket may be ready afterwards.
+        // Polling consumes edge-triggered events here, so every socket may be ready afterwards.
         self.ready.fill(true);
         let mut events = Events::with_capacity(4);
-        let until = Instant::now() + time;
+        let deadline = Instant::now() + time;
         loop {
-            let left = until.saturating_duration_since(Instant::now());
-            if self.control.is_stopping() || left.is_zero() {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if self.control.is_stopping() || remaining.is_zero() {
                 return self.control.is_stopping();
             }
-            if self.poll.poll(&mut events, Some(left)).is_err() {
-                std::thread::sleep(left.min(ERROR_PAUSE));
+            if self.poll.poll(&mut events, Some(remaining)).is_err() {
+                std::thread::sleep(remaining.min(ERROR_PAUSE));
             }
         }
     }
 
-    /// Hands each connection to a worker without waiting for it. Pauses only when every worker's
-    /// queue is full; new connections then wait in the kernel's backlog.
+    /// Hands each accepted connection to a worker. Waits only while every worker's queue is full;
+    /// new connections then stay in the kernel's backlog.
     fn hand_over_all(&mut self, accepted: &mut Vec<(mio::net::TcpStream, SocketAddr)>) {
         let mut pause = MIN_BACKPRESSURE_PAUSE;
         for (socket, peer) in accepted.drain(..) {
@@ -343,12 +353,12 @@ impl Acceptor {
         }
     }
 
-    /// Returns the connection with its place. `None`: it is dropped, because too many are being
-    /// refused already.
+    /// Gives an accepted connection its permit, and its refusal if it is over a limit. Returns
+    /// `None` if the connection must be dropped because too many others are being refused already.
     fn admit_arrival(&self, socket: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
-        // IPv4 comes as IPv6 where the socket takes both.
+        // A socket for both families reports an IPv4 address as an IPv6 one.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        // The client behind a proxy is not known yet.
+        // The address of a client behind a proxy is not known yet.
         let address = (!self.trusted_proxies.trusts(peer.ip())).then(|| peer.ip());
         let (permit, refusal) = match self.admit(address) {
             Ok(permit) => (Ok(permit), None),
@@ -358,17 +368,18 @@ impl Acceptor {
             self.metrics.accept_drops.inc();
             return None;
         };
-        Some(Arrival { socket, peer, permit, refusal, since: Instant::now() })
+        Some(Arrival { socket, peer, permit, refusal, accepted_at: Instant::now() })
     }
 
-    /// Returns a permit for a new connection, or a refusal that says when the client should come back.
+    /// Returns a permit for a new connection, or the refusal if the connection is over a limit or
+    /// the listener is draining or stopping. A refusal tells the client when to reconnect.
     fn admit(&self, address: Option<IpAddr>) -> Result<ConnectionPermit, Refusal> {
         let now = Instant::now();
         let delay = || self.reconnect_pacer.next_delay(now, Duration::ZERO);
         match self.control.phase() {
             Phase::Running => {}
             Phase::Draining(plan) => {
-                let delay = self.reconnect_pacer.next_delay(now, plan.until_first_return(now));
+                let delay = self.reconnect_pacer.next_delay(now, plan.until_first_reconnect(now));
                 return Err(Refusal::draining(delay));
             }
             Phase::Stopping => return Err(Refusal::draining(delay())),
@@ -378,28 +389,30 @@ impl Acceptor {
             return Err(Refusal::too_many_connections(delay()));
         }
         let refuse = |error: AdmissionError| {
-            self.metrics.limited(error);
+            self.metrics.record_limited(error);
             error.refusal(delay)
         };
         match self.admission.try_admit(address) {
-            // An observed limit is counted, and the connection is not charged to the address.
+            // In observe mode, the connection is counted as limited, and admitted without being
+            // charged to its address.
             Err(error) if error.is_per_address() && self.limit_mode == LimitMode::Observe => {
-                self.metrics.limited(error);
+                self.metrics.record_limited(error);
                 self.admission.try_admit(None).map_err(refuse)
             }
-            taken => taken.map_err(refuse),
+            result => result.map_err(refuse),
         }
     }
 }
 
-/// Returns the first ready socket at or after `from`, wrapping around.
-fn next_ready(ready: &[bool], from: usize) -> Option<usize> {
-    let (before, behind) = ready.split_at(from.min(ready.len()));
-    let position = |part: &[bool]| part.iter().position(|ready| *ready);
-    position(behind).map(|index| before.len() + index).or_else(|| position(before))
+/// Returns the index of the first ready socket at or after `first_index`. If there is none, starts
+/// again at index 0.
+fn next_ready(ready: &[bool], first_index: usize) -> Option<usize> {
+    let mut indices = (first_index..ready.len()).chain(0..first_index.min(ready.len()));
+    indices.find(|&index| ready[index])
 }
 
-/// Returns `true` if an error of `accept` concerns one connection, not the process (accept(2)).
+/// Returns `true` if an error of `accept` concerns only one connection, not the process (see
+/// accept(2)).
 fn is_connection_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, PermissionDenied};
     const EPROTO: i32 = if cfg!(target_vendor = "apple") { 100 } else { 71 };
@@ -434,16 +447,16 @@ mod tests {
 
     #[test]
     fn a_port_taken_on_one_loopback_address_is_an_error() {
-        let Ok(taken) = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) else { return };
-        let address = taken.local_addr().unwrap();
-        let refused = listen_on(ListenOn::Loopback { port: address.port() }, 16);
+        let Ok(other) = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) else { return };
+        let address = other.local_addr().unwrap();
+        let result = listen_on(ListenOn::Loopback { port: address.port() }, 16);
         // If another program holds the port on 127.0.0.1, the error names that address.
-        let (told, error) = refused.unwrap_err();
-        assert_eq!((told.port(), error.kind()), (address.port(), io::ErrorKind::AddrInUse));
+        let (failed_address, error) = result.unwrap_err();
+        assert_eq!((failed_address.port(), error.kind()), (address.port(), io::ErrorKind::AddrInUse));
     }
 
     #[test]
-    fn sockets_take_turns() {
+    fn the_next_ready_socket_is_found_from_any_index() {
         assert_eq!(next_ready(&[true, true], 0), Some(0));
         assert_eq!(next_ready(&[true, true], 1), Some(1));
         assert_eq!(next_ready(&[true, true], 2), Some(0));
@@ -452,14 +465,14 @@ mod tests {
     }
 
     /// Panics if the test injected a panic.
-    pub(super) fn panic_if_injected(faults: &AtomicUsize) {
-        let wanted =
-            faults.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |faults| faults.checked_sub(1));
-        assert!(wanted.is_err(), "a test kills the acceptor");
+    pub(super) fn panic_if_injected(injected_panics: &AtomicUsize) {
+        let result =
+            injected_panics.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
+        assert!(result.is_err(), "this panic was injected by a test");
     }
 
     #[test]
-    fn an_acceptor_that_panics_keeps_its_listening_socket() {
+    fn an_acceptor_continues_with_its_listening_socket_after_a_panic() {
         let socket = listen(([127, 0, 0, 1], 0).into(), 128).unwrap();
         let address = socket.local_addr().unwrap();
         let control = Arc::new(Control::new(1));
@@ -468,24 +481,24 @@ mod tests {
         let config = Config { workers: 1, ..Config::default() };
         let acceptor =
             Acceptor::new(vec![socket], Arc::clone(&control), admission, &config, metrics.clone()).unwrap();
-        let (faults, stopper) = (Arc::clone(&acceptor.faults), acceptor.stopper());
+        let (injected_panics, stopper) = (Arc::clone(&acceptor.injected_panics), acceptor.stopper());
         let thread = std::thread::spawn(move || acceptor.run());
-        let accepts_one = || {
+        let check_accepts = || {
             let client = std::net::TcpStream::connect(address).unwrap();
-            let end = Instant::now() + Duration::from_secs(30);
+            let deadline = Instant::now() + Duration::from_secs(30);
             loop {
                 if let Some(arrival) = control.mailbox(0).pop() {
                     assert_eq!(arrival.peer, client.local_addr().unwrap());
                     return;
                 }
-                assert!(Instant::now() < end, "it is not accepted");
+                assert!(Instant::now() < deadline, "the connection is not accepted");
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
-        accepts_one();
-        faults.store(2, Ordering::Relaxed);
-        accepts_one();
-        accepts_one();
+        check_accepts();
+        injected_panics.store(2, Ordering::Relaxed);
+        check_accepts();
+        check_accepts();
         assert_eq!(metrics.acceptor_restarts.value(), 2);
         control.stop();
         stopper.wake().unwrap();

@@ -10,7 +10,8 @@ use deeperhub_protocol::handshake::Refusal;
 use deeperhub_security::{AddressLimiter, MAX_ADDRESSES, RateLimit, RetryAfter};
 use tokio::sync::Notify;
 
-/// Unit of limits per address: an IPv4 address, or an IPv6 /64, which one host may own whole.
+/// Unit of limits per address: an IPv4 address, or an IPv6 /64 network, since one host may own a
+/// whole /64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum AddressKey {
     V4([u8; 4]),
@@ -30,43 +31,51 @@ impl AddressKey {
     }
 }
 
-/// Retry delay for clients refused behind a proxy because of a limit on their own address.
+/// Retry delay of a client behind a proxy whose address has too many connections.
 pub(crate) const ADDRESS_LIMIT_RETRY: Duration = Duration::from_secs(5);
 
-/// Counts open connections against the limits. The address map has at most one entry per connection.
+/// Counts open connections and enforces the limits on them. The address map has at most one entry
+/// for each connection.
 #[derive(Debug)]
 pub(crate) struct Admission {
+    /// Maximum connections in total.
     max: AtomicUsize,
     /// Maximum connections per address; 0 means no limit.
     max_per_address: AtomicUsize,
+    /// Limit on the rate of new connections per address.
     rate: Option<AddressLimiter>,
-    /// Whether the rate also applies to loopback addresses.
+    /// `true` if the rate also applies to loopback addresses.
     limits_loopback: bool,
     started: Instant,
+    /// Open connections.
     open: AtomicUsize,
+    /// Open connections per address, counted while addresses have a limit.
     addresses: Mutex<HashMap<AddressKey, usize>>,
+    /// Connections of each worker.
     loads: Box<[AtomicUsize]>,
-    changed: Notify,
+    /// Notified when no connection is open any more.
+    all_closed: Notify,
 }
 
-/// Limit that refused a connection.
+/// Limit that a new connection exceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AdmissionError {
-    /// `max_connections` are open.
+    /// The maximum number of connections is open.
     ServerFull,
-    /// The address has as many connections as one address may have.
+    /// The maximum number of connections of one address is open.
     AddressFull,
-    /// The address is over its rate of new connections.
+    /// The address exceeds its rate of new connections.
     RateLimited(RetryAfter),
 }
 
 impl AdmissionError {
-    /// Returns `true` if a limit per address refused the connection, not the limit in total.
+    /// Returns `true` for a limit per address, `false` for the limit in total.
     pub(crate) fn is_per_address(self) -> bool {
         !matches!(self, Self::ServerFull)
     }
 
-    /// Returns the refusal. `delay` gives the retry delay if a connection must close first.
+    /// Returns the refusal for the client. A rate limit gives its own retry delay; `delay` returns
+    /// that of the other limits.
     pub(crate) fn refusal(self, delay: impl FnOnce() -> Duration) -> Refusal {
         match self {
             Self::ServerFull => Refusal::too_many_connections(delay()),
@@ -92,7 +101,7 @@ impl Admission {
             open: AtomicUsize::new(0),
             addresses: Mutex::default(),
             loads: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
-            changed: Notify::new(),
+            all_closed: Notify::new(),
         }
     }
 
@@ -102,15 +111,16 @@ impl Admission {
         self
     }
 
-    /// Replaces the limits. Open connections stay. Connections opened while addresses had no limit do
-    /// not count for their address.
+    /// Replaces the limits on the number of connections. Open connections stay. Those opened while
+    /// addresses had no limit do not count for their address.
     pub(crate) fn set_limits(&self, max: usize, max_per_address: Option<usize>) {
         self.max.store(max, Ordering::Relaxed);
         self.max_per_address.store(max_per_address.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Takes a permit, not [assigned](ConnectionPermit::assign) to a worker yet. Called by the acceptor only.
-    /// With `None`, the address is [charged](ConnectionPermit::charge_address) later.
+    /// Returns a permit for a new connection, or the limit that the connection exceeds. Only the
+    /// acceptor calls this. If `address` is `None`, no address is charged until
+    /// [`charge_address`](ConnectionPermit::charge_address) is called.
     pub(crate) fn try_admit(
         self: &Arc<Self>,
         address: Option<IpAddr>,
@@ -123,18 +133,18 @@ impl Admission {
         Ok(ConnectionPermit { admission: Arc::clone(self), address, worker: None })
     }
 
-    /// Counts a connection of an address. Returns the key to count down when it ends, if addresses have
-    /// a limit.
+    /// Counts a new connection of an address. If connections per address are limited, returns the
+    /// key that the permit counts down when the connection ends.
     fn count_address(&self, address: IpAddr) -> Result<Option<AddressKey>, AdmissionError> {
         if let Some(rate) = &self.rate
             && (self.limits_loopback || !address.to_canonical().is_loopback())
         {
-            let checked = rate.check(address, self.started.elapsed());
-            let forgotten = rate.take_evicted();
-            if forgotten > 0 {
-                tracing::warn!(forgotten, max = MAX_ADDRESSES, "Rate limiter evicted addresses in use");
+            let result = rate.check(address, self.started.elapsed());
+            let evicted = rate.take_evicted();
+            if evicted > 0 {
+                tracing::warn!(evicted, max = MAX_ADDRESSES, "Rate limiter evicted addresses in use");
             }
-            checked.map_err(AdmissionError::RateLimited)?;
+            result.map_err(AdmissionError::RateLimited)?;
         }
         let max = match self.max_per_address.load(Ordering::Relaxed) {
             0 => return Ok(None),
@@ -164,13 +174,13 @@ impl Admission {
     /// Waits until no connection is open.
     pub(crate) async fn wait_empty(&self) {
         loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
+            let all_closed = self.all_closed.notified();
+            tokio::pin!(all_closed);
+            all_closed.as_mut().enable();
             if self.open() == 0 {
                 return;
             }
-            changed.await;
+            all_closed.await;
         }
     }
 
@@ -179,11 +189,13 @@ impl Admission {
     }
 }
 
-/// Permit for one connection; dropping it counts the connection down.
+/// Permit for one connection. The connection counts against the limits until its permit is dropped.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
     admission: Arc<Admission>,
+    /// Address that the connection counts for.
     address: Option<AddressKey>,
+    /// Worker that the connection counts for.
     worker: Option<u16>,
 }
 
@@ -196,7 +208,7 @@ impl ConnectionPermit {
         Ok(())
     }
 
-    /// Counts the connection for a worker.
+    /// Counts the connection for a worker, and no longer for its last worker.
     pub(crate) fn assign(&mut self, worker: usize) {
         self.unassign();
         if let (Some(load), Ok(worker)) = (self.admission.loads.get(worker), u16::try_from(worker)) {
@@ -214,7 +226,7 @@ impl ConnectionPermit {
         }
     }
 
-    /// Returns a worker's number of connections, as counted in the same [`Admission`].
+    /// Returns the number of connections of a worker.
     pub(crate) fn connections_of(&self, worker: usize) -> usize {
         self.admission.loads.get(worker).map_or(0, |load| load.load(Ordering::Relaxed))
     }
@@ -236,7 +248,7 @@ impl Drop for ConnectionPermit {
             }
         }
         if self.admission.open.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.admission.changed.notify_waiters();
+            self.admission.all_closed.notify_waiters();
         }
     }
 }
@@ -279,9 +291,9 @@ mod tests {
     #[test]
     fn addresses_without_connections_use_no_memory() {
         let admission = Arc::new(Admission::new(1000, Some(1), None, 1));
-        let taken: Vec<_> =
+        let permits: Vec<_> =
             (0..200).map(|n| admission.try_admit(Some(IpAddr::from([10, 0, 0, n]))).unwrap()).collect();
-        drop(taken);
+        drop(permits);
         assert!(admission.lock().is_empty());
         assert!(admission.lock().capacity() < 100);
     }
@@ -324,22 +336,22 @@ mod tests {
         assert!(refused(false, "192.0.2.1"));
     }
 
-    /// Simulates clients behind one NAT that reconnect after a restart, then one that reconnects as
-    /// fast as it can.
+    /// Simulates clients behind one NAT that reconnect after a restart, then a client that
+    /// reconnects without delay.
     #[test]
-    fn the_default_rate_admits_a_reconnecting_crowd_and_stops_a_storm() {
+    fn the_default_rate_admits_reconnects_after_a_restart_but_not_without_delay() {
         let config = crate::Config::default();
         let rate = AddressLimiter::new(config.connection_rate_per_ip.unwrap());
         let from = address("192.0.2.1").unwrap();
-        // A thousand at once, then one for each reconnect slot, for a minute.
-        let pace = Duration::from_secs(1) / config.reconnects_per_second;
-        let crowd = (0..1000).map(|_| Duration::ZERO);
-        let paced = (1..=60 * config.reconnects_per_second).map(|n| pace * n);
-        let refused = crowd.chain(paced).filter(|&at| rate.check(from, at).is_err()).count();
+        // A thousand clients at once, then one for each reconnect slot, for a minute.
+        let interval = Duration::from_secs(1) / config.reconnects_per_second;
+        let first_clients = (0..1000).map(|_| Duration::ZERO);
+        let paced = (1..=60 * config.reconnects_per_second).map(|n| interval * n);
+        let refused = first_clients.chain(paced).filter(|&at| rate.check(from, at).is_err()).count();
         assert_eq!(refused, 0);
-        // Ten thousand within the next second.
-        let storm = (0..10_000).map(|n| Duration::from_secs(60) + Duration::from_micros(100) * n);
-        let admitted = storm.filter(|&at| rate.check(from, at).is_ok()).count();
+        // Ten thousand attempts within the next second.
+        let attempts = (0..10_000).map(|n| Duration::from_secs(60) + Duration::from_micros(100) * n);
+        let admitted = attempts.filter(|&at| rate.check(from, at).is_ok()).count();
         assert!(admitted <= 201, "{admitted}");
     }
 }

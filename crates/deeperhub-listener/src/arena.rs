@@ -1,34 +1,37 @@
-//! Buffer of the bytes that a worker's connections send in one round.
+//! The arena: a worker's buffer for the bytes that its connections send in one round.
 
 use std::cell::Cell;
 
 use deeperhub_protocol::frame::Frame;
 
-/// Receivers of a frame after which it is copied into the arena for further ones. A copy does not pay
-/// off for fewer.
+/// Number of receivers that get a frame as a shared frame before the frame is copied into the
+/// arena. With fewer receivers, the copy costs more than it saves.
 const COPY_AFTER_RECEIVERS: u8 = 8;
 
-/// Size of the arena beyond which no frame is copied into it.
+/// Maximum length of the arena after a frame is copied into it. It bounds the memory of large
+/// fan-outs.
 const MAX_COPIED_BYTES: usize = 1024 * 1024;
 
-/// Capacity in bytes that the arena always keeps.
-const MIN_KEPT_BYTES: usize = 64 * 1024;
+/// Capacity up to which the arena is not shrunk.
+const MIN_CAPACITY_BYTES: usize = 64 * 1024;
 
 /// A frame to send to many connections of one worker.
 ///
-/// The messages of a fan-out are copied once, side by side, into the worker's arena. A connection then
-/// extends its range of the arena by a message, and sends the range with one plain write. If a socket
-/// is full, the shared frames are queued instead, so that waiting connections share memory.
+/// If a frame has many receivers, it is copied once into the worker's arena. Frames sent one after
+/// the other are then adjacent there, and a connection sends them with one plain write. Connections
+/// whose sockets are full queue the shared frame instead, so that they share its memory.
 #[derive(Debug)]
 pub struct Multicast {
     frame: Frame,
+    /// Copy of the frame in the arena.
     plain: Cell<ArenaCopy>,
-    /// The same for the frame's compressed form.
+    /// Copy of the frame's compressed form in the arena.
     compressed: Cell<ArenaCopy>,
 }
 
 impl Multicast {
-    /// Creates a multicast of `frame`, sent to no connection yet.
+    /// Creates a multicast of `frame`. It is sent with
+    /// [`Connections::send_multicast`](crate::Connections::send_multicast).
     pub fn new(frame: Frame) -> Self {
         Self { frame, plain: Cell::default(), compressed: Cell::default() }
     }
@@ -38,28 +41,30 @@ impl Multicast {
         &self.frame
     }
 
-    /// Returns the arena position of `form`: the frame or its compressed form.
+    /// Returns the arena copy of `form`, which is the frame or its compressed form.
     pub(crate) fn copy_slot(&self, form: &Frame) -> &Cell<ArenaCopy> {
         if std::ptr::eq(form, &self.frame) { &self.plain } else { &self.compressed }
     }
 }
 
-/// Position of a frame's copy in the arena.
+/// Copy of a frame in the arena, if there is one.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ArenaCopy {
-    /// Round of the arena in which it was copied; 0 if it never was.
+    /// Round of the arena in which the frame was copied. 0 if it was never copied.
     round: u32,
+    /// Position of the copy.
     start: u32,
-    /// Connections that the frame was sent to, up to [`COPY_AFTER_RECEIVERS`].
+    /// Number of connections that got the shared frame, at most [`COPY_AFTER_RECEIVERS`].
     receivers: u8,
 }
 
-/// Replies of connections in this round, and copies of frames with many receivers.
+/// Buffer of a round: replies to connections, and copies of frames with many receivers.
 #[derive(Debug)]
 pub(crate) struct Arena {
     bytes: Vec<u8>,
-    /// Copied frames with their positions, in ascending order.
+    /// Positions of copied frames, in ascending order, with the shared frames.
     copied: Vec<(u32, Frame)>,
+    /// Number of the round. Never 0.
     round: u32,
     /// Maximum length since the last [`shrink`](Self::shrink).
     peak: usize,
@@ -85,25 +90,27 @@ impl Arena {
         &mut self.bytes
     }
 
-    /// Removes the replies behind `len`, which were sent already or are dropped. No frame may be copied
-    /// behind `len`.
+    /// Removes the bytes from `len` on. They must be replies that are sent already or dropped, not
+    /// copied frames.
     pub(crate) fn truncate(&mut self, len: usize) {
         debug_assert!(self.copied.last().is_none_or(|(at, frame)| *at as usize + frame.len() <= len));
         self.peak = self.peak.max(self.bytes.len());
         self.bytes.truncate(len);
     }
 
-    /// Returns the position of the copy of `frame`, or `None` if it has too few receivers yet.
+    /// Counts a receiver of `frame`, and returns the position of its copy in the arena. Makes the
+    /// copy if there is none yet. Returns `None` if the frame has too few receivers or the arena is
+    /// full.
     #[inline]
-    pub(crate) fn copy(&mut self, frame: &Frame, copied: &Cell<ArenaCopy>) -> Option<usize> {
-        let known = copied.get();
-        if known.round == self.round { Some(known.start as usize) } else { self.copy_new(frame, copied) }
+    pub(crate) fn copy(&mut self, frame: &Frame, slot: &Cell<ArenaCopy>) -> Option<usize> {
+        let copy = slot.get();
+        if copy.round == self.round { Some(copy.start as usize) } else { self.copy_new(frame, slot) }
     }
 
-    fn copy_new(&mut self, frame: &Frame, copied: &Cell<ArenaCopy>) -> Option<usize> {
-        let known = copied.get();
-        if known.receivers < COPY_AFTER_RECEIVERS {
-            copied.set(ArenaCopy { receivers: known.receivers + 1, ..known });
+    fn copy_new(&mut self, frame: &Frame, slot: &Cell<ArenaCopy>) -> Option<usize> {
+        let copy = slot.get();
+        if copy.receivers < COPY_AFTER_RECEIVERS {
+            slot.set(ArenaCopy { receivers: copy.receivers + 1, ..copy });
             return None;
         }
         let start = self.bytes.len();
@@ -112,11 +119,12 @@ impl Arena {
         }
         self.bytes.extend_from_slice(frame.as_bytes());
         self.copied.push((start as u32, frame.clone()));
-        copied.set(ArenaCopy { round: self.round, start: start as u32, receivers: COPY_AFTER_RECEIVERS });
+        slot.set(ArenaCopy { round: self.round, start: start as u32, receivers: COPY_AFTER_RECEIVERS });
         Some(start)
     }
 
-    /// Returns the frames in `start..end`. Copied frames come back as the shared ones.
+    /// Returns the bytes in `start..end` as frames. A copied frame is returned as the shared frame;
+    /// the replies between two copied frames are returned as one new frame.
     pub(crate) fn frames(&self, start: usize, end: usize) -> impl Iterator<Item = Frame> {
         let mut next = self.copied.partition_point(|(at, _)| (*at as usize) < start);
         let mut at = start;
@@ -132,10 +140,10 @@ impl Arena {
                     Some(frame.clone())
                 }
                 _ => {
-                    let to = copied.map_or(end, |(start, _)| start.min(end));
-                    let own = Frame::from_encoded(self.bytes.get(at..to).unwrap_or_default());
-                    at = to;
-                    Some(own)
+                    let replies_end = copied.map_or(end, |(start, _)| start.min(end));
+                    let replies = Frame::from_encoded(self.bytes.get(at..replies_end).unwrap_or_default());
+                    at = replies_end;
+                    Some(replies)
                 }
             }
         })
@@ -146,18 +154,20 @@ impl Arena {
         self.peak = self.peak.max(self.bytes.len());
         self.bytes.clear();
         self.copied.clear();
-        // After 2^32 rounds an old number could come again, and 0 stands for none.
+        // Numbers repeat after 2^32 rounds, when no multicast of the first rounds exists any more.
+        // 0 is skipped, as it means that a frame was never copied.
         self.round = self.round.checked_add(1).unwrap_or(1);
     }
 
-    /// Frees memory far above the peak since the last call. Not called every round: a large round is
-    /// usually followed by another, and fresh memory costs a page fault per page.
+    /// Frees memory if the capacity is more than four times the peak since the last call. It is not
+    /// called every round: a large round is often followed by another, and fresh memory costs page
+    /// faults.
     pub(crate) fn shrink(&mut self) {
         let peak = std::mem::take(&mut self.peak).max(self.bytes.len());
-        if self.bytes.capacity() > MIN_KEPT_BYTES && self.bytes.capacity() / 4 > peak {
+        if self.bytes.capacity() > MIN_CAPACITY_BYTES && self.bytes.capacity() / 4 > peak {
             self.bytes.shrink_to(peak);
         }
-        if self.copied.capacity() > MIN_KEPT_BYTES / size_of::<(u32, Frame)>() {
+        if self.copied.capacity() > MIN_CAPACITY_BYTES / size_of::<(u32, Frame)>() {
             self.copied.shrink_to(self.copied.len());
         }
     }
@@ -167,8 +177,8 @@ impl Arena {
 mod tests {
     use super::*;
 
-    /// Sends it to the receivers that come before the first copy.
-    fn sent_to_few(multicast: &Multicast, arena: &mut Arena) {
+    /// Counts the receivers that get the shared frame before it is copied.
+    fn count_first_receivers(multicast: &Multicast, arena: &mut Arena) {
         for _ in 0..COPY_AFTER_RECEIVERS {
             assert_eq!(arena.copy(multicast.frame(), multicast.copy_slot(multicast.frame())), None);
         }
@@ -179,49 +189,49 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_for_many_is_copied_once_a_round() {
+    fn a_frame_with_many_receivers_is_copied_once_a_round() {
         let mut arena = Arena::default();
         let multicast = Multicast::new(Frame::text("hello"));
-        sent_to_few(&multicast, &mut arena);
+        count_first_receivers(&multicast, &mut arena);
         arena.replies().extend_from_slice(b"reply");
         assert_eq!(copied(&multicast, &mut arena), Some(5));
         assert_eq!(copied(&multicast, &mut arena), Some(5));
         assert_eq!(arena.bytes(), b"reply\x81\x05hello");
         arena.clear();
-        // Its receivers are still counted.
+        // The receivers of earlier rounds still count.
         assert_eq!(copied(&multicast, &mut arena), Some(0));
     }
 
     #[test]
-    fn a_full_arena_takes_no_copies() {
+    fn no_frame_is_copied_into_a_full_arena() {
         let mut arena = Arena::default();
         let multicast = Multicast::new(Frame::binary(&vec![7; MAX_COPIED_BYTES / 2]));
         let other = Multicast::new(Frame::binary(&vec![8; MAX_COPIED_BYTES / 2]));
-        sent_to_few(&multicast, &mut arena);
-        sent_to_few(&other, &mut arena);
+        count_first_receivers(&multicast, &mut arena);
+        count_first_receivers(&other, &mut arena);
         assert_eq!(copied(&multicast, &mut arena), Some(0));
         assert_eq!(copied(&other, &mut arena), None);
     }
 
     #[test]
-    fn what_was_copied_is_found_as_the_shared_frame() {
+    fn copied_frames_are_returned_as_shared_frames() {
         let mut arena = Arena::default();
         let [a, b] = ["first", "second"].map(|text| Multicast::new(Frame::text(text)));
-        sent_to_few(&a, &mut arena);
-        sent_to_few(&b, &mut arena);
-        arena.replies().extend_from_slice(b"own");
+        count_first_receivers(&a, &mut arena);
+        count_first_receivers(&b, &mut arena);
+        arena.replies().extend_from_slice(b"reply");
         let start = copied(&a, &mut arena);
-        assert_eq!(start, Some(3));
-        arena.replies().extend_from_slice(b"and own");
+        assert_eq!(start, Some(5));
+        arena.replies().extend_from_slice(b"another");
         let last = copied(&b, &mut arena);
         let end = arena.len();
         let frames: Vec<Frame> = arena.frames(0, end).collect();
         let bytes: Vec<&[u8]> = frames.iter().map(Frame::as_bytes).collect();
-        assert_eq!(bytes, [b"own".as_slice(), b"\x81\x05first", b"and own", b"\x81\x06second"]);
-        assert_eq!(frames[1].as_bytes().as_ptr(), a.frame().as_bytes().as_ptr(), "it is shared");
-        let of_last: Vec<Frame> = arena.frames(last.unwrap_or_default(), end).collect();
-        assert_eq!(of_last.len(), 1);
-        assert_eq!(of_last[0].as_bytes().as_ptr(), b.frame().as_bytes().as_ptr());
-        assert_eq!(arena.frames(0, 2).map(|frame| frame.as_bytes().to_vec()).collect::<Vec<_>>(), [b"ow"]);
+        assert_eq!(bytes, [b"reply".as_slice(), b"\x81\x05first", b"another", b"\x81\x06second"]);
+        assert_eq!(frames[1].as_bytes().as_ptr(), a.frame().as_bytes().as_ptr(), "the frame is not shared");
+        let last_frames: Vec<Frame> = arena.frames(last.unwrap_or_default(), end).collect();
+        assert_eq!(last_frames.len(), 1);
+        assert_eq!(last_frames[0].as_bytes().as_ptr(), b.frame().as_bytes().as_ptr());
+        assert_eq!(arena.frames(0, 2).map(|frame| frame.as_bytes().to_vec()).collect::<Vec<_>>(), [b"re"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Batched socket writes: many connections per system call (io_uring). Reads are in
+//! Batched socket writes: many connections per system call (io_uring). Batched reads are in
 //! `worker/batch_read.rs`.
 
 use std::io;
@@ -11,18 +11,19 @@ use crate::outbox::GATHER_LIMIT;
 use crate::transport::TLS_OVERHEAD;
 use crate::transport::Transport;
 
-/// Minimum connections in a batch. For two, a `send` each costs no more.
+/// Minimum connections for which a batch is used. For fewer, one system call each costs no more.
 pub(crate) const MIN_BATCH: usize = 3;
 
-/// Maximum bytes staged for one batch. More would leave the cache before they are sent.
+/// Maximum bytes staged for one batch. More bytes would leave the cache before they are sent.
 const MAX_STAGED_BYTES: usize = 128 * 1024;
 
-/// Ring and buffers of a worker that writes in batches.
+/// Ring and buffers of a worker that reads and writes in batches.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) batcher: Batcher,
     sends: Vec<PlannedSend>,
-    /// ClusterAnswer pieces of plain connections and encrypted records of TLS connections.
+    /// The *staged* bytes of a batch: copied queues of plain connections, and encrypted records of
+    /// TLS connections.
     staged: Vec<u8>,
 }
 
@@ -33,13 +34,14 @@ struct PlannedSend {
     source: Source,
 }
 
+/// Location of the bytes that a send sends. They are a connection's whole queue.
 #[derive(Debug, Clone, Copy)]
 enum Source {
-    /// The whole outbox, contiguous in memory.
+    /// The queue is contiguous in memory and is sent from there.
     Outbox,
-    /// The whole outbox, gathered into the staged bytes.
-    ClusterAnswer(StagedRange),
-    /// The whole outbox, encrypted into the staged bytes.
+    /// The queue was copied into the staged bytes.
+    Gathered(StagedRange),
+    /// The queue was encrypted into the staged bytes.
     #[cfg(feature = "tls")]
     Encrypted(StagedRange),
 }
@@ -57,29 +59,31 @@ impl StagedRange {
     }
 }
 
-/// How a dirty connection is written.
+/// Way in which a dirty connection is written.
 enum Plan {
+    /// The connection is written in this batch.
     Batch(Source),
-    /// Written individually: it has too many bytes for a batch, waits for its socket, or has an error
-    /// that the write will report.
+    /// The connection is written individually. It has nothing queued or too much for a batch, its
+    /// socket is full, or its encryption failed; the individual write reports that error.
     Individual,
-    /// The staged bytes are full; it goes into the next batch.
+    /// The staged bytes are full, and the connection is written in the next batch.
     NextBatch,
 }
 
 impl Batch {
-    /// Creates the ring. Must be called on the thread that writes.
+    /// Creates the ring. Must be called on the thread that uses it.
     ///
     /// # Errors
     ///
-    /// The kernel does not offer io_uring, or denies it to this process.
+    /// Returns an error if the kernel does not offer io_uring, or denies it to this process.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { batcher: Batcher::new()?, sends: Vec::new(), staged: Vec::new() })
     }
 }
 
 impl<S> WorkerCore<S> {
-    /// Enables batched writes, if configured and possible. Must be called on the worker's thread.
+    /// Enables batched reads and writes, if they are configured and possible. Must be called on the
+    /// worker's thread.
     pub(crate) fn enable_batching(&mut self, worker: usize) {
         if !self.config.io_uring {
             return;
@@ -94,14 +98,14 @@ impl<S> WorkerCore<S> {
         }
     }
 
-    /// Writes the first batch of `dirty`. See [`begin_writing`](Self::begin_writing).
+    /// Does the work of [`begin_writing`](Self::begin_writing) with a batch.
     pub(crate) fn write_batch(&mut self, dirty: &[u32], individually: &mut Vec<u32>) -> usize {
         let Some(batch) = &mut self.batch else { return 0 };
         let Batch { batcher, sends, staged } = batch;
         let (connections, arena) = (&mut self.connections, self.arena.bytes());
         sends.clear();
         staged.clear();
-        let mut processed = 0;
+        let mut handled = 0;
         for &key in dirty {
             if sends.len() == MAX_BATCH {
                 break;
@@ -116,39 +120,41 @@ impl<S> WorkerCore<S> {
                     }
                 }
             }
-            processed += 1;
+            handled += 1;
         }
 
         let ops = sends.iter().filter_map(|send| {
             let connection = connections.get(send.key as usize)?;
             let bytes = match send.source {
                 Source::Outbox => connection.outbox.contiguous(arena)?,
-                Source::ClusterAnswer(part) => part.slice(staged),
+                Source::Gathered(range) => range.slice(staged),
                 #[cfg(feature = "tls")]
-                Source::Encrypted(part) => part.slice(staged),
+                Source::Encrypted(range) => range.slice(staged),
             };
             Some(SendOp { to: connection.transport.descriptor(), bytes })
         });
-        let outcomes = batcher.send(ops);
-        // One outcome per send: no connection changed since it was planned.
-        debug_assert_eq!(outcomes.len(), sends.len());
-        for (send, outcome) in sends.iter().zip(outcomes) {
+        let results = batcher.send(ops);
+        // Every planned send became an operation, since no connection changed in between.
+        debug_assert_eq!(results.len(), sends.len());
+        for (send, result) in sends.iter().zip(results) {
             let Some(connection) = connections.get_mut(send.key as usize) else { continue };
-            // An error shows again when the connection is written individually.
-            let taken = outcome.unwrap_or(0);
+            // After an error, the connection is written individually, which reports the error
+            // again.
+            let sent = result.unwrap_or(0);
             match send.source {
-                Source::Outbox | Source::ClusterAnswer(_) => {
-                    self.sent += taken as u64;
-                    connection.outbox.advance(taken);
+                Source::Outbox | Source::Gathered(_) => {
+                    self.sent += sent as u64;
+                    connection.outbox.advance(sent);
                 }
-                // Encrypted bytes that the socket did not take are kept by the connection.
+                // The transport keeps encrypted bytes that the socket did not take, so the whole
+                // queue counts as sent.
                 #[cfg(feature = "tls")]
-                Source::Encrypted(part) => {
+                Source::Encrypted(range) => {
                     let len = connection.outbox.len();
                     self.sent += len as u64;
                     connection.outbox.advance(len);
                     if let Transport::Tls(tls) = &mut connection.transport {
-                        tls.staged_sent(part.slice(staged), taken);
+                        tls.keep_unsent(range.slice(staged), sent);
                     }
                 }
             }
@@ -157,10 +163,10 @@ impl<S> WorkerCore<S> {
             }
         }
         self.disable_broken_batching();
-        processed
+        handled
     }
 
-    /// Disables batches if the ring has stopped working.
+    /// Disables batched reads and writes if the ring has stopped working.
     pub(crate) fn disable_broken_batching(&mut self) {
         if self.batch.as_ref().is_some_and(|batch| !batch.batcher.is_working()) {
             tracing::warn!("io_uring failed; using one system call per connection");
@@ -170,6 +176,8 @@ impl<S> WorkerCore<S> {
 }
 
 impl<S> Connection<S> {
+    /// Decides how the connection is written. For a batch, copies or encrypts the queue into
+    /// `staged` if needed.
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     fn plan(&mut self, arena: &[u8], staged: &mut Vec<u8>, gather: &mut Vec<u8>) -> Plan {
         if self.flags.write_blocked || !self.transport.is_flushed() {
@@ -182,7 +190,7 @@ impl<S> Connection<S> {
             Transport::Tcp(_) if start + len > MAX_STAGED_BYTES => Plan::NextBatch,
             Transport::Tcp(_) => {
                 self.outbox.gather(arena, staged);
-                Plan::Batch(Source::ClusterAnswer(staged_since(start, staged)))
+                Plan::Batch(Source::Gathered(staged_since(start, staged)))
             }
             #[cfg(feature = "tls")]
             Transport::Tls(_) if start + len + TLS_OVERHEAD > MAX_STAGED_BYTES => Plan::NextBatch,
@@ -205,6 +213,7 @@ impl<S> Connection<S> {
     }
 }
 
+/// Returns the range of the staged bytes from `start` to their end.
 fn staged_since(start: usize, staged: &[u8]) -> StagedRange {
     StagedRange { start: start as u32, end: staged.len() as u32 }
 }

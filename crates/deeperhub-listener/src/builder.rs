@@ -10,7 +10,7 @@ use crate::listener::{Listener, StartError};
 use crate::metrics::Metrics;
 use crate::session::Application;
 
-/// Builder of a [`Listener`], made with [`Listener::builder`].
+/// Builder of a [`Listener`], created with [`Listener::builder`].
 #[derive(Debug)]
 #[must_use = "nothing listens until `bind` is called"]
 pub struct Builder<A> {
@@ -33,20 +33,20 @@ impl<A: Application> Builder<A> {
         self
     }
 
-    /// Sets the instruments that the listener counts with, and the cells that they were made over.
-    /// A worker needs a cell, so the number of workers is capped at that of the cells. Default: the
-    /// listener counts with instruments of its own, which nothing reads.
+    /// Sets the metrics that the listener updates, and the cells with which they were created. Each
+    /// worker needs a cell, so the listener starts at most as many workers as there are cells.
+    /// Without this call, the listener creates metrics that are not exported.
     pub fn metrics(mut self, cells: &Cells, metrics: Metrics) -> Self {
         self.metrics = Some((cells.clone(), metrics));
         self
     }
 
-    /// Binds the address and starts the listener. It needs no async runtime: everything runs on
-    /// threads of its own.
+    /// Binds the address and starts the listener's threads. No async runtime is needed.
     ///
     /// # Errors
     ///
-    /// [`StartError`]; no thread is left running then.
+    /// Returns an error if the address cannot be bound, a thread cannot be started or the metrics
+    /// do not fit. Threads that were started then end.
     pub fn bind(self, on: impl Into<ListenOn>) -> Result<Listener, StartError> {
         let Self { application, config, metrics } = self;
         let (cells, metrics) = metrics.unwrap_or_else(|| {

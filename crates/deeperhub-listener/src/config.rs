@@ -1,3 +1,5 @@
+//! Configuration of a listener.
+
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +14,15 @@ use crate::proxy::{ForwardedHeader, ProxyProtocol};
 use crate::memory_budget::MemoryBudget;
 
 /// Default rate of new connections per address and second.
-const DEFAULT_CONNECTION_RATE: NonZeroU32 = NonZeroU32::new(200).expect("it is not 0");
+const DEFAULT_CONNECTION_RATE: NonZeroU32 = NonZeroU32::new(200).expect("the rate is not 0");
 
 /// Burst of new connections per address, in seconds of the rate.
-const CONNECTION_BURST: NonZeroU32 = NonZeroU32::new(5).expect("it is not 0");
+const CONNECTION_BURST_SECONDS: NonZeroU32 = NonZeroU32::new(5).expect("the burst is not 0");
 
-/// Returns a limit for new connections per address: `per_second`, with a burst of five times that.
+/// Returns a limit of `per_second` new connections per address, with a burst of five times as many.
 #[must_use]
 pub fn connection_rate_limit(per_second: NonZeroU32) -> RateLimit {
-    RateLimit::new(per_second, per_second.saturating_mul(CONNECTION_BURST))
+    RateLimit::new(per_second, per_second.saturating_mul(CONNECTION_BURST_SECONDS))
 }
 
 /// Settings of a listener: sockets, threads, limits and timeouts.
@@ -52,20 +54,21 @@ pub struct Config {
     pub max_connections: usize,
     /// Maximum connections at one time per address (IPv6: per /64). `None`, the default: no limit.
     pub max_connections_per_ip: Option<usize>,
-    /// Rate of new connections per address (IPv6: per /64); connections over it get 429. `None`: no
-    /// limit. Default 200 a second, burst 1000. That is the pace at which
-    /// [`reconnects_per_second`](Self::reconnects_per_second) asks clients to come back. All
-    /// clients behind one address may return at that pace, plus a thousand more at once.
+    /// Limit on the rate of new connections per address (IPv6: per /64). Connections over the limit
+    /// get status 429. `None`: no limit. Default 200 a second, burst 1000. That rate is also the
+    /// default of [`reconnects_per_second`](Self::reconnects_per_second), so that all clients may be
+    /// behind one address and still reconnect after a drain.
     pub connection_rate_per_ip: Option<RateLimit>,
-    /// Whether `connection_rate_per_ip` also applies to loopback addresses. Default `false`: a
+    /// `true` to apply `connection_rate_per_ip` also to loopback addresses. Default `false`: a
     /// local peer is usually a proxy, behind which all clients share one address.
     pub limits_loopback: bool,
-    /// Networks of trusted proxies. Their `X-Forwarded-For`, `Forwarded` and PROXY protocol headers
-    /// name the client. Limits per address apply to the client, not to the proxy. Default: none.
+    /// Networks of trusted proxies. For connections from these, `X-Forwarded-For`, `Forwarded` and
+    /// PROXY protocol headers name the client. Limits per address then apply to the client.
+    /// Default: none.
     pub trusted_proxies: TrustedProxies,
-    /// Header in which trusted proxies name the client. Default: the header that is present.
+    /// Header in which trusted proxies name the client. Default: whichever is present.
     pub forwarded_header: ForwardedHeader,
-    /// Whether trusted proxies send a PROXY protocol header. Default: detect it.
+    /// Use of the PROXY protocol by trusted proxies. Default: detect a header.
     pub proxy_protocol: ProxyProtocol,
     /// Maximum bytes of a handshake's head (request line and headers); at most 65,535. Default
     /// 32,768.
@@ -78,38 +81,40 @@ pub struct Config {
     pub max_fragments: u32,
     /// Maximum bytes queued for one connection. Default 1 MiB.
     pub max_queue_bytes: usize,
-    /// Work budget of a worker's round for client input, in bytes. It counts bytes read,
-    /// decompressed and replied, and 512 for each message or control frame. A connection gets a
-    /// sixteenth of it per turn; the rest of its input waits behind others. Default 4 MiB, about
-    /// four milliseconds.
+    /// Budget of a worker's round for client input, in bytes. Bytes read, decompressed and replied
+    /// count, plus 512 for each message or control frame, and extra for fragments and compression.
+    /// A turn of one connection gets at most a sixteenth, so that a busy client does not delay the
+    /// others. Default 4 MiB, about four milliseconds.
     pub round_bytes: usize,
-    /// Time after which a round stops reading. Default 5 ms.
+    /// Time after which a round stops reading input. Default 5 ms.
     pub round_time: Duration,
-    /// Time from accepting a connection to the end of its handshake. Default 10 s.
+    /// Maximum time from accepting a connection to the end of its handshake. Default 10 s.
     pub handshake_timeout: Duration,
     /// Time between two pings. Zero: no pings. Default 25 s.
     pub ping_interval: Duration,
-    /// Time for a sign of life after a ping: any byte received, or bytes that the peer takes while
-    /// more are queued. Default 10 s.
+    /// Maximum time from a ping to a sign of life: any byte received, or bytes that the peer takes
+    /// while more are queued. Default 10 s.
     pub pong_timeout: Duration,
-    /// Time for the peer of a closing connection to read what is queued. A peer that keeps reading
-    /// gets the time again, at most twenty times. Default 3 s.
+    /// Time that the peer of a closing connection has to read the queued bytes and the close frame.
+    /// The time starts anew for a peer that keeps reading, at most twenty times. Default 3 s.
     pub close_timeout: Duration,
-    /// Connections that wait in the kernel to be accepted (`listen`'s backlog). The kernel caps it
-    /// at `net.core.somaxconn`. Default 4096.
+    /// Maximum connections that wait in the kernel to be accepted (the backlog of `listen`). Linux
+    /// caps it at `net.core.somaxconn`. Default 4096.
     pub backlog: u32,
     /// Message compression (RFC 7692), used with clients that offer it. On by default.
     pub compression: deflate::Config,
-    /// Whether to read and write many connections with one system call (`io_uring`), if the kernel
+    /// `true` to read and write many connections with one system call (`io_uring`), if the kernel
     /// allows it. Default `true`.
     #[cfg(feature = "io-uring")]
     pub io_uring: bool,
-    /// Rate at which refused or drained clients are told to come back. Default 200 a second.
+    /// Rate at which refused and drained clients are asked to reconnect. Default 200 a second.
     pub reconnects_per_second: u32,
-    /// Time from the end of this node until its successor listens. Clients of a single node are
-    /// told to come back after that. Default 5 s.
+    /// Time that a restart of the program takes. A drain with
+    /// [`ReconnectTo::ThisNode`](crate::ReconnectTo::ThisNode) asks clients to reconnect only after
+    /// it. Default 5 s.
     pub restart_time: Duration,
-    /// Whether limits per address refuse connections or are only counted. Default: refuse.
+    /// Effect of limits per address: connections over them are refused, or only counted. Default:
+    /// refused.
     pub limit_mode: LimitMode,
     /// Memory limit of the whole process; the embedding program measures the memory in use.
     /// `None`, the default: no limit.

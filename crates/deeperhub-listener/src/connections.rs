@@ -1,4 +1,5 @@
-//! A worker's connections, and the operations on them from outside their own messages.
+//! A worker's connections, the state around them, and [`Connections`], which a worker state uses to
+//! send to them and close them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::arena::{Arena, Multicast};
 #[cfg(feature = "io-uring")]
 use crate::batch_write::{self, Batch};
 use crate::config::Config;
-use crate::deflate::Coders;
+use crate::deflate::DeflateCodec;
 use crate::handshake::Handshake;
 use crate::intake_limit::IntakeLimit;
 use crate::metrics::Metrics;
@@ -26,99 +27,106 @@ use crate::session::ConnectionKey;
 use crate::transport::{TlsScratch, Transport};
 use crate::waker::ReadyList;
 
-/// Maximum connections that fan-outs mark dirty in one round, about 5 ms of writes. The rest waits for
-/// the next round, so that sockets and other topics are served in between.
+/// Maximum connections that fan-outs mark dirty in one round, about 5 ms of writes. The other
+/// receivers get their frames in later rounds, so that a large fan-out does not delay reads and
+/// other topics.
 const MAX_RECEIVERS_PER_ROUND: usize = 1024;
 
-/// Capacity that the connection slab always keeps.
-const MIN_TABLE_CAPACITY: usize = 1024;
+/// Capacity up to which the connection slab is not shrunk.
+const MIN_SLAB_CAPACITY: usize = 1024;
 
-/// Maximum deliveries in one round, however few connections they go to.
+/// Maximum deliveries (a frame queued for a connection) in one round, however few connections get
+/// them.
 const MAX_DELIVERIES_PER_ROUND: usize = 16 * MAX_RECEIVERS_PER_ROUND;
 
-/// Budget for the deliveries of one round, in byte cost. A long message, or one to be compressed
-/// first, costs more than others. About 10 ms of writes.
+/// Budget for the deliveries of one round, in [byte cost](crate::round): about 10 ms of writes. It
+/// limits rounds with long messages, or with messages to compress.
 const DELIVERY_COST_PER_ROUND: usize = 32 * 1024 * 1024;
 
-/// Minimum receivers in a round for which waiting for more messages pays off.
+/// Minimum receivers in a round for a burst. For fewer, waiting for more messages saves too little.
 const MIN_BURST_RECEIVERS: usize = 64;
 
 /// Lifecycle state of a connection.
 pub(crate) enum State<S> {
     /// The request head is incomplete, or the application is deciding.
     Handshake(Box<Handshake<S>>),
-    /// Messages flow.
+    /// The handshake was accepted, and the session handles messages.
     Open(S),
-    /// The session has ended. Queued bytes are written, and input is discarded.
-    Closing(Closing),
+    /// The session has ended. Queued bytes are written and input is discarded, until this event.
+    Closing(ClosingUntil),
 }
 
-/// Event that a closing connection waits for once everything is written.
+/// Event at which a closing connection is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Closing {
-    /// The client's close frame (RFC 6455 section 7.1.1: then the server ends the connection).
+pub(crate) enum ClosingUntil {
+    /// All bytes are written and the client's close frame has arrived. The server then ends the
+    /// connection first (RFC 6455 section 7.1.1).
     CloseFrame,
-    /// The end of the stream: the client's input is no valid WebSocket stream.
+    /// The client has ended the connection. The server shuts down its sending side once all bytes
+    /// are written. Used if no close frame can be expected: after an HTTP response or invalid
+    /// input, and when memory is short.
     Eof,
-    /// Nothing: it is removed once everything is written.
-    Flush,
+    /// All bytes are written.
+    Flushed,
 }
 
-/// One connection in the worker's slab. Kept small: an idle connection has no buffer and no future.
+/// One connection in the worker's slab. It is small: an idle connection has no buffer and no
+/// future.
 pub(crate) struct Connection<S> {
     pub(crate) transport: Transport,
     pub(crate) waker: Waker,
     pub(crate) state: State<S>,
     pub(crate) decoder: FrameDecoder,
     pub(crate) outbox: Outbox,
-    /// Time at which this state times out, or the next ping is due (milliseconds of the worker's clock,
-    /// wrapping).
+    /// Time at which the handshake or the close times out, or the next liveness check is due. In
+    /// milliseconds of the worker's clock, which wraps.
     pub(crate) deadline: u32,
     pub(crate) flags: Flags,
-    /// Counts the connection down when dropped.
+    /// Counts the connection against the limits until it is dropped.
     pub(crate) permit: ConnectionPermit,
 }
 
 /// Flags of a connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Flags {
-    /// Whether it is in the worker's dirty list.
+    /// `true` if the connection is in the worker's dirty list.
     pub(crate) dirty: bool,
-    /// Whether the socket is full; a wake-up for writability is armed.
+    /// `true` if the socket is full. A wake-up for writability is then armed.
     pub(crate) write_blocked: bool,
-    /// Whether the session paused reading.
+    /// `true` if the session paused reading.
     pub(crate) paused: bool,
-    /// Whether a ping waits for its pong.
+    /// `true` if the listener's last ping was not answered yet.
     pub(crate) awaiting_pong: bool,
-    /// Liveness of the peer.
+    /// Signs of life of the peer.
     pub(crate) liveness: Liveness,
-    /// Whether it is in the backlog, for the rest of its input.
+    /// `true` if the connection is in the worker's backlog.
     pub(crate) in_backlog: bool,
-    /// Whether bytes were read but not handled in its last turn.
+    /// `true` if bytes were read but not handled in the connection's last turn.
     pub(crate) has_unread: bool,
-    /// Whether its queue is over the limit. It is listed for closing and gets no more frames.
+    /// `true` if the queue is over its limit. The connection is then listed for closing and gets no
+    /// more frames.
     pub(crate) over_queue_limit: bool,
-    /// Whether the sending side was shut down.
+    /// `true` if the sending side was shut down.
     pub(crate) write_shutdown: bool,
-    /// Whether its last read was longer than a batched read allows.
+    /// `true` if the last read was long. The next read is then not batched.
     pub(crate) reads_long: bool,
-    /// Negotiated compression.
+    /// Parameters of the negotiated compression.
     pub(crate) deflate: Option<Params>,
 }
 
-/// Liveness of a peer. Any received byte is a sign of life, and so are bytes that the peer takes
-/// while more are queued.
+/// Result of the last liveness check of a peer. Any received byte is a sign of life. Bytes that the
+/// peer takes while more are queued are one, too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Liveness {
-    /// The peer showed life when its deadline was last set.
+    /// There was a sign of life since the last ping, or no ping was sent yet.
     #[default]
     Alive,
-    /// A ping was sent.
+    /// A ping was sent, and no sign of life followed yet.
     PingSent,
-    /// The timeout passed. Before it is closed, the connection gets one more turn to read pending
-    /// input.
+    /// The pong timeout passed. The connection gets one more turn, to read input that may have
+    /// arrived.
     FinalRead,
-    /// The last turn found nothing to read.
+    /// The last turn found no input. The connection is closed next.
     Silent,
 }
 
@@ -133,15 +141,16 @@ pub(crate) struct UnreadInput {
 /// Send progress of a peer when it was last checked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PeerProgress {
+    /// Bytes that the peer's kernel has acknowledged.
     pub(crate) acknowledged: u64,
-    /// Whether bytes were still queued or unacknowledged then.
+    /// `true` if bytes were queued or unacknowledged at that check.
     pub(crate) is_behind: bool,
-    /// Number of times that a closing connection got more time.
+    /// Number of times that the close timeout has started anew.
     pub(crate) extensions: u32,
 }
 
 impl<S> Connection<S> {
-    /// Returns `true` if all queued bytes are with the kernel.
+    /// Returns `true` if the kernel has taken all queued bytes.
     pub(crate) fn is_written(&self) -> bool {
         self.outbox.is_empty() && self.transport.is_flushed()
     }
@@ -151,7 +160,7 @@ impl<S> Connection<S> {
     ///
     /// # Errors
     ///
-    /// The connection is lost.
+    /// Returns an error if the connection is broken.
     pub(crate) fn flush_now(
         &mut self,
         arena: &Arena,
@@ -165,11 +174,12 @@ impl<S> Connection<S> {
         result
     }
 
-    /// Writes the queue until the socket is full. The rest is copied out of the arena.
+    /// Writes the queue until it is empty or the socket is full. Frames that the socket did not
+    /// take are copied out of the arena.
     ///
     /// # Errors
     ///
-    /// The connection is lost.
+    /// Returns an error if the connection is broken.
     pub(crate) fn flush(
         &mut self,
         arena: &Arena,
@@ -191,11 +201,12 @@ impl<S> Connection<S> {
                 }
             };
             match result {
-                // Write again after a short write: only `WouldBlock` says that the socket is full.
-                // Readiness is edge-triggered, and one vectored write may not cover the queue.
-                Ok(taken) => {
-                    *sent += taken as u64;
-                    self.outbox.advance(taken);
+                // Write again even after a short write: readiness is edge-triggered, so only
+                // `WouldBlock` proves that the socket is full. Also, one vectored write may cover
+                // only a part of the queue.
+                Ok(written) => {
+                    *sent += written as u64;
+                    self.outbox.advance(written);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     match self.transport.arm_write(&mut cx) {
@@ -214,7 +225,8 @@ impl<S> Connection<S> {
     }
 }
 
-/// State of a worker that a replacement inherits: everything but the application's worker state.
+/// State of a worker that survives a panic: all but the loop ([`Worker`](crate::worker::Worker))
+/// and the application's worker state.
 pub(crate) struct WorkerCore<S> {
     shared_config: Cache<Arc<ArcSwap<Config>>, Arc<Config>>,
     /// The configuration as of the start of this round.
@@ -222,39 +234,46 @@ pub(crate) struct WorkerCore<S> {
     pub(crate) limits: FrameLimits,
     pub(crate) metrics: Metrics,
     pub(crate) connections: Slab<Connection<S>>,
+    /// Connections whose sockets became ready since the last round.
     pub(crate) ready: Arc<ReadyList>,
     /// Connections to poll in this round or the next.
     pub(crate) run_queue: Vec<u32>,
-    /// Connections that arrived in this round.
+    /// New connections of this round.
     pub(crate) arrived: Vec<u32>,
-    /// Connections whose turn ended with input left.
+    /// Connections whose turn ended with input left, in the order of their next turns.
     pub(crate) backlog: Vec<u32>,
-    /// Bytes that were read but not handled yet, at most those of one read per connection.
+    /// Bytes that were read but not handled yet: at most those of one read for each connection.
     pub(crate) unread: HashMap<u32, UnreadInput>,
-    /// Send progress of peers, as of their last ping or close.
+    /// Send progress of peers at their last check. Only peers that were pinged or are closing have
+    /// one.
     pub(crate) progress: HashMap<u32, PeerProgress>,
-    /// Work left in this round for client input.
+    /// Budget of this round for client input.
     pub(crate) round: RoundBudget,
     /// Limit of client input while memory is short.
     pub(crate) intake: IntakeLimit,
-    /// Connections with new bytes in their outbox.
+    /// Connections to write at the end of the round: their queues have new bytes, or their sockets
+    /// became writable. Called the dirty list.
     pub(crate) dirty: Vec<u32>,
-    /// Reused list of the connections that are written individually.
+    /// Connections of a write step that are not written in a batch. The list is empty between steps
+    /// and kept for its capacity.
     pub(crate) write_individually: Vec<u32>,
-    /// Connections to close at the end of the step under way.
+    /// Connections to close once [`WorkerState::poll`](crate::WorkerState::poll) has returned.
     pub(crate) to_close: Vec<(u32, CloseReason)>,
-    /// Bytes sent in this round.
+    /// Buffer of the bytes that connections send in this round.
     pub(crate) arena: Arena,
-    pub(crate) coders: Coders,
-    /// Buffer that small pieces are gathered in.
+    pub(crate) codec: DeflateCodec,
+    /// Buffer that short queues are copied into for a plain write.
     pub(crate) gather: Vec<u8>,
-    /// Buffer and counts shared by TLS connections.
+    /// Buffer and counts of all TLS connections.
     pub(crate) tls_scratch: TlsScratch,
+    /// Ring for batched reads and writes, if io_uring is used.
     #[cfg(feature = "io-uring")]
     pub(crate) batch: Option<Batch>,
+    /// Start of the current round.
     pub(crate) now: Instant,
     /// Connections that fan-outs may still mark dirty in this round.
     pub(crate) receivers_left: usize,
+    /// Deliveries left in this round.
     pub(crate) deliveries_left: usize,
     /// Delivery cost left in this round.
     pub(crate) delivery_cost_left: usize,
@@ -262,9 +281,11 @@ pub(crate) struct WorkerCore<S> {
     pub(crate) open: usize,
     /// Connections whose session paused reading.
     pub(crate) paused: usize,
+    /// Bytes sent since the last metrics update.
     pub(crate) sent: u64,
+    /// Bytes received since the last metrics update.
     pub(crate) received: u64,
-    /// Turns that ended with bytes read but not handled.
+    /// Turns since the last metrics update that ended with bytes read but not handled.
     pub(crate) deferred: u64,
 }
 
@@ -273,8 +294,8 @@ impl<S> WorkerCore<S> {
         let mut shared_config = Cache::new(shared_config);
         let config = Arc::clone(shared_config.load());
         Self {
-            coders: Coders::new(&config.compression),
-            limits: limits(&config),
+            codec: DeflateCodec::new(&config.compression),
+            limits: frame_limits(&config),
             shared_config,
             metrics,
             connections: Slab::new(),
@@ -307,13 +328,15 @@ impl<S> WorkerCore<S> {
         }
     }
 
-    /// Returns `true` if many connections got at least two messages each in this round, on average.
+    /// Returns `true` if this round was part of a burst: many connections got frames, on average at
+    /// least two each.
     pub(crate) fn is_in_burst(&self) -> bool {
-        let (connections, deliveries) =
-            (MAX_RECEIVERS_PER_ROUND - self.receivers_left, MAX_DELIVERIES_PER_ROUND - self.deliveries_left);
-        connections >= MIN_BURST_RECEIVERS && deliveries >= 2 * connections
+        let receivers = MAX_RECEIVERS_PER_ROUND - self.receivers_left;
+        let deliveries = MAX_DELIVERIES_PER_ROUND - self.deliveries_left;
+        receivers >= MIN_BURST_RECEIVERS && deliveries >= 2 * receivers
     }
 
+    /// Resets the budgets for a new round, and loads the current configuration.
     pub(crate) fn begin_round(&mut self, now: Instant) {
         self.now = now;
         self.receivers_left = MAX_RECEIVERS_PER_ROUND;
@@ -323,11 +346,11 @@ impl<S> WorkerCore<S> {
         let config = self.shared_config.load();
         if !Arc::ptr_eq(config, &self.config) {
             self.config = Arc::clone(config);
-            self.limits = limits(&self.config);
+            self.limits = frame_limits(&self.config);
         }
         self.intake.begin_round(now);
-        let bytes = self.config.round_bytes.min(self.intake.left());
-        self.round = RoundBudget::new(bytes, self.config.round_time, now);
+        let max_cost = self.config.round_bytes.min(self.intake.remaining());
+        self.round = RoundBudget::new(max_cost, self.config.round_time, now);
     }
 
     /// Deducts the cost of this round from the intake limit.
@@ -335,7 +358,7 @@ impl<S> WorkerCore<S> {
         self.intake.spend(self.round.spent());
     }
 
-    /// Moves a connection to the backlog, behind the input of others.
+    /// Adds a connection to the end of the backlog, unless it is there already.
     pub(crate) fn defer(&mut self, key: u32) {
         if let Some(connection) = self.connections.get_mut(key as usize)
             && !std::mem::replace(&mut connection.flags.in_backlog, true)
@@ -361,9 +384,10 @@ impl<S> WorkerCore<S> {
         }
     }
 
-    /// Frees slab memory after many connections have closed, down to the highest key in use.
+    /// Frees memory of the slab and the lists after many connections have closed. The slab keeps
+    /// its slots up to the highest key in use.
     pub(crate) fn shrink_connections(&mut self) {
-        if self.connections.capacity() > MIN_TABLE_CAPACITY
+        if self.connections.capacity() > MIN_SLAB_CAPACITY
             && self.connections.len() < self.connections.capacity() / 4
         {
             self.connections.shrink_to_fit();
@@ -383,8 +407,8 @@ impl<S> WorkerCore<S> {
         false
     }
 
-    /// Handles a prefix of the dirty list and returns its length. Writes some of the connections in a
-    /// batch, and adds the others to `individually`.
+    /// Handles connections at the start of `dirty` and returns how many. Writes some of them in a
+    /// batch, and adds those that the caller must write to `individually`.
     pub(crate) fn begin_writing(&mut self, dirty: &[u32], individually: &mut Vec<u32>) -> usize {
         #[cfg(feature = "io-uring")]
         if self.batch.is_some() && dirty.len() >= batch_write::MIN_BATCH {
@@ -398,7 +422,7 @@ impl<S> WorkerCore<S> {
         dirty.len()
     }
 
-    /// Adds a connection to the dirty list, which is written at the end of the round.
+    /// Adds a connection to the dirty list, unless it is there already.
     pub(crate) fn mark_dirty(&mut self, key: u32) {
         if let Some(connection) = self.connections.get_mut(key as usize)
             && !connection.flags.dirty
@@ -409,8 +433,8 @@ impl<S> WorkerCore<S> {
     }
 }
 
-/// Returns the connection with a key of the dirty list, and clears its dirty flag. A key occurs twice
-/// if it was reused by a new connection; the second call then returns `None`.
+/// Returns the connection with a key of the dirty list, and clears its dirty flag. Returns `None`
+/// if the flag is not set: a key that a new connection reuses may be in the list twice.
 pub(crate) fn take_if_dirty<S>(
     connections: &mut Slab<Connection<S>>,
     key: u32,
@@ -419,14 +443,14 @@ pub(crate) fn take_if_dirty<S>(
     std::mem::take(&mut connection.flags.dirty).then_some(connection)
 }
 
-/// Returns the connection if frames can be queued for it.
+/// Returns the connection if it is open and its queue is not over the limit.
 #[inline(always)]
 fn open_receiver<S>(connections: &mut Slab<Connection<S>>, key: ConnectionKey) -> Option<&mut Connection<S>> {
     let connection = connections.get_mut(key as usize)?;
     (matches!(connection.state, State::Open(_)) && !connection.flags.over_queue_limit).then_some(connection)
 }
 
-fn limits(config: &Config) -> FrameLimits {
+fn frame_limits(config: &Config) -> FrameLimits {
     let mut limits = FrameLimits::default();
     limits.max_message_bytes = config.max_message_bytes;
     limits.max_fragments = config.max_fragments;
@@ -444,11 +468,12 @@ impl<S> Connections<'_, S> {
         self.core.now
     }
 
-    /// Returns how many more connections should get frames in this round. At 0, stop and continue in the
-    /// next round.
+    /// Returns how many more connections should get frames in this round. At 0,
+    /// [`WorkerState::poll`](crate::WorkerState::poll) should return and continue in the next
+    /// round.
     pub fn send_budget(&self) -> usize {
-        let is_over = self.core.deliveries_left == 0 || self.core.delivery_cost_left == 0;
-        if is_over { 0 } else { self.core.receivers_left }
+        let is_spent = self.core.deliveries_left == 0 || self.core.delivery_cost_left == 0;
+        if is_spent { 0 } else { self.core.receivers_left }
     }
 
     /// Returns the number of open sessions of this worker.
@@ -456,14 +481,14 @@ impl<S> Connections<'_, S> {
         self.core.open
     }
 
-    /// Queues a frame for a connection and returns its session. Returns `None` if the connection is not
-    /// open, or is about to be closed as a slow consumer.
+    /// Queues a frame for a connection and returns the connection's session. Returns `None` if the
+    /// connection is not open, or is about to be closed as a slow consumer.
     pub fn send(&mut self, key: ConnectionKey, frame: &Frame) -> Option<&mut S> {
         let core = &mut *self.core;
         let connection = open_receiver(&mut core.connections, key)?;
         connection.outbox.push(match connection.flags.deflate {
             None => frame,
-            Some(params) => core.coders.outgoing.shared(params, frame),
+            Some(params) => core.codec.compressor.shared(params, frame),
         });
         self.after_queueing(key, frame.len())
     }
@@ -474,14 +499,15 @@ impl<S> Connections<'_, S> {
         let connection = open_receiver(&mut core.connections, key)?;
         let frame = match connection.flags.deflate {
             None => multicast.frame(),
-            Some(params) => core.coders.outgoing.shared(params, multicast.frame()),
+            Some(params) => core.codec.compressor.shared(params, multicast.frame()),
         };
-        // A full socket queues the shared frame, not a copy.
-        let copy = match connection.flags.write_blocked {
-            false => core.arena.copy(frame, multicast.copy_slot(frame)),
-            true => None,
+        // While the socket is full, the shared frame is queued, not a copy.
+        let arena_start = if connection.flags.write_blocked {
+            None
+        } else {
+            core.arena.copy(frame, multicast.copy_slot(frame))
         };
-        match copy {
+        match arena_start {
             Some(start) => connection.outbox.push_arena(core.arena.bytes(), start..start + frame.len()),
             None => connection.outbox.push(frame),
         }
@@ -498,7 +524,7 @@ impl<S> Connections<'_, S> {
         core.deliveries_left = core.deliveries_left.saturating_sub(1);
         let mut cost = MESSAGE_COST + bytes;
         if connection.flags.deflate.is_some() {
-            cost += core.coders.outgoing.take_cost();
+            cost += core.codec.compressor.take_cost();
         }
         core.delivery_cost_left = core.delivery_cost_left.saturating_sub(cost);
         if !connection.flags.dirty {
@@ -507,8 +533,8 @@ impl<S> Connections<'_, S> {
             core.receivers_left = core.receivers_left.saturating_sub(1);
         }
         if connection.outbox.len() > core.config.max_queue_bytes {
-            // Only a peer that does not read is a slow consumer, not one that gets a burst within a
-            // round. A write error shows again at the end of the round.
+            // The peer may read well and just get many frames in this round: try the socket first.
+            // The write at the end of the round reports an error again.
             let _ =
                 connection.flush_now(&core.arena, &mut core.gather, &mut core.tls_scratch, &mut core.sent);
             if connection.outbox.len() > core.config.max_queue_bytes {
@@ -531,8 +557,8 @@ impl<S> Connections<'_, S> {
         }
     }
 
-    /// Returns the first open connection with a key of at least `from`, to iterate over all connections
-    /// in parts.
+    /// Returns the lowest key of an open connection that is not below `from`. Calls with increasing
+    /// keys iterate over all connections, possibly over several rounds.
     pub fn next_open(&self, from: ConnectionKey) -> Option<ConnectionKey> {
         (from as usize..self.core.connections.capacity().min(u32::MAX as usize))
             .find(|&key| {
@@ -541,8 +567,8 @@ impl<S> Connections<'_, S> {
             .map(|key| key as ConnectionKey)
     }
 
-    /// Closes a connection when [`WorkerState::poll`](crate::WorkerState::poll) returns, after the frames
-    /// queued so far.
+    /// Closes a connection once [`WorkerState::poll`](crate::WorkerState::poll) has returned.
+    /// Frames queued before are still sent.
     pub fn close(&mut self, key: ConnectionKey, reason: CloseReason) {
         self.core.to_close.push((key, reason));
     }
@@ -574,12 +600,13 @@ pub(crate) fn slow_consumer_reason() -> CloseReason {
 mod tests {
     use super::*;
 
-    /// An idle connection costs 1 KiB at most: the reactor takes a third, subscriptions and the allocator
-    /// their share. Before raising a number, move rare data out: into a `Box`, or a table of the worker.
+    /// An idle connection should cost at most 1 KiB in total, including the reactor's state, the
+    /// session's subscriptions and allocator overhead. Before raising a number here, move rarely
+    /// used data into a `Box` or a map of the worker.
     #[test]
     fn a_connection_stays_small() {
-        let own = size_of::<Connection<[u64; 0]>>();
-        assert!(own <= 168, "a connection without its session has {own} bytes");
+        let connection = size_of::<Connection<[u64; 0]>>();
+        assert!(connection <= 168, "a connection without its session has {connection} bytes");
         let outbox = size_of::<Outbox>();
         assert!(outbox <= 40, "an outbox has {outbox} bytes");
         let transport = size_of::<Transport>();

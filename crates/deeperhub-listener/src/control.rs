@@ -1,4 +1,8 @@
-//! Passes new connections, drains and stops to the workers. Nothing here waits for a worker.
+//! Passes new connections, drains and stops to the workers, without waiting for a worker.
+//!
+//! Each worker has a [`Mailbox`]. A change *notifies* the mailbox; the worker *checks* it at the
+//! start of its next round, which takes the notification. A worker that has not checked its mailbox
+//! for some time after a notification is *behind*.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -12,26 +16,28 @@ use deeperhub_protocol::handshake::Refusal;
 use crate::admission::ConnectionPermit;
 use crate::drain::DrainPlan;
 
-/// Maximum new connections queued for one worker. When every queue is full, accepting pauses.
+/// Maximum new connections queued for one worker. The acceptor pauses when every queue is full, so
+/// further connections wait in the kernel.
 pub(crate) const MAX_ARRIVALS: usize = 256;
 
-/// Time after which a worker that has not looked at its mailbox is behind, and others are
-/// preferred. A round of a busy worker ends sooner.
+/// Time after a notification at which a worker that has not checked its mailbox is behind. Rounds
+/// of a busy worker are shorter.
 const BEHIND_AFTER: Duration = Duration::from_millis(20);
 
-/// Time after which connections queued for a worker that has not looked are given to another.
+/// Time after a notification at which the connections queued for a worker that has not checked its
+/// mailbox are moved to other workers.
 const RECLAIM_AFTER: Duration = Duration::from_millis(250);
 
-/// A new connection on its way to a worker.
+/// A new connection that is handed to a worker.
 #[derive(Debug)]
 pub(crate) struct Arrival {
     pub(crate) socket: std::net::TcpStream,
     pub(crate) peer: SocketAddr,
     pub(crate) permit: ConnectionPermit,
-    /// Refusal of the client, if it is not admitted.
+    /// Refusal to answer the handshake with, if the connection was not admitted.
     pub(crate) refusal: Option<Refusal>,
-    /// Time at which it was accepted.
-    pub(crate) since: Instant,
+    /// Time at which the connection was accepted.
+    pub(crate) accepted_at: Instant,
 }
 
 /// Lifecycle phase of a listener.
@@ -44,9 +50,9 @@ pub(crate) enum Phase {
     Stopping,
 }
 
-/// State shared by the threads of a listener. A worker reads it when its [`Mailbox`] is notified.
-/// So the phase reaches every running worker, even if its queue is full or another worker hangs. A
-/// replacement worker finds it too.
+/// State shared by the threads of a listener: its phase and the workers' mailboxes. A worker reads
+/// the phase when it checks its mailbox. The phase thus reaches every worker that runs, even if its
+/// queue is full or another worker hangs.
 #[derive(Debug)]
 pub(crate) struct Control {
     phase: Mutex<Phase>,
@@ -60,6 +66,7 @@ impl Control {
         Self { phase: Mutex::new(Phase::Running), mailboxes }
     }
 
+    /// Returns the current phase.
     pub(crate) fn phase(&self) -> Phase {
         lock(&self.phase).clone()
     }
@@ -68,7 +75,8 @@ impl Control {
         matches!(*lock(&self.phase), Phase::Stopping)
     }
 
-    /// Starts a drain, or replaces the plan of a running one.
+    /// Starts a drain, or replaces the plan of a running one. Does nothing once the listener is
+    /// stopping.
     pub(crate) fn drain(&self, plan: Arc<DrainPlan>) {
         {
             let mut phase = lock(&self.phase);
@@ -80,6 +88,7 @@ impl Control {
         self.notify_all();
     }
 
+    /// Makes all threads end.
     pub(crate) fn stop(&self) {
         *lock(&self.phase) = Phase::Stopping;
         self.notify_all();
@@ -96,8 +105,8 @@ impl Control {
         &self.mailboxes[worker]
     }
 
-    /// Returns the worker for the next connection, as [`choose_worker`] picks it. `None`: every queue is
-    /// full. Called by the acceptor alone, like the methods below.
+    /// Returns the worker for the next connection, see [`choose_worker`]. Returns `None` if every
+    /// queue is full. Only the acceptor calls this and the methods below.
     pub(crate) fn next_worker(&self, permit: &ConnectionPermit, now: Instant) -> Option<usize> {
         choose_worker(self.mailboxes.iter().enumerate().map(|(worker, mailbox)| WorkerLoad {
             connections: permit.connections_of(worker),
@@ -106,8 +115,7 @@ impl Control {
         }))
     }
 
-    /// Queues a new connection for a worker that has [room](Self::next_worker) for it. Does not
-    /// wait.
+    /// Queues a new connection for a worker that [`next_worker`](Self::next_worker) returned.
     pub(crate) fn hand_over(&self, worker: usize, mut arrival: Arrival, now: Instant) {
         arrival.permit.assign(worker);
         self.mailboxes[worker].push(arrival, now);
@@ -118,18 +126,18 @@ impl Control {
         self.mailboxes.iter().any(|mailbox| mailbox.waiting.load(Ordering::Relaxed) > 0)
     }
 
-    /// Moves connections queued for stalled workers to other workers, if any keeps up. Returns how
-    /// many moved.
+    /// Moves connections that have long been queued for workers that are behind to other workers,
+    /// if one of these is not behind. Returns how many were moved.
     pub(crate) fn reassign(&self, now: Instant) -> usize {
         let mut moved = 0;
         for mailbox in &self.mailboxes {
-            let has_other = || self.mailboxes.iter().any(|other| !other.is_behind(now));
-            if !mailbox.is_unresponsive_for(RECLAIM_AFTER, now) || !has_other() {
+            let has_responsive_worker = || self.mailboxes.iter().any(|other| !other.is_behind(now));
+            if !mailbox.is_unresponsive_for(RECLAIM_AFTER, now) || !has_responsive_worker() {
                 continue;
             }
             for mut arrival in mailbox.take_all() {
                 arrival.permit.unassign();
-                // At least the queue it came from has room.
+                // There is always a worker: at least the queue that was just emptied has room.
                 if let Some(worker) = self.next_worker(&arrival.permit, now) {
                     self.hand_over(worker, arrival, now);
                     moved += 1;
@@ -140,19 +148,20 @@ impl Control {
     }
 }
 
-/// State of a worker that may get a new connection.
+/// Load of a worker, used to choose the worker of a new connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WorkerLoad {
-    /// Its connections, including those still queued for it.
+    /// Connections of the worker, including those still queued for it.
     pub(crate) connections: usize,
-    /// New connections in its queue.
+    /// New connections queued for the worker.
     pub(crate) waiting: usize,
-    /// Whether it has not looked at its mailbox for some time.
+    /// `true` if the worker is behind.
     pub(crate) is_behind: bool,
 }
 
-/// Returns the worker for the next connection: the one with the fewest connections among those that
-/// keep up. Workers that are behind come last. `None`: every queue is full.
+/// Returns the index of the worker for the next connection: the one with the fewest connections
+/// among those that are not behind. If all are behind, returns the one of them with the fewest.
+/// Workers with full queues are skipped; returns `None` if there are no others.
 pub(crate) fn choose_worker(candidates: impl Iterator<Item = WorkerLoad>) -> Option<usize> {
     candidates
         .enumerate()
@@ -161,19 +170,20 @@ pub(crate) fn choose_worker(candidates: impl Iterator<Item = WorkerLoad>) -> Opt
         .map(|(worker, _)| worker)
 }
 
-/// A worker's end of a [`Control`].
+/// Notifications and queued connections for one worker.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    /// Whether the phase or the queue changed since the worker last looked. Costs a round one load.
+    /// `true` if the phase or the queue changed since the worker last checked. Each round reads it
+    /// once.
     is_notified: AtomicBool,
-    /// Time of that notification, in milliseconds since `started`.
+    /// Time of the first notification since the last check, in milliseconds since `started`.
     notified_at: AtomicU64,
     started: Instant,
     waker: Mutex<Option<Waker>>,
     arrivals: Mutex<VecDeque<Arrival>>,
-    /// Length of `arrivals`. Only the acceptor makes it grow.
+    /// Length of `arrivals`, readable without its lock. Only the acceptor increases it.
     waiting: AtomicUsize,
-    /// Whether the worker died and its replacement has not started yet.
+    /// `true` if the worker panicked and its replacement has not started yet.
     is_vacant: AtomicBool,
 }
 
@@ -195,12 +205,12 @@ impl Mailbox {
         *lock(&self.waker) = Some(waker.clone());
     }
 
-    /// Tells the acceptor whether the worker is missing.
+    /// Sets whether the worker is missing, which the acceptor reads.
     pub(crate) fn set_vacant(&self, is_vacant: bool) {
         self.is_vacant.store(is_vacant, Ordering::Relaxed);
     }
 
-    /// Notifies the worker, and wakes it unless it was notified already.
+    /// Notifies the mailbox. Wakes the worker unless there already is a notification.
     fn notify(&self, now: Instant) {
         if !self.is_notified.swap(true, Ordering::AcqRel) {
             self.notified_at.store(self.millis(now), Ordering::Relaxed);
@@ -210,17 +220,19 @@ impl Mailbox {
         }
     }
 
-    /// Returns `true` once for each notification.
+    /// Returns `true` if the mailbox was notified since the last call.
     pub(crate) fn take_notification(&self) -> bool {
         self.is_notified.load(Ordering::Relaxed) && self.is_notified.swap(false, Ordering::AcqRel)
     }
 
-    /// Notifies the next round, without a wake-up.
+    /// Notifies the mailbox without waking the worker. Called on the worker's thread, before its
+    /// next round.
     pub(crate) fn notify_self(&self, now: Instant) {
         self.notified_at.store(self.millis(now), Ordering::Relaxed);
         self.is_notified.store(true, Ordering::Release);
     }
 
+    /// Returns the milliseconds from `started` to `now`.
     fn millis(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
     }
@@ -242,26 +254,29 @@ impl Mailbox {
         Some(arrival)
     }
 
+    /// Empties the queue and returns its connections.
     fn take_all(&self) -> VecDeque<Arrival> {
         let mut arrivals = lock(&self.arrivals);
         self.waiting.store(0, Ordering::Relaxed);
         std::mem::take(&mut *arrivals)
     }
 
+    /// Returns `true` if the worker is behind or missing.
     fn is_behind(&self, now: Instant) -> bool {
         self.is_unresponsive_for(BEHIND_AFTER, now)
     }
 
-    /// Returns `true` if there is no worker, or if it was notified `time` ago and has not looked.
+    /// Returns `true` if the worker is missing, or has not checked its mailbox for `time` since a
+    /// notification.
     fn is_unresponsive_for(&self, time: Duration, now: Instant) -> bool {
-        let since = || self.millis(now).saturating_sub(self.notified_at.load(Ordering::Relaxed));
+        let unchecked_millis = || self.millis(now).saturating_sub(self.notified_at.load(Ordering::Relaxed));
         self.is_vacant.load(Ordering::Relaxed)
-            || self.is_notified.load(Ordering::Acquire) && u128::from(since()) >= time.as_millis()
+            || self.is_notified.load(Ordering::Acquire) && u128::from(unchecked_millis()) >= time.as_millis()
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that could panic runs under these locks, and the guarded data is valid at any time.
+    // A poisoned lock is no problem: the guarded data is valid at any time.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -283,9 +298,9 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_is_behind_is_passed_over_while_another_keeps_up() {
-        let keeps_up = candidate(9000, MAX_ARRIVALS - 1, false);
-        assert_eq!(choose_worker([candidate(0, 1, true), keeps_up].into_iter()), Some(1));
+    fn workers_that_are_behind_are_chosen_last() {
+        let responsive = candidate(9000, MAX_ARRIVALS - 1, false);
+        assert_eq!(choose_worker([candidate(0, 1, true), responsive].into_iter()), Some(1));
         assert_eq!(choose_worker([candidate(2, 1, true), candidate(1, 1, true)].into_iter()), Some(1));
     }
 
@@ -298,69 +313,75 @@ mod tests {
     }
 
     /// Source of new connections with one permit each.
-    struct Arrivals(TcpListener, Arc<Admission>, Vec<TcpStream>);
+    struct Arrivals {
+        listener: TcpListener,
+        admission: Arc<Admission>,
+        clients: Vec<TcpStream>,
+    }
 
     impl Arrivals {
         fn new(workers: usize) -> Self {
             let admission = Arc::new(Admission::new(10_000, None, None, workers));
-            Self(TcpListener::bind("127.0.0.1:0").unwrap(), admission, Vec::new())
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            Self { listener, admission, clients: Vec::new() }
         }
 
         fn next(&mut self) -> Arrival {
-            let Self(listener, admission, clients) = self;
+            let Self { listener, admission, clients } = self;
             clients.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
             let (socket, peer) = listener.accept().unwrap();
             let permit = admission.try_admit(None).unwrap();
-            Arrival { socket, peer, permit, refusal: None, since: Instant::now() }
+            Arrival { socket, peer, permit, refusal: None, accepted_at: Instant::now() }
         }
     }
 
-    fn waiting(control: &Control) -> Vec<usize> {
+    /// Returns the number of queued connections of each worker.
+    fn queue_lengths(control: &Control) -> Vec<usize> {
         control.mailboxes.iter().map(|mailbox| lock(&mailbox.arrivals).len()).collect()
     }
 
-    fn give(control: &Control, arrival: Arrival, now: Instant) {
+    fn hand_to_next_worker(control: &Control, arrival: Arrival, now: Instant) {
         let worker = control.next_worker(&arrival.permit, now).unwrap();
         control.hand_over(worker, arrival, now);
     }
 
     /// Takes each worker's first notification and returns the time.
-    fn begun(control: &Control) -> Instant {
+    fn take_first_notifications(control: &Control) -> Instant {
         assert!(control.mailboxes.iter().all(Mailbox::take_notification));
         Instant::now()
     }
 
     /// Takes the notification and the queue, as a worker does at the start of a round.
-    fn take(mailbox: &Mailbox) -> Vec<Arrival> {
+    fn check_mailbox(mailbox: &Mailbox) -> Vec<Arrival> {
         mailbox.take_notification();
         std::iter::from_fn(|| mailbox.pop()).collect()
     }
 
     #[test]
-    fn new_connections_skip_stalled_workers_and_wait_when_all_are_full() {
+    fn new_connections_skip_workers_that_are_behind_and_full_queues() {
         let (control, mut arrivals) = (Control::new(2), Arrivals::new(2));
-        let start = begun(&control);
-        give(&control, arrivals.next(), start);
-        give(&control, arrivals.next(), start);
-        assert_eq!(waiting(&control), [1, 1]);
+        let start = take_first_notifications(&control);
+        hand_to_next_worker(&control, arrivals.next(), start);
+        hand_to_next_worker(&control, arrivals.next(), start);
+        assert_eq!(queue_lengths(&control), [1, 1]);
         // The second worker empties its queue; the first does not.
         let later = start + BEHIND_AFTER * 2;
-        let taken = take(control.mailbox(1));
+        let first = check_mailbox(control.mailbox(1));
         for _ in 0..3 {
-            give(&control, arrivals.next(), later);
-            assert_eq!(waiting(&control), [1, 1]);
-            assert_eq!(take(control.mailbox(1)).len(), 1);
+            hand_to_next_worker(&control, arrivals.next(), later);
+            assert_eq!(queue_lengths(&control), [1, 1]);
+            assert_eq!(check_mailbox(control.mailbox(1)).len(), 1);
         }
-        drop(taken);
+        drop(first);
         control.mailbox(1).set_vacant(true);
-        while waiting(&control) != [MAX_ARRIVALS; 2] {
-            give(&control, arrivals.next(), start);
+        while queue_lengths(&control) != [MAX_ARRIVALS; 2] {
+            hand_to_next_worker(&control, arrivals.next(), start);
         }
         let one_more = arrivals.next();
         assert_eq!(control.next_worker(&one_more.permit, start), None);
         control.mailbox(0).pop().unwrap();
-        give(&control, one_more, start);
-        let admission = Arc::clone(&arrivals.1);
+        hand_to_next_worker(&control, one_more, start);
+        let admission = Arc::clone(&arrivals.admission);
         assert_eq!(admission.open(), 2 * MAX_ARRIVALS);
         drop(control);
         assert_eq!(admission.open(), 0);
@@ -369,24 +390,23 @@ mod tests {
     #[test]
     fn connections_queued_for_a_hanging_worker_are_reassigned() {
         let (control, mut arrivals) = (Control::new(2), Arrivals::new(2));
-        let start = begun(&control);
+        let start = take_first_notifications(&control);
         for _ in 0..4 {
-            give(&control, arrivals.next(), start);
+            hand_to_next_worker(&control, arrivals.next(), start);
         }
         assert!(control.has_arrivals());
-        let admission = Arc::clone(&arrivals.1);
+        let admission = Arc::clone(&arrivals.admission);
         let late = start + RECLAIM_AFTER;
-        assert_eq!(control.reassign(late), 0, "there is none that keeps up");
-        drop(take(control.mailbox(1)));
-        assert_eq!(control.reassign(start + BEHIND_AFTER), 0, "it may only be busy");
+        assert_eq!(control.reassign(late), 0, "all workers are behind");
+        drop(check_mailbox(control.mailbox(1)));
+        assert_eq!(control.reassign(start + BEHIND_AFTER), 0, "the worker may only be busy");
         assert_eq!(control.reassign(late), 2);
-        assert_eq!(waiting(&control), [0, 2]);
-        let moved = take(control.mailbox(1));
+        assert_eq!(queue_lengths(&control), [0, 2]);
+        let moved = check_mailbox(control.mailbox(1));
         assert_eq!((moved[0].permit.connections_of(0), moved[0].permit.connections_of(1)), (0, 2));
-        // The first worker still has not looked, so it gets no connection that would have to move
-        // again.
-        give(&control, arrivals.next(), late);
-        assert_eq!(waiting(&control), [0, 1]);
+        // The first worker still has not checked its mailbox, so it gets no further connection.
+        hand_to_next_worker(&control, arrivals.next(), late);
+        assert_eq!(queue_lengths(&control), [0, 1]);
         drop((moved, control));
         assert_eq!(admission.open(), 0);
     }
@@ -401,15 +421,15 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_woken_once_until_it_has_looked() {
+    fn a_worker_is_woken_once_until_it_checks_its_mailbox() {
         let (control, count) = (Control::new(1), Arc::new(Count::default()));
         let mailbox = control.mailbox(0);
         mailbox.attach(&Waker::from(Arc::clone(&count)));
-        assert!(mailbox.take_notification(), "a new worker looks at once");
+        assert!(mailbox.take_notification(), "a new worker has a notification");
         assert!(!mailbox.take_notification());
         let mut arrivals = Arrivals::new(1);
         for _ in 0..3 {
-            give(&control, arrivals.next(), Instant::now());
+            hand_to_next_worker(&control, arrivals.next(), Instant::now());
         }
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         assert!(mailbox.take_notification());

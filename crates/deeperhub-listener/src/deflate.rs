@@ -1,29 +1,31 @@
-//! Compression on one worker. All of its connections share the coders, so an idle one holds none.
+//! Message compression on one worker. All of its connections share one codec, so an idle connection
+//! needs no memory for compression.
 
 use std::collections::HashMap;
 
 use deeperhub_protocol::deflate::{self, Deflater, History, Inflater, Params};
 use deeperhub_protocol::frame::{Extended, Frame, FrameDecoder, FrameError, FrameLimits, Incoming};
 
-use crate::round::{COMPRESSED_BYTE_COST, COPIED_BYTES};
+use crate::round::{COMPRESSED_BYTE_COST, COPIED_BYTES_PER_COST};
 
-/// Compressor and decompressor of a worker. Allocates nothing until a connection needs it.
+/// Compressor and decompressor of a worker. They allocate nothing until a connection uses
+/// compression.
 #[derive(Debug)]
-pub(crate) struct Coders {
-    pub(crate) outgoing: Compression,
-    pub(crate) incoming: Decompression,
+pub(crate) struct DeflateCodec {
+    pub(crate) compressor: Compressor,
+    pub(crate) decompressor: Decompressor,
 }
 
-impl Coders {
+impl DeflateCodec {
     pub(crate) fn new(config: &deflate::Config) -> Self {
         Self {
-            outgoing: Compression {
+            compressor: Compressor {
                 deflater: Deflater::new(config),
-                runs: 0,
-                charged: 0,
+                counted_messages: 0,
+                charged_input_bytes: 0,
                 sizes: Sizes::default(),
             },
-            incoming: Decompression {
+            decompressor: Decompressor {
                 inflater: Inflater::new(),
                 histories: HashMap::new(),
                 sizes: Sizes::default(),
@@ -34,27 +36,28 @@ impl Coders {
     }
 }
 
-/// Input and output bytes of a coder since the last metrics update.
+/// Input and output bytes of compression or decompression since the last metrics update.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sizes {
     pub(crate) input: u64,
     pub(crate) output: u64,
 }
 
-/// Compression of frames for clients that negotiated it.
+/// Compresses frames for clients that negotiated compression.
 #[derive(Debug)]
-pub(crate) struct Compression {
+pub(crate) struct Compressor {
     deflater: Deflater,
-    /// Part of [`Deflater::runs`] that was counted.
-    runs: u64,
-    /// Part of [`Deflater::input_bytes`] whose cost was taken.
-    charged: u64,
-    /// Sizes of compressed frames, per receiver.
+    /// Value of [`Deflater::message_count`] at the last call of `take_message_count`.
+    counted_messages: u64,
+    /// Value of [`Deflater::input_bytes`] at the last call of `take_cost`.
+    charged_input_bytes: u64,
+    /// Sizes of the frames sent compressed, counted for each receiver.
     pub(crate) sizes: Sizes,
 }
 
-impl Compression {
-    /// Returns the form of a shared frame for a client; compresses it at first need.
+impl Compressor {
+    /// Returns a shared frame in the form for clients with `params`. Compresses the frame if no
+    /// client with these parameters got it before.
     pub(crate) fn shared<'f>(&mut self, params: Params, frame: &'f Frame) -> &'f Frame {
         let form = frame.for_receiver(&mut self.deflater, params);
         if !std::ptr::eq(form, frame) {
@@ -64,48 +67,49 @@ impl Compression {
         form
     }
 
-    /// Compresses a connection's own replies, `arena[start..]`, in place.
+    /// Compresses the replies to one connection in place. They are the bytes of `arena` from
+    /// `start`.
     pub(crate) fn replies(&mut self, params: Params, arena: &mut Vec<u8>, start: usize) {
-        let saved = deflate::compress_frames(&mut self.deflater, params, arena, start);
-        if saved > 0 {
+        let saved_bytes = deflate::compress_frames(&mut self.deflater, params, arena, start);
+        if saved_bytes > 0 {
             let output = arena.len() - start;
-            self.sizes.input += (output + saved) as u64;
+            self.sizes.input += (output + saved_bytes) as u64;
             self.sizes.output += output as u64;
         }
     }
 
-    /// Returns the cost of compression since the last call, in byte cost.
+    /// Returns the cost of compression since the last call, in [byte cost](crate::round).
     pub(crate) fn take_cost(&mut self) -> usize {
-        let input = self.deflater.input_bytes();
-        let new = input - std::mem::replace(&mut self.charged, input);
-        usize::try_from(new).unwrap_or(usize::MAX).saturating_mul(COMPRESSED_BYTE_COST)
+        let input_bytes = self.deflater.input_bytes();
+        let new_bytes = input_bytes - std::mem::replace(&mut self.charged_input_bytes, input_bytes);
+        usize::try_from(new_bytes).unwrap_or(usize::MAX).saturating_mul(COMPRESSED_BYTE_COST)
     }
 
     /// Returns the number of messages compressed since the last call.
     pub(crate) fn take_message_count(&mut self) -> u64 {
-        let runs = self.deflater.message_count();
-        runs - std::mem::replace(&mut self.runs, runs)
+        let messages = self.deflater.message_count();
+        messages - std::mem::replace(&mut self.counted_messages, messages)
     }
 }
 
-/// Decompression of messages from clients that negotiated it.
+/// Decompresses messages from clients that negotiated compression.
 #[derive(Debug)]
-pub(crate) struct Decompression {
+pub(crate) struct Decompressor {
     inflater: Inflater,
-    /// Histories of clients that use context takeover, from their first compressed message on, at most
-    /// 32 KiB each.
+    /// Last decompressed bytes of clients that use context takeover, at most 32 KiB each. A client
+    /// has an entry from its first compressed message on.
     histories: HashMap<u32, History>,
     /// Sizes of compressed messages received.
     pub(crate) sizes: Sizes,
-    /// Decompressed bytes since the cost was last taken.
+    /// Decompressed bytes since the last call of `take_cost`.
     inflated_bytes: usize,
-    /// Part of [`Inflater::copied_window_bytes`] whose cost was taken.
+    /// Value of [`Inflater::window_bytes`] at the last call of `take_cost`.
     charged_window_bytes: u64,
 }
 
-impl Decompression {
-    /// Decodes like [`FrameDecoder::next`], for a connection that negotiated `params`. The message limit
-    /// also applies during decompression.
+impl Decompressor {
+    /// Decodes like [`FrameDecoder::next`], for a connection that negotiated `params`.
+    /// Decompression stops at the message limit.
     pub(crate) fn next<'a>(
         &'a mut self,
         key: u32,
@@ -133,12 +137,12 @@ impl Decompression {
         Ok(Some(message))
     }
 
-    /// Returns the cost of decompression since the last call, in byte cost.
+    /// Returns the cost of decompression since the last call, in [byte cost](crate::round).
     pub(crate) fn take_cost(&mut self) -> usize {
-        let charged_window_bytes = self.inflater.copied_window_bytes();
-        let new =
-            charged_window_bytes - std::mem::replace(&mut self.charged_window_bytes, charged_window_bytes);
-        std::mem::take(&mut self.inflated_bytes) + usize::try_from(new).unwrap_or(usize::MAX) / COPIED_BYTES
+        let window_bytes = self.inflater.window_bytes();
+        let new_bytes = window_bytes - std::mem::replace(&mut self.charged_window_bytes, window_bytes);
+        let copy_cost = usize::try_from(new_bytes).unwrap_or(usize::MAX) / COPIED_BYTES_PER_COST;
+        std::mem::take(&mut self.inflated_bytes) + copy_cost
     }
 
     /// Returns the heap bytes of a connection's history.
@@ -160,9 +164,9 @@ impl Decompression {
     }
 }
 
-/// Decodes like [`FrameDecoder::next_extended`] but decompresses nothing. For closing connections,
-/// whose messages are discarded.
-pub(crate) fn skip<'a>(
+/// Decodes like [`FrameDecoder::next`], but leaves compressed messages compressed. Used for closing
+/// connections, whose messages are discarded.
+pub(crate) fn decode_without_inflating<'a>(
     params: Option<Params>,
     decoder: &'a mut FrameDecoder,
     limits: &FrameLimits,

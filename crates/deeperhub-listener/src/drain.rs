@@ -1,4 +1,7 @@
-//! Schedule of a drain: when each connection is closed, and when its client should come back.
+//! Schedule of a drain: when each connection is closed, and when its client should reconnect.
+//!
+//! Reconnects are spread over *slots*: successive points in time, one slot length apart. Each
+//! client gets a slot of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,43 +9,46 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 
-/// Clients in a row that get different delays if closes are further apart than reconnects. Without it
-/// each would get the minimum delay, and clients with coarse timers would come back together.
-const SPREAD: u64 = 100;
+/// Number of successive clients with different minimum delays. If closes are further apart than
+/// slots, all clients would otherwise get the same delay, and clients with coarse timers would
+/// reconnect together.
+const DISTINCT_MIN_DELAYS: u64 = 100;
 
-/// Server that clients of a draining listener should come back to.
+/// Server that the clients of a draining listener should reconnect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReconnectTo {
-    /// Other nodes, which are up: the first client may come back at once.
+    /// Other nodes of the cluster. They are running, so clients may reconnect at once.
     OtherNodes,
-    /// The successor of this node. It is up once this node has ended and
-    /// [`restart_time`](Config::restart_time) has passed.
+    /// This node, after a restart. Clients should wait for the end of the drain and for
+    /// [`restart_time`](Config::restart_time).
     ThisNode,
 }
 
-/// Plan of a drain, shared by all workers, so that closes and reconnects are even over the listener.
+/// Plan of a drain. All workers share it, so that closes and reconnects are spread over the whole
+/// listener.
 #[derive(Debug)]
 pub(crate) struct DrainPlan {
     start: Instant,
-    /// Time from the first close to one after the last.
-    spread_over: Duration,
-    /// Connections at the start.
+    /// Period from the start over which the closes are spread evenly.
+    close_period: Duration,
+    /// Number of connections at the start, at least 1.
     open: u64,
-    /// Closes that workers have taken.
-    closes: AtomicU64,
-    /// Time between two reconnects.
+    /// Number of closes that workers have taken.
+    closes_taken: AtomicU64,
+    /// Time between two slots.
     slot_length: Duration,
-    /// Time from the start until the first client may come back.
-    first_return: Duration,
-    /// Start of the next reconnect slot, in nanoseconds since the start.
-    next_slot: AtomicU64,
+    /// Time from the start until the first client may reconnect.
+    first_reconnect: Duration,
+    /// Last slot that was taken, in nanoseconds since the start.
+    last_slot: AtomicU64,
+    /// Number of slots that were taken.
     slots_taken: AtomicU64,
 }
 
 impl DrainPlan {
-    /// Spreads `open` closes evenly over `time`, less the time that the last peers need to read
-    /// theirs. That is the close timeout, or a quarter of `time` if that is less. Clients come back
-    /// from now on, or once this node has restarted.
+    /// Creates a plan that spreads `open` closes over `time`. The end of `time` is left to the last
+    /// clients for reading their close frames: the close timeout, or a quarter of `time` if that is
+    /// less.
     pub(crate) fn new(
         start: Instant,
         time: Duration,
@@ -50,54 +56,60 @@ impl DrainPlan {
         reconnect_to: ReconnectTo,
         config: &Config,
     ) -> Self {
-        let first_return = match reconnect_to {
+        let first_reconnect = match reconnect_to {
             ReconnectTo::OtherNodes => Duration::ZERO,
             ReconnectTo::ThisNode => time.saturating_add(config.restart_time),
         };
         Self {
             start,
-            spread_over: time - config.close_timeout.min(time / 4),
+            close_period: time - config.close_timeout.min(time / 4),
             open: open.max(1) as u64,
-            closes: AtomicU64::new(0),
+            closes_taken: AtomicU64::new(0),
             slot_length: Duration::from_secs_f64(1.0 / f64::from(config.reconnects_per_second.max(1))),
-            first_return,
-            next_slot: AtomicU64::new(nanos(first_return)),
+            first_reconnect,
+            last_slot: AtomicU64::new(nanos(first_reconnect)),
             slots_taken: AtomicU64::new(0),
         }
     }
 
-    /// Takes the time of the next close. Connections opened after the start are closed last.
+    /// Takes the next close and returns its time. Connections that were opened after the start are
+    /// closed at the end of the close period.
     fn take_close(&self) -> Instant {
-        let number = self.closes.fetch_add(1, Ordering::Relaxed).min(self.open);
-        let after = self.spread_over.as_nanos() * u128::from(number) / u128::from(self.open);
-        self.start + Duration::from_nanos(u64::try_from(after).unwrap_or(u64::MAX))
+        let number = self.closes_taken.fetch_add(1, Ordering::Relaxed).min(self.open);
+        let offset = self.close_period.as_nanos() * u128::from(number) / u128::from(self.open);
+        self.start + Duration::from_nanos(u64::try_from(offset).unwrap_or(u64::MAX))
     }
 
+    /// Returns the nanoseconds from the start to `now`.
     fn since_start(&self, now: Instant) -> u64 {
         nanos(now.saturating_duration_since(self.start))
     }
 
-    /// Returns the time until the first client may come back.
-    pub(crate) fn until_first_return(&self, now: Instant) -> Duration {
-        self.first_return.saturating_sub(now.saturating_duration_since(self.start))
+    /// Returns the time from `now` until the first client may reconnect.
+    pub(crate) fn until_first_reconnect(&self, now: Instant) -> Duration {
+        self.first_reconnect.saturating_sub(now.saturating_duration_since(self.start))
     }
 
-    /// Returns the delay after which one more client should come back, without taking it.
+    /// Returns a delay from `now` to the last slot, at least one slot length, without taking a
+    /// slot.
     fn reconnect_delay(&self, now: Instant) -> Duration {
-        let next = self.next_slot.load(Ordering::Relaxed);
-        Duration::from_nanos(next.saturating_sub(self.since_start(now))).max(self.slot_length)
+        let last_slot = self.last_slot.load(Ordering::Relaxed);
+        Duration::from_nanos(last_slot.saturating_sub(self.since_start(now))).max(self.slot_length)
     }
 
-    /// Takes a reconnect delay for one client.
+    /// Takes the next slot for one client and returns the delay from `now` to it.
     fn take_reconnect_delay(&self, now: Instant) -> Duration {
         let now = self.since_start(now);
-        let length = nanos(self.slot_length);
-        let after = |next: u64| next.max(now).saturating_add(length);
-        let taken =
-            self.next_slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| Some(after(next)));
-        let slot = after(taken.unwrap_or_else(|next| next)) - now;
-        let neighbour = self.slots_taken.fetch_add(1, Ordering::Relaxed) % SPREAD + 1;
-        Duration::from_nanos(slot.max(length.saturating_mul(neighbour)))
+        let slot_length = nanos(self.slot_length);
+        let next_slot = |last_slot: u64| last_slot.max(now).saturating_add(slot_length);
+        let last_slot = self
+            .last_slot
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last_slot| Some(next_slot(last_slot)))
+            .unwrap_or_else(|last_slot| last_slot);
+        let delay = next_slot(last_slot) - now;
+        let number = self.slots_taken.fetch_add(1, Ordering::Relaxed);
+        let min_delay = slot_length.saturating_mul(number % DISTINCT_MIN_DELAYS + 1);
+        Duration::from_nanos(delay.max(min_delay))
     }
 }
 
@@ -109,8 +121,9 @@ fn nanos(time: Duration) -> u64 {
 #[derive(Debug)]
 pub(crate) struct WorkerDrain {
     plan: Arc<DrainPlan>,
-    /// Time of the close that this worker has taken.
+    /// Time of the close that this worker has taken and not done yet.
     due: Option<Instant>,
+    /// Key at which the worker looks for the next connection to close.
     pub(crate) cursor: u32,
 }
 
@@ -119,16 +132,18 @@ impl WorkerDrain {
         Self { plan, due: None, cursor: 0 }
     }
 
+    /// Returns `true` if this is a part of the drain with that plan.
     pub(crate) fn is_of(&self, plan: &Arc<DrainPlan>) -> bool {
         Arc::ptr_eq(&self.plan, plan)
     }
 
-    /// Returns when the next connection is closed, or `None` if no connection of the worker is open.
+    /// Returns the time at which the worker closes its next connection. Takes a close for it if
+    /// needed. Returns `None` if no connection of the worker is open.
     pub(crate) fn next_close(&mut self, open: usize) -> Option<Instant> {
         (open > 0).then(|| *self.due.get_or_insert_with(|| self.plan.take_close()))
     }
 
-    /// Returns `true` if a connection must be closed now. Each `true` is for one connection.
+    /// Returns `true` if the worker must close one connection now. The close then counts as done.
     pub(crate) fn take_close_if_due(&mut self, now: Instant, open: usize) -> bool {
         let is_due = self.next_close(open).is_some_and(|due| due <= now);
         if is_due {
@@ -137,12 +152,12 @@ impl WorkerDrain {
         is_due
     }
 
-    /// Returns the delay for a refused client.
+    /// Returns the reconnect delay of a client whose handshake is refused.
     pub(crate) fn reconnect_delay(&self, now: Instant) -> Duration {
         self.plan.reconnect_delay(now)
     }
 
-    /// Takes a reconnect delay for one client.
+    /// Takes a slot for one client and returns its reconnect delay.
     pub(crate) fn take_reconnect_delay(&self, now: Instant) -> Duration {
         self.plan.take_reconnect_delay(now)
     }
@@ -158,7 +173,8 @@ mod tests {
         Arc::new(DrainPlan::new(Instant::now(), time, open, ReconnectTo::OtherNodes, &Config::default()))
     }
 
-    /// Milliseconds after the start at which workers with so many connections each close one.
+    /// Returns the milliseconds after the start of all closes. `open` has the number of connections
+    /// of each worker.
     fn closes(plan: &Arc<DrainPlan>, mut open: Vec<usize>) -> Vec<u64> {
         let mut drains: Vec<_> = open.iter().map(|_| WorkerDrain::new(Arc::clone(plan))).collect();
         let mut times = Vec::new();
@@ -181,15 +197,15 @@ mod tests {
     }
 
     #[test]
-    fn the_same_goes_for_a_few_connections_and_a_short_time() {
+    fn a_few_closes_are_spread_evenly_too() {
         assert_eq!(closes(&plan(SECOND * 4, 4), vec![4]), [0, 750, 1500, 2250]);
         assert_eq!(closes(&plan(SECOND * 30, 1), vec![1]), [0]);
     }
 
     #[test]
-    fn workers_share_the_time_whatever_their_part() {
-        for parts in [vec![3, 3], vec![1, 5], vec![0, 6], vec![2, 2, 2, 0]] {
-            assert_eq!(closes(&plan(SECOND * 8, 6), parts), [0, 1000, 2000, 3000, 4000, 5000]);
+    fn closes_are_spread_evenly_however_connections_are_distributed() {
+        for open in [vec![3, 3], vec![1, 5], vec![0, 6], vec![2, 2, 2, 0]] {
+            assert_eq!(closes(&plan(SECOND * 8, 6), open), [0, 1000, 2000, 3000, 4000, 5000]);
         }
     }
 
@@ -204,31 +220,30 @@ mod tests {
     }
 
     #[test]
-    fn slots_follow_each_other() {
+    fn clients_of_all_workers_get_successive_slots() {
         let config = Config { reconnects_per_second: 100, ..Config::default() };
         let now = Instant::now();
         let plan = Arc::new(DrainPlan::new(now, SECOND, 3, ReconnectTo::OtherNodes, &config));
-        // The workers' clients come back one behind the other too.
         let drains = [WorkerDrain::new(Arc::clone(&plan)), WorkerDrain::new(plan)];
         let slots = [0, 1, 0].map(|worker: usize| drains[worker].take_reconnect_delay(now));
         assert_eq!(slots, [10, 20, 30].map(Duration::from_millis));
     }
 
     #[test]
-    fn clients_of_a_node_that_is_alone_come_back_when_it_has_been_started_again() {
+    fn clients_reconnect_to_this_node_after_its_restart() {
         let restart_time = SECOND * 7;
         let config = Config { reconnects_per_second: 10, restart_time, ..Config::default() };
         let start = Instant::now();
         let plan = DrainPlan::new(start, SECOND * 30, 3, ReconnectTo::ThisNode, &config);
         let slot = |seconds| plan.take_reconnect_delay(start + SECOND * seconds).as_millis();
-        // Whenever they are closed, clients come back one by one from 37 s on.
+        // Clients reconnect one by one from 37 s after the start on, whenever they are closed.
         assert_eq!((slot(0), slot(10), slot(27)), (37_100, 27_200, 10_300));
-        assert_eq!(plan.until_first_return(start + SECOND * 30), restart_time);
-        assert_eq!(plan.until_first_return(start + SECOND * 38), Duration::ZERO);
+        assert_eq!(plan.until_first_reconnect(start + SECOND * 30), restart_time);
+        assert_eq!(plan.until_first_reconnect(start + SECOND * 38), Duration::ZERO);
     }
 
     #[test]
-    fn no_time_is_too_long() {
+    fn the_longest_times_do_not_overflow() {
         let config = Config { restart_time: Duration::MAX, ..Config::default() };
         let plan = DrainPlan::new(Instant::now(), Duration::MAX, 3, ReconnectTo::ThisNode, &config);
         plan.take_close();
@@ -236,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_get_different_slots_however_far_apart_they_are_closed() {
+    fn delays_differ_even_if_closes_are_far_apart() {
         let plan = plan(SECOND * 30, 50);
         let slots: Vec<_> = (0..50).map(|n| plan.take_reconnect_delay(plan.start + n * SECOND / 2)).collect();
         assert!(slots.windows(2).all(|pair| pair[0] < pair[1]), "{slots:?}");

@@ -1,4 +1,4 @@
-//! The opening handshake of one connection.
+//! The opening handshake of one connection: its head, its client's address, its checks.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +20,7 @@ use crate::session::Accepted;
 /// Pending decision of the application.
 pub(crate) type PendingDecision<S> = Pin<Box<dyn Future<Output = Result<Accepted<S>, Refusal>>>>;
 
-/// Request of a client.
+/// Complete request of a client.
 #[derive(Debug)]
 pub(crate) enum HandshakeRequest {
     /// Upgrade to a WebSocket.
@@ -32,30 +32,33 @@ pub(crate) enum HandshakeRequest {
 /// Source of the client's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClientSource {
-    /// The peer is the client.
+    /// The peer is the client, or a PROXY protocol header has named the client.
     Peer,
-    /// The peer is a trusted proxy; a PROXY protocol header may come first.
+    /// The peer is a trusted proxy, and its first bytes may be a PROXY protocol header.
     ProxyHeader,
-    /// The peer is a trusted proxy; the request's headers name the client.
+    /// The peer is a trusted proxy, and the request's headers may name the client.
     RequestHeaders,
 }
 
-/// State of a handshake, dropped when it ends.
+/// State of a handshake. It is dropped when the handshake ends.
 pub(crate) struct Handshake<S> {
+    /// Address of the peer, or of the client once it is known.
     pub(crate) peer: SocketAddr,
     pub(crate) client_source: ClientSource,
-    /// Incomplete head, or the bytes that follow a complete one.
+    /// Incomplete head. Once the head is complete, the bytes that followed it.
     pub(crate) head: Vec<u8>,
     /// Length of the head when it was last parsed.
-    parsed: usize,
-    /// Refusal decided before the request was read, because of a limit.
+    parsed_len: usize,
+    /// Refusal because of a limit, decided before the request was read. It is the answer to the
+    /// request.
     pub(crate) refusal: Option<Refusal>,
+    /// Decision that the application was asked for.
     pub(crate) decision: Option<(AcceptKey, PendingDecision<S>)>,
     /// Compression to confirm in the response.
     pub(crate) deflate: Option<Params>,
     /// Time at which the connection was accepted.
-    pub(crate) since: Instant,
-    /// Whether the method is HEAD, so that the response has no body.
+    pub(crate) accepted_at: Instant,
+    /// `true` if the method is HEAD, so that the response has no body.
     pub(crate) is_head: bool,
 }
 
@@ -64,53 +67,55 @@ impl<S> Handshake<S> {
         peer: SocketAddr,
         client_source: ClientSource,
         refusal: Option<Refusal>,
-        since: Instant,
+        accepted_at: Instant,
     ) -> Self {
         Self {
             peer,
             client_source,
             head: Vec::new(),
-            parsed: 0,
+            parsed_len: 0,
             refusal,
             decision: None,
             deflate: None,
-            since,
+            accepted_at,
             is_head: false,
         }
     }
 
-    /// Adds bytes of the head. Returns `None` while it is incomplete.
+    /// Adds bytes of the head. Returns `None` while the head is incomplete, then the checked
+    /// request or a refusal.
     pub(crate) fn feed(
         &mut self,
         bytes: &[u8],
         config: &Config,
         metrics: &Metrics,
     ) -> Option<Result<HandshakeRequest, Refusal>> {
-        // A head usually comes whole and is parsed without a copy.
-        let came_before = !self.head.is_empty();
-        if came_before {
+        // A head usually arrives in one piece. It is then parsed without a copy.
+        let is_continued = !self.head.is_empty();
+        if is_continued {
             self.head.extend_from_slice(bytes);
         }
-        let head = if came_before { &self.head[..] } else { bytes };
+        let head = if is_continued { &self.head[..] } else { bytes };
         self.is_head = head.starts_with(b"HEAD ");
-        // A head that comes byte by byte is parsed when it has doubled, or when its end is there.
-        // Parsing starts anew each time, and the total work must not grow faster than the head.
+        // Parsing starts at the first byte each time. A head that arrives in many pieces is
+        // therefore parsed only when its length has doubled or its end has arrived, so that the
+        // total work stays proportional to its length.
         let is_due = head.len() >= config.max_head_bytes
-            || head.len() / 2 >= self.parsed
+            || head.len() / 2 >= self.parsed_len
             || has_blank_line(&head[(head.len() - bytes.len()).saturating_sub(2)..]);
         if !is_due {
             return None;
         }
-        self.parsed = head.len();
+        self.parsed_len = head.len();
         match Request::parse_within(head, config.head_limits()) {
             Ok(Parsed::Partial) => {
-                if !came_before {
+                if !is_continued {
                     self.head.extend_from_slice(bytes);
                 }
                 None
             }
             Ok(Parsed::Complete { request, head_bytes }) => {
-                if came_before {
+                if is_continued {
                     self.head.drain(..head_bytes);
                 } else {
                     self.head.extend_from_slice(bytes.get(head_bytes..).unwrap_or_default());
@@ -132,12 +137,12 @@ impl<S> Handshake<S> {
         }
     }
 
-    /// Adds bytes of a PROXY protocol header. Returns the bytes that follow it once it is complete, or
-    /// turns out to be absent.
+    /// Adds bytes of a possible PROXY protocol header. Returns `None` while the header is
+    /// incomplete. Once it is complete or known to be absent, returns the bytes of the client.
     ///
     /// # Errors
     ///
-    /// The header is invalid. The client is unknown, so nothing is answered.
+    /// Returns an error if the header is invalid. The client is then unknown and gets no answer.
     pub(crate) fn read_proxy_header(
         &mut self,
         bytes: &[u8],
@@ -146,7 +151,7 @@ impl<S> Handshake<S> {
         metrics: &Metrics,
     ) -> Result<Option<Vec<u8>>, ProxyError> {
         self.head.extend_from_slice(bytes);
-        match config.proxy_protocol.read(&self.head)? {
+        match config.proxy_protocol.parse(&self.head)? {
             Preface::Partial => return Ok(None),
             Preface::NoHeader => {}
             Preface::Header { length, source } => {
@@ -166,11 +171,12 @@ impl<S> Handshake<S> {
         Ok(Some(std::mem::take(&mut self.head)))
     }
 
-    /// Takes the client's address from the request and charges the connection to it.
+    /// Reads the client's address from the request and charges the connection to the address,
+    /// unless the client is itself a trusted proxy.
     ///
     /// # Errors
     ///
-    /// The headers name different clients, or the address is over a limit.
+    /// Returns a refusal if the headers name different clients or the address is over a limit.
     pub(crate) fn resolve_client(
         &mut self,
         request: &Request,
@@ -181,7 +187,7 @@ impl<S> Handshake<S> {
         let client =
             proxy::client_address(&config.trusted_proxies, config.forwarded_header, self.peer.ip(), request)?;
         if client != self.peer.ip() {
-            // Its port is not known.
+            // The headers do not name the client's port.
             self.peer = SocketAddr::new(client, 0);
         }
         if config.trusted_proxies.trusts(client) {
@@ -190,6 +196,7 @@ impl<S> Handshake<S> {
         charge_address(permit, client, config, metrics)
     }
 
+    /// Checks a complete request, and negotiates compression for an upgrade.
     fn check(&mut self, request: Request, config: &Config) -> Result<HandshakeRequest, Refusal> {
         if is_probe(&request, config) {
             return Ok(HandshakeRequest::Probe);
@@ -206,6 +213,7 @@ impl<S> Handshake<S> {
     }
 }
 
+/// Returns `true` for a readiness probe of a load balancer.
 fn is_probe(request: &Request, config: &Config) -> bool {
     config.probe_path.as_deref() == Some(request.path())
         && matches!(request.method(), "GET" | "HEAD")
@@ -223,12 +231,13 @@ pub(crate) fn write_ready(out: &mut Vec<u8>, is_head: bool) {
     }
 }
 
-/// Returns `true` if an empty line ends in these bytes. An empty line ends a head.
+/// Returns `true` if the bytes contain the end of an empty line, which ends a head.
 fn has_blank_line(bytes: &[u8]) -> bool {
     bytes.windows(2).any(|pair| pair == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
 }
 
-/// Charges a connection to its client's address, under the configured limit mode.
+/// Charges a connection to its client's address. Returns a refusal if the address is over a limit,
+/// unless limits are only observed.
 fn charge_address(
     permit: &mut ConnectionPermit,
     address: IpAddr,
@@ -236,7 +245,7 @@ fn charge_address(
     metrics: &Metrics,
 ) -> Result<(), Refusal> {
     permit.charge_address(address).or_else(|error| {
-        metrics.limited(error);
+        metrics.record_limited(error);
         match config.limit_mode {
             LimitMode::Enforce => Err(error.refusal(|| ADDRESS_LIMIT_RETRY)),
             LimitMode::Observe => Ok(()),
@@ -258,11 +267,12 @@ mod tests {
         Handshake::new(peer, ClientSource::Peer, None, Instant::now())
     }
 
-    /// Feeds a head in parts of one size. Returns the result, and the bytes fed until it came.
-    fn feed(head: &[u8], part: usize) -> (Option<Result<(), u16>>, usize) {
+    /// Feeds a head in parts of `part_len` bytes. Returns the first result, and the number of bytes
+    /// fed up to it.
+    fn feed(head: &[u8], part_len: usize) -> (Option<Result<(), u16>>, usize) {
         let (config, metrics) = (Config::default(), Metrics::new(&Cells::new(1)));
         let (mut handshake, mut fed) = (handshake(), 0);
-        for bytes in head.chunks(part) {
+        for bytes in head.chunks(part_len) {
             fed += bytes.len();
             if let Some(result) = handshake.feed(bytes, &config, &metrics) {
                 return (Some(result.map(drop).map_err(|refusal| refusal.status)), fed);
@@ -272,30 +282,30 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_read_as_soon_as_it_is_whole_however_it_comes() {
-        let whole = [HEAD, b"\r\n"].concat();
-        for part in 1..=whole.len() {
-            let (result, fed) = feed(&whole, part);
-            assert_eq!((result, fed), (Some(Ok(())), whole.len()), "in parts of {part}");
-            assert_eq!(feed(HEAD, part).0, None, "in parts of {part}");
+    fn a_head_is_parsed_once_it_is_complete_whatever_its_parts() {
+        let complete = [HEAD, b"\r\n"].concat();
+        for part_len in 1..=complete.len() {
+            let (result, fed) = feed(&complete, part_len);
+            assert_eq!((result, fed), (Some(Ok(())), complete.len()), "in parts of {part_len}");
+            assert_eq!(feed(HEAD, part_len).0, None, "in parts of {part_len}");
         }
     }
 
     #[test]
-    fn a_head_that_comes_byte_by_byte_is_parsed_a_few_times_only() {
+    fn a_head_that_arrives_byte_by_byte_is_parsed_only_a_few_times() {
         let (config, metrics) = (Config::default(), Metrics::new(&Cells::new(1)));
-        let (mut handshake, mut parses, mut last) = (handshake(), 0, 0);
+        let (mut handshake, mut parses, mut last_parsed_len) = (handshake(), 0, 0);
         let head = [HEAD, b"X: ", &[b'x'; 20_000]].concat();
         for byte in head.chunks(1) {
             assert!(handshake.feed(byte, &config, &metrics).is_none());
-            parses += usize::from(handshake.parsed != last);
-            last = handshake.parsed;
+            parses += usize::from(handshake.parsed_len != last_parsed_len);
+            last_parsed_len = handshake.parsed_len;
         }
         assert!(parses < 20, "{parses}");
     }
 
     #[test]
-    fn garbage_is_refused_without_waiting_for_its_end() {
+    fn invalid_bytes_are_refused_before_the_end_of_the_head() {
         let (result, fed) = feed(b"\x16\x03\x01 this is something else entirely", 1);
         assert_eq!(result, Some(Err(400)));
         assert!(fed < 8, "{fed}");
@@ -305,10 +315,10 @@ mod tests {
     #[test]
     fn a_head_over_the_limit_is_refused_at_once() {
         let long = [b"GET / HTTP/1.1\r\nX: ", &[b'x'; 100_000][..]].concat();
-        for part in [1, 1000, 100_000] {
-            let (result, fed) = feed(&long, part);
+        for part_len in [1, 1000, 100_000] {
+            let (result, fed) = feed(&long, part_len);
             assert_eq!(result, Some(Err(400)));
-            assert!(fed < Config::default().max_head_bytes + part, "{part}: {fed}");
+            assert!(fed < Config::default().max_head_bytes + part_len, "{part_len}: {fed}");
         }
     }
 }

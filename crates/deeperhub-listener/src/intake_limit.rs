@@ -1,69 +1,70 @@
-//! Limits a worker's intake while memory is short.
+//! Limits a worker's *intake* while memory is short: the client input that it reads and handles.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::memory_budget::MemoryBudget;
 
-/// Period after which intake is raised to at least [`MIN_INTAKE`], even without a new measurement.
+/// Period after which a worker may take in at least [`MIN_INTAKE`] again, even without a new
+/// measurement.
 const RENEWAL_PERIOD: Duration = Duration::from_millis(100);
 
 /// Minimum intake per period, however short memory is. It suffices for pongs and closes of many
-/// clients, and for slow message traffic. Memory that something else holds never stops a worker for
-/// good.
+/// clients, and for slow message traffic. Without it, memory that something else holds could stop a
+/// worker for good.
 const MIN_INTAKE: u64 = 256 * 1024;
 
-/// A worker's share of the room left below the memory budget, in byte cost.
+/// A worker's share of the memory left in the budget, in [byte cost](crate::round).
 ///
-/// Memory is measured a few times a second. Intake between two measurements is bounded by the room
-/// left at the first. Without that bound, clients that send compressed messages could make a worker
-/// hold gigabytes before the next measurement.
+/// Memory is measured a few times a second. The intake between two measurements is bounded by the
+/// memory left at the first. Without that bound, clients that send compressed messages could make a
+/// worker hold gigabytes before the next measurement.
 #[derive(Debug)]
 pub(crate) struct IntakeLimit {
     memory: Option<Arc<MemoryBudget>>,
     workers: u64,
-    left: u64,
-    /// Measurement that `left` was computed from.
+    /// Cost that may still be spent.
+    remaining: u64,
+    /// Number of the measurement that `remaining` was computed from.
     last_measurement: u64,
-    until: Option<Instant>,
+    /// End of the period. `None` before the first round.
+    period_end: Option<Instant>,
 }
 
 impl IntakeLimit {
     pub(crate) fn new(memory: Option<Arc<MemoryBudget>>, workers: usize) -> Self {
-        let left = if memory.is_some() { MIN_INTAKE } else { u64::MAX };
-        Self { memory, workers: workers.max(1) as u64, left, last_measurement: 0, until: None }
+        let remaining = if memory.is_some() { MIN_INTAKE } else { u64::MAX };
+        Self { memory, workers: workers.max(1) as u64, remaining, last_measurement: 0, period_end: None }
     }
 
-    /// Renews the limit if memory was measured again or the period is over.
+    /// Renews the limit if there is a new measurement or the period is over.
     pub(crate) fn begin_round(&mut self, now: Instant) {
         let Some(memory) = &self.memory else { return };
         let measurement = memory.measurements();
-        if measurement != self.last_measurement || self.until.is_none_or(|until| now >= until) {
-            let left = if measurement == self.last_measurement {
-                self.left
-            } else {
-                memory.intake_room() / self.workers
-            };
-            self.left = left.max(MIN_INTAKE);
+        if measurement != self.last_measurement || self.period_end.is_none_or(|end| now >= end) {
+            if measurement != self.last_measurement {
+                self.remaining = memory.intake_room() / self.workers;
+            }
+            self.remaining = self.remaining.max(MIN_INTAKE);
             self.last_measurement = measurement;
-            self.until = now.checked_add(RENEWAL_PERIOD);
+            self.period_end = now.checked_add(RENEWAL_PERIOD);
         }
     }
 
-    /// Returns the cost that may be spent now.
-    pub(crate) fn left(&self) -> usize {
-        usize::try_from(self.left).unwrap_or(usize::MAX)
+    /// Returns the cost that may still be spent.
+    pub(crate) fn remaining(&self) -> usize {
+        usize::try_from(self.remaining).unwrap_or(usize::MAX)
     }
 
-    /// Returns `true` if nothing may be read until the limit is renewed.
+    /// Returns `true` if no input may be read until the limit is renewed.
     pub(crate) fn is_used_up(&self) -> bool {
-        self.left == 0
+        self.remaining == 0
     }
 
-    /// Deducts the cost of a round.
+    /// Deducts cost that was spent.
     pub(crate) fn spend(&mut self, cost: usize) {
         if self.memory.is_some() {
-            self.left = self.left.saturating_sub(cost as u64);
+            self.remaining = self.remaining.saturating_sub(cost as u64);
         }
     }
 }
@@ -78,7 +79,7 @@ mod tests {
         intake.begin_round(Instant::now());
         intake.spend(usize::MAX);
         assert!(!intake.is_used_up());
-        assert_eq!(intake.left(), usize::MAX);
+        assert_eq!(intake.remaining(), usize::MAX);
     }
 
     #[test]
@@ -88,17 +89,17 @@ mod tests {
         let mut intake = IntakeLimit::new(Some(Arc::clone(&memory)), 2);
         let now = Instant::now();
         intake.begin_round(now);
-        assert_eq!(intake.left(), 20 << 20, "half of what is left up to 95 %");
+        assert_eq!(intake.remaining(), 20 << 20, "half of the 40 MiB up to 95 %");
         intake.spend(20 << 20);
         assert!(intake.is_used_up());
         intake.begin_round(now);
-        assert!(intake.is_used_up(), "until it is measured again");
+        assert!(intake.is_used_up(), "the limit is renewed before a measurement");
         memory.update(75 << 20);
         intake.begin_round(now);
-        assert_eq!(intake.left(), 10 << 20);
-        // A late measurement takes nothing away.
+        assert_eq!(intake.remaining(), 10 << 20);
+        // The end of a period does not lower the limit.
         intake.begin_round(now + 2 * RENEWAL_PERIOD);
-        assert_eq!(intake.left(), 10 << 20);
+        assert_eq!(intake.remaining(), 10 << 20);
     }
 
     #[test]
@@ -109,7 +110,7 @@ mod tests {
         let mut now = Instant::now();
         for _ in 0..3 {
             intake.begin_round(now);
-            assert_eq!(intake.left() as u64, MIN_INTAKE);
+            assert_eq!(intake.remaining() as u64, MIN_INTAKE);
             intake.spend(usize::MAX);
             assert!(intake.is_used_up());
             now += RENEWAL_PERIOD;

@@ -1,14 +1,15 @@
-//! A WebSocket server library: accepting, handshakes, worker threads and connections. You write the
-//! sessions.
+//! A WebSocket server library. It accepts connections, performs handshakes and runs worker threads;
+//! you write the sessions that handle messages.
 //!
-//! A connection belongs to one worker thread for its whole life. A worker is one loop over its
-//! connections, in rounds. A round reads ready sockets and calls their [`Session`]s. It then polls
-//! the worker's own state ([`WorkerState::poll`]) for frames from elsewhere, and writes each
-//! connection at most once. An idle connection holds no buffer.
+//! A connection belongs to one worker thread for its whole life. A worker runs one loop over its
+//! connections. Each pass of the loop, a *round*, reads the ready sockets and calls their
+//! [`Session`]s. It then calls [`WorkerState::poll`], which sends frames from other sources. At its
+//! end, it writes all queued bytes; only large replies are written earlier. An idle connection
+//! holds no buffer.
 //!
-//! An [`Application`] decides on handshakes, and creates the state of each worker
-//! ([`WorkerState`]) and the sessions that answer messages. All three are type parameters, so calls
-//! are static. [`accept_all`] is an application that accepts every handshake.
+//! You implement an [`Application`], which decides on handshakes and creates sessions and worker
+//! states. All of these are type parameters, so calls are static. [`accept_all`] is an application
+//! that accepts every handshake.
 //!
 //! This crate has no topics, message formats or tokens: these belong to the application.
 //!
@@ -19,11 +20,11 @@
 //! struct Echo;
 //!
 //! impl Session for Echo {
-//!     type WorkerState = ();
+//!      type WorkerState = ();
 //!
-//!     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, ()>) {
-//!         cx.reply_message(message);
-//!     }
+//!      fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, ()>) {
+//!          cx.reply_message(message);
+//!      }
 //! }
 //!
 //! # fn main() -> Result<(), deeperhub_listener::StartError> {
@@ -53,7 +54,6 @@ mod listener;
 mod memory_budget;
 mod metrics;
 mod outbox;
-
 mod proxy;
 mod reconnect_pacer;
 mod restart;

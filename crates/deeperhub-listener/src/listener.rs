@@ -22,15 +22,17 @@ use crate::metrics::Metrics;
 use crate::session::Application;
 use crate::worker::{self, WorkerCells};
 
-/// Time that [`Listener::stop`] waits for the threads. A thread that takes longer is left behind.
+/// Maximum time that [`Listener::stop`] waits for the threads. A thread that hangs thus does not
+/// keep the program from ending.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum time of a drain: a year.
-const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Maximum time of a drain: a year. It keeps the deadline within the clock's range.
+const MAX_DRAIN_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A running WebSocket listener: listening sockets, an acceptor thread and worker threads.
 ///
-/// Dropping it ends all connections at once, without close frames. Call [`drain`](Self::drain) first.
+/// Dropping a listener ends all connections at once, without close frames. Call
+/// [`drain`](Self::drain) first.
 #[derive(Debug)]
 pub struct Listener {
     /// Bound addresses, at least one.
@@ -38,7 +40,9 @@ pub struct Listener {
     admission: Arc<Admission>,
     config: Arc<ArcSwap<Config>>,
     control: Arc<Control>,
+    /// The threads, until [`stop`](Self::stop) or [`wait`](Self::wait) waits for them.
     threads: Mutex<Option<Threads>>,
+    /// Waker that interrupts the acceptor's polling.
     stop_accepting: Arc<mio::Waker>,
 }
 
@@ -51,7 +55,7 @@ struct Threads {
 }
 
 impl Threads {
-    /// Starts a thread.
+    /// Starts a thread that holds a sender of the channel `last_ended`.
     fn spawn(
         &mut self,
         name: String,
@@ -60,7 +64,7 @@ impl Threads {
     ) -> Result<(), StartError> {
         let running = running.clone();
         let run = move || {
-            // Dropped when the thread ends, even after a panic.
+            // The sender is dropped when the thread ends, even after a panic.
             let _running = running;
             run();
         };
@@ -68,11 +72,12 @@ impl Threads {
         Ok(())
     }
 
-    /// Waits for the threads, at most for `time`. Threads that hang are logged and left behind.
+    /// Waits for the threads, at most for `time`. Logs the threads that have not ended by then, and
+    /// leaves them running.
     async fn join(mut self, time: Duration) {
         if tokio::time::timeout(time, self.last_ended.recv()).await.is_ok() {
             for thread in self.handles {
-                // A panic there was caught and counted already.
+                // The thread catches and counts its panics, so there is no result to check.
                 let _ = thread.join();
             }
             return;
@@ -88,7 +93,8 @@ impl Threads {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The address is taken, not local, or not allowed.
+    /// The address is in use, not local or not allowed, or the system lacks resources to listen on
+    /// it.
     #[error("cannot listen on {address}")]
     Listen {
         /// Requested address.
@@ -97,10 +103,10 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-    /// A thread could not be started.
+    /// A thread could not be started, or a worker's async runtime could not be created.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
-    /// The metrics were made for fewer workers, or are in use by another listener.
+    /// The metrics have cells for fewer workers, or another listener uses them.
     #[error("metrics do not fit the workers")]
     Metrics(#[from] CellError),
 }
@@ -116,13 +122,13 @@ impl Listener {
     ) -> Result<Self, StartError> {
         let sockets = listen_on(on, config.backlog)
             .map_err(|(address, source)| StartError::Listen { address, source })?;
-        let asked = match on {
+        let requested_address = match on {
             ListenOn::Address(address) => address,
             ListenOn::Loopback { port } => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
         };
-        let refused = |source| StartError::Listen { address: asked, source };
+        let listen_error = |source| StartError::Listen { address: requested_address, source };
         let addresses =
-            sockets.iter().map(TcpListener::local_addr).collect::<Result<_, _>>().map_err(refused)?;
+            sockets.iter().map(TcpListener::local_addr).collect::<Result<_, _>>().map_err(listen_error)?;
         let worker_count = config.workers.clamp(1, cells.workers());
         let admission = Admission::new(
             config.max_connections,
@@ -142,11 +148,11 @@ impl Listener {
             &config.load(),
             metrics.clone(),
         )
-        .map_err(refused)?;
+        .map_err(listen_error)?;
         let stop_accepting = acceptor.stopper();
         let (running, last_ended) = mpsc::channel(1);
         let mut threads = Threads { handles: Vec::with_capacity(worker_count + 1), last_ended };
-        // If a thread cannot be started, dropping this ends the others.
+        // If a thread cannot be started, `listener` is dropped, which ends the other threads.
         let listener = Self {
             addresses,
             admission,
@@ -162,14 +168,14 @@ impl Listener {
                 deferred: metrics.turns_deferred.cell(index)?,
                 queue: metrics.queue_bytes.cell(index)?,
                 io_uring: metrics.io_uring_workers.cell(index)?,
-                coders: metrics.coders(index)?,
+                compression: metrics.compression_cells(index)?,
                 round: metrics.round_seconds.cell(index)?,
             };
             let runtime = worker::runtime().map_err(StartError::Thread)?;
             let application = Arc::clone(&application);
             let (config, metrics, control) = (Arc::clone(&config), metrics.clone(), Arc::clone(&control));
             threads.spawn(format!("hub-worker-{index}"), &running, move || {
-                // Made here: sessions never leave their thread.
+                // The core is created on the worker's thread, since sessions never leave it.
                 let core = WorkerCore::new(config, metrics, Instant::now());
                 worker::run(&*application, index, &runtime, &control, core, cells);
             })?;
@@ -193,14 +199,14 @@ impl Listener {
         &self.addresses
     }
 
-    /// Returns the number of connections, handshakes and closing ones included.
+    /// Returns the number of connections, including those in their handshake and closing ones.
     pub fn connections(&self) -> usize {
         self.admission.open()
     }
 
-    /// Replaces the limits on connections, heads, messages, queues and rounds with those of `config`.
-    /// Other settings stay as they were at the start. Open connections stay. Workers follow within a
-    /// second; an open connection over a new limit is noticed at its next message or frame.
+    /// Replaces the limits on connections, heads, messages, queues and rounds with those of
+    /// `config`. Other settings stay as they were at the start. Workers use the new limits within a
+    /// second. Open connections stay; their next messages and frames must keep to the new limits.
     pub fn reconfigure(&self, config: &Config) {
         let current = self.config.load();
         self.admission.set_limits(config.max_connections, config.max_connections_per_ip);
@@ -218,22 +224,21 @@ impl Listener {
         }));
     }
 
-    /// Refuses new connections with 503 `draining` and closes the others with 1001, spread over
-    /// `time`. Returns when all are gone or the time is over. The listener keeps refusing until it
-    /// is dropped. Clients are told when to come back; `reconnect_to` says to which server.
+    /// Refuses new connections with 503 `draining`, and closes the open ones with 1001, spread over
+    /// `time`. Refusals and closes tell clients when to reconnect, according to `reconnect_to`.
     ///
-    /// A worker that hangs keeps its connections; the drain does not wait for it beyond `time`.
+    /// Returns when no connection is left or `time` has passed, even if a worker hangs. The
+    /// listener refuses new connections until it is dropped.
     pub async fn drain(&self, time: Duration, reconnect_to: ReconnectTo) {
-        // Keep the deadline within the clock's range.
-        let time = time.min(LONGEST_DRAIN);
+        let time = time.min(MAX_DRAIN_TIME);
         let open = self.admission.open();
         let plan = DrainPlan::new(Instant::now(), time, open, reconnect_to, &self.config.load());
         self.control.drain(Arc::new(plan));
         let _ = tokio::time::timeout(time, self.admission.wait_empty()).await;
     }
 
-    /// Stops the acceptor and the workers, and waits at most five seconds for their threads. A
-    /// thread that hangs is logged and left behind. Open connections are dropped.
+    /// Stops the acceptor and the workers, and waits at most five seconds for their threads. Open
+    /// connections are dropped. A thread that hangs is logged and left running.
     pub async fn stop(&self) {
         self.end_threads();
         let threads = self.lock_threads().take();
@@ -242,16 +247,18 @@ impl Listener {
         }
     }
 
-    /// Blocks the calling thread until the threads of the listener end, after [`stop`](Self::stop) was
-    /// called on another thread. That `stop` then does not wait for them itself.
+    /// Blocks the calling thread until the threads of the listener end, for example because another
+    /// thread calls [`stop`](Self::stop). Only the first call of `wait` or `stop` waits for the
+    /// threads; later calls return at once.
     pub fn wait(&self) {
         let threads = self.lock_threads().take();
         for thread in threads.into_iter().flat_map(|threads| threads.handles) {
-            // A panic there was caught and counted already.
+            // The thread catches and counts its panics, so there is no result to check.
             let _ = thread.join();
         }
     }
 
+    /// Tells all threads to end.
     fn end_threads(&self) {
         self.control.stop();
         let _ = self.stop_accepting.wake();

@@ -1,4 +1,5 @@
-//! Memory budget of the process: refuses and sheds connections as usage approaches the limit.
+//! Memory budget of the process. When usage approaches the limit, new connections are refused;
+//! closer to it, connections are *shed*: the worker closes those that hold the most bytes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -9,49 +10,51 @@ const REFUSE_PERCENT: u64 = 80;
 /// Usage in percent from which the largest connections are shed, down to [`REFUSE_PERCENT`].
 const SHED_PERCENT: u64 = 90;
 
-/// Share of the budget, in percent, up to which workers may take in client data before the next
-/// measurement.
+/// Usage in percent of the budget that client input may cause before the next measurement.
 const INTAKE_PERCENT: u64 = 95;
 
-/// Least bytes that a connection must hold to be shed: about what every connection costs anyway.
+/// Minimum bytes that a connection must hold to be shed. Every idle connection costs about as much.
 const MIN_SHED_BYTES: usize = 1024;
 
-/// Divisor of an even share of the bytes to free. Connections that hold less than the result are
-/// not shed. All of them together would free too little; something else holds the memory.
-const SHED_SHARE_DIVISOR: u64 = 16;
+/// Divisor of a connection's even share of the bytes to free. A connection that holds less than the
+/// quotient is not shed: all such connections together would free too little, because something
+/// else holds the memory.
+const EVEN_SHARE_DIVISOR: u64 = 16;
 
-/// Measurements after a shed in which only further growth is shed. The allocator needs time to return
-/// memory to the system, and other connections must not pay for that.
+/// Number of measurements after a shed in which only further growth is shed. The allocator needs
+/// time to return the freed memory, and until then no other connections should be closed for it.
 const SETTLING_MEASUREMENTS: u32 = 10;
 
-/// A limit for the memory of the whole process, shared by all that can make it grow.
+/// A limit on the memory of the whole process.
 ///
 /// The embedding program reports the memory in use with [`update`](Self::update), a few times a
-/// second. From 80 % of the limit on, the listener refuses new connections. From 90 % on, it closes the
-/// connections that hold the most with 1013. Queued frames, incomplete messages, TLS records and
-/// handshakes count, and what sessions report. The budget is for many connections that each stay below
-/// their own limits.
+/// second. From 80 % of the limit on, the listener refuses new connections. From 90 % on, it sheds
+/// connections until usage should be back at 80 %: it closes those that hold the most, with code
+/// 1013 if they are open. A connection holds its queued frames, its incomplete messages, TLS records
+/// or handshake, and the bytes that its session reports.
+///
+/// The budget protects against many connections that each keep to their own limits.
 #[derive(Debug)]
 pub struct MemoryBudget {
     limit: u64,
     used: AtomicU64,
-    /// Measurements so far, so that every worker acts on each of them once.
+    /// Number of measurements so far. With it, every worker acts on each measurement once.
     measurements: AtomicU64,
-    /// Bytes that all workers together should free since the last measurement.
+    /// Bytes that all workers together should free, according to the last measurement.
     to_free: AtomicU64,
-    /// Bytes that they freed since the measurement before.
+    /// Bytes that the workers freed since the last measurement.
     freed: AtomicU64,
-    last: Mutex<LastShed>,
+    last_shed: Mutex<LastShed>,
 }
 
 /// State of the last shed.
 #[derive(Debug, Default)]
 struct LastShed {
-    /// Maximum usage since then.
+    /// Maximum usage measured since the shed.
     used: u64,
     /// Bytes still to free.
     missing: u64,
-    /// Measurements left until its effect is assumed to show.
+    /// Number of measurements left until usage should show the effect of the shed.
     settling: u32,
 }
 
@@ -64,20 +67,20 @@ impl MemoryBudget {
             measurements: AtomicU64::new(0),
             to_free: AtomicU64::new(0),
             freed: AtomicU64::new(0),
-            last: Mutex::default(),
+            last_shed: Mutex::default(),
         }
     }
 
-    /// Reports the bytes in use now.
+    /// Reports a measurement: the bytes in use now.
     pub fn update(&self, used: u64) {
         self.used.store(used, Ordering::Relaxed);
         self.to_free.store(self.bytes_to_shed(used), Ordering::Relaxed);
         self.measurements.fetch_add(1, Ordering::Release);
     }
 
-    /// Returns the bytes to free at a usage of `used`.
+    /// Returns the bytes to free after a measurement of `used` bytes.
     fn bytes_to_shed(&self, used: u64) -> u64 {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last_shed.lock().unwrap_or_else(PoisonError::into_inner);
         last.missing = last.missing.saturating_sub(self.freed.swap(0, Ordering::Relaxed));
         if used < self.share(SHED_PERCENT) {
             last.settling = last.settling.saturating_sub(1);
@@ -102,12 +105,12 @@ impl MemoryBudget {
         self.limit
     }
 
-    /// Returns the bytes in use as of the last report.
+    /// Returns the bytes in use at the last measurement.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Returns `true` if new connections are accepted.
+    /// Returns `true` if memory for new connections is left.
     pub fn has_room(&self) -> bool {
         self.used() < self.share(REFUSE_PERCENT)
     }
@@ -117,19 +120,21 @@ impl MemoryBudget {
         self.measurements.load(Ordering::Acquire)
     }
 
-    /// Returns the bytes that all workers together may take in before the next measurement.
+    /// Returns the bytes of memory that client input at all workers may cause before the next
+    /// measurement.
     pub(crate) fn intake_room(&self) -> u64 {
         self.share(INTAKE_PERCENT).saturating_sub(self.used())
     }
 
-    /// Returns the bytes that all workers together should free, once per measurement. `seen` is the last
-    /// measurement that the caller acted on.
-    pub(crate) fn take_shed_target(&self, seen: &mut u64) -> Option<u64> {
+    /// Returns the bytes that all workers together should free, or `None` if there are none.
+    /// Returns them once per measurement: `last_measurement` is the number of the last one that the
+    /// caller acted on.
+    pub(crate) fn take_shed_target(&self, last_measurement: &mut u64) -> Option<u64> {
         let measurement = self.measurements();
-        if *seen == measurement {
+        if *last_measurement == measurement {
             return None;
         }
-        *seen = measurement;
+        *last_measurement = measurement;
         Some(self.to_free.load(Ordering::Relaxed)).filter(|&bytes| bytes > 0)
     }
 
@@ -138,24 +143,25 @@ impl MemoryBudget {
         self.freed.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Returns `percent` of the limit.
     fn share(&self, percent: u64) -> u64 {
-        // The order keeps budgets beyond 2^57 bytes from an overflow.
+        // Dividing first avoids an overflow with limits above 2^57 bytes.
         self.limit / 100 * percent + self.limit % 100 * percent / 100
     }
 }
 
-/// Returns keys and sizes of the connections to shed, largest first, until they add up to `bytes`.
-/// Connections too small to matter are left out.
+/// Returns keys and sizes of the connections to shed: the largest ones that together hold `bytes`.
+/// Leaves out connections that are too small to matter.
 pub(crate) fn select_largest(mut sizes: Vec<(u32, usize)>, bytes: u64) -> impl Iterator<Item = (u32, usize)> {
-    let even = bytes / sizes.len().max(1) as u64 / SHED_SHARE_DIVISOR;
-    let least = usize::try_from(even).unwrap_or(usize::MAX).max(MIN_SHED_BYTES);
+    let share = bytes / sizes.len().max(1) as u64 / EVEN_SHARE_DIVISOR;
+    let min_size = usize::try_from(share).unwrap_or(usize::MAX).max(MIN_SHED_BYTES);
     sizes.sort_unstable_by_key(|&(key, size)| (std::cmp::Reverse(size), key));
-    let mut left = bytes;
+    let mut remaining = bytes;
     sizes.into_iter().map_while(move |(key, size)| {
-        if left == 0 || size < least {
+        if remaining == 0 || size < min_size {
             return None;
         }
-        left = left.saturating_sub(size as u64);
+        remaining = remaining.saturating_sub(size as u64);
         Some((key, size))
     })
 }
@@ -164,64 +170,64 @@ pub(crate) fn select_largest(mut sizes: Vec<(u32, usize)>, bytes: u64) -> impl I
 mod tests {
     use super::*;
 
-    fn told(used: u64) -> MemoryBudget {
+    fn budget_with_usage(used: u64) -> MemoryBudget {
         let budget = MemoryBudget::new(1000);
         budget.update(used);
         budget
     }
 
     #[test]
-    fn there_is_room_up_to_four_fifths() {
-        assert!(told(0).has_room() && told(799).has_room());
-        assert!(!told(800).has_room() && !told(5000).has_room());
+    fn there_is_room_below_80_percent() {
+        assert!(budget_with_usage(0).has_room() && budget_with_usage(799).has_room());
+        assert!(!budget_with_usage(800).has_room() && !budget_with_usage(5000).has_room());
     }
 
     #[test]
-    fn shedding_starts_at_nine_tenths_once_per_measurement() {
+    fn shedding_starts_at_90_percent_once_per_measurement() {
         for (used, expected) in [(0, None), (899, None), (900, Some(100)), (2000, Some(1200))] {
-            let budget = told(used);
-            let mut seen = 0;
-            assert_eq!(budget.take_shed_target(&mut seen), expected, "{used}");
-            assert_eq!(budget.take_shed_target(&mut seen), None, "{used}, the second time");
+            let budget = budget_with_usage(used);
+            let mut measurement = 0;
+            assert_eq!(budget.take_shed_target(&mut measurement), expected, "{used}");
+            assert_eq!(budget.take_shed_target(&mut measurement), None, "{used}, the second time");
         }
     }
 
     #[test]
     fn only_further_growth_is_shed_until_the_effect_shows() {
-        let budget = told(950);
-        let mut seen = 0;
-        assert_eq!(budget.take_shed_target(&mut seen), Some(150));
+        let budget = budget_with_usage(950);
+        let mut measurement = 0;
+        assert_eq!(budget.take_shed_target(&mut measurement), Some(150));
         let mut next = |used, shed| {
             budget.record_shed(shed);
             budget.update(used);
-            budget.take_shed_target(&mut seen)
+            budget.take_shed_target(&mut measurement)
         };
-        assert_eq!(next(950, 100), Some(50), "what the workers had not given up");
-        assert_eq!(next(950, 60), None, "the memory is not back yet");
-        assert_eq!(next(980, 0), Some(30), "more has come");
+        assert_eq!(next(950, 100), Some(50), "the rest of the first target");
+        assert_eq!(next(950, 60), None, "the allocator has not returned the memory yet");
+        assert_eq!(next(980, 0), Some(30), "only the growth");
         assert_eq!(next(970, 30), None);
-        assert_eq!(next(700, 0), None, "it is back");
+        assert_eq!(next(700, 0), None, "usage is low");
         for _ in 0..5 {
             next(700, 0);
         }
-        assert_eq!(next(900, 0), Some(100), "time and again");
+        assert_eq!(next(900, 0), Some(100), "the next shed");
     }
 
     #[test]
-    fn shedding_repeats_if_memory_does_not_come_back() {
-        let budget = told(950);
-        let mut seen = 0;
-        assert_eq!(budget.take_shed_target(&mut seen), Some(150));
+    fn shedding_repeats_if_usage_stays_high() {
+        let budget = budget_with_usage(950);
+        let mut measurement = 0;
+        assert_eq!(budget.take_shed_target(&mut measurement), Some(150));
         budget.record_shed(150);
-        let mut waits = 0;
+        let mut settling = 0;
         loop {
             budget.update(950);
-            match budget.take_shed_target(&mut seen) {
-                None => waits += 1,
+            match budget.take_shed_target(&mut measurement) {
+                None => settling += 1,
                 Some(bytes) => break assert_eq!(bytes, 150),
             }
         }
-        assert_eq!(waits, SETTLING_MEASUREMENTS);
+        assert_eq!(settling, SETTLING_MEASUREMENTS);
     }
 
     #[test]
@@ -240,8 +246,8 @@ mod tests {
         let chosen = |sizes: Vec<(u32, usize)>, bytes| {
             select_largest(sizes, bytes).map(|(key, _)| key).collect::<Vec<_>>()
         };
-        let silent: Vec<(u32, usize)> = (0..100).map(|key| (key, MIN_SHED_BYTES - 1)).collect();
-        assert_eq!(chosen(silent.clone(), 1), [0; 0], "about what a connection costs anyway");
+        let small: Vec<(u32, usize)> = (0..100).map(|key| (key, MIN_SHED_BYTES - 1)).collect();
+        assert_eq!(chosen(small, 1), [0; 0], "every idle connection costs about as much");
         // 100 MiB are missing, and these hold 2 MiB together: something else holds the memory.
         let idle: Vec<(u32, usize)> = (0..100).map(|key| (key, 20 << 10)).collect();
         assert_eq!(chosen(idle.clone(), 100 << 20), [0; 0]);

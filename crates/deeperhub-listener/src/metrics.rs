@@ -12,22 +12,22 @@ use deeperhub_protocol::frame::FrameError;
 use deeperhub_security::tls::ClientAuthFault;
 
 use crate::admission::AdmissionError;
-use crate::deflate::{Coders, Sizes};
+use crate::deflate::{DeflateCodec, Sizes};
 use crate::transport::TlsHandshakeCounts;
 
-/// How handshakes end, in the order of [`Metrics::handshakes`].
+/// Names of [`HandshakeOutcome`], in its order.
 const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost", "tls_failed", "proxy_failed"];
 
-/// Answers to probes, in the order of [`Metrics::probes`].
-const ANSWERS: &[&str] = &["unready", "ready"];
+/// Answers to probes: index 0 for 503, index 1 for 200.
+const PROBE_ANSWERS: &[&str] = &["unready", "ready"];
 
-/// Limits that new connections meet, in the order of [`Metrics::limited`].
-const LIMITS: &[&str] = &["max_connections", "max_connections_per_ip", "connection_rate_per_ip"];
+/// Names of the limits on new connections, in the order of [`AdmissionError`].
+const CONNECTION_LIMITS: &[&str] = &["max_connections", "max_connections_per_ip", "connection_rate_per_ip"];
 
-/// Limits that end handshakes, in the order of [`HandshakeLimit`].
+/// Names of [`HandshakeLimit`], in its order.
 const HANDSHAKE_LIMITS: &[&str] = &["head_bytes", "time", "head_lines"];
 
-/// Indices into [`HANDSHAKE_LIMITS`].
+/// Limit that ended a handshake.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum HandshakeLimit {
     HeadBytes,
@@ -35,13 +35,13 @@ pub(crate) enum HandshakeLimit {
     HeadLines,
 }
 
-/// Limits on the size of a message, in the order of [`Metrics::too_big`].
-const SIZES: &[&str] = &["bytes", "fragments"];
+/// Names of the size limits of a message, in the order of [`Metrics::record_too_big`].
+const MESSAGE_LIMITS: &[&str] = &["bytes", "fragments"];
 
-/// How TLS handshakes end, in the order of [`Metrics::tls_handshakes`].
+/// Names of the results of TLS handshakes, in the order of [`Metrics::record_tls_handshakes`].
 const TLS_RESULTS: &[&str] = &["full", "resumed", "failed"];
 
-/// Indices into [`OUTCOMES`].
+/// Outcome of a handshake.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum HandshakeOutcome {
     Accepted,
@@ -55,58 +55,63 @@ pub(crate) enum HandshakeOutcome {
 /// Metrics of a listener. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    /// Handshakes by outcome. Refusals before the request was read are `refused`.
+    /// Handshakes by outcome. A connection that was refused when it was accepted counts as
+    /// `refused` once its refusal is sent.
     pub handshakes: SharedCounterVec,
-    /// Load balancer probes by answer. They are not handshakes.
+    /// Load balancer probes by answer. Probes do not count as handshakes.
     pub probes: SharedCounterVec,
-    /// TLS handshakes by result. Clients that went away during theirs are not counted.
+    /// TLS handshakes by result. Handshakes that the client broke off are not counted.
     pub tls_handshakes: SharedCounterVec,
-    /// Clients refused in the TLS handshake for their certificate, by reason. Each is a failed TLS
-    /// handshake too.
+    /// Clients refused in the TLS handshake because of their certificate, by reason. Each one also
+    /// counts as a failed TLS handshake.
     #[cfg(feature = "tls")]
     pub tls_client_auth_refused: SharedCounterVec,
-    /// Connections refused by a limit, by which; they are among the refused handshakes too, once they are told.
+    /// Connections over a limit on connections, by limit. They are refused, except those over a
+    /// limit per address in observe mode ([`Config::limit_mode`](crate::Config::limit_mode)).
     pub limited: SharedCounterVec,
-    /// Handshakes ended by a limit of their own, by which.
+    /// Handshakes ended by a limit on time or on the size of the head, by limit.
     pub handshakes_limited: SharedCounterVec,
-    /// Messages over a limit of size, by which; each closed its connection with 1009.
+    /// Messages over a size limit, by limit. Each one closed its connection with 1009.
     pub messages_too_big: SharedCounterVec,
-    /// Errors of `accept` (no descriptors, aborted connections).
+    /// Errors of `accept`, such as a lack of file descriptors or aborted connections.
     pub accept_errors: SharedCounter,
-    /// Connections that were dropped unanswered because too many were being refused already.
+    /// Connections dropped without an answer because too many others were being refused already.
     pub accept_drops: SharedCounter,
     /// Pauses of accepting because every worker's queue of new connections was full.
     pub accept_pauses: SharedCounter,
-    /// New connections taken back from a stalled or dead worker and given to another.
+    /// New connections moved from a worker that hangs or panicked to another worker.
     pub arrivals_moved: SharedCounter,
-    /// Connections closed with 1013 because their queue passed the limit.
+    /// Connections closed with 1013: their queue passed the limit, or memory was short.
     pub slow_consumers: SharedCounter,
     /// Connections refused because too little memory was left.
     pub memory_refusals: SharedCounter,
-    /// Connections closed with 1013 because too little memory was left and they had the most bytes waiting.
+    /// Connections closed because too little memory was left and they held the most. Open ones are
+    /// closed with 1013; handshakes are refused or dropped.
     pub memory_sheds: SharedCounter,
-    /// Connections closed with 4200.
+    /// Connections closed with 4200: no sign of life after a ping.
     pub pong_timeouts: SharedCounter,
-    /// Panics of sessions; each closed its own connection with 1011.
+    /// Panics of sessions and of handshake decisions. Each one ended only its own connection.
     pub session_panics: SharedCounter,
-    /// Workers that died and were replaced.
+    /// Workers that panicked and were replaced.
     pub worker_restarts: SharedCounter,
     /// Restarts of the acceptor thread after a panic.
     pub acceptor_restarts: SharedCounter,
-    /// Workers that write many connections per system call.
+    /// Workers that use io_uring to read and write many connections per system call.
     pub io_uring_workers: Gauge,
-    /// Bytes that wait in queues to be sent, as of each worker's last look.
+    /// Bytes queued to be sent to clients, as of each worker's last check of deadlines.
     pub queue_bytes: Gauge,
-    /// Bytes read from sockets, handshakes included; of TLS what is inside.
+    /// Bytes read from sockets, WebSocket handshakes included. With TLS, decrypted bytes count.
     pub received_bytes: Counter,
-    /// Bytes written to sockets, handshakes included; of TLS what is inside.
+    /// Bytes written to sockets, WebSocket handshakes included. With TLS, bytes before encryption
+    /// count.
     pub sent_bytes: Counter,
-    /// Turns that ended with bytes read but not handled: the connection sent more than its share of
-    /// a round.
+    /// Turns of connections that ended with bytes read but not handled. The client sent more than
+    /// the connection's share of a round, or its session paused reading.
     pub turns_deferred: Counter,
-    /// Messages compressed. One that many clients get counts once, or at most once for each of its forms.
+    /// Messages compressed. A message with many receivers counts once for each set of compression
+    /// parameters.
     pub compressions: Counter,
-    /// Bytes before compression of frames sent compressed, per receiver.
+    /// Bytes before compression of the frames sent compressed, counted for each receiver.
     pub compression_input_bytes: Counter,
     /// Bytes of the same frames after compression.
     pub compression_output_bytes: Counter,
@@ -116,37 +121,41 @@ pub struct Metrics {
     pub decompression_output_bytes: Counter,
     /// Time from accepting a connection to its worker taking it.
     pub accept_seconds: SharedHistogram,
-    /// Time from accepting a connection to accepting its handshake. Refused ones are not counted.
+    /// Time from accepting a connection to accepting its handshake. Refused handshakes do not
+    /// count.
     pub handshake_seconds: SharedHistogram,
-    /// Time of each round of a worker, from its wake-up to the last write.
+    /// Duration of each round of a worker, from its start to its last write.
     pub round_seconds: Histogram,
 }
 
-/// A worker's part of what is counted about compression.
-pub(crate) struct CoderCells {
+/// A worker's cells of the compression metrics.
+pub(crate) struct CompressionCells {
     compressions: CounterCell,
+    /// Input and output bytes of compression.
     compression: [CounterCell; 2],
+    /// Input and output bytes of decompression.
     decompression: [CounterCell; 2],
 }
 
-impl CoderCells {
-    /// Counts what was done since the last call.
-    pub(crate) fn take(&mut self, coders: &mut Coders) {
-        // A worker without such connections has nothing to count: two comparisons.
-        if coders.incoming.sizes.input > 0 {
-            add(&mut self.decompression, &mut coders.incoming.sizes);
+impl CompressionCells {
+    /// Adds the codec's counts since the last call.
+    pub(crate) fn add_counts(&mut self, codec: &mut DeflateCodec) {
+        // Called every round, so rounds without compression only compare.
+        if codec.decompressor.sizes.input > 0 {
+            add_sizes(&mut self.decompression, &mut codec.decompressor.sizes);
         }
-        let runs = coders.outgoing.take_message_count();
-        if runs > 0 {
-            self.compressions.add(runs);
+        let messages = codec.compressor.take_message_count();
+        if messages > 0 {
+            self.compressions.add(messages);
         }
-        if coders.outgoing.sizes.input > 0 {
-            add(&mut self.compression, &mut coders.outgoing.sizes);
+        if codec.compressor.sizes.input > 0 {
+            add_sizes(&mut self.compression, &mut codec.compressor.sizes);
         }
     }
 }
 
-fn add([input, output]: &mut [CounterCell; 2], sizes: &mut Sizes) {
+/// Adds the sizes to two cells and resets them.
+fn add_sizes([input, output]: &mut [CounterCell; 2], sizes: &mut Sizes) {
     let sizes = std::mem::take(sizes);
     input.add(sizes.input);
     output.add(sizes.output);
@@ -157,13 +166,13 @@ impl Metrics {
     pub fn new(cells: &Cells) -> Self {
         Self {
             handshakes: SharedCounterVec::new("outcome", OUTCOMES),
-            probes: SharedCounterVec::new("answer", ANSWERS),
+            probes: SharedCounterVec::new("answer", PROBE_ANSWERS),
             tls_handshakes: SharedCounterVec::new("result", TLS_RESULTS),
             #[cfg(feature = "tls")]
             tls_client_auth_refused: SharedCounterVec::new("reason", ClientAuthFault::NAMES),
-            limited: SharedCounterVec::new("limit", LIMITS),
+            limited: SharedCounterVec::new("limit", CONNECTION_LIMITS),
             handshakes_limited: SharedCounterVec::new("limit", HANDSHAKE_LIMITS),
-            messages_too_big: SharedCounterVec::new("limit", SIZES),
+            messages_too_big: SharedCounterVec::new("limit", MESSAGE_LIMITS),
             accept_errors: SharedCounter::new(),
             accept_drops: SharedCounter::new(),
             accept_pauses: SharedCounter::new(),
@@ -191,8 +200,9 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn coders(&self, worker: usize) -> Result<CoderCells, CellError> {
-        Ok(CoderCells {
+    /// Returns the compression cells of a worker.
+    pub(crate) fn compression_cells(&self, worker: usize) -> Result<CompressionCells, CellError> {
+        Ok(CompressionCells {
             compressions: self.compressions.cell(worker)?,
             compression: [
                 self.compression_input_bytes.cell(worker)?,
@@ -224,19 +234,19 @@ impl Metrics {
         #[cfg(feature = "tls")]
         registry.register(
             "deeperhub_tls_client_auth_refused_total",
-            "Clients refused in the TLS handshake for their certificate, by reason",
+            "Clients refused in the TLS handshake because of their certificate, by reason",
             none,
             &self.tls_client_auth_refused,
         )?;
         registry.register(
             "deeperhub_connections_limited_total",
-            "Connections refused, by limit",
+            "Connections over a limit on connections, by limit",
             none,
             &self.limited,
         )?;
         registry.register(
             "deeperhub_handshakes_limited_total",
-            "Handshakes ended by a limit on handshakes",
+            "Handshakes ended by a limit on time or head size, by limit",
             none,
             &self.handshakes_limited,
         )?;
@@ -272,7 +282,7 @@ impl Metrics {
         )?;
         registry.register(
             "deeperhub_slow_consumers_total",
-            "Connections closed with 1013 because their queue passed the limit",
+            "Connections closed with 1013: their queue passed the limit, or memory was short",
             none,
             &self.slow_consumers,
         )?;
@@ -284,7 +294,7 @@ impl Metrics {
         )?;
         registry.register(
             "deeperhub_memory_sheds_total",
-            "Connections closed with 1013 because too little memory was left",
+            "Connections closed because too little memory was left and they held the most",
             none,
             &self.memory_sheds,
         )?;
@@ -296,7 +306,7 @@ impl Metrics {
         )?;
         registry.register(
             "deeperhub_session_panics_total",
-            "Session panics; each closed its connection with 1011",
+            "Panics of sessions and handshake decisions; each ended only its own connection",
             none,
             &self.session_panics,
         )?;
@@ -314,7 +324,7 @@ impl Metrics {
         )?;
         registry.register(
             "deeperhub_io_uring_workers",
-            "Workers that use io_uring to write many connections per system call",
+            "Workers that use io_uring to read and write many connections per system call",
             none,
             &self.io_uring_workers,
         )?;
@@ -396,9 +406,10 @@ impl Metrics {
         )
     }
 
-    pub(crate) fn tls(&self, ended: TlsHandshakeCounts) {
+    /// Counts TLS handshakes that ended.
+    pub(crate) fn record_tls_handshakes(&self, ended: TlsHandshakeCounts) {
         for (index, count) in [ended.full, ended.resumed, ended.failed].into_iter().enumerate() {
-            // Mostly there were none in a round, and the counter is shared between workers.
+            // Skip zeros, the common case: all workers share the counter.
             if count > 0 {
                 self.tls_handshakes.add(index, count);
             }
@@ -411,16 +422,17 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn limited(&self, by: AdmissionError) {
-        self.limited.inc(match by {
+    /// Counts a connection over a limit.
+    pub(crate) fn record_limited(&self, limit: AdmissionError) {
+        self.limited.inc(match limit {
             AdmissionError::ServerFull => 0,
             AdmissionError::AddressFull => 1,
             AdmissionError::RateLimited(_) => 2,
         });
     }
 
-    /// Counts a frame error if it is about size.
-    pub(crate) fn too_big(&self, error: &FrameError) {
+    /// Counts a frame error if a size limit caused it.
+    pub(crate) fn record_too_big(&self, error: &FrameError) {
         match error {
             FrameError::MessageTooBig { .. } => self.messages_too_big.inc(0),
             FrameError::TooManyFragments { .. } => self.messages_too_big.inc(1),
@@ -428,12 +440,13 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn handshake(&self, outcome: HandshakeOutcome) {
+    /// Counts a handshake that ended.
+    pub(crate) fn record_handshake(&self, outcome: HandshakeOutcome) {
         self.handshakes.inc(outcome as usize);
     }
 }
 
-/// Returns bounds from 10 microseconds to `max`.
+/// Returns histogram bounds from 10 microseconds to `max`.
 fn times(max: Duration) -> Bounds {
     Bounds::seconds(Duration::from_micros(10), max)
 }

@@ -1,4 +1,7 @@
-//! Send queue of one connection.
+//! The send queue of one connection, its *outbox*.
+//!
+//! An outbox holds *pieces*. A piece is one or more complete frames that lie contiguously in
+//! memory: a shared frame, or a range of the worker's [`Arena`].
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -8,24 +11,27 @@ use deeperhub_protocol::frame::Frame;
 
 use crate::arena::Arena;
 
-/// Maximum slices of one vectored write. More are written by the next call in the same round.
+/// Maximum slices of one vectored write. Longer queues take several writes in the same round.
 pub(crate) const MAX_SLICES: usize = 64;
 
-/// Queue size up to which pieces are gathered into one buffer for a plain write. Below it, copying into
-/// a cached buffer costs less than the slices of a vectored write.
+/// Maximum bytes of a queue whose pieces are copied into one buffer for a plain write. The copy
+/// costs less than the slices of a vectored write.
 pub(crate) const GATHER_LIMIT: usize = 16 * 1024;
 
-/// Maximum pongs queued for one connection.
+/// Maximum pongs queued for one connection. It bounds the memory for a client that sends many pings
+/// and does not read.
 const MAX_PONGS: usize = 32;
 
-/// Highest arena offset that pieces refer to; their offsets are 32 bits wide. Frames beyond it are
-/// copied to their connection. The budget of a round ends reading long before.
+/// Maximum end offset of a piece in the arena; offsets have 32 bits. Frames beyond it are copied
+/// out of the arena. A round's budget normally ends long before the arena is this large.
 const MAX_ARENA_OFFSET: usize = 64 << 20;
 
-/// Complete frames: one shared with other connections, or a range of the worker's arena.
+/// One or more complete frames.
 #[derive(Debug)]
 enum Piece {
+    /// A frame that other connections may share.
     Shared(Frame),
+    /// A range of the worker's arena.
     Arena { start: u32, len: u32 },
 }
 
@@ -42,29 +48,32 @@ impl Piece {
     }
 }
 
+/// Queue of any number of pieces.
 #[derive(Debug, Default)]
 struct Queue {
     pieces: VecDeque<Piece>,
     /// Bytes of the first piece that were written.
     written: usize,
-    /// Pongs at the front, behind the first piece if that is partly written.
+    /// Number of pongs at the front. They come after the first piece if that is partly written.
     pongs: usize,
-    /// Pieces at the front that are known not to be in the arena, as of the last detach.
+    /// Number of pieces at the front that are known not to be in the arena.
     detached: usize,
 }
 
+/// Pieces of an outbox. The common small cases need no heap memory for a queue.
 #[derive(Debug, Default)]
 enum Pieces {
     #[default]
     Empty,
+    /// One piece of which nothing was written.
     One(Piece),
     Many(Box<Queue>),
 }
 
 /// Send queue of one connection, in the order of sending.
 ///
-/// It is bounded by the worker, which closes a connection with 1013 when [`Self::len`] stays over
-/// `max_queue_bytes` although the socket was offered all of it. Empty it holds no heap memory.
+/// The worker bounds its length: if it exceeds `max_queue_bytes` even after a write to the socket,
+/// the worker closes the connection with 1013. An empty outbox holds no heap memory.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     pieces: Pieces,
@@ -72,7 +81,7 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Returns the queued bytes.
+    /// Returns the number of queued bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -81,7 +90,7 @@ impl Outbox {
         self.len == 0
     }
 
-    /// Returns the heap bytes that it holds, shared frames included.
+    /// Returns the heap bytes of the outbox, shared frames included.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.len
             + match &self.pieces {
@@ -110,7 +119,8 @@ impl Outbox {
         }
         let len = end - start;
         self.len += len;
-        // Replies of one connection mostly stand side by side: then they are one piece and one write.
+        // Replies of one connection are often adjacent in the arena. They then become one piece and
+        // need one write.
         if let Some(Piece::Arena { start: last_start, len: last_len }) = self.last_mut()
             && *last_start as usize + *last_len as usize == start
         {
@@ -120,24 +130,27 @@ impl Outbox {
         self.append(Piece::Arena { start: start as u32, len: len as u32 });
     }
 
-    /// Queues a pong ahead of everything but earlier pongs and a partly written frame. If [`MAX_PONGS`]
-    /// are queued, it replaces the last one: RFC 6455 section 5.5.3 allows answering only the most recent
-    /// ping.
+    /// Queues a pong before all pieces but earlier pongs and a partly written piece. If
+    /// [`MAX_PONGS`] pongs are queued, the new one replaces the last one: RFC 6455 section 5.5.3
+    /// allows answering only the most recent ping.
     pub(crate) fn push_pong(&mut self, frame: Frame) {
         self.len += frame.len();
         let queue = self.queue();
-        let at = usize::from(queue.written > 0) + queue.pongs;
+        let position = usize::from(queue.written > 0) + queue.pongs;
         if queue.pongs == MAX_PONGS {
-            let last =
-                queue.pieces.get_mut(at - 1).map(|piece| std::mem::replace(piece, Piece::Shared(frame)));
-            if let Some(Piece::Shared(last)) = last {
-                self.len -= last.len();
+            let replaced = queue
+                .pieces
+                .get_mut(position - 1)
+                .map(|piece| std::mem::replace(piece, Piece::Shared(frame)));
+            if let Some(Piece::Shared(replaced)) = replaced {
+                self.len -= replaced.len();
             }
         } else {
-            queue.pieces.insert(at, Piece::Shared(frame));
+            queue.pieces.insert(position, Piece::Shared(frame));
             queue.pongs += 1;
-            // In front of them, or right behind.
-            if at <= queue.detached {
+            // The pong is not in the arena either, so it extends the detached pieces if it is
+            // within or right after them.
+            if position <= queue.detached {
                 queue.detached += 1;
             }
         }
@@ -157,7 +170,8 @@ impl Outbox {
         } else {
             queue.pieces.truncate(1);
             queue.detached = queue.detached.min(1);
-            // The arena of this round may still hold the piece: its length is what counts.
+            // Use the piece's length only: its bytes may be in the arena, which is not at hand
+            // here.
             self.len = match queue.pieces.front() {
                 Some(Piece::Shared(frame)) => frame.len() - queue.written,
                 Some(Piece::Arena { len, .. }) => *len as usize - queue.written,
@@ -166,11 +180,12 @@ impl Outbox {
         }
     }
 
-    /// Makes every piece independent of the arena, which is emptied at the end of the round.
+    /// Replaces all pieces in the arena with frames of their own. Called when the socket is full,
+    /// because the arena is emptied at the end of the round.
     pub(crate) fn detach(&mut self, arena: &Arena) {
-        let recent = match &mut self.pieces {
+        let from_first_in_arena = match &mut self.pieces {
             Pieces::One(piece) if piece.is_in_arena() => self.queue().pieces.split_off(0),
-            // Only pieces of this round, so that a slow peer does not cost a walk over its queue.
+            // Skip the detached pieces: a peer that does not read may have a long queue.
             Pieces::Many(queue) => {
                 let first = queue.pieces.range(queue.detached..).position(Piece::is_in_arena);
                 let Some(first) = first else {
@@ -182,14 +197,15 @@ impl Outbox {
             _ => return,
         };
         let queue = self.queue();
-        for piece in recent {
+        for piece in from_first_in_arena {
             let Piece::Arena { start, len } = piece else {
                 queue.pieces.push_back(piece);
                 continue;
             };
             let mut frames = arena.frames(start as usize, start as usize + len as usize);
             if queue.pieces.is_empty() {
-                // Of several frames in one piece some may be with the kernel.
+                // The piece was at the front, so some of its frames may be written. Pongs behind
+                // the piece are no longer right behind the first frame, and not counted any more.
                 queue.pongs = 0;
                 for frame in frames.by_ref() {
                     if queue.written < frame.len() {
@@ -230,9 +246,8 @@ impl Outbox {
         }
     }
 
-    /// Returns the next write: one slice if the queue is contiguous or small, otherwise several.
-    ///
-    /// `gather` is used as a buffer when the pieces are small.
+    /// Returns the bytes of the next write: one slice if the queue is contiguous or short,
+    /// otherwise several slices. Pieces of a short queue are copied into `gather`.
     pub(crate) fn next_write<'a>(&'a self, arena: &'a [u8], gather: &'a mut Vec<u8>) -> NextWrite<'a> {
         if let Some(bytes) = self.contiguous(arena) {
             return NextWrite::Slice(bytes);
@@ -253,29 +268,30 @@ impl Outbox {
         NextWrite::Slices(slices, count)
     }
 
-    /// Removes written bytes from the front.
-    pub(crate) fn advance(&mut self, mut taken: usize) {
-        self.len -= taken.min(self.len);
+    /// Removes `written` bytes from the front.
+    pub(crate) fn advance(&mut self, mut written: usize) {
+        self.len -= written.min(self.len);
         if self.len == 0 {
             self.pieces = Pieces::Empty;
             return;
         }
         let queue = self.queue();
         while let Some(piece) = queue.pieces.front() {
-            let rest = match piece {
+            let unwritten = match piece {
                 Piece::Shared(frame) => frame.len(),
                 Piece::Arena { len, .. } => *len as usize,
             } - queue.written;
-            if taken < rest {
-                // With nothing of it written before, the first piece is a pong, if one waits: it is under way now.
-                if taken > 0 && queue.written == 0 {
+            if written < unwritten {
+                // Queued pongs come first. The first of them, if any, is now partly written, and
+                // `pongs` does not count it any more.
+                if written > 0 && queue.written == 0 {
                     queue.pongs = queue.pongs.saturating_sub(1);
                 }
-                queue.written += taken;
+                queue.written += written;
                 break;
             }
-            taken -= rest;
-            // Waiting pongs stand first, or right behind a partly written piece.
+            written -= unwritten;
+            // If nothing of the piece was written before, it is the first pong, if any is queued.
             if queue.written == 0 {
                 queue.pongs = queue.pongs.saturating_sub(1);
             }
@@ -285,6 +301,7 @@ impl Outbox {
         }
     }
 
+    /// Appends a piece, whose length the caller has added to `len`.
     fn append(&mut self, piece: Piece) {
         match &mut self.pieces {
             Pieces::Empty => self.pieces = Pieces::One(piece),
@@ -301,7 +318,7 @@ impl Outbox {
         }
     }
 
-    /// Returns the queue in its general form, converting it if needed.
+    /// Converts the pieces to a [`Queue`] if they are not one, and returns it.
     fn queue(&mut self) -> &mut Queue {
         if !matches!(self.pieces, Pieces::Many(_)) {
             let mut queue = Box::<Queue>::default();
@@ -312,7 +329,7 @@ impl Outbox {
         }
         match &mut self.pieces {
             Pieces::Many(queue) => queue,
-            _ => unreachable!("the queue was put in place above"),
+            _ => unreachable!("the pieces were converted above"),
         }
     }
 }
@@ -320,11 +337,12 @@ impl Outbox {
 /// Bytes to write next, from [`Outbox::next_write`].
 #[allow(
     clippy::large_enum_variant,
-    reason = "lives on the stack for one write; boxing the slices would allocate"
+    reason = "the value is on the stack during one write; boxing the slices would allocate"
 )]
 pub(crate) enum NextWrite<'a> {
     Nothing,
     Slice(&'a [u8]),
+    /// Slices, of which the given number at the front are used.
     Slices([IoSlice<'a>; MAX_SLICES], usize),
 }
 
@@ -350,33 +368,33 @@ mod tests {
         arena
     }
 
-    /// Writes all that waits, `step` bytes at a time.
+    /// Writes the whole queue, `step` bytes at a time.
     fn drain(outbox: &mut Outbox, arena: &[u8], step: usize) -> Vec<u8> {
         let mut out = Vec::new();
         let mut gather = Vec::new();
         loop {
-            let taken = match outbox.next_write(arena, &mut gather) {
+            let written = match outbox.next_write(arena, &mut gather) {
                 NextWrite::Nothing => break,
                 NextWrite::Slice(bytes) => {
-                    let taken = bytes.len().min(step);
-                    out.extend_from_slice(&bytes[..taken]);
-                    taken
+                    let written = bytes.len().min(step);
+                    out.extend_from_slice(&bytes[..written]);
+                    written
                 }
                 NextWrite::Slices(slices, count) => {
                     let all: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
-                    let taken = all.len().min(step);
-                    out.extend_from_slice(&all[..taken]);
-                    taken
+                    let written = all.len().min(step);
+                    out.extend_from_slice(&all[..written]);
+                    written
                 }
             };
-            outbox.advance(taken);
+            outbox.advance(written);
         }
         assert_eq!(outbox.len(), 0);
         out
     }
 
     #[test]
-    fn pieces_leave_in_order_however_they_are_taken() {
+    fn pieces_are_written_in_order_whatever_the_length_of_the_writes() {
         let large = "x".repeat(9000);
         for step in [1, 3, 7, 4096, 1 << 20] {
             let mut outbox = Outbox::default();
@@ -396,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_detached_does_not_need_the_arena() {
+    fn detached_pieces_do_not_need_the_arena() {
         let mut outbox = Outbox::default();
         let arena = b"reply".to_vec();
         outbox.push_arena(&arena, 0..5);
@@ -406,10 +424,10 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_a_fan_out_are_one_piece_and_wait_as_shared_ones() {
+    fn frames_of_a_fan_out_are_one_piece_until_detached_as_shared_frames() {
         let frames = ["one", "two", "three"].map(Frame::text);
         let expected: Vec<u8> = frames.iter().flat_map(|frame| frame.as_bytes().to_vec()).collect();
-        for taken in 0..expected.len() {
+        for written in 0..expected.len() {
             let fan_out = frames.clone().map(Multicast::new);
             let mut arena = Arena::default();
             let mut outboxes: [Outbox; 10] = Default::default();
@@ -424,12 +442,12 @@ mod tests {
             }
             let last = &mut outboxes[9];
             assert!(matches!(last.pieces, Pieces::One(Piece::Arena { .. })));
-            if taken > 0 {
-                last.advance(taken);
+            if written > 0 {
+                last.advance(written);
             }
             last.detach(&arena);
             arena.clear();
-            assert_eq!(last.len(), expected.len() - taken);
+            assert_eq!(last.len(), expected.len() - written);
             if let Pieces::Many(queue) = &last.pieces {
                 let shares = |piece: &Piece| match piece {
                     Piece::Shared(frame) => fan_out
@@ -441,17 +459,17 @@ mod tests {
             }
             last.push_pong(pong(b"p"));
             let rest = drain(last, &[], 3);
-            assert_eq!(rest.len(), expected.len() - taken + pong(b"p").len());
-            assert!(rest.ends_with(fan_out[2].frame().as_bytes()) || taken > expected.len() - 7);
+            assert_eq!(rest.len(), expected.len() - written + pong(b"p").len());
+            assert!(rest.ends_with(fan_out[2].frame().as_bytes()) || written > expected.len() - 7);
         }
     }
 
-    /// Rounds of replies and deliveries to a peer that takes a little now and then.
+    /// Simulates rounds of replies and deliveries to a peer that reads slowly.
     #[test]
-    fn what_comes_round_after_round_waits_in_order() {
+    fn pieces_of_many_rounds_are_written_in_order() {
         for step in [0, 1, 2, 5, 11, 40] {
             let mut outbox = Outbox::default();
-            let (mut expected, mut taken) = (Vec::new(), Vec::new());
+            let (mut expected, mut written) = (Vec::new(), Vec::new());
             for round in 0..40 {
                 let mut arena = Arena::default();
                 for nth in 0..round % 5 {
@@ -469,7 +487,7 @@ mod tests {
                 outbox.gather(arena.bytes(), &mut gather);
                 assert_eq!(gather.len(), outbox.len());
                 let step = step.min(gather.len());
-                taken.extend_from_slice(&gather[..step]);
+                written.extend_from_slice(&gather[..step]);
                 outbox.advance(step);
                 outbox.detach(&arena);
                 if let Pieces::Many(queue) = &outbox.pieces {
@@ -477,27 +495,27 @@ mod tests {
                     assert!(!queue.pieces.iter().any(Piece::is_in_arena));
                 }
             }
-            taken.extend(drain(&mut outbox, &[], 7));
-            assert_eq!(taken, expected, "{step} bytes a round");
+            written.extend(drain(&mut outbox, &[], 7));
+            assert_eq!(written, expected, "{step} bytes a round");
         }
     }
 
-    /// The pieces in front that a detach leaves alone must not be in the arena, whatever came between two of them.
+    /// Checks that `detached` never counts a piece in the arena, whatever happens between two calls
+    /// of `detach`.
     #[test]
-    fn what_is_left_alone_by_a_detach_does_not_need_the_arena() {
+    fn detached_pieces_are_never_in_the_arena() {
         for (step, clears) in [(0, false), (1, false), (4, true), (9, false), (30, true)] {
             let mut outbox = Outbox::default();
             for round in 0..60_usize {
                 let mut arena = Arena::default();
-                let before = round % 4 == 0;
-                if before {
+                if round % 4 == 0 {
                     outbox.push_pong(pong(b"before"));
                 }
                 for nth in 0..round % 3 {
                     let start = arena.len();
                     arena.replies().extend_from_slice(text("reply").as_bytes());
                     outbox.push_arena(arena.bytes(), start..arena.len());
-                    // Not side by side with the next one.
+                    // Bytes of another connection, so that the next reply is not adjacent.
                     arena.replies().extend_from_slice(text("of another").as_bytes());
                     if nth == 1 {
                         outbox.push(&text("shared"));
@@ -515,15 +533,15 @@ mod tests {
                     assert!(!queue.pieces.iter().take(queue.detached).any(Piece::is_in_arena));
                 }
                 outbox.detach(&arena);
-                let (waiting, mut bytes) = (outbox.len(), Vec::new());
+                let mut bytes = Vec::new();
                 outbox.gather(&[], &mut bytes);
-                assert_eq!(bytes.len(), waiting, "round {round}, {step} bytes a round");
+                assert_eq!(bytes.len(), outbox.len(), "round {round}, {step} bytes a round");
             }
         }
     }
 
     #[test]
-    fn pongs_overtake_but_not_a_frame_under_way() {
+    fn pongs_are_sent_before_queued_frames_but_not_within_one() {
         let mut outbox = Outbox::default();
         outbox.push(&text("first"));
         outbox.push(&text("second"));
@@ -538,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_pongs_are_bounded() {
+    fn queued_pongs_are_bounded() {
         let mut outbox = Outbox::default();
         outbox.push(&text("data"));
         for n in 0..200_u8 {
@@ -550,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn clear_keeps_the_rest_of_a_frame_under_way() {
+    fn clear_keeps_the_rest_of_a_partly_written_frame() {
         let mut outbox = Outbox::default();
         outbox.push(&text("first"));
         outbox.push(&text("second"));

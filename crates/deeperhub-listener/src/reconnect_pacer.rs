@@ -3,39 +3,41 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Minimum delay. A client that reconnects sooner would find the server as full as before.
+/// Minimum delay. The server is likely still full for a client that reconnects sooner.
 const MIN_DELAY: Duration = Duration::from_secs(1);
 
-/// Maximum delay, however many clients are refused. Users do not wait for minutes.
+/// Maximum delay without an outage, however many clients are refused. Users do not wait for longer.
 const MAX_DELAY: Duration = Duration::from_secs(60);
 
-/// Maximum wait for a server that restarts. Clients would ignore a longer one.
+/// Maximum outage of the server. Clients would ignore a longer delay.
 const MAX_OUTAGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Gives each refused client its own time to reconnect, at a fixed rate.
+/// Gives refused clients different times at which they reconnect, at a fixed rate.
 #[derive(Debug)]
 pub(crate) struct ReconnectPacer {
-    /// Time between two clients.
+    /// Time between the reconnects of two clients.
     interval: Duration,
-    next: Cell<Instant>,
+    /// Last time that was given to a client.
+    last: Cell<Instant>,
 }
 
 impl ReconnectPacer {
     pub(crate) fn new(per_second: u32, now: Instant) -> Self {
-        Self { interval: Duration::from_secs(1) / per_second.max(1), next: Cell::new(now) }
+        Self { interval: Duration::from_secs(1) / per_second.max(1), last: Cell::new(now) }
     }
 
-    /// Returns the time after which the client refused now should come back, not before `wait` is
-    /// over.
-    pub(crate) fn next_delay(&self, now: Instant, wait: Duration) -> Duration {
-        let earliest = now + wait.clamp(MIN_DELAY, MAX_OUTAGE);
-        let mut slot = self.next.get().max(earliest) + self.interval;
-        if slot > earliest - MIN_DELAY + MAX_DELAY {
-            // The schedule is full: further clients share its times.
-            slot = earliest;
+    /// Returns the delay after which a client that is refused now should reconnect. `outage` is the
+    /// time until the server accepts connections again.
+    pub(crate) fn next_delay(&self, now: Instant, outage: Duration) -> Duration {
+        let earliest = now + outage.clamp(MIN_DELAY, MAX_OUTAGE);
+        let mut reconnect_at = self.last.get().max(earliest) + self.interval;
+        if reconnect_at > earliest - MIN_DELAY + MAX_DELAY {
+            // All times up to the maximum delay are given. Further clients get the same times
+            // again.
+            reconnect_at = earliest;
         }
-        self.next.set(slot);
-        slot.saturating_duration_since(now)
+        self.last.set(reconnect_at);
+        reconnect_at.saturating_duration_since(now)
     }
 }
 
@@ -59,8 +61,8 @@ mod tests {
         let now = Instant::now();
         let pacer = ReconnectPacer::new(1, now);
         for _ in 0..1000 {
-            let wait = pacer.next_delay(now, Duration::ZERO);
-            assert!((MIN_DELAY..=MAX_DELAY).contains(&wait), "{wait:?}");
+            let delay = pacer.next_delay(now, Duration::ZERO);
+            assert!((MIN_DELAY..=MAX_DELAY).contains(&delay), "{delay:?}");
         }
     }
 
@@ -68,10 +70,10 @@ mod tests {
     fn delays_start_after_an_outage() {
         let now = Instant::now();
         let pacer = ReconnectPacer::new(1, now);
-        let away = Duration::from_secs(90);
+        let outage = Duration::from_secs(90);
         for _ in 0..1000 {
-            let wait = pacer.next_delay(now, away);
-            assert!((away..=away + MAX_DELAY).contains(&wait), "{wait:?}");
+            let delay = pacer.next_delay(now, outage);
+            assert!((outage..=outage + MAX_DELAY).contains(&delay), "{delay:?}");
         }
         pacer.next_delay(now, Duration::MAX);
     }

@@ -1,125 +1,135 @@
-//! Work budget of a worker's round for client input.
+//! Budget of a worker's round for client input.
+//!
+//! Work is counted in *byte cost*: reading and handling one byte of a message costs one. Other work
+//! costs as much as the bytes that take the same time; one unit is about a nanosecond. A *turn* is
+//! the share of a round's budget that one connection may spend.
 
 use std::time::{Duration, Instant};
 
-/// Fixed cost of a message, a control frame or a delivery, on top of its bytes. An echo of 128
-/// bytes takes about 400 ns of user time. Unmasking, scanning or inflating a byte takes about 1 ns.
+/// Fixed cost of a message, a control frame or a delivery, on top of its bytes.
 pub(crate) const MESSAGE_COST: usize = 512;
 
 /// Fixed cost of a frame of a fragmented message, on top of its bytes.
 pub(crate) const FRAME_COST: usize = 64;
 
-/// Cost of a handshake step: parsing a head, and asking the application.
+/// Cost of a handshake step: parsing a head, or polling the application's decision.
 pub(crate) const HANDSHAKE_COST: usize = 16 * 1024;
 
 /// Cost of a TLS handshake step: about that of a P-256 signature. An RSA signature takes several
-/// times as long, which the clock catches.
+/// times as long; the time limit of the round covers it.
 pub(crate) const TLS_STEP_COST: usize = 128 * 1024;
 
-/// Cost of compressing a byte, relative to reading one.
+/// Cost of compressing one byte.
 pub(crate) const COMPRESSED_BYTE_COST: usize = 8;
 
-/// Number of bytes whose copying costs as much as reading one.
-pub(crate) const COPIED_BYTES: usize = 8;
+/// Number of bytes that can be copied at the cost of one.
+pub(crate) const COPIED_BYTES_PER_COST: usize = 8;
 
-/// Full turns in a round. With fewer, a few connections that send at full speed would take all of
-/// it. With more, each long message would need several turns.
-const TURNS_PER_ROUND: usize = 16;
+/// Divisor of a round's budget for one turn. With a smaller divisor, a few connections that send at
+/// full speed would spend the whole round. With a larger one, a long message would need several
+/// turns.
+const FULL_TURNS_PER_ROUND: usize = 16;
 
-/// Cost after which the clock is read again. Often enough to keep to milliseconds, too seldom to
-/// matter.
-const CLOCK_COST: usize = 16 * 1024;
+/// Cost after which the clock is read again. The time limit is thus kept to within milliseconds,
+/// and the clock reads cost little.
+const CLOCK_CHECK_COST: usize = 16 * 1024;
 
-/// Divisor of a round for the part reserved for the backlog. Newly ready connections go first, up
-/// to the remainder, so that they never wait for peers that send without end.
-const BACKLOG_PART: usize = 4;
+/// Divisor of a round's budget for the part that is reserved for the backlog. Newly ready
+/// connections get the rest first, so that they never wait for clients that send without end.
+const BACKLOG_DIVISOR: usize = 4;
 
-/// Work left in a round, in byte cost.
+/// Work that a round may still do for client input, in byte cost.
 ///
-/// Everything that a client can cause within a round is charged here: bytes received, decompressed
-/// and replied, and a fixed cost per message and frame. The clock bounds work that costs more than
-/// estimated. When either limit is reached, the remaining connections wait for the next round.
-/// Arrivals, deadlines, deliveries, writes and the drain run in between, whatever clients do.
+/// All work that clients cause within a round is charged here: bytes received, decompressed and
+/// replied, and a fixed cost per message and frame. A time limit bounds work that costs more than
+/// estimated. When either limit is reached, the remaining connections wait for the next round. New
+/// connections, deadlines, deliveries, writes and the drain are thus never delayed for long.
 #[derive(Debug)]
 pub(crate) struct RoundBudget {
-    left: usize,
-    turn: usize,
-    /// Part reserved for the backlog.
+    remaining: usize,
+    /// Budget of one turn.
+    per_turn: usize,
+    /// Part of `remaining` that is reserved for the backlog.
     reserve: usize,
-    until: Instant,
-    time: Duration,
-    since_clock: usize,
+    /// Time at which the round stops handling input.
+    deadline: Instant,
+    /// Time limit of the round.
+    max_time: Duration,
+    /// Cost since the clock was last read.
+    cost_since_clock_check: usize,
     /// Cost of the round so far.
     spent: usize,
 }
 
-/// Work left in one connection's turn.
+/// Work that one connection may still cause in its turn, in byte cost.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Turn {
-    left: usize,
+    remaining: usize,
 }
 
 impl RoundBudget {
-    /// Creates the budget of a round of `bytes` and `time` that begins `now`.
-    pub(crate) fn new(bytes: usize, time: Duration, now: Instant) -> Self {
-        let bytes = bytes.max(1);
+    /// Creates the budget of a round that begins `now`, with limits of cost and time.
+    pub(crate) fn new(max_cost: usize, max_time: Duration, now: Instant) -> Self {
+        let max_cost = max_cost.max(1);
         Self {
-            left: bytes,
-            turn: (bytes / TURNS_PER_ROUND).max(1),
+            remaining: max_cost,
+            per_turn: (max_cost / FULL_TURNS_PER_ROUND).max(1),
             reserve: 0,
-            // A time beyond the clock's range is no limit; an hour is as good.
-            until: now.checked_add(time).unwrap_or(now + Duration::from_secs(3600)),
-            time,
-            since_clock: 0,
+            // A limit beyond the clock's range becomes an hour.
+            deadline: now.checked_add(max_time).unwrap_or(now + Duration::from_secs(3600)),
+            max_time,
+            cost_since_clock_check: 0,
             spent: 0,
         }
     }
 
     /// Reserves a part of the round for the backlog.
     pub(crate) fn reserve(&mut self) {
-        self.reserve = self.left / BACKLOG_PART;
+        self.reserve = self.remaining / BACKLOG_DIVISOR;
     }
 
-    /// Releases the reserved part when the backlog's turn comes.
+    /// Releases the reserved part, before the backlog gets its turns.
     pub(crate) fn release(&mut self) {
         self.reserve = 0;
     }
 
-    /// Returns `true` if no further connection may have a turn.
+    /// Returns `true` if nothing is left but the reserved part, so that no connection gets a turn.
     pub(crate) fn is_spent(&self) -> bool {
-        self.left <= self.reserve
+        self.remaining <= self.reserve
     }
 
-    /// Returns the turn of one connection.
+    /// Returns a new turn for one connection.
     pub(crate) fn turn(&self) -> Turn {
-        Turn { left: self.turn.min(self.left.saturating_sub(self.reserve)) }
+        Turn { remaining: self.per_turn.min(self.remaining.saturating_sub(self.reserve)) }
     }
 
-    /// Charges work done for a connection in its turn.
+    /// Charges work for a connection to the round and to the connection's turn.
     #[inline]
     pub(crate) fn spend(&mut self, turn: &mut Turn, cost: usize) {
-        turn.left = turn.left.saturating_sub(cost);
-        self.left = self.left.saturating_sub(cost);
+        turn.remaining = turn.remaining.saturating_sub(cost);
+        self.remaining = self.remaining.saturating_sub(cost);
         self.spent = self.spent.saturating_add(cost);
-        self.since_clock += cost;
-        if self.since_clock >= CLOCK_COST {
+        self.cost_since_clock_check += cost;
+        if self.cost_since_clock_check >= CLOCK_CHECK_COST {
             self.check_clock(turn);
         }
     }
 
+    /// Ends the turn and the round if the time limit has passed.
     #[cold]
     fn check_clock(&mut self, turn: &mut Turn) {
-        self.since_clock = 0;
-        if Instant::now() < self.until {
+        self.cost_since_clock_check = 0;
+        if Instant::now() < self.deadline {
             return;
         }
-        turn.left = 0;
+        turn.remaining = 0;
         if self.reserve == 0 {
-            self.left = 0;
+            self.remaining = 0;
         } else {
-            // The backlog gets a part of the time as well.
-            self.left = self.left.min(self.reserve);
-            self.until = self.until.checked_add(self.time / BACKLOG_PART as u32).unwrap_or(self.until);
+            // The backlog gets its part of the time, too.
+            self.remaining = self.remaining.min(self.reserve);
+            let backlog_time = self.max_time / BACKLOG_DIVISOR as u32;
+            self.deadline = self.deadline.checked_add(backlog_time).unwrap_or(self.deadline);
         }
     }
 
@@ -135,10 +145,11 @@ impl RoundBudget {
 }
 
 impl Turn {
-    /// Returns `true` if the rest of the connection's input waits for its next turn.
+    /// Returns `true` if the turn's budget is spent. The rest of the connection's input then waits
+    /// for its next turn.
     #[inline]
     pub(crate) fn is_over(self) -> bool {
-        self.left == 0
+        self.remaining == 0
     }
 }
 
@@ -149,7 +160,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
-    fn a_turn_is_a_share_of_the_round_and_the_round_ends_with_its_bytes() {
+    fn a_round_has_sixteen_full_turns() {
         let mut round = RoundBudget::new(1600, HOUR, Instant::now());
         let mut turns = 0;
         while !round.is_spent() {
@@ -159,11 +170,11 @@ mod tests {
             }
             turns += 1;
         }
-        assert_eq!((turns, round.spent()), (TURNS_PER_ROUND, 1600));
+        assert_eq!((turns, round.spent()), (FULL_TURNS_PER_ROUND, 1600));
     }
 
     #[test]
-    fn a_part_is_kept_for_those_that_come_back() {
+    fn a_quarter_of_the_cost_is_reserved_for_the_backlog() {
         let mut round = RoundBudget::new(1600, HOUR, Instant::now());
         round.reserve();
         while !round.is_spent() {
@@ -177,31 +188,31 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_ends_a_round_too() {
+    fn a_round_ends_at_its_time_limit() {
         let mut round = RoundBudget::new(usize::MAX, Duration::ZERO, Instant::now());
         let mut turn = round.turn();
-        round.spend(&mut turn, CLOCK_COST - 1);
-        assert!(!turn.is_over(), "the clock is not read for so little");
+        round.spend(&mut turn, CLOCK_CHECK_COST - 1);
+        assert!(!turn.is_over(), "the clock was not read yet");
         round.spend(&mut turn, 1);
         assert!(turn.is_over() && round.is_spent());
     }
 
     #[test]
-    fn the_clock_leaves_a_part_for_those_that_come_back() {
-        let mut round = RoundBudget::new(64 * CLOCK_COST, Duration::ZERO, Instant::now());
+    fn the_backlog_gets_its_reserve_after_the_time_limit() {
+        let mut round = RoundBudget::new(64 * CLOCK_CHECK_COST, Duration::ZERO, Instant::now());
         round.reserve();
         let mut turn = round.turn();
-        round.spend(&mut turn, CLOCK_COST);
+        round.spend(&mut turn, CLOCK_CHECK_COST);
         assert!(turn.is_over() && round.is_spent());
         round.release();
         assert!(!round.is_spent() && !round.turn().is_over());
         let mut turn = round.turn();
-        round.spend(&mut turn, CLOCK_COST);
+        round.spend(&mut turn, CLOCK_CHECK_COST);
         assert!(round.is_spent());
     }
 
     #[test]
-    fn the_smallest_round_and_the_longest_time_still_give_everyone_a_turn() {
+    fn a_round_with_extreme_limits_still_gives_a_turn() {
         let mut round = RoundBudget::new(0, Duration::MAX, Instant::now());
         assert!(!round.turn().is_over());
         let mut turn = round.turn();

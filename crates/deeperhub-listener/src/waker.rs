@@ -1,13 +1,14 @@
-//! Wakers that pass a connection's readiness to its worker.
+//! Wakers that list a connection as ready and wake its worker.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Wake, Waker};
 
-/// Keys of ready connections, and the worker's waker.
+/// List of the ready connections of a worker.
 ///
-/// Holds at most two keys per connection: tokio consumes a waker when it fires, so each is listed once
-/// for reading and once for writing until the worker arms it again. A stale key, reused by a new
-/// connection, costs only a poll.
+/// Sockets and handshake decisions add keys from any thread. A socket adds its key at most once for
+/// reading and once for writing until the worker arms it again, because tokio drops a waker that it
+/// has woken. A key may be of a closed connection; a new connection that reuses the key is then
+/// polled once too often.
 #[derive(Debug, Default)]
 pub(crate) struct ReadyList {
     state: Mutex<State>,
@@ -16,12 +17,12 @@ pub(crate) struct ReadyList {
 #[derive(Debug, Default)]
 struct State {
     keys: Vec<u32>,
-    /// Waker of the worker while it sleeps. Wakes during a round need no call.
+    /// Waker of the worker while it sleeps. During a round, there is no need to wake the worker.
     sleeper: Option<Waker>,
 }
 
 impl ReadyList {
-    /// Moves the keys to the end of `into`.
+    /// Moves all keys to the end of `into`. Called at the start of a round.
     pub(crate) fn take(&self, into: &mut Vec<u32>) {
         let mut state = self.lock();
         state.sleeper = None;
@@ -32,7 +33,8 @@ impl ReadyList {
         }
     }
 
-    /// Registers `waker` for the next key. Returns `false` if keys are listed already.
+    /// Makes the next key wake `waker`. Returns `false`, and does nothing, if there are keys
+    /// already.
     pub(crate) fn sleep(&self, waker: &Waker) -> bool {
         let mut state = self.lock();
         if !state.keys.is_empty() {
@@ -42,6 +44,7 @@ impl ReadyList {
         true
     }
 
+    /// Adds a key, and wakes the worker if it sleeps.
     fn push(&self, key: u32) {
         let sleeper = {
             let mut state = self.lock();
@@ -54,12 +57,12 @@ impl ReadyList {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        // Nothing that could panic happens under the lock, and a list of keys is valid at any time.
+        // A poisoned lock is no problem: a list of keys is valid at any time.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The waker of one connection.
+/// Waker of one connection. Waking it lists the connection as ready.
 #[derive(Debug)]
 pub(crate) struct ConnectionWaker {
     key: u32,

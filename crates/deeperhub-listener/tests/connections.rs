@@ -1,13 +1,13 @@
-//! The listener with sessions of the tests' own, over real sockets.
+//! Tests of a listener with real sockets and sessions that misbehave on request.
 
-// Helpers of tests are outside of `#[test]` functions, so clippy does not see that they are tests.
+// Clippy allows `unwrap` in test functions only, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::task::{self, Poll, Waker};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use deeperhub_listener::{
@@ -24,17 +24,16 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{self, Message as Text};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
-/// Far more than anything here takes on a busy machine.
+/// Timeout far longer than the tests take on a busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the tests see and cause.
+/// State that the sessions and worker states share with the test.
 #[derive(Default)]
-struct Stage {
-    opened: AtomicUsize,
+struct Shared {
+    /// Ends of all sessions.
     closed: Mutex<Vec<Closed>>,
-    wakers: Mutex<Vec<Waker>>,
-    /// Number of panics that workers still raise when they are polled.
-    deaths: AtomicUsize,
+    /// Number of panics that are still to be raised when worker states are polled.
+    injected_panics: AtomicUsize,
     hangs: Mutex<Hangs>,
     released: Condvar,
 }
@@ -42,92 +41,97 @@ struct Stage {
 /// Workers that hang at a client's request until they are released.
 #[derive(Default)]
 struct Hangs {
-    now: usize,
+    /// Number of workers that hang now.
+    workers: usize,
     is_released: bool,
 }
 
-impl Stage {
+impl Shared {
+    /// Blocks the worker until the test releases it.
     fn hang(&self) {
         let mut hangs = self.hangs.lock().unwrap();
-        hangs.now += 1;
-        let wait = self.released.wait_timeout_while(hangs, 4 * TEST_TIMEOUT, |hangs| !hangs.is_released);
-        wait.unwrap().0.now -= 1;
+        hangs.workers += 1;
+        let result = self.released.wait_timeout_while(hangs, 4 * TEST_TIMEOUT, |hangs| !hangs.is_released);
+        result.unwrap().0.workers -= 1;
     }
 
+    fn hanging_workers(&self) -> usize {
+        self.hangs.lock().unwrap().workers
+    }
+
+    /// Releases all workers that hang, now and later.
     fn release(&self) {
         self.hangs.lock().unwrap().is_released = true;
         self.released.notify_all();
     }
 }
 
-struct Hub(Arc<Stage>);
+struct TestApplication(Arc<Shared>);
 
-struct Worker {
-    stage: Arc<Stage>,
-    flood: Option<ConnectionKey>,
-    /// A connection said `die`: the worker that it is on does, and no other.
-    dies: bool,
+struct TestWorkerState {
+    shared: Arc<Shared>,
+    /// Connection to flood with frames in the next poll.
+    flooded: Option<ConnectionKey>,
+    /// `true` if the next poll panics.
+    panics: bool,
 }
 
-struct Talker;
+/// Session that echoes messages, except for texts that make it misbehave.
+struct TestSession;
 
-impl Application for Hub {
-    type WorkerState = Worker;
-    type Session = Talker;
+impl Application for TestApplication {
+    type WorkerState = TestWorkerState;
+    type Session = TestSession;
 
-    fn worker_state(&self, _worker: usize) -> Worker {
-        Worker { stage: Arc::clone(&self.0), flood: None, dies: false }
+    fn worker_state(&self, _worker: usize) -> TestWorkerState {
+        TestWorkerState { shared: Arc::clone(&self.0), flooded: None, panics: false }
     }
 
     fn accept(
         &self,
         _request: Request,
         _peer: Peer,
-    ) -> impl Future<Output = Result<Accepted<Talker>, Refusal>> + 'static {
-        std::future::ready(Ok(Accepted { session: Talker, subprotocol: None }))
+    ) -> impl Future<Output = Result<Accepted<TestSession>, Refusal>> + 'static {
+        std::future::ready(Ok(Accepted { session: TestSession, subprotocol: None }))
     }
 }
 
-impl WorkerState<Talker> for Worker {
-    fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Talker>) -> Poll<()> {
-        let mut wakers = self.stage.wakers.lock().unwrap();
-        if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-            wakers.push(cx.waker().clone());
-        }
-        drop(wakers);
-        let dies_again = || {
-            self.stage.deaths.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
+impl WorkerState<TestSession> for TestWorkerState {
+    fn poll(
+        &mut self,
+        _cx: &mut task::Context<'_>,
+        connections: &mut Connections<'_, TestSession>,
+    ) -> Poll<()> {
+        let injected = &self.shared.injected_panics;
+        let panics = || {
+            injected.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1)).is_ok()
         };
-        if self.dies || dies_again() {
-            panic!("a test kills this worker");
+        if self.panics || panics() {
+            panic!("this panic of a worker was injected by a test");
         }
-        if let Some(key) = self.flood {
+        if let Some(key) = self.flooded {
             let frame = Frame::binary(&vec![7; 64 * 1024]);
             while connections.send_budget() > 0 && connections.send(key, &frame).is_some() {}
-            self.flood = None;
+            self.flooded = None;
         }
         Poll::Pending
     }
 }
 
-impl Session for Talker {
-    type WorkerState = Worker;
+impl Session for TestSession {
+    type WorkerState = TestWorkerState;
 
-    fn on_open(&mut self, cx: &mut Context<'_, Worker>) {
-        cx.worker().stage.opened.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Worker>) {
+    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, TestWorkerState>) {
         match message {
-            Message::Text("panic") => panic!("a test makes this session panic"),
+            Message::Text("panic") => panic!("this panic of a session was injected by a test"),
             Message::Text("flood") => {
                 let key = cx.key();
-                cx.worker().flood = Some(key);
+                cx.worker().flooded = Some(key);
             }
-            // What others send meanwhile is there when the worker looks again.
+            // The next round then finds the input of several clients.
             Message::Text("stall") => std::thread::sleep(Duration::from_millis(20)),
-            Message::Text("hang") => cx.worker().stage.hang(),
-            Message::Text("die") => cx.worker().dies = true,
+            Message::Text("hang") => cx.worker().shared.hang(),
+            Message::Text("panic worker") => cx.worker().panics = true,
             Message::Text("close") => cx.close(CloseReason::new(CloseCode::Disconnected, "as asked")),
             Message::Text(text) => cx.reply(|out| frame::write_text(out, text)),
             Message::Binary(bytes) => cx.reply(|out| frame::write_binary(out, bytes)),
@@ -138,37 +142,39 @@ impl Session for Talker {
         frame::write_text(out, "goodbye");
     }
 
-    fn on_close(&mut self, _key: ConnectionKey, closed: &Closed, local: &mut Worker) {
-        local.stage.closed.lock().unwrap().push(closed.clone());
+    fn on_close(&mut self, _key: ConnectionKey, closed: &Closed, worker: &mut TestWorkerState) {
+        worker.shared.closed.lock().unwrap().push(closed.clone());
     }
 }
 
+/// A running listener of a test.
 struct Running {
     listener: Listener,
     metrics: Metrics,
-    stage: Arc<Stage>,
+    shared: Arc<Shared>,
 }
 
-fn start(change: impl FnOnce(&mut Config)) -> Running {
+/// Starts a listener, by default with one worker, with a configuration that `configure` changes.
+fn start(configure: impl FnOnce(&mut Config)) -> Running {
     let mut config = Config::default();
     config.workers = 1;
-    change(&mut config);
+    configure(&mut config);
     let cells = Cells::new(config.workers);
     let metrics = Metrics::new(&cells);
-    let stage = Arc::new(Stage::default());
+    let shared = Arc::new(Shared::default());
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listener = Listener::builder(Hub(Arc::clone(&stage)))
+    let listener = Listener::builder(TestApplication(Arc::clone(&shared)))
         .config(config)
         .metrics(&cells, metrics.clone())
         .bind(address)
         .unwrap();
-    Running { listener, metrics, stage }
+    Running { listener, metrics, shared }
 }
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(TEST_TIMEOUT, future).await.expect("it comes in time")
+    tokio::time::timeout(TEST_TIMEOUT, future).await.expect("the future completes in time")
 }
 
 impl Running {
@@ -181,7 +187,7 @@ impl Running {
         within_timeout(connect_async(url)).await.map(|(client, _)| client)
     }
 
-    /// Status and body of the answer to a request head typed by hand.
+    /// Sends a request head and returns the whole HTTP response.
     async fn http(&self, head: &str) -> String {
         let mut socket = TcpStream::connect(self.listener.local_addr()).await.unwrap();
         socket.write_all(head.as_bytes()).await.unwrap();
@@ -190,9 +196,9 @@ impl Running {
         answer
     }
 
-    async fn wait_until(&self, reached: impl Fn(&Self) -> bool) {
+    async fn wait_until(&self, condition: impl Fn(&Self) -> bool) {
         within_timeout(async {
-            while !reached(self) {
+            while !condition(self) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         })
@@ -200,7 +206,7 @@ impl Running {
     }
 }
 
-/// Reads to the close frame: the texts before it, and its code.
+/// Reads up to the close frame. Returns the texts before it, and its code.
 async fn read_to_close(client: &mut Client) -> (Vec<String>, Option<u16>) {
     let mut texts = Vec::new();
     loop {
@@ -213,7 +219,8 @@ async fn read_to_close(client: &mut Client) -> (Vec<String>, Option<u16>) {
     }
 }
 
-async fn echoes(client: &mut Client) {
+/// Checks that the session of a client answers.
+async fn check_echo(client: &mut Client) {
     client.send(Text::text("still here")).await.unwrap();
     let reply = within_timeout(client.next()).await.unwrap().unwrap();
     assert_eq!(reply, Text::text("still here"));
@@ -227,37 +234,38 @@ async fn a_session_that_panics_closes_only_its_own_connection() {
     doomed.send(Text::text("panic")).await.unwrap();
     assert_eq!(read_to_close(&mut doomed).await.1, Some(1011));
     assert_eq!(running.metrics.session_panics.value(), 1);
-    echoes(&mut healthy).await;
+    check_echo(&mut healthy).await;
 }
 
-/// Many clients that the worker finds ready at once: short and long messages, several at a time, parts of one, clients that
-/// have left.
-async fn check_that_all_get_their_own_echoes(change: impl FnOnce(&mut Config)) {
+/// Lets many clients be ready in one round, with messages of all lengths and several messages at a
+/// time, and lets some of them disconnect. Checks that each client gets its own echoes.
+async fn check_echoes_of_many_clients(configure: impl FnOnce(&mut Config)) {
     const CLIENTS: usize = 40;
     const ROUNDS: usize = 12;
     let running = start(|config| {
         config.max_connections = 2 * CLIENTS;
-        change(config);
+        configure(config);
     });
-    let mut staller = running.connect().await;
+    // While the worker sleeps for this client, the other clients become ready.
+    let mut stalling = running.connect().await;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         clients.push(running.connect().await);
     }
     let message = |client: usize, round: usize| {
-        // Around the sizes at which a read takes another way, among others.
+        // Among them are sizes close to the length of a batched read.
         let sizes = [1, 125, 126, 3000, 4080, 4088, 4096, 4340, 4346, 4352, 5000, 30_000, 60_000];
         let size = sizes[(client * 7 + round * 5) % sizes.len()];
         format!("{client} {round} {}", "x".repeat(size))
     };
     for round in 0..ROUNDS {
-        staller.send(Text::text("stall")).await.unwrap();
+        stalling.send(Text::text("stall")).await.unwrap();
         for (nth, client) in clients.iter_mut().enumerate() {
             for part in 0..=nth % 3 {
                 client.feed(Text::text(message(nth, round + part))).await.unwrap();
             }
         }
-        // From all of them before any is answered.
+        // All clients send before any client reads.
         for client in &mut clients {
             within_timeout(client.flush()).await.unwrap();
         }
@@ -268,11 +276,12 @@ async fn check_that_all_get_their_own_echoes(change: impl FnOnce(&mut Config)) {
             }
         }
     }
-    // Some say something and leave, by a reset, by the end of their side, and with a close frame.
-    staller.send(Text::text("stall")).await.unwrap();
+    // Half of the clients send a message and disconnect: with a reset, by shutting down their
+    // sending side, or with a close frame.
+    stalling.send(Text::text("stall")).await.unwrap();
     for (nth, client) in clients.iter_mut().enumerate().take(CLIENTS / 2) {
-        client.send(Text::text("last words")).await.unwrap();
-        let MaybeTlsStream::Plain(socket) = client.get_mut() else { panic!("no TLS here") };
+        client.send(Text::text("last message")).await.unwrap();
+        let MaybeTlsStream::Plain(socket) = client.get_mut() else { panic!("the connection uses TLS") };
         match nth % 3 {
             0 => socket.set_zero_linger().unwrap(),
             1 => socket.shutdown().await.unwrap(),
@@ -281,65 +290,66 @@ async fn check_that_all_get_their_own_echoes(change: impl FnOnce(&mut Config)) {
     }
     drop(clients.drain(..CLIENTS / 2));
     for client in &mut clients {
-        echoes(client).await;
+        check_echo(client).await;
     }
     running.wait_until(|running| running.listener.connections() == CLIENTS / 2 + 1).await;
-    assert_eq!(running.stage.closed.lock().unwrap().len(), CLIENTS / 2);
+    assert_eq!(running.shared.closed.lock().unwrap().len(), CLIENTS / 2);
     assert_eq!(running.metrics.worker_restarts.value(), 0);
 }
 
 #[tokio::test]
-async fn all_get_their_own_echoes() {
-    check_that_all_get_their_own_echoes(|_| {}).await;
+async fn many_clients_get_their_own_echoes() {
+    check_echoes_of_many_clients(|_| {}).await;
 }
 
 #[cfg(feature = "io-uring")]
 #[tokio::test]
-async fn all_get_their_own_echoes_where_each_has_system_calls_of_its_own() {
-    check_that_all_get_their_own_echoes(|config| config.io_uring = false).await;
+async fn many_clients_get_their_own_echoes_without_batches() {
+    check_echoes_of_many_clients(|config| config.io_uring = false).await;
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_is_replaced_and_the_others_notice_nothing() {
+async fn a_worker_that_panics_is_replaced_without_effect_on_other_workers() {
     let running = start(|config| config.workers = 2);
-    // The least loaded worker gets the next connection, so these two are on different ones.
+    // The worker with the fewest connections gets the next one, so each worker gets one of these.
     let mut clients = [running.connect().await, running.connect().await];
-    clients[0].send(Text::text("die")).await.unwrap();
+    clients[0].send(Text::text("panic worker")).await.unwrap();
     running.wait_until(|running| running.metrics.worker_restarts.value() == 1).await;
     let (_, code) = read_to_close(&mut clients[0]).await;
     assert_eq!(code, Some(1011));
-    echoes(&mut clients[1]).await;
+    check_echo(&mut clients[1]).await;
     running.wait_until(|running| running.listener.connections() == 1).await;
     for _ in 0..2 {
-        echoes(&mut running.connect().await).await;
+        check_echo(&mut running.connect().await).await;
     }
 }
 
 impl Running {
-    /// Starts two workers, one of which hangs, with a client of each.
-    async fn with_a_worker_that_hangs() -> (Self, Client, Client) {
+    /// Starts two workers, one of which hangs. Returns a client of the worker that hangs, and a
+    /// client of the other worker.
+    async fn with_hanging_worker() -> (Self, Client, Client) {
         let running = start(|config| config.workers = 2);
         let (mut hung, healthy) = (running.connect().await, running.connect().await);
         hung.send(Text::text("hang")).await.unwrap();
-        running.wait_until(|running| running.stage.hangs.lock().unwrap().now == 1).await;
+        running.wait_until(|running| running.shared.hanging_workers() == 1).await;
         (running, hung, healthy)
     }
 }
 
 #[tokio::test]
-async fn new_clients_do_not_wait_for_a_worker_that_hangs() {
-    let (running, mut hung, mut healthy) = Running::with_a_worker_that_hangs().await;
+async fn new_clients_do_not_wait_for_a_hanging_worker() {
+    let (running, mut hung, mut healthy) = Running::with_hanging_worker().await;
     let mut clients = Vec::new();
     for _ in 0..20 {
-        // The first may be queued for the hung worker, and are then reassigned.
+        // The first connections may be queued for the worker that hangs, and are then reassigned.
         let mut client = running.connect().await;
-        echoes(&mut client).await;
+        check_echo(&mut client).await;
         clients.push(client);
     }
-    echoes(&mut healthy).await;
-    assert_eq!(running.stage.hangs.lock().unwrap().now, 1, "it hangs still");
-    running.stage.release();
-    echoes(&mut hung).await;
+    check_echo(&mut healthy).await;
+    assert_eq!(running.shared.hanging_workers(), 1, "the worker still hangs");
+    running.shared.release();
+    check_echo(&mut hung).await;
     assert_eq!(running.listener.connections(), 22);
 }
 
@@ -352,7 +362,7 @@ async fn accepting_pauses_while_all_workers_are_behind() {
     });
     let mut hung = running.connect().await;
     hung.send(Text::text("hang")).await.unwrap();
-    running.wait_until(|running| running.stage.hangs.lock().unwrap().now == 1).await;
+    running.wait_until(|running| running.shared.hanging_workers() == 1).await;
     let mut sockets = Vec::new();
     for _ in 0..CLIENTS {
         let mut socket = TcpStream::connect(running.listener.local_addr()).await.unwrap();
@@ -361,7 +371,7 @@ async fn accepting_pauses_while_all_workers_are_behind() {
     }
     running.wait_until(|running| running.metrics.accept_pauses.value() > 3).await;
     assert!(running.listener.connections() < CLIENTS);
-    running.stage.release();
+    running.shared.release();
     for socket in &mut sockets {
         let mut start = [0; 12];
         within_timeout(socket.read_exact(&mut start)).await.unwrap();
@@ -370,69 +380,69 @@ async fn accepting_pauses_while_all_workers_are_behind() {
 }
 
 #[tokio::test]
-async fn a_hanging_worker_does_not_hold_up_drain_and_stop() {
-    let (running, hung, mut healthy) = Running::with_a_worker_that_hangs().await;
+async fn a_hanging_worker_does_not_delay_drain_and_stop() {
+    let (running, hung, mut healthy) = Running::with_hanging_worker().await;
     let reading = tokio::spawn(async move { read_to_close(&mut healthy).await.1 });
     within_timeout(running.listener.drain(Duration::from_millis(500), ReconnectTo::ThisNode)).await;
     assert_eq!(reading.await.unwrap(), Some(1001));
     within_timeout(running.listener.stop()).await;
-    assert_eq!(running.stage.hangs.lock().unwrap().now, 1, "it hangs still");
+    assert_eq!(running.shared.hanging_workers(), 1, "the worker still hangs");
     drop(hung);
-    running.stage.release();
+    running.shared.release();
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_tells_each_session_and_releases_its_permits() {
+async fn after_a_worker_panic_each_session_ends_and_permits_are_released() {
     let running = start(|_| {});
     let mut clients = Vec::new();
     for _ in 0..5 {
         clients.push(running.connect().await);
     }
-    // Replies from before the panic are not lost.
-    clients[0].send(Text::text("last words")).await.unwrap();
-    clients[0].send(Text::text("die")).await.unwrap();
+    // Replies that were queued before the panic are still sent.
+    clients[0].send(Text::text("last message")).await.unwrap();
+    clients[0].send(Text::text("panic worker")).await.unwrap();
     for (nth, client) in clients.iter_mut().enumerate() {
-        let words = if nth == 0 { vec!["last words".to_owned()] } else { Vec::new() };
-        assert_eq!(read_to_close(client).await, (words, Some(1011)));
+        let texts = if nth == 0 { vec!["last message".to_owned()] } else { Vec::new() };
+        assert_eq!(read_to_close(client).await, (texts, Some(1011)));
         let _ = within_timeout(client.next()).await;
     }
     running.wait_until(|running| running.listener.connections() == 0).await;
-    let closed = running.stage.closed.lock().unwrap().clone();
+    let closed = running.shared.closed.lock().unwrap().clone();
     assert_eq!(closed.len(), 5);
-    let is_fault = |closed: &Closed| matches!(closed, Closed::ByServer(reason) if reason.code() == CloseCode::InternalError);
-    assert!(closed.iter().all(is_fault), "{closed:?}");
-    echoes(&mut running.connect().await).await;
+    let is_internal_error = |closed: &Closed| matches!(closed, Closed::ByServer(reason) if reason.code() == CloseCode::InternalError);
+    assert!(closed.iter().all(is_internal_error), "{closed:?}");
+    check_echo(&mut running.connect().await).await;
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_again_and_again_tells_each_session_once_and_comes_back() {
+async fn after_repeated_worker_panics_each_session_ends_once() {
     let running = start(|_| {});
     let mut clients = Vec::new();
     for _ in 0..5 {
         clients.push(running.connect().await);
     }
-    running.stage.deaths.store(3, Ordering::Relaxed);
-    clients[0].send(Text::text("die")).await.unwrap();
+    running.shared.injected_panics.store(3, Ordering::Relaxed);
+    clients[0].send(Text::text("panic worker")).await.unwrap();
     for client in &mut clients {
         assert_eq!(read_to_close(client).await.1, Some(1011));
     }
     running.wait_until(|running| running.metrics.worker_restarts.value() == 4).await;
     let mut client = running.connect().await;
-    echoes(&mut client).await;
-    assert_eq!(running.stage.closed.lock().unwrap().len(), 5);
+    check_echo(&mut client).await;
+    assert_eq!(running.shared.closed.lock().unwrap().len(), 5);
 }
 
 #[tokio::test]
-async fn a_replaced_worker_knows_of_the_drain() {
+async fn a_replacement_worker_continues_the_drain() {
     let running = start(|_| {});
     let mut clients = [running.connect().await, running.connect().await, running.connect().await];
     let mut late = TcpStream::connect(running.listener.local_addr()).await.unwrap();
     running.wait_until(|running| running.listener.connections() == 4).await;
     let listener = &running.listener;
-    let dies = async {
-        // One client is closed at once, the others within an hour.
+    let refused = async {
+        // The drain closes one client at once and the others within an hour.
         for client in &mut clients {
-            let _ = client.send(Text::text("die")).await;
+            let _ = client.send(Text::text("panic worker")).await;
         }
         running.wait_until(|running| running.metrics.worker_restarts.value() == 1).await;
         late.write_all(UPGRADE.as_bytes()).await.unwrap();
@@ -444,24 +454,24 @@ async fn a_replaced_worker_knows_of_the_drain() {
     let answer = tokio::select! {
         biased;
         () = drain => panic!("the drain ended before its time"),
-        answer = dies => answer,
+        answer = refused => answer,
     };
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\"draining\""), "{answer}");
     let retry = answer.lines().find_map(|line| line.strip_prefix("Retry-After: ")).unwrap();
-    assert!(retry.parse::<u64>().unwrap() > 3600, "the server is not back before the drain is over: {retry}");
+    assert!(retry.parse::<u64>().unwrap() > 3600, "the retry delay ends before the drain: {retry}");
 }
 
 #[tokio::test]
-async fn a_peer_that_does_not_read_is_closed_with_1013_once_it_does() {
+async fn a_slow_consumer_is_closed_with_1013() {
     let running = start(|config| config.max_queue_bytes = 100_000);
     let mut healthy = running.connect().await;
     let mut slow = running.connect().await;
     slow.send(Text::text("flood")).await.unwrap();
     running.wait_until(|running| running.metrics.slow_consumers.value() == 1).await;
-    echoes(&mut healthy).await;
+    check_echo(&mut healthy).await;
     let (texts, code) = read_to_close(&mut slow).await;
     assert_eq!((texts, code), (vec!["goodbye".to_owned()], Some(1013)));
-    let closed = running.stage.closed.lock().unwrap();
+    let closed = running.shared.closed.lock().unwrap();
     assert!(matches!(&closed[..], [Closed::ByServer(reason)] if reason.code() == CloseCode::SlowConsumer));
 }
 
@@ -473,13 +483,14 @@ async fn a_peer_without_a_pong_is_closed_with_4200() {
     });
     let mut socket = TcpStream::connect(running.listener.local_addr()).await.unwrap();
     socket.write_all(UPGRADE.as_bytes()).await.unwrap();
-    let mut all = Vec::new();
-    within_timeout(socket.read_to_end(&mut all)).await.unwrap();
+    let mut received = Vec::new();
+    within_timeout(socket.read_to_end(&mut received)).await.unwrap();
     let code = 4200_u16.to_be_bytes();
-    assert!(all.windows(2).any(|pair| pair == code), "no 4200 in {all:?}");
+    assert!(received.windows(2).any(|pair| pair == code), "no 4200 in {received:?}");
     assert_eq!(running.metrics.pong_timeouts.value(), 1);
 }
 
+/// Request head of an upgrade.
 const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
@@ -501,7 +512,7 @@ async fn refusals_are_http_with_a_code() {
 }
 
 #[tokio::test]
-async fn a_full_server_says_so_and_has_room_again_later() {
+async fn a_full_server_refuses_connections_until_one_closes() {
     let running = start(|config| config.max_connections = 1);
     let mut first = running.connect().await;
     let Err(tungstenite::Error::Http(answer)) = running.try_connect().await else { panic!("not refused") };
@@ -509,20 +520,20 @@ async fn a_full_server_says_so_and_has_room_again_later() {
     assert!(answer.headers().contains_key("retry-after"));
     first.close(None).await.unwrap();
     running.wait_until(|running| running.listener.connections() == 0).await;
-    echoes(&mut running.connect().await).await;
+    check_echo(&mut running.connect().await).await;
 }
 
 #[tokio::test]
-async fn an_address_has_its_limit() {
+async fn connections_per_address_are_limited() {
     let running = start(|config| config.max_connections_per_ip = Some(1));
     let mut first = running.connect().await;
     let Err(tungstenite::Error::Http(answer)) = running.try_connect().await else { panic!("not refused") };
     assert_eq!(answer.status(), 429);
-    echoes(&mut first).await;
+    check_echo(&mut first).await;
 }
 
 #[tokio::test]
-async fn slow_handshakes_end() {
+async fn slow_handshakes_time_out() {
     let running = start(|config| config.handshake_timeout = Duration::from_millis(100));
     let silent = TcpStream::connect(running.listener.local_addr()).await.unwrap();
     let answer = running.http("GET / HTTP/1.1\r\n").await;
@@ -532,18 +543,18 @@ async fn slow_handshakes_end() {
 }
 
 #[tokio::test]
-async fn a_clients_close_code_comes_back() {
+async fn a_clients_close_code_is_echoed() {
     let running = start(|_| {});
     let mut client = running.connect().await;
     let frame = tungstenite::protocol::CloseFrame { code: 3210.into(), reason: "bye".into() };
     client.close(Some(frame)).await.unwrap();
     assert_eq!(read_to_close(&mut client).await.1, Some(3210));
     running.wait_until(|running| running.listener.connections() == 0).await;
-    assert_eq!(*running.stage.closed.lock().unwrap(), [Closed::ByPeer { code: Some(3210) }]);
+    assert_eq!(*running.shared.closed.lock().unwrap(), [Closed::ByPeer { code: Some(3210) }]);
 }
 
 #[tokio::test]
-async fn a_drain_closes_all_with_1001_and_refuses_newcomers() {
+async fn a_drain_closes_all_connections_with_1001_and_refuses_new_ones() {
     let running = start(|config| config.workers = 2);
     let mut clients = Vec::new();
     for _ in 0..10 {
@@ -552,7 +563,7 @@ async fn a_drain_closes_all_with_1001_and_refuses_newcomers() {
     let reading = tokio::spawn(async move {
         for client in &mut clients {
             assert_eq!(read_to_close(client).await, (vec!["goodbye".to_owned()], Some(1001)));
-            // The answer to the close frame.
+            // Sends the client's close frame.
             let _ = within_timeout(client.next()).await;
         }
     });
@@ -562,14 +573,15 @@ async fn a_drain_closes_all_with_1001_and_refuses_newcomers() {
     let Err(tungstenite::Error::Http(answer)) = running.try_connect().await else { panic!("not refused") };
     assert_eq!(answer.status(), 503);
     running.listener.stop().await;
-    assert_eq!(running.stage.closed.lock().unwrap().len(), 10);
+    assert_eq!(running.shared.closed.lock().unwrap().len(), 10);
 }
 
 #[tokio::test]
 async fn the_close_frame_is_not_lost_to_a_reset() {
     let running = start(|config| config.max_message_bytes = 1000);
     let mut client = running.connect().await;
-    // More follows behind what is refused: closing the socket with it unread would reset the connection.
+    // Bytes follow the message that is too big. If the server closed the socket without reading
+    // them, the kernel would reset the connection.
     for _ in 0..50 {
         if client.feed(Text::binary(vec![0; 5000])).await.is_err() {
             break;
@@ -579,44 +591,48 @@ async fn the_close_frame_is_not_lost_to_a_reset() {
     assert_eq!(read_to_close(&mut client).await.1, Some(1009));
 }
 
-/// A handshake in bytes, with an offer of compression that keeps its context.
-const HANDSHAKE: &str = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+/// Request head of an upgrade that offers compression with context takeover.
+const UPGRADE_WITH_COMPRESSION: &str = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
     Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
 
-/// The start of a masked text frame (with a mask of zeros), and what of its payload comes.
-fn text_frame(first: u8, length: u16, payload: &[u8]) -> Vec<u8> {
+/// Returns a client's frame, masked with zeros. `length` is the length in the header; a shorter
+/// `payload` makes an incomplete frame.
+fn client_frame(first_byte: u8, length: u16, payload: &[u8]) -> Vec<u8> {
     let [high, low] = length.to_be_bytes();
-    [&[first, 0xfe, high, low, 0, 0, 0, 0], payload].concat()
+    [&[first_byte, 0xfe, high, low, 0, 0, 0, 0], payload].concat()
 }
 
-/// A compressed text message of one stored block (RFC 1951 section 3.2.4), which history is made of.
-fn stored(text: &[u8]) -> Vec<u8> {
+/// Returns a compressed text message of one stored block (RFC 1951 section 3.2.4). The server keeps
+/// its text for later messages.
+fn compressed_message(text: &[u8]) -> Vec<u8> {
     let [low, high] = u16::try_from(text.len()).unwrap().to_le_bytes();
     let block = [&[0, low, high, !low, !high], text, &[0]].concat();
-    text_frame(0xc1, u16::try_from(block.len()).unwrap(), &block)
+    client_frame(0xc1, u16::try_from(block.len()).unwrap(), &block)
 }
 
-/// Tells the budget that nine tenths are in use until somebody was given up, and reads what that one is told.
-async fn is_shed(running: &Running, budget: &MemoryBudget, sent: &[u8]) -> String {
+/// Sends bytes on a new connection. Then reports a usage of 90 % until a connection is shed.
+/// Returns the bytes that the new connection receives.
+async fn send_until_shed(running: &Running, budget: &MemoryBudget, sent: &[u8]) -> String {
     let mut socket = TcpStream::connect(running.listener.local_addr()).await.unwrap();
-    let (before, received) = (running.metrics.memory_sheds.value(), running.metrics.received_bytes.value());
+    let (sheds, received_bytes) =
+        (running.metrics.memory_sheds.value(), running.metrics.received_bytes.value());
     socket.write_all(sent).await.unwrap();
-    // While memory is short it would not be let in.
+    // The connection must be accepted first: it would be refused while memory is short.
     running
-        .wait_until(|running| running.metrics.received_bytes.value() >= received + sent.len() as u64)
+        .wait_until(|running| running.metrics.received_bytes.value() >= received_bytes + sent.len() as u64)
         .await;
     within_timeout(async {
-        while running.metrics.memory_sheds.value() == before {
+        while running.metrics.memory_sheds.value() == sheds {
             budget.update(900_000);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await;
     budget.update(0);
-    let mut told = Vec::new();
-    let _ = within_timeout(socket.read_to_end(&mut told)).await;
-    String::from_utf8_lossy(&told).into_owned()
+    let mut received = Vec::new();
+    let _ = within_timeout(socket.read_to_end(&mut received)).await;
+    String::from_utf8_lossy(&received).into_owned()
 }
 
 #[tokio::test]
@@ -628,33 +644,34 @@ async fn connections_that_hold_the_most_are_shed_when_memory_is_short() {
         config.handshake_timeout = TEST_TIMEOUT;
     });
     let mut healthy = running.connect().await;
-    let unfinished = text_frame(0x81, 60_000, &[b'x'; 20_000]);
-    let fragment = text_frame(0x01, 20_000, &[b'x'; 20_000]);
-    for (what, sent) in [
-        ("a frame that does not come whole", unfinished),
-        ("a message that does not come whole", fragment),
-        ("what a client may refer to later", stored(&[b'x'; 20_000])),
+    let incomplete_frame = client_frame(0x81, 60_000, &[b'x'; 20_000]);
+    let incomplete_message = client_frame(0x01, 20_000, &[b'x'; 20_000]);
+    for (held, sent) in [
+        ("an incomplete frame", incomplete_frame),
+        ("an incomplete message", incomplete_message),
+        ("a compression history", compressed_message(&[b'x'; 20_000])),
     ] {
-        let told = is_shed(&running, &budget, &[HANDSHAKE.as_bytes(), &sent].concat()).await;
-        assert!(told.contains("too slow: memory is short"), "{what}: {told}");
-        echoes(&mut healthy).await;
+        let received =
+            send_until_shed(&running, &budget, &[UPGRADE_WITH_COMPRESSION.as_bytes(), &sent].concat()).await;
+        assert!(received.contains("too slow: memory is short"), "{held}: {received}");
+        check_echo(&mut healthy).await;
     }
     let head = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(12_000));
-    let told = is_shed(&running, &budget, head.as_bytes()).await;
-    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("\r\nRetry-After: "), "{told}");
-    echoes(&mut healthy).await;
-    running.wait_until(|running| running.stage.closed.lock().unwrap().len() == 3).await;
+    let received = send_until_shed(&running, &budget, head.as_bytes()).await;
+    assert!(received.starts_with("HTTP/1.1 503 ") && received.contains("\r\nRetry-After: "), "{received}");
+    check_echo(&mut healthy).await;
+    running.wait_until(|running| running.shared.closed.lock().unwrap().len() == 3).await;
     assert_eq!(running.metrics.memory_sheds.value(), 4);
 }
 
 #[tokio::test]
-async fn who_holds_nothing_is_not_given_up_however_short_memory_is() {
+async fn connections_that_hold_little_are_not_shed() {
     let budget = Arc::new(MemoryBudget::new(1_000_000));
     let running = start(|config| config.memory = Some(Arc::clone(&budget)));
     let mut healthy = running.connect().await;
     for _ in 0..30 {
         budget.update(999_999);
-        echoes(&mut healthy).await;
+        check_echo(&mut healthy).await;
     }
     assert_eq!(running.metrics.memory_sheds.value(), 0);
 }

@@ -1,11 +1,12 @@
-//! Rounds end within their budget, whatever clients send, as measured by cost, not by the clock.
+//! Tests that the rounds of a worker keep to their budget, whatever clients send. The tests measure
+//! cost, not time.
 
 #![allow(clippy::unwrap_used)]
 
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{self, Poll};
 use std::time::{Duration, Instant};
@@ -19,64 +20,81 @@ use deeperhub_protocol::deflate::{self, Deflater, negotiate, write_text_compress
 use deeperhub_protocol::frame;
 use deeperhub_protocol::handshake::{Refusal, Request};
 
-/// Timeout far longer than anything here takes on a busy machine.
+/// Timeout far longer than the tests take on a busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Budget of a round, in byte cost.
-const ROUND: usize = 64 * 1024;
+const ROUND_BYTES: usize = 64 * 1024;
 
 /// Bytes of the longest message.
-const LONGEST: usize = 8 * 1024;
+const MAX_MESSAGE_BYTES: usize = 8 * 1024;
 
-/// Bytes of the longest message on the wire; longer messages are compressed.
-const SENT: usize = 1000;
+/// Approximate maximum bytes of a message on the wire. Longer messages are sent compressed.
+const MAX_WIRE_BYTES: usize = 1000;
 
 const CLIENTS: usize = 24;
 
 /// Fixed cost of a message, as documented for `Config::round_bytes`.
-const MESSAGE: usize = 512;
+const MESSAGE_COST: usize = 512;
 
-/// Bytes that exceed the kernels' buffers between a server and a client that does not read.
-const LONG_REPLY: usize = 8 << 20;
+/// Bytes of a reply that exceeds the kernel's buffers between the server and a client that does not
+/// read.
+const LONG_REPLY_BYTES: usize = 8 << 20;
 
+/// State that the sessions share with the test.
 #[derive(Default)]
-struct Seen {
-    /// Cost given to sessions in the current round; `most` is the maximum of all rounds.
-    now: AtomicUsize,
-    most: AtomicUsize,
+struct Shared {
+    /// Cost of the messages that sessions got in the current round.
+    round_cost: AtomicUsize,
+    /// Maximum of `round_cost` over all rounds.
+    max_round_cost: AtomicUsize,
+    /// Number of messages that sessions got.
     messages: AtomicUsize,
+    /// Ends of all sessions.
     closed: Mutex<Vec<Closed>>,
-    is_held: std::sync::atomic::AtomicBool,
+    /// `true` if paused connections stay paused.
+    keeps_paused: AtomicBool,
 }
 
-struct Hub(Arc<Seen>);
-struct Worker(Arc<Seen>, Vec<ConnectionKey>);
-struct Counted;
+struct TestApplication(Arc<Shared>);
 
-impl Application for Hub {
-    type WorkerState = Worker;
-    type Session = Counted;
+struct TestWorkerState {
+    shared: Arc<Shared>,
+    /// Connections whose session paused reading.
+    paused: Vec<ConnectionKey>,
+}
 
-    fn worker_state(&self, _worker: usize) -> Worker {
-        Worker(Arc::clone(&self.0), Vec::new())
+/// Session that counts its messages, and acts on some of them.
+struct CountingSession;
+
+impl Application for TestApplication {
+    type WorkerState = TestWorkerState;
+    type Session = CountingSession;
+
+    fn worker_state(&self, _worker: usize) -> TestWorkerState {
+        TestWorkerState { shared: Arc::clone(&self.0), paused: Vec::new() }
     }
 
     fn accept(
         &self,
         _request: Request,
         _peer: Peer,
-    ) -> impl Future<Output = Result<Accepted<Counted>, Refusal>> + 'static {
-        std::future::ready(Ok(Accepted { session: Counted, subprotocol: None }))
+    ) -> impl Future<Output = Result<Accepted<CountingSession>, Refusal>> + 'static {
+        std::future::ready(Ok(Accepted { session: CountingSession, subprotocol: None }))
     }
 }
 
-impl WorkerState<Counted> for Worker {
-    fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Counted>) -> Poll<()> {
-        let spent = self.0.now.swap(0, Ordering::Relaxed);
-        self.0.most.fetch_max(spent, Ordering::Relaxed);
-        if !self.1.is_empty() {
-            if !self.0.is_held.load(Ordering::Relaxed) {
-                for key in self.1.drain(..) {
+impl WorkerState<CountingSession> for TestWorkerState {
+    fn poll(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        connections: &mut Connections<'_, CountingSession>,
+    ) -> Poll<()> {
+        let round_cost = self.shared.round_cost.swap(0, Ordering::Relaxed);
+        self.shared.max_round_cost.fetch_max(round_cost, Ordering::Relaxed);
+        if !self.paused.is_empty() {
+            if !self.shared.keeps_paused.load(Ordering::Relaxed) {
+                for key in self.paused.drain(..) {
                     connections.resume_reading(key);
                 }
             }
@@ -86,26 +104,26 @@ impl WorkerState<Counted> for Worker {
     }
 }
 
-impl Session for Counted {
-    type WorkerState = Worker;
+impl Session for CountingSession {
+    type WorkerState = TestWorkerState;
 
-    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Worker>) {
+    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, TestWorkerState>) {
         let key = cx.key();
         let len = match message {
             Message::Text(text) => text.len(),
             Message::Binary(bytes) => bytes.len(),
         };
         let worker = cx.worker();
-        worker.0.now.fetch_add(MESSAGE + len, Ordering::Relaxed);
-        worker.0.messages.fetch_add(1, Ordering::Relaxed);
+        worker.shared.round_cost.fetch_add(MESSAGE_COST + len, Ordering::Relaxed);
+        worker.shared.messages.fetch_add(1, Ordering::Relaxed);
         match message {
             Message::Text("pause") => {
-                worker.1.push(key);
+                worker.paused.push(key);
                 cx.pause_reading();
             }
             Message::Text("long") => {
-                for _ in 0..LONG_REPLY / LONGEST {
-                    cx.reply(|out| frame::write_binary(out, &[7; LONGEST]));
+                for _ in 0..LONG_REPLY_BYTES / MAX_MESSAGE_BYTES {
+                    cx.reply(|out| frame::write_binary(out, &[7; MAX_MESSAGE_BYTES]));
                 }
             }
             Message::Text(text) if text.starts_with("echo") => cx.reply(|out| frame::write_text(out, text)),
@@ -113,40 +131,43 @@ impl Session for Counted {
         }
     }
 
-    fn admit_control_frame(&mut self, cx: &mut Context<'_, Worker>) -> bool {
-        cx.worker().0.now.fetch_add(MESSAGE, Ordering::Relaxed);
+    fn admit_control_frame(&mut self, cx: &mut Context<'_, TestWorkerState>) -> bool {
+        cx.worker().shared.round_cost.fetch_add(MESSAGE_COST, Ordering::Relaxed);
         true
     }
 
-    fn on_close(&mut self, _key: ConnectionKey, closed: &Closed, worker: &mut Worker) {
-        worker.0.closed.lock().unwrap().push(closed.clone());
+    fn on_close(&mut self, _key: ConnectionKey, closed: &Closed, worker: &mut TestWorkerState) {
+        worker.shared.closed.lock().unwrap().push(closed.clone());
     }
 }
 
-fn start(change: impl FnOnce(&mut Config)) -> (Listener, Metrics, Arc<Seen>) {
+/// Starts a listener with one worker, with a configuration that `configure` changes.
+fn start(configure: impl FnOnce(&mut Config)) -> (Listener, Metrics, Arc<Shared>) {
     let mut config = Config::default();
     config.workers = 1;
-    config.round_bytes = ROUND;
+    config.round_bytes = ROUND_BYTES;
     config.round_time = Duration::from_secs(3600);
-    config.max_message_bytes = LONGEST;
+    config.max_message_bytes = MAX_MESSAGE_BYTES;
     config.max_queue_bytes = 64 << 20;
-    change(&mut config);
+    configure(&mut config);
     let cells = Cells::new(config.workers);
     let metrics = Metrics::new(&cells);
-    let seen = Arc::<Seen>::default();
+    let shared = Arc::<Shared>::default();
     let address = ([127, 0, 0, 1], 0);
-    let listener = Listener::builder(Hub(Arc::clone(&seen)))
+    let listener = Listener::builder(TestApplication(Arc::clone(&shared)))
         .config(config)
         .metrics(&cells, metrics.clone())
         .bind(address)
         .unwrap();
-    (listener, metrics, seen)
+    (listener, metrics, shared)
 }
 
+/// Opens a WebSocket connection.
 fn connect(address: SocketAddr) -> TcpStream {
     upgrade(TcpStream::connect(address).unwrap())
 }
 
+/// Performs the opening handshake on a socket.
 fn upgrade(mut socket: TcpStream) -> TcpStream {
     socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let request = "GET / HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -163,22 +184,24 @@ fn upgrade(mut socket: TcpStream) -> TcpStream {
     socket
 }
 
-/// Converts a server's frame to a client's, masked with zeros.
-fn masked(server: &[u8]) -> Vec<u8> {
-    let header = match server[1] {
+/// Converts a frame of a server to a frame of a client, masked with zeros.
+fn masked(frame: &[u8]) -> Vec<u8> {
+    let header_len = match frame[1] {
         126 => 4,
         127 => 10,
         _ => 2,
     };
-    [&[server[0], server[1] | 0x80], &server[2..header], &[0; 4], &server[header..]].concat()
+    [&[frame[0], frame[1] | 0x80], &frame[2..header_len], &[0; 4], &frame[header_len..]].concat()
 }
 
+/// Returns a text message of a client.
 fn text(text: &str) -> Vec<u8> {
     let mut out = Vec::new();
     frame::write_text(&mut out, text);
     masked(&out)
 }
 
+/// Returns a compressed text message of a client.
 fn compressed(text: &str) -> Vec<u8> {
     let config = deflate::Config::default();
     let offer = [&b"permessage-deflate; client_no_context_takeover"[..]];
@@ -188,10 +211,11 @@ fn compressed(text: &str) -> Vec<u8> {
     masked(&out)
 }
 
-/// Builds a message with `blocks` empty final blocks, each of which copies the window again.
+/// Returns a compressed message with `blocks` empty final blocks. Decompressing each of them copies
+/// the window again.
 fn final_blocks(blocks: usize) -> Vec<u8> {
     let mut deflated = Vec::new();
-    // One stored block that fills the window first (RFC 1951 section 3.2.4).
+    // First a stored block that fills the window (RFC 1951 section 3.2.4).
     deflated.extend([1, 0, 16, 255, 239]);
     deflated.extend([b'x'; 4096]);
     for _ in 0..blocks {
@@ -202,32 +226,36 @@ fn final_blocks(blocks: usize) -> Vec<u8> {
     [&[0xc1, 126 | 0x80, high, low, 0, 0, 0, 0], &deflated[..]].concat()
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Waits until `condition` returns `true`. Panics with `expectation` after the timeout.
+fn wait_until(expectation: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + TEST_TIMEOUT;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}");
+    while !condition() {
+        assert!(Instant::now() < deadline, "{expectation}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// Small random generator, so that a failure can be repeated by its seed.
+/// Random generator with a seed, so that a failure can be reproduced.
 struct Random(u64);
 
 impl Random {
+    /// Returns a number from 0 to `end - 1`.
     fn below(&mut self, end: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % end
     }
 }
 
-fn check_that_rounds_keep_to_their_budget(seed: u64, change: impl FnOnce(&mut Config)) {
-    let (listener, metrics, seen) = start(change);
+/// Lets clients send random messages, and checks the cost of each round.
+fn check_round_costs(seed: u64, configure: impl FnOnce(&mut Config)) {
+    let (listener, metrics, shared) = start(configure);
     let mut random = Random(seed);
-    let long = "x".repeat(LONGEST);
+    let long = "x".repeat(MAX_MESSAGE_BYTES);
+    // Bytes to send, and how many messages they are.
     let kinds: [(Vec<u8>, usize); 7] = [
         (text("short"), 1),
-        (text(&long[..SENT]), 1),
-        (text(&format!("echo{}", &long[..SENT - 4])), 1),
+        (text(&long[..MAX_WIRE_BYTES]), 1),
+        (text(&format!("echo{}", &long[..MAX_WIRE_BYTES - 4])), 1),
         (compressed(&long), 1),
         (final_blocks(200), 1),
         (vec![0x89, 0x80, 0, 0, 0, 0], 0),
@@ -256,64 +284,64 @@ fn check_that_rounds_keep_to_their_budget(seed: u64, change: impl FnOnce(&mut Co
         .map(|(mut socket, bytes)| {
             std::thread::spawn(move || {
                 let mut reader = socket.try_clone().unwrap();
-                let drain = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+                let reading = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
                 socket.write_all(&bytes).unwrap();
-                (socket, drain)
+                (socket, reading)
             })
         })
         .collect();
     let sockets: Vec<_> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
-    until("all messages are handled", || seen.messages.load(Ordering::Relaxed) >= expected);
-    assert_eq!(seen.messages.load(Ordering::Relaxed), expected, "seed {seed}");
-    let most = seen.most.load(Ordering::Relaxed);
-    // The last message of a round may exceed it, and part of each client's first message was
-    // counted in an earlier round.
-    let bound = ROUND + LONGEST + MESSAGE + CLIENTS * SENT;
-    assert!(most <= bound, "{most} of {bound} in a round, seed {seed}");
+    wait_until("all messages are handled", || shared.messages.load(Ordering::Relaxed) >= expected);
+    assert_eq!(shared.messages.load(Ordering::Relaxed), expected, "seed {seed}");
+    let max_round_cost = shared.max_round_cost.load(Ordering::Relaxed);
+    // The last message of a round may exceed the budget. Also, a part of each client's first
+    // message may have been charged to an earlier round.
+    let bound = ROUND_BYTES + MAX_MESSAGE_BYTES + MESSAGE_COST + CLIENTS * MAX_WIRE_BYTES;
+    assert!(max_round_cost <= bound, "cost {max_round_cost} over {bound}, seed {seed}");
     assert!(metrics.turns_deferred.value() > 0, "seed {seed}");
-    for (socket, drain) in sockets {
+    for (socket, reading) in sockets {
         socket.shutdown(Shutdown::Both).unwrap();
-        let _ = drain.join().unwrap();
+        let _ = reading.join().unwrap();
     }
-    until("all sessions end", || seen.closed.lock().unwrap().len() == CLIENTS);
+    wait_until("all sessions end", || shared.closed.lock().unwrap().len() == CLIENTS);
 }
 
 #[test]
 fn rounds_keep_to_their_budget_whatever_clients_send() {
     for seed in 1..=3 {
-        check_that_rounds_keep_to_their_budget(seed, |_| {});
+        check_round_costs(seed, |_| {});
     }
 }
 
 #[cfg(feature = "io-uring")]
 #[test]
 fn rounds_keep_to_their_budget_without_batches() {
-    check_that_rounds_keep_to_their_budget(4, |config| config.io_uring = false);
+    check_round_costs(4, |config| config.io_uring = false);
 }
 
 #[test]
-fn a_pause_holds_what_was_read_already() {
-    let (listener, _metrics, seen) = start(|_| {});
-    seen.is_held.store(true, Ordering::Relaxed);
+fn a_pause_holds_back_bytes_that_were_read_already() {
+    let (listener, _metrics, shared) = start(|_| {});
+    shared.keeps_paused.store(true, Ordering::Relaxed);
     let mut client = connect(listener.local_addr());
     let burst = [text("first"), text("pause"), text("second"), text("third")].concat();
     client.write_all(&burst).unwrap();
-    until("two messages are handled", || seen.messages.load(Ordering::Relaxed) >= 2);
-    // Another client goes on meanwhile, so that the worker surely had its rounds.
+    wait_until("two messages are handled", || shared.messages.load(Ordering::Relaxed) >= 2);
+    // The echoes of another client prove that the worker ran several rounds.
     let mut other = connect(listener.local_addr());
     for _ in 0..20 {
         other.write_all(&text("echo")).unwrap();
         let mut echo = [0; 6];
         other.read_exact(&mut echo).unwrap();
     }
-    assert_eq!(seen.messages.load(Ordering::Relaxed), 22);
-    seen.is_held.store(false, Ordering::Relaxed);
-    until("the rest is handled", || seen.messages.load(Ordering::Relaxed) == 24);
+    assert_eq!(shared.messages.load(Ordering::Relaxed), 22);
+    shared.keeps_paused.store(false, Ordering::Relaxed);
+    wait_until("the rest is handled", || shared.messages.load(Ordering::Relaxed) == 24);
 }
 
 #[test]
-fn replies_reach_a_client_that_ends_its_side_right_behind_its_last_message() {
-    let (listener, _metrics, seen) = start(|_| {});
+fn replies_reach_a_client_that_shuts_down_its_sending_side_after_its_last_message() {
+    let (listener, _metrics, shared) = start(|_| {});
     for count in [1, 20, 300] {
         let mut client = connect(listener.local_addr());
         let message = text("echo, and then the end");
@@ -323,12 +351,14 @@ fn replies_reach_a_client_that_ends_its_side_right_behind_its_last_message() {
         client.read_to_end(&mut replies).unwrap();
         assert_eq!(replies.len(), count * (message.len() - 4), "{count} messages");
     }
-    until("all sessions end", || *seen.closed.lock().unwrap() == [Closed::Lost, Closed::Lost, Closed::Lost]);
+    wait_until("all sessions end", || {
+        *shared.closed.lock().unwrap() == [Closed::Lost, Closed::Lost, Closed::Lost]
+    });
 }
 
 #[test]
-fn a_client_that_reads_is_not_too_slow_however_small_its_queue_is() {
-    let (listener, metrics, _seen) = start(|config| config.max_queue_bytes = 4096);
+fn a_client_that_reads_is_not_a_slow_consumer_even_with_a_small_queue_limit() {
+    let (listener, metrics, _shared) = start(|config| config.max_queue_bytes = 4096);
     let mut client = connect(listener.local_addr());
     let message = text(&format!("echo{}", "x".repeat(1000)));
     for count in [1, 5, 7, 8, 30, 60] {
@@ -338,67 +368,70 @@ fn a_client_that_reads_is_not_too_slow_however_small_its_queue_is() {
         let mut tail = Vec::new();
         let mut buffer = [0; 4096];
         while !tail.ends_with(b"echo the last") {
-            let read = client.read(&mut buffer).unwrap();
-            assert!(read > 0, "the server has closed it after {count} messages");
-            tail.extend_from_slice(&buffer[..read]);
+            let len = client.read(&mut buffer).unwrap();
+            assert!(len > 0, "the server closed the connection after {count} messages");
+            tail.extend_from_slice(&buffer[..len]);
         }
     }
     assert_eq!(metrics.slow_consumers.value(), 0);
 }
 
-/// Connects with a small receive buffer.
-fn connect_slowly(address: SocketAddr) -> TcpStream {
+/// Opens a WebSocket connection with a small receive buffer.
+fn connect_with_small_buffer(address: SocketAddr) -> TcpStream {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(128 * 1024).unwrap();
     socket.connect(&address.into()).unwrap();
     upgrade(socket.into())
 }
 
-/// Reads up to `bytes` over about `time`, which is longer than any single timeout of the server.
-fn read_slowly(client: &mut TcpStream, bytes: usize, time: Duration) -> Vec<u8> {
-    let mut all = Vec::new();
+/// Reads at most about `max_bytes`, at a rate at which that takes `time`.
+fn read_slowly(client: &mut TcpStream, max_bytes: usize, time: Duration) -> Vec<u8> {
+    let mut received = Vec::new();
     let mut buffer = [0; 16 * 1024];
-    while all.len() < bytes {
+    while received.len() < max_bytes {
         match client.read(&mut buffer).unwrap() {
             0 => break,
-            new => {
-                all.extend_from_slice(&buffer[..new]);
-                std::thread::sleep(time.mul_f64(new as f64 / bytes as f64));
+            len => {
+                received.extend_from_slice(&buffer[..len]);
+                std::thread::sleep(time.mul_f64(len as f64 / max_bytes as f64));
             }
         }
     }
-    all
+    received
 }
 
 #[test]
-fn a_peer_that_reads_slowly_lives_though_its_pong_is_late() {
-    let (listener, metrics, _seen) = start(|config| {
+fn a_peer_that_reads_slowly_is_not_closed_without_a_pong() {
+    let (listener, metrics, _shared) = start(|config| {
         config.compression.enabled = false;
         config.ping_interval = Duration::from_millis(200);
         config.pong_timeout = Duration::from_millis(1500);
     });
-    let mut client = connect_slowly(listener.local_addr());
+    let mut client = connect_with_small_buffer(listener.local_addr());
     client.write_all(&text("long")).unwrap();
-    // The client never sends a pong; taking bytes is its only sign of life.
-    let read = read_slowly(&mut client, LONG_REPLY / 2, Duration::from_secs(6)).len();
-    assert!(read >= LONG_REPLY / 2 && metrics.pong_timeouts.value() == 0, "{read} bytes were read");
-    // Once it takes no more bytes, it is closed.
-    until("it is closed", || metrics.pong_timeouts.value() == 1);
+    // The client never sends a pong. Its acknowledgements of bytes are its only signs of life. The
+    // read takes several times the pong timeout.
+    let len = read_slowly(&mut client, LONG_REPLY_BYTES / 2, Duration::from_secs(6)).len();
+    assert!(len >= LONG_REPLY_BYTES / 2 && metrics.pong_timeouts.value() == 0, "{len} bytes were read");
+    // Once the client takes no more bytes, its connection is closed.
+    wait_until("the connection is closed", || metrics.pong_timeouts.value() == 1);
 }
 
 #[test]
-fn the_last_words_reach_a_slow_peer_that_goes_on_reading() {
-    let (listener, metrics, seen) = start(|config| {
+fn the_close_frame_reaches_a_slow_peer_that_continues_to_read() {
+    let (listener, metrics, shared) = start(|config| {
         config.compression.enabled = false;
         config.close_timeout = Duration::from_millis(1500);
         config.max_queue_bytes = 64 * 1024;
     });
-    let mut client = connect_slowly(listener.local_addr());
+    let mut client = connect_with_small_buffer(listener.local_addr());
     client.write_all(&text("long")).unwrap();
-    until("it is closed as too slow", || metrics.slow_consumers.value() == 1);
-    assert_eq!(seen.closed.lock().unwrap().len(), 1);
-    // Ask for more bytes than there are, to read to the end.
-    let all = read_slowly(&mut client, LONG_REPLY + 1024, Duration::from_secs(5));
+    wait_until("the connection is closed as a slow consumer", || metrics.slow_consumers.value() == 1);
+    assert_eq!(shared.closed.lock().unwrap().len(), 1);
+    // Ask for more bytes than are sent, to read to the end. The read takes several times the close
+    // timeout.
+    let received = read_slowly(&mut client, LONG_REPLY_BYTES + 1024, Duration::from_secs(5));
     let reason = b"too slow: the queue passed its limit";
-    assert!(all.ends_with(reason), "{} bytes end in {:?}", all.len(), &all[all.len().saturating_sub(40)..]);
+    let tail = &received[received.len().saturating_sub(40)..];
+    assert!(received.ends_with(reason), "{} bytes end in {tail:?}", received.len());
 }

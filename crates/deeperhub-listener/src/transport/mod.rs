@@ -1,4 +1,4 @@
-//! Socket of a connection, with or without TLS.
+//! The byte stream of a connection: a TCP socket, with or without TLS.
 
 mod tcp;
 #[cfg(feature = "tls")]
@@ -22,14 +22,14 @@ use crate::config::Config;
 /// Buffer and counts shared by the TLS connections of a worker.
 #[derive(Debug, Default)]
 pub(crate) struct TlsScratch {
-    /// Empty until the first connection with TLS comes.
+    /// Read and write buffer. Empty until the first TLS connection.
     #[cfg(feature = "tls")]
     bytes: Vec<u8>,
-    /// TLS handshake steps since the last reset.
+    /// TLS handshake steps of the current round.
     pub(crate) handshake_steps: usize,
-    /// Whether the last read got any bytes, even part of a record.
+    /// `true` if the last read got any bytes, even only part of a record.
     pub(crate) received_any: bool,
-    /// Handshakes that ended since the last reset.
+    /// TLS handshakes that ended since the last metrics update.
     pub(crate) ended: TlsHandshakeCounts,
 }
 
@@ -39,18 +39,20 @@ pub(crate) struct TlsHandshakeCounts {
     pub(crate) full: u64,
     pub(crate) resumed: u64,
     pub(crate) failed: u64,
-    /// Failed handshakes refused for the client's certificate, by reason.
+    /// Handshakes refused because of the client's certificate, by reason. They count as `failed`,
+    /// too.
     #[cfg(feature = "tls")]
     pub(crate) client_auth: [u64; ClientAuthFault::COUNT],
 }
 
-/// A non-blocking byte stream whose readiness comes through a waker.
+/// A non-blocking byte stream.
 ///
-/// Everything but `arm_read` and `arm_write` is synchronous and returns `WouldBlock` instead of waiting.
+/// Operations return `WouldBlock` instead of waiting. `arm_read` and `arm_write` then request a
+/// wake-up.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(Tcp),
-    /// Boxed, so that plain connections stay small.
+    /// A TLS connection. Boxed, so that plain connections stay small.
     #[cfg(feature = "tls")]
     Tls(Box<Tls>),
 }
@@ -58,20 +60,21 @@ pub(crate) enum Transport {
 impl Transport {
     /// Registers a non-blocking socket with the reactor of the current thread.
     ///
-    /// With `preface`, plain bytes come before TLS until [`end_preface`](Self::end_preface) is called.
+    /// With `has_preface`, plain bytes are read until [`end_preface`](Self::end_preface) is called,
+    /// even if the connection uses TLS.
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
-    pub(crate) fn new(socket: std::net::TcpStream, config: &Config, preface: bool) -> io::Result<Self> {
+    pub(crate) fn new(socket: std::net::TcpStream, config: &Config, has_preface: bool) -> io::Result<Self> {
         let tcp = Tcp::new(socket)?;
         #[cfg(feature = "tls")]
         if let Some(tls) = &config.tls {
-            let tls = Tls::new(tcp, tls.current(), preface).map_err(io::Error::other)?;
+            let tls = Tls::new(tcp, tls.current(), has_preface).map_err(io::Error::other)?;
             return Ok(Self::Tls(Box::new(tls)));
         }
         Ok(Self::Tcp(tcp))
     }
 
-    /// Ends the preface; `rest` was read beyond it. Returns `rest` on a plain connection. With TLS, the
-    /// next read starts with it.
+    /// Ends the preface. `rest` are bytes that were read after it. A plain connection returns them;
+    /// a TLS connection processes them in the next read.
     pub(crate) fn end_preface(&mut self, rest: Vec<u8>) -> Option<Vec<u8>> {
         match self {
             Self::Tcp(_) => Some(rest),
@@ -83,10 +86,13 @@ impl Transport {
         }
     }
 
-    /// Reads available bytes. `Ok(0)`: the peer has ended its side. `InvalidData`: it violated TLS. An
-    /// alert may then wait to be flushed, and further input must be read and discarded.
+    /// Reads available bytes. Returns 0 if the peer has shut down its sending side. After each
+    /// call, TLS messages may have to be [flushed](Self::is_flushed).
     ///
-    /// Bytes may wait to be [flushed](Self::is_flushed) after each call.
+    /// # Errors
+    ///
+    /// Returns `InvalidData` if the peer violated TLS. An alert may then have to be flushed, and
+    /// further input must be read and discarded.
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     pub(crate) fn read(&mut self, buffer: &mut [u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         match self {
@@ -96,7 +102,8 @@ impl Transport {
         }
     }
 
-    /// Writes at least one of the bytes. They may wait to be [flushed](Self::is_flushed).
+    /// Writes at least one of the bytes and returns how many. With TLS, written bytes may still
+    /// have to be [flushed](Self::is_flushed).
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     pub(crate) fn write(&mut self, bytes: &[u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         match self {
@@ -106,7 +113,7 @@ impl Transport {
         }
     }
 
-    /// Writes like [`write`](Self::write), from several slices.
+    /// Writes bytes of several slices like [`write`](Self::write).
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     pub(crate) fn write_vectored(
         &mut self,
@@ -120,7 +127,7 @@ impl Transport {
         }
     }
 
-    /// Returns `true` if all written bytes are with the kernel.
+    /// Returns `true` if the kernel has taken all written bytes.
     pub(crate) fn is_flushed(&self) -> bool {
         match self {
             Self::Tcp(_) => true,
@@ -129,18 +136,19 @@ impl Transport {
         }
     }
 
-    /// Sets whether writes try the socket even if the reactor has not reported it writable yet. A
-    /// socket that just became writable shows only when the reactor is polled.
-    pub(crate) fn set_bypass_readiness(&mut self, asks: bool) {
-        self.tcp_mut().set_bypass_readiness(asks);
+    /// Sets whether writes try the socket even if the reactor has not reported it writable yet. The
+    /// reactor notices only between rounds that a socket has become writable.
+    pub(crate) fn set_bypass_readiness(&mut self, bypasses: bool) {
+        self.tcp_mut().set_bypass_readiness(bypasses);
     }
 
-    /// Returns the peer's progress with the bytes given to the kernel.
+    /// Returns how many of the bytes given to the kernel the peer has acknowledged.
     pub(crate) fn progress(&self) -> io::Result<SendProgress> {
         self.tcp().progress()
     }
 
-    /// Discards further input. Reads then report only that bytes came, and the end.
+    /// Stops decrypting input, which takes memory. Later reads return raw bytes, which the caller
+    /// must discard. Does nothing on a plain connection.
     pub(crate) fn ignore_input(&mut self) {
         match self {
             Self::Tcp(_) => {}
@@ -158,7 +166,7 @@ impl Transport {
         }
     }
 
-    /// Passes written bytes to the kernel.
+    /// Passes all written bytes to the kernel.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(_) => Ok(()),
@@ -167,7 +175,7 @@ impl Transport {
         }
     }
 
-    /// Returns the descriptor of the socket, for plain or encrypted bytes.
+    /// Returns the descriptor of the socket. With TLS, only encrypted bytes may be sent to it.
     #[cfg(feature = "io-uring")]
     pub(crate) fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
         match self {
@@ -177,8 +185,9 @@ impl Transport {
         }
     }
 
-    /// Clears read readiness after a short read, which saves the system call that would find the socket
-    /// empty. Returns `false` if a short read does not prove that.
+    /// Clears the read readiness after a short read, and returns `true`. This saves the system call
+    /// that would find the socket empty. Returns `false` if the last read does not prove that the
+    /// socket is empty.
     pub(crate) fn clear_readiness(&mut self) -> bool {
         match self {
             Self::Tcp(tcp) => tcp.clear_readiness(),
@@ -187,24 +196,23 @@ impl Transport {
         }
     }
 
-    /// Requests a wake-up when the socket is readable. `Ready`: it is readable now.
+    /// Requests a wake-up when the socket becomes readable. Returns `Ready` if it is readable now.
     pub(crate) fn arm_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.tcp_mut().arm_read(cx)
     }
 
-    /// Requests a wake-up when the socket is writable. `Ready`: it is writable now.
+    /// Requests a wake-up when the socket becomes writable. Returns `Ready` if it is writable now.
     pub(crate) fn arm_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.tcp_mut().arm_write(cx)
     }
 
-    /// Shuts down the sending side, behind all written bytes. Requires that all are
-    /// [flushed](Self::is_flushed).
+    /// Shuts down the sending side. All written bytes must be [flushed](Self::is_flushed).
     pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
         self.close_notify();
         self.tcp_mut().shutdown_write()
     }
 
-    /// Sends `close_notify` on a TLS connection that is about to be dropped.
+    /// Sends `close_notify` if the connection uses TLS and the socket takes it at once.
     pub(crate) fn close_notify(&mut self) {
         match self {
             Self::Tcp(_) => {}
@@ -227,7 +235,7 @@ impl Transport {
         }
     }
 
-    /// Returns the user named by the client's certificate.
+    /// Returns the user that the client's certificate names.
     pub(crate) fn user(&self) -> Option<String> {
         match self {
             Self::Tcp(_) => None,
@@ -258,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plain_connection_pays_nothing_for_tls() {
+    fn tls_does_not_make_plain_connections_larger() {
         assert!(size_of::<Transport>() <= size_of::<Tcp>() + size_of::<usize>());
     }
 }

@@ -1,3 +1,5 @@
+//! A plain TCP connection.
+
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::task::{Context, Poll};
@@ -7,11 +9,11 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// A plain TCP connection, registered with the reactor of the worker's own thread.
+/// A TCP connection, registered with the reactor of its worker's thread.
 #[derive(Debug)]
 pub(crate) struct Tcp {
     stream: TcpStream,
-    /// Whether writes try the socket even if the reactor has not reported it writable yet.
+    /// `true` if writes try the socket even if the reactor has not reported it writable yet.
     bypasses_readiness: bool,
 }
 
@@ -43,8 +45,8 @@ impl Tcp {
         }
     }
 
-    pub(super) fn set_bypass_readiness(&mut self, asks: bool) {
-        self.bypasses_readiness = asks;
+    pub(super) fn set_bypass_readiness(&mut self, bypasses: bool) {
+        self.bypasses_readiness = bypasses;
     }
 
     pub(super) fn progress(&self) -> io::Result<SendProgress> {
@@ -52,11 +54,12 @@ impl Tcp {
     }
 
     pub(super) fn clear_readiness(&mut self) -> bool {
-        // Sound only because the reactor runs on this very thread: no event can fall between the short read and
-        // the clearing.
-        let cleared: io::Result<()> =
+        // Clearing loses no event, because the reactor runs on this thread: it cannot report one
+        // between the short read and the clearing. An operation that returns `WouldBlock` clears
+        // the readiness.
+        let result: io::Result<()> =
             self.stream.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
-        debug_assert!(cleared.is_err());
+        debug_assert!(result.is_err());
         true
     }
 
@@ -74,7 +77,7 @@ impl Tcp {
     }
 
     pub(super) fn shutdown_write(&mut self) -> io::Result<()> {
-        // The socket is shut down through a reference of the descriptor; it stays registered and readable.
+        // `SockRef` only borrows the descriptor: the socket stays registered and readable.
         SockRef::from(&self.stream).shutdown(Shutdown::Write)
     }
 }

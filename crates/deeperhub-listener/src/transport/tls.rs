@@ -1,4 +1,5 @@
-//! TLS on a worker. Records use buffers of the worker, so an idle connection has none.
+//! TLS on the worker threads. Connections of a worker share buffers, so an idle connection has
+//! none.
 
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,26 +10,29 @@ use deeperhub_protocol::handshake::Refusal;
 use deeperhub_security::tls::{ClientAuthFault, has_expired};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus,
 };
 use rustls::{HandshakeKind, ServerConfig};
 
 use super::{Tcp, TlsScratch};
 
-/// Maximum plain bytes that one write encrypts: four records.
+/// Maximum plain bytes that one write encrypts: those of four records.
 const MAX_PLAIN_WRITE: usize = 64 * 1024;
 
-/// Space for what encryption adds: about 40 bytes per record, and a key update or an alert.
+/// Buffer space for bytes that encryption adds: about 40 bytes per record, a key update and an
+/// alert.
 pub(crate) const TLS_OVERHEAD: usize = 1024;
 
-/// Maximum bytes of incomplete records or handshake messages. A record has at most 18,437; a client's
-/// certificate chain has a few thousand.
+/// Maximum bytes of incomplete records or handshake messages. It bounds the memory that a client
+/// can cause before its messages are complete. A record has at most 18,437 bytes; a client's
+/// certificate chain usually has a few thousand.
 const MAX_INCOMPLETE_BYTES: usize = 32 * 1024;
 
-/// Maximum bytes queued during the handshake: the server's certificates and related messages.
-const MAX_HANDSHAKE_FLIGHT: usize = 128 * 1024;
+/// Maximum bytes queued during the handshake for the server's certificates and other messages.
+const MAX_QUEUED_HANDSHAKE_BYTES: usize = 128 * 1024;
 
 impl TlsScratch {
+    /// Returns the buffer, which is allocated on first use.
     fn buffer(&mut self) -> &mut [u8] {
         if self.bytes.is_empty() {
             self.bytes = vec![0; MAX_PLAIN_WRITE + MAX_PLAIN_WRITE + TLS_OVERHEAD];
@@ -37,17 +41,21 @@ impl TlsScratch {
     }
 }
 
+/// Phase of a connection's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Plain bytes come before TLS.
+enum TlsPhase {
+    /// Plain bytes are read, which come before TLS.
     Preface,
+    /// The TLS handshake is under way.
     Handshake,
+    /// Both sides can send.
     Open,
-    /// The peer has ended its side but may still read.
+    /// The peer has shut down its sending side, but may still read.
     PeerClosed,
-    /// The peer violated the protocol; `read` has not reported it yet.
+    /// TLS failed, usually because the peer violated the protocol. `read` has not reported the
+    /// error yet.
     Broken,
-    /// The violation was reported; further input is discarded.
+    /// `read` has reported the error. Further input is discarded.
     Abandoned,
 }
 
@@ -55,30 +63,31 @@ enum Phase {
 pub(crate) struct Tls {
     tcp: Tcp,
     session: UnbufferedServerConnection,
-    phase: Phase,
-    /// Fault for which the client's certificate was refused, until it is counted.
+    phase: TlsPhase,
+    /// Reason for which the client's certificate was refused, until it is counted.
     client_auth_fault: Option<ClientAuthFault>,
-    /// Whether the last read of the socket was short.
+    /// `true` if the last read of the socket got fewer bytes than fit.
     short_read: bool,
-    /// Whether `incoming` holds bytes from the preface that were not processed yet.
+    /// `true` if `incoming` holds bytes that were read with the preface and not processed yet.
     has_unprocessed: bool,
-    /// Whether `close_notify` was queued.
+    /// `true` if `close_notify` was queued.
     close_notify_sent: bool,
-    /// Whether further input is discarded.
+    /// `true` if further input is not decrypted, because the worker discards it.
     ignores_input: bool,
-    /// Incomplete records or handshake messages; unallocated when empty.
+    /// Incomplete records or handshake messages. When empty, it has no allocation.
     incoming: Vec<u8>,
-    /// Encrypted bytes not with the kernel yet; unallocated when empty.
+    /// Encrypted bytes that the kernel has not taken yet. When empty, it has no allocation.
     outgoing: Vec<u8>,
 }
 
 impl Tls {
-    /// Creates a connection before its handshake, and before a preface if there is one.
-    pub(super) fn new(tcp: Tcp, config: Arc<ServerConfig>, preface: bool) -> Result<Self, rustls::Error> {
+    /// Creates a connection before its TLS handshake. With `has_preface`, plain bytes come before
+    /// it.
+    pub(super) fn new(tcp: Tcp, config: Arc<ServerConfig>, has_preface: bool) -> Result<Self, rustls::Error> {
         Ok(Self {
             tcp,
             session: UnbufferedServerConnection::new(config)?,
-            phase: if preface { Phase::Preface } else { Phase::Handshake },
+            phase: if has_preface { TlsPhase::Preface } else { TlsPhase::Handshake },
             client_auth_fault: None,
             short_read: false,
             has_unprocessed: false,
@@ -90,8 +99,8 @@ impl Tls {
     }
 
     pub(super) fn end_preface(&mut self, rest: Vec<u8>) {
-        if self.phase == Phase::Preface {
-            self.phase = Phase::Handshake;
+        if self.phase == TlsPhase::Preface {
+            self.phase = TlsPhase::Handshake;
             self.has_unprocessed = !rest.is_empty();
             self.incoming = rest;
         }
@@ -106,7 +115,7 @@ impl Tls {
     }
 
     pub(super) fn is_handshaking(&self) -> bool {
-        self.phase == Phase::Handshake
+        self.phase == TlsPhase::Handshake
     }
 
     pub(super) fn user(&self) -> Option<String> {
@@ -114,63 +123,60 @@ impl Tls {
     }
 
     pub(super) fn clear_readiness(&mut self) -> bool {
-        // An end or error behind the data must still be reported by a read.
-        let is_to_end = matches!(self.phase, Phase::Preface | Phase::Handshake | Phase::Open);
-        self.short_read && is_to_end && self.tcp.clear_readiness()
+        // In the other phases, the next read must still report the end or the error.
+        let may_clear = matches!(self.phase, TlsPhase::Preface | TlsPhase::Handshake | TlsPhase::Open);
+        self.short_read && may_clear && self.tcp.clear_readiness()
     }
 
-    /// Reads the socket at most once, so that the worker bounds what one peer sends in a row. Decrypted
-    /// bytes always fit, as they are fewer than encrypted ones.
+    /// Reads from the socket at most once, so that the worker can bound how much of one peer's
+    /// input it handles in a row. Decrypted bytes always fit into `buffer`, as they are fewer than
+    /// the encrypted ones.
     pub(super) fn read(&mut self, buffer: &mut [u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
-        match self.phase {
-            _ if self.ignores_input => {
-                let read = self.tcp.read(buffer)?;
-                self.short_read = read < buffer.len();
-                return Ok(read);
-            }
-            Phase::Handshake | Phase::Open => {}
-            Phase::Preface => {
-                let read = self.tcp.read(buffer)?;
-                self.short_read = read < buffer.len();
-                return Ok(read);
-            }
-            Phase::PeerClosed => return Ok(0),
-            Phase::Broken => return Err(self.abandon()),
-            Phase::Abandoned => return self.tcp.read(buffer),
+        if self.ignores_input || self.phase == TlsPhase::Preface {
+            let len = self.tcp.read(buffer)?;
+            self.short_read = len < buffer.len();
+            return Ok(len);
         }
-        let held = self.incoming.len();
-        let room = buffer.len().min(MAX_PLAIN_WRITE).max(held);
+        match self.phase {
+            TlsPhase::Preface | TlsPhase::Handshake | TlsPhase::Open => {}
+            TlsPhase::PeerClosed => return Ok(0),
+            TlsPhase::Broken => return Err(self.abandon()),
+            TlsPhase::Abandoned => return self.tcp.read(buffer),
+        }
+        // `input` gets the incomplete bytes of earlier reads, followed by the new bytes.
+        let incomplete = self.incoming.len();
+        let max_input = buffer.len().min(MAX_PLAIN_WRITE).max(incomplete);
         let input = tls_scratch.buffer();
-        let read = if std::mem::take(&mut self.has_unprocessed) {
+        let received = if std::mem::take(&mut self.has_unprocessed) {
             self.short_read = false;
             0
         } else {
-            let read = self.tcp.read(&mut input[held..room])?;
-            if read == 0 {
+            let received = self.tcp.read(&mut input[incomplete..max_input])?;
+            if received == 0 {
                 return Ok(0);
             }
-            self.short_read = held + read < room;
-            read
+            self.short_read = incomplete + received < max_input;
+            received
         };
-        let received_any = read > 0;
-        input[..held].copy_from_slice(&self.incoming);
+        let input_len = incomplete + received;
+        input[..incomplete].copy_from_slice(&self.incoming);
         let was_handshaking = self.is_handshaking();
 
-        // No input is known to make rustls panic; if one does, it costs only this connection.
-        let result = catch_unwind(AssertUnwindSafe(|| self.process(&mut input[..held + read], buffer)));
+        // No input is known to make rustls panic. If one did, only this connection would end.
+        let result = catch_unwind(AssertUnwindSafe(|| self.process(&mut input[..input_len], buffer)));
         let Processed { consumed, plain } = result.unwrap_or_else(|_| {
-            self.phase = Phase::Broken;
-            Processed { consumed: held + read, plain: 0 }
+            self.phase = TlsPhase::Broken;
+            Processed { consumed: input_len, plain: 0 }
         });
-        self.keep_incomplete(&input[consumed..held + read]);
-        tls_scratch.received_any = received_any;
+        self.store_incomplete(&input[consumed..input_len]);
+        tls_scratch.received_any = received > 0;
 
         if was_handshaking {
             tls_scratch.handshake_steps += 1;
             match (self.phase, self.session.handshake_kind()) {
-                (Phase::Handshake, _) => {}
-                (Phase::Open, Some(HandshakeKind::Resumed)) => tls_scratch.ended.resumed += 1,
-                (Phase::Open, _) => tls_scratch.ended.full += 1,
+                (TlsPhase::Handshake, _) => {}
+                (TlsPhase::Open, Some(HandshakeKind::Resumed)) => tls_scratch.ended.resumed += 1,
+                (TlsPhase::Open, _) => tls_scratch.ended.full += 1,
                 _ => tls_scratch.ended.failed += 1,
             }
             if let Some(fault) = self.client_auth_fault.take() {
@@ -179,8 +185,8 @@ impl Tls {
         }
         match self.phase {
             _ if plain > 0 => Ok(plain),
-            Phase::Broken => Err(self.abandon()),
-            Phase::PeerClosed => Ok(0),
+            TlsPhase::Broken => Err(self.abandon()),
+            TlsPhase::PeerClosed => Ok(0),
             _ if self.short_read => {
                 let _ = self.tcp.clear_readiness();
                 Err(io::ErrorKind::WouldBlock.into())
@@ -189,20 +195,21 @@ impl Tls {
         }
     }
 
-    /// Processes the records in `input`: decrypted bytes go to `plain`, answers to `outgoing`.
+    /// Processes the records in `input`. Writes decrypted bytes to `plain`, and appends TLS
+    /// messages for the peer to `outgoing`.
     fn process(&mut self, input: &mut [u8], plain: &mut [u8]) -> Processed {
         let mut processed = Processed { consumed: 0, plain: 0 };
-        if self.phase == Phase::Handshake && starts_like_http(input) {
+        if self.phase == TlsPhase::Handshake && starts_like_http(input) {
             Refusal::bad_handshake("this port speaks TLS: connect with wss:// or https://")
                 .write(&mut self.outgoing);
-            self.phase = Phase::Broken;
+            self.phase = TlsPhase::Broken;
             processed.consumed = input.len();
             return processed;
         }
         loop {
             let UnbufferedStatus { mut discard, state } =
                 self.session.process_tls_records(&mut input[processed.consumed..]);
-            let mut done = false;
+            let mut needs_input = false;
             match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(Ok(record)) = traffic.next_record() {
@@ -212,47 +219,44 @@ impl Tls {
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    let encode = |room: &mut [u8]| match data.encode(room) {
-                        Ok(written) => Ok(written),
-                        Err(EncodeError::InsufficientSize(size)) => Err(size),
-                        Err(EncodeError::AlreadyEncoded) => Ok(0),
-                    };
-                    if append(&mut self.outgoing, encode).is_err() {
-                        self.phase = Phase::Broken;
+                    if append(&mut self.outgoing, |out| encode(&mut data, out)).is_err() {
+                        self.phase = TlsPhase::Broken;
                     }
                 }
-                // It goes out with the next flush.
+                // The data is in `outgoing` and is sent with the next flush.
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
-                    self.phase = Phase::PeerClosed;
-                    done = true;
+                    self.phase = TlsPhase::PeerClosed;
+                    needs_input = true;
                 }
-                Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake) => done = true,
-                // Early data is not offered.
-                Ok(_) => self.phase = Phase::Broken,
+                Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake) => {
+                    needs_input = true;
+                }
+                // No other state can occur, since early data is not offered.
+                Ok(_) => self.phase = TlsPhase::Broken,
                 Err(error) => {
                     tracing::debug!(%error, "TLS connection failed");
-                    if self.phase == Phase::Handshake {
+                    if self.phase == TlsPhase::Handshake {
                         self.client_auth_fault = ClientAuthFault::of(&error);
                     }
-                    self.phase = Phase::Broken;
+                    self.phase = TlsPhase::Broken;
                     self.encode_alert(&mut input[processed.consumed..]);
                 }
             }
             processed.consumed += discard;
-            if self.phase == Phase::Handshake && !self.session.is_handshaking() {
-                self.phase = Phase::Open;
+            if self.phase == TlsPhase::Handshake && !self.session.is_handshaking() {
+                self.phase = TlsPhase::Open;
                 if self.resumes_expired_certificate() {
                     tracing::debug!("Client certificate expired in resumed TLS session");
                     self.client_auth_fault = Some(ClientAuthFault::Expired);
-                    self.phase = Phase::Broken;
+                    self.phase = TlsPhase::Broken;
                 }
             }
-            if matches!(self.phase, Phase::Broken | Phase::PeerClosed) {
+            if matches!(self.phase, TlsPhase::Broken | TlsPhase::PeerClosed) {
                 processed.consumed = input.len();
                 return processed;
             }
-            if done {
+            if needs_input {
                 return processed;
             }
         }
@@ -270,40 +274,35 @@ impl Tls {
         has_expired(certificate, now.map_or(0, |now| now.as_secs()))
     }
 
-    /// Queues the alert for an error.
+    /// Queues the TLS alert for an error.
     fn encode_alert(&mut self, input: &mut [u8]) {
         while let Ok(ConnectionState::EncodeTlsData(mut data)) = self.session.process_tls_records(input).state
         {
-            let encode = |room: &mut [u8]| match data.encode(room) {
-                Ok(written) => Ok(written),
-                Err(EncodeError::InsufficientSize(size)) => Err(size),
-                Err(EncodeError::AlreadyEncoded) => Ok(0),
-            };
-            if append(&mut self.outgoing, encode).is_err() {
+            if append(&mut self.outgoing, |out| encode(&mut data, out)).is_err() {
                 return;
             }
         }
     }
 
-    /// Keeps incomplete input until more arrives.
-    fn keep_incomplete(&mut self, rest: &[u8]) {
-        if rest.len() > MAX_INCOMPLETE_BYTES {
+    /// Stores incomplete input until more arrives. Too much of it breaks the connection.
+    fn store_incomplete(&mut self, incomplete: &[u8]) {
+        if incomplete.len() > MAX_INCOMPLETE_BYTES {
             tracing::warn!(limit = MAX_INCOMPLETE_BYTES, "Unfinished TLS message over the size limit");
-            self.phase = Phase::Broken;
-        } else if !rest.is_empty() {
+            self.phase = TlsPhase::Broken;
+        } else if !incomplete.is_empty() {
             self.incoming.clear();
-            self.incoming.extend_from_slice(rest);
+            self.incoming.extend_from_slice(incomplete);
             return;
         }
         self.incoming = Vec::new();
     }
 
+    /// Returns the error of a broken connection, and makes later reads discard input.
     fn abandon(&mut self) -> io::Error {
-        self.phase = Phase::Abandoned;
+        self.phase = TlsPhase::Abandoned;
         io::ErrorKind::InvalidData.into()
     }
 
-    /// Discards further input.
     pub(super) fn ignore_input(&mut self) {
         self.ignores_input = true;
         self.incoming = Vec::new();
@@ -319,11 +318,11 @@ impl Tls {
 
     pub(super) fn flush(&mut self) -> io::Result<()> {
         while !self.outgoing.is_empty() {
-            let taken = self.tcp.write(&self.outgoing)?;
-            if taken == self.outgoing.len() {
+            let sent = self.tcp.write(&self.outgoing)?;
+            if sent == self.outgoing.len() {
                 self.outgoing = Vec::new();
             } else {
-                self.outgoing.drain(..taken);
+                self.outgoing.drain(..sent);
             }
         }
         Ok(())
@@ -331,8 +330,8 @@ impl Tls {
 
     pub(super) fn write(&mut self, bytes: &[u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         self.flush()?;
-        let (_, room) = tls_scratch.buffer().split_at_mut(MAX_PLAIN_WRITE);
-        self.encrypt_and_send(bytes, room)
+        let (_, encrypted) = tls_scratch.buffer().split_at_mut(MAX_PLAIN_WRITE);
+        self.encrypt_and_send(bytes, encrypted)
     }
 
     pub(super) fn write_vectored(
@@ -341,49 +340,50 @@ impl Tls {
         tls_scratch: &mut TlsScratch,
     ) -> io::Result<usize> {
         self.flush()?;
-        let (plain, room) = tls_scratch.buffer().split_at_mut(MAX_PLAIN_WRITE);
-        // Small pieces share a record: one each would cost an encryption and at least 22 bytes.
-        let mut gathered = 0;
+        let (plain, encrypted) = tls_scratch.buffer().split_at_mut(MAX_PLAIN_WRITE);
+        // Join the slices, so that short ones share a record. A record of its own would cost each
+        // slice an encryption and at least 22 bytes.
+        let mut plain_len = 0;
         for slice in slices {
-            let taken = slice.len().min(MAX_PLAIN_WRITE - gathered);
-            plain[gathered..][..taken].copy_from_slice(&slice[..taken]);
-            gathered += taken;
+            let copied = slice.len().min(MAX_PLAIN_WRITE - plain_len);
+            plain[plain_len..][..copied].copy_from_slice(&slice[..copied]);
+            plain_len += copied;
         }
-        self.encrypt_and_send(&plain[..gathered], room)
+        self.encrypt_and_send(&plain[..plain_len], encrypted)
     }
 
-    /// Encrypts into `room` and sends. Bytes that the socket does not take are kept, so all count as
-    /// written.
-    fn encrypt_and_send(&mut self, bytes: &[u8], room: &mut [u8]) -> io::Result<usize> {
+    /// Encrypts bytes into `encrypted` and sends them. Returns the number of plain bytes encrypted:
+    /// all of them count as written, since encrypted bytes that the socket does not take are
+    /// stored.
+    fn encrypt_and_send(&mut self, bytes: &[u8], encrypted: &mut [u8]) -> io::Result<usize> {
         let bytes = &bytes[..bytes.len().min(MAX_PLAIN_WRITE)];
-        let written = self.encrypt(bytes, room)?;
+        let len = self.encrypt(bytes, encrypted)?;
         let sent = loop {
-            match self.tcp.write(&room[..written]) {
+            match self.tcp.write(&encrypted[..len]) {
                 Ok(sent) => break sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break 0,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         };
-        self.outgoing.extend_from_slice(&room[sent..written]);
+        self.outgoing.extend_from_slice(&encrypted[sent..len]);
         Ok(bytes.len())
     }
 
-    /// Encrypts `bytes` to the end of `staged`. The caller sends them and reports the result with
-    /// [`staged_sent`](Self::staged_sent). Requires that all earlier bytes are
-    /// [flushed](Self::is_flushed).
+    /// Encrypts `bytes` and appends the result to `staged`. The caller sends it, and then calls
+    /// [`keep_unsent`](Self::keep_unsent). All earlier bytes must be [flushed](Self::is_flushed).
     #[cfg(feature = "io-uring")]
     pub(crate) fn stage(&mut self, bytes: &[u8], staged: &mut Vec<u8>) -> io::Result<()> {
         let start = staged.len();
         staged.resize(start + bytes.len() + TLS_OVERHEAD, 0);
-        let written = self.encrypt(bytes, &mut staged[start..]);
-        staged.truncate(start + written.as_ref().map_or(0, |&written| written));
-        written.map(drop)
+        let result = self.encrypt(bytes, &mut staged[start..]);
+        staged.truncate(start + result.as_ref().map_or(0, |&len| len));
+        result.map(drop)
     }
 
-    /// Keeps the staged bytes beyond the `sent` ones that the socket took.
+    /// Stores the staged bytes after the first `sent` ones, which the socket took.
     #[cfg(feature = "io-uring")]
-    pub(crate) fn staged_sent(&mut self, staged: &[u8], sent: usize) {
+    pub(crate) fn keep_unsent(&mut self, staged: &[u8], sent: usize) {
         self.outgoing.extend_from_slice(&staged[sent..]);
     }
 
@@ -392,36 +392,37 @@ impl Tls {
         self.tcp.descriptor()
     }
 
-    fn encrypt(&mut self, bytes: &[u8], room: &mut [u8]) -> io::Result<usize> {
-        if !matches!(self.phase, Phase::Open | Phase::PeerClosed) || self.close_notify_sent {
+    /// Encrypts `bytes` into `out`, after pending TLS messages. Returns the length of the output.
+    fn encrypt(&mut self, bytes: &[u8], out: &mut [u8]) -> io::Result<usize> {
+        if !matches!(self.phase, TlsPhase::Open | TlsPhase::PeerClosed) || self.close_notify_sent {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let mut written = 0;
         loop {
             match self.session.process_tls_records(&mut self.incoming).state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                    return match traffic.encrypt(bytes, &mut room[written..]) {
+                    return match traffic.encrypt(bytes, &mut out[written..]) {
                         Ok(encrypted) => Ok(written + encrypted),
                         Err(error) => Err(io::Error::other(error)),
                     };
                 }
-                Ok(ConnectionState::EncodeTlsData(mut data)) => match data.encode(&mut room[written..]) {
+                Ok(ConnectionState::EncodeTlsData(mut data)) => match data.encode(&mut out[written..]) {
                     Ok(encoded) => written += encoded,
                     Err(error) => return Err(io::Error::other(error)),
                 },
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                Ok(ConnectionState::PeerClosed) => self.phase = Phase::PeerClosed,
+                Ok(ConnectionState::PeerClosed) => self.phase = TlsPhase::PeerClosed,
                 Ok(_) => return Err(io::ErrorKind::BrokenPipe.into()),
                 Err(error) => return Err(io::Error::other(error)),
             }
         }
     }
 
-    /// Sends `close_notify` (RFC 8446 section 6.1) if the socket takes it at once. The peer already knows
-    /// the end from the WebSocket close frame.
+    /// Queues `close_notify` (RFC 8446 section 6.1), and sends it if the socket takes it at once.
+    /// It may be lost: the WebSocket close frame already announced the end to the peer.
     pub(super) fn close_notify(&mut self) {
         if self.close_notify_sent
-            || !matches!(self.phase, Phase::Open | Phase::PeerClosed)
+            || !matches!(self.phase, TlsPhase::Open | TlsPhase::PeerClosed)
             || !self.is_flushed()
         {
             return;
@@ -430,7 +431,7 @@ impl Tls {
         if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
             self.session.process_tls_records(&mut self.incoming).state
         {
-            let queue = |room: &mut [u8]| match traffic.queue_close_notify(room) {
+            let queue = |out: &mut [u8]| match traffic.queue_close_notify(out) {
                 Ok(written) => Ok(written),
                 Err(EncryptError::InsufficientSize(size)) => Err(size),
                 Err(EncryptError::EncryptExhausted) => Ok(0),
@@ -442,32 +443,44 @@ impl Tls {
     }
 }
 
-/// Result of [`Tls::process`]: input bytes consumed and plain bytes produced.
+/// Result of [`Tls::process`].
 struct Processed {
+    /// Number of input bytes that are no longer needed.
     consumed: usize,
+    /// Number of decrypted bytes.
     plain: usize,
 }
 
-/// Appends the output of `write`, growing `out` to the size that `write` asks for.
+/// Encodes a TLS message into `out` and returns its length. Returns the required size if `out` is
+/// too short.
+fn encode<Data>(data: &mut EncodeTlsData<'_, Data>, out: &mut [u8]) -> Result<usize, InsufficientSizeError> {
+    match data.encode(out) {
+        Ok(len) => Ok(len),
+        Err(EncodeError::InsufficientSize(size)) => Err(size),
+        Err(EncodeError::AlreadyEncoded) => Ok(0),
+    }
+}
+
+/// Appends the output of `write` to `out`. Calls `write` again with more space if it asks for it.
 fn append(
     out: &mut Vec<u8>,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, InsufficientSizeError>,
 ) -> Result<(), BufferLimit> {
     let start = out.len();
-    let mut room = 0;
+    let mut space = 0;
     loop {
-        out.resize(start + room, 0);
+        out.resize(start + space, 0);
         match write(&mut out[start..]) {
             Ok(written) => {
                 out.truncate(start + written);
                 return Ok(());
             }
-            Err(InsufficientSizeError { required_size }) if required_size > room => {
-                if start + required_size > MAX_HANDSHAKE_FLIGHT {
+            Err(InsufficientSizeError { required_size }) if required_size > space => {
+                if start + required_size > MAX_QUEUED_HANDSHAKE_BYTES {
                     out.truncate(start);
                     return Err(BufferLimit);
                 }
-                room = required_size;
+                space = required_size;
             }
             Err(_) => {
                 out.truncate(start);
@@ -477,11 +490,11 @@ fn append(
     }
 }
 
-/// The output would exceed [`MAX_HANDSHAKE_FLIGHT`].
+/// Error of output that would exceed [`MAX_QUEUED_HANDSHAKE_BYTES`].
 struct BufferLimit;
 
-/// Returns `true` if a connection starts with an HTTP method in capital letters. TLS starts with the
-/// bytes 22 and 3.
+/// Returns `true` if a connection starts with an HTTP method in capital letters. TLS would start
+/// with the bytes 22 and 3.
 fn starts_like_http(bytes: &[u8]) -> bool {
     let Some(&[method @ .., last]) = bytes.first_chunk::<4>() else { return false };
     method.iter().all(u8::is_ascii_uppercase) && (last == b' ' || last.is_ascii_uppercase())

@@ -11,45 +11,47 @@ use crate::connections::{Connection, State};
 use crate::session::Application;
 use crate::transport::Transport;
 
-/// Read buffer of each connection. Not a power of two, so that buffers do not share cache sets.
-const READ_SLOT_BYTES: usize = LONG_READ_BYTES + 256;
+/// Length of each connection's buffer in a batch. It is not a power of two, so that the buffers do
+/// not share cache sets.
+const SLOT_BYTES: usize = LONG_READ_BYTES + 256;
 
-/// Maximum connections in a batch. More would save little.
-const MAX_BATCHED_READS: usize = READ_BUFFER_BYTES / READ_SLOT_BYTES;
+/// Maximum connections in a batch. Larger batches would save few further system calls.
+const MAX_BATCHED_READS: usize = READ_BUFFER_BYTES / SLOT_BYTES;
 
-type Outcomes = [Option<io::Result<usize>>; MAX_BATCHED_READS];
+/// Result of each connection's batched read. It is `None` for a connection that was not read in the
+/// batch.
+type ReadResults = [Option<io::Result<usize>>; MAX_BATCHED_READS];
 
 impl<A: Application> Worker<'_, A> {
-    /// Polls the connections in batches, within the round's budget. Returns how many were polled.
+    /// Polls connections in batches until the round's budget is spent. Returns how many were
+    /// polled.
     pub(super) fn poll_in_batches(&mut self, keys: &[u32]) -> usize {
         let mut buffers = std::mem::take(&mut self.batch_buffers);
-        buffers.resize(MAX_BATCHED_READS * READ_SLOT_BYTES, 0);
-        let mut done = 0;
+        buffers.resize(MAX_BATCHED_READS * SLOT_BYTES, 0);
+        let mut polled = 0;
         for keys in keys.chunks(MAX_BATCHED_READS) {
             if self.core.round.is_spent() {
                 break;
             }
-            done += keys.len();
-            let outcomes = self.read_batch(keys, &mut buffers);
-            for ((&key, slot), outcome) in
-                keys.iter().zip(buffers.chunks_exact_mut(READ_SLOT_BYTES)).zip(outcomes)
-            {
-                match outcome {
+            polled += keys.len();
+            let results = self.read_batch(keys, &mut buffers);
+            for ((&key, slot), result) in keys.iter().zip(buffers.chunks_exact_mut(SLOT_BYTES)).zip(results) {
+                match result {
                     None => self.poll_connection(key),
-                    Some(outcome) => self.after_batched_read(key, slot, outcome),
+                    Some(result) => self.after_batched_read(key, slot, result),
                 }
             }
         }
         self.batch_buffers = buffers;
         self.core.disable_broken_batching();
-        done
+        polled
     }
 
     /// Reads from the connections whose input is likely short, each into its own buffer.
-    fn read_batch(&mut self, keys: &[u32], buffers: &mut [u8]) -> Outcomes {
-        let mut outcomes = [const { None }; MAX_BATCHED_READS];
+    fn read_batch(&mut self, keys: &[u32], buffers: &mut [u8]) -> ReadResults {
+        let mut results = [const { None }; MAX_BATCHED_READS];
         let core = &mut *self.core;
-        let Some(batch) = &mut core.batch else { return outcomes };
+        let Some(batch) = &mut core.batch else { return results };
         let connections = &core.connections;
         let mut chosen = [false; MAX_BATCHED_READS];
         for (nth, &key) in keys.iter().enumerate() {
@@ -58,33 +60,36 @@ impl<A: Application> Worker<'_, A> {
                 && connections.get(key as usize).is_some_and(Connection::may_read_in_batch);
         }
         if chosen.iter().filter(|&&chosen| chosen).count() < MIN_BATCH {
-            return outcomes;
+            return results;
         }
-        let of_chosen = keys.iter().zip(buffers.chunks_exact_mut(READ_SLOT_BYTES)).zip(chosen);
-        let ops = of_chosen.filter_map(|((&key, buffer), chosen)| {
+        let slots = keys.iter().zip(buffers.chunks_exact_mut(SLOT_BYTES)).zip(chosen);
+        let ops = slots.filter_map(|((&key, buffer), chosen)| {
             let connection = connections.get(key as usize).filter(|_| chosen)?;
             Some(RecvOp { from: connection.transport.descriptor(), buffer })
         });
-        let results = batch.batcher.recv(ops);
-        let admission = outcomes.iter_mut().zip(chosen).filter_map(|(place, chosen)| chosen.then_some(place));
-        for (place, result) in admission.zip(results) {
-            *place = Some(result);
+        // The batcher returns one result per operation, in order.
+        let received = batch.batcher.recv(ops);
+        let chosen_results =
+            results.iter_mut().zip(chosen).filter_map(|(result, chosen)| chosen.then_some(result));
+        for (chosen_result, result) in chosen_results.zip(received) {
+            *chosen_result = Some(result);
         }
-        outcomes
+        results
     }
 
-    /// Continues after a batched read, like [`read`](Self::read) after its own.
-    fn after_batched_read(&mut self, key: u32, slot: &mut [u8], outcome: io::Result<usize>) {
+    /// Handles the result of a connection's batched read, then continues its turn with single
+    /// reads.
+    fn after_batched_read(&mut self, key: u32, slot: &mut [u8], result: io::Result<usize>) {
         let mut turn = self.core.round.turn();
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
-        match outcome {
+        match result {
             Ok(0) => return self.end_of_stream(key),
-            Ok(read) => {
-                core.received += read as u64;
-                let is_drained = read < slot.len() && connection.transport.clear_readiness();
+            Ok(len) => {
+                core.received += len as u64;
+                let is_drained = len < slot.len() && connection.transport.clear_readiness();
                 connection.flags.reads_long = !is_drained;
-                self.process_input(key, &mut slot[..read], &mut turn);
+                self.process_input(key, &mut slot[..len], &mut turn);
                 if is_drained && !self.has_unread(key) && !self.arm(key) {
                     return;
                 }
@@ -94,7 +99,7 @@ impl<A: Application> Worker<'_, A> {
                     return self.mark_silent(key);
                 }
             }
-            // The error shows again in the next read.
+            // The next read reports the error again.
             Err(_) => {}
         }
         self.read_in_turn(key, &mut turn);
@@ -102,6 +107,7 @@ impl<A: Application> Worker<'_, A> {
 }
 
 impl<S> Connection<S> {
+    /// Returns `true` if the connection can be read in a batch and its input is likely short.
     fn may_read_in_batch(&self) -> bool {
         let flags = &self.flags;
         matches!((&self.state, &self.transport), (State::Open(_), Transport::Tcp(_)))

@@ -1,4 +1,8 @@
-//! Reading in a round: turns of connections, reads, messages.
+//! Reads and handles the input of a worker's connections.
+//!
+//! Each ready connection gets a *turn* per round: a share of the round's budget. A connection whose
+//! turn ends with input left goes to the *backlog*, whose connections get their turns after the
+//! newly ready ones.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,35 +11,37 @@ use std::task::{self, Poll};
 use deeperhub_protocol::frame::{self, Extended, FrameError, Incoming};
 
 use super::Worker;
-use crate::connections::{Closing, Connection, Liveness, State, UnreadInput, slow_consumer_reason};
-use crate::deflate::{self, Coders};
+use crate::connections::{ClosingUntil, Connection, Liveness, State, UnreadInput, slow_consumer_reason};
+use crate::deflate::{self, DeflateCodec};
 use crate::round::{FRAME_COST, HANDSHAKE_COST, MESSAGE_COST, TLS_STEP_COST, Turn};
 use crate::session::{Application, Context, DirectWrite, Message, Session};
 
-/// Maximum sockets that one round reads from; the others wait for the next.
-const READS_PER_ROUND: usize = 256;
+/// Maximum connections that get a turn in one round: this many newly ready ones, and as many of the
+/// backlog. The others wait for the next round.
+const MAX_TURNS_PER_ROUND: usize = 256;
 
-/// Maximum reads of one socket in a row, so that a busy peer does not delay the others.
+/// Maximum reads of one connection in a turn, so that a busy client does not delay the others.
+/// Handling its unread input counts as a read.
 const READS_PER_TURN: usize = 4;
 
-/// TLS handshake steps per round. One with an RSA certificate costs most of a millisecond, so a
-/// flood of them delays other messages by a few milliseconds only.
-const HANDSHAKES_PER_ROUND: usize = 8;
+/// Maximum TLS handshake steps in one round. A step with an RSA certificate takes most of a
+/// millisecond, so a flood of handshakes delays messages by a few milliseconds only.
+const TLS_STEPS_PER_ROUND: usize = 8;
 
-/// Size from which a connection's own replies are written right after its read. Large replies of
-/// many connections would leave the cache before the end of the round.
+/// Minimum queue length at which a connection's replies are written right after its read. Large
+/// replies of many connections would leave the cache before the end of the round.
 const EARLY_WRITE_BYTES: usize = 8 * 1024;
 
-/// Size of a read after which the connection's next read is not batched. A batch has this much room
-/// for each connection.
+/// Maximum length of a read after which the connection's next read may be batched. Buffers for
+/// batched reads are slightly longer.
 pub(super) const LONG_READ_BYTES: usize = 4096;
 
 impl<A: Application> Worker<'_, A> {
-    /// Gives ready connections their turn, within the round's budget. Newly ready ones go first,
-    /// then the backlog.
+    /// Gives ready connections a turn, within the round's budget: first the newly ready ones, then
+    /// the backlog.
     pub(super) fn poll_ready(&mut self) {
         self.core.ready.take(&mut self.core.run_queue);
-        // New connections go behind those that waited longer.
+        // New connections come after those that have waited longer.
         self.core.run_queue.append(&mut self.core.arrived);
         if self.core.intake.is_used_up() {
             return self.read_closing_only();
@@ -44,35 +50,35 @@ impl<A: Application> Worker<'_, A> {
         if !backlog.is_empty() {
             self.core.round.reserve();
         }
-        let mut fresh = std::mem::take(&mut self.core.run_queue);
-        let count = fresh.len().min(READS_PER_ROUND);
-        let done = self.poll_connections(&fresh[..count]);
-        fresh.drain(..done);
-        // Connections whose turn did not come go in front of those that became ready meanwhile.
-        fresh.append(&mut self.core.run_queue);
-        self.core.run_queue = fresh;
+        let mut newly_ready = std::mem::take(&mut self.core.run_queue);
+        let count = newly_ready.len().min(MAX_TURNS_PER_ROUND);
+        let polled = self.poll_connections(&newly_ready[..count]);
+        newly_ready.drain(..polled);
+        // Connections that got no turn come before those that became ready meanwhile.
+        newly_ready.append(&mut self.core.run_queue);
+        self.core.run_queue = newly_ready;
 
         self.core.round.release();
-        let mut done = 0;
-        for &key in backlog.iter().take(READS_PER_ROUND) {
+        let mut polled = 0;
+        for &key in backlog.iter().take(MAX_TURNS_PER_ROUND) {
             if self.core.round.is_spent() {
                 break;
             }
-            done += 1;
-            // The list may hold keys of connections that are gone.
+            polled += 1;
+            // The backlog may hold keys of removed connections.
             let connection = self.core.connections.get_mut(key as usize);
             if connection.is_some_and(|connection| std::mem::take(&mut connection.flags.in_backlog)) {
                 self.read(key);
             }
         }
-        backlog.drain(..done);
+        backlog.drain(..polled);
         backlog.append(&mut self.core.backlog);
         self.core.backlog = backlog;
         self.core.charge_intake();
     }
 
-    /// Reads only from closing connections, while the intake limit is used up. Queued writes go on,
-    /// since they free memory.
+    /// Reads from closing connections only, and moves the others to the backlog. Called while the
+    /// intake limit is used up. Blocked writes are still rescheduled, since they free memory.
     fn read_closing_only(&mut self) {
         for key in std::mem::take(&mut self.core.run_queue) {
             let Some(connection) = self.core.connections.get_mut(key as usize) else { continue };
@@ -85,7 +91,8 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Reads from each connection, in batches where that pays. Returns how many had their turn.
+    /// Polls connections in order until the round's budget is spent, in batches if io_uring is
+    /// used. Returns how many were polled.
     fn poll_connections(&mut self, keys: &[u32]) -> usize {
         #[cfg(feature = "io-uring")]
         if self.core.is_batching() {
@@ -100,7 +107,7 @@ impl<A: Application> Worker<'_, A> {
         keys.len()
     }
 
-    /// Serves a connection that may be ready: schedules blocked writes and reads its input.
+    /// Polls a connection that may be ready: reschedules a blocked write, and reads its input.
     pub(super) fn poll_connection(&mut self, key: u32) {
         self.reschedule_write(key);
         self.read(key);
@@ -115,12 +122,14 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Handles pending and new input, up to the connection's share of the round.
+    /// Gives a connection a turn: handles its unread input and new input.
     pub(super) fn read(&mut self, key: u32) {
         let mut turn = self.core.round.turn();
         self.read_in_turn(key, &mut turn);
     }
 
+    /// Reads and handles input until there is none left or the turn is over. A connection with
+    /// input left goes to the backlog.
     pub(super) fn read_in_turn(&mut self, key: u32, turn: &mut Turn) {
         for nth in 0.. {
             let core = &mut *self.core;
@@ -132,7 +141,7 @@ impl<A: Application> Worker<'_, A> {
                 State::Open(_) if connection.flags.paused || connection.flags.over_queue_limit => return,
                 _ => {}
             }
-            // A connection in the backlog is read in its backlog turn.
+            // A connection in the backlog is read when its turn there comes.
             if connection.flags.in_backlog {
                 return;
             }
@@ -144,16 +153,14 @@ impl<A: Application> Worker<'_, A> {
                 continue;
             }
             let steps = core.tls_scratch.handshake_steps;
-            let max_steps = match core.round.has_reserve() {
-                // Some are left for the backlog.
-                true => HANDSHAKES_PER_ROUND * 3 / 4,
-                false => HANDSHAKES_PER_ROUND,
-            };
+            // A quarter of the steps is reserved for the backlog.
+            let max_steps =
+                if core.round.has_reserve() { TLS_STEPS_PER_ROUND * 3 / 4 } else { TLS_STEPS_PER_ROUND };
             if connection.transport.is_handshaking() && steps >= max_steps {
                 break;
             }
             core.tls_scratch.received_any = false;
-            let read = connection.transport.read(&mut self.scratch, &mut core.tls_scratch);
+            let result = connection.transport.read(&mut self.read_buffer, &mut core.tls_scratch);
             if core.tls_scratch.handshake_steps > steps {
                 core.round.spend(turn, TLS_STEP_COST);
             }
@@ -161,11 +168,11 @@ impl<A: Application> Worker<'_, A> {
                 connection.flags.dirty = true;
                 core.dirty.push(key);
             }
-            let read = match read {
+            let len = match result {
                 Ok(0) => return self.end_of_stream(key),
-                Ok(read) => read,
+                Ok(len) => len,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // A part of a record is a sign of life, too.
+                    // Part of a TLS record is a sign of life, too.
                     if std::mem::take(&mut core.tls_scratch.received_any) {
                         self.record_sign_of_life(key);
                     }
@@ -178,20 +185,21 @@ impl<A: Application> Worker<'_, A> {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => return self.fail_tls(key),
                 Err(_) => return self.drop_lost(key),
             };
-            core.received += read as u64;
-            connection.flags.reads_long = read > LONG_READ_BYTES;
-            let drained = read < self.scratch.len() && connection.transport.clear_readiness();
-            let mut scratch = std::mem::take(&mut self.scratch);
-            self.process_input(key, &mut scratch[..read], turn);
-            self.scratch = scratch;
-            if drained && !self.has_unread(key) && !self.arm(key) {
+            core.received += len as u64;
+            connection.flags.reads_long = len > LONG_READ_BYTES;
+            let is_drained = len < self.read_buffer.len() && connection.transport.clear_readiness();
+            let mut read_buffer = std::mem::take(&mut self.read_buffer);
+            self.process_input(key, &mut read_buffer[..len], turn);
+            self.read_buffer = read_buffer;
+            if is_drained && !self.has_unread(key) && !self.arm(key) {
                 return;
             }
         }
         self.core.defer(key);
     }
 
-    /// Requests a wake-up when there is more to read. Returns `true` if there is already.
+    /// Requests a wake-up for new input. Returns `true` if the socket is readable now. Returns
+    /// `false` also if the socket failed; the connection is then removed.
     pub(super) fn arm(&mut self, key: u32) -> bool {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return false };
         let mut cx = task::Context::from_waker(&connection.waker);
@@ -205,7 +213,8 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Handles a read that found nothing. A connection on its last look now counts as silent.
+    /// Marks a connection as silent if it was in its final read before a liveness timeout. Called
+    /// when its socket had no input.
     pub(super) fn mark_silent(&mut self, key: u32) {
         let now = self.clock();
         if let Some(connection) = self.core.connections.get_mut(key as usize)
@@ -224,19 +233,20 @@ impl<A: Application> Worker<'_, A> {
         self.core.connections.get(key as usize).is_some_and(|connection| connection.flags.has_unread)
     }
 
-    /// Handles bytes that were read, and keeps the rest for the connection's next turn.
+    /// Handles bytes that were read, and stores the rest for the connection's next turn.
     pub(super) fn process_input(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) {
-        // Other connections of the batch may have used up the round.
+        // Other connections of a batched read may have spent the round.
         let is_held = turn.is_over() || self.is_paused(key);
         let handled = if is_held { 0 } else { self.dispatch_input(key, bytes, turn) };
         if let Some(rest) = bytes.get(handled..)
             && !rest.is_empty()
         {
             self.core.intake.spend(rest.len());
-            self.keep_unread(key, UnreadInput { bytes: rest.to_vec(), at: 0 });
+            self.store_unread(key, UnreadInput { bytes: rest.to_vec(), at: 0 });
         }
     }
 
+    /// Handles bytes that an earlier turn read but did not handle.
     fn process_unread(&mut self, key: u32, turn: &mut Turn) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         connection.flags.has_unread = false;
@@ -244,13 +254,14 @@ impl<A: Application> Worker<'_, A> {
         let handled = self.dispatch_input(key, bytes.get_mut(at..).unwrap_or_default(), turn);
         let at = at + handled;
         if at < bytes.len() {
-            self.keep_unread(key, UnreadInput { bytes, at });
+            self.store_unread(key, UnreadInput { bytes, at });
         } else {
             self.core.shrink_unread();
         }
     }
 
-    fn keep_unread(&mut self, key: u32, unread: UnreadInput) {
+    /// Stores bytes that were read but not handled.
+    fn store_unread(&mut self, key: u32, unread: UnreadInput) {
         if let Some(connection) = self.core.connections.get_mut(key as usize) {
             connection.flags.has_unread = true;
             self.core.unread.insert(key, unread);
@@ -258,8 +269,8 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Handles bytes that were read, within the turn, and returns how many. A pause ends it at
-    /// once.
+    /// Handles input according to the connection's state, until the turn is over or the session
+    /// pauses reading. Returns the number of bytes handled.
     fn dispatch_input(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) -> usize {
         let mut at = 0;
         loop {
@@ -282,7 +293,7 @@ impl<A: Application> Worker<'_, A> {
                         return at;
                     }
                 }
-                State::Closing(Closing::CloseFrame) => {
+                State::Closing(ClosingUntil::CloseFrame) => {
                     self.core.round.spend(turn, rest.len());
                     self.skip_to_close(key, rest);
                     return bytes.len();
@@ -295,38 +306,51 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Skips input up to the close frame of a client that was sent one.
+    /// Discards input up to the client's close frame. Called after the server's close frame was
+    /// sent.
     fn skip_to_close(&mut self, key: u32, bytes: &mut [u8]) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let mut pos = 0;
         loop {
             let (deflate, input) = (connection.flags.deflate, &mut *bytes);
-            match deflate::skip(deflate, &mut connection.decoder, &self.core.limits, input, &mut pos) {
+            match deflate::decode_without_inflating(
+                deflate,
+                &mut connection.decoder,
+                &self.core.limits,
+                input,
+                &mut pos,
+            ) {
                 Ok(Some(Extended::Plain(Incoming::Close(_)))) => {
-                    connection.state = State::Closing(Closing::Flush);
+                    connection.state = State::Closing(ClosingUntil::Flushed);
                     return self.core.mark_dirty(key);
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => return,
                 Err(_) => {
-                    connection.state = State::Closing(Closing::Eof);
+                    connection.state = State::Closing(ClosingUntil::Eof);
                     return self.core.mark_dirty(key);
                 }
             }
         }
     }
 
-    /// Decodes input and gives messages to the session. Returns the number of bytes handled.
+    /// Decodes input and passes messages to the session. Returns the number of bytes handled.
     fn decode(&mut self, key: u32, input: &mut [u8], turn: &mut Turn) -> usize {
         let mut pos = 0;
-        // Repeats while the socket takes a queue that passed its limit.
-        while self.decode_on(key, input, &mut pos, turn) {}
+        // Decoding continues whenever the socket took a queue that had passed its limit.
+        while self.decode_until_queue_full(key, input, &mut pos, turn) {}
         pos
     }
 
-    /// Decodes from `pos` on. Returns `true` if the queue passed its limit, the socket took it, and
-    /// input may be left.
-    fn decode_on(&mut self, key: u32, input: &mut [u8], pos: &mut usize, turn: &mut Turn) -> bool {
+    /// Decodes input from `pos` on, until the turn is over or the queue passes its limit. Returns
+    /// `true` if the socket then took enough of the queue, so that decoding may continue.
+    fn decode_until_queue_full(
+        &mut self,
+        key: u32,
+        input: &mut [u8],
+        pos: &mut usize,
+        turn: &mut Turn,
+    ) -> bool {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return false };
         let Connection { state: State::Open(session), decoder, outbox, flags, transport, .. } = connection
@@ -339,15 +363,15 @@ impl<A: Application> Worker<'_, A> {
         let (worker_state, now, arena, limits) =
             (&mut self.worker_state, core.now, core.arena.replies(), &core.limits);
         let max_queue_bytes = core.config.max_queue_bytes;
-        let (deflate, Coders { outgoing, incoming }) = (flags.deflate, &mut core.coders);
+        let (deflate, DeflateCodec { compressor, decompressor }) = (flags.deflate, &mut core.codec);
         let (tls_scratch, sent, round) = (&mut core.tls_scratch, &mut core.sent, &mut core.round);
-        let (end, is_direct) = (input.len(), !transport.is_tls());
+        let (end, is_plain) = (input.len(), !transport.is_tls());
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
-                let (before, arena_before) = (*pos, arena.len());
+                let (message_start, reply_start) = (*pos, arena.len());
                 let next = match deflate {
                     None => decoder.next(limits, input, pos),
-                    Some(params) => incoming.next(key, params, decoder, limits, input, pos),
+                    Some(params) => decompressor.next(key, params, decoder, limits, input, pos),
                 };
                 let mut charged = 0;
                 let mut cx = Context {
@@ -356,14 +380,14 @@ impl<A: Application> Worker<'_, A> {
                     worker: &mut *worker_state,
                     outbox: &mut *outbox,
                     arena: &mut *arena,
-                    outgoing: &mut *outgoing,
+                    compressor: &mut *compressor,
                     deflate,
                     close: &mut close,
                     pause: &mut pause,
                     charged: &mut charged,
-                    // Not while more messages of this client are buffered, whose replies leave
-                    // together.
-                    direct_write: (*pos == end && is_direct && !flags.write_blocked).then_some(DirectWrite {
+                    // While more messages of this client are buffered, their replies are written
+                    // together instead.
+                    direct_write: (*pos == end && is_plain && !flags.write_blocked).then_some(DirectWrite {
                         transport: &mut *transport,
                         tls_scratch: &mut *tls_scratch,
                         sent: &mut *sent,
@@ -372,7 +396,7 @@ impl<A: Application> Worker<'_, A> {
                 match next {
                     Ok(None) => {
                         let frames = decoder.take_frame_count() as usize * FRAME_COST;
-                        round.spend(turn, *pos - before + frames);
+                        round.spend(turn, *pos - message_start + frames);
                         return Decoded::All;
                     }
                     Ok(Some(Incoming::Text(text))) => session.on_message(Message::Text(text), &mut cx),
@@ -384,7 +408,7 @@ impl<A: Application> Worker<'_, A> {
                             let start = arena.len();
                             frame::write_pong(arena, payload);
                             if flags.write_blocked {
-                                // A pong has something to overtake only while deliveries wait.
+                                // Deliveries are waiting, and the pong is sent before them.
                                 outbox.push_pong(frame::Frame::from_encoded(&arena[start..]));
                                 arena.truncate(start);
                             } else {
@@ -393,7 +417,7 @@ impl<A: Application> Worker<'_, A> {
                         }
                     }
                     Ok(Some(Incoming::Pong(_))) => {
-                        // A pong that answers our own ping is not rate-limited.
+                        // A pong that answers the listener's ping is not rate-limited.
                         if !std::mem::take(&mut flags.awaiting_pong) {
                             session.admit_control_frame(&mut cx);
                         }
@@ -402,28 +426,26 @@ impl<A: Application> Worker<'_, A> {
                         return Decoded::PeerClose(close.map(|(code, _)| code));
                     }
                     Err(error) => {
-                        round.spend(turn, MESSAGE_COST + incoming.take_cost());
-                        return Decoded::Fault(error);
+                        round.spend(turn, MESSAGE_COST + decompressor.take_cost());
+                        return Decoded::Invalid(error);
                     }
                 }
-                let inflated_bytes = match deflate {
-                    Some(_) => incoming.take_cost() + outgoing.take_cost(),
+                let compression_cost = match deflate {
+                    Some(_) => decompressor.take_cost() + compressor.take_cost(),
                     None => 0,
                 };
-                let replied = arena.len().saturating_sub(arena_before);
+                let reply_bytes = arena.len().saturating_sub(reply_start);
                 let frames = decoder.take_frame_count() as usize * FRAME_COST;
-                round.spend(
-                    turn,
-                    MESSAGE_COST + (*pos - before) + frames + inflated_bytes + replied + charged,
-                );
+                let cost = MESSAGE_COST + (*pos - message_start) + frames;
+                round.spend(turn, cost + compression_cost + reply_bytes + charged);
                 if close.is_some() {
-                    return Decoded::Part;
+                    return Decoded::Stopped;
                 }
                 if outbox.len() > max_queue_bytes {
-                    return Decoded::Full;
+                    return Decoded::QueueFull;
                 }
                 if pause || turn.is_over() {
-                    return Decoded::Part;
+                    return Decoded::Stopped;
                 }
             }
         }));
@@ -431,22 +453,21 @@ impl<A: Application> Worker<'_, A> {
             flags.paused = true;
             core.paused += 1;
         }
-        let is_full = outbox.len() > max_queue_bytes;
-        if is_full || (outbox.len() >= EARLY_WRITE_BYTES && !flags.write_blocked) {
-            let written = match is_full {
-                true => {
-                    connection.flush_now(&core.arena, &mut core.gather, &mut core.tls_scratch, &mut core.sent)
-                }
-                false => {
-                    connection.flush(&core.arena, &mut core.gather, &mut core.tls_scratch, &mut core.sent)
-                }
+        let is_over_limit = outbox.len() > max_queue_bytes;
+        if is_over_limit || (outbox.len() >= EARLY_WRITE_BYTES && !flags.write_blocked) {
+            let (arena, gather) = (&core.arena, &mut core.gather);
+            let (tls_scratch, sent) = (&mut core.tls_scratch, &mut core.sent);
+            let result = if is_over_limit {
+                connection.flush_now(arena, gather, tls_scratch, sent)
+            } else {
+                connection.flush(arena, gather, tls_scratch, sent)
             };
-            if written.is_err() {
+            if result.is_err() {
                 self.drop_lost(key);
                 return false;
             }
-            // Bytes that the socket did not take were copied, so the next large reply reuses this
-            // memory while it is in the cache.
+            // Bytes that the socket did not take were copied out of the arena. The next large reply
+            // thus reuses this memory while it is in the cache.
             core.arena.truncate(arena_start);
         }
         if !connection.outbox.is_empty() && !connection.flags.dirty {
@@ -458,8 +479,8 @@ impl<A: Application> Worker<'_, A> {
             return false;
         }
         match result {
-            Ok(Decoded::All | Decoded::Part) => {}
-            Ok(Decoded::Full) => {
+            Ok(Decoded::All | Decoded::Stopped) => {}
+            Ok(Decoded::QueueFull) => {
                 if connection.outbox.len() > max_queue_bytes {
                     self.close(key, slow_consumer_reason());
                 } else {
@@ -467,8 +488,8 @@ impl<A: Application> Worker<'_, A> {
                 }
             }
             Ok(Decoded::PeerClose(code)) => self.answer_close(key, code),
-            Ok(Decoded::Fault(error)) => {
-                self.core.metrics.too_big(&error);
+            Ok(Decoded::Invalid(error)) => {
+                self.core.metrics.record_too_big(&error);
                 self.close(key, error.close_reason());
             }
             Err(_) => self.close_after_session_panic(key),
@@ -477,14 +498,16 @@ impl<A: Application> Worker<'_, A> {
     }
 }
 
-/// Result of decoding.
+/// Reason for which decoding stopped.
 enum Decoded {
     /// All input was decoded.
     All,
-    /// Input may be left: the session closed or paused the connection, or its turn is over.
-    Part,
-    /// The queue is over its limit; input may be left.
-    Full,
+    /// The session closed the connection or paused reading, or the turn is over. Input may be left.
+    Stopped,
+    /// The connection's queue is over its limit. Input may be left.
+    QueueFull,
+    /// The client sent a close frame, with this code if the frame had one.
     PeerClose(Option<u16>),
-    Fault(FrameError),
+    /// The input violates the protocol or a limit.
+    Invalid(FrameError),
 }

@@ -1,4 +1,4 @@
-//! Supervises a worker's thread: replaces a worker that panicked, and hands over its state.
+//! Runs a worker on its thread. After a panic, closes its connections and starts a replacement.
 
 use std::future::Future;
 use std::io;
@@ -13,37 +13,37 @@ use tokio::runtime::{self, Runtime};
 
 use super::{Worker, WorkerCells};
 use crate::arena::Arena;
-use crate::connections::{Closing, Connection, State, WorkerCore};
+use crate::connections::{ClosingUntil, Connection, State, WorkerCore};
 use crate::control::{Control, Mailbox};
-use crate::deflate::Coders;
+use crate::deflate::DeflateCodec;
 use crate::metrics::HandshakeOutcome;
 use crate::restart::RestartDelay;
 use crate::session::{Application, Closed, ConnectionKey, Session};
 use crate::transport::TlsScratch;
 
-/// State that a dead worker leaves to its replacement.
+/// Work that a replacement does for the sessions of the worker that panicked.
 enum Recovery<S> {
-    /// Nothing is left to recover.
+    /// The replacement has no such work.
     Nothing,
-    /// Its connections as they were, to be closed one by one in the ordinary way.
+    /// The replacement closes the connections one by one in the ordinary way.
     Connections,
-    /// Sessions only, to be told of their end; their connections are closed. The worker died again
-    /// at once, so one of the connections may be the cause.
+    /// The replacement calls `on_close` of these sessions. Their connections are already gone: a
+    /// second panic followed soon, so one of the connections may be the cause.
     Sessions(Vec<(ConnectionKey, S)>),
 }
 
-/// Creates the runtime for a worker's sockets and timers.
+/// Creates the async runtime for a worker's sockets and timers.
 ///
 /// # Errors
 ///
-/// Returns an error if the system gives no descriptors.
+/// Returns an error if the process is out of file descriptors.
 pub(crate) fn runtime() -> io::Result<Runtime> {
     runtime::Builder::new_current_thread().enable_io().enable_time().build()
 }
 
-/// Runs a worker until the listener stops, and replaces it after a panic. The first restart comes
-/// at once; repeated ones are delayed more and more. Sessions of a dead worker end with 1011, and
-/// each is told.
+/// Runs a worker until the listener stops, and replaces it after a panic. The first replacement
+/// starts at once; repeated ones are delayed more and more ([`RestartDelay`]). The connections of a
+/// worker that panicked are closed with 1011, and `on_close` of each session is called.
 pub(crate) fn run<A: Application>(
     application: &A,
     index: usize,
@@ -55,18 +55,18 @@ pub(crate) fn run<A: Application>(
     #[cfg(feature = "io-uring")]
     core.enable_batching(index);
     let mailbox = control.mailbox(index);
-    // Deadlines of connections count from here, also for replacement workers.
+    // A replacement uses the same clock, since deadlines of connections refer to it.
     let started = Instant::now();
     runtime.block_on(tokio::task::unconstrained(async {
         mailbox.attach(&std::future::poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
         let mut restarts = RestartDelay::default();
         let mut recovery = Recovery::Nothing;
         loop {
-            // The phase may have changed since the last worker looked, and connections may be
-            // queued.
+            // The phase may have changed since the last worker's last round, and new connections
+            // may be queued.
             mailbox.notify_self(Instant::now());
             mailbox.set_vacant(false);
-            let began = Instant::now();
+            let started_at = Instant::now();
             let exit = run_worker(
                 || Worker { started, ..Worker::new(application, index, &mut core, control, &mut cells) },
                 &mut recovery,
@@ -77,8 +77,8 @@ pub(crate) fn run<A: Application>(
             mailbox.set_vacant(true);
             core.metrics.worker_restarts.inc();
             tracing::error!(worker = index, "Worker panicked; closing its connections with 1011");
-            let delay = restarts.after(began.elapsed());
-            // The replacement counts queued bytes anew.
+            let delay = restarts.after(started_at.elapsed());
+            // The replacement counts the queued bytes anew.
             cells.queue.set(0);
             recovery = match recovery {
                 Recovery::Nothing if delay.is_zero() => Recovery::Connections,
@@ -95,7 +95,7 @@ pub(crate) fn run<A: Application>(
     }));
 }
 
-/// Reason for a worker's end.
+/// Reason for which a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WorkerExit {
     /// The listener stopped.
@@ -104,7 +104,8 @@ enum WorkerExit {
     Panicked,
 }
 
-/// Creates a worker and polls it until it ends. Clears `recovery` after its first round.
+/// Creates a worker, lets it do the work of `recovery`, and polls it until it ends. Clears
+/// `recovery` after its first round.
 async fn run_worker<'a, A: Application>(
     make: impl FnOnce() -> Worker<'a, A>,
     recovery: &mut Recovery<A::Session>,
@@ -141,16 +142,13 @@ async fn is_stopped_within(delay: Duration, control: &Control, mailbox: &Mailbox
     std::future::poll_fn(|cx: &mut task::Context<'_>| {
         // Take the notification, so that the next one wakes this task again.
         mailbox.take_notification();
-        match control.is_stopping() {
-            true => Poll::Ready(true),
-            false => delay.as_mut().poll(cx).map(|()| false),
-        }
+        if control.is_stopping() { Poll::Ready(true) } else { delay.as_mut().poll(cx).map(|()| false) }
     })
     .await
 }
 
 impl<A: Application> Worker<'_, A> {
-    /// Handles the state that a dead worker left.
+    /// Does the work that the last worker's panic left.
     fn recover(&mut self, recovery: &mut Recovery<A::Session>) {
         match recovery {
             Recovery::Nothing => {}
@@ -169,12 +167,12 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Closes the dead worker's connections in the ordinary way, after their queued frames. Clients
-    /// read the close frame, and sessions are told. Handshakes go on.
+    /// Closes the open connections of the worker that panicked, after their queued frames. Clients
+    /// get a close frame, and `on_close` of each session is called. Handshakes continue.
     fn close_after_panic(&mut self) {
         let core = &mut *self.core;
         core.begin_round(Instant::now());
-        // A round was interrupted: rebuild its lists from all connections.
+        // The panic interrupted a round: rebuild the lists from all connections.
         for list in [
             &mut core.run_queue,
             &mut core.arrived,
@@ -185,7 +183,7 @@ impl<A: Application> Worker<'_, A> {
             list.clear();
         }
         core.to_close.clear();
-        core.coders = Coders::new(&core.config.compression);
+        core.codec = DeflateCodec::new(&core.config.compression);
         core.tls_scratch = TlsScratch::default();
         (core.open, core.paused) = (0, 0);
         let mut open = Vec::new();
@@ -208,8 +206,8 @@ impl<A: Application> Worker<'_, A> {
     }
 }
 
-/// Closes a dead worker's connections without the code that may have panicked. Sends 1011 where a
-/// frame can still be written whole. Returns the sessions.
+/// Drops all connections without running the code that may have panicked, and returns their
+/// sessions. Sends a close frame with 1011 if no partly written frame precedes it.
 fn abort_connections<S>(core: &mut WorkerCore<S>) -> Vec<(ConnectionKey, S)> {
     let mut close = Vec::new();
     let reason = internal_error_reason();
@@ -222,23 +220,23 @@ fn abort_connections<S>(core: &mut WorkerCore<S>) -> Vec<(ConnectionKey, S)> {
     let mut sessions = Vec::with_capacity(core.open);
     for (key, connection) in std::mem::take(&mut core.connections) {
         let Connection { mut transport, state, outbox, flags, .. } = connection;
-        // Frames queued for a socket that is not full are not partly written.
-        let takes_a_frame = match state {
+        // While the socket is not full, no queued frame is partly written.
+        let can_send_close = match state {
             State::Open(session) => {
                 sessions.push((key as ConnectionKey, session));
                 !flags.write_blocked
             }
-            State::Closing(Closing::CloseFrame) => !flags.write_blocked && !outbox.is_empty(),
+            State::Closing(ClosingUntil::CloseFrame) => !flags.write_blocked && !outbox.is_empty(),
             State::Closing(_) => false,
             State::Handshake(handshake) => {
-                core.metrics.handshake(HandshakeOutcome::Lost);
+                core.metrics.record_handshake(HandshakeOutcome::Lost);
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(handshake)));
                 false
             }
         };
         let tls_scratch = &mut core.tls_scratch;
         let _ = catch_unwind(AssertUnwindSafe(|| {
-            if takes_a_frame {
+            if can_send_close {
                 let _ = transport.write(&close, tls_scratch);
                 let _ = transport.shutdown_write();
             }
@@ -257,12 +255,13 @@ fn abort_connections<S>(core: &mut WorkerCore<S>) -> Vec<(ConnectionKey, S)> {
     core.to_close.clear();
     core.arena = Arena::default();
     core.gather = Vec::new();
-    core.coders = Coders::new(&core.config.compression);
+    core.codec = DeflateCodec::new(&core.config.compression);
     core.tls_scratch = TlsScratch::default();
     (core.open, core.paused) = (0, 0);
     sessions
 }
 
-fn internal_error_reason() -> CloseReason {
+/// Returns the close reason after a panic (1011).
+pub(super) fn internal_error_reason() -> CloseReason {
     CloseReason::new(CloseCode::InternalError, "a fault inside the server")
 }
