@@ -46,16 +46,15 @@ pub(crate) async fn serve(arguments: impl Iterator<Item = String>) -> Result<(),
         .paths(Vec::new())
         .max_message_bytes(16 << 20)
         .max_queue_bytes(256 << 20)
-        // A suite that waits for a reply may take a ping for the reply.
+        // A suite that waits for a reply mistakes a ping for it.
         .ping_interval(Duration::ZERO);
     config.compression.threshold_bytes = 0;
     let port = parse_arguments(arguments, &mut config)
         .ok_or("usage: autobahn [--port N] [--no-compression] [--client-context-takeover]")?;
     let listener = Listener::builder(accept_all(|| Echo)).config(config).bind(([127, 0, 0, 1], port))?;
     println!("listening on ws://{}", listener.local_addr());
-    if tokio::signal::ctrl_c().await.is_ok() {
-        listener.drain(Duration::from_secs(2), ReconnectTo::ThisNode).await;
-    }
+    tokio::signal::ctrl_c().await?;
+    listener.drain(Duration::from_secs(2), ReconnectTo::ThisNode).await;
     listener.stop().await;
     Ok(())
 }

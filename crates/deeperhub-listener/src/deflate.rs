@@ -103,7 +103,7 @@ pub(crate) struct Decompressor {
     pub(crate) sizes: Sizes,
     /// Decompressed bytes since the last call of `take_cost`.
     inflated_bytes: usize,
-    /// Value of [`Inflater::window_bytes`] at the last call of `take_cost`.
+    /// Value of [`Inflater::copied_window_bytes`] at the last call of `take_cost`.
     charged_window_bytes: u64,
 }
 
@@ -139,7 +139,7 @@ impl Decompressor {
 
     /// Returns the cost of decompression since the last call, in [byte cost](crate::round).
     pub(crate) fn take_cost(&mut self) -> usize {
-        let window_bytes = self.inflater.window_bytes();
+        let window_bytes = self.inflater.copied_window_bytes();
         let new_bytes = window_bytes - std::mem::replace(&mut self.charged_window_bytes, window_bytes);
         let copy_cost = usize::try_from(new_bytes).unwrap_or(usize::MAX) / COPIED_BYTES_PER_COST;
         std::mem::take(&mut self.inflated_bytes) + copy_cost

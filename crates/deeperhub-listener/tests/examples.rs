@@ -1,4 +1,4 @@
-//! Tests of the example `echo`.
+//! Serves the example `echo` and talks to it with a WebSocket client.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 #[path = "../examples/echo.rs"]
 mod echo;
 
-/// Timeout far longer than the tests take on a busy machine.
+/// Time limit far above what the test takes on a busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::test]
@@ -21,11 +21,11 @@ async fn echo_replies_to_text_and_binary_messages() {
         let (mut client, _) = connect_async(url).await.expect("the handshake is accepted");
         for message in [Message::text("hello"), Message::binary(vec![0, 255])] {
             client.send(message.clone()).await.expect("the connection is open");
-            let reply = client.next().await.expect("the connection is open").expect("the reply is valid");
+            let reply = client.next().await.expect("a reply comes").expect("the reply is valid");
             assert_eq!(reply, message);
         }
     };
-    tokio::time::timeout(TEST_TIMEOUT, echo).await.expect("the replies arrive in time");
+    tokio::time::timeout(TEST_TIMEOUT, test).await.expect("the replies come in time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,8 +36,5 @@ async fn wait_returns_when_the_listener_stops() {
         move || listener.wait()
     });
     listener.stop().await;
-    tokio::time::timeout(TEST_TIMEOUT, waiting)
-        .await
-        .expect("`wait` returns in time")
-        .expect("`wait` does not panic");
+    tokio::time::timeout(TEST_TIMEOUT, waiting).await.expect("it returns in time").expect("no panic");
 }
