@@ -2,7 +2,7 @@
 
 use super::Resolver;
 use crate::config::options::{TlsOptions, flag, variable};
-use crate::reload::tls::{Tls, TlsFileOptions, TlsKeys};
+use crate::reload::tls::{MissingSetting, Tls, TlsFileOptions, TlsKeys};
 
 /// Returns TLS towards clients; `None` if it is off. Reads the files, so that `config check` finds
 /// errors in them.
@@ -22,7 +22,7 @@ pub(super) fn resolve(resolver: &mut Resolver, options: TlsOptions) -> Option<Tl
 pub(super) fn load(resolver: &mut Resolver, files: TlsFileOptions) -> Option<Tls> {
     let paths = match files.into_paths() {
         Ok(paths) => paths?,
-        Err((given, missing)) => {
+        Err(MissingSetting { given, missing }) => {
             resolver.conflict(format!(
                 "{} needs {}, {} or {missing} as well",
                 resolver.name_of(given),
