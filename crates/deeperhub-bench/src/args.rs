@@ -19,7 +19,7 @@ const OUTPUT: &str = "Output";
 
 const MAX_CONNECTIONS: u64 = 1_000_000;
 const MAX_STREAMS_U64: u64 = MAX_STREAMS as u64;
-/// Far above any practical `--max-message-bytes` of a server.
+/// Maximum size of messages. Far above any practical `--max-message-bytes` of a server.
 const MAX_SIZE_BYTES: u64 = 1 << 24;
 const MAX_RATE_PER_SECOND: u64 = 100_000_000;
 
@@ -303,7 +303,7 @@ pub(crate) struct LossArgs {
     pub(crate) fail_on_loss: bool,
 }
 
-/// A bearer token. Its `Debug` form does not show it.
+/// A bearer token. `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Token(pub(crate) String);
 

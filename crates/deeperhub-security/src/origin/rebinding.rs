@@ -28,8 +28,8 @@ impl OriginPolicy {
             Host::Name(name) => {
                 // A trailing dot only marks the name as fully qualified.
                 let name = name.strip_suffix('.').unwrap_or(name);
-                let is_private = |suffix: &&str| Host::Name(name).is_subdomain_of(suffix);
-                !name.contains('.') || PRIVATE_SUFFIXES.iter().any(|suffix| is_private(&suffix))
+                !name.contains('.')
+                    || PRIVATE_SUFFIXES.iter().any(|suffix| Host::Name(name).is_subdomain_of(suffix))
             }
         };
         is_local || self.allowed.iter().any(|allowed| allowed.allows_host(&host))
