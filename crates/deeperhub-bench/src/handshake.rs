@@ -52,7 +52,8 @@ impl Handshake {
             url.host_header(),
         );
         if plan.compression {
-            // The load generator does not compress, so the server needs no context for its messages.
+            // The load generator does not compress, so the server needs no context for its
+            // messages.
             request.push_str("Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover\r\n");
         }
         if let Some(token) = &plan.token {

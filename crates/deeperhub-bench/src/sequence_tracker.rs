@@ -1,7 +1,7 @@
 //! Tracks the sequence numbers of one stream at one receiver: gaps, duplicates, order.
 
-/// Maximum number of gaps that a tracker stores. Limits memory use. The oldest gap is discarded for a
-/// new one; a message that would fill a discarded gap counts as a duplicate, and as lost.
+/// Maximum number of gaps that a tracker stores. Limits memory use. The oldest gap is discarded for
+/// a new one; a message that would fill a discarded gap counts as a duplicate, and as lost.
 const MAX_GAPS: usize = 4096;
 
 /// Tracks the messages of one stream that arrived at one receiver.

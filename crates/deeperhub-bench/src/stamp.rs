@@ -26,8 +26,8 @@ pub(crate) struct Stamp {
     pub(crate) stream: u32,
     /// Sequence number in the stream, from 0.
     pub(crate) sequence: u64,
-    /// Send time in a closed loop, or due time in an open loop, in nanoseconds since the epoch of the
-    /// run.
+    /// Send time in a closed loop, or due time in an open loop, in nanoseconds since the epoch of
+    /// the run.
     pub(crate) time: u64,
 }
 
@@ -108,7 +108,8 @@ pub(crate) fn payload(size: usize) -> String {
 #[derive(Debug)]
 pub(crate) struct StampFinder {
     search: memmem::Finder<'static>,
-    /// Offset of the last stamp. It is tried first, because most messages of a run have the same layout.
+    /// Offset of the last stamp. It is tried first, because most messages of a run have the same
+    /// layout.
     last: usize,
 }
 

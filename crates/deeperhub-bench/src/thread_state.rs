@@ -165,7 +165,8 @@ impl<'r> ThreadState<'r> {
         (topic == receiver.topic && (stream as usize) < self.plan.streams()).then_some(slot as usize)
     }
 
-    /// Counts the bytes of one read, and the deliveries since `delivered_before`, in the measured time.
+    /// Counts the bytes of one read, and the deliveries since `delivered_before`, in the measured
+    /// time.
     #[inline]
     pub(crate) fn count_read(&mut self, bytes: usize, delivered_before: u64, now: u64) {
         let delivered = self.pending.delivered - delivered_before;
@@ -188,7 +189,8 @@ impl<'r> ThreadState<'r> {
 
     /// Stops waiting for the deliveries of a message that the server rejected.
     pub(crate) fn cancel_expected(&mut self, deliveries: u64) {
-        // The shared count of expected deliveries only grows, so the missing ones count as delivered.
+        // The shared count of expected deliveries only grows, so the missing ones count as
+        // delivered.
         self.shared.delivered.fetch_add(deliveries, std::sync::atomic::Ordering::AcqRel);
     }
 

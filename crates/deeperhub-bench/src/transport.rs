@@ -36,8 +36,8 @@ impl Transport {
         }
     }
 
-    /// Returns `true` if a short read means that the socket is empty. A short read of TLS does not mean
-    /// that, because another record may be in the session or in the socket.
+    /// Returns `true` if a short read means that the socket is empty. A short read of TLS does not
+    /// mean that, because another record may be in the session or in the socket.
     pub(crate) fn short_read_empties(&self) -> bool {
         matches!(self, Self::Plain(_))
     }

@@ -1,4 +1,5 @@
-//! The handle to the cluster that the node's threads share: publishes, sends requests, reports state.
+//! The handle to the cluster that the node's threads share: publishes, sends requests, reports
+//! state.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -164,13 +165,13 @@ impl Broker {
         self.0.config.url.engine().subscription_bytes()
     }
 
-    /// Queues a message without waiting. A publish goes to the nodes that have a subscriber of its topic,
-    /// any other message to all nodes.
+    /// Queues a message without waiting. A publish goes to the nodes that have a subscriber of its
+    /// topic, any other message to all nodes.
     ///
     /// # Errors
     ///
-    /// [`EnqueueError`] if no other node will get the message; the loss is counted. Without an error,
-    /// all nodes that stay connected to the broker get the message.
+    /// [`EnqueueError`] if no other node will get the message; the loss is counted. Without an
+    /// error, all nodes that stay connected to the broker get the message.
     pub fn publish(&self, message: Message<'_>) -> Result<(), EnqueueError> {
         let to = match &message {
             Message::Publish { topic, .. } => {
@@ -181,15 +182,15 @@ impl Broker {
         self.enqueue(to, message)
     }
 
-    /// Queues a probe to the node itself without waiting. The probe passes through the queue and the
-    /// broker like any message, and then reaches the [`MessageHandler`](crate::MessageHandler). NATS
-    /// does not send a node its own messages, so with NATS the handler gets the probe when the broker
-    /// has confirmed the probe's batch.
+    /// Queues a probe to the node itself without waiting. The probe passes through the queue and
+    /// the broker like any message, and then reaches the [`MessageHandler`](crate::MessageHandler).
+    /// NATS does not send a node its own messages, so with NATS the handler gets the probe when the
+    /// broker has confirmed the probe's batch.
     ///
     /// # Errors
     ///
-    /// [`EnqueueError`] if the probe was not queued; the loss is not counted. A queued probe may still be
-    /// lost with the connection.
+    /// [`EnqueueError`] if the probe was not queued; the loss is not counted. A queued probe may
+    /// still be lost with the connection.
     pub fn probe(&self, number: u64) -> Result<(), EnqueueError> {
         if !self.is_up() {
             return Err(EnqueueError::Unavailable);
@@ -219,8 +220,8 @@ impl Broker {
     /// Announces that the node got its first subscriber of a topic or pattern, or lost its last
     /// one.
     ///
-    /// The driver subscribes at the broker soon after. It unsubscribes if the node has no subscriber for
-    /// two seconds.
+    /// The driver subscribes at the broker soon after. It unsubscribes if the node has no
+    /// subscriber for two seconds.
     pub fn change_interest(&self, name: &Arc<str>, change: InterestChange) {
         match change {
             InterestChange::Gained => self.0.interests.add(name),
@@ -228,13 +229,13 @@ impl Broker {
         }
     }
 
-    /// Sends a request to one node and waits for its answer, for at most `timeout`. `make` returns the
-    /// message for the request's number. Needs a tokio runtime with time.
+    /// Sends a request to one node and waits for its answer, for at most `timeout`. `make` returns
+    /// the message for the request's number. Needs a tokio runtime with time.
     ///
     /// # Errors
     ///
-    /// [`RequestError`] if there is no answer. After a timeout, the node may have carried out the request
-    /// nevertheless.
+    /// [`RequestError`] if there is no answer. After a timeout, the node may have carried out the
+    /// request nevertheless.
     pub async fn request<'a>(
         &self,
         node: &str,
@@ -267,8 +268,8 @@ impl Broker {
     }
 
     /// Answers a request of another node. If the answer exceeds the broker's limit (see
-    /// [`max_answer_bytes`](Self::max_answer_bytes)) or the queue is full, the answer is dropped, counted
-    /// and logged.
+    /// [`max_answer_bytes`](Self::max_answer_bytes)) or the queue is full, the answer is dropped,
+    /// counted and logged.
     pub fn answer(&self, node: &str, request: u64, text: &str) {
         let envelope = self.0.envelope(Message::Answer { request, text });
         let limit = self.0.max_envelope.load(Ordering::Relaxed);
@@ -359,15 +360,15 @@ impl Broker {
         )
     }
 
-    /// Returns the maximum length in bytes of an [`answer`](Self::answer) that is within the broker's
-    /// limit in any case.
+    /// Returns the maximum length in bytes of an [`answer`](Self::answer) that is within the
+    /// broker's limit in any case.
     #[must_use]
     pub fn max_answer_bytes(&self) -> usize {
         self.0.max_envelope.load(Ordering::Relaxed).saturating_sub(MAX_ENVELOPE_OVERHEAD_BYTES)
     }
 
-    /// Asks the driver to flush the queue and to end by `deadline`. Messages that the broker has not
-    /// confirmed by then are dropped, counted and logged.
+    /// Asks the driver to flush the queue and to end by `deadline`. Messages that the broker has
+    /// not confirmed by then are dropped, counted and logged.
     pub fn stop(&self, deadline: Instant) {
         {
             let mut request = self.0.stop.request.lock().unwrap_or_else(PoisonError::into_inner);

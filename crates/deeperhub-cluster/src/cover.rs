@@ -1,5 +1,5 @@
-//! Coverage and overlap of patterns: finds a pattern that covers a name, patterns that match a common
-//! topic (a crowd), and a pattern that covers several others.
+//! Coverage and overlap of patterns: finds a pattern that covers a name, patterns that match a
+//! common topic (a crowd), and a pattern that covers several others.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -11,9 +11,9 @@ use ahash::RandomState;
 /// levels and `>`.
 pub(crate) const MAX_LEVELS: usize = 32;
 
-/// Maximum number of steps of one search for a crowd, plus [`SEARCH_STEPS_PER_PATTERN`] for each pattern
-/// of the set. A search that reaches the limit counts as successful. Limits the time that clients'
-/// patterns can cost.
+/// Maximum number of steps of one search for a crowd, plus [`SEARCH_STEPS_PER_PATTERN`] for each
+/// pattern of the set. A search that reaches the limit counts as successful. Limits the time that
+/// clients' patterns can cost.
 const SEARCH_STEPS: usize = 4096;
 
 /// Steps of a search for each pattern of the set.
@@ -60,8 +60,8 @@ pub(crate) fn join(one: &str, other: &str) -> String {
     levels.join(".")
 }
 
-/// Returns the broader pattern that replaces one with more than [`MAX_LEVELS`] levels. Returns `None`
-/// if the pattern is short enough.
+/// Returns the broader pattern that replaces one with more than [`MAX_LEVELS`] levels. Returns
+/// `None` if the pattern is short enough.
 pub(crate) fn shorten(pattern: &str) -> Option<String> {
     let levels: Vec<_> = pattern.split('.').take(MAX_LEVELS + 1).collect();
     (levels.len() > MAX_LEVELS)
@@ -158,9 +158,9 @@ impl Patterns {
         self.steps.set(self.steps.get().saturating_add(nodes.len() + 1));
     }
 
-    /// Returns at least `min` patterns of the set that match a common topic together with `pattern`.
-    /// Returns an empty list if there are fewer. If the search runs out of steps, returns all patterns
-    /// that may be part of the crowd.
+    /// Returns at least `min` patterns of the set that match a common topic together with
+    /// `pattern`. Returns an empty list if there are fewer. If the search runs out of steps,
+    /// returns all patterns that may be part of the crowd.
     pub(crate) fn crowd(&self, pattern: &str, min: usize) -> Vec<Arc<str>> {
         let search = Search {
             patterns: self,
@@ -210,8 +210,8 @@ impl Node {
     }
 }
 
-/// Search for a topic that one pattern (the own pattern) and `min` patterns of a set match. The search
-/// builds the topic level by level.
+/// Search for a topic that one pattern (the own pattern) and `min` patterns of a set match. The
+/// search builds the topic level by level.
 struct Search<'s> {
     patterns: &'s Patterns,
     /// Levels of the own pattern.
@@ -244,8 +244,9 @@ impl Search<'_> {
         next
     }
 
-    /// Continues the search after `depth` levels of a topic. `own` is the bit set of positions that the
-    /// levels lead to in the own pattern, and `nodes` are the nodes that they lead to in the set.
+    /// Continues the search after `depth` levels of a topic. `own` is the bit set of positions that
+    /// the levels lead to in the own pattern, and `nodes` are the nodes that they lead to in the
+    /// set.
     fn at(&self, own: u64, nodes: &[&Node], depth: usize) -> Option<Vec<Arc<str>>> {
         if own & (1 << self.own.len()) != 0 {
             let matching: Vec<_> = nodes.iter().filter_map(|node| node.pattern.clone()).collect();
@@ -253,7 +254,8 @@ impl Search<'_> {
                 return Some(matching);
             }
         }
-        // Bounds the recursion. Only combinations of globs match in longer topics and in no shorter one.
+        // Bounds the recursion. Only combinations of globs match in longer topics and in no shorter
+        // one.
         if depth >= MAX_LEVELS * 2 {
             return None;
         }

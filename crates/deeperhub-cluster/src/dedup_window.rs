@@ -3,17 +3,18 @@
 use std::collections::HashMap;
 
 /// Number of sequences that the window of an origin covers, up to the highest. Exceeds the distance
-/// between two copies of an envelope through different subscriptions. A window takes 8 KiB of memory.
+/// between two copies of an envelope through different subscriptions. A window takes 8 KiB of
+/// memory.
 const WINDOW_SEQUENCES: u64 = 1 << 16;
 
-/// Maximum number of origins with a window. Limits memory use. The origin that was silent longest is
-/// evicted for a new one.
+/// Maximum number of origins with a window. Limits memory use. The origin that was silent longest
+/// is evicted for a new one.
 const MAX_ORIGINS: usize = 1024;
 
 /// Sliding window of sequences for each origin.
 ///
-/// An envelope arrives again if several of the node's subscriptions match it, or if its sender lost the
-/// connection before the broker's confirmation and sent it again.
+/// An envelope arrives again if several of the node's subscriptions match it, or if its sender lost
+/// the connection before the broker's confirmation and sent it again.
 #[derive(Debug, Default)]
 pub(crate) struct DedupWindow {
     origins: HashMap<Box<str>, HashMap<u64, SequenceWindow>>,
@@ -33,8 +34,8 @@ struct SequenceWindow {
 }
 
 impl DedupWindow {
-    /// Records an envelope. Returns `true` if the envelope is new. An envelope whose sequence is below
-    /// the window does not count as new.
+    /// Records an envelope. Returns `true` if the envelope is new. An envelope whose sequence is
+    /// below the window does not count as new.
     pub(crate) fn is_new(&mut self, node: &str, incarnation: u64, sequence: u64) -> bool {
         self.clock += 1;
         if let Some(window) =

@@ -11,8 +11,8 @@
 //! | 1 + n | name of the origin |
 //!
 //! and continues with the fields of its kind. A payload is the last field, without a length, and
-//! unchanged from the client or the backend. Parsing is strict, because everyone who has the broker's
-//! password can send messages.
+//! unchanged from the client or the backend. Parsing is strict, because everyone who has the
+//! broker's password can send messages.
 
 use std::borrow::Cow;
 
@@ -167,8 +167,8 @@ pub enum Message<'a> {
         /// The topic or pattern.
         topic: Subscription<'a>,
     },
-    /// A probe of the origin to itself, which is sent and received like all messages. Kind 14: number
-    /// (8).
+    /// A probe of the origin to itself, which is sent and received like all messages. Kind 14:
+    /// number (8).
     Probe {
         /// Number of the application.
         number: u64,
@@ -214,8 +214,8 @@ impl<'a> Envelope<'a> {
 
     /// Encodes the envelope.
     ///
-    /// Text that is too long for its field is truncated. The types of topics, clients and traces exclude
-    /// that for their fields.
+    /// Text that is too long for its field is truncated. The types of topics, clients and traces
+    /// exclude that for their fields.
     pub fn write(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(ORIGIN_OFFSET + 96 + self.message.payload_len());
         out.extend([VERSION, self.message.kind()]);
@@ -256,8 +256,8 @@ impl<'a> Header<'a> {
         Ok(Self { kind, origin: Origin { node, incarnation }, sequence })
     }
 
-    /// Returns `true` if the message is between drivers, such as an answer or a heartbeat. Such messages
-    /// never wait in the backlog.
+    /// Returns `true` if the message is between drivers, such as an answer or a heartbeat. Such
+    /// messages never wait in the backlog.
     pub(crate) const fn is_control(&self) -> bool {
         matches!(self.kind, ANSWER | HELLO | TAKEN | BYE)
     }
@@ -268,8 +268,8 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Returns a key that sorts the envelopes of one incarnation in sending order. Returns 0 if the bytes
-/// are too short for an envelope.
+/// Returns a key that sorts the envelopes of one incarnation in sending order. Returns 0 if the
+/// bytes are too short for an envelope.
 #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only that library loses the order"))]
 pub(crate) fn sort_key(envelope: &[u8]) -> u128 {
     let key = envelope.get(ORIGIN_OFFSET - 16..ORIGIN_OFFSET).and_then(|key| key.try_into().ok());

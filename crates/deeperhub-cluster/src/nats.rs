@@ -26,10 +26,10 @@ use crate::metrics::Dropped;
 use crate::names::Names;
 use crate::queue::{Destination, Outbound};
 
-/// Maximum number of messages that the library queues per subscription. If the queue is full, messages
-/// are lost and counted. The driver empties the queue at once, but the library may first read all
-/// messages that the system has buffered: some megabytes, at about a hundred bytes each. An empty
-/// queue takes no memory.
+/// Maximum number of messages that the library queues per subscription. If the queue is full,
+/// messages are lost and counted. The driver empties the queue at once, but the library may first
+/// read all messages that the system has buffered: some megabytes, at about a hundred bytes each.
+/// An empty queue takes no memory.
 const SUBSCRIPTION_CAPACITY: usize = 1 << 17;
 
 /// Maximum number of commands that the library queues before it writes them.
@@ -57,9 +57,9 @@ pub(crate) struct Subscriber {
 
 /// Receiving side, which restores the order of messages across subscriptions.
 ///
-/// The library has a queue for each subscription and so loses the server's order. The receiver empties
-/// all queues at one moment, so that the batch contains all messages that the server sent before any
-/// later one. Sorted by sequence, the messages of each node are in the server's order.
+/// The library has a queue for each subscription and so loses the server's order. The receiver
+/// empties all queues at one moment, so that the batch contains all messages that the server sent
+/// before any later one. Sorted by sequence, the messages of each node are in the server's order.
 pub(crate) struct Receiver {
     /// Pending changes, no more than the node has subscriptions.
     changes: mpsc::UnboundedReceiver<Change>,
@@ -74,8 +74,8 @@ pub(crate) struct Receiver {
     _permanent: Vec<oneshot::Sender<()>>,
 }
 
-/// Connects. The library does not restore a lost connection; the link ends instead, so that the driver
-/// knows which batch was in flight.
+/// Connects. The library does not restore a lost connection; the link ends instead, so that the
+/// driver knows which batch was in flight.
 pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link, LinkError> {
     let servers = shared.config.url.servers();
     let server = servers.get(attempt % servers.len().max(1)).ok_or_else(|| LinkError::new("no server"))?;
@@ -244,8 +244,8 @@ fn percent_decode(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
-/// Waits until the server has processed everything that was sent before. Sends a request to a subject
-/// without subscribers, which the server answers at once, in order on the same connection.
+/// Waits until the server has processed everything that was sent before. Sends a request to a
+/// subject without subscribers, which the server answers at once, in order on the same connection.
 async fn confirm(client: &Client, names: &Names) -> Result<(), LinkError> {
     let request = Request::new().timeout(Some(BROKER_TIMEOUT));
     match client.send_request(names.no_responders(), request).await {
@@ -293,8 +293,8 @@ impl Subscriber {
     pub(crate) async fn subscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         for name in names {
             let subscriber = self.client.subscribe(self.names.topic(name)).await.map_err(LinkError::new)?;
-            // Without an await in between, so that the receiver gets the subscription before its first
-            // message.
+            // Without an await in between, so that the receiver gets the subscription before its
+            // first message.
             self.notify_receiver(Change::Subscribed(Arc::clone(name), subscriber))?;
         }
         confirm(&self.client, &self.names).await
@@ -321,8 +321,8 @@ impl Receiver {
         let is_open = tokio::select! {
             // Messages that arrived before the loss are taken first.
             biased;
-            // All queues must be emptied at one moment. Under tokio's cooperative budget, some queues
-            // would seem empty.
+            // All queues must be emptied at one moment. Under tokio's cooperative budget, some
+            // queues would seem empty.
             is_open = unconstrained(poll_fn(|cx| self.poll_all(cx, batch))) => is_open,
             _ = lost.wait_for(Option::is_some) => false,
         };
@@ -333,9 +333,9 @@ impl Receiver {
         Err(LinkError::new(lost.as_deref().unwrap_or("the connection was lost")))
     }
 
-    /// Empties all queues into a batch. The task that fills the queues runs on this thread, so they do
-    /// not change meanwhile. Returns `false` if all subscriptions have ended, because the connection was
-    /// lost.
+    /// Empties all queues into a batch. The task that fills the queues runs on this thread, so they
+    /// do not change meanwhile. Returns `false` if all subscriptions have ended, because the
+    /// connection was lost.
     fn poll_all(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Bytes>) -> Poll<bool> {
         while let Poll::Ready(Some(change)) = self.changes.poll_recv(cx) {
             match change {

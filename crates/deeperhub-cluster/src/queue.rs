@@ -14,16 +14,16 @@ const ENVELOPE_OVERHEAD_BYTES: usize = 96;
 /// Maximum number of messages in a batch.
 const MAX_BATCH_MESSAGES: usize = 512;
 
-/// Maximum size of a batch. Large enough that many messages share a round trip, and small enough that
-/// a slow broker confirms it before the timeout.
+/// Maximum size of a batch. Large enough that many messages share a round trip, and small enough
+/// that a slow broker confirms it before the timeout.
 pub(crate) const MAX_BATCH_BYTES: usize = 256 << 10;
 
-/// Maximum number of queued control messages. Limits memory use while the broker takes none. Control
-/// messages are few and small, except answers, whose requesters time out soon.
+/// Maximum number of queued control messages. Limits memory use while the broker takes none.
+/// Control messages are few and small, except answers, whose requesters time out soon.
 const MAX_CONTROL_MESSAGES: usize = 1024;
 
-/// Maximum cost of a control message that is queued even if answers fill the control lane's bytes, so
-/// that large answers do not stop heartbeats.
+/// Maximum cost of a control message that is queued even if answers fill the control lane's bytes,
+/// so that large answers do not stop heartbeats.
 const MAX_SMALL_CONTROL_BYTES: usize = 1024;
 
 /// Receivers of an envelope.
@@ -125,8 +125,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Moves messages of a lane to a batch until the batch has [`MAX_BATCH_MESSAGES`] or `max_bytes` are
-    /// moved. The last message may exceed `max_bytes`.
+    /// Moves messages of a lane to a batch until the batch has [`MAX_BATCH_MESSAGES`] or
+    /// `max_bytes` are moved. The last message may exceed `max_bytes`.
     pub(crate) fn take(&self, lane: Lane, max_bytes: usize, batch: &mut Vec<Outbound>) {
         let mut inner = self.lock();
         let mut bytes = 0;

@@ -65,7 +65,8 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
         .get_multiplexed_async_connection_with_config(&config)
         .await
         .map_err(|error| connect_error(error, over_tls))?;
-    // An access list may forbid ROLE. The operator must then make sure that the server is no replica.
+    // An access list may forbid ROLE. The operator must then make sure that the server is no
+    // replica.
     if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async::<Value>(&mut connection).await
         && matches!(role.first(), Some(Value::BulkString(role)) if role == b"slave")
     {

@@ -18,8 +18,8 @@ pub const MAX_BYTES: usize = 1024 * 1024;
 pub fn read(path: &Path) -> Result<Secret, FileError> {
     let failed = |error| FileError { path: path.to_owned(), error };
     let file = File::open(path).map_err(failed)?;
-    // The buffer has its full capacity from the start. A growing one would leave copies of the secret
-    // in freed memory.
+    // The buffer has its full capacity from the start. A growing one would leave copies of the
+    // secret in freed memory.
     let length = file.metadata().map_err(failed)?.len();
     let capacity = usize::try_from(length).unwrap_or(MAX_BYTES).min(MAX_BYTES) + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
@@ -44,10 +44,10 @@ pub struct FileError {
 
 /// Metadata of some files at one time. Two stamps of the same paths are equal until a file changes.
 ///
-/// Take a stamp before the files are read, and compare it with a new one every few seconds. The stamps
-/// differ after a file was rewritten, replaced, removed or created, and after a symbolic link to its
-/// directory was changed, as Kubernetes does for secrets. They contain times, length and identity of
-/// the files, not their contents.
+/// Take a stamp before the files are read, and compare it with a new one every few seconds. The
+/// stamps differ after a file was rewritten, replaced, removed or created, and after a symbolic
+/// link to its directory was changed, as Kubernetes does for secrets. They contain times, length
+/// and identity of the files, not their contents.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FileStamp(Vec<Option<FileState>>);
 

@@ -11,8 +11,8 @@ pub const MAX_USER_BYTES: usize = 255;
 pub struct Claims {
     /// The user: the token's `sub`, 1 to [`MAX_USER_BYTES`] bytes without control characters.
     pub user: Arc<str>,
-    /// Expiry: the token's `exp`, in seconds since 1970 (RFC 7519 section 4.1.4), rounded down. It may
-    /// be arbitrarily far in the future.
+    /// Expiry: the token's `exp`, in seconds since 1970 (RFC 7519 section 4.1.4), rounded down. It
+    /// may be arbitrarily far in the future.
     pub expires_at: u64,
     /// Topics that the user may use.
     pub grants: Grants,

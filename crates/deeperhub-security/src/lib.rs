@@ -1,11 +1,11 @@
 //! Access decisions for WebSocket servers: origins, rate limits, tokens, TLS, client addresses.
 //!
-//! The decisions take everything they need as arguments, including the time, and use no sockets and no
-//! runtime. Only `files`, and functions named `load` or `read`, access the file system.
+//! The decisions take everything they need as arguments, including the time, and use no sockets and
+//! no runtime. Only `files`, and functions named `load` or `read`, access the file system.
 //!
 //! - [`OriginPolicy`] decides which web pages may connect.
-//! - [`RateLimiter`] limits the messages of a connection. [`AddressLimiter`] limits the connections of
-//!   an address, and [`BurstPool`] the bursts of an address's new connections.
+//! - [`RateLimiter`] limits the messages of a connection. [`AddressLimiter`] limits the connections
+//!   of an address, and [`BurstPool`] the bursts of an address's new connections.
 //! - [`Grants`] decides which topics the bearer of a token may use.
 //! - [`Secret`] holds a key and compares it in constant time.
 //! - The modules `auth` (JWTs), `tls` (a rustls configuration from PEM files) and `proxy` (clients

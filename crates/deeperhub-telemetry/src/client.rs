@@ -223,8 +223,8 @@ impl Client {
         request
     }
 
-    /// Sends a message over HTTP and returns the message of the response. If the body of the response
-    /// is not OTLP, returns an empty message, because the status has confirmed the export.
+    /// Sends a message over HTTP and returns the message of the response. If the body of the
+    /// response is not OTLP, returns an empty message, because the status has confirmed the export.
     async fn post<R: Message + Default>(&self, message: &impl Message) -> Result<R, ExportError> {
         let request_error = |error: &dyn std::error::Error| ExportError::Request(with_causes(error));
         let connection_error = |error: &dyn std::error::Error| ExportError::Connection(with_causes(error));
@@ -282,7 +282,8 @@ fn http_connector(destination: &Destination) -> HttpConnector {
 }
 
 /// Builds the TLS configuration: trusts the configured CAs or the system's, and presents a client
-/// certificate if one is configured. If `is_https` is `false`, reads no certificates and trusts none.
+/// certificate if one is configured. If `is_https` is `false`, reads no certificates and trusts
+/// none.
 fn tls_config(destination: &Destination, is_https: bool) -> Result<ClientConfig, ClientError> {
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)

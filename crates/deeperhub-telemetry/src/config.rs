@@ -51,8 +51,8 @@ pub struct TelemetryConfig {
     pub max_batch_spans: usize,
     /// Longest time that a span waits for a batch to fill.
     pub batch_delay: Duration,
-    /// Time in which attempts to send a batch may start. A batch is dropped if its next attempt would
-    /// start later.
+    /// Time in which attempts to send a batch may start. A batch is dropped if its next attempt
+    /// would start later.
     pub export_timeout: Duration,
     /// Time between two exports of metrics.
     pub metrics_interval: Duration,

@@ -177,8 +177,8 @@ impl Reader<'_> {
         Some(Destination { url, protocol, headers, timeout, is_compressed, certificate, identity })
     }
 
-    /// Returns the files of the client certificate and its key. Ignores one without the other, with a
-    /// warning.
+    /// Returns the files of the client certificate and its key. Ignores one without the other, with
+    /// a warning.
     fn identity(&mut self, signal: Signal) -> Option<(PathBuf, PathBuf)> {
         let certificate = self.signal_variable(signal, "CLIENT_CERTIFICATE");
         let key = self.signal_variable(signal, "CLIENT_KEY");

@@ -46,8 +46,8 @@ pub struct RunningExporters {
 }
 
 impl Exporters {
-    /// Creates the exporters. Also returns warnings for people. Reads certificate files, so the call
-    /// may block.
+    /// Creates the exporters. Also returns warnings for people. Reads certificate files, so the
+    /// call may block.
     ///
     /// An exporter that cannot be created is left out with a warning, because a hub without
     /// telemetry is better than no hub.
@@ -71,8 +71,8 @@ impl Exporters {
         (Self { config, spans, metrics, trace_metrics, panics: SharedCounter::new() }, warnings)
     }
 
-    /// Returns the tracer for the node's configuration. If no spans are exported, the tracer records
-    /// none.
+    /// Returns the tracer for the node's configuration. If no spans are exported, the tracer
+    /// records none.
     #[must_use]
     pub fn tracer(&self) -> Tracer {
         let Some((_, queue)) = &self.spans else { return Tracer::default() };

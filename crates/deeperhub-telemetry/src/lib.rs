@@ -7,9 +7,9 @@
 //! - `SdkSpanSink` (feature `sdk`) converts spans to `opentelemetry_sdk` span data, for any
 //!   span processor or exporter of the OpenTelemetry project.
 //!
-//! Threads that serve clients do not wait for a collector. They push spans to a bounded queue; if the
-//! queue is full, spans are dropped and counted. Metrics are read at each export from the counters
-//! and gauges that Prometheus reads, too.
+//! Threads that serve clients do not wait for a collector. They push spans to a bounded queue; if
+//! the queue is full, spans are dropped and counted. Metrics are read at each export from the
+//! counters and gauges that Prometheus reads, too.
 //!
 //! ```no_run
 //! use std::time::Duration;

@@ -24,8 +24,8 @@ impl MetricExporter {
         Self { client, node, interval, is_failing: false }
     }
 
-    /// Sends all metrics at the interval until `stop` is set or its sender is dropped, and then once
-    /// more.
+    /// Sends all metrics at the interval until `stop` is set or its sender is dropped, and then
+    /// once more.
     pub(crate) async fn run(&mut self, origin: &Origin, stop: &mut watch::Receiver<bool>) {
         loop {
             let is_stopping = tokio::select! {

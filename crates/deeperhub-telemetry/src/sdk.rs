@@ -43,8 +43,8 @@ const DROP_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Each span carries ids, parent, `tracestate`, kind, times, attributes, links and status. The hub
 /// records no span events. A `tracestate` that the SDK's parser refuses is left out.
 ///
-/// Clones share one queue and one processor. The node's tracer has a clone, too. When the last clone
-/// is dropped, the thread hands over the queued spans and shuts the processor down.
+/// Clones share one queue and one processor. The node's tracer has a clone, too. When the last
+/// clone is dropped, the thread hands over the queued spans and shuts the processor down.
 #[derive(Debug, Clone)]
 pub struct SdkSpanSink {
     handle: Arc<Handle>,
@@ -233,8 +233,8 @@ fn span_data(span: Span, scope: &InstrumentationScope) -> SpanData {
     }
 }
 
-/// Converts the ids of a span. Sets `is_remote` to `false`: a recorded span is never remote, and the
-/// hub does not know it of a linked one.
+/// Converts the ids of a span. Sets `is_remote` to `false`: a recorded span is never remote, and
+/// the hub does not know it of a linked one.
 fn sdk_context(context: SpanContext, tracestate: Option<&str>) -> opentelemetry::trace::SpanContext {
     let flags = if context.is_sampled() { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
     let state = tracestate.and_then(|state| state.parse::<TraceState>().ok()).unwrap_or_default();

@@ -101,8 +101,8 @@ impl SpanSink for SpanQueue {
 }
 
 impl SpanExporter {
-    /// Sends batches until `stop` is set or its sender is dropped, and then the spans that are still
-    /// queued.
+    /// Sends batches until `stop` is set or its sender is dropped, and then the spans that are
+    /// still queued.
     pub(crate) async fn run(&mut self, origin: &Origin, stop: &mut watch::Receiver<bool>) {
         loop {
             tokio::select! {

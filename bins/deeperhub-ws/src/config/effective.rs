@@ -106,8 +106,8 @@ impl Settings {
         self.api.as_ref().map_or(0, |api| api.config.max_connections.saturating_add(reserved))
     }
 
-    /// Writes the effective configuration as TOML, with the origin of each value in a comment. Writes
-    /// a setting without a value as a comment, and masks secrets.
+    /// Writes the effective configuration as TOML, with the origin of each value in a comment.
+    /// Writes a setting without a value as a comment, and masks secrets.
     pub(crate) fn show(&self) -> impl fmt::Display {
         fmt::from_fn(|f| {
             if let Some((path, origin)) = &self.config {

@@ -80,8 +80,8 @@ fn hint(name: &str, value: &Spanned<DeValue<'_>>, keys: &[String]) -> String {
     }
 }
 
-/// Returns the texts that a flag would have for a value. Returns `None` for tables and nested lists,
-/// which a flag cannot express.
+/// Returns the texts that a flag would have for a value. Returns `None` for tables and nested
+/// lists, which a flag cannot express.
 fn texts(value: &Spanned<DeValue<'_>>) -> Option<Vec<OsString>> {
     match value.get_ref() {
         DeValue::Array(items) => items

@@ -1,5 +1,5 @@
-//! Completes the help of the options with defaults and other numbers from the code, so that the text
-//! cannot differ from the code.
+//! Completes the help of the options with defaults and other numbers from the code, so that the
+//! text cannot differ from the code.
 
 use std::num::NonZeroU32;
 
@@ -36,8 +36,8 @@ const DEFAULTS_IN_WORDS: [(&str, &str); 19] = [
     ("cluster_ca", "those of the system"),
 ];
 
-/// Defaults of OpenTelemetry. They apply if neither these settings nor OpenTelemetry's variables are
-/// set.
+/// Defaults of OpenTelemetry. They apply if neither these settings nor OpenTelemetry's variables
+/// are set.
 const DEFAULTS_OF_OPENTELEMETRY: [(&str, &str); 2] = [("otlp_endpoint", "off"), ("trace_sample_ratio", "1")];
 
 /// Replaces the placeholders in the help of all options with numbers of the code.

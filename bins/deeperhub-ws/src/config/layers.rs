@@ -1,7 +1,8 @@
 //! Layers of settings: flags override the environment, which overrides the file.
 //!
 //! A layer maps keys to texts. The texts of all layers are parsed with the parser that clap derives
-//! from [`Options`], so that a value such as `10s` means the same, and fails the same, in each layer.
+//! from [`Options`], so that a value such as `10s` means the same, and fails the same, in each
+//! layer.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;

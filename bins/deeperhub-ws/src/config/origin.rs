@@ -29,8 +29,8 @@ impl SettingOrigin {
         }
     }
 
-    /// Returns the origin as `config show` writes it beside the setting: `--port`, `DEEPERHUB_PORT`,
-    /// `hub.toml:3` or `default`.
+    /// Returns the origin as `config show` writes it beside the setting: `--port`,
+    /// `DEEPERHUB_PORT`, `hub.toml:3` or `default`.
     pub(crate) fn label(&self, key: &str) -> String {
         match self {
             Self::Flag => flag(key),

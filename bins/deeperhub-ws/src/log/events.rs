@@ -51,8 +51,8 @@ async fn next_level(levels: &mut watch::Receiver<LogLevel>) -> LogLevel {
     }
 }
 
-/// Subscribes to the events that the level shows. Returns `None` if it shows none, or if the node has
-/// no room for another observer.
+/// Subscribes to the events that the level shows. Returns `None` if it shows none, or if the node
+/// has no room for another observer.
 fn subscribe(node: &NodeHandle, level: LogLevel) -> Option<EventStream> {
     let events = node.events(filter(level)?);
     if events.is_none() {

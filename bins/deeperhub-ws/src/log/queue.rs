@@ -213,8 +213,8 @@ impl State {
     }
 }
 
-/// Writes all bytes like [`Write::write_all`], and also retries while standard error is non-blocking
-/// and full. Any process that shares the pipe can make it non-blocking.
+/// Writes all bytes like [`Write::write_all`], and also retries while standard error is
+/// non-blocking and full. Any process that shares the pipe can make it non-blocking.
 fn write_all(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match out.write(bytes) {

@@ -41,8 +41,8 @@ struct Callsite<C: Clock = DefaultClock> {
 }
 
 impl LogRateLimit {
-    /// Counts a line. Returns the number of lines of its call site that were suppressed right before
-    /// it, or `None` if the line must be suppressed, too.
+    /// Counts a line. Returns the number of lines of its call site that were suppressed right
+    /// before it, or `None` if the line must be suppressed, too.
     pub(crate) fn check(&self, line: &Metadata<'_>) -> Option<u64> {
         if *line.level() > Level::INFO || UNLIMITED_TARGETS.contains(&line.target()) {
             return Some(0);

@@ -33,8 +33,8 @@ pub(crate) async fn watch(budget: Option<Arc<MemoryBudget>>) -> Infallible {
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         interval.tick().await;
-        // The kernel kills a container for its group's charge, and a process without a limited group
-        // for its resident memory. The larger of both is reported.
+        // The kernel kills a container for its group's charge, and a process without a limited
+        // group for its resident memory. The larger of both is reported.
         let charged = group.as_ref().and_then(|group| group.charged(&read));
         if let Some(used) = deeperhub_metrics::resident_bytes().max(charged) {
             budget.update(used);
@@ -125,8 +125,8 @@ fn limited_groups<'a>(
             .take_while(|group| group.starts_with(&root))
             .map(|group| Cgroup { folder: group.to_owned(), version })
             .collect();
-        // In a container, the path of the group may not exist; the mount point, which is an ancestor
-        // of the path, is then the group itself.
+        // In a container, the path of the group may not exist; the mount point, which is an
+        // ancestor of the path, is then the group itself.
         groups.into_iter().filter(move |_| concerns_memory).filter_map(move |group| {
             let limit = group.limit(read)?;
             Some((group, limit))

@@ -8,8 +8,8 @@ use crate::config::effective::Settings;
 /// listeners, and connections that are being refused.
 const RESERVED_FILES: u64 = 320;
 
-/// Raises the limit of open files as high as the settings need it. Logs a warning if the limit stays
-/// too low; the server then accepts fewer connections than its settings allow.
+/// Raises the limit of open files as high as the settings need it. Logs a warning if the limit
+/// stays too low; the server then accepts fewer connections than its settings allow.
 pub(crate) fn raise_for(settings: &Settings) {
     let listener = &settings.node.listener;
     if let Err(advice) = raise(listener.max_connections, listener.workers, settings.api_connections()) {

@@ -14,8 +14,8 @@ pub(crate) struct Signals {
     pub(crate) ignored: IgnoredSignals,
 }
 
-/// Installs the handlers. From then on, these signals are queued until they are received, instead of
-/// ending the process. SIGPIPE needs no handler, because the standard library ignores it.
+/// Installs the handlers. From then on, these signals are queued until they are received, instead
+/// of ending the process. SIGPIPE needs no handler, because the standard library ignores it.
 ///
 /// Must be called in the context of a runtime.
 ///

@@ -94,8 +94,8 @@ impl Auth {
         self.sources.warnings(&self.authenticator.current())
     }
 
-    /// Adds the files to the reloader. After a reload, open connections keep the grants of their old
-    /// tokens until the tokens expire.
+    /// Adds the files to the reloader. After a reload, open connections keep the grants of their
+    /// old tokens until the tokens expire.
     pub(crate) fn watch(&self, reloader: &mut Reloader) {
         let (sources, authenticator) = (self.sources.clone(), Arc::clone(&self.authenticator));
         let paths = sources.files().map(Path::to_owned).collect();

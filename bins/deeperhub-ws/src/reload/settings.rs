@@ -87,7 +87,8 @@ impl SettingsReload {
         if let (Some(shared), Some(api)) = (&self.api, &settings.api) {
             let mut config = api.config.clone();
             let running = shared.current();
-            // These two depend on the bound address and on the TLS files, which reload on their own.
+            // These two depend on the bound address and on the TLS files, which reload on their
+            // own.
             config.websocket_url.clone_from(&running.websocket_url);
             config.tls.clone_from(&running.tls);
             shared.replace(config);

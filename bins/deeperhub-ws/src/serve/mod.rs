@@ -242,8 +242,8 @@ impl Server {
         let (result, shutdown) =
             while_watching(serving, self.reloader, reload_signals, ignored, self.memory).await;
         if shutdown == Shutdown::Graceful {
-            // The task ends after the queued events, because the node closed the bus. Its error would
-            // be a panic, which is logged.
+            // The task ends after the queued events, because the node closed the bus. Its error
+            // would be a panic, which is logged.
             let _ = self.event_log.await;
             // The exporters stop last, because all other parts may record spans until they end.
             self.telemetry.stop(TELEMETRY_FLUSH_TIMEOUT).await;

@@ -22,8 +22,8 @@ impl Connection {
         self.read(state, true)
     }
 
-    /// Reads all available bytes. If `to_the_end`, reads on after a short read, because the end of the
-    /// stream may follow.
+    /// Reads all available bytes. If `to_the_end`, reads on after a short read, because the end of
+    /// the stream may follow.
     pub(super) fn read(
         &mut self,
         state: &mut ThreadState<'_>,

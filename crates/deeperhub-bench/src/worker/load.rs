@@ -43,8 +43,8 @@ impl<'r> Worker<'r> {
             self.send_from(slot, |connection, now, state| {
                 (0..in_flight).for_each(|_| connection.write_echo(now, now, state));
             });
-            // Early answers are read at once, so that their latency does not include the start of the
-            // other senders.
+            // Early answers are read at once, so that their latency does not include the start of
+            // the other senders.
             self.poll_once(0)?;
         }
         let mut next_check = 0;
@@ -63,8 +63,8 @@ impl<'r> Worker<'r> {
         }
     }
 
-    /// Publishes in a closed loop: a publisher sends its next message when deliveries of earlier ones
-    /// have arrived.
+    /// Publishes in a closed loop: a publisher sends its next message when deliveries of earlier
+    /// ones have arrived.
     fn publish_in_closed_loop(&mut self, in_flight: u32) -> io::Result<()> {
         let mut waits = vec![DeliveryWait::default(); self.senders.len()];
         loop {
@@ -83,8 +83,8 @@ impl<'r> Worker<'r> {
         }
     }
 
-    /// Publishes until `in_flight` messages are in flight. Returns `true` if the publisher can publish
-    /// more without waiting.
+    /// Publishes until `in_flight` messages are in flight. Returns `true` if the publisher can
+    /// publish more without waiting.
     fn publish_up_to_limit(
         &mut self,
         slot: usize,
@@ -117,8 +117,8 @@ impl<'r> Worker<'r> {
                 }
                 connection.write_publish(now, now, state);
                 if deliveries == 0 {
-                    // Without subscribers, there are no deliveries to wait for. The return lets the loop
-                    // poll in between.
+                    // Without subscribers, there are no deliveries to wait for. The return lets the
+                    // loop poll in between.
                     return;
                 }
             }
@@ -230,8 +230,8 @@ struct DeliveryWait {
 
 impl DeliveryWait {
     /// Returns the number of deliveries that arrived or were abandoned. If none arrives within
-    /// [`DELIVERY_TIMEOUT_NANOS`], abandons all missing ones, because lost messages must not stop the
-    /// loop.
+    /// [`DELIVERY_TIMEOUT_NANOS`], abandons all missing ones, because lost messages must not stop
+    /// the loop.
     fn update(&mut self, delivered: u64, expected: u64, now: u64) -> u64 {
         self.timed_out = false;
         if delivered != self.delivered || self.since == 0 || delivered + self.abandoned >= expected {

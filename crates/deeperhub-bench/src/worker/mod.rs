@@ -152,8 +152,8 @@ impl<'r> Worker<'r> {
         Ok(())
     }
 
-    /// Sends a pong from each slow reader. If the server has closed the connection, the server's system
-    /// responds with a reset.
+    /// Sends a pong from each slow reader. If the server has closed the connection, the server's
+    /// system responds with a reset.
     fn probe_slow_readers(&mut self) {
         let now = self.state.shared.now();
         if now < self.next_probe {
@@ -189,7 +189,8 @@ impl<'r> Worker<'r> {
                 return;
             }
             Stage::Open if role == Role::SlowReader => {
-                // The scenario expects that the server disconnects slow readers, so this is no error.
+                // The scenario expects that the server disconnects slow readers, so this is no
+                // error.
                 counters.count_slow_disconnect(&reason.kind());
                 return;
             }

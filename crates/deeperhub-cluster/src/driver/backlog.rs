@@ -16,8 +16,8 @@ pub(super) const MAX_KEPT_CAPACITY: usize = 4096;
 /// Cost of an envelope in the backlog besides its bytes.
 const ENVELOPE_OVERHEAD_BYTES: usize = 64;
 
-/// Guard that counts an envelope from the backlog as dropped, unless the guard is forgotten after the
-/// envelope was processed.
+/// Guard that counts an envelope from the backlog as dropped, unless the guard is forgotten after
+/// the envelope was processed.
 pub(super) struct CountDroppedOnDrop<'s>(pub(super) &'s Shared);
 
 impl Drop for CountDroppedOnDrop<'_> {
@@ -46,8 +46,8 @@ impl Backlog {
         Self { inner: RefCell::default(), pushed: Notify::new(), max_bytes }
     }
 
-    /// Appends an envelope. If there is no room, drops the envelope and returns `false`. An empty backlog
-    /// has room for any envelope.
+    /// Appends an envelope. If there is no room, drops the envelope and returns `false`. An empty
+    /// backlog has room for any envelope.
     pub(super) fn push(&self, shared: &Shared, envelope: Bytes) -> bool {
         let mut inner = self.inner.borrow_mut();
         let bytes = inner.bytes.saturating_add(envelope.len() + ENVELOPE_OVERHEAD_BYTES);

@@ -25,11 +25,12 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Time that a joining node waits for an objection by another node with the same name.
 const NAME_CLAIM_DELAY: Duration = Duration::from_millis(500);
 
-/// Maximum time that a reconnected node waits for heartbeats of the nodes that it knew. Longer than the
-/// maximum backoff of their attempts to reconnect.
+/// Maximum time that a reconnected node waits for heartbeats of the nodes that it knew. Longer than
+/// the maximum backoff of their attempts to reconnect.
 const PEER_RETURN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Limits the delay of a stop by each of the last two sends: the rest of the queue, and the goodbye.
+/// Limits the delay of a stop by each of the last two sends: the rest of the queue, and the
+/// goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Maximum number of batches read from a connection after it has ended. Limits the delay of the
@@ -85,8 +86,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         let _ = timeout(GOODBYE_TIMEOUT, sender.send(&batch)).await;
     }
 
-    /// Sends all unconfirmed and queued messages, which were queued after the flush had seen an empty
-    /// queue.
+    /// Sends all unconfirmed and queued messages, which were queued after the flush had seen an
+    /// empty queue.
     async fn send_rest(&self, sender: &mut Sender) {
         let shared = self.shared();
         loop {
@@ -150,8 +151,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Puts the node's own probes of a confirmed batch into the backlog, as if the broker had echoed
-    /// them.
+    /// Puts the node's own probes of a confirmed batch into the backlog, as if the broker had
+    /// echoed them.
     fn echo_probes(&self, batch: &[Outbound]) {
         let shared = self.shared();
         for outbound in batch {
@@ -195,8 +196,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Receives envelopes until an error. Does not wait for the node to process them, because a broker
-    /// closes connections that read too slowly.
+    /// Receives envelopes until an error. Does not wait for the node to process them, because a
+    /// broker closes connections that read too slowly.
     async fn receive(&self, receiver: &mut Receiver) -> ConnectionEnd {
         let mut batch = Vec::new();
         loop {
@@ -224,8 +225,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Drops duplicates and handles messages between drivers at once. Puts all other messages into the
-    /// backlog.
+    /// Drops duplicates and handles messages between drivers at once. Puts all other messages into
+    /// the backlog.
     pub(super) fn dispatch(&self, bytes: Bytes, now: Instant) {
         let shared = self.shared();
         let header = match Header::parse(&bytes) {
@@ -284,11 +285,11 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Handles a greeting from this node's name with another incarnation. A node that has joined keeps
-    /// the name; otherwise the later incarnation keeps it.
+    /// Handles a greeting from this node's name with another incarnation. A node that has joined
+    /// keeps the name; otherwise the later incarnation keeps it.
     ///
-    /// The greeting alone is no reason for this node to leave, because its sender may have ended since.
-    /// This node leaves only if the sender answers with [`Message::NameTaken`].
+    /// The greeting alone is no reason for this node to leave, because its sender may have ended
+    /// since. This node leaves only if the sender answers with [`Message::NameTaken`].
     fn on_name_conflict(&self, incarnation: u64, joined: bool) {
         let shared = self.shared();
         let must_other_leave = match (self.driver.joined.get(), joined) {

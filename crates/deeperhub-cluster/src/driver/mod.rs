@@ -1,5 +1,5 @@
-//! The driver: a thread that connects to the broker, joins the cluster, sends and receives messages,
-//! and reconnects.
+//! The driver: a thread that connects to the broker, joins the cluster, sends and receives
+//! messages, and reconnects.
 
 mod backlog;
 mod batch;
@@ -28,8 +28,8 @@ use crate::queue::{MAX_BATCH_BYTES, Outbound};
 use backlog::{Backlog, CountDroppedOnDrop};
 use connection::Connection;
 
-/// Timeout of each operation at the broker, after which the connection counts as lost. Long enough for
-/// a busy machine, and short enough for a request that waits for a paused broker.
+/// Timeout of each operation at the broker, after which the connection counts as lost. Long enough
+/// for a busy machine, and short enough for a request that waits for a paused broker.
 pub(crate) const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Unit of the backoff before an attempt to reconnect. The backoff doubles with each attempt.
@@ -38,15 +38,15 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// Maximum backoff.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
-/// Maximum number of pending answers of this node. Limits memory use. At the limit, the next envelope is
-/// processed when an answer is finished.
+/// Maximum number of pending answers of this node. Limits memory use. At the limit, the next
+/// envelope is processed when an answer is finished.
 const MAX_PENDING_ANSWERS: usize = 1024;
 
 /// Limits the delay of a stop by an unreachable broker. Enough to reconnect and to join.
 const FLUSH_RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Limits the delay of a reconnect by the envelope that is being processed when a connection ends. After
-/// this time, the envelope counts as dropped.
+/// Limits the delay of a reconnect by the envelope that is being processed when a connection ends.
+/// After this time, the envelope counts as dropped.
 const ENVELOPE_FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Run time after which the next panic counts as the first in a row, which resets the backoff.
@@ -60,11 +60,12 @@ pub type PendingAnswer = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Handles messages of other nodes.
 pub trait MessageHandler: Send + 'static {
-    /// Handles one message. The driver calls this once for each message, in order. Of the node's own
-    /// messages, it passes only probes.
+    /// Handles one message. The driver calls this once for each message, in order. Of the node's
+    /// own messages, it passes only probes.
     ///
-    /// While this future waits, for example until the node's threads accept the message, later messages
-    /// wait in the backlog. A returned [`PendingAnswer`] runs concurrently with later messages.
+    /// While this future waits, for example until the node's threads accept the message, later
+    /// messages wait in the backlog. A returned [`PendingAnswer`] runs concurrently with later
+    /// messages.
     fn handle(&self, envelope: Envelope<'_>) -> impl Future<Output = Option<PendingAnswer>>;
 
     /// Returns the number of the node's open connections.
@@ -82,8 +83,8 @@ pub enum JoinOutcome {
     NameTaken,
 }
 
-/// The driver of a [`Broker`]. It runs on its own thread, so that load on other threads does not delay
-/// heartbeats.
+/// The driver of a [`Broker`]. It runs on its own thread, so that load on other threads does not
+/// delay heartbeats.
 #[derive(Debug)]
 pub struct Driver {
     shared: Arc<Shared>,
@@ -97,8 +98,8 @@ pub struct DriverHandle {
 }
 
 impl DriverHandle {
-    /// Blocks until the first attempt to join ends, for at most `timeout`. Returns `None` if the attempt
-    /// takes longer.
+    /// Blocks until the first attempt to join ends, for at most `timeout`. Returns `None` if the
+    /// attempt takes longer.
     #[must_use]
     pub fn wait_for_join(&self, timeout: Duration) -> Option<JoinOutcome> {
         self.join_outcome.recv_timeout(timeout).ok()
@@ -153,8 +154,8 @@ impl Driver {
     }
 }
 
-/// Calls `run` until it returns without a panic. After each panic, calls `restart` with the number of
-/// panics in a row, and returns if `restart` returns `false`.
+/// Calls `run` until it returns without a panic. After each panic, calls `restart` with the number
+/// of panics in a row, and returns if `restart` returns `false`.
 fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
     let mut panics = 0;
     loop {
@@ -169,8 +170,8 @@ fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
     }
 }
 
-/// Counts and logs a driver panic. Waits for the backoff and returns `true`, or returns `false` if the
-/// driver was asked to stop. Messages that are queued for the broker stay in the queue.
+/// Counts and logs a driver panic. Waits for the backoff and returns `true`, or returns `false` if
+/// the driver was asked to stop. Messages that are queued for the broker stay in the queue.
 fn restart_after_panic(shared: &Shared, panics: usize) -> bool {
     shared.metrics.restarts.inc();
     let backoff = reconnect_backoff(panics);
@@ -187,8 +188,8 @@ fn restart_after_panic(shared: &Shared, panics: usize) -> bool {
     false
 }
 
-/// Returns the exponential backoff after a number of attempts. Jitter reduces it by up to half, so that
-/// nodes do not reconnect all at once.
+/// Returns the exponential backoff after a number of attempts. Jitter reduces it by up to half, so
+/// that nodes do not reconnect all at once.
 fn reconnect_backoff(attempts: usize) -> Duration {
     let backoff = FIRST_BACKOFF.saturating_mul(1 << attempts.min(10)).min(MAX_BACKOFF);
     let random = getrandom::u32().unwrap_or(u32::MAX / 2);
@@ -201,8 +202,8 @@ struct DriverState<I> {
     handler: I,
     join_outcome: mpsc::Sender<JoinOutcome>,
     dedup: RefCell<DedupWindow>,
-    /// Messages of lost batches, which may have been delivered. They are sent again before the queue;
-    /// receivers drop duplicates.
+    /// Messages of lost batches, which may have been delivered. They are sent again before the
+    /// queue; receivers drop duplicates.
     unconfirmed: RefCell<Vec<Outbound>>,
     /// Number of messages in the batch that waits for confirmation.
     in_flight: Cell<usize>,
@@ -303,8 +304,8 @@ impl<I: MessageHandler> DriverState<I> {
         Some(stop.deadline.min(waiting_since + FLUSH_RECONNECT_TIMEOUT))
     }
 
-    /// Waits until a stop was requested, and then until the broker has confirmed all messages or the
-    /// deadline has passed.
+    /// Waits until a stop was requested, and then until the broker has confirmed all messages or
+    /// the deadline has passed.
     async fn wait_for_flush(&self) {
         loop {
             match self.flush_deadline() {
@@ -322,7 +323,8 @@ impl<I: MessageHandler> DriverState<I> {
         }
     }
 
-    /// Waits for the backoff before the next attempt. Returns `true` if the driver must stop instead.
+    /// Waits for the backoff before the next attempt. Returns `true` if the driver must stop
+    /// instead.
     fn wait_before_reconnect(&self, attempt: usize) -> bool {
         let backoff = reconnect_backoff(attempt);
         let wait = async {
@@ -399,8 +401,8 @@ impl<I: MessageHandler> DriverState<I> {
             };
             let guard = CountDroppedOnDrop(shared);
             match Envelope::parse(&envelope) {
-                // Another node with this node's name sent the envelope. One of both nodes is about to
-                // leave.
+                // Another node with this node's name sent the envelope. One of both nodes is about
+                // to leave.
                 Ok(envelope)
                     if envelope.origin.node == shared.node
                         && envelope.origin.incarnation != shared.incarnation => {}

@@ -20,19 +20,20 @@ use tokio::sync::Notify;
 use crate::cover::{Patterns, Wildcards};
 use placement::{Placement, Placements, cost};
 
-/// Time that a subscription at the broker lingers after the node's last subscriber has left. Clients
-/// that reconnect within this time cause no work at the broker.
+/// Time that a subscription at the broker lingers after the node's last subscriber has left.
+/// Clients that reconnect within this time cause no work at the broker.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// Maximum cost of the lingering names, in bytes. Limits the memory that clients can cause by
 /// subscribing to many names and leaving. Over the limit, the oldest lingering names end at once.
 const MAX_LINGERING_BYTES: usize = 8 << 20;
 
-/// Maximum number of names in each list of [`Changes`]. Limits the size of one command to the broker.
+/// Maximum number of names in each list of [`Changes`]. Limits the size of one command to the
+/// broker.
 const MAX_CHANGES: usize = 1024;
 
-/// Maximum number of names and pattern-tree nodes visited in one call of [`Interests::take`]. Limits the
-/// time that the lock is held.
+/// Maximum number of names and pattern-tree nodes visited in one call of [`Interests::take`].
+/// Limits the time that the lock is held.
 const MAX_STEPS_PER_CHANGE: usize = 32_768;
 
 /// The names that this node's clients subscribe to, and their placement at the broker.
@@ -45,8 +46,8 @@ pub(crate) struct Interests {
     bytes_per_subscription: usize,
 }
 
-/// Subscriptions to add at the broker, and subscriptions to remove after the broker has confirmed the
-/// added ones.
+/// Subscriptions to add at the broker, and subscriptions to remove after the broker has confirmed
+/// the added ones.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub(crate) subscribe: Vec<Arc<str>>,
@@ -123,8 +124,8 @@ impl Interests {
         inner.now = now;
         let mut changes = Changes::default();
         let mut steps = 0;
-        // Each phase runs once, in this order. A name must not be removed and added again in the same
-        // change, because all additions are sent before the removals.
+        // Each phase runs once, in this order. A name must not be removed and added again in the
+        // same change, because all additions are sent before the removals.
         let phases: [fn(&mut Placements, &mut Changes) -> bool; 4] =
             [Placements::retire_next, Placements::place_next, Placements::end_next, Placements::sweep_next];
         for next in phases {

@@ -1,9 +1,10 @@
 //! Decides for each name whether it has its own subscription at the broker or a pattern covers it.
 //!
-//! Terms: a pattern *covers* a name if it matches all topics that the name matches. A *crowd* is a set of
-//! subscribed patterns that match a common topic. A name *lingers* while it has no subscriber but keeps
-//! its subscription. A pattern *retires*: its covered names are placed elsewhere, and then it is
-//! unsubscribed. A *sweep* finds subscribed names that a new pattern covers.
+//! Terms: a pattern *covers* a name if it matches all topics that the name matches. A *crowd* is a
+//! set of subscribed patterns that match a common topic. A name *lingers* while it has no
+//! subscriber but keeps its subscription. A pattern *retires*: its covered names are placed
+//! elsewhere, and then it is unsubscribed. A *sweep* finds subscribed names that a new pattern
+//! covers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
@@ -26,8 +27,8 @@ pub(super) const MAX_COPIES: usize = 4;
 /// [`MAX_COPIES`], so that a crowd that changes by one pattern does not switch back and forth.
 pub(super) const SMALL_CROWD: usize = MAX_COPIES / 2;
 
-/// Delay before the names that a new pattern covers are unsubscribed. A pattern that is removed within
-/// this time does not affect them.
+/// Delay before the names that a new pattern covers are unsubscribed. A pattern that is removed
+/// within this time does not affect them.
 pub(super) const SWEEP_DELAY: Duration = Duration::from_secs(1);
 
 /// All names and their placement.
@@ -40,8 +41,8 @@ pub(super) struct Placements {
     pub(super) covered: HashMap<Arc<str>, Covered, RandomState>,
     /// Names to subscribe to or to find a cover for.
     pub(super) unplaced: VecDeque<Arc<str>>,
-    /// Names without a subscriber and the times at which they end, roughly in order of time. Some have a
-    /// subscriber again.
+    /// Names without a subscriber and the times at which they end, roughly in order of time. Some
+    /// have a subscriber again.
     pub(super) lingering: VecDeque<(Instant, Arc<str>)>,
     pub(super) lingering_bytes: usize,
     /// Retiring patterns, in this order.
@@ -81,8 +82,8 @@ pub(super) struct NameEntry {
     pub(super) is_unplaced: bool,
     /// End time of a name without a subscriber. While set, the name is in `lingering`.
     pub(super) lingers_until: Option<Instant>,
-    /// For a pattern that replaces others: it retires when it covers fewer patterns than this. 0 for
-    /// all other names.
+    /// For a pattern that replaces others: it retires when it covers fewer patterns than this. 0
+    /// for all other names.
     pub(super) min_patterns: usize,
     pub(super) placement: Placement,
 }
@@ -169,8 +170,8 @@ impl Placements {
         }
     }
 
-    /// Returns `true` if a subscribed name has a subscriber, lingers, or replaces a crowd that is not
-    /// small.
+    /// Returns `true` if a subscribed name has a subscriber, lingers, or replaces a crowd that is
+    /// not small.
     fn is_needed(&self, name: &str) -> bool {
         let patterns = self.covered.get(name).map_or(0, |covered| covered.patterns);
         self.names.get(name).is_some_and(|entry| {
@@ -292,8 +293,8 @@ impl Placements {
             .is_some_and(|entry| entry.is_wanted || entry.lingers_until.is_some() || entry.is_unplaced)
     }
 
-    /// Places one name of the next retiring pattern elsewhere, or unsubscribes from the pattern if it
-    /// covers none. Like all phases, returns `false` if there is nothing to do.
+    /// Places one name of the next retiring pattern elsewhere, or unsubscribes from the pattern if
+    /// it covers none. Like all phases, returns `false` if there is nothing to do.
     pub(super) fn retire_next(&mut self, changes: &mut Changes) -> bool {
         let Some(name) = self.retiring.front().cloned() else { return false };
         let Some(Placement::Retiring { is_subscribed }) = self.placement(&name).cloned() else {
@@ -365,7 +366,8 @@ impl Placements {
         }
     }
 
-    /// Ends the next lingering name that is due, or the oldest one if lingering names exceed their limit.
+    /// Ends the next lingering name that is due, or the oldest one if lingering names exceed their
+    /// limit.
     pub(super) fn end_next(&mut self, changes: &mut Changes) -> bool {
         let now = self.now;
         let is_full = self.lingering_bytes > MAX_LINGERING_BYTES;

@@ -1,5 +1,5 @@
-//! Any bytes as a header of the PROXY protocol and as headers of HTTP: nothing panics, more bytes change no decision,
-//! and what a client writes left of a trusted proxy's entry changes nothing.
+//! Any bytes as a header of the PROXY protocol and as headers of HTTP: nothing panics, more bytes
+//! change no decision, and what a client writes left of a trusted proxy's entry changes nothing.
 
 #![no_main]
 

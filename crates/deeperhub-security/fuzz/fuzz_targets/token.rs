@@ -1,5 +1,6 @@
-//! Any bytes as a token, as a header and claims that are signed, as a set of keys and as a certificate: nothing
-//! panics, nothing unsigned is accepted, and what is accepted is within its limits.
+//! Any bytes as a token, as a header and claims that are signed, as a set of keys and as a
+//! certificate: nothing panics, nothing unsigned is accepted, and what is accepted is within its
+//! limits.
 
 #![no_main]
 

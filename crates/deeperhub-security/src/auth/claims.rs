@@ -71,8 +71,8 @@ fn is_one_of(value: &Value, accepted: &[String]) -> bool {
     value.as_str().is_some_and(|value| accepted.iter().any(|accepted| accepted == value))
 }
 
-/// Returns the `exp` claim, a NumericDate (RFC 7519 section 2), rounded down to seconds. Dates before
-/// 1970 become 0.
+/// Returns the `exp` claim, a NumericDate (RFC 7519 section 2), rounded down to seconds. Dates
+/// before 1970 become 0.
 fn expiry(claims: &Map<String, Value>) -> Result<u64, AuthError> {
     let expiry = claims.get("exp").ok_or(invalid("exp is missing"))?;
     // `as` saturates floats beyond the range of integers.

@@ -7,8 +7,8 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
-    /// The token is not valid, for another reason than its expiry. A newer token of the same kind would
-    /// be refused, too.
+    /// The token is not valid, for another reason than its expiry. A newer token of the same kind
+    /// would be refused, too.
     #[error("the token is not valid: {reason}")]
     Invalid {
         /// The reason, as a short clause.
@@ -122,7 +122,8 @@ impl fmt::Display for IgnoredKey {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyWarning {
-    /// The secret is shorter than the 32 bytes that HS256 needs (RFC 7518 section 3.2), so it may be guessed.
+    /// The secret is shorter than the 32 bytes that HS256 needs (RFC 7518 section 3.2), so it may
+    /// be guessed.
     ShortSecret,
     /// The secret starts with a byte order mark, which is part of the secret.
     SecretMark,
@@ -131,8 +132,8 @@ pub enum KeyWarning {
     /// The secret is text that ends with a line end, which is part of the secret. A file of such a
     /// secret ends with several line ends, of which only the last is stripped.
     SecretLineEnd,
-    /// More than [`MAX_TRIES`](super::MAX_TRIES) keys share an algorithm. A token without a `kid` is
-    /// tried only with the first ones.
+    /// More than [`MAX_TRIES`](super::MAX_TRIES) keys share an algorithm. A token without a `kid`
+    /// is tried only with the first ones.
     TooManyToTry,
     /// No audience is configured, so public keys also accept tokens that were issued for other
     /// services.

@@ -15,8 +15,8 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
-/// Accepts base64url with and without padding. RFC 7515 section 2 forbids padding, but some encoders
-/// write it.
+/// Accepts base64url with and without padding. RFC 7515 section 2 forbids padding, but some
+/// encoders write it.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -38,19 +38,19 @@ pub struct Jwks {
 impl Jwks {
     /// Parses a set (`{"keys": […]}`) or a single key.
     ///
-    /// A key that cannot verify tokens is ignored with a [`KeyWarning`]: for example, a key of another
-    /// type or curve, for encryption, or with a missing member. RFC 7517 section 5 recommends that,
-    /// because issuers may add new kinds of keys.
+    /// A key that cannot verify tokens is ignored with a [`KeyWarning`]: for example, a key of
+    /// another type or curve, for encryption, or with a missing member. RFC 7517 section 5
+    /// recommends that, because issuers may add new kinds of keys.
     ///
-    /// Each key is checked for its use, so invalid keys (such as a point off its curve) are detected
-    /// here. Numbers may have leading zeros, base64url may have padding, and the text may start with a
-    /// byte order mark.
+    /// Each key is checked for its use, so invalid keys (such as a point off its curve) are
+    /// detected here. Numbers may have leading zeros, base64url may have padding, and the text may
+    /// start with a byte order mark.
     ///
     /// # Errors
     ///
     /// [`KeyError`] if the text is not a JWKS, or has no usable key or too many keys. A JWKS with a
-    /// shared secret (`oct`) is refused, because a JWKS is usually public, and everyone who knows the
-    /// secret could forge tokens.
+    /// shared secret (`oct`) is refused, because a JWKS is usually public, and everyone who knows
+    /// the secret could forge tokens.
     pub fn parse(json: &[u8]) -> Result<Self, KeyError> {
         let json = byte_order_mark::without_mark(json).map_err(|byte_order_mark::Utf16| KeyError::Utf16)?;
         let mut document = json::object(json).ok_or(KeyError::NotJson)?;
@@ -196,8 +196,8 @@ fn ec(
 
 fn ed25519(jwk: &Map<String, Value>) -> Result<DecodingKey, KeyFault> {
     let x = bytes(jwk, "x")?;
-    // The key is a byte string, so its zeros count. A zero byte before 32 others is the first byte of
-    // an ASN.1 BIT STRING, which some encoders do not strip.
+    // The key is a byte string, so its zeros count. A zero byte before 32 others is the first byte
+    // of an ASN.1 BIT STRING, which some encoders do not strip.
     let key = match x.split_first() {
         Some((0, key)) if key.len() == 32 => key,
         _ => &x,

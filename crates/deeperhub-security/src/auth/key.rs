@@ -32,12 +32,12 @@ pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
     }
 }
 
-/// A verification key. It verifies tokens only with its own algorithms, so that a token's header cannot
-/// choose another one.
+/// A verification key. It verifies tokens only with its own algorithms, so that a token's header
+/// cannot choose another one.
 #[derive(Clone)]
 pub(super) struct Key {
-    /// The `kid`. The key verifies tokens with this `kid` or without one. A shared secret has no `kid`
-    /// and verifies tokens with any.
+    /// The `kid`. The key verifies tokens with this `kid` or without one. A shared secret has no
+    /// `kid` and verifies tokens with any.
     id: Option<String>,
     algorithms: Vec<Algorithm>,
     key: DecodingKey,

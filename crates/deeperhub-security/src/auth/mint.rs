@@ -11,7 +11,8 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
-/// Signs a token (HS256) that an [`Authenticator`](super::Authenticator) with the same secret accepts.
+/// Signs a token (HS256) that an [`Authenticator`](super::Authenticator) with the same secret
+/// accepts.
 ///
 /// The token is valid from `now` (seconds since 1970) for `ttl` (whole seconds). It is meant for
 /// development and tests: in production, the service that logs users in issues tokens.

@@ -1,9 +1,9 @@
 //! Bearer tokens: JWTs (RFC 7519), signed with a shared secret or a private key.
 //!
 //! [`Keys`] reads key files. An [`Authenticator`] verifies tokens with these keys and returns their
-//! [`Claims`]. [`mint`] signs tokens for development. An authenticator is immutable. When a file has
-//! changed ([`files::FileStamp`](crate::files::FileStamp)), create a new authenticator and put it into
-//! a [`SharedAuthenticator`].
+//! [`Claims`]. [`mint`] signs tokens for development. An authenticator is immutable. When a file
+//! has changed ([`files::FileStamp`](crate::files::FileStamp)), create a new authenticator and put
+//! it into a [`SharedAuthenticator`].
 //!
 //! Rules for tokens:
 //!
@@ -62,7 +62,8 @@ use key::Key;
 use serde_json::Value;
 use std::time::Duration;
 
-/// Default of [`Config::max_token_bytes`]: 16 KiB, because tokens with a list of groups exceed 8 KiB.
+/// Default of [`Config::max_token_bytes`]: 16 KiB, because tokens with a list of groups exceed 8
+/// KiB.
 pub const DEFAULT_MAX_TOKEN_BYTES: usize = 16 * 1024;
 
 /// Maximum number of keys that one token is tried with. Limits the CPU time that a forged token can
@@ -116,7 +117,8 @@ impl Authenticator {
     ///
     /// # Errors
     ///
-    /// [`KeyError::NoKeys`] if there are no keys, and [`KeyError::EmptySecret`] if the secret is empty.
+    /// [`KeyError::NoKeys`] if there are no keys, and [`KeyError::EmptySecret`] if the secret is
+    /// empty.
     pub fn new(config: Config) -> Result<Self, KeyError> {
         let mut warnings = Vec::new();
         let mut keys = Vec::new();
@@ -165,8 +167,8 @@ impl Authenticator {
         if token.len() > self.max_token_bytes {
             return Err(invalid("it is longer than max_token_bytes"));
         }
-        // In the compact serialisation (RFC 7515 section 3.1), the signed message is the text before
-        // the second dot.
+        // In the compact serialisation (RFC 7515 section 3.1), the signed message is the text
+        // before the second dot.
         let (message, signature) = token.rsplit_once('.').ok_or(NOT_A_JWT)?;
         let (header, payload) = message.split_once('.').ok_or(NOT_A_JWT)?;
         if payload.contains('.') {

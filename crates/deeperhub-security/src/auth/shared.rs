@@ -4,8 +4,8 @@ use super::Authenticator;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 
-/// An authenticator that can be replaced by one with newer keys while threads verify tokens. Readers
-/// never wait.
+/// An authenticator that can be replaced by one with newer keys while threads verify tokens.
+/// Readers never wait.
 ///
 /// A replacement does not affect claims that were verified before.
 #[derive(Debug)]

@@ -1,9 +1,9 @@
 //! Policy for web pages that connect.
 //!
-//! A browser lets any page open a WebSocket to any server, with the user's cookies and from the user's
-//! network. The server can recognise the page only by the `Origin` header, which the browser adds
-//! (RFC 6455 section 10.2). Other clients can send any origin, so this policy protects browser users
-//! only.
+//! A browser lets any page open a WebSocket to any server, with the user's cookies and from the
+//! user's network. The server can recognise the page only by the `Origin` header, which the browser
+//! adds (RFC 6455 section 10.2). Other clients can send any origin, so this policy protects browser
+//! users only.
 
 mod allowed;
 mod parts;
@@ -34,8 +34,8 @@ impl OriginPolicy {
     /// Parses a list of allowed origins.
     ///
     /// A value is a scheme, a host and optionally a port, such as `https://example.com:8443`.
-    /// `https://*.example.com` allows all subdomains of `example.com`, but not `example.com` itself. `*`
-    /// allows all origins, including `null`, the origin of sandboxed pages and files.
+    /// `https://*.example.com` allows all subdomains of `example.com`, but not `example.com`
+    /// itself. `*` allows all origins, including `null`, the origin of sandboxed pages and files.
     ///
     /// # Errors
     ///
@@ -46,8 +46,8 @@ impl OriginPolicy {
         Ok(Self { allowed })
     }
 
-    /// Checks the `Origin` and `Host` headers of a request. `tls` is `true` if the request arrived over
-    /// TLS.
+    /// Checks the `Origin` and `Host` headers of a request. `tls` is `true` if the request arrived
+    /// over TLS.
     ///
     /// # Errors
     ///
@@ -58,8 +58,8 @@ impl OriginPolicy {
         })
     }
 
-    /// Checks like [`Self::check`], but does not allow pages of other loopback origins. For servers that
-    /// are not meant for web pages, such as an API for backends.
+    /// Checks like [`Self::check`], but does not allow pages of other loopback origins. For servers
+    /// that are not meant for web pages, such as an API for backends.
     ///
     /// # Errors
     ///

@@ -60,8 +60,8 @@ impl<'a> Host<'a> {
         if let Ok(address) = text.parse::<Ipv4Addr>() {
             return Some(Self::Address(address.into()));
         }
-        // Browsers send names in other scripts as `xn--…`. RFC 3986 allows more characters, but names
-        // with them do not resolve.
+        // Browsers send names in other scripts as `xn--…`. RFC 3986 allows more characters, but
+        // names with them do not resolve.
         let allowed =
             |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'%');
         (!text.is_empty() && text.bytes().all(allowed)).then_some(Self::Name(text))

@@ -1,8 +1,8 @@
 //! Protection against DNS rebinding.
 //!
-//! An attacker who owns a public name can point it to a loopback address after a browser has loaded a
-//! page from it. For the browser, the page's requests then go to the page's own host, and a GET has
-//! no `Origin`. Only the public name in `Host` reveals the attack.
+//! An attacker who owns a public name can point it to a loopback address after a browser has loaded
+//! a page from it. For the browser, the page's requests then go to the page's own host, and a GET
+//! has no `Origin`. Only the public name in `Host` reveals the attack.
 
 use super::OriginPolicy;
 use super::parts::{Authority, Host};
@@ -13,12 +13,12 @@ const PRIVATE_SUFFIXES: [&str; 9] =
     [".localhost", ".local", ".internal", ".home.arpa", ".test", ".localdomain", ".lan", ".home", ".corp"];
 
 impl OriginPolicy {
-    /// Returns `false` if `Host` is a name that an attacker could have registered, or is malformed. A
-    /// missing `Host`, an address, a name without a dot, a private name, and a host of the list are
-    /// safe.
+    /// Returns `false` if `Host` is a name that an attacker could have registered, or is malformed.
+    /// A missing `Host`, an address, a name without a dot, a private name, and a host of the list
+    /// are safe.
     ///
-    /// For servers that trust every caller that can connect. Behind a proxy that passes on public names,
-    /// this check fails for legitimate callers, too; such a server needs a key instead.
+    /// For servers that trust every caller that can connect. Behind a proxy that passes on public
+    /// names, this check fails for legitimate callers, too; such a server needs a key instead.
     #[must_use]
     pub fn is_rebinding_safe(&self, host: Option<&str>) -> bool {
         let Some(text) = host else { return true };

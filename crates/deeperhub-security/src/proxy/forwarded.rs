@@ -3,8 +3,8 @@
 use std::iter;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// The header in which proxies name the client's address. Trust only a header that your proxies write
-/// or remove, because the client can send the other one.
+/// The header in which proxies name the client's address. Trust only a header that your proxies
+/// write or remove, because the client can send the other one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Header {
@@ -25,8 +25,8 @@ impl Header {
         }
     }
 
-    /// Returns the addresses of a header value, starting with the last. An item is `None` if the entry
-    /// is not an address.
+    /// Returns the addresses of a header value, starting with the last. An item is `None` if the
+    /// entry is not an address.
     pub(super) fn entries_from_right(self, value: &str) -> impl Iterator<Item = Option<IpAddr>> {
         split_from_right(value, b',').map(move |entry| match self {
             Self::XForwardedFor => node(entry.trim()),
@@ -37,9 +37,9 @@ impl Header {
 
 /// Splits at each separator outside of quotes, starting at the right end.
 ///
-/// Trusted proxies append their entries at the right. If the split started at the left, a client could
-/// hide these entries by opening a quote. Escaped quotes need no handling: no address contains one, so
-/// such an entry is invalid and ends the search for the client.
+/// Trusted proxies append their entries at the right. If the split started at the left, a client
+/// could hide these entries by opening a quote. Escaped quotes need no handling: no address
+/// contains one, so such an entry is invalid and ends the search for the client.
 fn split_from_right(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     let mut unsplit = Some(text);
     iter::from_fn(move || {
@@ -58,7 +58,8 @@ fn split_from_right(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Returns the `for` parameter of a `Forwarded` element (RFC 7239 section 4), if there is exactly one.
+/// Returns the `for` parameter of a `Forwarded` element (RFC 7239 section 4), if there is exactly
+/// one.
 fn element(text: &str) -> Option<IpAddr> {
     let mut for_value = None;
     for pair in split_from_right(text, b';') {
@@ -74,7 +75,8 @@ fn element(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Parses a node: an address, optionally with a port (RFC 7239 section 6), or IPv6 without brackets.
+/// Parses a node: an address, optionally with a port (RFC 7239 section 6), or IPv6 without
+/// brackets.
 fn node(text: &str) -> Option<IpAddr> {
     let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
     let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());

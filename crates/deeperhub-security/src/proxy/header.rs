@@ -6,15 +6,15 @@ use std::net::SocketAddr;
 /// Result of parsing a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Parsed {
-    /// The bytes are the start of a valid header. Parse again from the first byte when more bytes have
-    /// arrived.
+    /// The bytes are the start of a valid header. Parse again from the first byte when more bytes
+    /// have arrived.
     Partial,
     /// The header is complete.
     Complete {
         /// Length of the header in bytes; the client's bytes follow it.
         length: usize,
-        /// Address and port of the client. `None` if the proxy opened the connection itself, such as
-        /// for a health check (`LOCAL`), or if the forwarded connection has no IP addresses
+        /// Address and port of the client. `None` if the proxy opened the connection itself, such
+        /// as for a health check (`LOCAL`), or if the forwarded connection has no IP addresses
         /// (`UNKNOWN`). The peer of the connection is then the client.
         source: Option<SocketAddr>,
     },

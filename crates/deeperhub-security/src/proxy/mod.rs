@@ -1,8 +1,8 @@
 //! Addresses of clients behind proxies.
 //!
 //! [`TrustedProxies`] are the networks of proxies that may name the client's address.
-//! [`TrustedProxies::client`] finds the client in `Forwarded` or `X-Forwarded-For`. [`parse`] parses
-//! the header of the PROXY protocol, which a TCP proxy sends before all other bytes.
+//! [`TrustedProxies::client`] finds the client in `Forwarded` or `X-Forwarded-For`. [`parse`]
+//! parses the header of the PROXY protocol, which a TCP proxy sends before all other bytes.
 //!
 //! ```
 //! use deeperhub_security::proxy::{Header, TrustedProxies};
@@ -60,14 +60,15 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Returns the client's address of a request. The request's connection is from `peer`; `values` are
-    /// the values of the header in the request's order.
+    /// Returns the client's address of a request. The request's connection is from `peer`; `values`
+    /// are the values of the header in the request's order.
     ///
-    /// Each proxy appends the address that it received the request from. So the entries are read from
-    /// the right as long as the proxy that wrote them is trusted. The first address that is not a trusted
-    /// proxy's is the client's; the client itself may have written the entries left of it. An entry that
-    /// is not an address (`unknown`, an obfuscated name) ends the search, and the address of the proxy
-    /// that wrote it is returned. If all addresses are trusted, the leftmost is returned.
+    /// Each proxy appends the address that it received the request from. So the entries are read
+    /// from the right as long as the proxy that wrote them is trusted. The first address that is
+    /// not a trusted proxy's is the client's; the client itself may have written the entries left
+    /// of it. An entry that is not an address (`unknown`, an obfuscated name) ends the search, and
+    /// the address of the proxy that wrote it is returned. If all addresses are trusted, the
+    /// leftmost is returned.
     #[must_use]
     pub fn client<'a>(
         &self,

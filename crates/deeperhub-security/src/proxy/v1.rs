@@ -58,7 +58,8 @@ enum Family {
 }
 
 impl Family {
-    /// Returns the family that a line starts with. Returns `None` if more bytes are needed to know it.
+    /// Returns the family that a line starts with. Returns `None` if more bytes are needed to know
+    /// it.
     fn of(line: &[u8]) -> Result<Option<Self>, ProxyError> {
         let mut is_partial = false;
         for (name, family) in [("TCP4", Self::Tcp4), ("TCP6", Self::Tcp6), ("UNKNOWN", Self::Unknown)] {

@@ -1,8 +1,8 @@
-//! The PROXY protocol, version 2: a binary header that a TCP proxy sends before all other bytes, with
-//! the addresses of the forwarded connection.
+//! The PROXY protocol, version 2: a binary header that a TCP proxy sends before all other bytes,
+//! with the addresses of the forwarded connection.
 //!
-//! Require the header only on connections from a trusted proxy. If the header were optional, a client
-//! could send one itself and claim any address. Extension fields (TLVs) are skipped.
+//! Require the header only on connections from a trusted proxy. If the header were optional, a
+//! client could send one itself and claim any address. Extension fields (TLVs) are skipped.
 //!
 //! ```
 //! use deeperhub_security::proxy::v2::{Parsed, parse};
@@ -18,8 +18,8 @@ pub use super::{Parsed, ProxyError};
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Maximum length of a header in bytes. Limits the bytes that are buffered for one. Usual headers have
-/// 28 or 52 bytes, and a few hundred with TLVs.
+/// Maximum length of a header in bytes. Limits the bytes that are buffered for one. Usual headers
+/// have 28 or 52 bytes, and a few hundred with TLVs.
 pub const MAX_BYTES: usize = 4096;
 
 /// Start of each header; no HTTP request and no TLS record starts like this.
@@ -187,7 +187,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-        /// What is decided of the beginning stays so with more.
+        /// Asserts that more bytes do not change the result for a prefix of a header.
         #[test]
         fn any_bytes_are_decided_the_same_however_they_come(
             command in prop_oneof![Just(0x20_u8), Just(0x21), any::<u8>()],

@@ -9,8 +9,8 @@ use std::time::Duration;
 ///
 /// Addresses are grouped by [`client_network`](crate::client_network). The entry of an address is
 /// removed some time after its burst has refilled. There are at most
-/// [`MAX_ADDRESSES`](super::MAX_ADDRESSES) entries. If there is no room for another one, an entry with
-/// most of its burst left is evicted.
+/// [`MAX_ADDRESSES`](super::MAX_ADDRESSES) entries. If there is no room for another one, an entry
+/// with most of its burst left is evicted.
 #[derive(Debug)]
 pub struct AddressLimiter {
     limit: RateLimit,
@@ -24,8 +24,8 @@ impl AddressLimiter {
         Self { limit, arrivals: ArrivalTable::new(limit.burst_nanos()) }
     }
 
-    /// Grants one event to `address` at the time `now`. The caller chooses the fixed point that times
-    /// count from.
+    /// Grants one event to `address` at the time `now`. The caller chooses the fixed point that
+    /// times count from.
     ///
     /// Some calls also remove expired entries, in time proportional to the number of entries.
     ///

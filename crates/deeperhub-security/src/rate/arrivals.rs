@@ -1,7 +1,7 @@
 //! Table of theoretical arrival times per client address.
 //!
-//! The theoretical arrival time is the state of the generic cell rate algorithm: the time at which an
-//! event would arrive if events came exactly at the rate of the limit.
+//! The theoretical arrival time is the state of the generic cell rate algorithm: the time at which
+//! an event would arrive if events came exactly at the rate of the limit.
 
 use crate::client_network;
 use ahash::RandomState;
@@ -19,8 +19,8 @@ pub const MAX_ADDRESSES: usize = 65_536;
 const SHARDS: usize = 64;
 
 /// Theoretical arrival time of the next event for each address (see
-/// [`RateLimiter`](super::RateLimiter)), in nanoseconds of the caller's time. An entry whose time has
-/// passed is expired: its burst is full, as that of an address without an entry.
+/// [`RateLimiter`](super::RateLimiter)), in nanoseconds of the caller's time. An entry whose time
+/// has passed is expired: its burst is full, as that of an address without an entry.
 pub(super) struct ArrivalTable {
     shards: Box<[Mutex<HashMap<IpAddr, u64, RandomState>>]>,
     hasher: RandomState,
@@ -50,8 +50,8 @@ impl ArrivalTable {
         }
     }
 
-    /// Calls `decide` with the arrival time of `address`, or 0 if there is none. `decide` returns the
-    /// new arrival time and a result, which is returned.
+    /// Calls `decide` with the arrival time of `address`, or 0 if there is none. `decide` returns
+    /// the new arrival time and a result, which is returned.
     pub(super) fn update<R>(&self, address: IpAddr, now: u64, decide: impl FnOnce(u64) -> (u64, R)) -> R {
         self.sweep(now);
         let address = client_network(address);
@@ -66,8 +66,8 @@ impl ArrivalTable {
         result
     }
 
-    /// Removes expired entries of a full shard. If there are none, evicts the entry with the earliest
-    /// arrival time, which has most of its burst left.
+    /// Removes expired entries of a full shard. If there are none, evicts the entry with the
+    /// earliest arrival time, which has most of its burst left.
     fn make_room(&self, shard: &mut HashMap<IpAddr, u64, RandomState>, now: u64) {
         shard.retain(|_, arrival| *arrival > now);
         if shard.len() < MAX_ADDRESSES / SHARDS {

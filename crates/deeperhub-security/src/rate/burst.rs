@@ -1,7 +1,7 @@
 //! Limits the bursts that an address gets by opening new connections.
 //!
-//! Without this limit, a client could get another full burst by reconnecting. So the limiter of a new
-//! connection starts with an empty burst, and draws what it needs from a pool of its address.
+//! Without this limit, a client could get another full burst by reconnecting. So the limiter of a
+//! new connection starts with an empty burst, and draws what it needs from a pool of its address.
 
 use super::arrivals::ArrivalTable;
 use super::{RateLimit, RateLimiter, nanos};
@@ -12,8 +12,8 @@ use std::time::Duration;
 /// Pool of bursts per address, for new connections. Threads can share it.
 ///
 /// A new connection draws only as much as it sends above its rate ([`BurstAllowance`]), so many
-/// clients that send little can share an address. The unit of the pool is a whole burst, of messages
-/// or of bytes. Addresses are grouped and removed as in an
+/// clients that send little can share an address. The unit of the pool is a whole burst, of
+/// messages or of bytes. Addresses are grouped and removed as in an
 /// [`AddressLimiter`](super::AddressLimiter).
 #[derive(Debug)]
 pub struct BurstPool {
@@ -33,9 +33,9 @@ impl BurstPool {
         Self { interval: limit.interval(), capacity, arrivals: ArrivalTable::new(capacity) }
     }
 
-    /// Draws up to `amount` messages or bytes from the pool of `address` at the time `now`. One burst of
-    /// the pool is `burst` of them. Returns the amount drawn, which is less than `amount` if the pool
-    /// has less.
+    /// Draws up to `amount` messages or bytes from the pool of `address` at the time `now`. One
+    /// burst of the pool is `burst` of them. Returns the amount drawn, which is less than `amount`
+    /// if the pool has less.
     pub fn draw(&self, address: IpAddr, amount: u32, burst: NonZeroU32, now: Duration) -> u32 {
         let now = nanos(now);
         let (interval, burst) = (u128::from(self.interval), u128::from(burst.get()));
@@ -65,9 +65,9 @@ impl BurstPool {
 /// Amount that a new connection may still draw, in 8 bytes.
 ///
 /// The connection's [`RateLimiter`] starts [empty](RateLimiter::empty). The connection may draw one
-/// burst in total, as if the limiter had started full. A full limiter would not refill, so the amount
-/// by which the empty one refills between two draws is deducted. A connection that draws nothing
-/// while a whole burst refills has nothing left to draw.
+/// burst in total, as if the limiter had started full. A full limiter would not refill, so the
+/// amount by which the empty one refills between two draws is deducted. A connection that draws
+/// nothing while a whole burst refills has nothing left to draw.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct BurstAllowance {
     /// Part of the burst that the connection can no longer draw.
@@ -88,12 +88,13 @@ pub enum DrawOutcome {
 }
 
 impl BurstAllowance {
-    /// Divisor of a burst for the smallest draw, so that a connection locks the pool at most 20 times.
-    /// 1/20 of a burst of 200 messages is about what a client sends at its start.
+    /// Divisor of a burst for the smallest draw, so that a connection locks the pool at most 20
+    /// times. 1/20 of a burst of 200 messages is about what a client sends at its start.
     const MIN_DRAW_DIVISOR: u32 = 20;
 
-    /// Draws enough for `needed` more messages or bytes and refills the burst of `limiter` by it. The
-    /// connection started at `begun`. `pool` takes the requested amount and returns the drawn one.
+    /// Draws enough for `needed` more messages or bytes and refills the burst of `limiter` by it.
+    /// The connection started at `begun`. `pool` takes the requested amount and returns the drawn
+    /// one.
     pub fn draw(
         &mut self,
         limiter: &mut RateLimiter,

@@ -13,9 +13,9 @@ use std::time::Duration;
 /// Rate limiter of one connection, in 8 bytes. Connections share the [`RateLimit`], which each call
 /// gets as an argument.
 ///
-/// The state is the theoretical arrival time of the next event. Governor's own limiter also stores the
-/// limit, a clock and a start time. So each check builds such a limiter on the stack, with a clock
-/// that is fixed at the given time.
+/// The state is the theoretical arrival time of the next event. Governor's own limiter also stores
+/// the limit, a clock and a start time. So each check builds such a limiter on the stack, with a
+/// clock that is fixed at the given time.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct RateLimiter {
     /// Theoretical arrival time in nanoseconds of the caller's clock; 0 before the first event.
@@ -23,8 +23,8 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// Creates a limiter that started at `begun` with an empty burst. The burst has refilled since then
-    /// at the rate of the limit.
+    /// Creates a limiter that started at `begun` with an empty burst. The burst has refilled since
+    /// then at the rate of the limit.
     #[must_use]
     pub fn empty(limit: &RateLimit, begun: Duration) -> Self {
         Self { arrival: nanos(begun).saturating_add(limit.burst_nanos()) }
@@ -36,10 +36,11 @@ impl RateLimiter {
         self.arrival = self.arrival.saturating_sub(refill_time).max(nanos(now));
     }
 
-    /// Grants one event at the time `now`. The caller chooses the fixed point that times count from.
+    /// Grants one event at the time `now`. The caller chooses the fixed point that times count
+    /// from.
     ///
-    /// If `now` is before the time of the last call, the wait is longer by the difference. The limit may
-    /// change between calls.
+    /// If `now` is before the time of the last call, the wait is longer by the difference. The
+    /// limit may change between calls.
     ///
     /// # Errors
     ///
@@ -85,8 +86,8 @@ impl RateLimiter {
     }
 }
 
-/// Adapter of the state for one check. Governor's times are relative to the start of its limiter, which
-/// is `now`.
+/// Adapter of the state for one check. Governor's times are relative to the start of its limiter,
+/// which is `now`.
 struct Arrival {
     arrival: Cell<u64>,
     now: u64,

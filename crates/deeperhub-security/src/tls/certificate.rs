@@ -38,7 +38,8 @@ fn text(name: &AttributeTypeAndValue) -> Option<&str> {
     }
 }
 
-/// Returns `true` if a certificate has expired at `now`, in seconds since 1970, or cannot be parsed.
+/// Returns `true` if a certificate has expired at `now`, in seconds since 1970, or cannot be
+/// parsed.
 #[must_use]
 pub fn has_expired(certificate: &CertificateDer<'_>, now: u64) -> bool {
     Validity::of(certificate).is_none_or(|validity| now > validity.expires_at)

@@ -35,8 +35,8 @@ impl ClientAuthFault {
     /// Names of the faults in metrics, in the order of the variants.
     pub const NAMES: &[&str; Self::COUNT] = &["absent", "expired", "not_yet_valid", "unknown_ca", "other"];
 
-    /// Returns the fault for which a server's handshake failed. Returns `None` if the handshake failed
-    /// for another reason.
+    /// Returns the fault for which a server's handshake failed. Returns `None` if the handshake
+    /// failed for another reason.
     #[must_use]
     pub fn of(error: &Error) -> Option<Self> {
         Some(match error {
@@ -46,8 +46,8 @@ impl ClientAuthFault {
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                     Self::NotYetValid
                 }
-                // The signature is bad if another CA signed the certificate and has the name of one of
-                // the server's CAs.
+                // The signature is bad if another CA signed the certificate and has the name of one
+                // of the server's CAs.
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownCa,
                 _ => Self::Other,
             },

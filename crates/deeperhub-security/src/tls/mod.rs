@@ -1,13 +1,13 @@
 //! TLS for servers: builds a [`rustls::ServerConfig`] from PEM files, and replaces it at run time.
 //!
-//! TLS 1.2 and 1.3 with rustls's default cipher suites over aws-lc-rs, and ALPN `http/1.1`. Sessions
-//! resume with tickets, whose keys rotate every six hours; a new configuration has new keys. Early data
-//! is disabled, because attackers could replay it.
+//! TLS 1.2 and 1.3 with rustls's default cipher suites over aws-lc-rs, and ALPN `http/1.1`.
+//! Sessions resume with tickets, whose keys rotate every six hours; a new configuration has new
+//! keys. Early data is disabled, because attackers could replay it.
 //!
 //! With a CA for clients, a client certificate is required ([`ClientAuth::Required`]) or optional
 //! ([`ClientAuth::Optional`]). If it is optional, a client without one is accepted, and a token can
-//! identify the client. A certificate that the CA did not sign, or that has expired, is refused in either
-//! case; [`ClientAuthFault`] is the reason. [`user`] returns the user of a certificate.
+//! identify the client. A certificate that the CA did not sign, or that has expired, is refused in
+//! either case; [`ClientAuthFault`] is the reason. [`user`] returns the user of a certificate.
 //!
 //! ```no_run
 //! use deeperhub_security::tls::{Config, SharedTls};
@@ -51,8 +51,8 @@ use std::path::Path;
 use std::sync::Arc;
 use zeroize::Zeroize;
 
-/// Maximum number of cached sessions of clients that resume without tickets (TLS 1.2). Limits memory
-/// use. New sessions then replace old ones, whose clients need a full handshake.
+/// Maximum number of cached sessions of clients that resume without tickets (TLS 1.2). Limits
+/// memory use. New sessions then replace old ones, whose clients need a full handshake.
 pub const MAX_TLS_SESSIONS: usize = 1024;
 
 /// PEM text, and its name in errors.
@@ -63,8 +63,8 @@ pub struct Pem {
 }
 
 impl Pem {
-    /// Creates a value from PEM text, without its byte order marks. `name` is the name of the text's file
-    /// or setting.
+    /// Creates a value from PEM text, without its byte order marks. `name` is the name of the
+    /// text's file or setting.
     #[must_use]
     pub fn new(name: impl Into<String>, text: Secret) -> Self {
         Self { name: name.into(), text: byte_order_mark::without_marks(text) }

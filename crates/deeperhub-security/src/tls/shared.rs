@@ -5,7 +5,8 @@ use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use std::sync::Arc;
 
-/// A TLS setup that can be replaced by a newer one while threads accept connections. Readers never wait.
+/// A TLS setup that can be replaced by a newer one while threads accept connections. Readers never
+/// wait.
 ///
 /// A replacement does not affect open connections.
 #[derive(Debug)]

@@ -91,8 +91,8 @@ fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
     shown.and(restored).map_err(|error| format!("cannot use the terminal: {error}"))
 }
 
-/// Polls the server at the interval until a signal arrives or the receiver is dropped. The thread is
-/// not joined, because it has nothing to clean up.
+/// Polls the server at the interval until a signal arrives or the receiver is dropped. The thread
+/// is not joined, because it has nothing to clean up.
 fn poll_server(
     runtime: &Runtime,
     client: &ApiClient,

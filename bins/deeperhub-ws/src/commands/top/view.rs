@@ -15,7 +15,8 @@ use super::units::{bytes, count, milliseconds, shortened, time};
 
 const KEY_HELP: &str = " q quit · ←→ table · ↑↓ scroll · s sort · p pause";
 
-/// Minimum columns to show both tables side by side; a narrower screen shows the one with the focus.
+/// Minimum columns to show both tables side by side; a narrower screen shows the one with the
+/// focus.
 const TWO_TABLES_MIN_WIDTH: u16 = 64;
 
 /// Minimum columns of names in a table whose numbers leave that much room.

@@ -78,9 +78,9 @@ pub(crate) struct LimitOptions {
     ///
     /// Compares the larger of the resident memory and the charge of the control group with the
     /// smallest limit. From {REFUSE_PERCENT} % on, new connections get 503. From {SHED_PERCENT} %
-    /// on, the connections that hold the most memory are closed with 1013. Between two measurements,
-    /// input is read up to {INTAKE_PERCENT} %. The default is the smallest limit of the control
-    /// groups (containers, systemd), or the machine's memory.
+    /// on, the connections that hold the most memory are closed with 1013. Between two
+    /// measurements, input is read up to {INTAKE_PERCENT} %. The default is the smallest limit of
+    /// the control groups (containers, systemd), or the machine's memory.
     #[arg(long, value_name = "BYTES", value_parser = whole::<u64>(0, 1 << 60))]
     pub(crate) max_memory: Option<u64>,
 

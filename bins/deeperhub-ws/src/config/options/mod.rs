@@ -2,10 +2,11 @@
 //! the help is a struct, and each setting is a field.
 //!
 //! Flag, variable and key of a setting follow from the field's name: `--max-queue-bytes`,
-//! `DEEPERHUB_MAX_QUEUE_BYTES` and `max_queue_bytes`. All three share a parser (see `layers`). The doc
-//! comment of a field is its help; `help` appends the default.
+//! `DEEPERHUB_MAX_QUEUE_BYTES` and `max_queue_bytes`. All three share a parser (see `layers`). The
+//! doc comment of a field is its help; `help` appends the default.
 //!
-//! `resolve` takes these structs apart without `..`, so that it does not compile without a new field.
+//! `resolve` takes these structs apart without `..`, so that it does not compile without a new
+//! field.
 
 mod api;
 mod cluster;

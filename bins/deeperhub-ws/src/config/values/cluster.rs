@@ -6,8 +6,8 @@ use deeperhub_cluster::{BrokerUrl, BrokerUrlError};
 
 use super::{ToToml, quoted};
 
-/// URL of a broker, or the error of parsing it. The parser accepts any text, because its error would
-/// show a password in the text. `resolve` reports the error.
+/// URL of a broker, or the error of parsing it. The parser accepts any text, because its error
+/// would show a password in the text. `resolve` reports the error.
 #[derive(Debug, Clone)]
 pub(crate) struct ClusterUrl(pub(crate) Result<BrokerUrl, BrokerUrlError>);
 
