@@ -70,7 +70,7 @@ pub(crate) enum Action {
     },
 }
 
-/// Arguments that do not start a server.
+/// Subcommands and flags that do not start a server.
 const NON_SERVING_ARGUMENTS: [&str; 12] = [
     "config",
     "health",
@@ -86,8 +86,9 @@ const NON_SERVING_ARGUMENTS: [&str; 12] = [
     "-V",
 ];
 
-/// Returns `true` if the command line certainly starts a server or is rejected. A cheap check
-/// before parsing: a value that equals the name of another subcommand gives `false`.
+/// Returns `true` if the command line starts a server or is rejected, as a cheap check before
+/// parsing. Returns `false` for some command lines that start a server: those with a value that
+/// equals one of [`NON_SERVING_ARGUMENTS`].
 pub(crate) fn serves(arguments: impl IntoIterator<Item = OsString>) -> bool {
     !arguments
         .into_iter()
@@ -99,8 +100,9 @@ pub(crate) fn serves(arguments: impl IntoIterator<Item = OsString>) -> bool {
 pub(crate) fn command() -> Command {
     let shown_defaults = help::defaults();
     let with_options = |command| help::with_defaults(with_options(command), &shown_defaults);
-    // Accepts all flags of the server, so that both can be started alike; shows the relevant ones.
-    let with_hidden = |command: Command, shown: &[&str]| {
+    // A client command accepts all flags of the server, so that both can be called with the same
+    // flags. Its help shows only its own flags and the `shown` ones.
+    let with_hidden_options = |command: Command, shown: &[&str]| {
         let own: Vec<_> = command.get_arguments().map(|argument| argument.get_id().clone()).collect();
         with_options(command).mut_args(|flag| {
             let is_shown = own.contains(flag.get_id()) || shown.contains(&flag.get_id().as_str());
@@ -122,11 +124,16 @@ pub(crate) fn command() -> Command {
         })
         .mut_subcommand("bench", |bench| bench.disable_help_subcommand(true))
         .mut_subcommand("token", |token| {
-            with_hidden(token, &["config", "auth_secret_file", "auth_audience", "auth_issuer"])
+            with_hidden_options(token, &["config", "auth_secret_file", "auth_audience", "auth_issuer"])
         })
-        .mut_subcommand("top", |top| as_api_client(with_hidden(top, &["config", "api_listen", "api_key"])))
-        .mut_subcommand("health", |health| as_api_client(with_hidden(health, &["config", "api_listen"])));
-    // The error for `--rate-limit -1` must name the valid range, not say that `-1` is no flag.
+        .mut_subcommand("top", |top| {
+            as_api_client(with_hidden_options(top, &["config", "api_listen", "api_key"]))
+        })
+        .mut_subcommand("health", |health| {
+            as_api_client(with_hidden_options(health, &["config", "api_listen"]))
+        });
+    // Otherwise the error for `--rate-limit -1` would say that `-1` is no flag, instead of naming
+    // the valid range.
     allow_negative_numbers(with_options(command))
 }
 
@@ -138,7 +145,7 @@ fn with_options(command: Command) -> Command {
     help::with_numbers(Options::augment_args(command)).about(about).long_about(long_about)
 }
 
-/// Describes the options of the server API as a client uses them.
+/// Replaces the help of the server API's options with that for a client of the API.
 fn as_api_client(command: Command) -> Command {
     let address = format!("Connect to the server API at this address [default: {}]", defaults::API_ADDRESS);
     command
@@ -154,11 +161,12 @@ fn allow_negative_numbers(command: Command) -> Command {
         .mut_subcommands(allow_negative_numbers)
 }
 
-/// Returns the subcommand, and the flags before and after its name.
+/// Returns the subcommand, and the flags of each level: first those before the subcommand's name,
+/// then those after it.
 ///
 /// # Errors
 ///
-/// Flags of the server before a subcommand that does not use them.
+/// If flags of the server are given before the name of a subcommand that does not use them.
 pub(crate) fn action(matches: &ArgMatches) -> Result<(Action, Vec<&ArgMatches>), clap::Error> {
     let mut flags = vec![matches];
     while let Some((_, inner)) = flags.last().and_then(|outer| outer.subcommand()) {
@@ -169,7 +177,7 @@ pub(crate) fn action(matches: &ArgMatches) -> Result<(Action, Vec<&ArgMatches>),
         Some(_) => Action::from_arg_matches(matches)?,
     };
     if matches!(action, Action::Bench(_) | Action::Schema { .. } | Action::Completions { .. })
-        && is_any_typed(matches)
+        && has_flags(matches)
     {
         let name = matches.subcommand_name().unwrap_or_default();
         let message = format!("{name} takes no flags of the server before its name");
@@ -178,7 +186,8 @@ pub(crate) fn action(matches: &ArgMatches) -> Result<(Action, Vec<&ArgMatches>),
     Ok((action, flags))
 }
 
-fn is_any_typed(matches: &ArgMatches) -> bool {
+/// Returns `true` if the command line has flags before the subcommand's name.
+fn has_flags(matches: &ArgMatches) -> bool {
     matches.ids().any(|id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine))
 }
 
@@ -187,14 +196,14 @@ mod tests {
     use super::*;
 
     fn check(line: &str, expected: Option<Action>) {
-        let found = command().try_get_matches_from(line.split(' ')).and_then(|matches| {
+        let parsed = command().try_get_matches_from(line.split(' ')).and_then(|matches| {
             let (action, _) = action(&matches)?;
             Ok(action)
         });
-        assert_eq!(found.ok(), expected, "{line}");
+        assert_eq!(parsed.ok(), expected, "{line}");
     }
 
-    fn check_token(line: &str) -> TokenArgs {
+    fn token_args(line: &str) -> TokenArgs {
         let matches = command().get_matches_from(line.split(' '));
         match action(&matches) {
             Ok((Action::Token(token), _)) => token,
@@ -230,7 +239,7 @@ mod tests {
         check("deeperhub-ws config check --port 1", Some(Action::Config(ConfigAction::Check)));
         check("deeperhub-ws --port 1 config show", Some(Action::Config(ConfigAction::Show)));
         check("deeperhub-ws health --api-listen off --rate-limit 5", Some(Action::Health));
-        let token = check_token("deeperhub-ws --port 1 token --sub ada --auth-secret-file f --ttl 48h");
+        let token = token_args("deeperhub-ws --port 1 token --sub ada --auth-secret-file f --ttl 48h");
         assert!(format!("{token:?}").contains("ada"));
         check("deeperhub-ws top --api-listen 127.0.0.1:9 --interval 10ms", None);
         check("deeperhub-ws completions bash", Some(Action::Completions { shell: Shell::Bash }));

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 /// Exit code of a failure to start or to run.
 pub(crate) const FAILED: u8 = 1;
-/// Exit code of an error in flags, environment or file; the same as clap's.
+/// Exit code of an error in flags, environment or file. clap uses the same code.
 const BAD_CONFIGURATION: u8 = 2;
 
 /// Prints an error to standard error and returns [`FAILED`].
@@ -18,13 +18,13 @@ pub(crate) fn failed(error: &dyn Display) -> ExitCode {
 
 /// Prints each error to standard error and returns the exit code of a bad configuration.
 pub(crate) fn bad_configuration(errors: &[impl Display]) -> ExitCode {
-    for problem in errors {
-        let _ = writeln!(io::stderr(), "error: {problem}");
+    for error in errors {
+        let _ = writeln!(io::stderr(), "error: {error}");
     }
     ExitCode::from(BAD_CONFIGURATION)
 }
 
-/// Prints to standard output. A closed pipe is no error, as with `| head`.
+/// Prints a text to standard output. A closed pipe counts as success, because `| head` closes it.
 pub(crate) fn print(text: &dyn Display) -> ExitCode {
     let mut out = io::stdout().lock();
     match write!(out, "{text}").and_then(|()| out.flush()) {

@@ -1,7 +1,11 @@
 //! The hub as a program: reads flags, environment and file, and runs a subcommand.
 //!
-//! Exit codes: 0 success (of `serve`: stopped by a signal); 1 failure to start or to run (of
-//! `health`: not ready; of `bench`: not carried out); 2 error in flags, environment or file.
+//! Exit codes:
+//!
+//! - 0: success. `serve` was stopped by a signal.
+//! - 1: failure to start or to run. For `health`: the server is not ready. For `bench`: the load
+//!   test did not run to its end.
+//! - 2: error in flags, environment or file.
 
 mod cli;
 mod commands;
@@ -24,11 +28,11 @@ use crate::exit::{bad_configuration, failed, print};
 use crate::serve::Control;
 
 fn main() -> ExitCode {
-    // Comes first: a signal that arrives during startup must not end the process.
-    let mut early = cli::serves(std::env::args_os()).then(Control::new);
+    // Signal handlers are installed first: a signal during startup must not end the process.
+    let early_control = cli::serves(std::env::args_os()).then(Control::new);
     let matches = cli::command().get_matches();
     let (action, flags) = match cli::action(&matches) {
-        Ok(found) => found,
+        Ok(action_and_flags) => action_and_flags,
         Err(error) => error.exit(),
     };
     let with_layers = |run: &dyn Fn(Layers) -> ExitCode| match layers(&flags) {
@@ -36,7 +40,7 @@ fn main() -> ExitCode {
         Err(errors) => bad_configuration(&errors),
     };
     match action {
-        Action::Serve => match early.take().unwrap_or_else(Control::new) {
+        Action::Serve => match early_control.unwrap_or_else(Control::new) {
             Ok(control) => serve::serve(control, flags.iter().copied().cloned().collect()),
             Err(error) => failed(&error),
         },

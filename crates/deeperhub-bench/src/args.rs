@@ -19,7 +19,7 @@ const OUTPUT: &str = "Output";
 
 const MAX_CONNECTIONS: u64 = 1_000_000;
 const MAX_STREAMS_U64: u64 = MAX_STREAMS as u64;
-/// Far above any practical `--max-message-bytes` of a server.
+/// Maximum size of messages. Far above any practical `--max-message-bytes` of a server.
 const MAX_SIZE_BYTES: u64 = 1 << 24;
 const MAX_RATE_PER_SECOND: u64 = 100_000_000;
 
@@ -254,15 +254,15 @@ pub(crate) struct MessageArgs {
 
     /// Closed loop: messages that each sender keeps in flight [default: 1]
     ///
-    /// A sender sends its next message when all deliveries of an earlier one have arrived. Finds the
-    /// maximum throughput of a server; says nothing about latency under a given load.
+    /// A sender sends its next message when all deliveries of an earlier one have arrived. Finds
+    /// the maximum throughput of a server; says nothing about latency under a given load.
     #[arg(long, value_name = "N", value_parser = whole::<u32>(1, 1_000_000), conflicts_with = "rate", help_heading = LOAD)]
     pub(crate) in_flight: Option<u32>,
 
     /// Open loop: messages per second of all senders together
     ///
-    /// Latency counts from the time at which a message was due, so that a stall of the server is not
-    /// hidden. `slow` defaults to an open loop of 100.
+    /// Latency counts from the time at which a message was due, so that a stall of the server is
+    /// not hidden. `slow` defaults to an open loop of 100.
     #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_RATE_PER_SECOND), help_heading = LOAD)]
     pub(crate) rate: Option<u64>,
 }
@@ -290,7 +290,8 @@ pub(crate) struct OutputArgs {
     #[arg(long, help_heading = OUTPUT)]
     pub(crate) json: bool,
 
-    /// Process id of a server on this machine: adds its CPU time and memory to the report; Linux only
+    /// Process id of a server on this machine: adds its CPU time and memory to the report; Linux
+    /// only
     #[arg(long, value_name = "PID", value_parser = whole::<u32>(1, u32::MAX as u64), help_heading = OUTPUT)]
     pub(crate) server_pid: Option<u32>,
 }
@@ -303,7 +304,7 @@ pub(crate) struct LossArgs {
     pub(crate) fail_on_loss: bool,
 }
 
-/// A bearer token. Its `Debug` form does not show it.
+/// A bearer token. `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Token(pub(crate) String);
 

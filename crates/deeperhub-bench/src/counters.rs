@@ -1,4 +1,4 @@
-//! Counters of a thread, and their sum.
+//! Counters of a thread, and the sum of all threads.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ fn microseconds(nanoseconds: u64) -> f64 {
     (nanoseconds as f64 / 100.0).round() / 10.0
 }
 
-/// What one receiver got of one stream.
+/// Summary of the messages of one stream that one receiver received.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReceiverStream {
     pub(crate) stream: u32,
@@ -107,7 +107,7 @@ pub(crate) struct Counters {
     pub(crate) slow_disconnect_times: DurationHistogram,
     /// Messages sent by stream; empty if this thread sends none.
     pub(crate) sequences: Vec<u64>,
-    /// What receivers that stayed connected got.
+    /// Summaries of the receivers that stayed connected.
     pub(crate) receiver_streams: Vec<ReceiverStream>,
 }
 
@@ -200,11 +200,11 @@ impl Counters {
 /// Counts of faulty deliveries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Faults {
-    /// Did not arrive.
+    /// Deliveries that did not arrive.
     pub(crate) lost: u64,
-    /// Arrived again.
+    /// Deliveries that arrived again.
     pub(crate) duplicated: u64,
-    /// Arrived after a later message of the same stream.
+    /// Deliveries that arrived after a later message of the same stream.
     pub(crate) out_of_order: u64,
 }
 

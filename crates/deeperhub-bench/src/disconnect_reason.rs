@@ -1,4 +1,4 @@
-//! Why a connection ended or did not open.
+//! Reasons why connections ended or did not open.
 
 use std::borrow::Cow;
 use std::io;
@@ -8,17 +8,17 @@ use crate::handshake::HandshakeError;
 /// The reason why a connection ended or did not open.
 #[derive(Debug)]
 pub(crate) enum DisconnectReason {
-    /// The load generator closed it.
+    /// The load generator closed the connection.
     ClosedByUs,
     /// The TCP connection failed.
     ConnectFailed(io::Error),
-    /// It did not open within `--connect-timeout`.
+    /// The connection did not open within `--connect-timeout`.
     OpenTimedOut,
     /// The server did not upgrade the connection.
     HandshakeFailed(HandshakeError),
     /// The server sent an error with this code before the connection was open.
     Rejected(String),
-    /// The server sent a close frame with this code; 1005 if it had none.
+    /// The server sent a close frame with this code, or without a code, which is 1005.
     Closed(u16),
     /// The stream ended without a close frame.
     Eof,
@@ -29,7 +29,7 @@ pub(crate) enum DisconnectReason {
 }
 
 impl DisconnectReason {
-    /// Returns the key under which it is counted in the report.
+    /// Returns the key under which the report counts the reason.
     pub(crate) fn kind(&self) -> Cow<'static, str> {
         Cow::Borrowed(match self {
             Self::ClosedByUs => "closed_by_us",

@@ -1,8 +1,8 @@
-//! The error of a run.
+//! Errors of a run.
 
 use std::io;
 
-/// The reason why a run was not carried out.
+/// The reason why a run did not start, or did not run to its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BenchError {
@@ -45,7 +45,7 @@ pub enum BenchError {
         /// Each kind of error with its count, and a hint for the first kind.
         reasons: String,
     },
-    /// A system call failed that no run can do without.
+    /// A system call that every run needs failed.
     #[error("a system call of the bench failed: {0}")]
     Io(#[from] io::Error),
     /// The report cannot be encoded as JSON.

@@ -11,7 +11,7 @@ const FIN: u8 = 0x80;
 const RSV1: u8 = 0x40;
 const MASKED: u8 = 0x80;
 const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
-/// Largest payload. No hub sends larger frames; the limit protects this process's memory.
+/// Maximum payload of a frame, more than any hub sends. Limits memory use.
 const MAX_FRAME_PAYLOAD_BYTES: u64 = 1 << 28;
 
 /// The header of a server frame.
@@ -28,11 +28,11 @@ pub(crate) struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// Parses a header at the start of `bytes`; `None` if it is incomplete.
+    /// Parses a header at the start of `bytes`. Returns `None` if the header is incomplete.
     ///
     /// # Errors
     ///
-    /// The violation of RFC 6455 in a few words.
+    /// If the header violates RFC 6455. The error is the violation in a few words.
     #[inline]
     pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Self>, &'static str> {
         let Some(&[first, second]) = bytes.first_chunk() else { return Ok(None) };
@@ -67,8 +67,8 @@ impl FrameHeader {
     }
 }
 
-/// A generator of masking keys. Keys differ, for the sake of intermediaries. They may be
-/// predictable, because no untrusted code chooses the payloads (RFC 6455 section 10.3).
+/// A generator of masking keys. The keys are predictable, which is safe because no untrusted code
+/// chooses the payloads (RFC 6455 section 10.3).
 #[derive(Debug)]
 pub(crate) struct MaskingKeys(u64);
 

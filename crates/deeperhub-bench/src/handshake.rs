@@ -4,7 +4,7 @@ use tungstenite::handshake::derive_accept_key;
 
 use crate::plan::Plan;
 
-/// Longest response head.
+/// Maximum bytes of a response head. Limits memory use if the server is no WebSocket server.
 const MAX_RESPONSE_HEAD_BYTES: usize = 16 * 1024;
 
 /// The request of all connections of a run, and the expected response.
@@ -52,7 +52,8 @@ impl Handshake {
             url.host_header(),
         );
         if plan.compression {
-            // The load generator does not compress, so the server needs no context for its messages.
+            // The load generator does not compress, so the server needs no context for its
+            // messages.
             request.push_str("Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover\r\n");
         }
         if let Some(token) = &plan.token {
@@ -72,7 +73,7 @@ impl Handshake {
         &self.request
     }
 
-    /// Parses the response; `None` if it is incomplete.
+    /// Parses the response. Returns `None` if the response is incomplete.
     pub(crate) fn parse_response(&self, bytes: &[u8]) -> Result<Option<HandshakeResponse>, HandshakeError> {
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut response = httparse::Response::new(&mut headers);
@@ -106,7 +107,8 @@ impl Handshake {
         Ok(Some(HandshakeResponse { len, deflate }))
     }
 
-    /// Parses `Sec-WebSocket-Extensions`; `None` if it contains anything that was not offered.
+    /// Parses `Sec-WebSocket-Extensions`. Returns `None` if the header contains an extension or a
+    /// parameter that was not offered.
     fn parse_extensions(&self, extensions: &str) -> Option<DeflateAgreement> {
         let mut parts = extensions.split(';').map(str::trim);
         if !self.compression || parts.next() != Some("permessage-deflate") {

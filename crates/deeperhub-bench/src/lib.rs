@@ -13,11 +13,11 @@
 //! # }
 //! ```
 //!
-//! [`Args`] holds the flags of one scenario. They become a `Plan`, which one `Worker` per thread
-//! executes. A worker runs an event loop over its connections. The connections have no tasks,
-//! queues or timers of their own and share one read buffer and one write buffer, so that the
-//! generator stays cheaper than the server that it measures. Each message carries a `Stamp`. From
-//! the stamps, receivers compute latency, loss, duplicates and order.
+//! [`Args`] contains the flags of one scenario. A `Plan` is created from them, and one `Worker` per
+//! thread executes the plan. A worker runs an event loop over its connections. The connections have
+//! no tasks, queues or timers of their own and share one read buffer and one write buffer, so that
+//! the generator needs less CPU time than the server. Each message contains a `Stamp`. From the
+//! stamps, receivers compute latency, loss, duplicates and order.
 
 mod args;
 mod connection;

@@ -15,7 +15,7 @@ pub(crate) struct MessageEncoder {
     /// Offset of the topic's number in a publish; `None` for echoes.
     topic_at: Option<usize>,
     digits_at: usize,
-    /// Part of the topic names, so that concurrent runs have different topics.
+    /// Number in the names of topics, which differs between concurrent runs.
     run_id: u32,
 }
 
@@ -25,13 +25,13 @@ impl MessageEncoder {
         let (text, topic_at) = if plan.scenario == Scenario::Echo {
             (format!(r#"{{"type":"echo","data":{payload}}}"#), None)
         } else {
-            let before = r#"{"type":"publish","data":{"topic":""#;
+            let start = r#"{"type":"publish","data":{"topic":""#;
             let topic = topic(run_id, 0);
-            let at = before.len() + topic.len() - TOPIC_DIGITS;
-            (format!(r#"{before}{topic}","message":{payload}}}}}"#), Some(at))
+            let at = start.len() + topic.len() - TOPIC_DIGITS;
+            (format!(r#"{start}{topic}","message":{payload}}}}}"#), Some(at))
         };
-        let ends = if topic_at.is_some() { 2 } else { 1 };
-        let digits_at = text.len() - ends - payload.len() + DIGITS_OFFSET;
+        let closing_braces = if topic_at.is_some() { 2 } else { 1 };
+        let digits_at = text.len() - closing_braces - payload.len() + DIGITS_OFFSET;
         Self { template: FrameTemplate::new(&text, keys.next_key()), topic_at, digits_at, run_id }
     }
 

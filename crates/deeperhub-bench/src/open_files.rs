@@ -8,7 +8,7 @@ const OTHER_OPEN_FILES: u64 = 64;
 /// Open files of each thread: its poll, timer and waker, and one to spare.
 const OPEN_FILES_PER_THREAD: u64 = 4;
 
-/// Raises this process's limit of open files as far as the plan's connections need it.
+/// Raises this process's limit of open files to the number that the plan needs.
 pub(crate) fn raise_limit(plan: &Plan) -> Result<(), BenchError> {
     let connections = plan.clients + plan.publishers;
     let needed = connections as u64 + OPEN_FILES_PER_THREAD * plan.threads as u64 + OTHER_OPEN_FILES;

@@ -57,8 +57,8 @@ pub(crate) struct Plan {
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 const DEFAULT_WARMUP: Duration = Duration::from_secs(1);
 const DEFAULT_IN_FLIGHT: u32 = 1;
-/// Default of `slow`. A closed loop waits only for subscribers that read, so it would not show
-/// what slow readers cost.
+/// Default rate of `slow`. A closed loop waits only for subscribers that read, so it would hide the
+/// cost of slow readers.
 const DEFAULT_SLOW_RATE: u64 = 100;
 
 impl Plan {
@@ -231,7 +231,7 @@ impl Plan {
         }
     }
 
-    /// Returns the largest number of streams that go to one topic.
+    /// Returns the maximum number of streams of one topic.
     pub(crate) fn streams_of_topic(&self) -> usize {
         match self.scenario {
             Scenario::Echo => 1,
@@ -248,8 +248,8 @@ impl Plan {
     /// streams.
     pub(crate) fn stream_of(&self, publisher: u32, turn: u64) -> u32 {
         let (publishers, streams) = (self.publishers as u64, self.streams() as u64);
-        let own = (streams - u64::from(publisher)).div_ceil(publishers.max(1)).max(1);
-        (u64::from(publisher) + turn % own * publishers) as u32
+        let streams_of_publisher = (streams - u64::from(publisher)).div_ceil(publishers.max(1)).max(1);
+        (u64::from(publisher) + turn % streams_of_publisher * publishers) as u32
     }
 
     /// Returns all connections in the order in which they open: subscribers before publishers.

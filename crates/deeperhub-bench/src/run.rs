@@ -1,4 +1,4 @@
-//! A run from its arguments to its report.
+//! Carries out a run, from its arguments to its report.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -26,7 +26,7 @@ use crate::worker::{Endpoint, Worker};
 /// Interval at which the calling thread samples usage and checks on the workers.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Runs a scenario against a server and returns what it measured. Blocks until the run is over.
+/// Runs a scenario against a server and returns the report. Blocks until the run is over.
 ///
 /// Lost messages and dropped connections are no errors; see [`Report::has_faults`].
 ///
@@ -44,7 +44,7 @@ pub fn run(args: Args) -> Result<Report, BenchError> {
 ///
 /// # Errors
 ///
-/// The same as of [`run`].
+/// The errors of [`run`].
 pub fn run_with_progress(args: Args) -> Result<Report, BenchError> {
     let plan = Plan::new(args)?;
     let progress = Progress::on_stderr(&plan);
@@ -103,7 +103,7 @@ fn run_workers(
     mut progress: Progress,
 ) -> Result<(Counters, Measurements), io::Error> {
     let shared = SharedState::new(plan);
-    // One key for all connections is enough: it shows that the answer is not a cached one.
+    // All connections can share a key, which only proves that the response is not a cached one.
     let handshake = Handshake::new(plan, &generate_key());
     let run_id = RandomState::new().hash_one(std::process::id()) as u32;
     let workers: Vec<_> = (0..plan.threads)

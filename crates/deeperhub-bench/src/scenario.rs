@@ -34,9 +34,9 @@ impl Scenario {
 /// The rule for when a sender sends its next message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LoadModel {
-    /// As soon as the sender has fewer than this many messages in flight.
+    /// The sender sends when it has fewer than this many messages in flight.
     ClosedLoop(u32),
-    /// At a fixed rate: messages per second of all senders together.
+    /// The sender sends at a fixed rate: this many messages per second of all senders together.
     OpenLoop(u64),
 }
 

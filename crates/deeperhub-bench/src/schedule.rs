@@ -27,8 +27,8 @@ impl Schedule {
         u64::try_from(before.saturating_mul(NANOS_PER_SECOND) / u128::from(self.rate)).unwrap_or(u64::MAX)
     }
 
-    /// Returns the number of this sender's messages that are due before `time`, in nanoseconds after
-    /// the start.
+    /// Returns the number of this sender's messages that are due before `time`, in nanoseconds
+    /// after the start.
     pub(crate) fn due_before(&self, time: u64) -> u64 {
         // Message `n` is due before `time` if `n * senders + sender` is less than this.
         let all = (u128::from(time) * u128::from(self.rate)).div_ceil(NANOS_PER_SECOND);

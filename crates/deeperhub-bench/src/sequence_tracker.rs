@@ -1,7 +1,7 @@
 //! Tracks the sequence numbers of one stream at one receiver: gaps, duplicates, order.
 
-/// Number of gaps that a tracker remembers. A message that fills a forgotten gap counts as a
-/// duplicate and stays lost.
+/// Maximum number of gaps that a tracker stores. Limits memory use. The oldest gap is discarded for
+/// a new one; a message that would fill a discarded gap counts as a duplicate, and as lost.
 const MAX_GAPS: usize = 4096;
 
 /// Tracks the messages of one stream that arrived at one receiver.
@@ -9,7 +9,7 @@ const MAX_GAPS: usize = 4096;
 pub(crate) struct SequenceTracker {
     /// Highest sequence number so far, plus one.
     next: u64,
-    /// Boxed because it is rare, which keeps the usual tracker small.
+    /// `None` until a message is not the next one. Boxed, so that trackers are small.
     irregular: Option<Box<Irregularities>>,
 }
 
@@ -18,20 +18,20 @@ pub(crate) struct SequenceTracker {
 struct Irregularities {
     /// Ascending ranges below `next` that have not arrived: first number and one past the last.
     gaps: Vec<(u64, u64)>,
-    /// Missing numbers in gaps that were forgotten.
-    forgotten: u64,
+    /// Missing numbers in discarded gaps.
+    discarded: u64,
     duplicates: u64,
     late: u64,
 }
 
-/// The order in which a message arrived.
+/// Arrival of a message, compared with the messages of its stream that arrived before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// After all earlier messages that arrived so far.
+    /// The message has the highest sequence number so far.
     InOrder,
-    /// After a later message.
+    /// The message arrived after one with a higher sequence number.
     Late,
-    /// Again.
+    /// The message arrived before.
     Duplicate,
 }
 
@@ -64,7 +64,7 @@ impl SequenceTracker {
         if sequence > self.next {
             if irregular.gaps.len() == MAX_GAPS {
                 let (from, to) = irregular.gaps.remove(0);
-                irregular.forgotten += to - from;
+                irregular.discarded += to - from;
             }
             irregular.gaps.push((self.next, sequence));
             self.next = sequence + 1;
@@ -96,7 +96,7 @@ impl SequenceTracker {
         };
         let missing: u64 = irregular.gaps.iter().map(|(from, to)| to - from).sum();
         SequenceSummary {
-            received: self.next - missing - irregular.forgotten,
+            received: self.next - missing - irregular.discarded,
             duplicates: irregular.duplicates,
             late: irregular.late,
         }

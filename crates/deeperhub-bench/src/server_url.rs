@@ -50,8 +50,8 @@ impl FromStr for ServerUrl {
             let host: Host = authority.parse().map_err(|_| expected())?;
             Address { host, port: default_port(tls) }
         };
-        let plain = |byte: u8| byte.is_ascii_graphic() && !b"#\"<>\\^`{|}".contains(&byte);
-        if address.port == 0 || !path.bytes().all(plain) {
+        let is_allowed = |byte: u8| byte.is_ascii_graphic() && !b"#\"<>\\^`{|}".contains(&byte);
+        if address.port == 0 || !path.bytes().all(is_allowed) {
             return Err(expected());
         }
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };

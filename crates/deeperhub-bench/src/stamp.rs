@@ -10,7 +10,7 @@ const PREFIX: &[u8; 6] = b"bench/";
 /// Number of digits after the prefix.
 const DIGIT_COUNT: usize = 32;
 
-/// Shortest payload: quotes, prefix and digits.
+/// Minimum payload: quotes, prefix and digits.
 pub(crate) const MIN_PAYLOAD_BYTES: usize = PREFIX.len() + DIGIT_COUNT + 2;
 /// Offset of the digits from the opening quote.
 pub(crate) const DIGITS_OFFSET: usize = PREFIX.len() + 1;
@@ -26,7 +26,8 @@ pub(crate) struct Stamp {
     pub(crate) stream: u32,
     /// Sequence number in the stream, from 0.
     pub(crate) sequence: u64,
-    /// Send time, in an open loop the due time, in nanoseconds since the epoch of the run.
+    /// Send time in a closed loop, or due time in an open loop, in nanoseconds since the epoch of
+    /// the run.
     pub(crate) time: u64,
 }
 
@@ -43,7 +44,7 @@ impl Stamp {
         digits
     }
 
-    /// Decodes digits; `None` if another character is among them.
+    /// Decodes digits. Returns `None` if one of the characters is no digit.
     #[inline]
     fn decode(digits: &[u8; DIGIT_COUNT]) -> Option<Self> {
         let mut bytes = [0; DIGIT_COUNT / 2];
@@ -107,7 +108,8 @@ pub(crate) fn payload(size: usize) -> String {
 #[derive(Debug)]
 pub(crate) struct StampFinder {
     search: memmem::Finder<'static>,
-    /// Offset of the last stamp, which is tried first: most messages of a run have the same layout.
+    /// Offset of the last stamp. It is tried first, because most messages of a run have the same
+    /// layout.
     last: usize,
 }
 

@@ -35,9 +35,9 @@ pub(crate) struct ThreadState<'r> {
     trackers: Vec<SequenceTracker>,
     /// Next sequence number of each stream that this thread sends.
     sequences: Vec<u64>,
-    /// Pending deliveries of each publisher's messages.
+    /// Deliveries of each publisher's messages that are not in [`SharedState`] yet.
     deliveries_by_publisher: Vec<u32>,
-    /// Publishers that have pending deliveries.
+    /// Publishers with an entry over 0 in `deliveries_by_publisher`.
     publishers_with_deliveries: Vec<u32>,
     pending: PendingCounts,
 }
@@ -50,7 +50,7 @@ struct PendingCounts {
     delivered: u64,
 }
 
-/// Most bytes of one read: about the size of a socket's receive buffer.
+/// Minimum room for one read, about the size of a socket's receive buffer.
 pub(crate) const READ_BUFFER_BYTES: usize = 256 * 1024;
 
 impl<'r> ThreadState<'r> {
@@ -96,7 +96,7 @@ impl<'r> ThreadState<'r> {
     pub(crate) fn trackers(&self, first: usize, topic: u32) -> impl Iterator<Item = (u32, &SequenceTracker)> {
         let plan = self.plan;
         let streams = match plan.scenario {
-            // An echo connection has a stream of its own.
+            // Each echo connection has its own stream, with the connection's number.
             Scenario::Echo => topic..topic + 1,
             _ => 0..plan.streams() as u32,
         };
@@ -165,7 +165,8 @@ impl<'r> ThreadState<'r> {
         (topic == receiver.topic && (stream as usize) < self.plan.streams()).then_some(slot as usize)
     }
 
-    /// Counts the bytes and deliveries of one read.
+    /// Counts the bytes of one read, and the deliveries since `delivered_before`, in the measured
+    /// time.
     #[inline]
     pub(crate) fn count_read(&mut self, bytes: usize, delivered_before: u64, now: u64) {
         let delivered = self.pending.delivered - delivered_before;
@@ -188,7 +189,8 @@ impl<'r> ThreadState<'r> {
 
     /// Stops waiting for the deliveries of a message that the server rejected.
     pub(crate) fn cancel_expected(&mut self, deliveries: u64) {
-        // The shared count of expected deliveries contains them already, so they count as delivered.
+        // The shared count of expected deliveries only grows, so the missing ones count as
+        // delivered.
         self.shared.delivered.fetch_add(deliveries, std::sync::atomic::Ordering::AcqRel);
     }
 

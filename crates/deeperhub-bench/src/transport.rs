@@ -36,8 +36,8 @@ impl Transport {
         }
     }
 
-    /// Returns `true` if a short read means that the socket is empty. With TLS it does not: a record
-    /// may wait in the session or in the socket.
+    /// Returns `true` if a short read means that the socket is empty. A short read of TLS does not
+    /// mean that, because another record may be in the session or in the socket.
     pub(crate) fn short_read_empties(&self) -> bool {
         matches!(self, Self::Plain(_))
     }
@@ -79,10 +79,10 @@ impl Tls {
             if self.session.read_tls(&mut self.socket)? == 0 {
                 return Ok(0);
             }
-            let processed = self.session.process_new_packets();
-            // Also after an error, to send the TLS alert.
+            let result = self.session.process_new_packets();
+            // Records are written also after an error, because one of them is the TLS alert.
             self.write_records()?;
-            processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            result.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         }
     }
 

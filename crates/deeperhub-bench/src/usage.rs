@@ -69,8 +69,8 @@ impl UsageSampler {
     }
 }
 
-/// Returns the usage of the server's process, or `None` if there is none to read. Connections
-/// notice a server that exits.
+/// Returns the usage of the server's process. Returns `None` without `--server-pid`, or if the
+/// process has ended, which its connections report.
 fn usage(server: Option<ServerProcess>) -> Option<ProcessUsage> {
     server.and_then(|server| server.usage().ok())
 }

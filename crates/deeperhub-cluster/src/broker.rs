@@ -1,4 +1,5 @@
-//! The handle that the node's threads share: publish, request, inspect.
+//! The handle to the cluster that the node's threads share: publishes, sends requests, reports
+//! state.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,7 +19,7 @@ use crate::metrics::{Dropped, Metrics};
 use crate::peers::{Peer, Peers};
 use crate::queue::{Destination, Full, Lane, Queue};
 
-/// Maximum number of requests that wait for answers at a time.
+/// Maximum number of requests that wait for answers at the same time. Limits memory use.
 const MAX_REQUESTS: usize = 4096;
 
 /// State of the node's membership in the cluster.
@@ -27,7 +28,7 @@ const MAX_REQUESTS: usize = 4096;
 pub enum ClusterState {
     /// The driver tries to connect or to join, for the first time or again.
     Disconnected {
-        /// Why the last attempt failed; empty before the first one.
+        /// Error of the last attempt; empty before the first one has failed.
         error: String,
     },
     /// The node has joined: it exchanges messages with the other nodes.
@@ -41,13 +42,13 @@ pub enum ClusterState {
 /// Change of a node's interest in a topic or pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InterestChange {
-    /// The node's first subscriber came.
+    /// The node got its first subscriber.
     Gained,
     /// The node's last subscriber left.
     Lost,
 }
 
-/// Why a message was not queued for the other nodes. The loss is counted.
+/// Reason why a message was not queued for the other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnqueueError {
@@ -62,14 +63,14 @@ pub enum EnqueueError {
     TooLarge,
 }
 
-/// Why a request to another node got no answer.
+/// Reason why a request to another node got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
     /// The request was not sent.
     #[error(transparent)]
     NotSent(#[from] EnqueueError),
-    /// No node of this name has sent a heartbeat lately.
+    /// No node of this name has sent a heartbeat recently.
     #[error("no node of this name is known")]
     UnknownNode,
     /// The node did not answer in time.
@@ -77,10 +78,10 @@ pub enum RequestError {
     TimedOut,
 }
 
-/// Handle to the broker that all of a node's threads share. Cheap to clone.
+/// Handle to the cluster, which all of a node's threads share. Cheap to clone.
 ///
-/// Messages enter a bounded queue, which the [`Driver`](crate::Driver) drains in batches. Only
-/// [`request`](Self::request) waits.
+/// Methods push messages to a bounded queue, which the [`Driver`](crate::Driver) drains in batches.
+/// They do not wait, except [`request`](Self::request).
 #[derive(Clone)]
 pub struct Broker(pub(crate) Arc<Shared>);
 
@@ -161,19 +162,16 @@ impl Broker {
     /// client library's queue of a subscription, if it has one.
     #[must_use]
     pub fn bytes_per_topic(&self) -> usize {
-        match self.0.config.url.engine() {
-            Engine::Nats => 4400,
-            Engine::Redis => 256,
-        }
+        self.0.config.url.engine().subscription_bytes()
     }
 
-    /// Queues a message without waiting: a publish for the nodes that have a subscriber of its
-    /// topic, any other message for all nodes.
+    /// Queues a message without waiting. A publish goes to the nodes that have a subscriber of its
+    /// topic, any other message to all nodes.
     ///
     /// # Errors
     ///
-    /// [`EnqueueError`] if no other node will get the message. Without an error, nodes get it that
-    /// stay connected to the broker.
+    /// [`EnqueueError`] if no other node will get the message; the loss is counted. Without an
+    /// error, all nodes that stay connected to the broker get the message.
     pub fn publish(&self, message: Message<'_>) -> Result<(), EnqueueError> {
         let to = match &message {
             Message::Publish { topic, .. } => {
@@ -184,15 +182,15 @@ impl Broker {
         self.enqueue(to, message)
     }
 
-    /// Queues a probe to the node itself without waiting. It takes the way of all messages: behind
-    /// those in the queue, to the broker, and back to the
-    /// [`MessageHandler`](crate::MessageHandler). NATS does not echo, so there the probe returns
-    /// when the broker has confirmed its batch.
+    /// Queues a probe to the node itself without waiting. The probe passes through the queue and
+    /// the broker like any message, and then reaches the [`MessageHandler`](crate::MessageHandler).
+    /// NATS does not send a node its own messages, so with NATS the handler gets the probe when the
+    /// broker has confirmed the probe's batch.
     ///
     /// # Errors
     ///
-    /// [`EnqueueError`], which is not counted. Without an error, the probe may still be lost with
-    /// the connection.
+    /// [`EnqueueError`] if the probe was not queued; the loss is not counted. A queued probe may
+    /// still be lost with the connection.
     pub fn probe(&self, number: u64) -> Result<(), EnqueueError> {
         if !self.is_up() {
             return Err(EnqueueError::Unavailable);
@@ -222,8 +220,8 @@ impl Broker {
     /// Announces that the node got its first subscriber of a topic or pattern, or lost its last
     /// one.
     ///
-    /// The driver subscribes at the broker soon after. It unsubscribes if no other subscriber came
-    /// within two seconds.
+    /// The driver subscribes at the broker soon after. It unsubscribes if the node has no
+    /// subscriber for two seconds.
     pub fn change_interest(&self, name: &Arc<str>, change: InterestChange) {
         match change {
             InterestChange::Gained => self.0.interests.add(name),
@@ -231,12 +229,13 @@ impl Broker {
         }
     }
 
-    /// Sends a request to one node and waits for its answer, for at most `timeout`. `make` builds
-    /// the message from the request's number. Needs a tokio runtime with time.
+    /// Sends a request to one node and waits for its answer, for at most `timeout`. `make` returns
+    /// the message for the request's number. Needs a tokio runtime with time.
     ///
     /// # Errors
     ///
-    /// [`RequestError`]. A node that did not answer in time may still have carried out the request.
+    /// [`RequestError`] if there is no answer. After a timeout, the node may have carried out the
+    /// request nevertheless.
     pub async fn request<'a>(
         &self,
         node: &str,
@@ -259,7 +258,7 @@ impl Broker {
             }
             requests.insert(request, sender);
         }
-        // Removes the request also if this future is dropped.
+        // The guard removes the request also if this future is dropped.
         let _guard = RequestGuard { shared, request };
         self.enqueue(Destination::Node(node.into()), make(request))?;
         match tokio::time::timeout(timeout, answer).await {
@@ -268,9 +267,9 @@ impl Broker {
         }
     }
 
-    /// Answers a request of another node. An answer that exceeds the broker's limit (see
-    /// [`max_answer_bytes`](Self::max_answer_bytes)) or finds the queue full is dropped, counted
-    /// and logged.
+    /// Answers a request of another node. If the answer exceeds the broker's limit (see
+    /// [`max_answer_bytes`](Self::max_answer_bytes)) or the queue is full, the answer is dropped,
+    /// counted and logged.
     pub fn answer(&self, node: &str, request: u64, text: &str) {
         let envelope = self.0.envelope(Message::Answer { request, text });
         let limit = self.0.max_envelope.load(Ordering::Relaxed);
@@ -280,7 +279,7 @@ impl Broker {
             return;
         }
         if self.0.queue.push(Lane::Control, Destination::Node(node.into()), envelope).is_err() {
-            // The requester times out.
+            // The request then times out at the other node.
             self.0.metrics.dropped(Dropped::Full, 1);
             warn!(node, "Answer dropped: too many wait for the broker");
         }
@@ -361,15 +360,15 @@ impl Broker {
         )
     }
 
-    /// Returns the length in bytes of the longest [`answer`](Self::answer) that surely fits the
-    /// broker's limit.
+    /// Returns the maximum length in bytes of an [`answer`](Self::answer) that is within the
+    /// broker's limit in any case.
     #[must_use]
     pub fn max_answer_bytes(&self) -> usize {
         self.0.max_envelope.load(Ordering::Relaxed).saturating_sub(MAX_ENVELOPE_OVERHEAD_BYTES)
     }
 
     /// Asks the driver to flush the queue and to end by `deadline`. Messages that the broker has
-    /// not taken by then are dropped, counted and logged.
+    /// not confirmed by then are dropped, counted and logged.
     pub fn stop(&self, deadline: Instant) {
         {
             let mut request = self.0.stop.request.lock().unwrap_or_else(PoisonError::into_inner);
@@ -401,24 +400,25 @@ impl Shared {
 
     /// Queues a message between drivers.
     pub(crate) fn send_control(&self, to: Destination, message: Message<'_>) {
-        // Full only if the broker takes nothing, which ends the connection anyway.
+        // The control lane is full only if the broker takes no messages, which ends the connection.
         let _ = self.queue.push(Lane::Control, to, self.envelope(message));
     }
 
     /// Passes an answer to the request that waits for it.
     pub(crate) fn complete_request(&self, request: u64, text: &str) {
-        let waiting = self.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
-        if let Some(waiting) = waiting {
-            let _ = waiting.send(text.to_owned());
+        let requester = self.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
+        if let Some(requester) = requester {
+            let _ = requester.send(text.to_owned());
         }
     }
 
+    /// Sets the state and its metric, and wakes everything that waits for a change.
     pub(crate) fn set_state(&self, state: ClusterState) {
         let is_up = state == ClusterState::Up;
         self.is_up.store(is_up, Ordering::Release);
         self.metrics.up.set(is_up.into());
         self.state.send_replace(state);
-        // Lets the driver send messages that waited for the state.
+        // The driver sends queued messages when the state is `Up`.
         self.queue.changed.notify_one();
     }
 

@@ -7,7 +7,7 @@ use url::Url;
 
 use crate::names;
 
-/// How a node connects to its cluster.
+/// Configuration of a node's connection to its cluster.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
@@ -17,15 +17,16 @@ pub struct Config {
     /// `A-Z a-z 0-9 _ -`. Default `deeperhub`.
     pub prefix: String,
     /// Byte limit of each of three queues: messages for the broker, messages from the broker for
-    /// this node, and answers to other nodes. Messages that find their queue full are dropped and
-    /// counted. Default 16 MiB.
+    /// this node, and answers to other nodes. If a queue is full, messages are dropped and counted.
+    /// Default 16 MiB.
     pub queue_bytes: usize,
     /// For NATS: a credentials file (JWT and seed), or a file with the seed of an nkey.
     pub credentials: Option<PathBuf>,
     /// PEM file with the CAs that sign the broker's certificate; `None` trusts the system's.
     pub ca: Option<PathBuf>,
-    /// Largest payload that the node takes from its clients and its backend. Logs a warning if the
-    /// limit that the broker announces is too small for it and its envelope. Default 0: unknown.
+    /// Maximum payload that the node accepts from its clients and its backend. If the limit that
+    /// the broker announces is too small for such a payload and its envelope, a warning is logged.
+    /// The default 0 disables the warning.
     pub max_payload_bytes: usize,
 }
 
@@ -70,8 +71,8 @@ impl Engine {
         }
     }
 
-    /// Returns the approximate memory that the client library keeps per subscription; see the
-    /// costs in `docs/cluster.md`.
+    /// Returns the approximate memory that the client library uses per subscription, in bytes (see
+    /// the costs in `docs/cluster.md`).
     pub(crate) const fn subscription_bytes(self) -> usize {
         match self {
             Self::Nats => 4400,
@@ -93,15 +94,16 @@ impl Engine {
 /// `nats://user:password@host:4222`, `tls://host`, `redis://:password@host:6379` or
 /// `rediss://host`.
 ///
-/// Servers after the first may leave out scheme and user, and inherit them. `Display` and `Debug`
-/// mask secrets.
+/// Servers after the first may omit scheme and user, which are then those of the first. `Display`
+/// and `Debug` mask secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
     engine: Engine,
     servers: Vec<Url>,
 }
 
-/// Why a text is not a [`BrokerUrl`]. The error does not quote the text, which may hold a password.
+/// Reason why a text is not a [`BrokerUrl`]. The error does not quote the text, which may contain a
+/// password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BrokerUrlError {

@@ -1,4 +1,5 @@
-//! Coverage and overlap of patterns at a broker, and the pattern that covers several.
+//! Coverage and overlap of patterns: finds a pattern that covers a name, patterns that match a
+//! common topic (a crowd), and a pattern that covers several others.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -10,10 +11,13 @@ use ahash::RandomState;
 /// levels and `>`.
 pub(crate) const MAX_LEVELS: usize = 32;
 
-/// Step budget of one search for a crowd, besides [`SEARCH_STEPS_EACH`] per pattern. A search that
-/// exceeds it counts as successful, so that no set of patterns costs unbounded time.
+/// Maximum number of steps of one search for a crowd, plus [`SEARCH_STEPS_PER_PATTERN`] for each
+/// pattern of the set. A search that reaches the limit counts as successful. Limits the time that
+/// clients' patterns can cost.
 const SEARCH_STEPS: usize = 4096;
-const SEARCH_STEPS_EACH: usize = 8;
+
+/// Steps of a search for each pattern of the set.
+const SEARCH_STEPS_PER_PATTERN: usize = 8;
 
 /// Interpretation of wildcards by a broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,15 +60,15 @@ pub(crate) fn join(one: &str, other: &str) -> String {
     levels.join(".")
 }
 
-/// Returns the broader pattern that replaces one with too many levels; `None` if it is short
-/// enough.
+/// Returns the broader pattern that replaces one with more than [`MAX_LEVELS`] levels. Returns
+/// `None` if the pattern is short enough.
 pub(crate) fn shorten(pattern: &str) -> Option<String> {
     let levels: Vec<_> = pattern.split('.').take(MAX_LEVELS + 1).collect();
     (levels.len() > MAX_LEVELS)
         .then(|| format!("{}.>", levels.get(..MAX_LEVELS - 1).unwrap_or_default().join(".")))
 }
 
-/// Set of patterns with queries for coverage and overlap.
+/// Set of patterns, as a tree of their levels.
 #[derive(Debug)]
 pub(crate) struct Patterns {
     wildcards: Wildcards,
@@ -154,17 +158,17 @@ impl Patterns {
         self.steps.set(self.steps.get().saturating_add(nodes.len() + 1));
     }
 
-    /// Returns patterns of the set that match a common topic together with `pattern`, if there are
-    /// at least `least` of them. Otherwise returns an empty list. A search that runs out of steps
-    /// returns all candidates that it has left.
-    pub(crate) fn crowd(&self, pattern: &str, least: usize) -> Vec<Arc<str>> {
+    /// Returns at least `min` patterns of the set that match a common topic together with
+    /// `pattern`. Returns an empty list if there are fewer. If the search runs out of steps,
+    /// returns all patterns that may be part of the crowd.
+    pub(crate) fn crowd(&self, pattern: &str, min: usize) -> Vec<Arc<str>> {
         let search = Search {
             patterns: self,
             own: pattern.split('.').collect(),
-            least,
+            min,
             seen: RefCell::default(),
             steps_left: Cell::new(
-                SEARCH_STEPS.saturating_add(self.root.count.saturating_mul(SEARCH_STEPS_EACH)),
+                SEARCH_STEPS.saturating_add(self.root.count.saturating_mul(SEARCH_STEPS_PER_PATTERN)),
             ),
         };
         search.at(1, &[&self.root], 0).unwrap_or_default()
@@ -206,11 +210,13 @@ impl Node {
     }
 }
 
-/// Level-by-level search for a topic that a pattern and many patterns of a set match.
+/// Search for a topic that one pattern (the own pattern) and `min` patterns of a set match. The
+/// search builds the topic level by level.
 struct Search<'s> {
     patterns: &'s Patterns,
+    /// Levels of the own pattern.
     own: Vec<&'s str>,
-    least: usize,
+    min: usize,
     /// States visited so far: positions in the own pattern, and addresses of nodes.
     seen: RefCell<HashSet<(u64, Vec<usize>), RandomState>>,
     steps_left: Cell<usize>,
@@ -225,8 +231,8 @@ impl Search<'_> {
             if positions & (1 << position) == 0 {
                 continue;
             }
-            let before = position.checked_sub(1).and_then(|before| self.own.get(before));
-            if before.is_some_and(|before| self.patterns.repeats(before)) {
+            let previous = position.checked_sub(1).and_then(|previous| self.own.get(previous));
+            if previous.is_some_and(|previous| self.patterns.repeats(previous)) {
                 next |= 1 << position;
             }
             if let Some(own) = self.own.get(position)
@@ -238,14 +244,18 @@ impl Search<'_> {
         next
     }
 
+    /// Continues the search after `depth` levels of a topic. `own` is the bit set of positions that
+    /// the levels lead to in the own pattern, and `nodes` are the nodes that they lead to in the
+    /// set.
     fn at(&self, own: u64, nodes: &[&Node], depth: usize) -> Option<Vec<Arc<str>>> {
         if own & (1 << self.own.len()) != 0 {
-            let here: Vec<_> = nodes.iter().filter_map(|node| node.pattern.clone()).collect();
-            if here.len() >= self.least {
-                return Some(here);
+            let matching: Vec<_> = nodes.iter().filter_map(|node| node.pattern.clone()).collect();
+            if matching.len() >= self.min {
+                return Some(matching);
             }
         }
-        // Longer topics add only combinations of globs, and the recursion depth must stay bounded.
+        // Bounds the recursion. Only combinations of globs match in longer topics and in no shorter
+        // one.
         if depth >= MAX_LEVELS * 2 {
             return None;
         }
@@ -276,7 +286,7 @@ impl Search<'_> {
                 return Some(all);
             };
             self.steps_left.set(left);
-            if next.iter().map(|node| node.count).sum::<usize>() < self.least {
+            if next.iter().map(|node| node.count).sum::<usize>() < self.min {
                 continue;
             }
             let mut addresses: Vec<_> = next.iter().map(|node| std::ptr::from_ref(*node).addr()).collect();
@@ -284,9 +294,9 @@ impl Search<'_> {
             if !self.seen.borrow_mut().insert((own_next, addresses)) {
                 continue;
             }
-            let found = self.at(own_next, &next, depth + 1);
-            if found.is_some() {
-                return found;
+            let crowd = self.at(own_next, &next, depth + 1);
+            if crowd.is_some() {
+                return crowd;
             }
         }
         None
@@ -414,7 +424,7 @@ mod tests {
         for wildcards in [Wildcards::Levels, Wildcards::Globs] {
             let patterns = set(wildcards, &names);
             patterns.crowd("*.*.*.*.*.*.*.*.*.*.*.*.y", 2);
-            let limit = SEARCH_STEPS + SEARCH_STEPS_EACH * 4096;
+            let limit = SEARCH_STEPS + SEARCH_STEPS_PER_PATTERN * 4096;
             let steps = patterns.take_steps();
             assert!(steps > 4096 && steps < limit * 2, "{steps}");
         }

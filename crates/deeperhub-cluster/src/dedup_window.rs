@@ -1,36 +1,41 @@
-//! Recognizes envelopes that arrive a second time.
+//! Recognizes envelopes that arrive again.
 
 use std::collections::HashMap;
 
-/// Number of sequences remembered per origin, counted back from the highest. It exceeds the
-/// distance that a node's subscriptions at a broker can have from each other, and takes 8 KiB of
+/// Number of sequences that the window of an origin covers, up to the highest. Exceeds the distance
+/// between two copies of an envelope through different subscriptions. A window takes 8 KiB of
 /// memory.
 const WINDOW_SEQUENCES: u64 = 1 << 16;
 
-/// Maximum number of remembered origins. Over it, the origin that was silent longest is evicted.
+/// Maximum number of origins with a window. Limits memory use. The origin that was silent longest
+/// is evicted for a new one.
 const MAX_ORIGINS: usize = 1024;
 
 /// Sliding window of sequences for each origin.
 ///
-/// An envelope arrives again if several of the node's subscriptions match it, or if its sender did
-/// not learn that the broker had taken it.
+/// An envelope arrives again if several of the node's subscriptions match it, or if its sender lost
+/// the connection before the broker's confirmation and sent it again.
 #[derive(Debug, Default)]
 pub(crate) struct DedupWindow {
     origins: HashMap<Box<str>, HashMap<u64, SequenceWindow>>,
+    /// Number of windows.
     len: usize,
+    /// Number of calls of `is_new`, which orders the windows by last use.
     clock: u64,
 }
 
 #[derive(Debug)]
 struct SequenceWindow {
     highest: u64,
+    /// One bit per sequence of the window, at the sequence modulo the length.
     bits: Box<[u64]>,
+    /// Value of the clock at the last use.
     last_used: u64,
 }
 
 impl DedupWindow {
-    /// Records an envelope. Returns `true` if it is new; an envelope older than the window counts
-    /// as seen.
+    /// Records an envelope. Returns `true` if the envelope is new. An envelope whose sequence is
+    /// below the window does not count as new.
     pub(crate) fn is_new(&mut self, node: &str, incarnation: u64, sequence: u64) -> bool {
         self.clock += 1;
         if let Some(window) =

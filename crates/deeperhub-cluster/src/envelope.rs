@@ -10,9 +10,9 @@
 //! | 8 | sequence, counted by the origin over all its envelopes |
 //! | 1 + n | name of the origin |
 //!
-//! and continues with the fields of its kind. A payload is the rest, unchanged from the client or
-//! the backend. Parsing is strict, because a broker's messages may come from anyone with its
-//! password.
+//! and continues with the fields of its kind. A payload is the last field, without a length, and
+//! unchanged from the client or the backend. Parsing is strict, because everyone who has the
+//! broker's password can send messages.
 
 use std::borrow::Cow;
 
@@ -25,7 +25,7 @@ const VERSION: u8 = 1;
 /// Offset of the sequence, which the queue fills in.
 const SEQUENCE_OFFSET: usize = 10;
 
-/// Kinds that [`Header`] recognizes before the rest is parsed.
+// Kinds that [`Header`] recognizes before the rest is parsed.
 const ANSWER: u8 = 7;
 const HELLO: u8 = 8;
 const TAKEN: u8 = 9;
@@ -36,7 +36,7 @@ const PROBE: u8 = 14;
 const ORIGIN_OFFSET: usize = 18;
 
 /// Maximum number of bytes that an envelope adds to a payload: header, longest topic, client and
-/// trace. Sends to a user add the user.
+/// trace. A send to a user also adds the user's name.
 pub const MAX_ENVELOPE_OVERHEAD_BYTES: usize = 1024;
 
 /// Maximum length of a node's name, in bytes.
@@ -50,7 +50,7 @@ pub const MAX_USER_BYTES: usize = u16::MAX as usize;
 pub struct Origin<'a> {
     /// 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
     pub node: &'a str,
-    /// Start time and random bits in one number. The later start of a name has the larger one.
+    /// Start time and random bits in one number, which is larger for a later start.
     pub incarnation: u64,
 }
 
@@ -59,7 +59,7 @@ pub struct Origin<'a> {
 pub struct Envelope<'a> {
     /// The sender.
     pub origin: Origin<'a>,
-    /// Number of the envelope among all of its origin.
+    /// Number of the envelope, counted over all envelopes of its origin.
     pub sequence: u64,
     /// The content.
     pub message: Message<'a>,
@@ -167,14 +167,15 @@ pub enum Message<'a> {
         /// The topic or pattern.
         topic: Subscription<'a>,
     },
-    /// A probe of the origin to itself, which takes the way of all messages. Kind 14: number (8).
+    /// A probe of the origin to itself, which is sent and received like all messages. Kind 14:
+    /// number (8).
     Probe {
         /// Number of the application.
         number: u64,
     },
 }
 
-/// Why bytes are not an envelope.
+/// Reason why bytes are not an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnvelopeError {
@@ -184,7 +185,7 @@ pub enum EnvelopeError {
     /// The version is unknown.
     #[error("unknown envelope version {0}; expected {VERSION}")]
     Version(u8),
-    /// The kind is unknown, such as that of a later program.
+    /// The kind is unknown, for example because the sender has a later version.
     #[error("unknown envelope kind {0}")]
     Kind(u8),
     /// A field has an invalid value.
@@ -213,7 +214,8 @@ impl<'a> Envelope<'a> {
 
     /// Encodes the envelope.
     ///
-    /// Text that is too long for its field is truncated. The types of names rule that out.
+    /// Text that is too long for its field is truncated. The types of topics, clients and traces
+    /// exclude that for their fields.
     pub fn write(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(ORIGIN_OFFSET + 96 + self.message.payload_len());
         out.extend([VERSION, self.message.kind()]);
@@ -254,7 +256,7 @@ impl<'a> Header<'a> {
         Ok(Self { kind, origin: Origin { node, incarnation }, sequence })
     }
 
-    /// Returns `true` if the message is between drivers (answers, heartbeats and the like). Such
+    /// Returns `true` if the message is between drivers, such as an answer or a heartbeat. Such
     /// messages never wait in the backlog.
     pub(crate) const fn is_control(&self) -> bool {
         matches!(self.kind, ANSWER | HELLO | TAKEN | BYE)
@@ -266,8 +268,8 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Returns a key that sorts the envelopes of one incarnation in sending order; zero if the bytes
-/// are too short for an envelope.
+/// Returns a key that sorts the envelopes of one incarnation in sending order. Returns 0 if the
+/// bytes are too short for an envelope.
 #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only that library loses the order"))]
 pub(crate) fn sort_key(envelope: &[u8]) -> u128 {
     let key = envelope.get(ORIGIN_OFFSET - 16..ORIGIN_OFFSET).and_then(|key| key.try_into().ok());
@@ -276,8 +278,8 @@ pub(crate) fn sort_key(envelope: &[u8]) -> u128 {
 
 /// Fills in the sequence of an encoded envelope.
 pub(crate) fn set_sequence(envelope: &mut [u8], sequence: u64) {
-    if let Some(place) = envelope.get_mut(SEQUENCE_OFFSET..ORIGIN_OFFSET) {
-        place.copy_from_slice(&sequence.to_be_bytes());
+    if let Some(field) = envelope.get_mut(SEQUENCE_OFFSET..ORIGIN_OFFSET) {
+        field.copy_from_slice(&sequence.to_be_bytes());
     }
 }
 
@@ -428,7 +430,7 @@ fn write_long_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// Rest of the bytes to parse.
+/// The bytes that are not parsed yet.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {

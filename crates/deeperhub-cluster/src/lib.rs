@@ -1,8 +1,8 @@
 //! Carries messages between the nodes of a hub over an existing broker: NATS or Redis.
 //!
-//! [`connect`] returns a [`Broker`] and a [`Driver`]. The node's threads queue messages at the
-//! `Broker` without waiting. The `Driver`'s thread sends them to the broker, and passes messages of
-//! other nodes to a [`MessageHandler`].
+//! [`connect`] returns a [`Broker`] and a [`Driver`]. The node's threads queue messages with the
+//! `Broker`, without waiting. The `Driver`'s thread sends the messages to the broker, and passes
+//! those of other nodes to a [`MessageHandler`].
 //!
 //! # Guarantees
 //! - A topic's messages reach only nodes that announced a subscriber of the topic or of a matching
@@ -11,9 +11,9 @@
 //!   which connections were lost. It never handles its own messages, except probes.
 //! - Messages from one node on one topic keep their order, as do messages from one node to another.
 //! - Payloads are delivered byte for byte.
-//! - Publishers never wait for the broker. The queue is bounded, and a publisher learns at once if
-//!   other nodes will not get its message ([`EnqueueError`]). Queued messages are sent again until
-//!   the broker has confirmed them.
+//! - Publishers never wait for the broker. The queue is bounded; a publish fails at once if other
+//!   nodes will not get the message ([`EnqueueError`]). Queued messages are sent again until the
+//!   broker has confirmed them.
 //!
 //! # Limits
 //! Messages are not stored. A node that lost its connection misses messages published meanwhile. A
@@ -58,10 +58,11 @@ pub use peers::Peer;
 
 use std::time::SystemTime;
 
-/// Creates the two ends of a node's connection to its broker. The driver connects when it is
-/// spawned.
+/// Creates the handle and the driver of a node's connection to its broker. The driver connects when
+/// it is spawned.
 ///
-/// `node` is the node's name (see [`is_node_id`]), and `version` that of its program, for lists.
+/// `node` is the node's name (see [`is_node_id`]). `version` is the version of the node's program,
+/// which lists of nodes show.
 ///
 /// # Errors
 ///

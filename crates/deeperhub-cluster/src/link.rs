@@ -8,7 +8,7 @@ use crate::broker::Shared;
 use crate::config::Engine;
 use crate::queue::Outbound;
 
-/// Why a connection was lost or could not be made.
+/// Reason why a connection was lost or could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct LinkError(pub(crate) String);
@@ -68,7 +68,7 @@ macro_rules! engine {
 
 impl Link {
     /// Connects to one of the broker's servers and subscribes to the names that every node
-    /// receives. Successive values of `attempt` go round the servers.
+    /// receives. Successive values of `attempt` use one server after the other.
     pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Self, LinkError> {
         match shared.config.url.engine() {
             #[cfg(feature = "nats")]

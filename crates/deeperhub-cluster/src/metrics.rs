@@ -5,7 +5,7 @@ use deeperhub_metrics::{RegisterError, Registry, SharedCounter, SharedCounterVec
 /// Values of the label `reason`, in the order of [`Dropped`].
 const REASONS: &[&str] = &["unavailable", "full", "too_large", "slow_node", "slow_link", "stopped"];
 
-/// Why an envelope was dropped.
+/// Reason why an envelope was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dropped {
     /// The node is not connected to the cluster.
@@ -14,12 +14,12 @@ pub(crate) enum Dropped {
     Full,
     /// The envelope exceeds the broker's limit.
     TooLarge,
-    /// It was received, and the backlog is full.
+    /// The envelope was received, and the backlog was full or did not process it in time.
     SlowNode,
-    /// It was received, and the client library's queue was full.
+    /// The envelope was received, and the client library's queue was full.
     #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only its library reports this"))]
     SlowLink,
-    /// The node stopped before the broker confirmed it.
+    /// The node stopped before the broker confirmed the envelope.
     Stopped,
 }
 

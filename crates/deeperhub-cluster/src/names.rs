@@ -45,7 +45,7 @@ impl Names {
         format!("{}{}a", self.prefix, self.separator)
     }
 
-    /// Returns the name that nobody subscribes to: NATS answers a request to it at once.
+    /// Returns a name that no node subscribes to. NATS answers a request to it at once.
     #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only NATS reports missing responders"))]
     pub(crate) fn no_responders(&self) -> String {
         format!("{}{}x", self.prefix, self.separator)

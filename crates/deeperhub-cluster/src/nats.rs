@@ -26,13 +26,13 @@ use crate::metrics::Dropped;
 use crate::names::Names;
 use crate::queue::{Destination, Outbound};
 
-/// Maximum number of messages that the library queues per subscription; messages over it are lost
-/// and counted. The driver takes them as they come. But the library may first read all that the
-/// system has buffered: some megabytes of messages of about a hundred bytes. An empty queue takes
-/// no memory.
+/// Maximum number of messages that the library queues per subscription. If the queue is full,
+/// messages are lost and counted. The driver empties the queue at once, but the library may first
+/// read all messages that the system has buffered: some megabytes, at about a hundred bytes each.
+/// An empty queue takes no memory.
 const SUBSCRIPTION_CAPACITY: usize = 1 << 17;
 
-/// Maximum number of commands that the library queues until they are written.
+/// Maximum number of commands that the library queues before it writes them.
 const COMMAND_QUEUE_CAPACITY: usize = 2048;
 
 /// Start or end of a subscription, sent to the receiver.
@@ -55,24 +55,26 @@ pub(crate) struct Subscriber {
     changes: mpsc::UnboundedSender<Change>,
 }
 
-/// Receiving side, which restores the order of messages across subscriptions. The library queues
-/// each subscription separately and so loses the server's order. The receiver empties all queues at
-/// one moment: they hold everything sent until then, and later messages arrive later. Sorting each
-/// node's messages by sequence then restores the server's order.
+/// Receiving side, which restores the order of messages across subscriptions.
+///
+/// The library has a queue for each subscription and so loses the server's order. The receiver
+/// empties all queues at one moment, so that the batch contains all messages that the server sent
+/// before any later one. Sorted by sequence, the messages of each node are in the server's order.
 pub(crate) struct Receiver {
     /// Pending changes, no more than the node has subscriptions.
     changes: mpsc::UnboundedReceiver<Change>,
     running: SelectAll<Stream>,
-    /// Handles that end a subscription when dropped.
+    /// Handles of the subscriptions, by name. Dropping a handle ends the subscription.
     stops: HashMap<Arc<str>, oneshot::Sender<()>>,
-    /// Handles of subscriptions that end once their queues are empty.
+    /// Handles of subscriptions that end after the next emptying of the queues.
     ending: Vec<oneshot::Sender<()>>,
+    /// Reason of the connection's loss.
     lost: watch::Receiver<Option<String>>,
-    /// Handles of the node's own two subscriptions, which never end.
-    _own: Vec<oneshot::Sender<()>>,
+    /// Handles of the subscriptions to the names of this node and of all nodes, which never end.
+    _permanent: Vec<oneshot::Sender<()>>,
 }
 
-/// Connects. A lost connection ends the link instead of being restored by the library, so that the
+/// Connects. The library does not restore a lost connection; the link ends instead, so that the
 /// driver knows which batch was in flight.
 pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link, LinkError> {
     let servers = shared.config.url.servers();
@@ -85,26 +87,26 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
         .await
         .map_err(|error| LinkError(with_causes(&error)))?;
     let max_payload = client.max_payload();
-    let before = shared.max_envelope.swap(max_payload, Ordering::Relaxed);
-    let largest = shared.config.max_payload_bytes;
-    if before != max_payload
-        && largest > 0
-        && max_payload < largest.saturating_add(MAX_ENVELOPE_OVERHEAD_BYTES)
+    let previous_max = shared.max_envelope.swap(max_payload, Ordering::Relaxed);
+    let max_message_bytes = shared.config.max_payload_bytes;
+    if previous_max != max_payload
+        && max_message_bytes > 0
+        && max_payload < max_message_bytes.saturating_add(MAX_ENVELOPE_OVERHEAD_BYTES)
     {
         warn!(
             max_payload,
-            max_message_bytes = largest,
+            max_message_bytes,
             "NATS server takes smaller messages than this node: raise its max_payload or lower max_message_bytes"
         );
     }
 
     let (changes_sender, changes) = mpsc::unbounded_channel();
     let mut running = SelectAll::new();
-    let mut own = Vec::new();
+    let mut permanent = Vec::new();
     for subject in [names.broadcast(), names.node(&shared.node)] {
         let (stop, stopped) = oneshot::channel();
         running.push(client.subscribe(subject).await.map_err(LinkError::new)?.take_until(stopped));
-        own.push(stop);
+        permanent.push(stop);
     }
     confirm(&client, &names).await?;
     Ok(Link {
@@ -120,7 +122,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
             stops: HashMap::new(),
             ending: Vec::new(),
             lost,
-            _own: own,
+            _permanent: permanent,
         }),
         echoes_own: false,
     })
@@ -145,7 +147,7 @@ async fn connect_options(
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .ignore_discovered_servers()
         .max_reconnects(1)
-        // The runtime of this link ends long before.
+        // A connection that was up is not restored: the runtime of this link ends before the delay.
         .reconnect_delay_callback(move |_| {
             if was_connected.load(Ordering::Relaxed) { Duration::from_secs(3600) } else { Duration::ZERO }
         })
@@ -160,7 +162,7 @@ async fn connect_options(
                     None
                 }
                 Event::Disconnected | Event::Closed => Some("the connection was lost".to_owned()),
-                // The reason of a close comes before the close.
+                // The server reports the reason before it closes the connection.
                 Event::ServerError(error) => Some(error.to_string()),
                 _ => None,
             };
@@ -190,11 +192,11 @@ async fn connect_options(
     Ok(options)
 }
 
-/// Marker in credentials files of `nsc`.
+/// Text that only credentials files of `nsc` contain.
 const USER_JWT: &str = "BEGIN NATS USER JWT";
 
 /// Checks the contents of a [`Config::credentials`](crate::Config::credentials) file: credentials
-/// of `nsc`, or the seed of an nkey. It does not ask a server whether it accepts them.
+/// of `nsc`, or the seed of an nkey. Does not check whether a server accepts them.
 ///
 /// # Errors
 ///
@@ -228,7 +230,7 @@ async fn with_credentials(options: ConnectOptions, file: &Path) -> Result<Connec
     }
 }
 
-/// Returns the server's address without its secrets, which the options carry.
+/// Returns the server's address without user and password, which are in the options.
 fn server_address(server: &Url) -> Result<ServerAddr, LinkError> {
     let mut url = server.clone();
     // Both succeed for a URL with a host.
@@ -242,8 +244,8 @@ fn percent_decode(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
-/// Returns when the server has processed everything sent before. A request to a subject without
-/// subscribers is answered at once, on the same connection and in order.
+/// Waits until the server has processed everything that was sent before. Sends a request to a
+/// subject without subscribers, which the server answers at once, in order on the same connection.
 async fn confirm(client: &Client, names: &Names) -> Result<(), LinkError> {
     let request = Request::new().timeout(Some(BROKER_TIMEOUT));
     match client.send_request(names.no_responders(), request).await {
@@ -274,7 +276,7 @@ impl Sender {
             };
             match self.client.publish(subject, outbound.envelope.clone()).await {
                 Ok(()) => {}
-                // It was queued while a server with a larger limit was connected.
+                // The message was queued while a server with a larger limit was connected.
                 Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                     self.shared.metrics.dropped(Dropped::TooLarge, 1);
                     let bytes = outbound.envelope.len();
@@ -291,7 +293,8 @@ impl Subscriber {
     pub(crate) async fn subscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         for name in names {
             let subscriber = self.client.subscribe(self.names.topic(name)).await.map_err(LinkError::new)?;
-            // No await in between: the receiver knows the subscription before its first message.
+            // Without an await in between, so that the receiver gets the subscription before its
+            // first message.
             self.notify_receiver(Change::Subscribed(Arc::clone(name), subscriber))?;
         }
         confirm(&self.client, &self.names).await
@@ -300,8 +303,11 @@ impl Subscriber {
     // Async because other engines wait for an answer.
     #[expect(clippy::unused_async, reason = "see above")]
     pub(crate) async fn unsubscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
-        // The receiver takes messages that have arrived before it ends the subscription.
-        names.iter().try_for_each(|name| self.notify_receiver(Change::Unsubscribed(Arc::clone(name))))
+        // The receiver takes the messages that have arrived, and then ends the subscription.
+        for name in names {
+            self.notify_receiver(Change::Unsubscribed(Arc::clone(name)))?;
+        }
+        Ok(())
     }
 
     fn notify_receiver(&self, change: Change) -> Result<(), LinkError> {
@@ -313,10 +319,10 @@ impl Receiver {
     pub(crate) async fn next(&mut self, batch: &mut Vec<Bytes>) -> Result<(), LinkError> {
         let mut lost = self.lost.clone();
         let is_open = tokio::select! {
-            // Takes messages that arrived before the loss first.
+            // Messages that arrived before the loss are taken first.
             biased;
             // All queues must be emptied at one moment. Under tokio's cooperative budget, some
-            // would look empty.
+            // queues would seem empty.
             is_open = unconstrained(poll_fn(|cx| self.poll_all(cx, batch))) => is_open,
             _ = lost.wait_for(Option::is_some) => false,
         };
@@ -327,8 +333,9 @@ impl Receiver {
         Err(LinkError::new(lost.as_deref().unwrap_or("the connection was lost")))
     }
 
-    /// Empties all queues. The task that fills them runs on this thread, so they do not change
-    /// meanwhile. Returns `false` if there are no queues left.
+    /// Empties all queues into a batch. The task that fills the queues runs on this thread, so they
+    /// do not change meanwhile. Returns `false` if all subscriptions have ended, because the
+    /// connection was lost.
     fn poll_all(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Bytes>) -> Poll<bool> {
         while let Poll::Ready(Some(change)) = self.changes.poll_recv(cx) {
             match change {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Time without a heartbeat after which a node counts as gone: five heartbeat intervals.
 pub(crate) const PEER_EXPIRY: Duration = Duration::from_secs(5);
 
-/// Maximum number of remembered nodes.
+/// Maximum number of known nodes. Limits memory use.
 const MAX_PEERS: usize = 1024;
 
 /// Another node of the cluster.
@@ -22,7 +22,7 @@ pub struct Peer {
     pub connections: u64,
     /// Time since the first heartbeat.
     pub known: Duration,
-    /// Time since the last heartbeat; heartbeats come every second.
+    /// Time since the last heartbeat. A node sends one every second.
     pub silent: Duration,
 }
 
@@ -36,7 +36,7 @@ struct Entry {
     connections: u64,
     first: Instant,
     last: Instant,
-    /// A heartbeat came on the current connection to the broker.
+    /// `true` if a heartbeat arrived on the current connection to the broker.
     has_returned: bool,
 }
 
@@ -94,7 +94,8 @@ impl Peers {
         gone
     }
 
-    /// Expects a new heartbeat of each known node, within the usual time, after a reconnect.
+    /// Prepares for a new connection: resets the time of each node's last heartbeat, so that no
+    /// node expires for the time of the outage.
     pub(crate) fn expect_all(&self, now: Instant) {
         for peer in self.lock().values_mut() {
             (peer.has_returned, peer.last) = (false, now);

@@ -14,15 +14,16 @@ const ENVELOPE_OVERHEAD_BYTES: usize = 96;
 /// Maximum number of messages in a batch.
 const MAX_BATCH_MESSAGES: usize = 512;
 
-/// Maximum size of a batch: large enough that many messages share a round trip, and small enough
-/// that a slow broker is noticed in time.
+/// Maximum size of a batch. Large enough that many messages share a round trip, and small enough
+/// that a slow broker confirms it before the timeout.
 pub(crate) const MAX_BATCH_BYTES: usize = 256 << 10;
 
-/// Maximum number of queued control messages. Their `max_bytes` are separate from the data lane's.
-/// They are few and small, or answers whose requester soon times out.
+/// Maximum number of queued control messages. Limits memory use while the broker takes none.
+/// Control messages are few and small, except answers, whose requesters time out soon.
 const MAX_CONTROL_MESSAGES: usize = 1024;
 
-/// Largest cost of a control message that is queued even when answers have filled the lane's bytes.
+/// Maximum cost of a control message that is queued even if answers fill the control lane's bytes,
+/// so that large answers do not stop heartbeats.
 const MAX_SMALL_CONTROL_BYTES: usize = 1024;
 
 /// Receivers of an envelope.
@@ -56,12 +57,13 @@ pub(crate) enum Lane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Full;
 
-/// A queue that is bounded in bytes. A push never waits.
+/// A queue with two lanes, each bounded in bytes. A push never waits.
 #[derive(Debug)]
 pub(crate) struct Queue {
     inner: Mutex<Inner>,
     /// Notified of each push, and when the node has joined.
     pub(crate) changed: Notify,
+    /// Maximum cost of each lane.
     max_bytes: usize,
 }
 
@@ -69,9 +71,11 @@ pub(crate) struct Queue {
 struct Inner {
     control: VecDeque<Outbound>,
     data: VecDeque<Outbound>,
+    /// Cost of both lanes.
     bytes: usize,
-    /// Part of `bytes` in the control lane.
+    /// Cost of the control lane.
     control_bytes: usize,
+    /// Sequence of the last envelope.
     sequence: u64,
 }
 
@@ -96,7 +100,7 @@ impl Queue {
                         || inner.control_bytes + cost <= self.max_bytes;
                     inner.control.len() >= MAX_CONTROL_MESSAGES || !fits
                 }
-                // An envelope larger than the whole queue passes if it is alone.
+                // An empty lane accepts any envelope, even one that exceeds the lane's limit.
                 Lane::Data => {
                     let bytes = inner.bytes - inner.control_bytes;
                     bytes > 0 && bytes + cost > self.max_bytes
@@ -121,8 +125,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Moves messages of a lane to a batch until it reaches its count or `max_bytes`. The last
-    /// message may exceed `max_bytes`.
+    /// Moves messages of a lane to a batch until the batch has [`MAX_BATCH_MESSAGES`] or
+    /// `max_bytes` are moved. The last message may exceed `max_bytes`.
     pub(crate) fn take(&self, lane: Lane, max_bytes: usize, batch: &mut Vec<Outbound>) {
         let mut inner = self.lock();
         let mut bytes = 0;
@@ -141,7 +145,7 @@ impl Queue {
         }
     }
 
-    /// Drops control messages, which are useless after an outage.
+    /// Drops all control messages, because they are outdated after an outage.
     pub(crate) fn clear_control(&self) {
         let mut inner = self.lock();
         let freed: usize =

@@ -19,7 +19,7 @@ use crate::queue::{Destination, Outbound};
 /// Maximum length of a string in Redis by default (`proto-max-bulk-len`).
 const MAX_BULK_BYTES: usize = 512 << 20;
 
-/// Maximum number of messages taken from the library at once.
+/// Maximum number of messages in one batch of the receiver.
 const MAX_READ_MESSAGES: usize = 512;
 
 pub(crate) struct Sender {
@@ -30,7 +30,7 @@ pub(crate) struct Sender {
 pub(crate) struct Subscriber {
     sink: PubSubSink,
     names: Names,
-    /// Number of patterns that share a glob: `a.*` and `a.>` have the same one.
+    /// Number of subscribed patterns per glob, because `a.*` and `a.>` have the same glob.
     globs: HashMap<String, u32>,
 }
 
@@ -51,8 +51,8 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     let client = match &shared.config.ca {
         None => Client::open(server.clone())?,
         Some(ca) => {
-            let cannot = |error| LinkError(format!("cannot read {}: {error}", ca.display()));
-            let root_cert = Some(std::fs::read(ca).map_err(cannot)?);
+            let unreadable = |error| LinkError(format!("cannot read {}: {error}", ca.display()));
+            let root_cert = Some(std::fs::read(ca).map_err(unreadable)?);
             Client::build_with_tls(server.clone(), TlsCertificates { client_tls: None, root_cert })?
         }
     };
@@ -65,7 +65,8 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
         .get_multiplexed_async_connection_with_config(&config)
         .await
         .map_err(|error| connect_error(error, over_tls))?;
-    // If the access list forbids ROLE, the operator answers for the choice of the server.
+    // An access list may forbid ROLE. The operator must then make sure that the server is no
+    // replica.
     if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async::<Value>(&mut connection).await
         && matches!(role.first(), Some(Value::BulkString(role)) if role == b"slave")
     {
@@ -82,8 +83,8 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     })
 }
 
-/// Explains an error of connecting. If only one side speaks TLS, the server is silent or closes the
-/// connection, and the library's error does not say why.
+/// Adds a hint to an error of connecting. If only one side uses TLS, the server does not answer or
+/// closes the connection, and the library's error does not show the reason.
 fn connect_error(error: RedisError, over_tls: bool) -> LinkError {
     let is_dropped = error.is_connection_dropped();
     if over_tls && (is_dropped || error.is_timeout()) {

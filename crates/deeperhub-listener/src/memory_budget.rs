@@ -59,6 +59,15 @@ struct LastShed {
 }
 
 impl MemoryBudget {
+    /// Usage in percent of the limit from which new connections are refused.
+    pub const REFUSE_PERCENT: u64 = REFUSE_PERCENT;
+
+    /// Usage in percent of the limit from which the largest connections are closed.
+    pub const SHED_PERCENT: u64 = SHED_PERCENT;
+
+    /// Usage in percent of the limit up to which client input is read between two measurements.
+    pub const INTAKE_PERCENT: u64 = INTAKE_PERCENT;
+
     /// Creates a budget of `limit` bytes with no usage reported yet.
     pub fn new(limit: u64) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Origin rules and rate limits in a service of your own.
+//! Uses an origin policy and rate limits in another service.
 //!
 //! `cargo run -p deeperhub-security --example gate`
 
@@ -12,7 +12,7 @@ pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     for origin in ["https://app.example.com", "https://evil.example"] {
         println!("page {origin}: {:?}", origins.check(Some(origin), Some("hub.net"), true));
     }
-    // One connection per second and address, three at once.
+    // At most one connection per second and address, in bursts of up to three.
     let limit = RateLimit::new(1.try_into()?, 3.try_into()?);
     let (addresses, mut messages) = (AddressLimiter::new(limit), RateLimiter::default());
     for attempt in 1..=4 {

@@ -1,11 +1,11 @@
-//! The network that limits count as one client address.
+//! The unit in which limits count client addresses.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Returns the address that limits and lists count `address` as.
+/// Returns the address that stands for all addresses of one client.
 ///
-/// An IPv6 address counts as its /64 (`2001:db8:1:2::`), from which one household or machine can
-/// choose its addresses. An IPv4-mapped address (`::ffff:1.2.3.4`) counts as that IPv4 address.
+/// For IPv6, that is the first address of the /64 (`2001:db8:1:2::`), because one machine can use
+/// any address of its /64. An IPv4-mapped address (`::ffff:1.2.3.4`) becomes its IPv4 address.
 #[must_use]
 pub fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {

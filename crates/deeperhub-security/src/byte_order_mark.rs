@@ -3,7 +3,7 @@
 /// U+FEFF in UTF-8.
 pub(crate) const MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Error for UTF-16 text, which some shells write by default and nothing here reads.
+/// Error for UTF-16 text, which some shells write by default. Only UTF-8 is supported.
 #[cfg(feature = "auth")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Utf16;
@@ -17,8 +17,8 @@ pub(crate) fn without_mark(text: &[u8]) -> Result<&[u8], Utf16> {
     Ok(text.strip_prefix(MARK).unwrap_or(text))
 }
 
-/// Returns the text without byte order marks at its start, or at the start of lines where files
-/// were joined.
+/// Returns the text without byte order marks at the start of lines. A mark is at the start of the
+/// text, or at the start of a later line if files were concatenated.
 #[cfg(feature = "tls")]
 pub(crate) fn without_marks(text: crate::Secret) -> crate::Secret {
     use zeroize::Zeroizing;
@@ -26,7 +26,8 @@ pub(crate) fn without_marks(text: crate::Secret) -> crate::Secret {
         return text;
     }
     let mut rest = text.expose();
-    // The full capacity, so that a growing buffer leaves no copy behind.
+    // The buffer has its full capacity from the start. A growing one would leave copies in freed
+    // memory.
     let mut cleaned = Zeroizing::new(Vec::with_capacity(rest.len()));
     while let Some(&first) = rest.first() {
         let is_line_start = cleaned.last().is_none_or(|last| matches!(last, b'\n' | b'\r'));

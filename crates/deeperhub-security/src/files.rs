@@ -1,4 +1,4 @@
-//! Reading files with keys and certificates, and detecting their changes.
+//! Reads files with keys and certificates, and detects changes of the files.
 
 use crate::Secret;
 use std::fs::{File, Metadata};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use zeroize::Zeroizing;
 
-/// Maximum size of a file in bytes: 1 MiB.
+/// Maximum size of a file in bytes: 1 MiB. Limits memory use if a path names the wrong file.
 pub const MAX_BYTES: usize = 1024 * 1024;
 
 /// Reads a file that may contain a secret.
@@ -18,10 +18,11 @@ pub const MAX_BYTES: usize = 1024 * 1024;
 pub fn read(path: &Path) -> Result<Secret, FileError> {
     let failed = |error| FileError { path: path.to_owned(), error };
     let file = File::open(path).map_err(failed)?;
-    // The full capacity, so that a growing buffer leaves no copy of the secret behind.
+    // The buffer has its full capacity from the start. A growing one would leave copies of the
+    // secret in freed memory.
     let length = file.metadata().map_err(failed)?.len();
-    let room = usize::try_from(length).unwrap_or(MAX_BYTES).min(MAX_BYTES) + 1;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    let capacity = usize::try_from(length).unwrap_or(MAX_BYTES).min(MAX_BYTES) + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
     let limit = MAX_BYTES as u64 + 1;
     file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > MAX_BYTES {
@@ -30,7 +31,7 @@ pub fn read(path: &Path) -> Result<Secret, FileError> {
     Ok(Secret::from_zeroizing(bytes))
 }
 
-/// Error for a file that cannot be read. The operator must fix it.
+/// Error of reading a file. The operator must fix it.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: cannot be read", path.display())]
 pub struct FileError {
@@ -43,32 +44,33 @@ pub struct FileError {
 
 /// Metadata of some files at one time. Two stamps of the same paths are equal until a file changes.
 ///
-/// A stamp taken before the files are read, and compared every few seconds, detects files that were
-/// rewritten, replaced, removed or created. It also detects directories swapped by a symbolic link,
-/// as Kubernetes does for secrets. It compares modification times, length and identity, not contents.
+/// Take a stamp before the files are read, and compare it with a new one every few seconds. The
+/// stamps differ after a file was rewritten, replaced, removed or created, and after a symbolic
+/// link to its directory was changed, as Kubernetes does for secrets. They contain times, length
+/// and identity of the files, not their contents.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct FileStamp(Vec<Option<Seen>>);
+pub struct FileStamp(Vec<Option<FileState>>);
 
 impl FileStamp {
-    /// Returns the stamp of the files as they are now. A file that cannot be accessed counts as absent.
+    /// Returns the current stamp of the files. A file that cannot be accessed counts as absent.
     #[must_use]
     pub fn of<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {
-        let seen = |path: P| std::fs::metadata(path).ok().map(|metadata| Seen::of(&metadata));
-        Self(paths.into_iter().map(seen).collect())
+        let state = |path: P| std::fs::metadata(path).ok().map(|metadata| FileState::of(&metadata));
+        Self(paths.into_iter().map(state).collect())
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen {
+struct FileState {
     length: u64,
     modified: Option<SystemTime>,
-    /// Device, inode and status change time. Programs cannot set the latter, so it reveals a copy
-    /// that keeps the old modification time.
+    /// Device, inode and status change time. Programs cannot set the status change time, so it
+    /// reveals a copy that has the old modification time.
     #[cfg(unix)]
     identity: (u64, u64, i64, i64),
 }
 
-impl Seen {
+impl FileState {
     fn of(metadata: &Metadata) -> Self {
         #[cfg(unix)]
         use std::os::unix::fs::MetadataExt;

@@ -11,8 +11,8 @@ pub const MAX_USER_BYTES: usize = 255;
 pub struct Claims {
     /// The user: the token's `sub`, 1 to [`MAX_USER_BYTES`] bytes without control characters.
     pub user: Arc<str>,
-    /// Expiry: the token's `exp`, in seconds since 1970 (RFC 7519 section 4.1.4), rounded down. It may
-    /// be arbitrarily far in the future.
+    /// Expiry: the token's `exp`, in seconds since 1970 (RFC 7519 section 4.1.4), rounded down. It
+    /// may be arbitrarily far in the future.
     pub expires_at: u64,
     /// Topics that the user may use.
     pub grants: Grants,
@@ -21,7 +21,7 @@ pub struct Claims {
 /// Topics that a client may subscribe to and publish to. Cheap to clone. Default: all topics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grants {
-    /// `None`: unrestricted.
+    /// `None` allows all topics.
     lists: Option<Arc<Lists>>,
 }
 
@@ -50,22 +50,21 @@ impl Grants {
         self.lists.is_none()
     }
 
-    /// Returns the topics and patterns that cover allowed subscriptions; `None` if all are allowed.
+    /// Returns the topics and patterns that subscriptions must be covered by, or `None` if all
+    /// subscriptions are allowed.
     #[must_use]
     pub fn subscribe(&self) -> Option<&[Subscription<'static>]> {
         self.lists.as_deref().map(|lists| &*lists.subscribe)
     }
 
-    /// Returns the topics and patterns that allow publishing; `None` if all are allowed.
+    /// Returns the topics and patterns that allow publishing, or `None` if all topics are allowed.
     #[must_use]
     pub fn publish(&self) -> Option<&[Subscription<'static>]> {
         self.lists.as_deref().map(|lists| &*lists.publish)
     }
 
     /// Returns `true` if one grant covers the whole topic or pattern: `room.*` covers `room.a`, but
-    /// not `room.>`.
-    ///
-    /// Grants do not add up: a pattern that only several grants cover together is not allowed.
+    /// not `room.>`. A pattern that only several grants cover together is not allowed.
     #[must_use]
     pub fn may_subscribe(&self, to: &Subscription<'_>) -> bool {
         self.subscribe().is_none_or(|grants| grants.iter().any(|grant| grant.covers(to)))

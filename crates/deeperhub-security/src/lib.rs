@@ -1,11 +1,11 @@
 //! Access decisions for WebSocket servers: origins, rate limits, tokens, TLS, client addresses.
 //!
-//! Each decision is a pure value: it takes everything it needs as arguments and has no socket, clock
-//! or runtime.
+//! The decisions take everything they need as arguments, including the time, and use no sockets and
+//! no runtime. Only `files`, and functions named `load` or `read`, access the file system.
 //!
 //! - [`OriginPolicy`] decides which web pages may connect.
-//! - [`RateLimiter`] limits the messages of a connection, [`AddressLimiter`] the connections of an
-//!   address, [`BurstPool`] the bursts of an address's new connections.
+//! - [`RateLimiter`] limits the messages of a connection. [`AddressLimiter`] limits the connections
+//!   of an address, and [`BurstPool`] the bursts of an address's new connections.
 //! - [`Grants`] decides which topics the bearer of a token may use.
 //! - [`Secret`] holds a key and compares it in constant time.
 //! - The modules `auth` (JWTs), `tls` (a rustls configuration from PEM files) and `proxy` (clients
@@ -17,12 +17,12 @@
 //! use std::num::NonZeroU32;
 //! use std::time::Duration;
 //!
-//! // A page of the host that the request was made to, and one of another.
+//! // A page of the server's own host may connect, a page of another host may not.
 //! let origins = OriginPolicy::default();
 //! assert!(origins.check(Some("https://hub.net"), Some("hub.net"), true).is_ok());
 //! assert!(origins.check(Some("https://evil.example"), Some("hub.net"), true).is_err());
 //!
-//! // One a second, one at once.
+//! // At most one event per second, and no bursts.
 //! let limit = RateLimit::new(NonZeroU32::MIN, NonZeroU32::MIN);
 //! let (mut limiter, now) = (RateLimiter::default(), Duration::from_secs(5));
 //! assert_eq!(limiter.check(&limit, now), Ok(()));

@@ -1,4 +1,4 @@
-//! Secrets: keys and tokens that no log may show.
+//! Secrets: keys and tokens that must not appear in logs.
 
 use std::fmt;
 use subtle::ConstantTimeEq;
@@ -11,15 +11,16 @@ use zeroize::Zeroizing;
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
-    /// Returns a secret of these bytes, or of the bytes of a text.
+    /// Creates a secret from bytes or a text.
     ///
-    /// Only this memory is overwritten on drop, not the caller's copies or buffers that grew earlier.
+    /// The drop overwrites only the memory of this value, not copies that the caller has or that a
+    /// growing buffer has left.
     #[must_use]
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
         Self(Zeroizing::new(bytes.into()))
     }
 
-    /// Wraps bytes that are overwritten on drop already, without a copy.
+    /// Creates a secret without copying the bytes.
     #[cfg(any(feature = "auth", feature = "tls"))]
     pub(crate) const fn from_zeroizing(bytes: Zeroizing<Vec<u8>>) -> Self {
         Self(bytes)
@@ -31,20 +32,21 @@ impl Secret {
         &self.0
     }
 
-    /// Returns `true` if `given` equals the secret. Nothing matches an empty secret.
+    /// Returns `true` if `given` equals the secret and the secret is not empty.
     ///
     /// The time depends only on the length of `given`: neither a difference nor a wrong length ends
     /// the comparison early.
     #[must_use]
     pub fn matches(&self, given: &[u8]) -> bool {
-        // An empty secret is a configuration mistake, which must not let callers without a key in.
+        // An empty secret is a mistake of configuration. Callers without a key must not match it.
         if self.0.is_empty() {
             return false;
         }
-        // Each given byte is compared with one of the secret, which repeats as often as necessary.
-        let same = given.iter().zip(self.0.iter().cycle());
-        let same = same.fold(subtle::Choice::from(1), |same, (a, b)| same & a.ct_eq(b));
-        bool::from(same & given.len().ct_eq(&self.0.len()))
+        // The secret is repeated to the length of `given`, so that each given byte is compared.
+        let pairs = given.iter().zip(self.0.iter().cycle());
+        let bytes_match =
+            pairs.fold(subtle::Choice::from(1), |match_so_far, (a, b)| match_so_far & a.ct_eq(b));
+        bool::from(bytes_match & given.len().ct_eq(&self.0.len()))
     }
 }
 

@@ -437,7 +437,8 @@ fn a_token_may_be_as_long_as_is_said() {
     assert!(token.len() > 8 * 1024 && with_secret().verify(&token, NOW).is_ok());
 }
 
-/// The forms of a number or of bytes that encoders write; each key verifies what its private key signs.
+/// The forms of a number or of bytes that encoders write; each key verifies what its private key
+/// signs.
 #[test]
 fn numbers_with_and_without_leading_zeros_and_padding_are_the_same_key() {
     use base64::Engine;

@@ -398,7 +398,8 @@ fn a_stamp_changes_with_its_files_and_only_then() {
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
-/// As Kubernetes mounts secrets: files are links into a directory, and that is a link that is swapped.
+/// As Kubernetes mounts secrets: files are links into a directory, and that is a link that is
+/// swapped.
 #[cfg(unix)]
 #[test]
 fn a_stamp_changes_when_the_directory_behind_a_link_is_swapped() {

@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use flate2::Compression;
@@ -33,13 +33,16 @@ use tonic::{Code, Status};
 
 use crate::config::{Destination, Protocol};
 
-/// Maximum size of a response body over HTTP, in bytes.
+/// Maximum bytes of a response body over HTTP. Limits memory use if the endpoint is no collector.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// The `User-Agent`, which names the exporter and not the service.
+/// Time after which an idle connection to the collector is closed.
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Value of the `User-Agent` header: name and version of the hub, whatever `service.name` is.
 const USER_AGENT_VALUE: &str = concat!("deeperhub-ws/", env!("CARGO_PKG_VERSION"));
 
-/// Client of one collector for one signal.
+/// Client that sends spans or metrics to one destination.
 #[derive(Debug)]
 pub(crate) struct Client {
     http: legacy::Client<HttpsConnector<HttpConnector>, tonic::body::Body>,
@@ -53,12 +56,18 @@ pub(crate) struct Client {
 /// Error of one attempt to export.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExportError {
-    /// No response came in time.
+    /// No response arrived in time.
     #[error("no response within {0:?}")]
     TimedOut(Duration),
-    /// The request could not be sent, or the response not be read.
+    /// The request could not be built.
+    #[error("cannot build the request: {0}")]
+    Request(String),
+    /// The connection failed before the whole response arrived.
     #[error("{0}")]
     Connection(String),
+    /// The response had a status of 2xx and a body over [`MAX_RESPONSE_BYTES`].
+    #[error("the collector's response is over {MAX_RESPONSE_BYTES} bytes")]
+    ResponseTooLong,
     /// The response had an HTTP status other than 2xx.
     #[error("the collector responded with {status}")]
     Http { status: StatusCode, retry_after: Option<Duration> },
@@ -72,6 +81,9 @@ impl ExportError {
     pub(crate) fn is_retryable(&self) -> bool {
         match self {
             Self::TimedOut(_) | Self::Connection(_) => true,
+            // A response over the limit has confirmed the export with its status, so a retry would
+            // send the data twice.
+            Self::ResponseTooLong | Self::Request(_) => false,
             Self::Http { status, .. } => matches!(status.as_u16(), 429 | 502 | 503 | 504),
             Self::Grpc(status) => matches!(
                 status.code(),
@@ -82,7 +94,7 @@ impl ExportError {
                     | Code::OutOfRange
                     | Code::Unavailable
                     | Code::DataLoss
-                    // Also the status of connections that could not be made.
+                    // tonic also uses this status for connections that failed.
                     | Code::Unknown
             ),
         }
@@ -97,11 +109,27 @@ impl ExportError {
     }
 }
 
+/// An error of any type.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Error of creating a client.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    #[error("invalid certificates of {0}")]
-    Certificates(String, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The TLS library does not support its own default versions.
+    #[error("cannot set up TLS")]
+    Tls(#[source] rustls::Error),
+    /// The system has no CA certificates that can be read.
+    #[error("cannot read the system's CA certificates")]
+    SystemRoots(#[source] io::Error),
+    /// A file of certificates cannot be read, or contains invalid ones.
+    #[error("cannot use the certificates in {}", .0.display())]
+    Certificates(PathBuf, #[source] BoxError),
+    /// The file of the client's private key cannot be read, or contains no valid key.
+    #[error("cannot use the private key in {}", .0.display())]
+    PrivateKey(PathBuf, #[source] BoxError),
+    /// The client certificate and its key do not belong together.
+    #[error("cannot use the client certificate in {} with its key", .0.display())]
+    Identity(PathBuf, #[source] rustls::Error),
     #[error("invalid endpoint URL: {0}")]
     Url(#[from] http::uri::InvalidUri),
     #[error("invalid header {0:?}")]
@@ -115,7 +143,7 @@ impl Client {
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
         let mut builder = legacy::Client::builder(TokioExecutor::new());
         builder
-            .pool_idle_timeout(Duration::from_secs(90))
+            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new());
         let http = match destination.protocol {
@@ -153,7 +181,7 @@ impl Client {
                 }
             })
             .await?;
-        Ok(rejected(response.partial_success.map(|partial| partial.rejected_spans)))
+        Ok(rejected_count(response.partial_success.map(|partial| partial.rejected_spans)))
     }
 
     /// Sends metrics and returns how many data points the collector rejected.
@@ -176,7 +204,7 @@ impl Client {
                 }
             })
             .await?;
-        Ok(rejected(response.partial_success.map(|partial| partial.rejected_data_points)))
+        Ok(rejected_count(response.partial_success.map(|partial| partial.rejected_data_points)))
     }
 
     async fn with_timeout<T>(
@@ -195,22 +223,24 @@ impl Client {
         request
     }
 
-    /// Sends a request over HTTP. A response that is not OTLP counts as one without content.
-    async fn post<A: Message + Default>(&self, message: &impl Message) -> Result<A, ExportError> {
-        let broken = |error: &dyn std::error::Error| ExportError::Connection(with_causes(error));
+    /// Sends a message over HTTP and returns the message of the response. If the body of the
+    /// response is not OTLP, returns an empty message, because the status has confirmed the export.
+    async fn post<R: Message + Default>(&self, message: &impl Message) -> Result<R, ExportError> {
+        let request_error = |error: &dyn std::error::Error| ExportError::Request(with_causes(error));
+        let connection_error = |error: &dyn std::error::Error| ExportError::Connection(with_causes(error));
         let mut body = message.encode_to_vec();
         let mut request = Request::post(self.url.clone());
         if let Some(headers) = request.headers_mut() {
             headers.extend(self.headers.clone());
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
             if self.is_compressed {
-                body = gzip(&body).map_err(|error| broken(&error))?;
+                body = gzip(&body).map_err(|error| request_error(&error))?;
                 headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             }
         }
         let request =
-            request.body(tonic::body::Body::new(Full::from(body))).map_err(|error| broken(&error))?;
-        let response = self.http.request(request).await.map_err(|error| broken(&error))?;
+            request.body(tonic::body::Body::new(Full::from(body))).map_err(|error| request_error(&error))?;
+        let response = self.http.request(request).await.map_err(|error| connection_error(&error))?;
         let status = response.status();
         if !status.is_success() {
             let retry_after =
@@ -218,27 +248,28 @@ impl Client {
             return Err(ExportError::Http { status, retry_after: retry_after.map(Duration::from_secs) });
         }
         let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES).collect().await;
-        let body = body.map_err(|error| match error.is::<LengthLimitError>() {
-            true => ExportError::Connection(format!(
-                "the collector's response is over {MAX_RESPONSE_BYTES} bytes"
-            )),
-            false => broken(&*error),
+        let body = body.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                ExportError::ResponseTooLong
+            } else {
+                connection_error(&*error)
+            }
         })?;
-        Ok(A::decode(body.to_bytes()).unwrap_or_default())
+        Ok(R::decode(body.to_bytes()).unwrap_or_default())
     }
 }
 
 /// Returns the message of a gRPC response.
-fn grpc_response<A>(response: Result<tonic::Response<A>, Status>) -> Result<A, ExportError> {
+fn grpc_response<R>(response: Result<tonic::Response<R>, Status>) -> Result<R, ExportError> {
     response.map(tonic::Response::into_inner).map_err(|status| match status.source() {
-        // Not a status of the collector.
+        // tonic created this status, because the connection failed.
         Some(error) => ExportError::Connection(with_causes(error)),
         None => ExportError::Grpc(Box::new(status)),
     })
 }
 
-/// Returns the number of rejected items; a negative number counts as 0.
-fn rejected(count: Option<i64>) -> u64 {
+/// Converts the number of rejected items of a response. A missing or negative number counts as 0.
+fn rejected_count(count: Option<i64>) -> u64 {
     count.and_then(|count| u64::try_from(count).ok()).unwrap_or_default()
 }
 
@@ -251,36 +282,37 @@ fn http_connector(destination: &Destination) -> HttpConnector {
 }
 
 /// Builds the TLS configuration: trusts the configured CAs or the system's, and presents a client
-/// certificate if one is configured. Without `is_needed` no certificate is read.
-fn tls_config(destination: &Destination, is_needed: bool) -> Result<ClientConfig, ClientError> {
-    let of =
-        |path: Option<&Path>| path.map_or_else(|| "the system".to_owned(), |path| path.display().to_string());
-    let fault = |path: Option<&Path>, error: Box<dyn std::error::Error + Send + Sync>| {
-        ClientError::Certificates(of(path), error)
-    };
+/// certificate if one is configured. If `is_https` is `false`, reads no certificates and trusts
+/// none.
+fn tls_config(destination: &Destination, is_https: bool) -> Result<ClientConfig, ClientError> {
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| fault(None, error.into()))?;
-    let trusting = match destination.certificate.as_deref() {
-        _ if !is_needed => builder.with_root_certificates(RootCertStore::empty()),
-        None => builder.with_native_roots().map_err(|error| fault(None, error.into()))?,
+        .map_err(ClientError::Tls)?;
+    if !is_https {
+        return Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth());
+    }
+    let builder = match destination.certificate.as_deref() {
+        None => builder.with_native_roots().map_err(ClientError::SystemRoots)?,
         Some(path) => {
+            let invalid = |error: BoxError| ClientError::Certificates(path.to_owned(), error);
             let mut roots = RootCertStore::empty();
-            for certificate in certificates(path).map_err(|error| fault(Some(path), error))? {
-                roots.add(certificate).map_err(|error| fault(Some(path), error.into()))?;
+            for certificate in certificates(path).map_err(invalid)? {
+                roots.add(certificate).map_err(|error| invalid(error.into()))?;
             }
             builder.with_root_certificates(roots)
         }
     };
-    match &destination.identity {
-        Some((certificate, key)) if is_needed => {
-            let chain = certificates(certificate).map_err(|error| fault(Some(certificate), error))?;
-            let own = PrivateKeyDer::from_pem_file(key).map_err(|error| fault(Some(key), error.into()))?;
-            trusting.with_client_auth_cert(chain, own).map_err(|error| fault(Some(certificate), error.into()))
-        }
-        _ => Ok(trusting.with_no_client_auth()),
-    }
+    let Some((certificate_path, key_path)) = &destination.identity else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let chain = certificates(certificate_path)
+        .map_err(|error| ClientError::Certificates(certificate_path.clone(), error))?;
+    let key = PrivateKeyDer::from_pem_file(key_path)
+        .map_err(|error| ClientError::PrivateKey(key_path.clone(), error.into()))?;
+    builder
+        .with_client_auth_cert(chain, key)
+        .map_err(|error| ClientError::Identity(certificate_path.clone(), error))
 }
 
 /// Reads the certificates of a PEM file.
@@ -295,17 +327,16 @@ pub fn certificates(
     if certificates.is_empty() { Err("it holds no certificate".into()) } else { Ok(certificates) }
 }
 
+/// Returns the headers of each request: `User-Agent` and the configured ones.
 fn header_map(destination: &Destination) -> Result<HeaderMap, ClientError> {
     let mut headers = HeaderMap::new();
     headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
     for (name, value) in &destination.headers.0 {
-        let fault = || ClientError::Header(name.clone());
-        let mut value = HeaderValue::from_str(value).map_err(|_| fault())?;
+        let invalid = || ClientError::Header(name.clone());
+        let mut value = HeaderValue::from_str(value).map_err(|_| invalid())?;
         value.set_sensitive(true);
-        headers.append(
-            HeaderName::from_bytes(name.to_ascii_lowercase().as_bytes()).map_err(|_| fault())?,
-            value,
-        );
+        let name = HeaderName::from_bytes(name.to_ascii_lowercase().as_bytes()).map_err(|_| invalid())?;
+        headers.append(name, value);
     }
     Ok(headers)
 }
@@ -316,8 +347,20 @@ fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// Returns an error's text with those of its sources.
+/// Returns the texts of an error and of its sources, outermost first.
 pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| (*cause).source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_confirmed_export_is_not_retried() {
+        assert!(!ExportError::ResponseTooLong.is_retryable());
+        assert!(ExportError::Connection("reset".to_owned()).is_retryable());
+        assert!(ExportError::TimedOut(Duration::from_secs(1)).is_retryable());
+    }
 }

@@ -1,4 +1,4 @@
-//! Configuration of the export.
+//! Configuration of the export over OTLP.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,7 +15,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Creates a service. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` take precedence.
+    /// Creates a service. The variables `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` override
+    /// its name and version.
     pub fn new(name: impl Into<String>, version: impl Into<String>) -> Self {
         Self { name: name.into(), version: version.into() }
     }
@@ -24,9 +25,9 @@ impl Service {
 /// Settings of a program that take precedence over the `OTEL_*` variables.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
-    /// Base URL of the collector for traces and metrics; [`Switchable::Off`] exports nothing.
+    /// Base URL of the collector for traces and metrics; [`Switchable::Off`] disables the export.
     pub endpoint: Option<Switchable<HttpUrl>>,
-    /// Share of new traces that are recorded; traces that callers bring keep their decision.
+    /// Share of new traces that are recorded. The sampling decision of a caller's trace is kept.
     pub sample_ratio: Option<Ratio>,
 }
 
@@ -36,9 +37,9 @@ pub struct Overrides {
 pub struct TelemetryConfig {
     /// Name and version of the program.
     pub service: Service,
-    /// Destination of spans; `None` exports none.
+    /// Destination of spans. If `None`, no spans are exported.
     pub traces: Option<Destination>,
-    /// Destination of metrics; `None` exports none.
+    /// Destination of metrics. If `None`, no metrics are exported.
     pub metrics: Option<Destination>,
     /// Decides which traces are recorded.
     pub sampler: Sampler,
@@ -50,12 +51,12 @@ pub struct TelemetryConfig {
     pub max_batch_spans: usize,
     /// Longest time that a span waits for a batch to fill.
     pub batch_delay: Duration,
-    /// Time after which a batch is given up, all its attempts included.
+    /// Time in which attempts to send a batch may start. A batch is dropped if its next attempt
+    /// would start later.
     pub export_timeout: Duration,
     /// Time between two exports of metrics.
     pub metrics_interval: Duration,
-    /// Values of variables that were ignored, as sentences for people. `Exporters::new` returns
-    /// them.
+    /// Warnings for people about ignored values of variables. `Exporters::new` returns them, too.
     pub warnings: Vec<String>,
 }
 
@@ -70,19 +71,19 @@ impl TelemetryConfig {
 
     /// Reads the `OTEL_*` variables of the process.
     ///
-    /// Nothing is exported unless a variable names an endpoint. As the specification asks, an
-    /// invalid value counts as absent, with a warning.
+    /// A signal is exported only if a variable names an endpoint for it. As OpenTelemetry's
+    /// specification demands, an invalid value causes a warning and counts as not set.
     #[must_use]
     pub fn from_env(service: Service) -> Self {
         Self::from_variables(service, &Overrides::default(), |name| std::env::var(name).ok())
     }
 }
 
-/// Collector that one signal (traces or metrics) is sent to.
+/// Collector that one signal (traces or metrics) is sent to, and how to send it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Destination {
-    /// The complete URL over HTTP (`…/v1/traces`), or the collector's origin over gRPC.
+    /// The complete URL for OTLP/HTTP (`…/v1/traces`), or the collector's origin for gRPC.
     pub url: HttpUrl,
     /// Transport and encoding.
     pub protocol: Protocol,
@@ -90,7 +91,7 @@ pub struct Destination {
     pub headers: Headers,
     /// Timeout of one attempt.
     pub timeout: Duration,
-    /// Compresses requests with gzip.
+    /// `true` compresses requests with gzip.
     pub is_compressed: bool,
     /// PEM file with the CAs to trust instead of the system's.
     pub certificate: Option<PathBuf>,

@@ -1,7 +1,7 @@
 //! Reads OpenTelemetry's environment variables.
 //!
-//! All programs of an environment share them. So, as their specification asks, an invalid value
-//! causes a warning and counts as absent.
+//! Several programs can share these variables. As their specification demands, an invalid value
+//! causes a warning and counts as not set.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use deeperhub_node::trace::Sampler;
 
 use crate::config::{Destination, Headers, Overrides, Protocol, Service, TelemetryConfig};
 
-/// A kind of telemetry with variables of its own.
+/// A kind of telemetry. Some variables exist for each kind and for all kinds together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Signal {
     Traces,
@@ -20,6 +20,7 @@ enum Signal {
 }
 
 impl Signal {
+    /// Returns the signal's name in variables.
     const fn name(self) -> &'static str {
         match self {
             Self::Traces => "TRACES",
@@ -37,8 +38,8 @@ impl Signal {
 }
 
 impl TelemetryConfig {
-    /// Reads the `OTEL_*` variables with `read`, which returns a variable's value. `overrides` take
-    /// precedence.
+    /// Creates a configuration from the `OTEL_*` variables and `overrides`, which take precedence.
+    /// `read` returns the value of a variable.
     #[must_use]
     pub fn from_variables(
         service: Service,
@@ -59,7 +60,7 @@ impl TelemetryConfig {
         };
         let resource = reader.resource();
         let max_queued_spans = reader.number("OTEL_BSP_MAX_QUEUE_SIZE", 2048, 1, 1 << 20) as usize;
-        let batch = reader.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512, 1, 1 << 16) as usize;
+        let max_batch_spans = reader.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512, 1, 1 << 16) as usize;
         let batch_delay = reader.milliseconds("OTEL_BSP_SCHEDULE_DELAY", 5000);
         let export_timeout = reader.milliseconds("OTEL_BSP_EXPORT_TIMEOUT", 30_000);
         let metrics_interval = reader.milliseconds("OTEL_METRIC_EXPORT_INTERVAL", 60_000);
@@ -71,7 +72,7 @@ impl TelemetryConfig {
             sampler,
             resource,
             max_queued_spans,
-            max_batch_spans: batch.min(max_queued_spans),
+            max_batch_spans: max_batch_spans.min(max_queued_spans),
             batch_delay,
             export_timeout,
             metrics_interval,
@@ -87,16 +88,16 @@ struct Reader<'r> {
 }
 
 impl Reader<'_> {
-    /// Returns a variable's value; a blank value counts as absent.
+    /// Returns a variable's value. A blank value counts as not set.
     fn text(&self, name: &str) -> Option<String> {
         (self.read)(name).filter(|text| !text.trim().is_empty())
     }
 
-    /// Returns name and value of the signal's own variable, or else of the one for all signals.
+    /// Returns name and value of the variable for the signal, or else of the one for all signals.
     fn signal_variable(&self, signal: Signal, suffix: &str) -> Option<(String, String)> {
-        let own = format!("OTEL_EXPORTER_OTLP_{}_{suffix}", signal.name());
-        let all = format!("OTEL_EXPORTER_OTLP_{suffix}");
-        [own, all].into_iter().find_map(|name| self.text(&name).map(|text| (name, text)))
+        let for_signal = format!("OTEL_EXPORTER_OTLP_{}_{suffix}", signal.name());
+        let for_all = format!("OTEL_EXPORTER_OTLP_{suffix}");
+        [for_signal, for_all].into_iter().find_map(|name| self.text(&name).map(|text| (name, text)))
     }
 
     fn warn(&mut self, name: &str, value: &str, expected: &str) {
@@ -128,9 +129,9 @@ impl Reader<'_> {
         Duration::from_millis(self.number(name, default, 1, 24 * 3_600_000))
     }
 
-    /// Returns a signal's destination, or `None` if neither `overriding` nor a variable names an
-    /// endpoint: telemetry leaves the process only on request.
-    fn destination(&mut self, signal: Signal, overriding: Option<&HttpUrl>) -> Option<Destination> {
+    /// Returns a signal's destination. Returns `None` if neither `endpoint_override` nor a variable
+    /// names an endpoint, because telemetry is exported only on request.
+    fn destination(&mut self, signal: Signal, endpoint_override: Option<&HttpUrl>) -> Option<Destination> {
         let name = format!("OTEL_{}_EXPORTER", signal.name());
         if let Some(exporter) = self.text(&name) {
             let names: Vec<_> = exporter.split(',').map(str::trim).collect();
@@ -141,20 +142,20 @@ impl Reader<'_> {
                 self.warn(&name, unknown, "otlp or none");
             }
         }
-        let (base, own) = match overriding {
+        let (base, signal_endpoint) = match endpoint_override {
             Some(url) => (Some(url.clone()), None),
             None => {
-                let own_name = format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", signal.name());
-                (self.url("OTEL_EXPORTER_OTLP_ENDPOINT"), self.url(&own_name))
+                let signal_variable = format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", signal.name());
+                (self.url("OTEL_EXPORTER_OTLP_ENDPOINT"), self.url(&signal_variable))
             }
         };
-        let endpoint = own.clone().or(base)?;
+        // The path is appended to the base only; the variable of a signal names a complete URL.
+        let has_path = signal_endpoint.is_some();
+        let endpoint = signal_endpoint.or(base)?;
         let protocol = self.protocol(signal, &endpoint);
-        let url = match (protocol, own) {
-            // A signal's own endpoint already has its path.
-            (Protocol::HttpProtobuf, Some(own)) => own,
-            (Protocol::HttpProtobuf, None) => endpoint.below(signal.path()),
-            (Protocol::Grpc, _) => endpoint,
+        let url = match protocol {
+            Protocol::HttpProtobuf if !has_path => endpoint.below(signal.path()),
+            Protocol::HttpProtobuf | Protocol::Grpc => endpoint,
         };
         let headers = self.headers(signal);
         let timeout = match self.signal_variable(signal, "TIMEOUT") {
@@ -176,7 +177,8 @@ impl Reader<'_> {
         Some(Destination { url, protocol, headers, timeout, is_compressed, certificate, identity })
     }
 
-    /// Returns the files of the client certificate and its key; one without the other is ignored.
+    /// Returns the files of the client certificate and its key. Ignores one without the other, with
+    /// a warning.
     fn identity(&mut self, signal: Signal) -> Option<(PathBuf, PathBuf)> {
         let certificate = self.signal_variable(signal, "CLIENT_CERTIFICATE");
         let key = self.signal_variable(signal, "CLIENT_KEY");
@@ -202,8 +204,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Returns the protocol of the variable, or else gRPC for its conventional port and HTTP for
-    /// others.
+    /// Returns the protocol that a variable names. Without one, returns gRPC if the endpoint has
+    /// gRPC's conventional port 4317, and otherwise HTTP.
     fn protocol(&mut self, signal: Signal, endpoint: &HttpUrl) -> Protocol {
         if let Some((name, text)) = self.signal_variable(signal, "PROTOCOL") {
             match text.trim() {
@@ -285,16 +287,16 @@ fn pairs(text: &str) -> (Vec<(String, String)>, usize) {
     (pairs, invalid)
 }
 
-/// Decodes percent-encoding; returns `None` if it is invalid.
+/// Decodes percent-encoding. Returns `None` if the encoding is invalid or the result is not UTF-8.
 fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('%') {
         return Some(Cow::Borrowed(text));
     }
     let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
+    let mut encoded = text.bytes();
+    while let Some(byte) = encoded.next() {
         if byte == b'%' {
-            let mut digit = || char::from(rest.next()?).to_digit(16);
+            let mut digit = || char::from(encoded.next()?).to_digit(16);
             let (high, low) = (digit()?, digit()?);
             bytes.push((high * 16 + low) as u8);
         } else {

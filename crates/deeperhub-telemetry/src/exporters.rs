@@ -21,24 +21,24 @@ use crate::metric_exporter::MetricExporter;
 use crate::otlp::Origin;
 use crate::span_exporter::{SpanExporter, SpanQueue};
 
-/// Delay before a panicked exporter restarts.
+/// Delay before an exporter restarts after a panic. Limits CPU use if it panics each time.
 const PANIC_RESTART_DELAY: Duration = Duration::from_secs(1);
 
-/// OTLP exporters that are set up and not started yet.
+/// OTLP exporters that are not started yet.
 ///
-/// They are created before the node, because their [`tracer`](Self::tracer) is part of the node's
+/// Create them before the node, because their [`tracer`](Self::tracer) is part of the node's
 /// configuration.
 #[derive(Debug)]
 pub struct Exporters {
     config: TelemetryConfig,
-    /// The span exporter and the sink that fills its queue.
+    /// The span exporter, and the queue that the node's tracer records spans in.
     spans: Option<(SpanExporter, Arc<SpanQueue>)>,
     metrics: Option<Client>,
     trace_metrics: TraceMetrics,
     panics: SharedCounter,
 }
 
-/// OTLP exporters that run.
+/// OTLP exporters that are running.
 #[derive(Debug)]
 pub struct RunningExporters {
     stop: watch::Sender<bool>,
@@ -46,8 +46,8 @@ pub struct RunningExporters {
 }
 
 impl Exporters {
-    /// Creates the exporters and returns warnings for people. Reads certificate files, so it may
-    /// block.
+    /// Creates the exporters. Also returns warnings for people. Reads certificate files, so the
+    /// call may block.
     ///
     /// An exporter that cannot be created is left out with a warning, because a hub without
     /// telemetry is better than no hub.
@@ -71,8 +71,8 @@ impl Exporters {
         (Self { config, spans, metrics, trace_metrics, panics: SharedCounter::new() }, warnings)
     }
 
-    /// Returns the tracer for the node's configuration. It records nothing if no spans are
-    /// exported.
+    /// Returns the tracer for the node's configuration. If no spans are exported, the tracer
+    /// records none.
     #[must_use]
     pub fn tracer(&self) -> Tracer {
         let Some((_, queue)) = &self.spans else { return Tracer::default() };
@@ -80,7 +80,7 @@ impl Exporters {
     }
 
     /// Returns the same tracer with a limit on traces that clients mark as sampled
-    /// ([`Tracer::with_client_rate`]), for hubs that are open to strangers.
+    /// ([`Tracer::with_client_rate`]). Limits the cost that clients can cause.
     #[must_use]
     pub fn tracer_with_client_rate(&self, per_second: u32) -> Tracer {
         let tracer = self.tracer();
@@ -101,11 +101,11 @@ impl Exporters {
     #[must_use]
     pub fn start(self, node: &NodeHandle) -> RunningExporters {
         let Self { config, spans, metrics, panics, .. } = self;
-        let (stop, stopped) = watch::channel(false);
+        let (stop_sender, stop_receiver) = watch::channel(false);
         let origin = Arc::new(Origin::new(&config, node.node_id()));
         let mut tasks = Vec::new();
         if let Some((mut exporter, _)) = spans {
-            let (origin, mut stop, panics) = (Arc::clone(&origin), stopped.clone(), panics.clone());
+            let (origin, mut stop, panics) = (Arc::clone(&origin), stop_receiver.clone(), panics.clone());
             tasks.push(tokio::spawn(async move {
                 while catch_panic(exporter.run(&origin, &mut stop)).await.is_err() {
                     wait_after_panic("spans", &panics).await;
@@ -114,31 +114,32 @@ impl Exporters {
         }
         if let Some(client) = metrics {
             let mut exporter = MetricExporter::new(client, node.clone(), config.metrics_interval);
-            let mut stop = stopped;
+            let mut stop = stop_receiver;
             tasks.push(tokio::spawn(async move {
                 while catch_panic(exporter.run(&origin, &mut stop)).await.is_err() {
                     wait_after_panic("metrics", &panics).await;
                 }
             }));
         }
-        RunningExporters { stop, tasks }
+        RunningExporters { stop: stop_sender, tasks }
     }
 }
 
 impl RunningExporters {
-    /// Sends what is left and ends the exporters, for at most `timeout`.
+    /// Ends the exporters after they have sent the queued spans and the last metrics. Waits at most
+    /// `timeout` for them.
     ///
-    /// Call it after the node has stopped: spans that are recorded later are lost.
+    /// Call it after the node has stopped, because spans that are recorded later are lost.
     pub async fn stop(self, timeout: Duration) {
         self.stop.send_replace(true);
-        let ended = tokio::time::timeout(timeout, async {
+        let all_ended = tokio::time::timeout(timeout, async {
             for task in self.tasks {
                 if let Err(error) = task.await {
                     warn!(%error, "Exporter task failed");
                 }
             }
         });
-        if ended.await.is_err() {
+        if all_ended.await.is_err() {
             warn!(?timeout, "Exporters did not stop in time");
         }
     }
@@ -151,7 +152,8 @@ async fn wait_after_panic(signal: &'static str, panics: &SharedCounter) {
     tokio::time::sleep(PANIC_RESTART_DELAY).await;
 }
 
-/// Runs a future and returns its panic as an error. Borrowed state must stay valid after a panic.
+/// Runs a future and returns its panic as an error. State that the future borrows must be valid at
+/// each point where it can panic.
 async fn catch_panic<T>(future: impl Future<Output = T>) -> thread::Result<T> {
     let mut future = pin!(future);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
@@ -168,14 +170,14 @@ mod tests {
     #[test]
     fn a_panic_of_a_future_is_an_error() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let ended = |panics: bool| {
+        let run = |panics: bool| {
             runtime.block_on(catch_panic(async {
                 tokio::task::yield_now().await;
                 assert!(!panics, "it panics");
                 7
             }))
         };
-        assert_eq!(ended(false).ok(), Some(7));
-        assert!(ended(true).is_err());
+        assert_eq!(run(false).ok(), Some(7));
+        assert!(run(true).is_err());
     }
 }

@@ -1,15 +1,15 @@
 //! Exports the traces and metrics of a hub node.
 //!
-//! Two ways lead out of the process:
+//! The crate has two parts:
 //!
-//! - [`Exporters`] send spans and metrics to a collector over OTLP (gRPC or HTTP).
-//!   [`TelemetryConfig`] reads the `OTEL_*` variables, or is filled in by the program.
-//! - `SdkSpanSink` (feature `sdk`) turns spans into `opentelemetry_sdk` span data, for any
+//! - [`Exporters`] send spans and metrics to a collector over OTLP (gRPC or HTTP). Their
+//!   [`TelemetryConfig`] comes from the `OTEL_*` variables or from the program.
+//! - `SdkSpanSink` (feature `sdk`) converts spans to `opentelemetry_sdk` span data, for any
 //!   span processor or exporter of the OpenTelemetry project.
 //!
-//! No thread that serves clients waits for a collector. Spans pass through a bounded queue; spans
-//! that find it full are dropped and counted. Metrics are read from the node's own cells, the ones
-//! that Prometheus reads too, each time they are sent.
+//! Threads that serve clients do not wait for a collector. They push spans to a bounded queue; if
+//! the queue is full, spans are dropped and counted. Metrics are read at each export from the
+//! counters and gauges that Prometheus reads, too.
 //!
 //! ```no_run
 //! use std::time::Duration;

@@ -15,7 +15,7 @@ pub(crate) struct MetricExporter {
     client: Client,
     node: NodeHandle,
     interval: Duration,
-    /// The last attempt failed. Logged once, until an attempt succeeds.
+    /// `true` if the last attempt failed. Only the first failure in a row is logged.
     is_failing: bool,
 }
 
@@ -24,16 +24,17 @@ impl MetricExporter {
         Self { client, node, interval, is_failing: false }
     }
 
-    /// Sends at each interval until `stop` is set or dropped, and then once more.
+    /// Sends all metrics at the interval until `stop` is set or its sender is dropped, and then
+    /// once more.
     pub(crate) async fn run(&mut self, origin: &Origin, stop: &mut watch::Receiver<bool>) {
         loop {
-            let stopped = tokio::select! {
+            let is_stopping = tokio::select! {
                 () = tokio::time::sleep(self.interval) => false,
-                // An error means that the sender is gone.
+                // An error means that the sender was dropped.
                 _ = stop.wait_for(|stop| *stop) => true,
             };
             self.send(origin).await;
-            if stopped {
+            if is_stopping {
                 return;
             }
         }

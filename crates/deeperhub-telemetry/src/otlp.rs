@@ -16,10 +16,10 @@ use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Status, s
 
 use crate::config::TelemetryConfig;
 
-/// Flag of an OTLP span: `IS_REMOTE` is known for its parent.
+/// Flag of an OTLP span: the flag [`IS_REMOTE`] is meaningful.
 const HAS_IS_REMOTE: u32 = 0x100;
 
-/// Flag of an OTLP span: its parent belongs to another process.
+/// Flag of an OTLP span: the parent span belongs to another process.
 const IS_REMOTE: u32 = 0x200;
 
 /// The sampled flag of a W3C trace context.
@@ -28,7 +28,7 @@ const SAMPLED: u32 = 1;
 /// Name of the instrumentation scope.
 pub(crate) const SCOPE_NAME: &str = "deeperhub";
 
-/// Resource, scope and start time that all requests carry.
+/// Resource, scope and start time, which are the same in all requests.
 #[derive(Debug)]
 pub(crate) struct Origin {
     resource: Resource,
@@ -37,7 +37,8 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Configured attributes replace known ones of the same name.
+    /// Creates an origin whose resource has known and configured attributes. A configured attribute
+    /// replaces a known one of the same name.
     pub(crate) fn new(config: &TelemetryConfig, node_id: &str) -> Self {
         let known = [
             ("service.name", config.service.name.clone()),
@@ -48,10 +49,10 @@ impl Origin {
             ("telemetry.sdk.language", "rust".to_owned()),
             ("telemetry.sdk.version", env!("CARGO_PKG_VERSION").to_owned()),
         ];
-        let configured = |name: &str| config.resource.iter().any(|(other, _)| other == name);
+        let is_configured = |name: &str| config.resource.iter().any(|(other, _)| other == name);
         let mut attributes: Vec<_> = known
             .into_iter()
-            .filter(|(name, _)| !configured(name))
+            .filter(|(name, _)| !is_configured(name))
             .map(|(name, value)| text_attribute(name, value))
             .collect();
         attributes.extend(config.resource.iter().map(|(name, value)| text_attribute(name, value.clone())));
@@ -125,13 +126,20 @@ pub(crate) fn otlp_span(span: Span) -> trace::Span {
     }
 }
 
-fn otlp_link(to: &SpanContext) -> span::Link {
+fn otlp_link(linked: &SpanContext) -> span::Link {
     span::Link {
-        trace_id: to.trace_id().to_be_bytes().to_vec(),
-        span_id: to.span_id().to_be_bytes().to_vec(),
-        flags: u32::from(to.is_sampled()),
+        trace_id: linked.trace_id().to_be_bytes().to_vec(),
+        span_id: linked.span_id().to_be_bytes().to_vec(),
+        flags: u32::from(linked.is_sampled()),
         ..span::Link::default()
     }
+}
+
+/// Period that a cumulative data point covers, in nanoseconds since 1970.
+#[derive(Debug, Clone, Copy)]
+struct Period {
+    start: u64,
+    end: u64,
 }
 
 /// Returns a request that carries the metrics' values at `now`.
@@ -140,10 +148,10 @@ pub(crate) fn metrics_request(
     snapshots: &[MetricSnapshot<'_>],
     now: SystemTime,
 ) -> ExportMetricsServiceRequest {
-    let times = (unix_nanos(origin.started), unix_nanos(now));
+    let period = Period { start: unix_nanos(origin.started), end: unix_nanos(now) };
     let scope_metrics = metrics::ScopeMetrics {
         scope: Some(origin.scope.clone()),
-        metrics: snapshots.iter().filter_map(|snapshot| otlp_metric(snapshot, times)).collect(),
+        metrics: snapshots.iter().filter_map(|snapshot| otlp_metric(snapshot, period)).collect(),
         schema_url: String::new(),
     };
     ExportMetricsServiceRequest {
@@ -157,7 +165,7 @@ pub(crate) fn metrics_request(
 
 /// Converts a metric. Strips the suffixes for unit and kind from its name, because a collector that
 /// converts OTLP to Prometheus appends them again. Returns `None` for an unknown kind.
-fn otlp_metric(snapshot: &MetricSnapshot<'_>, times: (u64, u64)) -> Option<metrics::Metric> {
+fn otlp_metric(snapshot: &MetricSnapshot<'_>, period: Period) -> Option<metrics::Metric> {
     let (unit, suffix) = match snapshot.unit {
         Unit::Bytes => ("By", "_bytes"),
         Unit::Seconds => ("s", "_seconds"),
@@ -176,23 +184,23 @@ fn otlp_metric(snapshot: &MetricSnapshot<'_>, times: (u64, u64)) -> Option<metri
                         .map(|(name, value)| text_attribute(name, value.to_owned()))
                         .into_iter()
                         .collect();
-                    number_point(labels, value, times)
+                    number_point(labels, value, period)
                 })
                 .collect(),
             aggregation_temporality: cumulative,
             is_monotonic: true,
         }),
-        MetricData::Gauge(value) => {
-            metric::Data::Gauge(metrics::Gauge { data_points: vec![number_point(Vec::new(), *value, times)] })
-        }
+        MetricData::Gauge(value) => metric::Data::Gauge(metrics::Gauge {
+            data_points: vec![number_point(Vec::new(), *value, period)],
+        }),
         MetricData::Info(labels) => {
             let labels = labels.iter().map(|(name, value)| text_attribute(name, value.clone())).collect();
             metric::Data::Gauge(metrics::Gauge {
-                data_points: vec![number_point(labels, Number::Whole(1), times)],
+                data_points: vec![number_point(labels, Number::Whole(1), period)],
             })
         }
         MetricData::Histogram(histogram) => metric::Data::Histogram(metrics::Histogram {
-            data_points: vec![histogram_point(histogram, times)],
+            data_points: vec![histogram_point(histogram, period)],
             aggregation_temporality: cumulative,
         }),
         _ => return None,
@@ -206,11 +214,7 @@ fn otlp_metric(snapshot: &MetricSnapshot<'_>, times: (u64, u64)) -> Option<metri
     })
 }
 
-fn number_point(
-    attributes: Vec<KeyValue>,
-    value: Number,
-    (start, now): (u64, u64),
-) -> metrics::NumberDataPoint {
+fn number_point(attributes: Vec<KeyValue>, value: Number, period: Period) -> metrics::NumberDataPoint {
     let value = match value {
         Number::Whole(value) => number_data_point::Value::AsInt(value),
         Number::Float(value) => number_data_point::Value::AsDouble(value),
@@ -218,14 +222,14 @@ fn number_point(
     };
     metrics::NumberDataPoint {
         attributes,
-        start_time_unix_nano: start,
-        time_unix_nano: now,
+        start_time_unix_nano: period.start,
+        time_unix_nano: period.end,
         value: Some(value),
         ..metrics::NumberDataPoint::default()
     }
 }
 
-fn histogram_point(histogram: &HistogramSnapshot, (start, now): (u64, u64)) -> metrics::HistogramDataPoint {
+fn histogram_point(histogram: &HistogramSnapshot, period: Period) -> metrics::HistogramDataPoint {
     let bounds = histogram.bounds();
     let exemplars = histogram.exemplars().iter().flatten().map(|exemplar| metrics::Exemplar {
         filtered_attributes: Vec::new(),
@@ -235,8 +239,8 @@ fn histogram_point(histogram: &HistogramSnapshot, (start, now): (u64, u64)) -> m
         value: Some(exemplar::Value::AsDouble(bounds.exposed(exemplar.value))),
     });
     metrics::HistogramDataPoint {
-        start_time_unix_nano: start,
-        time_unix_nano: now,
+        start_time_unix_nano: period.start,
+        time_unix_nano: period.end,
         count: histogram.count(),
         sum: Some(bounds.exposed(histogram.sum())),
         bucket_counts: histogram.buckets().to_vec(),

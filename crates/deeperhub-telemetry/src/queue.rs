@@ -1,15 +1,15 @@
-//! A bounded queue that is emptied in batches.
+//! A bounded queue whose consumer takes batches.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A bounded queue. Its consumer is woken for a whole batch only, because a wake-up for each span
-/// would cost more than all other work on it.
+/// A bounded queue. Its consumer is woken only for a whole batch, because a wake-up for each span
+/// would cost more than all other work for the span.
 #[derive(Debug)]
 pub(crate) struct BatchQueue<T> {
     items: Mutex<VecDeque<T>>,
     capacity: usize,
-    batch: usize,
+    batch_size: usize,
 }
 
 /// Outcome of a push.
@@ -17,15 +17,15 @@ pub(crate) struct BatchQueue<T> {
 pub(crate) enum Pushed {
     /// The item was queued.
     Queued,
-    /// The item was queued and completes a batch: the consumer is to be woken.
+    /// The item was queued and completes a batch. The caller must wake the consumer.
     CompletesBatch,
     /// The queue was full; the item was dropped.
     Full,
 }
 
 impl<T> BatchQueue<T> {
-    pub(crate) const fn new(capacity: usize, batch: usize) -> Self {
-        Self { items: Mutex::new(VecDeque::new()), capacity, batch }
+    pub(crate) const fn new(capacity: usize, batch_size: usize) -> Self {
+        Self { items: Mutex::new(VecDeque::new()), capacity, batch_size }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
@@ -39,19 +39,19 @@ impl<T> BatchQueue<T> {
             return Pushed::Full;
         }
         items.push_back(item);
-        if items.len() == self.batch { Pushed::CompletesBatch } else { Pushed::Queued }
+        if items.len() == self.batch_size { Pushed::CompletesBatch } else { Pushed::Queued }
     }
 
     /// Removes and returns the oldest items, at most a batch.
     pub(crate) fn take_batch(&self) -> Vec<T> {
         let mut items = self.lock();
-        let count = items.len().min(self.batch);
+        let count = items.len().min(self.batch_size);
         items.drain(..count).collect()
     }
 
     /// Returns `true` if a whole batch is queued.
     pub(crate) fn has_batch(&self) -> bool {
-        self.lock().len() >= self.batch
+        self.lock().len() >= self.batch_size
     }
 }
 

@@ -23,41 +23,41 @@ use crate::queue::{BatchQueue, Pushed};
 /// Maximum number of spans in the queue; spans over it are dropped and counted.
 const MAX_QUEUED_SPANS: usize = 2048;
 
-/// Number of spans that wakes the thread before its delay is over.
+/// Number of queued spans at which the thread is woken before its delay ends.
 const BATCH_SPANS: usize = 512;
 
 /// Longest time that a span waits in the queue while the processor keeps up.
 const BATCH_DELAY: Duration = Duration::from_millis(200);
 
-/// Time that the processor gets to shut down when the sink is dropped without a stop.
+/// Limits the shutdown of the processor when the sink is dropped without [`SdkSpanSink::stop`].
 const DROP_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sink that hands a node's spans to a span processor of OpenTelemetry's SDK.
 ///
-/// The processor runs on a thread of the sink, so it may block (as `SimpleSpanProcessor` does):
-/// threads that serve clients only push to a bounded queue of 2048 spans. Spans that find it full
-/// are dropped and counted in `deeperhub_trace_spans_dropped_total`. The SDK does not report what
-/// becomes of a span, so `deeperhub_trace_spans_exported_total` counts spans that the processor
-/// received.
+/// The processor runs on a thread of the sink, so it may block (as `SimpleSpanProcessor` does).
+/// Threads that serve clients only push to a bounded queue of 2048 spans. If the queue is full,
+/// spans are dropped and counted in `deeperhub_trace_spans_dropped_total`. The SDK does not report
+/// whether a span was exported, so `deeperhub_trace_spans_exported_total` counts the spans that the
+/// processor received.
 ///
 /// Each span carries ids, parent, `tracestate`, kind, times, attributes, links and status. The hub
 /// records no span events. A `tracestate` that the SDK's parser refuses is left out.
 ///
-/// Clones share one queue and one processor. When the last clone is dropped, including that of the
-/// node's tracer, the thread hands over the rest and shuts the processor down.
+/// Clones share one queue and one processor. The node's tracer has a clone, too. When the last
+/// clone is dropped, the thread hands over the queued spans and shuts the processor down.
 #[derive(Debug, Clone)]
 pub struct SdkSpanSink {
     handle: Arc<Handle>,
 }
 
-/// The processor did not hand over its spans and shut down.
+/// Error of [`SdkSpanSink::stop`]: the processor did not shut down, so spans may be lost.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SdkStopError {
-    /// The processor still runs; its thread is left behind.
+    /// The processor did not shut down in time. Its thread continues to run.
     #[error("the span processor did not shut down within {0:?}")]
     TimedOut(Duration),
-    /// The processor reported an error.
+    /// The processor reported an error, or its thread panicked.
     #[error("the span processor failed to shut down: {0}")]
     Failed(String),
 }
@@ -94,37 +94,37 @@ impl SdkSpanSink {
             is_stopping: AtomicBool::new(false),
             shutdown_timeout: Mutex::new(DROP_SHUTDOWN_TIMEOUT),
         });
-        let (ended, result) = watch::channel(None);
+        let (result_sender, result) = watch::channel(None);
         let thread = thread::Builder::new().name("span-processor".to_owned()).spawn({
             let shared = Arc::clone(&shared);
             move || {
                 let result = shared.run(&processor);
-                ended.send_replace(Some(result.map_err(|error| error.to_string())));
+                result_sender.send_replace(Some(result.map_err(|error| error.to_string())));
             }
         })?;
         let thread = thread.thread().clone();
         Ok(Self { handle: Arc::new(Handle { shared, thread, result }) })
     }
 
-    /// Returns a tracer for the node's configuration, which records traces by `sampler`'s decision.
+    /// Returns a tracer for the node's configuration. It records the traces that `sampler` selects.
     #[must_use]
     pub fn tracer(&self, sampler: Sampler) -> Tracer {
         Tracer::new(sampler, Arc::new(self.clone()), self.handle.shared.metrics.clone())
     }
 
-    /// Hands over the spans in the queue and shuts the processor down, for at most `timeout`.
+    /// Hands over the queued spans and shuts the processor down. Waits at most `timeout`.
     ///
-    /// Call it after the node has stopped: spans that are recorded later are dropped and counted.
+    /// Call it after the node has stopped, because spans that are recorded later are dropped and
+    /// counted.
     ///
     /// # Errors
     ///
-    /// If the processor fails to shut down, or does not end in time.
+    /// If the processor fails to shut down, or does not shut down in time.
     pub async fn stop(&self, timeout: Duration) -> Result<(), SdkStopError> {
         *self.handle.shared.shutdown_timeout.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
         self.handle.stop();
         let mut result = self.handle.result.clone();
-        let ended = tokio::time::timeout(timeout, result.wait_for(Option::is_some)).await;
-        match ended {
+        match tokio::time::timeout(timeout, result.wait_for(Option::is_some)).await {
             Err(_) => Err(SdkStopError::TimedOut(timeout)),
             Ok(Ok(result)) => match &*result {
                 Some(Err(error)) => Err(SdkStopError::Failed(error.clone())),
@@ -151,6 +151,7 @@ impl SpanSink for SdkSpanSink {
 }
 
 impl Handle {
+    /// Asks the thread to hand over the queued spans and end.
     fn stop(&self) {
         self.shared.is_stopping.store(true, Ordering::Release);
         self.thread.unpark();
@@ -168,7 +169,8 @@ impl Shared {
     fn run(&self, processor: &impl SpanProcessor) -> OTelSdkResult {
         let scope = InstrumentationScope::builder(SCOPE_NAME).with_version(env!("CARGO_PKG_VERSION")).build();
         loop {
-            // Read before the queue: spans recorded before the stop are still handed over.
+            // The flag is read before the queue, so that spans recorded before the stop are handed
+            // over.
             let is_stopping = self.is_stopping.load(Ordering::Acquire);
             let batch = self.queue.take_batch();
             if batch.is_empty() {
@@ -185,7 +187,7 @@ impl Shared {
         processor.shutdown_with_timeout(timeout)
     }
 
-    /// A processor that panics costs the span, not the thread.
+    /// Hands a span to the processor. If the processor panics, counts the span as dropped.
     fn hand_over(&self, processor: &impl SpanProcessor, span: SpanData) {
         match catch_unwind(AssertUnwindSafe(|| processor.on_end(span))) {
             Ok(()) => self.metrics.exported(1),
@@ -207,7 +209,8 @@ fn span_data(span: Span, scope: &InstrumentationScope) -> SpanData {
         span.attributes.into_iter().map(|(name, value)| KeyValue::new(name, sdk_value(value))).collect();
     attributes.extend(span.error.map(|error| KeyValue::new("error.type", error)));
     let mut links = SpanLinks::default();
-    links.links = span.links.into_iter().map(|to| Link::with_context(sdk_context(to, None))).collect();
+    links.links =
+        span.links.into_iter().map(|linked| Link::with_context(sdk_context(linked, None))).collect();
     SpanData {
         span_context: sdk_context(span.context, span.tracestate.as_deref()),
         parent_span_id: span.parent.map_or(SpanId::INVALID, |parent| SpanId::from(parent.span_id())),
@@ -230,8 +233,8 @@ fn span_data(span: Span, scope: &InstrumentationScope) -> SpanData {
     }
 }
 
-/// Converts the ids of a span. Its own context is never remote; the hub does not know whether that
-/// of a link is.
+/// Converts the ids of a span. Sets `is_remote` to `false`: a recorded span is never remote, and
+/// the hub does not know it of a linked one.
 fn sdk_context(context: SpanContext, tracestate: Option<&str>) -> opentelemetry::trace::SpanContext {
     let flags = if context.is_sampled() { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
     let state = tracestate.and_then(|state| state.parse::<TraceState>().ok()).unwrap_or_default();

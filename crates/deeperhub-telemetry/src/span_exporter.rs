@@ -1,4 +1,5 @@
-//! Sends the node's spans to a collector: a bounded queue, and the task that empties it.
+//! Sends the node's spans to a collector. The node's threads push spans to a bounded queue, and a
+//! task sends them in batches.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,27 +14,27 @@ use crate::config::TelemetryConfig;
 use crate::otlp::{self, Origin};
 use crate::queue::{BatchQueue, Pushed};
 
-/// Backoff before the first retry of a batch; each further one is twice as long.
+/// Backoff before the first retry of a batch. Each further backoff is twice as long.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 
-/// Upper limit of the backoff.
+/// Maximum backoff.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// A queue and the notification that a batch is complete.
+/// A queue, and the notification of its consumer that a batch is complete.
 #[derive(Debug)]
 struct Shared<T = Span> {
     queue: BatchQueue<T>,
     batch_complete: Notify,
 }
 
-/// Sink that the node's threads record spans in. Drops and counts spans when the queue is full.
+/// Sink that the node's threads record spans in. Drops and counts spans if the queue is full.
 #[derive(Debug)]
 pub(crate) struct SpanQueue {
     shared: Arc<Shared>,
     metrics: TraceMetrics,
 }
 
-/// Empties the queue in batches and sends them.
+/// Takes batches from the queue and sends them.
 #[derive(Debug)]
 pub(crate) struct SpanExporter {
     shared: Arc<Shared>,
@@ -41,16 +42,16 @@ pub(crate) struct SpanExporter {
     batch_delay: Duration,
     export_timeout: Duration,
     metrics: TraceMetrics,
-    /// The last batch was lost. Logged once, until a batch is accepted.
+    /// `true` if the last batch was lost. Only the first loss in a row is logged.
     is_failing: bool,
 }
 
 impl<T> Shared<T> {
-    fn new(capacity: usize, batch: usize) -> Self {
-        Self { queue: BatchQueue::new(capacity, batch), batch_complete: Notify::new() }
+    fn new(capacity: usize, batch_size: usize) -> Self {
+        Self { queue: BatchQueue::new(capacity, batch_size), batch_complete: Notify::new() }
     }
 
-    /// Queues a span. Returns `false` if there is no room.
+    /// Queues a span. Returns `false` if the queue is full.
     fn push(&self, span: T) -> bool {
         match self.queue.push(span) {
             Pushed::Queued => true,
@@ -71,13 +72,14 @@ impl<T> Shared<T> {
 }
 
 impl SpanQueue {
+    /// Creates a queue and the exporter that takes its spans.
     pub(crate) fn new(
         client: Client,
         config: &TelemetryConfig,
         metrics: TraceMetrics,
     ) -> (Self, SpanExporter) {
-        let batch = config.max_batch_spans.clamp(1, config.max_queued_spans.max(1));
-        let shared = Arc::new(Shared::new(config.max_queued_spans, batch));
+        let batch_size = config.max_batch_spans.clamp(1, config.max_queued_spans.max(1));
+        let shared = Arc::new(Shared::new(config.max_queued_spans, batch_size));
         let exporter = SpanExporter {
             shared: Arc::clone(&shared),
             client,
@@ -99,16 +101,17 @@ impl SpanSink for SpanQueue {
 }
 
 impl SpanExporter {
-    /// Sends batches until `stop` is set or dropped, and then what is left in the queue.
+    /// Sends batches until `stop` is set or its sender is dropped, and then the spans that are
+    /// still queued.
     pub(crate) async fn run(&mut self, origin: &Origin, stop: &mut watch::Receiver<bool>) {
         loop {
             tokio::select! {
                 () = self.shared.wait_for_batch() => {}
                 () = tokio::time::sleep(self.batch_delay) => {}
-                // An error means that the sender is gone.
+                // An error means that the sender was dropped.
                 _ = stop.wait_for(|stop| *stop) => {}
             }
-            // Read before the queue: spans recorded before the stop are still sent.
+            // The flag is read before the queue, so that spans recorded before the stop are sent.
             let is_stopping = *stop.borrow() || stop.has_changed().is_err();
             let batch = self.shared.queue.take_batch();
             if !batch.is_empty() {
@@ -119,10 +122,11 @@ impl SpanExporter {
         }
     }
 
-    /// Sends a batch and retries it within the export timeout. Meanwhile the queue may fill up.
+    /// Sends a batch. After a failure, retries it if the retry can start within the export timeout.
+    /// After a stop, makes at most one more attempt. Meanwhile the queue may fill up.
     async fn send(&mut self, origin: &Origin, batch: Vec<Span>, stop: &mut watch::Receiver<bool>) {
         let spans = batch.len() as u64;
-        let mut lost = CountLostOnDrop { spans, metrics: self.metrics.clone() };
+        let mut loss_guard = CountLostOnDrop { spans, metrics: self.metrics.clone() };
         let request = otlp::traces_request(origin, batch.into_iter());
         let deadline = Instant::now() + self.export_timeout;
         let mut backoff = FIRST_BACKOFF;
@@ -130,7 +134,7 @@ impl SpanExporter {
             let error = match self.client.send_spans(request.clone()).await {
                 Ok(rejected) => {
                     let rejected = rejected.min(spans);
-                    lost.spans = 0;
+                    loss_guard.spans = 0;
                     self.metrics.exported(spans - rejected);
                     self.metrics.dropped(SpanLoss::Rejected, rejected);
                     if std::mem::take(&mut self.is_failing) {
@@ -140,9 +144,9 @@ impl SpanExporter {
                 }
                 Err(error) => error,
             };
-            // Jitter keeps nodes that lost the same collector out of step.
+            // Jitter spreads the retries of nodes that lost the same collector.
             let wait = error.retry_after().unwrap_or_else(|| backoff.mul_f64(0.5 + 0.5 * fastrand::f64()));
-            if !error.is_retryable() || *stop.borrow() || !fits(wait, deadline, Instant::now()) {
+            if !error.is_retryable() || *stop.borrow() || !ends_in_time(wait, deadline, Instant::now()) {
                 if !std::mem::replace(&mut self.is_failing, true) {
                     warn!(%error, spans, "Export of spans failed; counting further losses silently");
                 }
@@ -150,20 +154,20 @@ impl SpanExporter {
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => backoff = (backoff * 2).min(MAX_BACKOFF),
-                // One last attempt.
+                // A stop ends the wait; the next attempt is the last one.
                 _ = stop.wait_for(|stop| *stop) => {}
             }
         }
     }
 }
 
-/// Returns `true` if `wait` ends by `end`. Compares durations, because a collector may request a
-/// wait so long that adding it to an `Instant` would overflow.
-fn fits(wait: Duration, end: Instant, now: Instant) -> bool {
-    wait <= end.saturating_duration_since(now)
+/// Returns `true` if `wait` ends by the deadline. Compares durations, because a collector can
+/// request a wait so long that adding it to an `Instant` would overflow.
+fn ends_in_time(wait: Duration, deadline: Instant, now: Instant) -> bool {
+    wait <= deadline.saturating_duration_since(now)
 }
 
-/// Guard that counts the spans of a batch as lost when it is dropped, also by a panic.
+/// Guard that counts the spans of a batch as lost when the guard is dropped, also during a panic.
 #[derive(Debug)]
 struct CountLostOnDrop {
     spans: u64,
@@ -212,9 +216,9 @@ mod tests {
     fn no_wait_is_too_long_to_be_compared() {
         let now = Instant::now();
         let end = now + Duration::from_secs(30);
-        assert!(fits(Duration::from_secs(30), end, now));
-        assert!(!fits(Duration::from_secs(31), end, now));
-        assert!(!fits(Duration::from_secs(u64::MAX), end, now));
-        assert!(!fits(Duration::MAX, now, end));
+        assert!(ends_in_time(Duration::from_secs(30), end, now));
+        assert!(!ends_in_time(Duration::from_secs(31), end, now));
+        assert!(!ends_in_time(Duration::from_secs(u64::MAX), end, now));
+        assert!(!ends_in_time(Duration::MAX, now, end));
     }
 }

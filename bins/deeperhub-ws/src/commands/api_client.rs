@@ -24,26 +24,27 @@ use crate::config::effective::defaults;
 /// Timeout of a request, from connecting to the end of the body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Maximum bytes of a response body; longer than any response of the server API.
+/// Maximum bytes of a response body, more than the server API sends. Limits memory use if the
+/// address belongs to another server.
 const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// Error of a request, for the operator.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    /// No connection, or no response in time.
-    #[error("cannot reach the server API at {address}: {source} (--api-listen says where it is)")]
+    /// The connection failed, or the response did not arrive in time.
+    #[error("cannot reach the server API at {address}: {source} (set its address with --api-listen)")]
     Unreachable { address: Address, source: io::Error },
     /// The key is missing or wrong.
     #[error(
-        "the server API at {address} refuses the key: give the server's own with --api-key or DEEPERHUB_API_KEY"
+        "the server API at {address} refuses the key: set the server's key with --api-key or DEEPERHUB_API_KEY"
     )]
     Unauthorized { address: Address },
-    /// Another server, or another version.
+    /// The response is not one of the server API, or of another version of it.
     #[error("the server at {address} is no server API of this version: {reason}")]
     Unexpected { address: Address, reason: String },
 }
 
-/// A client of one server API. Keeps its connection open between requests.
+/// A client of one server API. Its connection stays open between requests.
 #[derive(Debug)]
 pub(crate) struct ApiClient {
     address: Address,
@@ -53,11 +54,11 @@ pub(crate) struct ApiClient {
     http: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
 }
 
-/// Returns the address of the server API that a server with the setting `api_listen` has.
+/// Returns the address at which a server with the setting `api_listen` serves its API.
 ///
 /// # Errors
 ///
-/// The API is off, or its port is not known.
+/// If the API is off, or if the port is 0, so that the server picked any port.
 pub(crate) fn api_address(api_listen: Option<Switchable<Address>>) -> Result<Address, &'static str> {
     match api_listen.unwrap_or(Switchable::On(defaults::API_ADDRESS)) {
         Switchable::Off => Err("the server API is off (api_listen); give its address with --api-listen"),
@@ -69,12 +70,12 @@ pub(crate) fn api_address(api_listen: Option<Switchable<Address>>) -> Result<Add
 }
 
 impl ApiClient {
-    /// Creates a client for the API at `address`. With `tls_cert`, it connects over TLS and accepts
-    /// only a server with the first certificate of that file.
+    /// Creates a client for the API at `address`. With `tls_cert`, the client connects over TLS and
+    /// accepts only a server with the first certificate of that file.
     ///
     /// # Errors
     ///
-    /// The certificate cannot be read.
+    /// If the certificate cannot be read.
     pub(crate) fn new(
         address: Address,
         key: Option<Secret>,
@@ -82,7 +83,7 @@ impl ApiClient {
     ) -> Result<Self, String> {
         let (scheme, tls) = match tls_cert {
             Some(file) => ("https", pinned_certificate::trust_only(file)?),
-            // Never used, but the connector needs one.
+            // The connector needs a TLS configuration, although it connects without TLS.
             None => ("http", pinned_certificate::trust_nothing()?),
         };
         let connector =
@@ -105,12 +106,12 @@ impl ApiClient {
 
     /// Sends a GET request and reads the whole response.
     ///
-    /// Must be called in the context of a runtime, always the same one.
+    /// All calls must be in the context of the same runtime, which runs the client's connection.
     pub(crate) async fn get(&self, path: &str) -> Result<Response<Bytes>, ApiError> {
         let uri = format!("{}://{}{path}", self.scheme, connectable(&self.address));
         let mut request = Request::get(uri);
         if let Some(key) = &self.key {
-            // A key that fits no header is no server's key.
+            // A key that is no valid header value cannot be the server's key.
             let value = [b"Bearer ", key.expose()].concat();
             let mut value = HeaderValue::from_maybe_shared(value).map_err(|_| self.unauthorized())?;
             value.set_sensitive(true);
@@ -124,13 +125,14 @@ impl ApiClient {
         };
         match tokio::time::timeout(self.timeout, exchange).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.failed(&*error)),
+            Ok(Err(error)) => Err(self.exchange_error(&*error)),
             Err(_) => Err(self.unreachable(io::ErrorKind::TimedOut.into())),
         }
     }
 
-    /// Tells a lost connection from a response that is not HTTP.
-    fn failed(&self, error: &(dyn Error + 'static)) -> ApiError {
+    /// Converts the error of an exchange: `Unreachable` if an I/O error caused it, and otherwise
+    /// `Unexpected`.
+    fn exchange_error(&self, error: &(dyn Error + 'static)) -> ApiError {
         let mut causes = std::iter::successors(Some(error), |&error| error.source());
         match causes.find_map(|error| error.downcast_ref::<io::Error>()) {
             Some(error) => {
@@ -157,7 +159,8 @@ impl ApiClient {
     }
 }
 
-/// Returns the loopback address for a server that listens on every interface.
+/// Returns the address to connect to: the same one, or loopback if the server listens on all
+/// interfaces.
 fn connectable(address: &Address) -> Address {
     let host = match &address.host {
         Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => Host::Ip(Ipv4Addr::LOCALHOST.into()),

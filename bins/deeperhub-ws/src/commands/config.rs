@@ -29,18 +29,19 @@ pub(crate) fn run(
     action: &ConfigAction,
     layers: impl FnOnce() -> Result<Layers, Vec<ConfigError>>,
 ) -> ExitCode {
-    let done = match action {
+    let result = match action {
         ConfigAction::Check => layers().and_then(resolve).map(|settings| check(&settings)),
         ConfigAction::Show => layers().and_then(resolve).map(|settings| print(&settings.show())),
         ConfigAction::Default => default_file().map(|file| print(&file)),
     };
-    done.unwrap_or_else(|errors| bad_configuration(&errors))
+    result.unwrap_or_else(|errors| bad_configuration(&errors))
 }
 
+/// Runs the preflight of a start with valid settings, and prints warnings and the result.
 fn check(settings: &Settings) -> ExitCode {
     let warnings = match serve::preflight(settings) {
         Ok(warnings) => warnings,
-        Err(failure) => return bad_configuration(&[failure]),
+        Err(error) => return bad_configuration(&[error]),
     };
     for warning in settings.warnings.iter().chain(&warnings) {
         let _ = writeln!(io::stderr(), "warning: {warning}");

@@ -1,4 +1,4 @@
-//! `health`: checks whether a running server is ready, as container health checks do.
+//! `health`: checks whether a running server is ready, for health checks of containers.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use crate::exit::FAILED;
 
 /// Requests `/health/ready` from the server whose API has these options, and prints the result.
 pub(crate) fn check(api: ApiOptions) -> ExitCode {
-    match is_ready(api) {
+    match require_ready(api) {
         Ok(()) => {
             let _ = writeln!(io::stdout(), "ready");
             ExitCode::SUCCESS
@@ -23,8 +23,8 @@ pub(crate) fn check(api: ApiOptions) -> ExitCode {
     }
 }
 
-/// Returns the reason if the server is not ready.
-fn is_ready(api: ApiOptions) -> Result<(), String> {
+/// Returns an error with the reason if the server is not ready.
+fn require_ready(api: ApiOptions) -> Result<(), String> {
     let address = api_address(api.api_listen)?;
     let client = ApiClient::new(address.clone(), None, api.api_tls_cert.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

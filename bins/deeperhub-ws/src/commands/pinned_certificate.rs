@@ -1,4 +1,4 @@
-//! Trust in one certificate: that of the server on the same machine.
+//! TLS configurations of a client that trusts one certificate, or none.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,12 +9,13 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
-/// Returns a TLS configuration that accepts only a server with the first certificate of `file`,
-/// under any name: `health` and `top` connect to addresses that certificates rarely name.
+/// Returns a TLS configuration that accepts only a server with the first certificate of `file`. The
+/// certificate's names are not checked, because `health` and `top` often connect to a loopback
+/// address.
 ///
 /// # Errors
 ///
-/// The file cannot be read, or contains no certificate.
+/// If the file cannot be read or contains no certificate.
 pub(crate) fn trust_only(file: &Path) -> Result<ClientConfig, String> {
     let certificate = CertificateDer::from_pem_file(file)
         .map_err(|error| format!("cannot read a certificate from {}: {error}", file.display()))?;
@@ -25,7 +26,7 @@ pub(crate) fn trust_only(file: &Path) -> Result<ClientConfig, String> {
 ///
 /// # Errors
 ///
-/// The TLS library failed.
+/// If the TLS library fails.
 pub(crate) fn trust_nothing() -> Result<ClientConfig, String> {
     config(None)
 }

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use deeperhub_protocol::schema;
 
-/// A description.
+/// A description that the subcommand prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Schema {
     /// The server API, as OpenAPI 3.1
@@ -18,7 +18,7 @@ pub(crate) enum Schema {
 ///
 /// # Errors
 ///
-/// None: the descriptions can always be serialized.
+/// If the description cannot be serialized, which tests exclude.
 pub(crate) fn text(kind: Schema) -> serde_json::Result<String> {
     let mut text = match kind {
         Schema::Openapi => deeperhub_api::openapi().to_pretty_json()?,

@@ -1,4 +1,4 @@
-//! `token`: tokens for development, signed with the secret of the server.
+//! `token`: prints tokens for development, signed with the secret of the server.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -38,10 +38,12 @@ pub(crate) struct TokenArgs {
     ttl: Time,
 }
 
+/// Parses a topic or pattern.
 fn pattern(text: &str) -> Result<Subscription<'static>, String> {
     Subscription::parse(text.to_owned()).map_err(|error| error.to_string())
 }
 
+/// Parses a lifetime from 1 s to [`MAX_TTL`].
 fn ttl(text: &str) -> Result<Time, String> {
     let time = Time::parse_up_to(text, MAX_TTL);
     let time = time.ok_or("expected a duration such as 30s, 10m or 24h, at most 8760h")?;
@@ -52,10 +54,11 @@ fn ttl(text: &str) -> Result<Time, String> {
 pub(crate) fn print(layers: &Layers, token: &TokenArgs) -> ExitCode {
     match mint(layers, token) {
         Ok(token) => crate::exit::print(&format_args!("{token}\n")),
-        Err(problem) => crate::exit::bad_configuration(&[problem]),
+        Err(error) => crate::exit::bad_configuration(&[error]),
     }
 }
 
+/// Signs a token with the first audience and issuer of the settings.
 fn mint(layers: &Layers, token: &TokenArgs) -> Result<String, ConfigError> {
     let options = &layers.options.tokens;
     let Some(path) = &options.auth_secret_file else {
@@ -83,9 +86,9 @@ fn mint(layers: &Layers, token: &TokenArgs) -> Result<String, ConfigError> {
     };
     let first = |list: &'_ Option<Vec<String>>| list.as_ref().and_then(|list| list.first().cloned());
     let (audience, issuer) = (first(&options.auth_audience), first(&options.auth_issuer));
-    let recipient = MintOptions { audience: audience.as_deref(), issuer: issuer.as_deref() };
+    let mint_options = MintOptions { audience: audience.as_deref(), issuer: issuer.as_deref() };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    mint_with(&secret, &token.sub, &grants, recipient, now, token.ttl.0).map_err(|error| {
+    mint_with(&secret, &token.sub, &grants, mint_options, now, token.ttl.0).map_err(|error| {
         let argument = match error {
             MintError::User => "--sub: ",
             MintError::Ttl => "--ttl: ",

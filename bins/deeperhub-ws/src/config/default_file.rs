@@ -1,4 +1,4 @@
-//! The file of `config default`: every option with its help and its default.
+//! The file that `config default` prints: every option with its help and its default.
 
 use std::fmt::{self, Write};
 
@@ -11,17 +11,17 @@ use crate::config::options::Options;
 use crate::config::resolve::resolve;
 use crate::reload::settings::RELOADABLE_KEYS;
 
-/// Maximum columns of a comment.
-const WIDTH: usize = 100;
+/// Maximum columns of a comment line.
+const MAX_COMMENT_COLUMNS: usize = 100;
 
-/// Marks a setting without a default, whose value is a placeholder.
+/// Comment after the placeholder value of a setting without a default.
 const NOT_SET: &str = "  # not set by default";
 
 /// Returns a file that changes nothing: each setting is commented out and has its default.
 ///
 /// # Errors
 ///
-/// None: the defaults are valid.
+/// If the defaults are invalid, which tests exclude.
 pub(crate) fn default_file() -> Result<String, Vec<ConfigError>> {
     let defaults = resolve(Layers::default())?;
     let mut file = String::new();
@@ -41,7 +41,7 @@ fn write_all(file: &mut String, defaults: &[EffectiveSetting]) -> fmt::Result {
     for option in parser.get_arguments() {
         let key = option.get_id().as_str();
         let Some(effective) = defaults.iter().find(|effective| effective.key == key) else {
-            // The file cannot name itself.
+            // `config` names the file, so it is no key of the file.
             continue;
         };
         if option.get_help_heading() != heading {
@@ -57,8 +57,8 @@ fn write_all(file: &mut String, defaults: &[EffectiveSetting]) -> fmt::Result {
         match &effective.toml {
             Some(toml) => writeln!(file, "#{key} = {toml}")?,
             None => {
-                let form = option.get_value_names().and_then(|names| names.first());
-                writeln!(file, "#{key} = \"{}\"{NOT_SET}", form.map_or("", |form| form.as_str()))?;
+                let placeholder = option.get_value_names().and_then(|names| names.first());
+                writeln!(file, "#{key} = \"{}\"{NOT_SET}", placeholder.map_or("", |name| name.as_str()))?;
             }
         }
     }
@@ -70,7 +70,7 @@ fn comment(file: &mut String, text: &str) -> fmt::Result {
     for paragraph in text.lines() {
         let mut line = String::from("#");
         for word in paragraph.split_whitespace() {
-            if line.len() + 1 + word.len() > WIDTH {
+            if line.len() + 1 + word.len() > MAX_COMMENT_COLUMNS {
                 writeln!(file, "{line}")?;
                 line = String::from("#");
             }
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn comments_are_wrapped() {
         let file = default_file().unwrap();
-        let long: Vec<_> = file.lines().filter(|line| line.starts_with("# ") && line.len() > WIDTH).collect();
-        assert_eq!(long, [""; 0]);
+        let is_too_long = |line: &&str| line.starts_with("# ") && line.len() > MAX_COMMENT_COLUMNS;
+        assert_eq!(file.lines().find(is_too_long), None);
     }
 }

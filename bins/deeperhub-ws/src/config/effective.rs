@@ -24,8 +24,8 @@ pub(crate) mod defaults {
     pub(crate) const CLUSTER_QUEUE_BYTES: usize = 16 << 20;
     pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
     pub(crate) const LOG_QUEUE_BYTES: usize = 1 << 20;
-    /// Enough to trace a few clients under investigation. Each message costs up to about twenty
-    /// spans.
+    /// Limits the cost of traces that clients request. Enough to trace a few clients under
+    /// investigation; a message costs up to about twenty spans.
     pub(crate) const TRACE_CLIENT_RATE: u32 = 10;
 }
 
@@ -36,32 +36,32 @@ pub(crate) struct Settings {
     pub(crate) address: Address,
     /// Configuration of the node.
     pub(crate) node: deeperhub_node::Config,
-    /// Keys for tokens; `None` when there are none. `node` has the same authenticator.
+    /// Keys that verify tokens; `None` if none are set. `node` has the same authenticator.
     pub(crate) auth: Option<Auth>,
-    /// TLS towards clients; `None` when it is off.
+    /// TLS of the client port; `None` if it is off.
     pub(crate) tls: Option<Tls>,
-    /// The server API; `None` when it is off.
+    /// The server API; `None` if it is off.
     pub(crate) api: Option<ApiSettings>,
-    /// Time over which connections are closed at the end.
+    /// Time over which connections are closed at shutdown.
     pub(crate) drain_timeout: Duration,
     pub(crate) log: LogSettings,
     pub(crate) telemetry: TelemetrySettings,
-    /// The file that was read, and the origin of its name.
+    /// The file that was read, and the origin of its path.
     pub(crate) config: Option<(PathBuf, SettingOrigin)>,
     /// Every setting as text, in the order of the options.
     pub(crate) effective: Vec<EffectiveSetting>,
-    /// Valid settings that are probably mistakes.
+    /// Texts about valid settings that are probably mistakes.
     pub(crate) warnings: Vec<String>,
 }
 
 /// Settings of the server API.
 #[derive(Debug)]
 pub(crate) struct ApiSettings {
-    /// Address that it listens on.
+    /// Address to listen on.
     pub(crate) address: Address,
-    /// TLS towards callers; `None` when it is off.
+    /// TLS of the API; `None` if it is off.
     pub(crate) tls: Option<Tls>,
-    /// Its configuration. There is a key unless the address is loopback.
+    /// Configuration of the API. It has a key, unless the address is loopback.
     pub(crate) config: deeperhub_api::ApiConfig,
 }
 
@@ -77,9 +77,9 @@ pub(crate) struct LogSettings {
 /// Settings of the export over OTLP.
 #[derive(Debug)]
 pub(crate) struct TelemetrySettings {
-    /// The collector; `None`: as OpenTelemetry's variables say.
+    /// The collector. `None` leaves it to OpenTelemetry's variables.
     pub(crate) otlp_endpoint: Option<Switchable<HttpUrl>>,
-    /// Sampled share of new traces; `None`: as OpenTelemetry's variables say.
+    /// Sampled share of new traces. `None` leaves it to OpenTelemetry's variables.
     pub(crate) trace_sample_ratio: Option<Ratio>,
     /// Messages and handshakes per second that are traced because clients request it.
     pub(crate) trace_client_rate: u32,
@@ -89,7 +89,7 @@ pub(crate) struct TelemetrySettings {
 #[derive(Debug, Clone)]
 pub(crate) struct EffectiveSetting {
     pub(crate) key: &'static str,
-    /// The value as TOML, secrets masked; `None` if it is not set.
+    /// The value as TOML, with secrets masked; `None` if the setting has no value.
     pub(crate) toml: Option<String>,
     pub(crate) origin: SettingOrigin,
 }
@@ -106,8 +106,8 @@ impl Settings {
         self.api.as_ref().map_or(0, |api| api.config.max_connections.saturating_add(reserved))
     }
 
-    /// Writes the effective configuration as TOML, with the origin of each value in a comment. A
-    /// setting without a value is a comment; secrets are masked.
+    /// Writes the effective configuration as TOML, with the origin of each value in a comment.
+    /// Writes a setting without a value as a comment, and masks secrets.
     pub(crate) fn show(&self) -> impl fmt::Display {
         fmt::from_fn(|f| {
             if let Some((path, origin)) = &self.config {
@@ -124,7 +124,7 @@ impl Settings {
             let longest = assignments.iter().map(|assignment| assignment.chars().count()).max();
             let width = longest.unwrap_or(0).min(48);
             for (setting, assignment) in self.effective.iter().zip(assignments) {
-                writeln!(f, "{assignment:width$}  # {}", setting.origin.of(setting.key))?;
+                writeln!(f, "{assignment:width$}  # {}", setting.origin.label(setting.key))?;
             }
             Ok(())
         })

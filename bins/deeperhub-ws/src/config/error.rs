@@ -1,5 +1,5 @@
-//! Errors of the configuration. Each message names the setting as given, the value, and what is
-//! expected.
+//! Errors of the configuration. A message about a value names the setting as the operator wrote it,
+//! the value, and the expected values.
 
 use std::path::PathBuf;
 
@@ -28,12 +28,12 @@ pub(crate) enum ConfigError {
     #[error("invalid value for {key} (not shown, as it is secret): {expected}", key = origin.name_of(key))]
     InvalidSecret { key: String, origin: SettingOrigin, expected: String },
 
-    /// Valid settings exclude or lack each other.
+    /// Settings that are valid alone exclude each other, or one needs another.
     #[error("{0}")]
     Conflict(String),
 }
 
-/// Returns the candidate that `typed` is probably meant to be.
+/// Returns the candidate that is most similar to `typed`, if it is similar enough to be meant.
 pub(crate) fn similar<'a>(typed: &str, candidates: &'a [String]) -> Option<&'a str> {
     let typed = typed.to_ascii_lowercase().replace('-', "_");
     candidates

@@ -10,7 +10,7 @@ use crate::config::error::{ConfigError, similar};
 use crate::config::layers::{Layer, LayerValue};
 use crate::config::origin::SettingOrigin;
 
-/// Reads a file and appends its errors to `errors`.
+/// Reads a file. Returns its valid settings and appends its errors to `errors`.
 pub(crate) fn read(
     path: &Path,
     origin: &SettingOrigin,
@@ -45,7 +45,7 @@ fn parse(text: &str, path: &Path, keys: &[String], errors: &mut Vec<ConfigError>
     for (key, value) in entries {
         let line = line_at(text, key.span().start);
         let name = key.get_ref().as_ref();
-        // The file cannot name itself.
+        // `config` names the file, so it is no key of the file.
         if name == "config" || !keys.iter().any(|known| known == name) {
             let hint = hint(name, value, keys);
             errors.push(ConfigError::UnknownKey { path: path.to_owned(), line, key: name.to_owned(), hint });
@@ -72,7 +72,7 @@ fn hint(name: &str, value: &Spanned<DeValue<'_>>, keys: &[String]) -> String {
     if name == "config" {
         "a file cannot name another; use --config or DEEPERHUB_CONFIG".to_owned()
     } else if value.get_ref().is_table() {
-        "there are no sections, all keys stand at the top level".to_owned()
+        "there are no sections; all keys are at the top level".to_owned()
     } else if let Some(similar) = similar(name, keys) {
         format!("did you mean '{similar}'?")
     } else {
@@ -80,7 +80,8 @@ fn hint(name: &str, value: &Spanned<DeValue<'_>>, keys: &[String]) -> String {
     }
 }
 
-/// Returns a value as a flag or a variable would give it; `None` if they cannot.
+/// Returns the texts that a flag would have for a value. Returns `None` for tables and nested
+/// lists, which a flag cannot express.
 fn texts(value: &Spanned<DeValue<'_>>) -> Option<Vec<OsString>> {
     match value.get_ref() {
         DeValue::Array(items) => items
@@ -158,7 +159,7 @@ mod tests {
         check(
             "[server]\nmax_connections = 5",
             &[],
-            &["hub.toml:1: unknown key 'server'; there are no sections, all keys stand at the top level"],
+            &["hub.toml:1: unknown key 'server'; there are no sections; all keys are at the top level"],
         );
         check(
             "config = 'other.toml'",

@@ -1,16 +1,19 @@
-//! The help of the options: defaults and other numbers are filled in from the code.
+//! Completes the help of the options with defaults and other numbers from the code, so that the
+//! text cannot differ from the code.
 
 use std::num::NonZeroU32;
 
 use clap::Command;
 use clap::builder::StyledStr;
+use deeperhub_listener::MemoryBudget;
 use deeperhub_security::RateLimit;
 
 use super::effective::EffectiveSetting;
 use super::layers::Layers;
 use super::resolve::resolve;
 
-/// Defaults in words: of settings without a value, and of those that depend on the machine.
+/// Defaults in words, for settings without a value by default or with one that depends on the
+/// machine.
 const DEFAULTS_IN_WORDS: [(&str, &str); 19] = [
     ("workers", "number of cores"),
     ("node_id", "random"),
@@ -33,7 +36,8 @@ const DEFAULTS_IN_WORDS: [(&str, &str); 19] = [
     ("cluster_ca", "those of the system"),
 ];
 
-/// Defaults of OpenTelemetry, which hold if neither these settings nor its variables are set.
+/// Defaults of OpenTelemetry. They apply if neither these settings nor OpenTelemetry's variables
+/// are set.
 const DEFAULTS_OF_OPENTELEMETRY: [(&str, &str); 2] = [("otlp_endpoint", "off"), ("trace_sample_ratio", "1")];
 
 /// Replaces the placeholders in the help of all options with numbers of the code.
@@ -45,6 +49,9 @@ pub(crate) fn with_numbers(command: Command) -> Command {
         ("{CONTROL_BURST}", burst(deeperhub_node::control_rate_limit)),
         ("{TOKEN_BURST}", burst(deeperhub_node::token_rate_limit)),
         ("{CONNECTION_BURSTS}", burst(deeperhub_node::burst_rate_per_ip)),
+        ("{REFUSE_PERCENT}", MemoryBudget::REFUSE_PERCENT.to_string()),
+        ("{SHED_PERCENT}", MemoryBudget::SHED_PERCENT.to_string()),
+        ("{INTAKE_PERCENT}", MemoryBudget::INTAKE_PERCENT.to_string()),
     ];
     let fill = |text: &StyledStr| {
         numbers.iter().fold(text.to_string(), |text, (name, number)| text.replace(name, number))
@@ -55,7 +62,7 @@ pub(crate) fn with_numbers(command: Command) -> Command {
     })
 }
 
-/// Returns each setting with its default as the help shows it.
+/// Returns the key of each setting, and its default as the help shows it.
 pub(crate) fn defaults() -> Vec<(&'static str, String)> {
     let settings = resolve(Layers::default()).map(|settings| settings.effective).unwrap_or_default();
     settings.iter().map(|setting| (setting.key, default_of(setting))).collect()
@@ -65,7 +72,7 @@ fn default_of(setting: &EffectiveSetting) -> String {
     let in_words = DEFAULTS_IN_WORDS.iter().chain(&DEFAULTS_OF_OPENTELEMETRY);
     match in_words.clone().find(|(key, _)| *key == setting.key) {
         Some((_, words)) => (*words).to_owned(),
-        // As a flag takes it: a list with commas, without TOML's quotes.
+        // Written as a flag takes it: lists with commas, and without TOML's brackets and quotes.
         None => setting.toml.iter().flat_map(|toml| toml.chars()).filter(|c| !"[]\" ".contains(*c)).collect(),
     }
 }
@@ -109,7 +116,7 @@ mod tests {
     #[test]
     fn defaults_are_written_as_flags_take_them() {
         let defaults = defaults();
-        let default = |key: &str| defaults.iter().find(|(found, _)| *found == key).unwrap().1.clone();
+        let default = |key: &str| defaults.iter().find(|(other, _)| *other == key).unwrap().1.clone();
         assert_eq!(default("path"), "/,/ws");
         assert_eq!(default("drain_timeout"), "30s");
         assert_eq!(default("api_listen"), "127.0.0.1:8081");
@@ -117,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn words_stand_only_for_defaults_without_a_value_of_their_own() {
+    fn only_defaults_without_a_fixed_value_are_in_words() {
         let settings = resolve(Layers::default()).unwrap().effective;
         for (key, words) in DEFAULTS_IN_WORDS.iter().chain(&DEFAULTS_OF_OPENTELEMETRY) {
             let setting = settings.iter().find(|setting| setting.key == *key).unwrap();

@@ -1,7 +1,8 @@
 //! Layers of settings: flags override the environment, which overrides the file.
 //!
-//! A layer maps keys to texts. All layers go through the parser that clap derives from [`Options`],
-//! so that `10s` or a list means the same in each, with the same errors.
+//! A layer maps keys to texts. The texts of all layers are parsed with the parser that clap derives
+//! from [`Options`], so that a value such as `10s` means the same, and fails the same, in each
+//! layer.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -33,19 +34,20 @@ pub(crate) type Layer = BTreeMap<String, LayerValue>;
 pub(crate) struct Layers {
     /// The values that take effect.
     pub(crate) options: Options,
-    /// Their origins; a key without one has its default.
+    /// Origins of the values. A key that is not in the map has its default.
     pub(crate) origins: BTreeMap<String, SettingOrigin>,
-    /// Probable mistakes that are no errors.
+    /// Texts about probable mistakes that are no errors.
     pub(crate) warnings: Vec<String>,
 }
 
 impl Layers {
-    /// Reads the layers. `flags` are the matches of a command and its subcommands, in this order;
-    /// `environment` is the whole environment.
+    /// Reads the layers. `flags` contains the matches of a command and its subcommands, in this
+    /// order; `environment` is the whole environment.
     ///
     /// # Errors
     ///
-    /// All errors in environment and file, not just the first. clap has reported errors in flags.
+    /// If environment or file are invalid. Returns all errors, not only the first. Errors in flags
+    /// were reported by clap before.
     pub(crate) fn read<'a>(
         flags: impl IntoIterator<Item = &'a ArgMatches>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -61,7 +63,7 @@ impl Layers {
         Ok(Self { warnings, ..layers })
     }
 
-    /// Merges layers; later ones override earlier ones. `errors` are those found so far.
+    /// Merges layers; later ones override earlier ones. `errors` contains the errors found so far.
     fn merge(
         layers: impl IntoIterator<Item = Layer>,
         mut errors: Vec<ConfigError>,
@@ -69,7 +71,8 @@ impl Layers {
         let mut parser = Options::parser();
         let mut merged = Layer::new();
         for layer in layers {
-            // Overridden values are checked, too: they take effect when the other layer is removed.
+            // Overridden values are checked, too, because they would take effect without the layer
+            // that overrides them.
             errors.extend(layer.iter().filter_map(|(key, given)| check(&mut parser, key, given)));
             merged.extend(layer);
         }
@@ -114,7 +117,7 @@ fn environment_layer(
         let key = name[VARIABLE_PREFIX.len()..].to_ascii_lowercase();
         if keys.contains(&key) && variable(&key) == name {
             layer.insert(key, LayerValue { origin: SettingOrigin::Variable, texts: vec![text] });
-        } else if !from_kubernetes(name, &text) {
+        } else if !is_from_kubernetes(name, &text) {
             let hint = similar(&key, keys).map_or_else(
                 || "the program does not read it".to_owned(),
                 |similar| format!("did you mean {}?", variable(similar)),
@@ -126,21 +129,22 @@ fn environment_layer(
     (layer, warnings)
 }
 
-/// Returns `true` for a variable that Kubernetes sets in every container for a service of our name,
-/// such as `DEEPERHUB_WS_SERVICE_HOST` and `DEEPERHUB_WS_PORT_8080_TCP_ADDR`.
-fn from_kubernetes(name: &str, text: &OsStr) -> bool {
+/// Returns `true` for a variable that Kubernetes sets in every container for a service whose name
+/// starts with `deeperhub`, such as `DEEPERHUB_WS_SERVICE_HOST`.
+fn is_from_kubernetes(name: &str, text: &OsStr) -> bool {
     name.contains("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
         || name.split_once("_PORT_").is_some_and(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()))
         || text.as_encoded_bytes().starts_with(b"tcp://")
 }
 
+/// Returns the path of the file, and the origin of the path. Returns `None` if no file is set.
 fn config_file(flags: &Layer, environment: &Layer) -> Option<(PathBuf, SettingOrigin)> {
     let given = flags.get("config").or_else(|| environment.get("config"))?;
     Some((given.texts.last().map(PathBuf::from)?, given.origin.clone()))
 }
 
-/// Returns the error of one value, if any.
+/// Parses one value. Returns its error, if any.
 fn check(parser: &mut Command, key: &str, given: &LayerValue) -> Option<ConfigError> {
     let error = parser.try_get_matches_from_mut(arguments(key, &given.texts)).err()?;
     let value = match error.get(ContextKind::InvalidValue) {
@@ -164,6 +168,7 @@ fn check(parser: &mut Command, key: &str, given: &LayerValue) -> Option<ConfigEr
     })
 }
 
+/// Returns the flags that give a setting these texts.
 fn arguments(key: &str, texts: &[OsString]) -> Vec<OsString> {
     let argument = |text: &OsString| {
         let mut argument = OsString::from(format!("{}=", flag(key)));
@@ -209,7 +214,7 @@ mod tests {
         assert_eq!(layers.options.limits.rate_limit, None);
         assert_eq!(layers.origins["port"], SettingOrigin::Flag);
         assert_eq!(layers.origins["max_connections"], SettingOrigin::Variable);
-        assert_eq!(layers.origins["host"].of("host").rsplit_once(':').map(|(_, line)| line), Some("2"));
+        assert_eq!(layers.origins["host"].label("host").rsplit_once(':').map(|(_, line)| line), Some("2"));
         assert!(!layers.origins.contains_key("rate_limit"));
     }
 

@@ -29,9 +29,9 @@ impl SettingOrigin {
         }
     }
 
-    /// Returns the origin without the key, unless it contains the key: `--port`, `DEEPERHUB_PORT`,
-    /// `hub.toml:3`, `default`.
-    pub(crate) fn of(&self, key: &str) -> String {
+    /// Returns the origin as `config show` writes it beside the setting: `--port`,
+    /// `DEEPERHUB_PORT`, `hub.toml:3` or `default`.
+    pub(crate) fn label(&self, key: &str) -> String {
         match self {
             Self::Flag => flag(key),
             Self::Variable => variable(key),
@@ -42,8 +42,8 @@ impl SettingOrigin {
 }
 
 impl fmt::Display for SettingOrigin {
-    /// Writes the origin of the setting `config`, which is read before the file.
+    /// Writes the origin of the file's path, which is the setting `config`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.of("config"))
+        f.write_str(&self.label("config"))
     }
 }

@@ -1,4 +1,4 @@
-//! Logs events of the event bus: connections at `debug`, messages at `trace`.
+//! Logs events of the event bus: connections and client errors at `debug`, messages at `trace`.
 
 use deeperhub_events::{Event, EventDetails, EventFilter, EventKind, EventStream, Received};
 use deeperhub_node::{NodeHandle, Phase};
@@ -9,25 +9,30 @@ use tracing::{debug, trace, warn};
 use crate::config::values::LogLevel;
 use crate::process::supervise;
 
-/// Starts a task that logs events. It subscribes only to events that the level shows, so that the
-/// node does not create the others. The task ends with the bus.
+/// Starts a task that logs events. The task ends after the node has closed the event bus.
+///
+/// The task subscribes only to events that the log level shows, so that the node does not create
+/// the other events.
 pub(crate) fn spawn(node: NodeHandle, levels: watch::Receiver<LogLevel>) -> JoinHandle<()> {
-    // Subscribes before returning, so that no later event is missed.
+    // The first subscription precedes the return, so that no event after it is missed.
     let mut first = Some(subscribe(&node, *levels.borrow()));
-    let follow = move || {
+    let run = move || {
         let level = *levels.borrow();
-        follow(node.clone(), levels.clone(), first.take().unwrap_or_else(|| subscribe(&node, level)))
+        let events = first.take().unwrap_or_else(|| subscribe(&node, level));
+        run(node.clone(), levels.clone(), events)
     };
-    tokio::spawn(supervise::restart_on_panic("event log", follow))
+    tokio::spawn(supervise::restart_on_panic("event log", run))
 }
 
-async fn follow(node: NodeHandle, mut levels: watch::Receiver<LogLevel>, mut events: Option<EventStream>) {
+/// Logs events until the bus closes. Subscribes anew when the log level changes.
+async fn run(node: NodeHandle, mut levels: watch::Receiver<LogLevel>, mut events: Option<EventStream>) {
     let mut phases = node.watch_phase();
     loop {
         let until_end = async {
             match &mut events {
-                Some(events) => log(events).await,
-                // An error means that the node is gone.
+                Some(events) => log_events(events).await,
+                // Without a subscription, the node's phase tells the end. An error means that the
+                // node was dropped.
                 None => drop(phases.wait_for(|phase| *phase == Phase::Stopped).await),
             }
         };
@@ -38,7 +43,7 @@ async fn follow(node: NodeHandle, mut levels: watch::Receiver<LogLevel>, mut eve
     }
 }
 
-/// Waits for a change of the level; forever if there are no more changes.
+/// Waits for a change of the level and returns the new one. Waits forever if the log was dropped.
 async fn next_level(levels: &mut watch::Receiver<LogLevel>) -> LogLevel {
     match levels.changed().await {
         Ok(()) => *levels.borrow_and_update(),
@@ -46,6 +51,8 @@ async fn next_level(levels: &mut watch::Receiver<LogLevel>) -> LogLevel {
     }
 }
 
+/// Subscribes to the events that the level shows. Returns `None` if it shows none, or if the node
+/// has no room for another observer.
 fn subscribe(node: &NodeHandle, level: LogLevel) -> Option<EventStream> {
     let events = node.events(filter(level)?);
     if events.is_none() {
@@ -54,6 +61,7 @@ fn subscribe(node: &NodeHandle, level: LogLevel) -> Option<EventStream> {
     events
 }
 
+/// Returns the filter for the events that the level shows, or `None` if it shows none.
 fn filter(level: LogLevel) -> Option<EventFilter> {
     let connections = [EventKind::Connected, EventKind::Disconnected, EventKind::Error];
     match level {
@@ -63,7 +71,7 @@ fn filter(level: LogLevel) -> Option<EventFilter> {
     }
 }
 
-async fn log(events: &mut EventStream) {
+async fn log_events(events: &mut EventStream) {
     while let Some(received) = events.recv().await {
         match received {
             Received::Event(event) => log_event(&event),
@@ -72,7 +80,7 @@ async fn log(events: &mut EventStream) {
     }
 }
 
-/// Logs one event, never a payload.
+/// Logs one event without its payload.
 fn log_event(event: &Event) {
     let client_id = event.client_id.as_str();
     match &event.details {
@@ -104,7 +112,7 @@ fn log_event(event: &Event) {
         EventDetails::Error { code, message } => {
             debug!(client_id, code = code.as_ref(), error = message.as_ref(), "Client error");
         }
-        // The enum of events is non-exhaustive.
+        // `EventDetails` is non-exhaustive.
         other => trace!(client_id, kind = %other.kind(), "Unknown event"),
     }
 }

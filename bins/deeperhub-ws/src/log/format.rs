@@ -24,7 +24,7 @@ struct TraceIds {
     span_id: Option<String>,
 }
 
-/// Stores the IDs of spans with the fields `trace_id` and `span_id`.
+/// Stores the fields `trace_id` and `span_id` of each span with the span, for [`trace_ids`].
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct TraceIdsLayer;
 
@@ -48,26 +48,26 @@ impl Visit for TraceIds {
     }
 }
 
-/// Returns the IDs of the innermost span around an event that has them.
+/// Returns the IDs of an event's trace: those of the innermost span around the event that has IDs.
 fn trace_ids<S, N>(context: &FmtContext<'_, S, N>) -> Option<TraceIds>
 where
     S: Subscriber + for<'l> LookupSpan<'l>,
     N: for<'w> FormatFields<'w> + 'static,
 {
-    // Ordered from the innermost outwards.
+    // The scope is ordered from the innermost span outwards.
     let mut scope = context.event_scope()?;
     scope.find_map(|span| span.extensions().get::<TraceIds>().cloned())
 }
 
-/// Text format.
+/// Text format: the default format of `tracing_subscriber`, and `left_out` after suppressed lines.
 #[derive(Debug)]
 pub(crate) struct TextLines {
-    lines: Format<Full>,
+    format: Format<Full>,
     rate_limit: LogRateLimit,
 }
 
-/// JSON format: `timestamp`, `level`, `target`, `message`, the event's fields, and `trace_id` and
-/// `span_id` inside a trace.
+/// JSON format: `timestamp`, `level`, `target`, `message`, the event's fields, `trace_id` and
+/// `span_id` inside a trace, and `left_out` after suppressed lines.
 #[derive(Debug)]
 pub(crate) struct JsonLines {
     rate_limit: LogRateLimit,
@@ -75,7 +75,7 @@ pub(crate) struct JsonLines {
 
 impl TextLines {
     pub(crate) fn new(rate_limit: LogRateLimit) -> Self {
-        Self { lines: Format::default(), rate_limit }
+        Self { format: Format::default(), rate_limit }
     }
 }
 
@@ -98,10 +98,10 @@ where
     ) -> fmt::Result {
         let Some(left_out) = self.rate_limit.check(event.metadata()) else { return Ok(()) };
         if left_out == 0 {
-            return self.lines.format_event(context, writer, event);
+            return self.format.format_event(context, writer, event);
         }
         let mut line = String::new();
-        self.lines.format_event(context, Writer::new(&mut line), event)?;
+        self.format.format_event(context, Writer::new(&mut line), event)?;
         writeln!(writer, "{} left_out={left_out}", line.trim_end())
     }
 }

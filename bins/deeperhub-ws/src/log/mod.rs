@@ -1,4 +1,4 @@
-//! Log setup: lines go through a queue to standard error, as text or JSON.
+//! Log of the program: writes lines of text or JSON to standard error, through a queue.
 
 pub(crate) mod events;
 mod format;
@@ -19,22 +19,21 @@ use crate::log::format::{JsonLines, TextLines, TraceIdsLayer};
 use crate::log::queue::{LogQueue, captured};
 use crate::log::rate_limit::LogRateLimit;
 
-/// Prefix of the targets of our own crates.
+/// Prefix of the targets of the hub's own crates.
 const OWN_TARGET_PREFIX: &str = "deeperhub";
 
-/// Installs the log for the whole process. At most
-/// `queue_bytes` of lines are queued.
+/// Installs the process's global log, and a panic hook that writes to it.
 ///
 /// # Errors
 ///
-/// If a log is already installed, or its thread cannot be started.
+/// If a log is already installed, or the thread of the queue cannot be started.
 pub(crate) fn install(settings: LogSettings) -> io::Result<(Level, LogQueue)> {
     let LogSettings { level, format, queue_bytes } = settings;
     let queue = LogQueue::start(queue_bytes, io::stderr(), lost_lines_report)?;
-    // An error of the log cannot be logged: the attempt would panic on the logging thread.
+    // An attempt to log an error of the log would panic on the logging thread.
     let layer = tracing_subscriber::fmt::layer().with_writer(queue.clone()).log_internal_errors(false);
     let layer = match format {
-        // Colours only on a terminal, unless declined (https://no-color.org).
+        // Colours need a terminal, and the user can decline them (https://no-color.org).
         LogFormat::Text => {
             let colours = io::stderr().is_terminal()
                 && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
@@ -62,7 +61,8 @@ fn lost_lines_report(lines: u64) -> Vec<u8> {
     })
 }
 
-/// Logs the location of a panic. Its message is left out, because it may show what a client sent.
+/// Logs the thread and the location of a panic, but not its message, which may contain data of a
+/// client.
 fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let location = panic.location().map(tracing::field::display);
@@ -91,14 +91,14 @@ impl Level {
     }
 }
 
-/// Returns the filter for a level. Libraries log at most `info`, except at `trace`: their debug
-/// events do not help an operator of a hub.
+/// Returns the filter for a level. Only at `trace` do libraries log more than `info`, because their
+/// debug events do not help an operator of a hub.
 fn filter(level: LogLevel) -> Targets {
-    let ours = LevelFilter::from(level);
-    let theirs = if level == LogLevel::Trace { ours } else { ours.min(LevelFilter::INFO) };
-    // async-nats logs every event at `info`; our cluster crate logs the relevant ones.
-    let nats = if level == LogLevel::Trace { ours } else { LevelFilter::OFF };
-    Targets::new().with_default(theirs).with_target("async_nats", nats).with_target(OWN_TARGET_PREFIX, ours)
+    let own = LevelFilter::from(level);
+    let libraries = if level == LogLevel::Trace { own } else { own.min(LevelFilter::INFO) };
+    // async-nats logs every event at `info`; the hub's cluster crate logs the relevant ones.
+    let nats = if level == LogLevel::Trace { own } else { LevelFilter::OFF };
+    Targets::new().with_default(libraries).with_target("async_nats", nats).with_target(OWN_TARGET_PREFIX, own)
 }
 
 impl From<LogLevel> for LevelFilter {
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debugging_shows_our_crates_and_not_libraries() {
+    fn the_debug_level_shows_events_of_the_hubs_crates_only() {
         for (level, target, event, expected) in [
             (LogLevel::Debug, "deeperhub_node::session", Level::DEBUG, true),
             (LogLevel::Debug, "deeperhub_node::session", Level::TRACE, false),

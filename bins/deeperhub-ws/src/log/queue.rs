@@ -1,5 +1,8 @@
 //! The bounded queue between logging threads and standard error. A stalled reader of standard error
 //! blocks only the queue's own thread.
+//!
+//! A line that does not fit into the queue is dropped and counted. Once there is room again, a line
+//! at its position reports how many lines were lost.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -13,22 +16,19 @@ use deeperhub_metrics::SharedCounter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Maximum bytes of lines that are joined for one write, so that a slow reader frees space in
-/// steps.
+/// Maximum bytes of lines that are joined into one write. Bounded, because a write frees its space
+/// in the queue only when it is complete.
 const MAX_WRITE_BYTES: usize = 16 * 1024;
 
-/// Delay before a retry when standard error is non-blocking and full.
+/// Delay before a write is retried while standard error is non-blocking and full.
 const FULL_RETRY_DELAY: Duration = Duration::from_millis(10);
 
 thread_local! {
-    /// Lines captured on this thread by [`captured`] instead of being queued.
+    /// Lines that this thread logs during [`captured`]; `None` outside of it.
     static CAPTURED_LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// A handle to the queue. Clones are cheap and share the queue.
-///
-/// A line that does not fit is dropped and counted. Once there is room again, a line in its place
-/// reports how many were lost.
+/// A handle to the queue. Clones share the queue.
 #[derive(Debug, Clone)]
 pub(crate) struct LogQueue(Arc<Shared>);
 
@@ -38,6 +38,7 @@ struct Shared {
     changed: Condvar,
     /// Maximum bytes of queued lines.
     capacity: usize,
+    /// All lines lost since the start.
     lost: SharedCounter,
 }
 
@@ -51,9 +52,8 @@ struct State {
     /// Lines dropped since the last [`Item::Lost`].
     lost: u64,
     /// Per [`LineClass`]: `true` from a dropped line until the queue shrinks to half of the class's
-    /// limit. Without this hysteresis, a slow reader would get every other line and a report for
-    /// each gap.
-    refuses: [bool; 2],
+    /// limit. Without this hysteresis, a slow reader would get many short gaps, each with a report.
+    is_refusing: [bool; 2],
 }
 
 #[derive(Debug)]
@@ -74,8 +74,8 @@ enum LineClass {
 }
 
 impl LogQueue {
-    /// Starts a queue of `capacity` bytes whose thread writes to `out`. That thread calls
-    /// `tell_lost` to format the line about lost lines.
+    /// Starts a queue of `capacity` bytes and its thread, which writes to `out`. The thread calls
+    /// `format_lost` for a line that reports a number of lost lines.
     ///
     /// # Errors
     ///
@@ -96,7 +96,7 @@ impl LogQueue {
             loop {
                 let write = || shared.write_next(&mut out, &format_lost);
                 if catch_unwind(AssertUnwindSafe(write)).is_err() {
-                    shared.written(0);
+                    shared.finish_write(0);
                 }
             }
         })?;
@@ -113,20 +113,20 @@ impl LogQueue {
         self.0.push(line.as_bytes(), LineClass::Important);
     }
 
-    /// Waits up to `time` for the queue to drain. Returns `true` if everything is written.
-    pub(crate) fn flush(&self, time: Duration) -> bool {
+    /// Waits up to `timeout` until all lines are written. Returns `true` if they are.
+    pub(crate) fn flush(&self, timeout: Duration) -> bool {
         let state = self.0.lock();
-        let waiting = |state: &mut State| state.is_writing || !state.items.is_empty() || state.lost > 0;
-        match self.0.changed.wait_timeout_while(state, time, waiting) {
+        let has_lines = |state: &mut State| state.is_writing || !state.items.is_empty() || state.lost > 0;
+        match self.0.changed.wait_timeout_while(state, timeout, has_lines) {
             Ok((_, timeout)) => !timeout.timed_out(),
             Err(_) => false,
         }
     }
 }
 
-/// Runs `log` and returns the lines that it logs on this thread instead of queueing them.
+/// Runs `log` and returns the lines that it logs on this thread, which are not queued.
 pub(crate) fn captured(log: impl FnOnce()) -> Vec<u8> {
-    CAPTURED_LINES.with(|own| own.replace(Some(Vec::new())));
+    CAPTURED_LINES.with(|captured| captured.replace(Some(Vec::new())));
     log();
     CAPTURED_LINES.with(RefCell::take).unwrap_or_default()
 }
@@ -136,6 +136,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Queues a line, or drops and counts it if there is no room.
     fn push(&self, line: &[u8], class: LineClass) {
         let mut state = self.lock();
         if !state.has_room(line.len(), class, self.capacity) {
@@ -175,21 +176,22 @@ impl Shared {
         match item {
             Item::Lines(lines) => {
                 if write_all(out, &lines).is_err() {
-                    // A write error of the log has nowhere to be logged.
+                    // The error cannot be logged, because the log is what failed.
                     self.lost.add(lines.iter().filter(|&&byte| byte == b'\n').count() as u64);
                 }
-                self.written(lines.len());
+                self.finish_write(lines.len());
             }
             Item::Lost(lines) => {
                 let _ = write_all(out, &format_lost(lines));
-                self.written(0);
+                self.finish_write(0);
             }
         }
     }
 
-    fn written(&self, bytes: usize) {
+    /// Ends the state of writing and frees the space of `bytes` of lines.
+    fn finish_write(&self, bytes: usize) {
         let mut state = self.lock();
-        // Saturates because a panic here would log and deadlock on this lock.
+        // Saturates, because a panic would be logged and deadlock on this lock.
         state.bytes = state.bytes.saturating_sub(bytes);
         state.is_writing = false;
         drop(state);
@@ -198,19 +200,21 @@ impl Shared {
 }
 
 impl State {
+    /// Returns `true` if a line of `length` bytes may be queued, and updates `is_refusing`.
     fn has_room(&mut self, length: usize, class: LineClass, capacity: usize) -> bool {
         let limit = match class {
             LineClass::Verbose => capacity - capacity / 4,
             LineClass::Important => capacity,
         };
-        let refuses = &mut self.refuses[class as usize];
-        *refuses = if *refuses { self.bytes > limit / 2 } else { self.bytes.saturating_add(length) > limit };
-        !*refuses
+        let is_refusing = &mut self.is_refusing[class as usize];
+        *is_refusing =
+            if *is_refusing { self.bytes > limit / 2 } else { self.bytes.saturating_add(length) > limit };
+        !*is_refusing
     }
 }
 
-/// Writes all bytes like [`Write::write_all`], but waits when standard error is non-blocking and
-/// full. Any process that shares the pipe can make it non-blocking.
+/// Writes all bytes like [`Write::write_all`], and also retries while standard error is
+/// non-blocking and full. Any process that shares the pipe can make it non-blocking.
 fn write_all(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match out.write(bytes) {
@@ -237,7 +241,7 @@ impl<'q> MakeWriter<'q> for LogQueue {
     }
 }
 
-/// Writer for a single line, passed in one call.
+/// Writer for a single log line. Each call of `write` must pass a whole line.
 #[derive(Debug)]
 pub(crate) struct LineWriter<'q> {
     shared: &'q Shared,
@@ -246,14 +250,14 @@ pub(crate) struct LineWriter<'q> {
 
 impl Write for LineWriter<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let is_own = CAPTURED_LINES.with_borrow_mut(|own| match own {
-            Some(own) => {
-                own.extend_from_slice(line);
+        let is_captured = CAPTURED_LINES.with_borrow_mut(|captured| match captured {
+            Some(captured) => {
+                captured.extend_from_slice(line);
                 true
             }
             None => false,
         });
-        if !is_own {
+        if !is_captured {
             self.shared.push(line, self.class);
         }
         Ok(line.len())
@@ -296,8 +300,8 @@ mod tests {
         let (allow, allowed) = channel();
         let written = Arc::<Mutex<Vec<u8>>>::default();
         let out = Stalled { allowed, written: Arc::clone(&written) };
-        let tell = |lost| format!("{lost} lost\n").into_bytes();
-        (LogQueue::start(capacity, out, tell).unwrap(), allow, written)
+        let format_lost = |lost| format!("{lost} lost\n").into_bytes();
+        (LogQueue::start(capacity, out, format_lost).unwrap(), allow, written)
     }
 
     fn text(written: &Mutex<Vec<u8>>) -> String {
@@ -305,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stalled_reader_blocks_nobody_and_lost_lines_are_counted_and_reported_in_place() {
+    fn a_stalled_reader_blocks_no_logging_thread_and_lost_lines_are_reported_at_their_position() {
         let (queue, allow, written) = stalled(1000);
         for n in 0..1000 {
             queue.line(&format!("{n:09}\n"));
@@ -324,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_behind_a_gap_come_when_there_is_much_room() {
+    fn lines_after_a_gap_are_queued_once_half_of_the_queue_is_free() {
         let (queue, allow, written) = stalled(40);
         let ten = "123456789\n";
         for _ in 0..5 {
@@ -332,7 +336,7 @@ mod tests {
         }
         assert_eq!(queue.lost().value(), 1);
         queue.line("x\n");
-        assert_eq!(queue.lost().value(), 2, "half of it must be free first");
+        assert_eq!(queue.lost().value(), 2, "less than half of the queue is free");
         for _ in 0..100 {
             allow.send(()).unwrap();
         }
@@ -341,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn verbose_lines_leave_room_for_graver_ones() {
+    fn verbose_lines_leave_room_for_important_ones() {
         let (queue, _allow, _written) = stalled(400);
         for _ in 0..100 {
             queue.0.push(b"123456789\n", LineClass::Verbose);
@@ -366,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_non_blocking_output_is_tried_again() {
+    fn writes_to_a_full_non_blocking_output_are_retried() {
         struct Full(u32);
         impl Write for Full {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -388,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_the_queues_own_thread_are_captured() {
+    fn captured_lines_are_not_queued() {
         let (queue, _allow, _written) = stalled(10);
         let lines = captured(|| {
             let _ = queue.make_writer().write_all(b"longer than the queue\n");

@@ -12,23 +12,23 @@ use governor::{Quota, RateLimiter};
 use tracing::callsite::Identifier;
 use tracing::{Level, Metadata};
 
-/// Lines of one call site that may be written at once.
+/// Lines of one call site that can be written without a pause.
 const BURST_LINES: NonZeroU32 = NonZeroU32::new(20).expect("it is not 0");
 
-/// Time after which one more line may be written.
+/// Time until a call site may write one more line after its burst.
 const REFILL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Targets without a limit. Only operators cause their lines, so a reload logs every change; or the
-/// lines report lost lines.
+/// Targets without a limit. Lines of the reload are caused by operators, who need to see every
+/// change. Lines of the queue report lost lines.
 const UNLIMITED_TARGETS: [&str; 3] =
     ["deeperhub_ws::reload::settings", "deeperhub_ws::log::queue", "deeperhub_ws::reload"];
 
-/// Limits lines of level `info` and above per call site, because clients can cause any number.
-/// `debug` and `trace` are unlimited, because whoever enables them wants every line.
-///
-/// The table has at most one entry per call site of the program.
+/// Limits lines of level `info` and above per call site, because clients can cause any number of
+/// them. Lines of `debug` and `trace` are not limited, because an operator enables these levels to
+/// see every line.
 #[derive(Debug, Default)]
 pub(crate) struct LogRateLimit {
+    /// At most one entry per call site of the program.
     callsites: Mutex<HashMap<Identifier, Callsite>>,
 }
 
@@ -41,8 +41,8 @@ struct Callsite<C: Clock = DefaultClock> {
 }
 
 impl LogRateLimit {
-    /// Returns how many lines of the same call site were suppressed before this one. `None` if this
-    /// one is to be suppressed, too.
+    /// Counts a line. Returns the number of lines of its call site that were suppressed right
+    /// before it, or `None` if the line must be suppressed, too.
     pub(crate) fn check(&self, line: &Metadata<'_>) -> Option<u64> {
         if *line.level() > Level::INFO || UNLIMITED_TARGETS.contains(&line.target()) {
             return Some(0);

@@ -4,13 +4,13 @@ use deeperhub_metrics::Unit;
 use deeperhub_node::CustomGauge;
 use tikv_jemalloc_ctl::{epoch, stats};
 
-/// jemalloc returns memory to the system a second after it was freed (`.cargo/config.toml`).
-/// glibc's allocator keeps nearly all of it after a burst, so the memory budget would never
-/// recover.
+/// jemalloc returns memory to the system a second after the memory was freed
+/// (`.cargo/config.toml`). glibc's allocator retains nearly all memory after a burst, so the memory
+/// in use would stay over the budget.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Gauges of the allocator, from allocated bytes to reserved address space.
+/// The allocator's gauges.
 pub(crate) const GAUGES: [CustomGauge; 6] = [
     gauge("deeperhub_memory_allocated_bytes", "Bytes allocated by the program and not freed", || {
         now(stats::allocated::read)
@@ -40,11 +40,11 @@ const fn gauge(name: &'static str, help: &'static str, read: fn() -> i64) -> Cus
     CustomGauge { name, help, unit: Unit::Bytes, read }
 }
 
-/// Returns a current statistic, or 0 if jemalloc has none. Advances the epoch first, because
-/// statistics are those of the last epoch.
+/// Reads a statistic with its current value; returns 0 if jemalloc has none. Advances jemalloc's
+/// epoch first, because it refreshes its statistics only then.
 fn now(read: impl FnOnce() -> tikv_jemalloc_ctl::Result<usize>) -> i64 {
-    let read = epoch::advance().and_then(|_| read());
-    read.ok().and_then(|bytes| i64::try_from(bytes).ok()).unwrap_or_default()
+    let bytes = epoch::advance().and_then(|_| read());
+    bytes.ok().and_then(|bytes| i64::try_from(bytes).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Memory limit that the system sets for this process, and the memory in use.
+//! Reads the memory limit that the system sets for this process, and measures the memory in use.
 
 use std::convert::Infallible;
 use std::fs;
@@ -9,22 +9,23 @@ use std::time::Duration;
 use deeperhub_listener::MemoryBudget;
 use tokio::time::MissedTickBehavior;
 
-/// Interval between two measurements of the memory in use. At 10 Gbit/s, 125 MB may arrive in
-/// between; the last tenth of the budget is reserved for that.
+/// Interval between two measurements of the memory in use. At 10 Gbit/s, up to 125 MB arrive in one
+/// interval.
 const MEASUREMENT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Mount point of control groups (cgroups(7)).
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-/// Returns the smallest limit of the control groups of this process, or the machine's memory.
-/// `None` if neither is known.
+/// Returns the smallest of the machine's memory and the limits of this process's control groups.
+/// Returns `None` if none of them is known.
 pub(crate) fn memory_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| mem_total(&text));
     limited_groups(&groups, &read).map(|(_, limit)| limit).chain(machine).min()
 }
 
-/// Measures the memory in use and reports it to the budget, if there is one.
+/// Measures the memory in use at an interval and reports it to the budget. Waits forever if there
+/// is no budget.
 pub(crate) async fn watch(budget: Option<Arc<MemoryBudget>>) -> Infallible {
     let Some(budget) = budget else { return std::future::pending().await };
     let group = charged_group();
@@ -32,8 +33,8 @@ pub(crate) async fn watch(budget: Option<Arc<MemoryBudget>>) -> Infallible {
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         interval.tick().await;
-        // The larger value counts. The kernel kills the container for its group's charge, and a
-        // lone process for its resident memory.
+        // The kernel kills a container for its group's charge, and a process without a limited
+        // group for its resident memory. The larger of both is reported.
         let charged = group.as_ref().and_then(|group| group.charged(&read));
         if let Some(used) = deeperhub_metrics::resident_bytes().max(charged) {
             budget.update(used);
@@ -45,15 +46,15 @@ fn read(path: &Path) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-/// Returns the control group with the smallest limit, if that is below the machine's memory. The
-/// kernel kills this process when the group exceeds it.
+/// Returns the control group with the smallest limit, if that limit is below the machine's memory.
+/// The kernel kills processes of the group when its charge exceeds the limit.
 fn charged_group() -> Option<Cgroup> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| mem_total(&text)).unwrap_or(u64::MAX);
-    smallest(&groups, machine, &read)
+    smallest_group(&groups, machine, &read)
 }
 
-fn smallest(groups: &str, machine: u64, read: &dyn Fn(&Path) -> Option<String>) -> Option<Cgroup> {
+fn smallest_group(groups: &str, machine: u64, read: &dyn Fn(&Path) -> Option<String>) -> Option<Cgroup> {
     limited_groups(groups, read)
         .filter(|&(_, limit)| limit < machine)
         .min_by_key(|&(_, limit)| limit)
@@ -82,8 +83,8 @@ impl Cgroup {
         }))?)
     }
 
-    /// Returns the bytes charged to the group, including socket buffers, less inactive file pages.
-    /// The kernel reclaims those before it kills a process.
+    /// Returns the bytes charged to the group, including socket buffers, without inactive file
+    /// pages. The kernel reclaims inactive file pages before it kills a process.
     fn charged(&self, read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
         let (usage, inactive) = match self.version {
             CgroupVersion::One => ("memory.usage_in_bytes", "total_inactive_file "),
@@ -101,8 +102,8 @@ fn mem_total(meminfo: &str) -> Option<u64> {
     deeperhub_metrics::parse_kibibytes(meminfo, "MemTotal:")
 }
 
-/// Returns the memory groups of `/proc/self/cgroup` that have a limit, each with its ancestors, and
-/// their limits.
+/// Returns the control groups with a memory limit, and their limits. `groups` is the text of
+/// `/proc/self/cgroup`; ancestors of its groups count, too.
 fn limited_groups<'a>(
     groups: &'a str,
     read: &'a dyn Fn(&Path) -> Option<String>,
@@ -124,7 +125,8 @@ fn limited_groups<'a>(
             .take_while(|group| group.starts_with(&root))
             .map(|group| Cgroup { folder: group.to_owned(), version })
             .collect();
-        // In a container the group's own path may be invisible; the mount point is then the group.
+        // In a container, the path of the group may not exist; the mount point, which is an
+        // ancestor of the path, is then the group itself.
         groups.into_iter().filter(move |_| concerns_memory).filter_map(move |group| {
             let limit = group.limit(read)?;
             Some((group, limit))
@@ -132,8 +134,8 @@ fn limited_groups<'a>(
     })
 }
 
-/// Parses a limit of the kernel. `None` if there is no limit, which version 1 writes as a huge
-/// number.
+/// Parses a limit of the kernel. Returns `None` if there is no limit: version 2 writes `max`, and
+/// version 1 a huge number.
 fn limit(text: &str) -> Option<u64> {
     text.trim().parse().ok().filter(|&bytes| bytes < 1 << 60)
 }
@@ -152,11 +154,11 @@ mod tests {
             "/sys/fs/cgroup/memory/memory.limit_in_bytes" => Some("3000\n".to_owned()),
             other => panic!("{other} is no memory limit"),
         };
-        let found = |groups: &str| limited_groups(groups, &read).map(|(_, limit)| limit).collect::<Vec<_>>();
-        assert_eq!(found("0::/a/b\n"), [1000, 2000]);
-        assert_eq!(found("5:cpu,cpuacct:/x\n4:memory:/c\n"), [3000]);
-        assert_eq!(found("0::/\n"), [2000]);
-        assert_eq!(found(""), [0; 0]);
+        let limits = |groups: &str| limited_groups(groups, &read).map(|(_, limit)| limit).collect::<Vec<_>>();
+        assert_eq!(limits("0::/a/b\n"), [1000, 2000]);
+        assert_eq!(limits("5:cpu,cpuacct:/x\n4:memory:/c\n"), [3000]);
+        assert_eq!(limits("0::/\n"), [2000]);
+        assert_eq!(limits(""), [0; 0]);
     }
 
     #[test]
@@ -181,9 +183,9 @@ mod tests {
             };
             Some(text.to_owned())
         };
-        let charged = |groups: &str, machine| smallest(groups, machine, &read)?.charged(&read);
-        assert_eq!(charged("0::/a/b\n", 5000), Some(600), "of the group that has the limit");
-        assert_eq!(charged("0::/a/b\n", 4000), None, "the machine has no more than that");
+        let charged = |groups: &str, machine| smallest_group(groups, machine, &read)?.charged(&read);
+        assert_eq!(charged("0::/a/b\n", 5000), Some(600), "the parent group has the limit");
+        assert_eq!(charged("0::/a/b\n", 4000), None, "the limit is not below the machine's memory");
         assert_eq!(charged("4:memory:/x\n", 5000), Some(650));
         assert_eq!(charged("0::/c\n", 5000), None);
     }

@@ -1,4 +1,4 @@
-//! State of the whole process: allocator, memory, open files, signals and tasks.
+//! Resources of the process: allocator, memory, open files, signals, and restarts of tasks.
 
 pub(crate) mod allocator;
 pub(crate) mod memory;

@@ -1,15 +1,28 @@
-//! Limit of open files; each connection is one.
+//! Raises the limit of open files, because each connection is an open file.
 
-/// Open files besides connections: standard streams, listeners, and connections that are being
-/// refused.
+use tracing::warn;
+
+use crate::config::effective::Settings;
+
+/// Maximum number of open files besides accepted connections and workers: standard streams,
+/// listeners, and connections that are being refused.
 const RESERVED_FILES: u64 = 320;
 
-/// Raises the limit of open files as far as the connections and workers need it.
+/// Raises the limit of open files as high as the settings need it. Logs a warning if the limit
+/// stays too low; the server then accepts fewer connections than its settings allow.
+pub(crate) fn raise_for(settings: &Settings) {
+    let listener = &settings.node.listener;
+    if let Err(advice) = raise(listener.max_connections, listener.workers, settings.api_connections()) {
+        warn!("{advice}");
+    }
+}
+
+/// Raises the limit of open files to the number that connections and workers need.
 ///
 /// # Errors
 ///
-/// A sentence for the operator if the limit stays too low; fewer connections than allowed fit.
-pub(crate) fn raise(max_connections: usize, workers: usize, api_connections: usize) -> Result<(), String> {
+/// If the limit stays too low. The error is advice for the operator.
+fn raise(max_connections: usize, workers: usize, api_connections: usize) -> Result<(), String> {
     let needed = needed(max_connections, workers).saturating_add(api_connections as u64);
     let (soft, hard) = rlimit::Resource::NOFILE
         .get()
@@ -47,7 +60,7 @@ mod tests {
 
     #[test]
     fn an_insufficient_limit_is_reported() {
-        let sentence = raise(usize::MAX, 1, 1).unwrap_err();
-        assert!(sentence.contains("RLIMIT_NOFILE") && sentence.contains("max_connections"), "{sentence}");
+        let advice = raise(usize::MAX, 1, 1).unwrap_err();
+        assert!(advice.contains("RLIMIT_NOFILE") && advice.contains("max_connections"), "{advice}");
     }
 }

@@ -14,14 +14,14 @@ pub(crate) struct Signals {
     pub(crate) ignored: IgnoredSignals,
 }
 
-/// Installs the handlers: from now on, these signals no longer end the process but are kept until
-/// received. The standard library ignores SIGPIPE.
+/// Installs the handlers. From then on, these signals are queued until they are received, instead
+/// of ending the process. SIGPIPE needs no handler, because the standard library ignores it.
 ///
 /// Must be called in the context of a runtime.
 ///
 /// # Errors
 ///
-/// The system refuses the handlers.
+/// If the system refuses a handler.
 pub(crate) fn listen() -> io::Result<Signals> {
     Ok(Signals {
         stops: StopSignals {
@@ -54,7 +54,7 @@ impl StopSignals {
     }
 }
 
-/// SIGHUP, which reloads files.
+/// SIGHUP, which reloads settings, keys and certificates.
 #[derive(Debug)]
 pub(crate) struct ReloadSignals(Signal);
 
@@ -67,8 +67,8 @@ impl ReloadSignals {
     }
 }
 
-/// SIGUSR1 and SIGUSR2, which ask other programs to reopen logs or to upgrade. Unhandled, they
-/// would end this process.
+/// SIGUSR1 and SIGUSR2, which tools send to other programs to reopen logs or to upgrade. Without a
+/// handler, they would end this process.
 #[derive(Debug)]
 pub(crate) struct IgnoredSignals {
     one: Signal,
@@ -76,7 +76,7 @@ pub(crate) struct IgnoredSignals {
 }
 
 impl IgnoredSignals {
-    /// Logs each of these signals.
+    /// Logs each of these signals, until the future is dropped.
     pub(crate) async fn log(mut self) -> Infallible {
         loop {
             let signal = tokio::select! {

@@ -22,8 +22,8 @@ pub(crate) const GAUGE: CustomGauge = CustomGauge {
     read: || RESTARTS.load(Ordering::Relaxed),
 };
 
-/// Runs a task to its end and restarts it when it panics: at once the first time, then with a
-/// growing backoff.
+/// Runs the future that `make` creates, and returns its output. After a panic, runs a new one, with
+/// the backoff of [`RestartDelay`]. `task` is the name in the log.
 pub(crate) async fn restart_on_panic<F: Future>(
     task: &'static str,
     mut make: impl FnMut() -> F,
@@ -40,7 +40,7 @@ pub(crate) async fn restart_on_panic<F: Future>(
     }
 }
 
-/// Runs a future to its end. Returns `None` if it panicked.
+/// Creates a future and runs it to its end. Returns `None` if it panicked.
 async fn until_panic<F: Future>(make: impl FnOnce() -> F) -> Option<F::Output> {
     let mut future = pin!(catch_unwind(AssertUnwindSafe(make)).ok()?);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
@@ -56,18 +56,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_that_panics_is_restarted() {
-        let mut lives = 0;
-        let ended = restart_on_panic("test", || {
-            lives += 1;
-            let life = lives;
+        let mut runs = 0;
+        let output = restart_on_panic("test", || {
+            runs += 1;
+            let run = runs;
             async move {
                 tokio::task::yield_now().await;
-                assert!(life > 3, "a test kills this task");
-                life
+                assert!(run > 3, "a test makes this task panic");
+                run
             }
         })
         .await;
-        assert_eq!(ended, 4);
+        assert_eq!(output, 4);
         assert!((GAUGE.read)() >= 3);
     }
 }

@@ -1,4 +1,4 @@
-//! Keys for tokens: reads their files and reloads them when they change.
+//! Keys that verify tokens: reads their files and reloads them when they change.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::reload::Reloader;
 
-/// Files of the keys, and further requirements for tokens.
+/// Files of the keys, and the settings that tokens are checked against.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AuthSources {
     pub(crate) secret_file: Option<PathBuf>,
@@ -23,21 +23,22 @@ pub(crate) struct AuthSources {
 }
 
 impl AuthSources {
+    /// Returns the paths of the configured files.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         [&self.secret_file, &self.jwks_file].into_iter().filter_map(|path| path.as_deref())
     }
 
-    /// Returns advice about the keys, each prefixed with the file that it concerns.
-    fn warnings(&self, keys: &Authenticator) -> Vec<String> {
-        let told = keys.warnings().iter().map(|advice| {
-            let file = if advice.is_about_secret() { &self.secret_file } else { &self.jwks_file };
-            let name = file.as_deref().map_or_else(String::new, |file| format!("{}: ", file.display()));
-            format!("{name}{advice}")
+    /// Returns the warnings about the keys, each prefixed with the file that it concerns.
+    fn warnings(&self, authenticator: &Authenticator) -> Vec<String> {
+        let warnings = authenticator.warnings().iter().map(|warning| {
+            let file = if warning.is_about_secret() { &self.secret_file } else { &self.jwks_file };
+            let prefix = file.as_deref().map_or_else(String::new, |file| format!("{}: ", file.display()));
+            format!("{prefix}{warning}")
         });
-        told.collect()
+        warnings.collect()
     }
 
-    /// Reads the files.
+    /// Reads the files and creates an authenticator with their keys.
     pub(crate) fn load(&self) -> Result<Authenticator, AuthError> {
         let keys = Keys::load(self.secret_file.as_deref(), self.jwks_file.as_deref())?;
         let mut config = keys.into_config();
@@ -71,38 +72,39 @@ impl AuthError {
     }
 }
 
-/// The keys in use, and what is needed to reload them.
+/// The keys in use, and the files to reload them from.
 #[derive(Debug)]
 pub(crate) struct Auth {
     pub(crate) authenticator: Arc<SharedAuthenticator>,
     sources: AuthSources,
-    read: FileStamp,
+    /// State of the files right before they were read.
+    stamp: FileStamp,
 }
 
 impl Auth {
-    /// Reads the files and keeps their state for reloads.
+    /// Reads the files.
     pub(crate) fn load(sources: AuthSources) -> Result<Self, AuthError> {
-        let read = FileStamp::of(sources.files());
+        let stamp = FileStamp::of(sources.files());
         let authenticator = Arc::new(SharedAuthenticator::new(sources.load()?));
-        Ok(Self { authenticator, sources, read })
+        Ok(Self { authenticator, sources, stamp })
     }
 
-    /// Returns advice about the keys for the operator.
+    /// Returns warnings about the keys for the operator.
     pub(crate) fn warnings(&self) -> Vec<String> {
         self.sources.warnings(&self.authenticator.current())
     }
 
-    /// Reloads the files on SIGHUP and when they change. Open connections keep their grants until
-    /// their tokens expire.
+    /// Adds the files to the reloader. After a reload, open connections keep the grants of their
+    /// old tokens until the tokens expire.
     pub(crate) fn watch(&self, reloader: &mut Reloader) {
         let (sources, authenticator) = (self.sources.clone(), Arc::clone(&self.authenticator));
         let paths = sources.files().map(Path::to_owned).collect();
-        reloader.watch("keys for tokens", paths, self.read.clone(), move || {
-            let new = sources.load().map_err(Box::<dyn Error>::from)?;
-            for warning in sources.warnings(&new) {
+        reloader.watch("keys for tokens", paths, self.stamp.clone(), move || {
+            let reloaded = sources.load().map_err(Box::<dyn Error>::from)?;
+            for warning in sources.warnings(&reloaded) {
                 warn!("{warning}");
             }
-            authenticator.replace(new);
+            authenticator.replace(reloaded);
             Ok(())
         });
     }

@@ -1,4 +1,5 @@
-//! Reloads settings, keys and certificates on SIGHUP and when their files change.
+//! Reloads settings, keys and certificates on SIGHUP. Also reloads keys and certificates when their
+//! files change.
 
 pub(crate) mod keys;
 pub(crate) mod settings;
@@ -18,52 +19,54 @@ use crate::exit::with_causes;
 use crate::process::signals::ReloadSignals;
 
 /// Interval between two polls of the files. A reload follows when two polls in a row see the same
-/// change, 4 to 6 seconds after the last write. A certificate and its key, written one after the
-/// other, are thus read together.
+/// change. A certificate and its key, written one after the other, are thus read together.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Maximum number of polls that a reload waits while the files keep changing.
+/// Maximum number of polls in a row that see a new change without a reload. Files that change
+/// between all polls reload at the poll after these.
 const MAX_UNSTABLE_POLLS: u32 = 2;
 
-/// Maximum time that one reload delays the others. Its file may be on a lost disk, or be a pipe
-/// without a writer.
+/// Maximum time that one reload delays the others. A reload may block, because its file may be on a
+/// lost disk or be a pipe without a writer.
 const SLOW_RELOAD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Reads the files and replaces the values in use. On an error, the previous values must stay.
+/// Reads the files and replaces the values in use. Returns an error if it did not replace them.
 type Reload = Box<dyn FnMut() -> Result<(), Box<dyn Error>> + Send>;
 
-/// Something that can be reloaded.
+/// Files that are read together, and the function that reads them.
 struct ReloadSource {
-    /// Its name in the log, such as `TLS certificate`.
+    /// Name in the log, such as `TLS certificate`.
     what: &'static str,
-    /// Files to poll. Without any, it reloads on SIGHUP only.
+    /// Files to poll. A source without files reloads on SIGHUP only.
     paths: Vec<PathBuf>,
-    /// State of the files when they were last read.
-    read: FileStamp,
-    /// State of the files at the last poll, if it differs from `read`.
+    /// State of the files right before they were last read.
+    last_read: FileStamp,
+    /// State of the files at the last poll, if it differs from `last_read`.
     last_polled: Option<FileStamp>,
+    /// Polls since the last reload that saw changed files.
     unstable_polls: u32,
     reload: Reload,
 }
 
 impl ReloadSource {
-    /// Returns `true` if the files changed since they were read and no longer change.
+    /// Polls the files. Returns `true` if they differ from the last read, and did not change since
+    /// the last poll or changed between too many polls.
     fn is_due(&mut self) -> bool {
         let now = FileStamp::of(&self.paths);
-        if now == self.read {
+        if now == self.last_read {
             self.last_polled = None;
             self.unstable_polls = 0;
             return false;
         }
-        let settled = self.last_polled.as_ref() == Some(&now) || self.unstable_polls >= MAX_UNSTABLE_POLLS;
+        let is_due = self.last_polled.as_ref() == Some(&now) || self.unstable_polls >= MAX_UNSTABLE_POLLS;
         self.last_polled = Some(now);
         self.unstable_polls += 1;
-        settled
+        is_due
     }
 
-    /// Reloads if a signal asked for it or a change is due.
-    fn poll(&mut self, asked: bool) {
-        if asked {
+    /// Reloads if SIGHUP arrived or a change of the files is due.
+    fn poll(&mut self, has_signal: bool) {
+        if has_signal {
             self.reload("SIGHUP");
         } else if self.is_due() {
             self.reload("files changed");
@@ -71,14 +74,14 @@ impl ReloadSource {
     }
 
     fn reload(&mut self, why: &'static str) {
-        // Taken before reading, so that a concurrent change counts as another change.
-        self.read = FileStamp::of(&self.paths);
+        // Stamped before the read, so that a change during the read is seen by the next poll.
+        self.last_read = FileStamp::of(&self.paths);
         self.last_polled = None;
         self.unstable_polls = 0;
-        // A panic is a failed reload; it must not affect the other watched items.
+        // A panic counts as a failed reload, so that the source can be reloaded again.
         let reload = || (self.reload)();
-        let reloaded = catch_unwind(AssertUnwindSafe(reload)).unwrap_or_else(|_| Err("it panicked".into()));
-        match reloaded {
+        let result = catch_unwind(AssertUnwindSafe(reload)).unwrap_or_else(|_| Err("it panicked".into()));
+        match result {
             Ok(()) => info!(what = self.what, why, "Reloaded"),
             Err(error) => {
                 let error = with_causes(error.as_ref());
@@ -88,119 +91,123 @@ impl ReloadSource {
     }
 }
 
-/// Everything that can be reloaded, in the order of reloading.
+/// All sources that can be reloaded, in the order of reloading.
 #[derive(Default)]
 pub(crate) struct Reloader(Vec<ReloadSource>);
 
 impl Reloader {
-    /// Adds a source. `read` is the state of the files right before they were first read. `reload`
-    /// is called on SIGHUP and after the files changed. It may block, as it runs on a blocking
-    /// thread. It logs its own warnings, and returns an error if the previous values stay.
+    /// Adds a source. `last_read` is the state of the files right before they were first read.
+    ///
+    /// `reload` is called on SIGHUP and after the files changed. It runs on a thread for blocking
+    /// tasks, so it may block. It logs its warnings itself, and returns an error if the previous
+    /// values stay in use.
     pub(crate) fn watch(
         &mut self,
         what: &'static str,
         paths: Vec<PathBuf>,
-        read: FileStamp,
+        last_read: FileStamp,
         reload: impl FnMut() -> Result<(), Box<dyn Error>> + Send + 'static,
     ) {
         self.0.push(ReloadSource {
             what,
             paths,
-            read,
+            last_read,
             last_polled: None,
             unstable_polls: 0,
             reload: Box::new(reload),
         });
     }
 
-    /// Runs reloads until the future is dropped. A reload that blocks delays only itself.
+    /// Runs reloads until the future is dropped. A reload that blocks delays the others by at most
+    /// [`SLOW_RELOAD_TIMEOUT`].
     pub(crate) async fn run(self, mut signals: ReloadSignals) -> Infallible {
         let mut workers: Vec<_> = self.0.into_iter().map(ReloadWorker::new).collect();
         loop {
-            // Both are cancel-safe.
-            let polls = workers.iter().any(ReloadWorker::needs_polling);
-            let asked = tokio::select! {
+            let needs_polling = workers.iter().any(ReloadWorker::needs_polling);
+            let has_signal = tokio::select! {
                 () = signals.recv() => true,
-                () = tokio::time::sleep(POLL_INTERVAL), if polls => false,
+                () = tokio::time::sleep(POLL_INTERVAL), if needs_polling => false,
             };
-            if asked && workers.is_empty() {
+            if has_signal && workers.is_empty() {
                 info!("Nothing to reload on SIGHUP");
             }
             for worker in &mut workers {
-                worker.poll(asked).await;
+                worker.poll(has_signal).await;
             }
         }
     }
 }
 
-/// A source that reloads on a blocking thread, because the runtime also serves the server API.
+/// A source whose reloads run on a thread for blocking tasks, because the runtime also serves the
+/// server API.
 struct ReloadWorker {
     what: &'static str,
     has_files: bool,
-    /// `true` if a signal arrived during a reload.
-    asked: bool,
+    /// `true` if a signal arrived that no reload has handled yet.
+    has_signal: bool,
     state: WorkerState,
 }
 
 enum WorkerState {
     Idle(ReloadSource),
-    Reading(JoinHandle<ReloadSource>),
-    /// The reload task panicked.
+    /// A poll runs on another thread, and a reload if one is due.
+    Running(JoinHandle<ReloadSource>),
+    /// The polling task ended without returning the source.
     Failed,
 }
 
 impl ReloadWorker {
     fn new(source: ReloadSource) -> Self {
         let has_files = !source.paths.is_empty();
-        Self { what: source.what, has_files, asked: false, state: WorkerState::Idle(source) }
+        Self { what: source.what, has_files, has_signal: false, state: WorkerState::Idle(source) }
     }
 
-    /// Returns `true` if there may be work without a signal.
+    /// Returns `true` if the source must be polled even without a signal.
     fn needs_polling(&self) -> bool {
-        self.has_files || matches!(self.state, WorkerState::Reading(_))
+        self.has_files || matches!(self.state, WorkerState::Running(_))
     }
 
-    async fn poll(&mut self, asked: bool) {
-        self.asked |= asked;
-        if let WorkerState::Reading(_) = self.state {
-            self.end().await;
-        }
-        match std::mem::replace(&mut self.state, WorkerState::Failed) {
+    /// Collects the running poll if it has finished. Starts the next one if none is running.
+    async fn poll(&mut self, has_signal: bool) {
+        self.has_signal |= has_signal;
+        self.state = match std::mem::replace(&mut self.state, WorkerState::Failed) {
+            WorkerState::Running(task) => {
+                let state = self.wait(task, Duration::ZERO).await;
+                if matches!(state, WorkerState::Idle(_)) {
+                    info!(what = self.what, "Slow reload finished");
+                }
+                state
+            }
+            state => state,
+        };
+        self.state = match std::mem::replace(&mut self.state, WorkerState::Failed) {
             WorkerState::Idle(mut source) => {
-                let asked = std::mem::take(&mut self.asked);
-                let reading = tokio::task::spawn_blocking(move || {
-                    source.poll(asked);
+                let has_signal = std::mem::take(&mut self.has_signal);
+                let task = tokio::task::spawn_blocking(move || {
+                    source.poll(has_signal);
                     source
                 });
-                self.wait(reading, SLOW_RELOAD_TIMEOUT).await;
-                if matches!(self.state, WorkerState::Reading(_)) {
+                let state = self.wait(task, SLOW_RELOAD_TIMEOUT).await;
+                if matches!(state, WorkerState::Running(_)) {
                     warn!(what = self.what, "Slow reload continues in the background");
                 }
+                state
             }
-            other => self.state = other,
-        }
+            state => state,
+        };
     }
 
-    /// Collects a running reload if it has finished.
-    async fn end(&mut self) {
-        if let WorkerState::Reading(reading) = std::mem::replace(&mut self.state, WorkerState::Failed) {
-            self.wait(reading, Duration::ZERO).await;
-            if matches!(self.state, WorkerState::Idle(_)) {
-                info!(what = self.what, "Slow reload finished");
-            }
-        }
-    }
-
-    async fn wait(&mut self, mut reading: JoinHandle<ReloadSource>, time: Duration) {
-        self.state = match tokio::time::timeout(time, &mut reading).await {
+    /// Waits up to `timeout` for the task, and returns the state that follows.
+    async fn wait(&mut self, mut task: JoinHandle<ReloadSource>, timeout: Duration) -> WorkerState {
+        match tokio::time::timeout(timeout, &mut task).await {
             Ok(Ok(source)) => WorkerState::Idle(source),
             Ok(Err(error)) => {
                 warn!(what = self.what, %error, "Reload task failed; disabled until restart");
                 self.has_files = false;
                 WorkerState::Failed
             }
-            Err(_) => WorkerState::Reading(reading),
-        };
+            Err(_) => WorkerState::Running(task),
+        }
     }
 }
 
@@ -234,8 +241,8 @@ mod tests {
             Self { path, reads, reloader }
         }
 
-        fn reads_after_poll(&mut self, asked: bool) -> usize {
-            self.reloader.0.iter_mut().for_each(|source| source.poll(asked));
+        fn reads_after_poll(&mut self, has_signal: bool) -> usize {
+            self.reloader.0.iter_mut().for_each(|source| source.poll(has_signal));
             self.reads.load(Ordering::Relaxed)
         }
     }
@@ -252,30 +259,30 @@ mod tests {
 
     #[test]
     fn files_reload_when_they_changed_and_settled() {
-        let mut fixture = Fixture::new("rest");
+        let mut fixture = Fixture::new("settled");
         assert_eq!(fixture.reads_after_poll(false), 0);
         write(&fixture.path, "12");
-        assert_eq!(fixture.reads_after_poll(false), 0, "it may still change");
+        assert_eq!(fixture.reads_after_poll(false), 0, "the first poll after a change does not reload");
         write(&fixture.path, "123");
-        assert_eq!(fixture.reads_after_poll(false), 0, "it did change");
+        assert_eq!(fixture.reads_after_poll(false), 0, "the file changed between the polls");
         assert_eq!(fixture.reads_after_poll(false), 1);
-        assert_eq!(fixture.reads_after_poll(false), 1, "nothing has changed since");
+        assert_eq!(fixture.reads_after_poll(false), 1, "an unchanged file does not reload");
     }
 
     #[test]
     fn files_that_keep_changing_reload_nevertheless() {
-        let mut fixture = Fixture::new("unrest");
-        let mut looks = 0;
-        while fixture.reads_after_poll(false) == 0 {
-            looks += 1;
-            write(&fixture.path, &"1".repeat(looks));
-            assert!(looks < 9, "it never reloads");
+        let mut fixture = Fixture::new("unsettled");
+        for length in 2..2 + MAX_UNSTABLE_POLLS as usize {
+            write(&fixture.path, &"1".repeat(length));
+            assert_eq!(fixture.reads_after_poll(false), 0);
         }
+        write(&fixture.path, "12345");
+        assert_eq!(fixture.reads_after_poll(false), 1);
     }
 
     #[test]
     fn a_failed_reload_is_retried_after_the_next_change_only() {
-        let mut fixture = Fixture::new("broken");
+        let mut fixture = Fixture::new("invalid");
         write(&fixture.path, "no number");
         fixture.reads_after_poll(false);
         assert_eq!(fixture.reads_after_poll(false), 1);
@@ -286,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_reload_delays_only_itself() {
+    fn a_blocked_reload_does_not_block_the_others() {
         let (unblock, blocked) = std::sync::mpsc::channel::<()>();
         let reads = Arc::new(AtomicUsize::new(0));
         let mut reloader = Reloader::default();
@@ -305,11 +312,11 @@ mod tests {
                 }
                 assert_eq!(reads.load(Ordering::Relaxed), expected);
             }
-            assert!(matches!(workers[0].state, WorkerState::Reading(_)) && workers[0].asked);
-            // The signal that arrived during the reload still takes effect.
+            assert!(matches!(workers[0].state, WorkerState::Running(_)) && workers[0].has_signal);
+            // The signal that arrived during the reload causes another reload.
             unblock.send(()).unwrap();
             unblock.send(()).unwrap();
-            while workers[0].asked {
+            while workers[0].has_signal {
                 workers[0].poll(false).await;
                 tokio::task::yield_now().await;
             }
@@ -320,15 +327,15 @@ mod tests {
     #[test]
     fn a_reload_that_panics_does_not_affect_others() {
         let mut fixture = Fixture::new("panic");
-        let panics = ReloadSource {
-            what: "fault",
+        let panicking = ReloadSource {
+            what: "panicking",
             paths: Vec::new(),
-            read: FileStamp::default(),
+            last_read: FileStamp::default(),
             last_polled: None,
             unstable_polls: 0,
             reload: Box::new(|| panic!("a test makes this panic")),
         };
-        fixture.reloader.0.insert(0, panics);
+        fixture.reloader.0.insert(0, panicking);
         assert_eq!((fixture.reads_after_poll(true), fixture.reads_after_poll(true)), (1, 2));
     }
 

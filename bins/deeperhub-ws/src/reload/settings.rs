@@ -1,4 +1,4 @@
-//! Reloads settings: applies those that can change at run time and logs those that need a restart.
+//! Reloads settings. Applies the changed ones that need no restart, and logs all changes.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -46,29 +46,30 @@ pub(crate) const RELOADABLE_KEYS: &[&str] = &[
     "log_level",
 ];
 
-/// The settings in use, and the parts that take new ones.
+/// The settings in effect, and handles to the parts that settings are applied to.
 pub(crate) struct SettingsReload {
-    /// Flags of the command line.
+    /// Flags of the command line, which override the file on each reload.
     pub(crate) flags: Vec<ArgMatches>,
     /// Settings in effect.
     pub(crate) running: Vec<EffectiveSetting>,
+    /// API key in effect; `running` shows it masked.
     pub(crate) api_key: Option<Arc<Secret>>,
     pub(crate) node: NodeHandle,
     pub(crate) api: Option<SharedApiConfig>,
     pub(crate) level: Level,
 }
 
-/// Errors of a reload.
+/// All errors of a reload, as one.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 struct ConfigErrors(Vec<ConfigError>);
 
 impl SettingsReload {
-    /// Reads file and environment and applies the settings that can change.
+    /// Reads file and environment, applies the settings that need no restart, and logs the changes.
     ///
     /// # Errors
     ///
-    /// The settings are invalid; nothing has changed.
+    /// If the settings are invalid. The previous ones then stay in effect.
     pub(crate) fn reload(&mut self) -> Result<(), Box<dyn Error>> {
         let settings =
             Layers::read(self.flags.iter(), std::env::vars_os()).and_then(resolve).map_err(ConfigErrors)?;
@@ -81,16 +82,13 @@ impl SettingsReload {
     }
 
     fn apply(&self, settings: &Settings) {
-        let listener = &settings.node.listener;
-        if let Err(sentence) =
-            nofile::raise(listener.max_connections, listener.workers, settings.api_connections())
-        {
-            warn!("{sentence}");
-        }
+        nofile::raise_for(settings);
         self.node.reconfigure(&settings.node);
         if let (Some(shared), Some(api)) = (&self.api, &settings.api) {
             let mut config = api.config.clone();
             let running = shared.current();
+            // These two depend on the bound address and on the TLS files, which reload on their
+            // own.
             config.websocket_url.clone_from(&running.websocket_url);
             config.tls.clone_from(&running.tls);
             shared.replace(config);
@@ -103,18 +101,17 @@ impl SettingsReload {
         let api_key = settings.api.and_then(|api| api.config.api_key);
         let key_changed =
             self.api_key.as_ref().map(|key| key.expose()) != api_key.as_ref().map(|key| key.expose());
-        for (running, read) in self.running.iter_mut().zip(settings.effective) {
-            let key = read.key;
-            // Secrets are masked, so their texts are equal.
-            let changed = if key == "api_key" { key_changed } else { running.toml != read.toml };
-            if !changed {
+        for (running, new) in self.running.iter_mut().zip(settings.effective) {
+            let key = new.key;
+            // The texts of secrets are masked, so they never differ.
+            let is_changed = if key == "api_key" { key_changed } else { running.toml != new.toml };
+            if !is_changed {
                 continue;
             }
-            let effective = |toml: Option<&'_ str>| toml.map(|text| display(text.to_owned()));
-            let (from, to) = (effective(running.toml.as_deref()), effective(read.toml.as_deref()));
+            let (from, to) = (running.toml.clone().map(display), new.toml.clone().map(display));
             if RELOADABLE_KEYS.contains(&key) && (self.api.is_some() || key != "api_key") {
                 info!(setting = key, from, to, "Setting changed");
-                *running = read;
+                *running = new;
             } else {
                 warn!(setting = key, from, to, "Setting changed; restart required");
             }

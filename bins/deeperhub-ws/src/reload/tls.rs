@@ -1,4 +1,4 @@
-//! TLS of the client port and of the server API: reads files and reloads them when they change.
+//! TLS of the client port and of the server API: reads the files and reloads them when they change.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,21 +14,21 @@ use crate::reload::Reloader;
 /// Names of the settings of one TLS listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TlsKeys {
-    /// What the certificate is for, as logs name it.
-    purpose: &'static str,
+    /// Name of the files in the log.
+    log_name: &'static str,
     cert: &'static str,
     key: &'static str,
 }
 
 impl TlsKeys {
     /// Settings of the client port.
-    pub(crate) const CLIENTS: Self = Self { purpose: "TLS certificate", cert: "tls_cert", key: "tls_key" };
+    pub(crate) const CLIENTS: Self = Self { log_name: "TLS certificate", cert: "tls_cert", key: "tls_key" };
     /// Settings of the server API.
     pub(crate) const API: Self =
-        Self { purpose: "API TLS certificate", cert: "api_tls_cert", key: "api_tls_key" };
+        Self { log_name: "API TLS certificate", cert: "api_tls_cert", key: "api_tls_key" };
 }
 
-/// The TLS options as given.
+/// The TLS options as the operator set them.
 #[derive(Debug)]
 pub(crate) struct TlsFileOptions {
     pub(crate) keys: TlsKeys,
@@ -40,24 +40,38 @@ pub(crate) struct TlsFileOptions {
 }
 
 impl TlsFileOptions {
-    /// Returns the paths that TLS needs; `None` if TLS is off.
+    /// Returns the paths that TLS needs. Returns `None` if TLS is off.
     ///
     /// # Errors
     ///
-    /// The setting that is given, and the missing one that it needs.
-    pub(crate) fn into_paths(self) -> Result<Option<TlsPaths>, (&'static str, &'static str)> {
-        match self {
-            Self { client_ca: None, client_auth: Some(_), .. } => Err(("tls_client_auth", "tls_client_ca")),
-            Self { cert: None, key: None, client_ca: None, .. } => Ok(None),
-            Self { keys, cert: Some(cert), key: Some(key), client_ca, client_auth } => {
+    /// If one setting needs another that is not set.
+    pub(crate) fn into_paths(self) -> Result<Option<TlsPaths>, MissingSetting> {
+        let Self { keys, cert, key, client_ca, client_auth } = self;
+        if client_auth.is_some() && client_ca.is_none() {
+            return Err(MissingSetting { given: "tls_client_auth", missing: "tls_client_ca" });
+        }
+        match (cert, key) {
+            (Some(cert), Some(key)) => {
                 let client_auth = client_auth.unwrap_or_default();
                 Ok(Some(TlsPaths { keys, cert, key, client_ca, client_auth }))
             }
-            Self { keys, cert: Some(_), key: None, .. } => Err((keys.cert, keys.key)),
-            Self { keys, cert: None, key: Some(_), .. } => Err((keys.key, keys.cert)),
-            Self { keys, cert: None, key: None, client_ca: Some(_), .. } => Err(("tls_client_ca", keys.cert)),
+            (Some(_), None) => Err(MissingSetting { given: keys.cert, missing: keys.key }),
+            (None, Some(_)) => Err(MissingSetting { given: keys.key, missing: keys.cert }),
+            (None, None) if client_ca.is_some() => {
+                Err(MissingSetting { given: "tls_client_ca", missing: keys.cert })
+            }
+            (None, None) => Ok(None),
         }
     }
+}
+
+/// A setting that needs another one, which is not set.
+#[derive(Debug)]
+pub(crate) struct MissingSetting {
+    /// Key of the setting that is set.
+    pub(crate) given: &'static str,
+    /// Key of the setting that it needs.
+    pub(crate) missing: &'static str,
 }
 
 /// Paths of the TLS files.
@@ -75,7 +89,7 @@ impl TlsPaths {
         [&self.cert, &self.key].into_iter().chain(&self.client_ca).cloned().collect()
     }
 
-    /// Reads the files.
+    /// Reads the files and checks them.
     fn read(&self) -> Result<TlsSetup, TlsError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let mut config = Config::load(&self.cert, &self.key, self.client_ca.as_deref())?;
@@ -88,19 +102,19 @@ impl TlsPaths {
 #[derive(Debug)]
 pub(crate) struct Tls {
     paths: TlsPaths,
-    /// State of the files before they were read.
+    /// State of the files right before they were read.
     stamp: FileStamp,
-    /// Certificate and verifier of new connections.
+    /// Server certificate and verifier of client certificates, for new connections.
     pub(crate) current: Arc<SharedTls>,
 }
 
-/// Error of a TLS file.
+/// Error of reading the TLS files, attributed to one of them.
 #[derive(Debug)]
 pub(crate) struct TlsFileError {
     /// Setting that names the file.
     pub(crate) key: &'static str,
     pub(crate) path: PathBuf,
-    /// The error, and what is expected.
+    /// The error and, for invalid contents, the expected ones.
     pub(crate) problem: String,
 }
 
@@ -108,32 +122,34 @@ impl Tls {
     /// Reads the files. Also returns warnings about the certificate.
     pub(crate) fn load(paths: TlsPaths) -> Result<(Self, Vec<String>), TlsFileError> {
         let stamp = FileStamp::of(paths.all());
-        let server = paths.read().map_err(|error| TlsFileError::new(&paths, &error))?;
-        let warnings = server.warnings.iter().map(ToString::to_string).collect();
-        Ok((Self { paths, stamp, current: Arc::new(SharedTls::new(server)) }, warnings))
+        let setup = paths.read().map_err(|error| TlsFileError::new(&paths, &error))?;
+        let warnings = setup.warnings.iter().map(ToString::to_string).collect();
+        Ok((Self { paths, stamp, current: Arc::new(SharedTls::new(setup)) }, warnings))
     }
 
-    /// Returns the client certificate requirement; `None` if there is no client CA.
+    /// Returns whether clients must present a certificate. Returns `None` if no client CA is
+    /// configured, so that certificates are not requested.
     pub(crate) fn client_auth(&self) -> Option<ClientAuth> {
         self.paths.client_ca.as_ref().map(|_| self.paths.client_auth)
     }
 
-    /// Reloads the files on SIGHUP and when they change.
+    /// Adds the files to the reloader.
     pub(crate) fn watch(&self, reloader: &mut Reloader) {
         let (paths, current) = (self.paths.clone(), Arc::clone(&self.current));
-        reloader.watch(paths.keys.purpose, paths.all(), self.stamp.clone(), move || {
-            let server = paths.read()?;
-            for warning in &server.warnings {
+        reloader.watch(paths.keys.log_name, paths.all(), self.stamp.clone(), move || {
+            let setup = paths.read()?;
+            for warning in &setup.warnings {
                 warn!("{warning}");
             }
-            info!(ends = server.expires_at, "{} replaced", paths.keys.purpose);
-            current.replace(server);
+            info!(ends = setup.expires_at, "{} replaced", paths.keys.log_name);
+            current.replace(setup);
             Ok(())
         });
     }
 }
 
 impl TlsFileError {
+    /// Finds the file that the error names; the certificate file if it names none.
     fn new(paths: &TlsPaths, error: &TlsError) -> Self {
         let (name, problem) = match error {
             TlsError::File(file) => {
@@ -144,10 +160,10 @@ impl TlsFileError {
             }
             error => (String::new(), with_causes(error)),
         };
-        let named = |path: &PathBuf| path.display().to_string() == name;
+        let is_named = |path: &PathBuf| path.display().to_string() == name;
         let (key, path) = match &paths.client_ca {
-            Some(path) if named(path) => ("tls_client_ca", path),
-            _ if named(&paths.key) && !named(&paths.cert) => (paths.keys.key, &paths.key),
+            Some(path) if is_named(path) => ("tls_client_ca", path),
+            _ if is_named(&paths.key) && !is_named(&paths.cert) => (paths.keys.key, &paths.key),
             _ => (paths.keys.cert, &paths.cert),
         };
         Self { key, path: path.clone(), problem }

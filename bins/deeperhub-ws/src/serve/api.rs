@@ -13,6 +13,7 @@ use tracing::warn;
 use super::error::ServeError;
 use crate::config::effective::Settings;
 
+/// Binds a listener to the address. Also returns the bound address, whose port is never 0.
 pub(super) async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
     let listen = async {
         let listener = TcpListener::bind(address).await?;
@@ -32,8 +33,8 @@ pub(super) struct ApiTask {
     pub(super) address: SocketAddr,
     pub(super) config: SharedApiConfig,
     task: JoinHandle<io::Result<()>>,
-    /// Dropping it asks the task to end.
-    running: oneshot::Sender<()>,
+    /// Asks the task to end when it is dropped.
+    shutdown: oneshot::Sender<()>,
 }
 
 impl ApiTask {
@@ -41,23 +42,25 @@ impl ApiTask {
         let mut config = settings.api.as_ref().map(|api| api.config.clone()).unwrap_or_default();
         config.websocket_url =
             websocket_url(settings.scheme(), node.local_addr(), &settings.node.listener.paths);
-        let (running, stopped) = oneshot::channel();
-        let shutdown = async {
-            let _: Result<(), _> = stopped.await;
+        let (shutdown, dropped) = oneshot::channel();
+        let wait_for_shutdown = async {
+            let _: Result<(), _> = dropped.await;
         };
         let config = SharedApiConfig::from(config);
-        let task = tokio::spawn(deeperhub_api::serve(socket, node.handle(), config.clone(), shutdown));
-        Self { address, config, task, running }
+        let task =
+            tokio::spawn(deeperhub_api::serve(socket, node.handle(), config.clone(), wait_for_shutdown));
+        Self { address, config, task, shutdown }
     }
 
-    /// Waits until the API ends by itself, which is an error.
+    /// Waits until the API ends without being asked to, and returns the reason. Waits forever if
+    /// there is no API.
     pub(super) async fn failed(api: &mut Option<Self>) -> ServeError {
         match api {
             None => std::future::pending().await,
             Some(running) => {
-                let ended = (&mut running.task).await;
+                let result = (&mut running.task).await;
                 *api = None;
-                let error = match ended {
+                let error = match result {
                     Ok(Ok(())) => io::Error::other("it ended unexpectedly"),
                     Ok(Err(error)) => error,
                     Err(error) => io::Error::other(error),
@@ -67,9 +70,9 @@ impl ApiTask {
         }
     }
 
-    /// Lets running calls finish.
+    /// Asks the API to end and waits until running calls are finished.
     pub(super) async fn stop(self) {
-        drop(self.running);
+        drop(self.shutdown);
         match self.task.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "Server API failed during shutdown"),
@@ -78,9 +81,9 @@ impl ApiTask {
     }
 }
 
-/// Returns the URL that the console page connects to. `None` if clients connect to all interfaces;
-/// the page then guesses the address.
-fn websocket_url(scheme: &str, clients: SocketAddr, paths: &[String]) -> Option<String> {
+/// Returns the URL that the console page connects to. Returns `None` if the server listens on all
+/// interfaces, because the right one depends on the browser; the page then guesses the URL.
+fn websocket_url(scheme: &str, client_address: SocketAddr, paths: &[String]) -> Option<String> {
     let path = paths.first().map_or("/", String::as_str);
-    (!clients.ip().is_unspecified()).then(|| format!("{scheme}://{clients}{path}"))
+    (!client_address.ip().is_unspecified()).then(|| format!("{scheme}://{client_address}{path}"))
 }

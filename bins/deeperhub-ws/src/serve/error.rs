@@ -1,4 +1,4 @@
-//! Errors that end a server, for the operator.
+//! Errors that end a server, with texts for the operator.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ pub(crate) enum ServeError {
         source: io::Error,
     },
 
-    /// A host name that cannot be resolved.
+    /// A host name cannot be resolved.
     #[error("cannot resolve {address}: {source}")]
     Lookup { address: Address, source: io::Error },
 
@@ -28,17 +28,21 @@ pub(crate) enum ServeError {
     #[error("{0} (--node-id, DEEPERHUB_NODE_ID or node_id)")]
     NodeIdTaken(deeperhub_node::NodeIdTaken),
 
-    /// The node did not start for another reason.
+    /// The node did not start, for a reason that has no variant of its own here.
     #[error("{}", with_causes(.0))]
     Node(deeperhub_node::StartError),
 
-    /// A panic; the log shows its location.
+    /// The control thread panicked; the log shows the location.
     #[error("the server panicked; the log has the location")]
     Panic,
 
-    /// The system refused a resource.
+    /// A system call, a task or the server API failed.
     #[error("{what}: {source}")]
-    System { what: &'static str, source: io::Error },
+    System {
+        /// The failure as a sentence, such as `cannot handle signals`.
+        what: &'static str,
+        source: io::Error,
+    },
 }
 
 impl ServeError {
@@ -47,6 +51,7 @@ impl ServeError {
     }
 }
 
+/// Returns the error's cause, with advice if the operator can fix it with `flag`.
 fn listen_advice(error: &io::Error, flag: &str) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
@@ -70,14 +75,14 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_reported_with_the_flag_that_changes_it() {
-        let failure = ServeError::Listen {
+        let error = ServeError::Listen {
             address: "127.0.0.1:8080".parse().unwrap(),
             purpose: "clients",
             flag: "--port",
             source: io::ErrorKind::AddrInUse.into(),
         };
         assert_eq!(
-            failure.to_string(),
+            error.to_string(),
             "cannot listen on 127.0.0.1:8080 for clients: the port is in use, perhaps by another server; choose \
              another with --port (0 picks a free one)"
         );

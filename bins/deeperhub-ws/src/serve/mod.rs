@@ -1,4 +1,5 @@
-//! Serves clients: from settings to a running node, until a signal arrives.
+//! Runs a server: reads the settings, starts the node and everything beside it, and shuts them down
+//! after a stop signal or a failure.
 
 mod api;
 pub(crate) mod error;
@@ -7,6 +8,7 @@ mod start;
 mod start_line;
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,13 +19,15 @@ use deeperhub_listener::MemoryBudget;
 use deeperhub_metrics::{SharedCounter, Unit};
 use deeperhub_node::{CustomMetric, MetricKind, Node};
 use deeperhub_security::files::FileStamp;
+use deeperhub_telemetry::RunningExporters;
 use tokio::runtime::{self, Runtime};
+use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use self::api::ApiTask;
 use self::error::ServeError;
 pub(crate) use self::preflight::preflight;
-use self::preflight::{Preflight, telemetry_settings};
+use self::preflight::{Preflight, Prepared};
 use self::start::{Started, start_node};
 use self::start_line::start_line;
 use crate::config::effective::Settings;
@@ -32,35 +36,36 @@ use crate::config::layers::Layers;
 use crate::config::resolve::resolve;
 use crate::exit::{FAILED, bad_configuration};
 use crate::log::queue::LogQueue;
-use crate::log::{self, events};
+use crate::log::{self, Level, events};
 use crate::process::signals::{self, IgnoredSignals, ReloadSignals, Signals, StopSignals};
 use crate::process::{allocator, memory, nofile, supervise};
 use crate::reload::Reloader;
 use crate::reload::settings::SettingsReload;
 
-/// Shutdown timeout for blocking tasks, such as name look-ups or files on a lost disk.
+/// Limits the delay of the exit by blocking tasks, such as name look-ups or files on a lost disk.
 const BLOCKING_TASKS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Timeout for the last export to a collector.
+/// Limits the delay of the exit by a collector that does not accept the last export.
 const TELEMETRY_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Timeout for flushing the last log lines to standard error.
+/// Limits the delay of the exit by a reader of standard error that does not take the last lines.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Timeout for writing the start line to standard output.
+/// Limits the delay of the start by a reader of standard output that does not take the start line.
 const START_LINE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The runtime and signal handlers of the control thread, set up before settings are read.
 #[derive(Debug)]
 pub(crate) struct Control {
-    /// Runs everything except client connections, which have their own threads. Nothing on it
-    /// blocks.
+    /// Runs everything except client connections, which have their own threads. Its tasks must not
+    /// block.
     runtime: Runtime,
     signals: Signals,
 }
 
 impl Control {
-    /// Installs signal handlers: from now on, signals are kept instead of ending the process.
+    /// Creates the runtime and installs the signal handlers. From then on, signals are queued
+    /// instead of ending the process.
     pub(crate) fn new() -> Result<Self, ServeError> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
@@ -74,7 +79,7 @@ impl Control {
     }
 }
 
-/// Error that kept the server from starting or stopped it.
+/// Error that ends a server: invalid settings, or a failure to start or to serve.
 #[derive(Debug)]
 enum RunError {
     Config(Vec<ConfigError>),
@@ -87,13 +92,16 @@ impl From<ServeError> for RunError {
     }
 }
 
-/// Serves until a signal arrives. Settings come from `flags`, the environment and the file, and are
-/// reloaded on SIGHUP. Sets up the process-wide log and limit of open files.
+/// Runs a server until a stop signal or a failure, and returns the exit code. Settings are read
+/// from `flags`, the environment and the file, and again on SIGHUP.
+///
+/// Changes state of the whole process: installs the global log and panic hook, and raises the limit
+/// of open files.
 pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
     let Control { runtime, signals } = control;
     let mut log = None;
-    let served = catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(signals, flags, &mut log))));
-    let result = served.unwrap_or(Err(ServeError::Panic.into()));
+    let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(signals, flags, &mut log))));
+    let result = outcome.unwrap_or(Err(ServeError::Panic.into()));
     runtime.shutdown_timeout(BLOCKING_TASKS_TIMEOUT);
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -101,7 +109,7 @@ pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
         Err(RunError::Serve(error)) => {
             let line = format!("error: {error}\n");
             match &log {
-                // After all queued lines, and without blocking on a stalled reader.
+                // Queued behind all other lines, and without blocking on a stalled reader.
                 Some(log) => log.line(&line),
                 None => drop(io::stderr().write_all(line.as_bytes())),
             }
@@ -114,105 +122,140 @@ pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
     code
 }
 
-/// Runs `work`, which may block, off the control thread. Returns `None` if a stop signal arrives
-/// first; the work is then abandoned.
+/// Reads the settings, starts a server and runs it. Stores the log in `log` as soon as it is
+/// installed, so that the caller can write to it after an error or a panic.
+async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue>) -> Result<(), RunError> {
+    let Signals { mut stops, reload_signals, ignored } = signals;
+    let Some(settings) = read_settings(flags.clone(), &mut stops).await? else { return Ok(()) };
+    let (log_level, log_queue) =
+        log::install(settings.log).map_err(|error| ServeError::system("cannot write a log", error))?;
+    let lost_log_lines = log_queue.lost();
+    *log = Some(log_queue);
+    let Some(server) = Server::start(settings, flags, log_level, lost_log_lines, &mut stops).await? else {
+        info!("Stopped during start");
+        return Ok(());
+    };
+    let result = server.run(&mut stops, reload_signals, ignored).await;
+    info!("Server stopped");
+    Ok(result?)
+}
+
+/// Reads the settings. Returns `None` if a stop signal arrives first.
+async fn read_settings(
+    flags: Vec<ArgMatches>,
+    stops: &mut StopSignals,
+) -> Result<Option<Settings>, RunError> {
+    let read = move || Layers::read(&flags, std::env::vars_os()).and_then(resolve);
+    unless_stopped(stops, read).await?.transpose().map_err(RunError::Config)
+}
+
+/// Runs `work`, which may block, on a thread for blocking tasks. Returns `None` if a stop signal
+/// arrives first; the work then goes on, and its result is dropped.
 async fn unless_stopped<T: Send + 'static>(
     stops: &mut StopSignals,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<Option<T>, ServeError> {
     tokio::select! {
-        done = tokio::task::spawn_blocking(work) => {
-            done.map(Some).map_err(|error| ServeError::system("the start failed", io::Error::other(error)))
+        result = tokio::task::spawn_blocking(work) => {
+            result.map(Some).map_err(|error| ServeError::system("the start failed", io::Error::other(error)))
         }
         _ = stops.recv() => Ok(None),
     }
 }
 
-async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue>) -> Result<(), RunError> {
-    let Signals { mut stops, reload_signals, ignored } = signals;
-    let own = flags.clone();
-    let read = move || Layers::read(&own, std::env::vars_os()).and_then(resolve);
-    let mut settings = match unless_stopped(&mut stops, read).await? {
-        Some(settings) => settings.map_err(RunError::Config)?,
-        None => return Ok(()),
-    };
-    let (level, queue) =
-        log::install(settings.log).map_err(|error| ServeError::system("cannot write a log", error))?;
-    let lost_lines = queue.lost();
-    *log = Some(queue);
-    for warning in &settings.warnings {
-        warn!("{warning}");
-    }
-    let listener = &settings.node.listener;
-    if let Err(sentence) =
-        nofile::raise(listener.max_connections, listener.workers, settings.api_connections())
-    {
-        warn!("{sentence}");
-    }
-    let config = telemetry_settings(&settings);
-    let (address, api) = (settings.address.clone(), settings.api.as_ref().map(|api| api.address.clone()));
-    let check = move || Preflight::new(&address, api.as_ref(), config);
-    let Some(preflight) = unless_stopped(&mut stops, check).await? else {
-        info!("Stopped during start");
-        return Ok(());
-    };
-    let Preflight { clients, api, telemetry, warnings } = preflight?;
-    for warning in &warnings {
-        warn!("{warning}");
-    }
+/// A started server: the node and everything that runs beside it.
+struct Server {
+    node: Node,
+    api: Option<ApiTask>,
+    telemetry: RunningExporters,
+    event_log: JoinHandle<()>,
+    reloader: Reloader,
+    memory: Option<Arc<MemoryBudget>>,
+    drain_timeout: Duration,
+}
 
-    // The API's port comes first: if it is taken, no client may have connected.
-    let api_socket = match api {
-        Some(api) => Some(api::listen(api).await?),
-        None => None,
-    };
-    settings.node.tracer = telemetry.tracer_with_client_rate(settings.telemetry.trace_client_rate);
-    add_process_metrics(&mut settings, lost_lines, telemetry.panics());
-    let node = match start_node(clients, &settings, &mut stops).await? {
-        Started::Node(node) => *node,
-        Started::Stopped(node) => {
-            if let Some(node) = node {
-                node.drain(settings.drain_timeout).await;
-                node.stop().await;
+impl Server {
+    /// Starts all parts and prints the start line. Returns `None` if a stop signal arrives first.
+    async fn start(
+        mut settings: Settings,
+        flags: Vec<ArgMatches>,
+        log_level: Level,
+        lost_log_lines: SharedCounter,
+        stops: &mut StopSignals,
+    ) -> Result<Option<Self>, ServeError> {
+        log_warnings(&settings.warnings);
+        nofile::raise_for(&settings);
+        let preflight = Preflight::new(&settings);
+        let Some(prepared) = unless_stopped(stops, || preflight.run()).await? else { return Ok(None) };
+        let Prepared { listen_on, api_address, exporters, warnings } = prepared?;
+        log_warnings(&warnings);
+
+        // The API's port is bound first: if it is in use, no client may have connected yet.
+        let api_socket = match api_address {
+            Some(address) => Some(api::listen(address).await?),
+            None => None,
+        };
+        settings.node.tracer = exporters.tracer_with_client_rate(settings.telemetry.trace_client_rate);
+        add_process_metrics(&mut settings, lost_log_lines, exporters.panics());
+        let node = match start_node(listen_on, &settings, stops).await? {
+            Started::Node(node) => *node,
+            Started::Stopped(node) => {
+                if let Some(node) = node {
+                    node.drain(settings.drain_timeout).await;
+                    node.stop().await;
+                }
+                return Ok(None);
             }
-            info!("Stopped during start");
-            return Ok(());
+        };
+        let telemetry = exporters.start(&node.handle());
+        let api = api_socket.map(|(socket, address)| ApiTask::start(socket, address, &node, &settings));
+        let event_log = events::spawn(node.handle(), log_level.watch());
+        announce(&settings, node.local_addrs(), api.as_ref().map(|api| api.address)).await;
+
+        let settings_reload = SettingsReload {
+            flags,
+            running: settings.effective.clone(),
+            api_key: settings.api.as_ref().and_then(|api| api.config.api_key.clone()),
+            node: node.handle(),
+            api: api.as_ref().map(|api| api.config.clone()),
+            level: log_level,
+        };
+        Ok(Some(Self {
+            node,
+            api,
+            telemetry,
+            event_log,
+            reloader: new_reloader(&settings, settings_reload),
+            memory: settings.node.listener.memory.clone(),
+            drain_timeout: settings.drain_timeout,
+        }))
+    }
+
+    /// Serves until a stop signal or a failure, and then shuts all parts down.
+    async fn run(
+        self,
+        stops: &mut StopSignals,
+        reload_signals: ReloadSignals,
+        ignored: IgnoredSignals,
+    ) -> Result<(), ServeError> {
+        let serving = serve_until_stopped(self.node, self.api, stops, self.drain_timeout);
+        let (result, shutdown) =
+            while_watching(serving, self.reloader, reload_signals, ignored, self.memory).await;
+        if shutdown == Shutdown::Graceful {
+            // The task ends after the queued events, because the node closed the bus. Its error
+            // would be a panic, which is logged.
+            let _ = self.event_log.await;
+            // The exporters stop last, because all other parts may record spans until they end.
+            self.telemetry.stop(TELEMETRY_FLUSH_TIMEOUT).await;
         }
-    };
-    let memory = settings.node.listener.memory.clone();
-    let telemetry = telemetry.start(&node.handle());
-    let clients = node.local_addrs().to_vec();
-    let api = api_socket.map(|(socket, address)| ApiTask::start(socket, address, &node, &settings));
-    let api_address = api.as_ref().map(|api| api.address);
-    let event_log = events::spawn(node.handle(), level.watch());
-
-    let live = SettingsReload {
-        flags,
-        running: settings.effective.clone(),
-        api_key: settings.api.as_ref().and_then(|api| api.config.api_key.clone()),
-        node: node.handle(),
-        api: api.as_ref().map(|api| api.config.clone()),
-        level,
-    };
-    let reloader = new_reloader(&settings, live);
-
-    print_start_line(start_line(&settings, &clients, api_address).to_string()).await;
-    for address in &clients {
-        info!(clients = %address, api = api_address.map(tracing::field::display), "Server started");
+        result
     }
+}
 
-    let (result, ended) = {
-        let serving = serve_until_stopped(node, api, &mut stops, settings.drain_timeout);
-        while_watching(serving, reloader, reload_signals, ignored, memory).await
-    };
-    if ended == Shutdown::Graceful {
-        // Ends after the queued events, as the node closed the bus. An error is a logged panic.
-        let _ = event_log.await;
-        // Last, because everything before it may record spans.
-        telemetry.stop(TELEMETRY_FLUSH_TIMEOUT).await;
+fn log_warnings(warnings: &[String]) {
+    for warning in warnings {
+        warn!("{warning}");
     }
-    info!("Server stopped");
-    Ok(result?)
 }
 
 /// Adds the metrics of the process to those of the node.
@@ -237,23 +280,31 @@ fn counter(name: &'static str, help: &'static str, counter: SharedCounter) -> Cu
     CustomMetric::new(name, help, Unit::None, MetricKind::Counter, move || counter.value())
 }
 
+/// Prints the start line and logs the bound addresses.
+async fn announce(settings: &Settings, client_addresses: &[SocketAddr], api_address: Option<SocketAddr>) {
+    print_start_line(start_line(settings, client_addresses, api_address).to_string()).await;
+    for address in client_addresses {
+        info!(clients = %address, api = api_address.map(tracing::field::display), "Server started");
+    }
+}
+
 /// Prints the start line to standard output, for people and for programs that wait for the ports.
-/// A closed pipe is no error.
+/// Ignores a closed pipe. If the pipe is full, the line is printed when its reader continues.
 async fn print_start_line(line: String) {
     let write = tokio::task::spawn_blocking(move || {
         let mut out = io::stdout().lock();
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     });
     if tokio::time::timeout(START_LINE_TIMEOUT, write).await.is_err() {
-        warn!("Standard output blocked; start line skipped");
+        warn!("Standard output blocked; start line delayed");
     }
 }
 
-/// Collects everything that reloads on SIGHUP or when files change.
-fn new_reloader(settings: &Settings, mut live: SettingsReload) -> Reloader {
+/// Creates the reloader of settings, keys and certificates.
+fn new_reloader(settings: &Settings, mut settings_reload: SettingsReload) -> Reloader {
     let mut reloader = Reloader::default();
-    // On SIGHUP only, because a half-edited settings file must not take effect.
-    reloader.watch("settings", Vec::new(), FileStamp::default(), move || live.reload());
+    // Settings reload on SIGHUP only, because a half-edited file must not take effect.
+    reloader.watch("settings", Vec::new(), FileStamp::default(), move || settings_reload.reload());
     if let Some(auth) = &settings.auth {
         auth.watch(&mut reloader);
     }
@@ -264,7 +315,7 @@ fn new_reloader(settings: &Settings, mut live: SettingsReload) -> Reloader {
     reloader
 }
 
-/// Runs reloads and the memory watch while `serving` runs.
+/// Runs `serving` to its end. Meanwhile reloads, logs ignored signals and measures memory.
 async fn while_watching<T>(
     serving: impl Future<Output = T>,
     reloader: Reloader,
@@ -283,14 +334,14 @@ async fn while_watching<T>(
 /// Kind of shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shutdown {
-    /// All parts ended in order.
+    /// All parts ended in the order of their dependencies.
     Graceful,
-    /// A second signal arrived: running parts are dropped.
+    /// A second stop signal arrived: parts that still run are dropped.
     Immediate,
 }
 
-/// Waits for a signal or a failure, then drains and ends all parts in the order of their
-/// dependencies.
+/// Waits for a stop signal or a failure. Then drains the connections, stops the node, and stops the
+/// server API, which needs the node.
 async fn serve_until_stopped(
     node: Node,
     mut api: Option<ApiTask>,
@@ -301,28 +352,28 @@ async fn serve_until_stopped(
     let handle = node.handle();
     tokio::select! {
         signal = stops.recv() => info!(signal, ?drain_timeout, "Draining connections"),
-        taken = handle.failed() => {
-            error!(%taken, "Node ID taken; draining");
-            result = Err(ServeError::NodeIdTaken(taken));
+        error = handle.failed() => {
+            error!(taken = %error, "Node ID taken; draining");
+            result = Err(ServeError::NodeIdTaken(error));
         }
         error = ApiTask::failed(&mut api) => {
             error!(%error, "Server API failed; draining");
             result = Err(error);
         }
     }
-    let end = async move {
+    let shut_down = async move {
         node.drain(drain_timeout).await;
         node.stop().await;
         if let Some(api) = api {
             api.stop().await;
         }
     };
-    let ended = tokio::select! {
-        () = end => Shutdown::Graceful,
+    let shutdown = tokio::select! {
+        () = shut_down => Shutdown::Graceful,
         signal = stops.recv() => {
             warn!(signal, "Second signal; exiting at once");
             Shutdown::Immediate
         }
     };
-    (result, ended)
+    (result, shutdown)
 }

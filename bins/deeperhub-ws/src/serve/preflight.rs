@@ -1,4 +1,5 @@
-//! Checks before a start: resolves addresses and sets up exporters.
+//! The preflight: work before a start that may block and fail. Resolves addresses and creates
+//! exporters.
 
 use std::net::SocketAddr;
 
@@ -8,58 +9,69 @@ use deeperhub_telemetry::{Overrides, Service, TelemetryConfig};
 
 use super::error::ServeError;
 use crate::cli::{NAME, VERSION};
-use crate::config::effective::Settings;
+use crate::config::effective::{Settings, TelemetrySettings};
 
-/// Resolved addresses and exporters, which are needed before clients connect. Setting them up may
-/// block.
+/// Work of a start that may block and must be done before clients connect. Owns its input, so that
+/// it can run on another thread.
 pub(super) struct Preflight {
-    pub(super) clients: ListenOn,
-    pub(super) api: Option<SocketAddr>,
-    pub(super) telemetry: deeperhub_telemetry::Exporters,
+    client_address: Address,
+    api_address: Option<Address>,
+    telemetry: TelemetryConfig,
+}
+
+/// Results of a preflight.
+pub(super) struct Prepared {
+    /// Addresses for clients.
+    pub(super) listen_on: ListenOn,
+    pub(super) api_address: Option<SocketAddr>,
+    pub(super) exporters: deeperhub_telemetry::Exporters,
     pub(super) warnings: Vec<String>,
 }
 
 impl Preflight {
-    pub(super) fn new(
-        address: &Address,
-        api: Option<&Address>,
-        config: TelemetryConfig,
-    ) -> Result<Self, ServeError> {
-        let clients = match listen_on(address) {
-            Some(known) => known,
-            None => lookup(address)?.into(),
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            client_address: settings.address.clone(),
+            api_address: settings.api.as_ref().map(|api| api.address.clone()),
+            telemetry: telemetry_config(&settings.telemetry),
+        }
+    }
+
+    /// Resolves the host names and creates the exporters, which read their certificate files. May
+    /// block.
+    pub(super) fn run(self) -> Result<Prepared, ServeError> {
+        let listen_on = match listen_on(&self.client_address) {
+            Some(listen_on) => listen_on,
+            None => lookup(&self.client_address)?.into(),
         };
-        let api = api.map(lookup).transpose()?;
-        let (telemetry, warnings) = deeperhub_telemetry::Exporters::new(config);
-        Ok(Self { clients, api, telemetry, warnings })
+        let api_address = self.api_address.as_ref().map(lookup).transpose()?;
+        let (exporters, warnings) = deeperhub_telemetry::Exporters::new(self.telemetry);
+        Ok(Prepared { listen_on, api_address, exporters, warnings })
     }
 }
 
 /// Returns the telemetry configuration from settings and OpenTelemetry's variables.
-pub(super) fn telemetry_settings(settings: &Settings) -> TelemetryConfig {
-    let settings = &settings.telemetry;
+fn telemetry_config(settings: &TelemetrySettings) -> TelemetryConfig {
     let service = Service::new(NAME, VERSION);
     let overrides =
         Overrides { endpoint: settings.otlp_endpoint.clone(), sample_ratio: settings.trace_sample_ratio };
     TelemetryConfig::from_variables(service, &overrides, |name| std::env::var(name).ok())
 }
 
-/// Resolves host names and reads exporter files as a start does, without listening. Returns the
-/// warnings.
+/// Runs the preflight of a start without starting a server. Returns the warnings.
 ///
 /// # Errors
 ///
-/// If the server would not start.
+/// If a start would fail.
 pub(crate) fn preflight(settings: &Settings) -> Result<Vec<String>, ServeError> {
-    let api = settings.api.as_ref().map(|api| &api.address);
-    Ok(Preflight::new(&settings.address, api, telemetry_settings(settings))?.warnings)
+    Ok(Preflight::new(settings).run()?.warnings)
 }
 
 fn lookup(address: &Address) -> Result<SocketAddr, ServeError> {
     address.resolve().map_err(|source| ServeError::Lookup { address: address.clone(), source })
 }
 
-/// Returns the addresses to listen on, or `None` if the name needs a look-up.
+/// Returns the addresses to listen on, or `None` if the host is a name that must be looked up.
 fn listen_on(address: &Address) -> Option<ListenOn> {
     match &address.host {
         Host::Ip(ip) => Some(SocketAddr::new(*ip, address.port).into()),

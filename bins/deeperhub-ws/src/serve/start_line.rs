@@ -10,25 +10,25 @@ use crate::config::effective::Settings;
 use crate::reload::tls::Tls;
 use deeperhub_args::Time;
 
-/// Returns one line with the bound addresses, TLS, the limits and the version.
+/// Returns one line with the version, the bound addresses, TLS and the limits.
 pub(crate) fn start_line(
     settings: &Settings,
-    clients: &[SocketAddr],
-    api: Option<SocketAddr>,
+    client_addresses: &[SocketAddr],
+    api_address: Option<SocketAddr>,
 ) -> impl fmt::Display {
     fmt::from_fn(move |f| {
         let node = &settings.node;
         let listener = &node.listener;
         write!(f, "{NAME} {VERSION} listening on ")?;
-        for (number, address) in clients.iter().enumerate() {
-            let and = if number == 0 { "" } else { " and " };
-            write!(f, "{and}{}://{address}", settings.scheme())?;
+        for (index, address) in client_addresses.iter().enumerate() {
+            let separator = if index == 0 { "" } else { " and " };
+            write!(f, "{separator}{}://{address}", settings.scheme())?;
         }
         f.write_str(" (API ")?;
-        match api {
-            Some(api) => {
-                let tls = settings.api.as_ref().is_some_and(|api| api.tls.is_some());
-                write!(f, "{}://{api}", if tls { "https" } else { "http" })?;
+        match api_address {
+            Some(address) => {
+                let has_tls = settings.api.as_ref().is_some_and(|api| api.tls.is_some());
+                write!(f, "{}://{address}", if has_tls { "https" } else { "http" })?;
             }
             None => f.write_str("off")?,
         }
@@ -63,12 +63,16 @@ pub(crate) fn start_line(
     })
 }
 
-/// Formats a size in the largest exact unit: `64 KiB`.
+/// Formats a size in the largest unit that needs no fraction, such as `64 KiB`.
 fn bytes(count: usize) -> impl fmt::Display {
-    fmt::from_fn(move |f| match count {
-        mebi if mebi % (1 << 20) == 0 => write!(f, "{} MiB", mebi >> 20),
-        kibi if kibi % (1 << 10) == 0 => write!(f, "{} KiB", kibi >> 10),
-        bytes => write!(f, "{bytes} bytes"),
+    fmt::from_fn(move |f| {
+        if count.is_multiple_of(1 << 20) {
+            write!(f, "{} MiB", count >> 20)
+        } else if count.is_multiple_of(1 << 10) {
+            write!(f, "{} KiB", count >> 10)
+        } else {
+            write!(f, "{count} bytes")
+        }
     })
 }
 

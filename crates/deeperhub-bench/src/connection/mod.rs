@@ -1,4 +1,4 @@
-//! One connection from the handshake to the close.
+//! One connection, from connecting to the close.
 
 mod receive;
 
@@ -28,7 +28,7 @@ pub(crate) enum Stage {
     Closed,
 }
 
-/// Unsent bytes above which a connection sends no more messages.
+/// Unsent bytes above which a connection sends no more messages. Limits memory use.
 const MAX_UNSENT_BYTES: usize = 256 * 1024;
 
 /// A connection of the run.
@@ -148,7 +148,7 @@ impl Connection {
         self.paused
     }
 
-    /// Frees the connection's resources. Closing the socket removes it from the poll.
+    /// Frees the connection's resources. The drop of the socket also removes it from the poll.
     pub(crate) fn release(&mut self) {
         self.stage = Stage::Closed;
         self.transport = None;
@@ -205,7 +205,7 @@ impl Connection {
         }
         match socket.peer_addr() {
             Ok(_) => Ok(true),
-            // The event came before the socket was connected.
+            // The event arrived before the socket was connected.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
             Err(error) => Err(DisconnectReason::ConnectFailed(error)),
         }
@@ -246,7 +246,7 @@ impl Connection {
         }
     }
 
-    /// Writes the output and keeps what does not fit into the socket's send buffer.
+    /// Writes the output. Stores bytes that do not fit into the socket's send buffer as unsent.
     #[inline]
     pub(crate) fn send(&mut self, state: &mut ThreadState<'_>) -> Result<(), DisconnectReason> {
         let written = match &mut self.transport {
@@ -256,7 +256,7 @@ impl Connection {
         if let Ok(written) = written {
             self.unsent.extend_from_slice(state.output.get(written..).unwrap_or_default());
         }
-        // Also after an error, because the next connection uses the same buffer.
+        // The buffer is cleared also after an error, because the next connection uses it, too.
         state.output.clear();
         written.map(drop)
     }

@@ -12,7 +12,7 @@ use crate::frame::{BINARY, CLOSE, CONTINUATION, FrameHeader, PING, PONG, TEXT, w
 use crate::scenario::Role;
 use crate::thread_state::{READ_BUFFER_BYTES, ThreadState};
 
-/// Largest message. No hub sends larger ones; the limit protects this process's memory.
+/// Maximum bytes of a message, more than any hub sends. Limits memory use.
 const MAX_MESSAGE_BYTES: usize = 1 << 28;
 
 impl Connection {
@@ -22,8 +22,8 @@ impl Connection {
         self.read(state, true)
     }
 
-    /// Reads all available bytes. With `to_the_end`, a short read does not end the loop, because the
-    /// end of the stream may follow.
+    /// Reads all available bytes. If `to_the_end`, reads on after a short read, because the end of
+    /// the stream may follow.
     pub(super) fn read(
         &mut self,
         state: &mut ThreadState<'_>,
@@ -66,7 +66,7 @@ impl Connection {
                 }
                 Err(error) => return Err(DisconnectReason::Io(error)),
             };
-            let emptied = read < room.len() && transport.short_read_empties() && !to_the_end;
+            let is_empty = read < room.len() && transport.short_read_empties() && !to_the_end;
             if let Some(start) = input.get_mut(..kept) {
                 start.copy_from_slice(&self.unread);
             }
@@ -88,7 +88,7 @@ impl Connection {
             if self.echoes_due > 0 {
                 self.send_next_echoes(now, state)?;
             }
-            if emptied {
+            if is_empty {
                 return Ok(());
             }
         }
@@ -259,7 +259,7 @@ impl Connection {
         }
     }
 
-    /// Corrects the expected deliveries after the server rejected a message.
+    /// Stops waiting for the deliveries of the last message, which the server rejected.
     fn on_message_rejected(&mut self, state: &mut ThreadState<'_>) {
         match self.spec.role {
             Role::Echo => {
@@ -267,8 +267,8 @@ impl Connection {
                 self.echoes_due += 1;
             }
             Role::Publisher => {
-                let topic = state.plan.stream_of(self.spec.number, self.sent.saturating_sub(1));
-                let deliveries = state.shared.subscribers(state.plan.topic_of(topic));
+                let stream = state.plan.stream_of(self.spec.number, self.sent.saturating_sub(1));
+                let deliveries = state.shared.subscribers(state.plan.topic_of(stream));
                 state.cancel_expected(deliveries);
                 self.expected = self.expected.saturating_sub(deliveries);
             }

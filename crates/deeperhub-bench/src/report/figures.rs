@@ -123,7 +123,7 @@ pub struct SlowReaders {
     pub disconnect_seen_milliseconds: Percentiles,
 }
 
-/// Percentiles of a distribution. The field's name tells the unit.
+/// Percentiles of a distribution. The unit is in the name of the report's field.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[non_exhaustive]
 pub struct Percentiles {

@@ -16,7 +16,7 @@ use crate::scenario::{LoadModel, Scenario, StopCondition};
 
 /// The result of a run. `Display` formats it as text for people, `Serialize` as JSON.
 ///
-/// Field names are the keys of the JSON form. Quantities with a unit end with it.
+/// Field names are the keys of the JSON form. The name of a quantity ends with its unit.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -59,7 +59,7 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// Times and usage that the counters do not have.
+/// Times and usage of a run, which are not in the counters.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measurements {
     /// Start of the load, in nanoseconds since the epoch of the run.
@@ -87,7 +87,7 @@ pub(crate) struct ServerMeasurements {
 const NANOS_PER_SECOND: f64 = 1e9;
 /// CPU use per thread above which the load generator is the bottleneck.
 const MAX_GENERATOR_PERCENT: f64 = 90.0;
-/// Shortest interval that gives a meaningful CPU percentage.
+/// Minimum interval for a meaningful CPU percentage, because the kernel counts CPU time in ticks.
 const MIN_CPU_SAMPLE_NANOS: u64 = 200_000_000;
 
 impl Report {
@@ -195,8 +195,8 @@ impl Report {
             resident_bytes_before: server.resident_before,
             resident_bytes: server.resident,
             resident_bytes_per_connection: (self.churn.is_none() && open > 0).then(|| {
-                let more = server.resident.saturating_sub(server.resident_before);
-                (more as f64 / open as f64).round()
+                let growth = server.resident.saturating_sub(server.resident_before);
+                (growth as f64 / open as f64).round()
             }),
         }
     }

@@ -111,8 +111,8 @@ impl fmt::Display for Report {
                 write!(f, "{cpu:.0} % of a core, ")?;
             }
             if let Some(microseconds) = server.cpu_microseconds_per_message {
-                let of = if self.churn.is_some() { "cycle" } else { "delivery" };
-                write!(f, "{microseconds:.2} µs a {of}, ")?;
+                let unit = if self.churn.is_some() { "cycle" } else { "delivery" };
+                write!(f, "{microseconds:.2} µs a {unit}, ")?;
             }
             write!(f, "{:.1} MB resident", server.resident_bytes as f64 / 1e6)?;
             match server.resident_bytes_per_connection {
@@ -143,7 +143,7 @@ impl fmt::Display for Number {
     }
 }
 
-/// Formats percentiles on one line, each in the largest fitting unit.
+/// Formats percentiles on one line, each in µs, ms or s.
 pub(super) struct Line(pub(super) Percentiles);
 
 impl fmt::Display for Line {

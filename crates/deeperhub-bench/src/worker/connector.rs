@@ -61,7 +61,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Starts to connect the connection of a slot.
+    /// Starts to open the connection of a slot.
     pub(super) fn open(&mut self, slot: usize, spec: ConnectionSpec) {
         let source = self.state.plan.source(self.next_number);
         self.next_number += self.state.plan.threads;
@@ -97,7 +97,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Disconnects connections whose open timeout is over.
+    /// Disconnects connections that did not open within `--connect-timeout`.
     pub(super) fn time_out_connections(&mut self) {
         let now = self.state.shared.now();
         if now < self.next_timeout_check {

@@ -10,7 +10,7 @@ use crate::scenario::{LoadModel, Role, Scenario};
 use crate::schedule::Schedule;
 use crate::thread_state::ThreadState;
 
-/// Messages that a sender sends before the next sender has its turn.
+/// Maximum number of messages that a sender writes before the next sender may write.
 const MAX_MESSAGES_PER_TURN: u32 = 64;
 
 impl<'r> Worker<'r> {
@@ -43,8 +43,8 @@ impl<'r> Worker<'r> {
             self.send_from(slot, |connection, now, state| {
                 (0..in_flight).for_each(|_| connection.write_echo(now, now, state));
             });
-            // Reads early answers at once, so that their latency does not include the start of the
-            // other senders.
+            // Early answers are read at once, so that their latency does not include the start of
+            // the other senders.
             self.poll_once(0)?;
         }
         let mut next_check = 0;
@@ -63,7 +63,8 @@ impl<'r> Worker<'r> {
         }
     }
 
-    /// Publishes in a closed loop: the next message when deliveries of earlier ones have arrived.
+    /// Publishes in a closed loop: a publisher sends its next message when deliveries of earlier
+    /// ones have arrived.
     fn publish_in_closed_loop(&mut self, in_flight: u32) -> io::Result<()> {
         let mut waits = vec![DeliveryWait::default(); self.senders.len()];
         loop {
@@ -82,8 +83,8 @@ impl<'r> Worker<'r> {
         }
     }
 
-    /// Publishes until `in_flight` messages are in flight. Returns `true` if there is more to publish
-    /// at once.
+    /// Publishes until `in_flight` messages are in flight. Returns `true` if the publisher can
+    /// publish more without waiting.
     fn publish_up_to_limit(
         &mut self,
         slot: usize,
@@ -116,7 +117,8 @@ impl<'r> Worker<'r> {
                 }
                 connection.write_publish(now, now, state);
                 if deliveries == 0 {
-                    // Without subscribers there are no deliveries to wait for; poll first.
+                    // Without subscribers, there are no deliveries to wait for. The return lets the
+                    // loop poll in between.
                     return;
                 }
             }
@@ -202,7 +204,7 @@ impl<'r> Worker<'r> {
         Ok(())
     }
 
-    /// Lets `write` append messages of a connection, then sends them.
+    /// Calls `write`, which appends messages of a connection to the output, and sends them.
     fn send_from(&mut self, slot: usize, write: impl FnOnce(&mut Connection, u64, &mut ThreadState<'r>)) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let now = self.state.shared.now();
@@ -218,17 +220,18 @@ impl<'r> Worker<'r> {
 struct DeliveryWait {
     /// Deliveries so far.
     delivered: u64,
-    /// Start of the wait: the last delivery, or the last time that nothing was missing.
+    /// Time of the last delivery, or the last time at which no delivery was missing.
     since: u64,
-    /// Deliveries that the publisher no longer waits for.
+    /// Missing deliveries that the publisher no longer waits for.
     abandoned: u64,
     /// `true` if the last update abandoned deliveries.
     timed_out: bool,
 }
 
 impl DeliveryWait {
-    /// Returns the deliveries that arrived or were abandoned. All missing ones are abandoned if none
-    /// arrives for a while, because lost messages must not stop the loop.
+    /// Returns the number of deliveries that arrived or were abandoned. If none arrives within
+    /// [`DELIVERY_TIMEOUT_NANOS`], abandons all missing ones, because lost messages must not stop
+    /// the loop.
     fn update(&mut self, delivered: u64, expected: u64, now: u64) -> u64 {
         self.timed_out = false;
         if delivered != self.delivered || self.since == 0 || delivered + self.abandoned >= expected {

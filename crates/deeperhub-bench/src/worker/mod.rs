@@ -51,7 +51,7 @@ pub(crate) struct Worker<'r> {
     next_number: usize,
     /// Time of the next probe of slow readers.
     next_probe: u64,
-    /// Time of the next check for connections whose open timeout is over.
+    /// Time of the next check for connections that did not open in time.
     next_timeout_check: u64,
     /// Number of connections that wait for the server's close frame.
     closing: usize,
@@ -132,9 +132,9 @@ impl<'r> Worker<'r> {
         for event in &events {
             let slot = event.token().0;
             let Some(connection) = self.connections.get_mut(slot) else { continue };
-            let before = connection.stage;
+            let previous_stage = connection.stage;
             let result = connection.on_event(event, &mut self.state);
-            if before < Stage::Open && connection.stage == Stage::Open {
+            if previous_stage < Stage::Open && connection.stage == Stage::Open {
                 self.opened(slot);
             }
             if let Err(reason) = result {
@@ -152,8 +152,8 @@ impl<'r> Worker<'r> {
         Ok(())
     }
 
-    /// Sends a pong from each slow reader. If the server has dropped the connection, the answer is a
-    /// reset.
+    /// Sends a pong from each slow reader. If the server has closed the connection, the server's
+    /// system responds with a reset.
     fn probe_slow_readers(&mut self) {
         let now = self.state.shared.now();
         if now < self.next_probe {
@@ -189,7 +189,8 @@ impl<'r> Worker<'r> {
                 return;
             }
             Stage::Open if role == Role::SlowReader => {
-                // Expected in this scenario, so it is not counted as an error.
+                // The scenario expects that the server disconnects slow readers, so this is no
+                // error.
                 counters.count_slow_disconnect(&reason.kind());
                 return;
             }
@@ -247,7 +248,7 @@ impl<'r> Worker<'r> {
                 {
                     break;
                 }
-                // A retry without a delay would fail at once, millions of times.
+                // Limits CPU use: retries would fail at once.
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
@@ -258,9 +259,9 @@ impl<'r> Worker<'r> {
     /// Sends a close frame on an open connection.
     fn close(&mut self, slot: usize) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        let before = connection.stage;
+        let previous_stage = connection.stage;
         let result = connection.close(&mut self.state);
-        if before == Stage::Open && connection.stage == Stage::Closing {
+        if previous_stage == Stage::Open && connection.stage == Stage::Closing {
             self.closing += 1;
         }
         if let Err(reason) = result {

@@ -11,28 +11,29 @@ use crate::scenario::Role;
 
 /// Wait after the last expected delivery for duplicates and misdelivered messages.
 const LATE_DELIVERY_WAIT_NANOS: u64 = 50 * NANOS_PER_MILLISECOND;
-/// Longest wait for more data of slow readers.
+/// Maximum wait for more data of slow readers.
 const SLOW_READ_TIMEOUT_NANOS: u64 = DELIVERY_TIMEOUT_NANOS / 3;
-/// Longest wait for the close frames of the server.
+/// Maximum wait for the close frames of the server.
 const CLOSE_TIMEOUT_NANOS: u64 = 2_000 * NANOS_PER_MILLISECOND;
 
 impl Worker<'_> {
-    /// Waits for messages in flight.
+    /// Waits for the deliveries of all sent messages. Ends the wait if none arrives within
+    /// [`DELIVERY_TIMEOUT_NANOS`].
     pub(super) fn drain(&mut self) -> io::Result<()> {
         use std::sync::atomic::Ordering::Acquire;
 
         let shared = self.state.shared;
-        let (mut delivered, mut since) = (0, shared.now());
+        let (mut last_delivered, mut last_progress) = (0, shared.now());
         loop {
             self.poll_once(MAX_POLL_WAIT_NANOS)?;
-            let (now, sending) = (shared.now(), shared.is_sending());
-            let so_far = shared.delivered.load(Acquire);
-            if shared.is_stopped() || (!sending && so_far >= shared.expected.load(Acquire)) {
+            let (now, is_sending) = (shared.now(), shared.is_sending());
+            let delivered = shared.delivered.load(Acquire);
+            if shared.is_stopped() || (!is_sending && delivered >= shared.expected.load(Acquire)) {
                 break;
             }
-            if so_far != delivered || sending {
-                (delivered, since) = (so_far, now);
-            } else if now - since > DELIVERY_TIMEOUT_NANOS {
+            if delivered != last_delivered || is_sending {
+                (last_delivered, last_progress) = (delivered, now);
+            } else if now - last_progress > DELIVERY_TIMEOUT_NANOS {
                 break;
             }
         }
@@ -43,7 +44,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Reads what slow readers left unread, to find out how each of them was disconnected.
+    /// Reads the unread bytes of slow readers, to find out how each of them was disconnected.
     pub(super) fn resume_slow_readers(&mut self) -> io::Result<()> {
         for slot in 0..self.connections.len() {
             let Some(connection) = self.connections.get_mut(slot).filter(|one| one.is_paused()) else {
@@ -67,7 +68,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Stores what each receiver that stayed connected got of each of its streams.
+    /// Stores the summaries of the streams of each receiver that stayed connected.
     pub(super) fn collect_receiver_streams(&mut self) {
         if !self.state.plan.scenario.has_messages() {
             return;
@@ -85,7 +86,8 @@ impl Worker<'_> {
         self.state.counters.receiver_streams = receiver_streams;
     }
 
-    /// Closes all connections and waits a moment for the server's close frames.
+    /// Closes all connections and waits for the server's close frames, at most
+    /// [`CLOSE_TIMEOUT_NANOS`].
     pub(super) fn close_all(&mut self) -> io::Result<()> {
         for slot in 0..self.connections.len() {
             self.close(slot);

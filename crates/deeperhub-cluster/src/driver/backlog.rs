@@ -1,4 +1,4 @@
-//! Received envelopes that wait for the node.
+//! The backlog: received envelopes that the node has not processed yet.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -10,13 +10,14 @@ use tokio::sync::Notify;
 use crate::broker::Shared;
 use crate::metrics::Dropped;
 
-/// Maximum capacity, in envelopes, that an empty buffer keeps.
+/// Maximum capacity, in envelopes, of an empty buffer; a larger one is freed.
 pub(super) const MAX_KEPT_CAPACITY: usize = 4096;
 
 /// Cost of an envelope in the backlog besides its bytes.
 const ENVELOPE_OVERHEAD_BYTES: usize = 64;
 
-/// Guard that counts an envelope from the backlog as dropped unless it is processed.
+/// Guard that counts an envelope from the backlog as dropped, unless the guard is forgotten after
+/// the envelope was processed.
 pub(super) struct CountDroppedOnDrop<'s>(pub(super) &'s Shared);
 
 impl Drop for CountDroppedOnDrop<'_> {
@@ -33,7 +34,7 @@ pub(super) struct BacklogInner {
     bytes: usize,
 }
 
-/// Received envelopes that wait for the node, bounded in bytes. It outlives connections.
+/// Queue of received envelopes, bounded in bytes. It outlives connections to the broker.
 pub(super) struct Backlog {
     pub(super) inner: RefCell<BacklogInner>,
     pushed: Notify,
@@ -45,7 +46,8 @@ impl Backlog {
         Self { inner: RefCell::default(), pushed: Notify::new(), max_bytes }
     }
 
-    /// Appends an envelope. Returns `false` if there is no room; the envelope is dropped.
+    /// Appends an envelope. If there is no room, drops the envelope and returns `false`. An empty
+    /// backlog has room for any envelope.
     pub(super) fn push(&self, shared: &Shared, envelope: Bytes) -> bool {
         let mut inner = self.inner.borrow_mut();
         let bytes = inner.bytes.saturating_add(envelope.len() + ENVELOPE_OVERHEAD_BYTES);

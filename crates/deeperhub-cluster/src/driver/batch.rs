@@ -1,4 +1,4 @@
-//! Batches of messages for the broker.
+//! Batches of messages for the broker: sending them, their size, and requeueing after a loss.
 
 use std::time::Duration;
 
@@ -9,49 +9,53 @@ use crate::broker::Shared;
 use crate::link::{LinkError, Sender};
 use crate::queue::{MAX_BATCH_BYTES, Outbound};
 
-/// Lower limit of the batch size, for a slow broker.
+/// Minimum of the adaptive batch size, which a slow broker reaches.
 const MIN_BATCH_BYTES: usize = 8 << 10;
 
+/// Sends a batch and waits until the broker has confirmed it, for at most [`BROKER_TIMEOUT`].
 pub(super) async fn send_with_timeout(
     sender: &mut Sender,
     batch: &[Outbound],
     shared: &Shared,
 ) -> Result<(), LinkError> {
     match timeout(BROKER_TIMEOUT, sender.send(batch)).await {
-        Ok(sent) => sent?,
-        Err(_) => return Err(LinkError::new("it does not answer")),
+        Ok(result) => result?,
+        Err(_) => return Err(LinkError::new("the broker did not confirm messages in time")),
     }
     shared.metrics.sent.add(batch.len() as u64);
     Ok(())
 }
 
-/// Returns the maximum size of the next batch after one of `bytes` took `took`. A batch must be
-/// confirmed well within the time limit, so that a slow link is not sent the same batch again and
-/// again.
-pub(super) fn next_batch_bytes(bytes: usize, took: Duration) -> usize {
-    if took > BROKER_TIMEOUT / 4 {
+/// Returns the maximum size of the next batch, after the broker confirmed one with a maximum of
+/// `bytes` within `round_trip`. If a batch could not be confirmed before the timeout, a slow link
+/// would get the same batch again and again.
+pub(super) fn next_batch_bytes(bytes: usize, round_trip: Duration) -> usize {
+    if round_trip > BROKER_TIMEOUT / 4 {
         (bytes / 2).max(MIN_BATCH_BYTES)
-    } else if took < BROKER_TIMEOUT / 32 {
+    } else if round_trip < BROKER_TIMEOUT / 32 {
         (bytes * 2).min(MAX_BATCH_BYTES)
     } else {
         bytes
     }
 }
 
-/// Splits the messages over `max_bytes` off a batch. The batch keeps at least one message.
+/// Removes and returns the messages after those that fill `max_bytes`. The last message that stays
+/// may exceed `max_bytes`.
 pub(super) fn split_off(batch: &mut Vec<Outbound>, max_bytes: usize) -> Vec<Outbound> {
-    let mut bytes = 0;
-    let fits = batch.iter().take_while(|outbound| {
-        let has_room = bytes < max_bytes;
+    let (mut bytes, mut count) = (0, 0);
+    for outbound in batch.iter() {
+        if bytes >= max_bytes {
+            break;
+        }
         bytes += outbound.envelope.len();
-        has_room
-    });
-    let fits = fits.count();
-    batch.split_off(fits)
+        count += 1;
+    }
+    batch.split_off(count)
 }
 
-/// Guard that puts a batch back in front of the unconfirmed messages unless it is emptied, and
-/// reduces the batch size, which may have been too large.
+/// Guard of a batch that is being sent. If the batch is not empty when the guard is dropped, the
+/// guard puts it back in front of the unconfirmed messages and reduces the batch size, which may
+/// have been too large.
 pub(super) struct RequeueOnDrop<'b, I> {
     pub(super) batch: &'b mut Vec<Outbound>,
     pub(super) driver: &'b DriverState<I>,

@@ -22,17 +22,19 @@ use crate::queue::{Destination, Lane, MAX_BATCH_BYTES, Outbound};
 /// Time between two heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time that a joining node waits for another node of its name to object.
+/// Time that a joining node waits for an objection by another node with the same name.
 const NAME_CLAIM_DELAY: Duration = Duration::from_millis(500);
 
-/// Time that a reconnected node waits for the others to reconnect. Their attempts are not further
-/// apart.
+/// Maximum time that a reconnected node waits for heartbeats of the nodes that it knew. Longer than
+/// the maximum backoff of their attempts to reconnect.
 const PEER_RETURN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Time limit of each send on leaving: the rest of the queue, then the goodbye.
+/// Limits the delay of a stop by each of the last two sends: the rest of the queue, and the
+/// goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Maximum number of batches read from a connection after it has ended.
+/// Maximum number of batches read from a connection after it has ended. Limits the delay of the
+/// reconnect.
 const MAX_FINAL_READS: usize = 1024;
 
 /// One connection to the broker.
@@ -42,11 +44,12 @@ pub(super) struct Connection<'l, I> {
     pub(super) subscribed: Notify,
     /// Notified when another node has this node's name.
     pub(super) name_taken: Notify,
-    /// When the last message of the node itself came back.
+    /// Time at which the node last received one of its own messages.
     pub(super) last_echo: Cell<Instant>,
 }
 
 impl<I: MessageHandler> Connection<'_, I> {
+    /// Runs all tasks of the connection until one of them ends it, and returns the reason.
     pub(super) async fn run(&self, link: Link) -> ConnectionEnd {
         let Link { mut sender, mut subscriber, mut receiver, echoes_own } = link;
         let end = tokio::select! {
@@ -68,10 +71,10 @@ impl<I: MessageHandler> Connection<'_, I> {
         &self.driver.shared
     }
 
-    /// Sends the rest of the queue and a goodbye.
+    /// Leaves the cluster: sends the rest of the queue and [`Message::Bye`].
     async fn say_goodbye(&self, sender: &mut Sender) {
         let shared = self.shared();
-        // From here on, publishers learn that other nodes do not get their messages.
+        // In this state, a publish fails instead of queueing a message that would not be sent.
         shared.set_state(ClusterState::Stopped);
         if shared.stop_request().is_some_and(|stop| stop.deadline > Instant::now()) {
             let _ = timeout(GOODBYE_TIMEOUT, self.send_rest(sender)).await;
@@ -83,7 +86,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         let _ = timeout(GOODBYE_TIMEOUT, sender.send(&batch)).await;
     }
 
-    /// Sends messages that were queued while the last batch of the flush was confirmed.
+    /// Sends all unconfirmed and queued messages, which were queued after the flush had seen an
+    /// empty queue.
     async fn send_rest(&self, sender: &mut Sender) {
         let shared = self.shared();
         loop {
@@ -103,8 +107,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Sends batches one after the other. Each waits until the broker has confirmed the one before,
-    /// so that the order is known after a loss.
+    /// Sends batches until an error. Each batch is sent after the broker has confirmed the previous
+    /// one, so that a lost batch can be sent again in order.
     async fn send_batches(&self, sender: &mut Sender, echoes_own: bool) -> ConnectionEnd {
         let shared = self.shared();
         loop {
@@ -130,8 +134,8 @@ impl<I: MessageHandler> Connection<'_, I> {
                 shared.queue.changed.notified().await;
                 continue;
             }
-            let began = Instant::now();
-            // Requeues the batch also if this future is dropped.
+            let sent_at = Instant::now();
+            // The guard requeues the batch also if this future is dropped.
             self.driver.in_flight.set(batch.len());
             let guard = RequeueOnDrop { batch: &mut batch, driver: self.driver };
             if let Err(error) = send_with_timeout(sender, guard.batch, shared).await {
@@ -143,16 +147,17 @@ impl<I: MessageHandler> Connection<'_, I> {
             guard.batch.clear();
             drop(guard);
             self.driver.confirmed.notify_one();
-            self.driver.batch_bytes.set(next_batch_bytes(max_bytes, began.elapsed()));
+            self.driver.batch_bytes.set(next_batch_bytes(max_bytes, sent_at.elapsed()));
         }
     }
 
-    /// Puts the probes of a confirmed batch into the backlog, for a broker that does not echo them.
+    /// Puts the node's own probes of a confirmed batch into the backlog, as if the broker had
+    /// echoed them.
     fn echo_probes(&self, batch: &[Outbound]) {
         let shared = self.shared();
         for outbound in batch {
             if matches!(&outbound.to, Destination::Node(node) if **node == *shared.node) {
-                // Without room it counts as lost, like a received message.
+                // If the backlog is full, the probe is lost, like a received message.
                 self.driver.backlog.push(shared, outbound.envelope.clone());
             }
         }
@@ -176,14 +181,14 @@ impl<I: MessageHandler> Connection<'_, I> {
                 }
                 continue;
             }
-            let tell = async {
-                // Subscribe first: a new pattern may replace names that are unsubscribed from.
+            let send_changes = async {
+                // Subscriptions are added first, because a new pattern may replace removed names.
                 if !changes.subscribe.is_empty() {
                     subscriber.subscribe(&changes.subscribe).await?;
                 }
                 subscriber.unsubscribe(&changes.unsubscribe).await
             };
-            match timeout(BROKER_TIMEOUT, tell).await {
+            match timeout(BROKER_TIMEOUT, send_changes).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return error.into(),
                 Err(_) => return LinkError::new("the broker did not answer in time").into(),
@@ -191,7 +196,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Receives envelopes without delay: a broker drops connections that do not read.
+    /// Receives envelopes until an error. Does not wait for the node to process them, because a
+    /// broker closes connections that read too slowly.
     async fn receive(&self, receiver: &mut Receiver) -> ConnectionEnd {
         let mut batch = Vec::new();
         loop {
@@ -219,8 +225,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Handles messages between drivers and drops duplicates at once; only the rest waits for the
-    /// node's workers.
+    /// Drops duplicates and handles messages between drivers at once. Puts all other messages into
+    /// the backlog.
     pub(super) fn dispatch(&self, bytes: Bytes, now: Instant) {
         let shared = self.shared();
         let header = match Header::parse(&bytes) {
@@ -250,6 +256,7 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
+    /// Handles a message between drivers.
     fn on_control(&self, envelope: &Envelope<'_>, now: Instant) {
         let shared = self.shared();
         let origin = envelope.origin;
@@ -278,16 +285,19 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Handles a greeting of another node with this node's name. Only an answer to this node proves
-    /// that the other runs: the message may come from a crashed node, or from a former incarnation.
+    /// Handles a greeting from this node's name with another incarnation. A node that has joined
+    /// keeps the name; otherwise the later incarnation keeps it.
+    ///
+    /// The greeting alone is no reason for this node to leave, because its sender may have ended
+    /// since. This node leaves only if the sender answers with [`Message::NameTaken`].
     fn on_name_conflict(&self, incarnation: u64, joined: bool) {
         let shared = self.shared();
-        let other_leaves = match (self.driver.joined.get(), joined) {
+        let must_other_leave = match (self.driver.joined.get(), joined) {
             (true, false) => true,
             (false, true) => false,
             _ => shared.incarnation < incarnation,
         };
-        if other_leaves {
+        if must_other_leave {
             warn!(node = shared.node, "Another node started with this node's name");
             shared.send_control(Destination::All, Message::NameTaken { incarnation });
         } else {

@@ -1,5 +1,5 @@
-//! The thread that keeps the connection to the broker: connects, joins, sends, receives,
-//! reconnects.
+//! The driver: a thread that connects to the broker, joins the cluster, sends and receives
+//! messages, and reconnects.
 
 mod backlog;
 mod batch;
@@ -28,63 +28,63 @@ use crate::queue::{MAX_BATCH_BYTES, Outbound};
 use backlog::{Backlog, CountDroppedOnDrop};
 use connection::Connection;
 
-/// Time limit of each operation at the broker; over it, the connection counts as lost. Long enough
-/// for a busy machine, and short enough for a caller who waits for a paused broker.
+/// Timeout of each operation at the broker, after which the connection counts as lost. Long enough
+/// for a busy machine, and short enough for a request that waits for a paused broker.
 pub(crate) const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Backoff before the first attempt to reconnect; it doubles with each further one.
+/// Unit of the backoff before an attempt to reconnect. The backoff doubles with each attempt.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Upper limit of the backoff.
+/// Maximum backoff.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
-/// Maximum number of pending answers of this node. At the limit, the backlog waits for one to
-/// finish.
+/// Maximum number of pending answers of this node. Limits memory use. At the limit, the next
+/// envelope is processed when an answer is finished.
 const MAX_PENDING_ANSWERS: usize = 1024;
 
-/// Time that the final flush waits for an unreachable broker: enough to reconnect and to join.
+/// Limits the delay of a stop by an unreachable broker. Enough to reconnect and to join.
 const FLUSH_RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time limit for the envelope in progress when a connection ends. After it, the envelope counts as
-/// dropped.
+/// Limits the delay of a reconnect by the envelope that is being processed when a connection ends.
+/// After this time, the envelope counts as dropped.
 const ENVELOPE_FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Run time after which a panic counts as the first in a row again, which resets the backoff.
+/// Run time after which the next panic counts as the first in a row, which resets the backoff.
 const PANIC_RESET_AFTER: Duration = Duration::from_secs(60);
 
-/// Number of envelopes processed before the driver's other tasks get a turn.
-const ENVELOPES_PER_TURN: u32 = 128;
+/// Number of envelopes processed between two yields to the driver's other tasks.
+const ENVELOPES_PER_YIELD: u32 = 128;
 
-/// An answer that is still being prepared; it runs beside later envelopes.
+/// Future that prepares and sends an answer. It runs concurrently with later messages.
 pub type PendingAnswer = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Handles messages of other nodes.
 pub trait MessageHandler: Send + 'static {
-    /// Handles one message. Messages come in order and only once. The node's own do not come,
-    /// except probes.
+    /// Handles one message. The driver calls this once for each message, in order. Of the node's
+    /// own messages, it passes only probes.
     ///
-    /// The method may wait until the node's threads accept the message; meanwhile later ones queue
-    /// up. A returned future runs concurrently with later messages.
+    /// While this future waits, for example until the node's threads accept the message, later
+    /// messages wait in the backlog. A returned [`PendingAnswer`] runs concurrently with later
+    /// messages.
     fn handle(&self, envelope: Envelope<'_>) -> impl Future<Output = Option<PendingAnswer>>;
 
     /// Returns the number of the node's open connections.
     fn connections(&self) -> u64;
 }
 
-/// Outcome of the first attempt to join. The driver continues in any case, unless the name is
-/// taken.
+/// Outcome of the first attempt to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinOutcome {
     /// The node has joined.
     Joined,
-    /// The broker was unreachable, for this reason. The driver tries again.
+    /// The broker was unreachable; the text is the reason. The driver continues to try.
     Unreachable(String),
     /// Another node has this node's name. The driver has ended.
     NameTaken,
 }
 
-/// The driver of a [`Broker`]. It runs on a thread of its own, so that a burst on other threads
-/// does not delay heartbeats.
+/// The driver of a [`Broker`]. It runs on its own thread, so that load on other threads does not
+/// delay heartbeats.
 #[derive(Debug)]
 pub struct Driver {
     shared: Arc<Shared>,
@@ -98,21 +98,21 @@ pub struct DriverHandle {
 }
 
 impl DriverHandle {
-    /// Blocks until the first attempt to join ends, for at most `timeout`. Returns `None` if it
-    /// takes longer, or if its outcome was returned before.
+    /// Blocks until the first attempt to join ends, for at most `timeout`. Returns `None` if the
+    /// attempt takes longer.
     #[must_use]
     pub fn wait_for_join(&self, timeout: Duration) -> Option<JoinOutcome> {
         self.join_outcome.recv_timeout(timeout).ok()
     }
 
-    /// Waits until the driver ends, see [`Broker::stop`].
+    /// Waits until the driver ends, as [`Broker::stop`] asks it to.
     pub async fn wait_for_end(self) {
-        // An error means that the driver panicked, which ended it too.
+        // An error means that the driver's thread dropped the sender, because it ended.
         let _ = self.ended.await;
     }
 }
 
-/// Why a connection ended.
+/// Reason why a connection ended.
 enum ConnectionEnd {
     Stopped,
     NameTaken,
@@ -143,19 +143,19 @@ impl Driver {
     /// If the thread cannot be started.
     pub fn spawn(self, handler: impl MessageHandler) -> std::io::Result<DriverHandle> {
         let (outcome_sender, join_outcome) = mpsc::channel();
-        let (end, ended) = oneshot::channel::<()>();
+        let (end_sender, ended) = oneshot::channel::<()>();
         std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
             let shared = Arc::clone(&self.shared);
             let mut driver = DriverState::new(self.shared, handler, outcome_sender);
             supervise(|| driver.run(), |panics| restart_after_panic(&shared, panics));
-            drop(end);
+            drop(end_sender);
         })?;
         Ok(DriverHandle { join_outcome, ended })
     }
 }
 
-/// Runs `run` until it returns, and again after each panic. Between runs it calls `restart` with
-/// the number of panics in a row; `false` ends the loop.
+/// Calls `run` until it returns without a panic. After each panic, calls `restart` with the number
+/// of panics in a row, and returns if `restart` returns `false`.
 fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
     let mut panics = 0;
     loop {
@@ -170,16 +170,16 @@ fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
     }
 }
 
-/// Counts and logs a driver panic. Returns `true` after a backoff, or `false` if the driver is to
-/// end. Messages queued for the broker are kept.
+/// Counts and logs a driver panic. Waits for the backoff and returns `true`, or returns `false` if
+/// the driver was asked to stop. Messages that are queued for the broker stay in the queue.
 fn restart_after_panic(shared: &Shared, panics: usize) -> bool {
     shared.metrics.restarts.inc();
-    let pause = reconnect_backoff(panics);
-    error!(panics, ?pause, "Cluster driver panicked");
+    let backoff = reconnect_backoff(panics);
+    error!(panics, pause = ?backoff, "Cluster driver panicked");
     shared.set_state(ClusterState::Disconnected { error: "the cluster's driver panicked".to_owned() });
     shared.queue.clear_control();
     if shared.stop_request().is_none() {
-        std::thread::sleep(pause);
+        std::thread::sleep(backoff);
         return true;
     }
     let lost = shared.queue.len() as u64;
@@ -188,21 +188,22 @@ fn restart_after_panic(shared: &Shared, panics: usize) -> bool {
     false
 }
 
-/// Returns the exponential backoff after so many attempts. Jitter cuts it by up to half, so that
-/// nodes do not reconnect all at once.
+/// Returns the exponential backoff after a number of attempts. Jitter reduces it by up to half, so
+/// that nodes do not reconnect all at once.
 fn reconnect_backoff(attempts: usize) -> Duration {
-    let doubled = FIRST_BACKOFF.saturating_mul(1 << attempts.min(10));
-    let chance = getrandom::u32().unwrap_or(u32::MAX / 2);
-    doubled.min(MAX_BACKOFF).mul_f64(1.0 - f64::from(chance) / f64::from(u32::MAX) / 2.0)
+    let backoff = FIRST_BACKOFF.saturating_mul(1 << attempts.min(10)).min(MAX_BACKOFF);
+    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+    backoff.mul_f64(1.0 - f64::from(random) / f64::from(u32::MAX) / 2.0)
 }
 
-/// State that outlives a connection.
+/// State of the driver that outlives a connection.
 struct DriverState<I> {
     shared: Arc<Shared>,
     handler: I,
     join_outcome: mpsc::Sender<JoinOutcome>,
     dedup: RefCell<DedupWindow>,
-    /// Messages that were sent and not confirmed. They are sent again; receivers drop duplicates.
+    /// Messages of lost batches, which may have been delivered. They are sent again before the
+    /// queue; receivers drop duplicates.
     unconfirmed: RefCell<Vec<Outbound>>,
     /// Number of messages in the batch that waits for confirmation.
     in_flight: Cell<usize>,
@@ -212,8 +213,9 @@ struct DriverState<I> {
     backlog: Backlog,
     /// Maximum size of the next batch.
     batch_bytes: Cell<usize>,
-    /// `true` if the node has joined, so that its name is confirmed.
+    /// `true` if the node has joined once, so that its name is confirmed.
     joined: Cell<bool>,
+    /// Start of the current outage.
     disconnected_at: Cell<Option<Instant>>,
     has_logged_invalid: Cell<bool>,
 }
@@ -239,7 +241,7 @@ impl<I: MessageHandler> DriverState<I> {
     fn run(&mut self) {
         let mut attempt = 0;
         loop {
-            // Each connection has its own runtime, whose end also ends tasks of the client library.
+            // Each connection has its own runtime. Its drop also ends the client library's tasks.
             let end = match runtime() {
                 Ok(runtime) => runtime.block_on(self.process_backlog_while(self.run_connection(attempt))),
                 Err(error) => ConnectionEnd::Lost(LinkError::new(error)),
@@ -282,7 +284,7 @@ impl<I: MessageHandler> DriverState<I> {
 
     /// Counts and logs the messages that the broker has not confirmed.
     fn on_stopped(&self) {
-        // First, so that no more messages are accepted.
+        // The state is set first, so that no more messages are accepted.
         self.shared.set_state(ClusterState::Stopped);
         let messages = self.unconfirmed_count();
         if messages > 0 {
@@ -291,49 +293,50 @@ impl<I: MessageHandler> DriverState<I> {
         }
     }
 
-    /// Returns the deadline of the final flush; `None` if the driver is not to end.
+    /// Returns the deadline of the flush before the stop, or `None` if no stop was requested.
     fn flush_deadline(&self) -> Option<Instant> {
         let stop = self.shared.stop_request()?;
         if self.is_up() {
             return Some(stop.deadline);
         }
-        let away_since =
+        let waiting_since =
             self.disconnected_at.get().map_or(stop.since, |disconnected_at| disconnected_at.max(stop.since));
-        Some(stop.deadline.min(away_since + FLUSH_RECONNECT_TIMEOUT))
+        Some(stop.deadline.min(waiting_since + FLUSH_RECONNECT_TIMEOUT))
     }
 
-    /// Waits until the driver is to end and the broker has taken everything, or the deadline has
-    /// passed.
+    /// Waits until a stop was requested, and then until the broker has confirmed all messages or
+    /// the deadline has passed.
     async fn wait_for_flush(&self) {
         loop {
             match self.flush_deadline() {
                 None => self.shared.stop.changed.notified().await,
-                Some(at) if self.unconfirmed_count() == 0 || at <= Instant::now() => return,
-                Some(at) => {
+                Some(deadline) if self.unconfirmed_count() == 0 || deadline <= Instant::now() => return,
+                Some(deadline) => {
                     tokio::select! {
                         () = self.confirmed.notified() => {}
-                        // The deadline may move closer.
+                        // Another stop request may have an earlier deadline.
                         () = self.shared.stop.changed.notified() => {}
-                        () = sleep_until(at.into()) => {}
+                        () = sleep_until(deadline.into()) => {}
                     }
                 }
             }
         }
     }
 
-    /// Waits before the next attempt. Returns `true` if the driver is to end instead.
+    /// Waits for the backoff before the next attempt. Returns `true` if the driver must stop
+    /// instead.
     fn wait_before_reconnect(&self, attempt: usize) -> bool {
-        let pause = reconnect_backoff(attempt);
+        let backoff = reconnect_backoff(attempt);
         let wait = async {
             tokio::select! {
-                () = sleep(pause) => false,
+                () = sleep(backoff) => false,
                 () = self.wait_for_flush() => true,
             }
         };
         match runtime() {
             Ok(runtime) => runtime.block_on(self.process_backlog_while(wait)),
             Err(_) => {
-                std::thread::sleep(pause);
+                std::thread::sleep(backoff);
                 self.shared.stop_request().is_some()
             }
         }
@@ -363,14 +366,14 @@ impl<I: MessageHandler> DriverState<I> {
         };
         let end = connection.run(link).await;
         if self.is_up() {
-            // The next outage is a new one.
+            // The node had joined, so the loss of this connection starts another outage.
             self.disconnected_at.set(None);
         }
         end
     }
 
-    /// Processes the backlog in order while `other` runs, and stops when `other` ends. The envelope
-    /// in progress is still finished, within [`ENVELOPE_FINISH_TIMEOUT`].
+    /// Processes the backlog in order until `other` ends. Then finishes the envelope that is being
+    /// processed, within [`ENVELOPE_FINISH_TIMEOUT`].
     async fn process_backlog_while<T>(&self, other: impl Future<Output = T>) -> T {
         let stop = Notify::new();
         let processing = self.process_backlog(&stop);
@@ -384,10 +387,11 @@ impl<I: MessageHandler> DriverState<I> {
         result
     }
 
+    /// Processes the backlog until `stop` is notified.
     async fn process_backlog(&self, stop: &Notify) {
         let shared = &self.shared;
         let mut answers: FuturesUnordered<PendingAnswer> = FuturesUnordered::new();
-        let mut budget = 0;
+        let mut processed = 0;
         loop {
             let envelope = tokio::select! {
                 biased;
@@ -397,7 +401,8 @@ impl<I: MessageHandler> DriverState<I> {
             };
             let guard = CountDroppedOnDrop(shared);
             match Envelope::parse(&envelope) {
-                // Another node with this node's name sent it: one of the two is about to end.
+                // Another node with this node's name sent the envelope. One of both nodes is about
+                // to leave.
                 Ok(envelope)
                     if envelope.origin.node == shared.node
                         && envelope.origin.incarnation != shared.incarnation => {}
@@ -405,8 +410,8 @@ impl<I: MessageHandler> DriverState<I> {
                 Err(error) => self.on_invalid(error),
             }
             std::mem::forget(guard);
-            budget += 1;
-            if budget % ENVELOPES_PER_TURN == 0 {
+            processed += 1;
+            if processed % ENVELOPES_PER_YIELD == 0 {
                 tokio::task::yield_now().await;
             }
         }

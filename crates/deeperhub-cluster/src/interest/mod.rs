@@ -7,7 +7,7 @@
 //! one broader pattern that covers them all replaces them. Names that lose their cover are
 //! subscribed to before the cover is unsubscribed, so that no message is missed.
 //!
-//! A *name* is a topic or pattern here.
+//! A *name* is a topic or a pattern.
 
 mod placement;
 
@@ -20,18 +20,20 @@ use tokio::sync::Notify;
 use crate::cover::{Patterns, Wildcards};
 use placement::{Placement, Placements, cost};
 
-/// Time that the subscription at the broker stays after the node's last subscriber has left.
-/// Clients that come and go, or reconnect, cost the broker nothing.
+/// Time that a subscription at the broker lingers after the node's last subscriber has left.
+/// Clients that reconnect within this time cause no work at the broker.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
-/// Maximum cost of the lingering names, in bytes. Over it, the names that linger longest end at
-/// once.
+/// Maximum cost of the lingering names, in bytes. Limits the memory that clients can cause by
+/// subscribing to many names and leaving. Over the limit, the oldest lingering names end at once.
 const MAX_LINGERING_BYTES: usize = 8 << 20;
 
-/// Maximum number of names in one change.
+/// Maximum number of names in each list of [`Changes`]. Limits the size of one command to the
+/// broker.
 const MAX_CHANGES: usize = 1024;
 
-/// Maximum number of names and pattern-tree nodes visited for one change.
+/// Maximum number of names and pattern-tree nodes visited in one call of [`Interests::take`].
+/// Limits the time that the lock is held.
 const MAX_STEPS_PER_CHANGE: usize = 32_768;
 
 /// The names that this node's clients subscribe to, and their placement at the broker.
@@ -40,16 +42,17 @@ pub(crate) struct Interests {
     inner: Mutex<Placements>,
     /// Notified when there may be a change for the broker.
     pub(crate) changed: Notify,
-    /// Memory that the client library keeps per subscription.
+    /// Memory that the client library uses per subscription.
     bytes_per_subscription: usize,
 }
 
-/// Subscriptions to add at the broker and, once it has confirmed them, subscriptions to remove.
+/// Subscriptions to add at the broker, and subscriptions to remove after the broker has confirmed
+/// the added ones.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub(crate) subscribe: Vec<Arc<str>>,
     pub(crate) unsubscribe: Vec<Arc<str>>,
-    /// More changes can be taken at once.
+    /// `true` if more changes can be taken without waiting.
     pub(crate) has_more: bool,
 }
 
@@ -107,7 +110,7 @@ impl Interests {
         }
     }
 
-    /// Returns when the next change is due, if one is scheduled.
+    /// Returns the time at which the next change is due, if one is scheduled.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let inner = self.lock();
         let lingering = inner.lingering.front().map(|(at, _)| *at);
@@ -121,8 +124,8 @@ impl Interests {
         inner.now = now;
         let mut changes = Changes::default();
         let mut steps = 0;
-        // The order matters, and each phase runs once. A name left in one change must not be
-        // followed in the same change, since all additions are sent first.
+        // Each phase runs once, in this order. A name must not be removed and added again in the
+        // same change, because all additions are sent before the removals.
         let phases: [fn(&mut Placements, &mut Changes) -> bool; 4] =
             [Placements::retire_next, Placements::place_next, Placements::end_next, Placements::sweep_next];
         for next in phases {
@@ -137,12 +140,12 @@ impl Interests {
                 }
             }
         }
-        // Names that ended may have left a pattern to retire.
+        // The end of a name can start the retirement of a pattern.
         changes.has_more = !inner.retiring.is_empty();
         changes
     }
 
-    /// Forgets the broker's subscriptions after a reconnect: all names are to be placed again.
+    /// Clears all placements after a reconnect, so that all names are subscribed to again.
     pub(crate) fn reset(&self) {
         let mut inner = self.lock();
         inner.reset();

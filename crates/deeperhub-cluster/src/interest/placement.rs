@@ -1,4 +1,10 @@
-//! Decides for each name whether it has its own subscription at the broker, or a pattern covers it.
+//! Decides for each name whether it has its own subscription at the broker or a pattern covers it.
+//!
+//! Terms: a pattern *covers* a name if it matches all topics that the name matches. A *crowd* is a
+//! set of subscribed patterns that match a common topic. A name *lingers* while it has no
+//! subscriber but keeps its subscription. A pattern *retires*: its covered names are placed
+//! elsewhere, and then it is unsubscribed. A *sweep* finds subscribed names that a new pattern
+//! covers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
@@ -14,14 +20,15 @@ use crate::cover::{Patterns, is_pattern, join, literal_prefix, shorten};
 /// Cost of a name besides its bytes.
 const NAME_OVERHEAD_BYTES: usize = 128;
 
-/// Maximum number of copies of a message through patterns of which none covers another.
+/// Maximum number of subscribed patterns that match a common topic, and so of copies of a message.
 pub(super) const MAX_COPIES: usize = 4;
 
-/// Number of covered patterns at or below which the broader pattern of a crowd ends.
+/// Number of covered patterns at which the broader pattern of a former crowd retires. Smaller than
+/// [`MAX_COPIES`], so that a crowd that changes by one pattern does not switch back and forth.
 pub(super) const SMALL_CROWD: usize = MAX_COPIES / 2;
 
-/// Delay before the names that a new pattern covers are unsubscribed. A pattern that comes and goes
-/// within it leaves them untouched.
+/// Delay before the names that a new pattern covers are unsubscribed. A pattern that is removed
+/// within this time does not affect them.
 pub(super) const SWEEP_DELAY: Duration = Duration::from_secs(1);
 
 /// All names and their placement.
@@ -34,19 +41,19 @@ pub(super) struct Placements {
     pub(super) covered: HashMap<Arc<str>, Covered, RandomState>,
     /// Names to subscribe to or to find a cover for.
     pub(super) unplaced: VecDeque<Arc<str>>,
-    /// End times of names without a subscriber, roughly in order. Some may have a subscriber again.
+    /// Names without a subscriber and the times at which they end, roughly in order of time. Some
+    /// have a subscriber again.
     pub(super) lingering: VecDeque<(Instant, Arc<str>)>,
     pub(super) lingering_bytes: usize,
-    /// Patterns to unsubscribe from, in this order, once the names that they cover are placed
-    /// elsewhere.
+    /// Retiring patterns, in this order.
     pub(super) retiring: VecDeque<Arc<str>>,
-    /// Prefix of the names that a new pattern may cover, and the time from which they are checked.
+    /// Time of the next sweep, and the common prefix of the names that new patterns may cover.
     pub(super) unswept: Option<(Instant, String)>,
     pub(super) sweep: Option<Sweep>,
     /// Number of subscriptions at the broker.
     pub(super) subscribed: usize,
     pub(super) bytes: usize,
-    /// Time of the change that is being built.
+    /// Time of the current call of `take`.
     pub(super) now: Instant,
 }
 
@@ -69,14 +76,14 @@ pub(super) struct Covered {
 /// State of one name.
 #[derive(Debug, Clone, Default)]
 pub(super) struct NameEntry {
-    /// The node has a subscriber.
+    /// `true` if the node has a subscriber of the name.
     pub(super) is_wanted: bool,
-    /// The name is in `unplaced`.
+    /// `true` if the name is in `unplaced`.
     pub(super) is_unplaced: bool,
     /// End time of a name without a subscriber. While set, the name is in `lingering`.
     pub(super) lingers_until: Option<Instant>,
-    /// For a pattern subscribed to on behalf of others: it ends when it covers fewer patterns than
-    /// this. 0 if it is subscribed to for itself only.
+    /// For a pattern that replaces others: it retires when it covers fewer patterns than this. 0
+    /// for all other names.
     pub(super) min_patterns: usize,
     pub(super) placement: Placement,
 }
@@ -87,14 +94,15 @@ pub(super) enum Placement {
     #[default]
     Unplaced,
     Subscribed,
-    /// Delivered through this pattern.
+    /// The name's messages are delivered through this pattern.
     Covered(Arc<str>),
-    /// Ends once the names that it covers are placed elsewhere.
+    /// The pattern is unsubscribed when the names that it covers are placed elsewhere.
     Retiring {
         is_subscribed: bool,
     },
 }
 
+/// Returns the memory of a name, in bytes.
 pub(super) fn cost(name: &str) -> usize {
     name.len() + NAME_OVERHEAD_BYTES
 }
@@ -112,8 +120,8 @@ impl Placements {
         self.names.get(name).map(|entry| &entry.placement)
     }
 
-    /// Removes a name.
-    fn forget(&mut self, name: &str) {
+    /// Removes a name and its state.
+    fn remove_name(&mut self, name: &str) {
         if self.names.remove(name).is_some() {
             self.bytes -= cost(name);
         }
@@ -148,7 +156,7 @@ impl Placements {
         }
     }
 
-    /// Removes a name from its cover. Retires a cover that is no longer needed.
+    /// Removes a name from its cover. Retires the cover if it is no longer needed.
     fn detach(&mut self, name: &str, cover: &Arc<str>) {
         let Some(covered) = self.covered.get_mut(cover) else { return };
         if covered.names.remove(name) {
@@ -162,7 +170,8 @@ impl Placements {
         }
     }
 
-    /// Returns `true` if a subscribed name is wanted, lingers, or replaces a crowd.
+    /// Returns `true` if a subscribed name has a subscriber, lingers, or replaces a crowd that is
+    /// not small.
     fn is_needed(&self, name: &str) -> bool {
         let patterns = self.covered.get(name).map_or(0, |covered| covered.patterns);
         self.names.get(name).is_some_and(|entry| {
@@ -172,7 +181,7 @@ impl Placements {
         })
     }
 
-    /// Schedules the end of a pattern that still covers names.
+    /// Starts to retire a pattern that still covers names.
     fn retire(&mut self, name: &Arc<str>, is_subscribed: bool) {
         if is_subscribed {
             self.patterns.remove(name);
@@ -201,8 +210,8 @@ impl Placements {
         }
     }
 
-    /// Subscribes to a pattern, or to a broader one if the pattern is too deep or too many match
-    /// the same topics.
+    /// Subscribes to a pattern. Subscribes to a broader pattern instead if the pattern has too many
+    /// levels or is part of a crowd of more than [`MAX_COPIES`].
     fn place_pattern(&mut self, name: &Arc<str>, changes: &mut Changes) {
         let (mut broad, mut min_patterns) = match shorten(name) {
             Some(short) => (Arc::from(short), 1),
@@ -222,7 +231,7 @@ impl Placements {
             }
         }
         if members.contains(&broad) {
-            // One member covers all others.
+            // This member covers all others, so it stays subscribed.
             self.patterns.insert(&broad);
         }
         if broad == *name {
@@ -240,32 +249,32 @@ impl Placements {
         }
     }
 
-    /// Subscribes to a pattern on behalf of others.
+    /// Subscribes to a pattern that replaces others, unless it is subscribed already.
     fn subscribe_for_others(&mut self, name: &Arc<str>, min_patterns: usize, changes: &mut Changes) {
         let entry = self.entry(name);
         entry.min_patterns = entry.min_patterns.max(min_patterns);
         if let Placement::Retiring { is_subscribed } = entry.placement {
             self.restore(name, is_subscribed);
         }
-        let followed = changes.unsubscribe.iter().position(|left| left == name);
+        let pending_removal = changes.unsubscribe.iter().position(|removed| removed == name);
         match self.placement(name) {
             Some(Placement::Subscribed) => {}
             Some(Placement::Covered(cover)) => {
-                // Not reached: a cover of this pattern would have covered the names that it is for.
+                // Not reached: a cover of this pattern would also cover the names that it replaces.
                 let cover = Arc::clone(cover);
                 self.detach(name, &cover);
                 self.subscribe(Arc::clone(name), changes);
             }
             _ => self.subscribe(Arc::clone(name), changes),
         }
-        if let Some(index) = followed {
-            // The removal has not reached the broker yet.
+        if let Some(index) = pending_removal {
+            // The removal is not sent yet, so it and the new subscription cancel each other.
             changes.unsubscribe.swap_remove(index);
             changes.subscribe.pop();
         }
     }
 
-    /// Replaces the subscription of a name with that of a pattern that covers it now.
+    /// Unsubscribes from a name and attaches it to a pattern that covers it now.
     fn replace_with(&mut self, name: Arc<str>, cover: &Arc<str>, changes: &mut Changes) {
         self.unsubscribe(Arc::clone(&name), changes);
         if self.is_needed_by_itself(&name) {
@@ -273,18 +282,19 @@ impl Placements {
         } else if self.covered.contains_key(&name) {
             self.retire(&name, false);
         } else {
-            self.forget(&name);
+            self.remove_name(&name);
         }
     }
 
+    /// Returns `true` if a name has a subscriber, lingers, or is to be placed.
     fn is_needed_by_itself(&self, name: &str) -> bool {
         self.names
             .get(name)
             .is_some_and(|entry| entry.is_wanted || entry.lingers_until.is_some() || entry.is_unplaced)
     }
 
-    /// Places one name of the next retiring pattern elsewhere, or unsubscribes from the pattern.
-    /// Returns `false` if there is nothing to do, like the phases below.
+    /// Places one name of the next retiring pattern elsewhere, or unsubscribes from the pattern if
+    /// it covers none. Like all phases, returns `false` if there is nothing to do.
     pub(super) fn retire_next(&mut self, changes: &mut Changes) -> bool {
         let Some(name) = self.retiring.front().cloned() else { return false };
         let Some(Placement::Retiring { is_subscribed }) = self.placement(&name).cloned() else {
@@ -304,7 +314,7 @@ impl Placements {
                 Some(entry) if entry.lingers_until.is_some() || entry.is_unplaced => {
                     entry.placement = Placement::Unplaced
                 }
-                _ => self.forget(&name),
+                _ => self.remove_name(&name),
             }
             return true;
         };
@@ -319,7 +329,7 @@ impl Placements {
             if is_wanted || self.covered.contains_key(&next) {
                 self.place(&next, changes);
             } else if !self.is_needed_by_itself(&next) {
-                self.forget(&next);
+                self.remove_name(&next);
             }
         }
         true
@@ -352,11 +362,12 @@ impl Placements {
         if self.covered.contains_key(name) {
             self.retire(name, false);
         } else {
-            self.forget(name);
+            self.remove_name(name);
         }
     }
 
-    /// Ends the next lingering name that is due, or the oldest one if they exceed their limit.
+    /// Ends the next lingering name that is due, or the oldest one if lingering names exceed their
+    /// limit.
     pub(super) fn end_next(&mut self, changes: &mut Changes) -> bool {
         let now = self.now;
         let is_full = self.lingering_bytes > MAX_LINGERING_BYTES;
@@ -370,14 +381,14 @@ impl Placements {
             return true;
         }
         if let Some(lingers_until) = lingers_until.filter(|lingers_until| *lingers_until > now && !is_full) {
-            // It gained and lost a subscriber again meanwhile.
+            // The name gained and lost a subscriber meanwhile, so it lingers longer.
             entry.lingers_until = Some(lingers_until);
             self.lingering_bytes += cost(&name);
             self.lingering.push_back((lingers_until, name));
             return true;
         }
         match entry.placement.clone() {
-            // `retire_next` handles it.
+            // `retire_next` ends retiring names.
             Placement::Retiring { .. } => {}
             Placement::Unplaced if entry.is_unplaced => {}
             Placement::Unplaced => self.end_unplaced(&name),
@@ -390,7 +401,7 @@ impl Placements {
             Placement::Subscribed if self.covered.contains_key(&name) => self.retire(&name, true),
             Placement::Subscribed => {
                 self.unsubscribe(Arc::clone(&name), changes);
-                self.forget(&name);
+                self.remove_name(&name);
             }
         }
         true
@@ -401,15 +412,15 @@ impl Placements {
         let prefix = literal_prefix(pattern);
         match &mut self.unswept {
             Some((_, common)) => {
-                let same = common.char_indices().zip(prefix.chars()).take_while(|((_, a), b)| a == b);
-                let len = same.last().map_or(0, |((at, char), _)| at + char.len_utf8());
+                let equal = common.char_indices().zip(prefix.chars()).take_while(|((_, a), b)| a == b);
+                let len = equal.last().map_or(0, |((at, char), _)| at + char.len_utf8());
                 common.truncate(len);
             }
             None => self.unswept = Some((self.now + SWEEP_DELAY, prefix.to_owned())),
         }
     }
 
-    /// Checks whether a newer pattern covers the next name.
+    /// Checks the next name of the sweep, and attaches the name to a pattern that covers it.
     pub(super) fn sweep_next(&mut self, changes: &mut Changes) -> bool {
         let now = self.now;
         if self.sweep.is_none()
@@ -437,7 +448,7 @@ impl Placements {
         true
     }
 
-    /// Forgets all placements and queues the wanted names again.
+    /// Clears all placements and queues the names with subscribers to be placed again.
     pub(super) fn reset(&mut self) {
         self.patterns.clear();
         self.covered.clear();
@@ -450,7 +461,7 @@ impl Placements {
         self.bytes = self.names.keys().map(|name| cost(name)).sum();
         for (name, entry) in &mut self.names {
             *entry = NameEntry { is_wanted: true, is_unplaced: true, ..NameEntry::default() };
-            // Patterns first, so that the names they cover are never sent.
+            // Patterns are placed first, so that names that they cover are not subscribed to.
             if is_pattern(name) {
                 self.unplaced.push_front(Arc::clone(name));
             } else {

@@ -1,6 +1,5 @@
-//! Parses arbitrary bytes as a PROXY protocol header and as HTTP headers. Nothing panics, and more
-//! bytes change no decision. Entries that a client writes left of a trusted proxy's entry change
-//! nothing.
+//! Any bytes as a header of the PROXY protocol and as headers of HTTP: nothing panics, more bytes
+//! change no decision, and what a client writes left of a trusted proxy's entry changes nothing.
 
 #![no_main]
 

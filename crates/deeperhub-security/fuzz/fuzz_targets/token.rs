@@ -1,6 +1,6 @@
-//! Parses arbitrary bytes as a token, as the header and claims of a signed token, as a JWKS and as
-//! a certificate. Nothing panics, nothing unsigned is accepted, and accepted values are within
-//! their limits.
+//! Any bytes as a token, as a header and claims that are signed, as a set of keys and as a
+//! certificate: nothing panics, nothing unsigned is accepted, and what is accepted is within its
+//! limits.
 
 #![no_main]
 

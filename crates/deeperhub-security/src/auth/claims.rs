@@ -7,7 +7,8 @@ use crate::{Claims, Grants};
 use deeperhub_types::Subscription;
 use serde_json::{Map, Value};
 
-/// Maximum number of patterns in each list of a token's `deeperhub` claim.
+/// Maximum number of patterns in each list of a token's `deeperhub` claim. Limits the time of each
+/// check of a topic.
 pub const MAX_PATTERNS: usize = 256;
 
 /// Values that claims are compared with.
@@ -19,7 +20,7 @@ pub(super) struct Expected<'a> {
 }
 
 impl Expected<'_> {
-    /// Reads the claims of a token whose signature is valid.
+    /// Parses and checks the claims of a token whose signature is valid.
     pub(super) fn read(&self, payload: &[u8], now: u64) -> Result<Claims, AuthError> {
         let claims =
             json::object(payload).ok_or(invalid("its claims are not a JSON object with unique keys"))?;
@@ -42,18 +43,20 @@ impl Expected<'_> {
         if !self.audience.is_empty() && !claims.get("aud").is_some_and(|aud| self.is_audience(aud)) {
             return Err(invalid("aud does not name this server"));
         }
-        // Checked last: `Expired` promises that a newer token of the same issuer would be accepted.
+        // Expiry is checked last, because `Expired` tells the client that a newer token of the same
+        // kind would be accepted.
         if now >= expires_at {
             return Err(AuthError::Expired);
         }
         Ok(Claims { user: user.as_str().into(), expires_at, grants })
     }
 
+    /// Returns `true` if the token has no `nbf`, or one that has passed.
     fn has_started(&self, claims: &Map<String, Value>, now: u64) -> Result<bool, AuthError> {
-        let Some(starts) = claims.get("nbf") else { return Ok(true) };
-        let starts = starts.as_f64().ok_or(invalid("nbf must be a number"))?;
-        // Seconds fit a float for the next 285 million years.
-        Ok(starts <= now as f64 + self.leeway)
+        let Some(not_before) = claims.get("nbf") else { return Ok(true) };
+        let not_before = not_before.as_f64().ok_or(invalid("nbf must be a number"))?;
+        // A float holds whole seconds exactly for the next 285 million years.
+        Ok(not_before <= now as f64 + self.leeway)
     }
 
     fn is_audience(&self, value: &Value) -> bool {
@@ -68,12 +71,12 @@ fn is_one_of(value: &Value, accepted: &[String]) -> bool {
     value.as_str().is_some_and(|value| accepted.iter().any(|accepted| accepted == value))
 }
 
-/// Returns the `exp` claim, a NumericDate (RFC 7519 section 2), rounded down to seconds. Dates before
-/// 1970 become 0.
+/// Returns the `exp` claim, a NumericDate (RFC 7519 section 2), rounded down to seconds. Dates
+/// before 1970 become 0.
 fn expiry(claims: &Map<String, Value>) -> Result<u64, AuthError> {
-    let expires = claims.get("exp").ok_or(invalid("exp is missing"))?;
+    let expiry = claims.get("exp").ok_or(invalid("exp is missing"))?;
     // `as` saturates floats beyond the range of integers.
-    let seconds = expires.as_u64().or_else(|| expires.as_f64().map(|seconds| seconds as u64));
+    let seconds = expiry.as_u64().or_else(|| expiry.as_f64().map(|seconds| seconds as u64));
     seconds.ok_or(invalid("exp must be a number"))
 }
 

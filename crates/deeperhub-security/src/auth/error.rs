@@ -3,14 +3,15 @@
 use deeperhub_types::ErrorCode;
 use std::fmt;
 
-/// Reason why a token is refused. It contains no part of a token or key, so it may be logged and sent.
+/// Reason why a token is refused. Contains no part of a token or key, so it can be logged and sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
-    /// The server will never accept this token. The client or its issuer is at fault.
+    /// The token is not valid, for another reason than its expiry. A newer token of the same kind
+    /// would be refused, too.
     #[error("the token is not valid: {reason}")]
     Invalid {
-        /// The fault, in a few words.
+        /// The reason, as a short clause.
         reason: &'static str,
     },
     /// The token is past its `exp`. The client needs a new one.
@@ -29,7 +30,7 @@ impl AuthError {
     }
 }
 
-/// Reason why keys are refused. The operator must fix it. It contains no part of a key.
+/// Reason why keys are refused. The operator must fix it. Contains no part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
@@ -60,7 +61,7 @@ pub enum KeyError {
     /// The JWKS is empty.
     #[error("it has no keys")]
     EmptySet,
-    /// No key of the JWKS can verify tokens. Contains the first one.
+    /// No key of the JWKS can verify tokens. Contains the first key and its fault.
     #[error("it has no key that can verify tokens: {0}")]
     NoUsableKey(IgnoredKey),
 }
@@ -86,13 +87,13 @@ impl KeyError {
     }
 }
 
-/// Fault of a key in a JWKS.
+/// Fault of a key in a JWKS, for which the key is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{field} {problem}")]
 pub struct KeyFault {
     /// The member of the key that is at fault, such as `n`.
     pub field: &'static str,
-    /// The problem, a phrase that follows the member's name.
+    /// The problem, as a phrase that follows the member's name in a sentence.
     pub problem: &'static str,
 }
 
@@ -117,23 +118,25 @@ impl fmt::Display for IgnoredKey {
     }
 }
 
-/// Warning about keys that work. It contains no part of a key.
+/// Warning about keys that are used nevertheless. Contains no part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyWarning {
-    /// The secret is shorter than the 32 bytes that HS256 needs (RFC 7518 section 3.2), so it may be guessed.
+    /// The secret is shorter than the 32 bytes that HS256 needs (RFC 7518 section 3.2), so it may
+    /// be guessed.
     ShortSecret,
     /// The secret starts with a byte order mark, which is part of the secret.
     SecretMark,
     /// The secret is text that starts or ends with blanks, which are part of the secret.
     SecretBlanks,
-    /// The secret is text that ends with a line end, which is part of the secret. Only the last line
-    /// end of a file is not.
+    /// The secret is text that ends with a line end, which is part of the secret. A file of such a
+    /// secret ends with several line ends, of which only the last is stripped.
     SecretLineEnd,
-    /// More than [`MAX_TRIES`](super::MAX_TRIES) keys share an algorithm. A token without a `kid` is
-    /// tried only with the first ones.
+    /// More than [`MAX_TRIES`](super::MAX_TRIES) keys share an algorithm. A token without a `kid`
+    /// is tried only with the first ones.
     TooManyToTry,
-    /// Public keys without an audience also accept tokens that were issued for other services.
+    /// No audience is configured, so public keys also accept tokens that were issued for other
+    /// services.
     AudienceNotChecked,
     /// A key of the JWKS is ignored.
     KeyIgnored(IgnoredKey),

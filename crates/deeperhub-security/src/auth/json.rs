@@ -4,8 +4,9 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 use serde_json::{Map, Number, Value};
 use std::fmt;
 
-/// Parses a JSON object. Returns `None` for anything else, and for duplicate keys at any depth:
-/// parsers differ in which of the two they keep (RFC 7519 section 4, RFC 8725 section 2.4).
+/// Parses a JSON object. Returns `None` if the text is not one, or if an object at any depth has
+/// duplicate keys. Parsers differ in which of two equal keys counts (RFC 7519 section 4, RFC 8725
+/// section 2.4).
 pub(super) fn object(text: &[u8]) -> Option<Map<String, Value>> {
     match serde_json::from_slice(text) {
         Ok(Unique(Value::Object(object))) => Some(object),
@@ -13,6 +14,7 @@ pub(super) fn object(text: &[u8]) -> Option<Map<String, Value>> {
     }
 }
 
+/// A JSON value whose objects have unique keys.
 struct Unique(Value);
 
 impl<'de> Deserialize<'de> for Unique {

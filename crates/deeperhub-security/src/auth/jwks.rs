@@ -15,7 +15,8 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
-/// RFC 7515 section 2 requires no padding, but some encoders write it.
+/// Accepts base64url with and without padding. RFC 7515 section 2 forbids padding, but some
+/// encoders write it.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -24,7 +25,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// Maximum length of a `kid` in messages, in bytes; a longer one is truncated.
 const MAX_SHOWN_ID_BYTES: usize = 64;
 
-/// Maximum number of keys in a JWKS.
+/// Maximum number of keys in a JWKS. Limits the time and memory to load one.
 pub const MAX_KEYS: usize = 64;
 
 /// Public keys that verify tokens: RSA of 2048 to 8192 bits, EC on P-256 and P-384, and Ed25519.
@@ -37,18 +38,19 @@ pub struct Jwks {
 impl Jwks {
     /// Parses a set (`{"keys": […]}`) or a single key.
     ///
-    /// A key that cannot verify tokens here (another type or curve, for encryption, incomplete) is
-    /// ignored with a [`KeyWarning`], as RFC 7517 section 5 recommends: issuers may add new kinds of
-    /// keys.
+    /// A key that cannot verify tokens is ignored with a [`KeyWarning`]: for example, a key of
+    /// another type or curve, for encryption, or with a missing member. RFC 7517 section 5
+    /// recommends that, because issuers may add new kinds of keys.
     ///
-    /// Each key is parsed as it will be used, so invalid ones (such as a point off its curve) are
+    /// Each key is checked for its use, so invalid keys (such as a point off its curve) are
     /// detected here. Numbers may have leading zeros, base64url may have padding, and the text may
     /// start with a byte order mark.
     ///
     /// # Errors
     ///
-    /// [`KeyError`] if the text is not a JWKS, or has no usable key or too many. A JWKS with a shared
-    /// secret (`oct`) is refused, because such sets are published and its readers could forge tokens.
+    /// [`KeyError`] if the text is not a JWKS, or has no usable key or too many keys. A JWKS with a
+    /// shared secret (`oct`) is refused, because a JWKS is usually public, and everyone who knows
+    /// the secret could forge tokens.
     pub fn parse(json: &[u8]) -> Result<Self, KeyError> {
         let json = byte_order_mark::without_mark(json).map_err(|byte_order_mark::Utf16| KeyError::Utf16)?;
         let mut document = json::object(json).ok_or(KeyError::NotJson)?;
@@ -61,7 +63,7 @@ impl Jwks {
             return Err(KeyError::TooManyKeys);
         }
         let mut set = Self { keys: Vec::new(), warnings: Vec::new() };
-        let mut first = None;
+        let mut first_ignored = None;
         for (position, key) in (1..).zip(&keys) {
             let Value::Object(key) = key else { return Err(KeyError::NotKeys) };
             if key.get("kty").is_some_and(|kind| kind == "oct") {
@@ -70,17 +72,17 @@ impl Jwks {
             if key.contains_key("d") {
                 set.warnings.push(KeyWarning::PrivateKey { position });
             }
-            match verifying(key) {
+            match verification_key(key) {
                 Ok(key) => set.keys.push(key),
                 Err(fault) => {
-                    let left_out = IgnoredKey { position, id: shown_id(key), fault };
-                    first.get_or_insert_with(|| left_out.clone());
-                    set.warnings.push(KeyWarning::KeyIgnored(left_out));
+                    let ignored = IgnoredKey { position, id: shown_id(key), fault };
+                    first_ignored.get_or_insert_with(|| ignored.clone());
+                    set.warnings.push(KeyWarning::KeyIgnored(ignored));
                 }
             }
         }
         if set.keys.is_empty() {
-            return Err(first.map_or(KeyError::EmptySet, KeyError::NoUsableKey));
+            return Err(first_ignored.map_or(KeyError::EmptySet, KeyError::NoUsableKey));
         }
         Ok(set)
     }
@@ -91,7 +93,7 @@ impl Jwks {
         self.keys.len()
     }
 
-    /// Returns `true` if there are no keys, which is never so after [`parse`](Self::parse).
+    /// Returns `true` if there are no keys. A parsed set has at least one.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
@@ -114,8 +116,8 @@ fn shown_id(jwk: &Map<String, Value>) -> Option<String> {
     Some(id[..id.floor_char_boundary(MAX_SHOWN_ID_BYTES)].to_owned())
 }
 
-/// Returns the verification key of a JWK, or the fault for which it is ignored.
-fn verifying(jwk: &Map<String, Value>) -> Result<Key, KeyFault> {
+/// Returns the verification key of a JWK, or the fault for which the JWK is ignored.
+fn verification_key(jwk: &Map<String, Value>) -> Result<Key, KeyFault> {
     if jwk.get("use").is_some_and(|purpose| purpose != "sig") {
         return Err(fault("use", "is not sig"));
     }
@@ -142,8 +144,8 @@ fn verifying(jwk: &Map<String, Value>) -> Result<Key, KeyFault> {
         },
         _ => return Err(fault("kty", "is neither RSA nor EC nor OKP")),
     };
-    let Some(named) = jwk.get("alg") else { return Ok(Key::new(id, possible, key)) };
-    match named.as_str().and_then(key::algorithm) {
+    let Some(alg) = jwk.get("alg") else { return Ok(Key::new(id, possible, key)) };
+    match alg.as_str().and_then(key::algorithm) {
         Some(algorithm) if possible.contains(&algorithm) => Ok(Key::new(id, &[algorithm], key)),
         _ => Err(fault("alg", "is not a supported algorithm of its type")),
     }
@@ -151,7 +153,7 @@ fn verifying(jwk: &Map<String, Value>) -> Result<Key, KeyFault> {
 
 fn rsa(jwk: &Map<String, Value>) -> Result<DecodingKey, KeyFault> {
     let (n, e) = (bytes(jwk, "n")?, bytes(jwk, "e")?);
-    // Some encoders write leading zeros: one as ASN.1 needs it, or enough to fill a word (`AAEAAQ`
+    // Some encoders write leading zeros: one that ASN.1 needs, or as many as fill a word (`AAEAAQ`
     // for 65537). The cryptographic library accepts none.
     let (n, e) = (without_zeros(&n), without_zeros(&e));
     let bits = n.len() * 8 - n.first().map_or(0, |byte| byte.leading_zeros() as usize);
@@ -175,7 +177,7 @@ fn ec(
     coordinate_bytes: usize,
     algorithm: &'static dyn VerificationAlgorithm,
 ) -> Result<DecodingKey, KeyFault> {
-    // An uncompressed point: SEC 1 section 2.3.3.
+    // Format of an uncompressed point: 4, then both coordinates (SEC 1 section 2.3.3).
     let mut point = vec![4];
     for field in ["x", "y"] {
         let coordinate = bytes(jwk, field)?;
@@ -194,7 +196,8 @@ fn ec(
 
 fn ed25519(jwk: &Map<String, Value>) -> Result<DecodingKey, KeyFault> {
     let x = bytes(jwk, "x")?;
-    // The key is a byte string, not a number. A zero byte in front comes from an ASN.1 BIT STRING.
+    // The key is a byte string, so its zeros count. A zero byte before 32 others is the first byte
+    // of an ASN.1 BIT STRING, which some encoders do not strip.
     let key = match x.split_first() {
         Some((0, key)) if key.len() == 32 => key,
         _ => &x,
@@ -216,7 +219,7 @@ fn text<'a>(jwk: &'a Map<String, Value>, field: &'static str) -> Result<&'a str,
 
 fn bytes(jwk: &Map<String, Value>, field: &'static str) -> Result<Vec<u8>, KeyFault> {
     let text = text(jwk, field)?;
-    // `+` and `/`, in which base64 differs from base64url, are unambiguous.
+    // Base64 is accepted, too. It differs from base64url only in `+` and `/`.
     let text = if text.contains(['+', '/']) {
         Cow::Owned(text.replace('+', "-").replace('/', "_"))
     } else {

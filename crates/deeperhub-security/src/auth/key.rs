@@ -21,9 +21,10 @@ pub(super) const RSA: &[Algorithm] = &[
 /// Algorithms for elliptic-curve keys, one per curve.
 pub(super) const CURVES: &[Algorithm] = &[Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA];
 
-/// Returns the algorithm that a header or a JWK names; `None` for unsupported ones, such as `none`.
+/// Returns the algorithm that a header or a JWK names. Returns `None` if the algorithm is not
+/// supported, as `none` is not.
 ///
-/// RFC 9864 renames `EdDSA` with this curve to `Ed25519`.
+/// `Ed25519` is the new name of `EdDSA` with that curve (RFC 9864).
 pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
     match name {
         "Ed25519" => Some(Algorithm::EdDSA),
@@ -31,10 +32,12 @@ pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
     }
 }
 
-/// A verification key. It verifies only with its own algorithms, whatever a token's header says.
+/// A verification key. It verifies tokens only with its own algorithms, so that a token's header
+/// cannot choose another one.
 #[derive(Clone)]
 pub(super) struct Key {
-    /// The `kid`. Only tokens with this `kid`, or without one, are verified with this key.
+    /// The `kid`. The key verifies tokens with this `kid` or without one. A shared secret has no
+    /// `kid` and verifies tokens with any.
     id: Option<String>,
     algorithms: Vec<Algorithm>,
     key: DecodingKey,
@@ -45,19 +48,21 @@ impl Key {
         Self { id, algorithms: algorithms.to_vec(), key }
     }
 
-    /// Returns the key of the shared secret. It is unique and has no `kid`, so it accepts any.
+    /// Returns the key of the shared secret.
     pub(super) fn shared(secret: &Secret) -> Self {
         Self::new(None, HMAC, DecodingKey::from_secret(secret.expose()))
     }
 
     /// Returns `true` if a token with this header may be verified with this key.
     pub(super) fn fits(&self, algorithm: Algorithm, id: Option<&str>) -> bool {
-        let named = HMAC.contains(&algorithm) || id.is_none_or(|id| self.id.as_deref() == Some(id));
-        named && self.algorithms.contains(&algorithm)
+        let id_matches = HMAC.contains(&algorithm) || id.is_none_or(|id| self.id.as_deref() == Some(id));
+        id_matches && self.algorithms.contains(&algorithm)
     }
 
+    /// Returns `true` if the signature of the message is valid.
     pub(super) fn verifies(&self, algorithm: Algorithm, message: &[u8], signature: &Vec<u8>) -> bool {
-        // Names the provider: only the program may choose a process-wide default.
+        // The provider is named here, because the default provider of the process is the program's
+        // choice.
         (DEFAULT_PROVIDER.verifier_factory)(&algorithm, &self.key)
             .is_ok_and(|verifier| verifier.verify(message, signature).is_ok())
     }

@@ -1,4 +1,4 @@
-//! Keys loaded from files.
+//! Loads keys from files.
 
 use super::error::KeyError;
 use super::{Config, Jwks};
@@ -6,7 +6,7 @@ use crate::Secret;
 use crate::files::{self, FileError};
 use std::path::{Path, PathBuf};
 
-/// Keys from the operator's files, read once.
+/// Keys from the operator's files.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
     /// The shared secret.
@@ -16,10 +16,10 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Reads the given files.
+    /// Reads the given files. Files over [`files::MAX_BYTES`] are refused.
     ///
-    /// The secret is the file's bytes without one final line end. Files over [`files::MAX_BYTES`] are
-    /// refused.
+    /// The secret is the content of its file. If the content ends with a line end, that is not part
+    /// of the secret.
     ///
     /// # Errors
     ///
@@ -30,14 +30,14 @@ impl Keys {
         Ok(Self { secret, jwks })
     }
 
-    /// Returns a configuration with these keys and defaults for the rest.
+    /// Returns a configuration with these keys and the defaults of all other fields.
     #[must_use]
     pub fn into_config(self) -> Config {
         Config { secret: self.secret, jwks: self.jwks, ..Config::default() }
     }
 }
 
-/// Error for keys that cannot be loaded from a file. The operator must fix it.
+/// Error of loading keys from a file. The operator must fix it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeysError {
@@ -49,7 +49,7 @@ pub enum KeysError {
     Keys {
         /// The file.
         path: PathBuf,
-        /// The fault.
+        /// The error in the content.
         error: KeyError,
     },
 }
@@ -60,11 +60,11 @@ fn read<T>(path: &Path, parse: impl FnOnce(Secret) -> Result<T, KeyError>) -> Re
 }
 
 /// Strips the final line end, which editors add, from a secret.
-fn secret(bytes: Secret) -> Result<Secret, KeyError> {
-    let all = bytes.expose();
-    let line = all.strip_suffix(b"\n").map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-    match line.unwrap_or(all) {
-        [] => Err(KeyError::EmptySecret),
-        line => Ok(Secret::new(line)),
-    }
+fn secret(file: Secret) -> Result<Secret, KeyError> {
+    let content = file.expose();
+    let stripped = match content.strip_suffix(b"\n") {
+        Some(line) => line.strip_suffix(b"\r").unwrap_or(line),
+        None => content,
+    };
+    if stripped.is_empty() { Err(KeyError::EmptySecret) } else { Ok(Secret::new(stripped)) }
 }

@@ -1,4 +1,4 @@
-//! Tokens for development.
+//! Signs tokens for development.
 
 use super::claims::MAX_PATTERNS;
 use crate::grants::is_user;
@@ -11,7 +11,8 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
-/// Signs a token (HS256) that an [`Authenticator`](super::Authenticator) with the same secret accepts.
+/// Signs a token (HS256) that an [`Authenticator`](super::Authenticator) with the same secret
+/// accepts.
 ///
 /// The token is valid from `now` (seconds since 1970) for `ttl` (whole seconds). It is meant for
 /// development and tests: in production, the service that logs users in issues tokens.
@@ -32,22 +33,22 @@ pub fn mint(
 /// Optional claims of a token, for servers that check them ([`Config`](super::Config)).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MintOptions<'a> {
-    /// The token's `aud`. `None`: no such claim.
+    /// The token's `aud`. If `None`, the token has no such claim.
     pub audience: Option<&'a str>,
-    /// The token's `iss`. `None`: no such claim.
+    /// The token's `iss`. If `None`, the token has no such claim.
     pub issuer: Option<&'a str>,
 }
 
-/// Signs a token as [`mint`] does, with an audience or an issuer.
+/// Signs a token like [`mint`], with the optional claims.
 ///
 /// # Errors
 ///
-/// As [`mint`].
+/// [`MintError`] if the arguments are invalid.
 pub fn mint_with(
     secret: &Secret,
     user: &str,
     grants: &Grants,
-    recipient: MintOptions<'_>,
+    options: MintOptions<'_>,
     now: u64,
     ttl: Duration,
 ) -> Result<String, MintError> {
@@ -64,7 +65,7 @@ pub fn mint_with(
     claims.insert("sub".to_owned(), user.into());
     claims.insert("iat".to_owned(), now.into());
     claims.insert("exp".to_owned(), now.saturating_add(ttl.as_secs()).into());
-    for (name, value) in [("aud", recipient.audience), ("iss", recipient.issuer)] {
+    for (name, value) in [("aud", options.audience), ("iss", options.issuer)] {
         if let Some(value) = value {
             claims.insert(name.to_owned(), value.into());
         }
@@ -92,7 +93,7 @@ fn texts<'a>(subscriptions: &'a [Subscription<'_>]) -> Vec<&'a str> {
     subscriptions.iter().map(Subscription::as_str).collect()
 }
 
-/// Error for arguments that make no valid token. The caller must fix them.
+/// Error of signing a token. Except for [`Signing`](Self::Signing), an argument is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum MintError {

@@ -1,18 +1,18 @@
 //! Bearer tokens: JWTs (RFC 7519), signed with a shared secret or a private key.
 //!
 //! [`Keys`] reads key files. An [`Authenticator`] verifies tokens with these keys and returns their
-//! [`Claims`]. [`mint`] signs tokens for development. An authenticator is immutable: when a file has
-//! changed ([`files::FileStamp`](crate::files::FileStamp)), build a new one and swap it into a
-//! [`SharedAuthenticator`].
+//! [`Claims`]. [`mint`] signs tokens for development. An authenticator is immutable. When a file
+//! has changed ([`files::FileStamp`](crate::files::FileStamp)), create a new authenticator and put
+//! it into a [`SharedAuthenticator`].
 //!
 //! Rules for tokens:
 //!
-//! - HS256, HS384 and HS512 are verified with the secret; RS256 to RS512, PS256 to PS512, ES256,
-//!   ES384 and EdDSA (Ed25519) with a JWKS key of that type and, if the key has an `alg`, of that
-//!   algorithm. A public key is never used as a secret, and `none` is refused.
-//! - A token with a `kid` is verified with the keys of that `kid`; one without, with at most
-//!   [`MAX_TRIES`] keys that fit. The shared secret accepts any `kid`.
-//! - `sub` and `exp` are required. A token expires at the second of its `exp`. `nbf` may be
+//! - HS256, HS384 and HS512 are verified with the secret. RS256 to RS512, PS256 to PS512, ES256,
+//!   ES384 and EdDSA (Ed25519) are verified with the JWKS keys of their type. A key with an `alg`
+//!   verifies only that algorithm. A public key is never used as a secret, and `none` is refused.
+//! - A token with a `kid` is verified only with the keys of that `kid`, or with the shared secret,
+//!   which accepts any `kid`. At most [`MAX_TRIES`] keys are tried.
+//! - `sub` and `exp` are required. A token expires at the second of its `exp`. `nbf` may be up to
 //!   [`Config::leeway`] in the future, since clocks differ.
 //! - `aud` and `iss` must match if the configuration names accepted values. Otherwise they are
 //!   ignored, and the keys are assumed to be used for this server only
@@ -62,22 +62,24 @@ use key::Key;
 use serde_json::Value;
 use std::time::Duration;
 
-/// Default of [`Config::max_token_bytes`]: 16 KiB, because tokens with a list of groups exceed 8 KiB.
+/// Default of [`Config::max_token_bytes`]: 16 KiB, because tokens with a list of groups exceed 8
+/// KiB.
 pub const DEFAULT_MAX_TOKEN_BYTES: usize = 16 * 1024;
 
-/// Maximum number of keys that one token is tried with.
+/// Maximum number of keys that one token is tried with. Limits the CPU time that a forged token can
+/// cause.
 pub const MAX_TRIES: usize = 8;
 
-/// Configuration of an [`Authenticator`]. Has no keys by default.
+/// Configuration of an [`Authenticator`]. The default has no keys.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The shared secret, for HS256, HS384 and HS512.
     pub secret: Option<Secret>,
     /// Public keys, for all other algorithms.
     pub jwks: Option<Jwks>,
-    /// Accepted values of `aud`. Default: none, and `aud` is not checked.
+    /// Accepted values of `aud`. If empty, which is the default, `aud` is not checked.
     pub audience: Vec<String>,
-    /// Accepted values of `iss`. Default: none, and `iss` is not checked.
+    /// Accepted values of `iss`. If empty, which is the default, `iss` is not checked.
     pub issuer: Vec<String>,
     /// Maximum time that a token's `nbf` may be in the future, since clocks differ. Default: 10 s.
     pub leeway: Duration,
@@ -99,7 +101,7 @@ impl Default for Config {
     }
 }
 
-/// Verifier of tokens. Immutable; threads may share it.
+/// Verifier of tokens. Immutable, so threads can share it.
 #[derive(Debug)]
 pub struct Authenticator {
     keys: Vec<Key>,
@@ -111,11 +113,12 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Returns an authenticator with the given configuration.
+    /// Creates an authenticator.
     ///
     /// # Errors
     ///
-    /// [`KeyError::NoKeys`] and [`KeyError::EmptySecret`].
+    /// [`KeyError::NoKeys`] if there are no keys, and [`KeyError::EmptySecret`] if the secret is
+    /// empty.
     pub fn new(config: Config) -> Result<Self, KeyError> {
         let mut warnings = Vec::new();
         let mut keys = Vec::new();
@@ -125,7 +128,7 @@ impl Authenticator {
                 1..32 => warnings.push(KeyWarning::ShortSecret),
                 _ => {}
             }
-            warnings.extend(oddity(secret.expose()));
+            warnings.extend(secret_warning(secret.expose()));
             keys.push(Key::shared(secret));
         }
         if let Some(jwks) = config.jwks {
@@ -164,7 +167,8 @@ impl Authenticator {
         if token.len() > self.max_token_bytes {
             return Err(invalid("it is longer than max_token_bytes"));
         }
-        // Compact serialisation (RFC 7515 section 3.1): the signed text ends at the second dot.
+        // In the compact serialisation (RFC 7515 section 3.1), the signed message is the text
+        // before the second dot.
         let (message, signature) = token.rsplit_once('.').ok_or(NOT_A_JWT)?;
         let (header, payload) = message.split_once('.').ok_or(NOT_A_JWT)?;
         if payload.contains('.') {
@@ -205,9 +209,9 @@ impl Authenticator {
     }
 }
 
-/// Returns a warning about bytes at the ends of a secret that look unintended. Random bytes may be
-/// anything, so blanks and line ends are only reported for text.
-fn oddity(secret: &[u8]) -> Option<KeyWarning> {
+/// Returns a warning if a secret starts or ends with bytes that are probably unintended. Reports
+/// blanks and line ends of text only, because random bytes can have any value.
+fn secret_warning(secret: &[u8]) -> Option<KeyWarning> {
     if secret.starts_with(byte_order_mark::MARK) || byte_order_mark::is_utf16(secret) {
         return Some(KeyWarning::SecretMark);
     }

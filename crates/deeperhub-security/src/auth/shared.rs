@@ -4,14 +4,15 @@ use super::Authenticator;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 
-/// An authenticator that can be swapped for one with newer keys while threads verify tokens.
+/// An authenticator that can be replaced by one with newer keys while threads verify tokens.
+/// Readers never wait.
 ///
-/// Claims that were verified before stay valid. Readers never wait.
+/// A replacement does not affect claims that were verified before.
 #[derive(Debug)]
 pub struct SharedAuthenticator(ArcSwap<Authenticator>);
 
 impl SharedAuthenticator {
-    /// Returns a cell that holds `authenticator`.
+    /// Makes an authenticator replaceable.
     #[must_use]
     pub fn new(authenticator: Authenticator) -> Self {
         Self(ArcSwap::from_pointee(authenticator))
@@ -23,7 +24,7 @@ impl SharedAuthenticator {
         self.0.load_full()
     }
 
-    /// Verifies tokens with `authenticator` from now on.
+    /// Replaces the current authenticator.
     pub fn replace(&self, authenticator: Authenticator) {
         self.0.store(Arc::new(authenticator));
     }

@@ -1,8 +1,9 @@
 //! Policy for web pages that connect.
 //!
-//! A browser lets any page open a WebSocket to any server, with the user's cookies and from the user's
-//! network. It only adds the `Origin` header (RFC 6455 section 10.2). Other clients can send any
-//! origin, so this policy protects browser users only.
+//! A browser lets any page open a WebSocket to any server, with the user's cookies and from the
+//! user's network. The server can recognise the page only by the `Origin` header, which the browser
+//! adds (RFC 6455 section 10.2). Other clients can send any origin, so this policy protects browser
+//! users only.
 
 mod allowed;
 mod parts;
@@ -12,18 +13,18 @@ use self::allowed::AllowedOrigin;
 use self::parts::{Authority, Origin, default_port};
 use std::borrow::Cow;
 
-/// Policy for origins: the server's own may always connect, others if a list allows them.
+/// Policy for origins. Pages of the server itself may connect, and pages of the origins in a list.
 ///
-/// | `Origin` | passes |
+/// | `Origin` header | allowed |
 /// |---|---|
-/// | none | always: the client is no browser |
+/// | no such header | always, because the client is no browser |
 /// | host and port of the `Host` header | always |
 /// | `localhost`, its subdomains, `127.0.0.0/8` or `[::1]`, on any port | if `Host` is one of these |
 /// | any other | if a value of the list allows it |
 ///
-/// Hosts and schemes are compared ignoring case, ports with the defaults of `http` and `https` (80 and
-/// 443). A `Host` without a port on a connection without TLS may have passed a TLS-terminating proxy,
-/// so it matches both default ports.
+/// Hosts and schemes are compared ignoring case. A missing port counts as the default of `http` or
+/// `https` (80 or 443). A `Host` without a port on a connection without TLS matches both default
+/// ports, because the request may have passed a TLS-terminating proxy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OriginPolicy {
     allowed: Vec<AllowedOrigin>,
@@ -33,8 +34,8 @@ impl OriginPolicy {
     /// Parses a list of allowed origins.
     ///
     /// A value is a scheme, a host and optionally a port, such as `https://example.com:8443`.
-    /// `https://*.example.com` allows all subdomains of `example.com`, but not `example.com` itself. `*`
-    /// allows everything, including `null`, the origin of sandboxed pages and files.
+    /// `https://*.example.com` allows all subdomains of `example.com`, but not `example.com`
+    /// itself. `*` allows all origins, including `null`, the origin of sandboxed pages and files.
     ///
     /// # Errors
     ///
@@ -45,23 +46,24 @@ impl OriginPolicy {
         Ok(Self { allowed })
     }
 
-    /// Checks the `Origin` and `Host` headers of a request. `tls` says whether it arrived over TLS.
+    /// Checks the `Origin` and `Host` headers of a request. `tls` is `true` if the request arrived
+    /// over TLS.
     ///
     /// # Errors
     ///
-    /// [`OriginError`], to be answered with 403 (RFC 6455 section 4.2.2).
+    /// [`OriginError`] if the page may not connect. Respond with 403 (RFC 6455 section 4.2.2).
     pub fn check(&self, origin: Option<&str>, host: Option<&str>, tls: bool) -> Result<(), OriginError> {
         self.check_by(origin, host, |origin, host| {
             origin.authority.host.is_loopback() && host.host.is_loopback() || is_own(origin, host, tls)
         })
     }
 
-    /// Checks like [`Self::check`], but a page from loopback passes only with the server's own host and
-    /// port. For servers that are not meant for web pages, such as an API for backends.
+    /// Checks like [`Self::check`], but does not allow pages of other loopback origins. For servers
+    /// that are not meant for web pages, such as an API for backends.
     ///
     /// # Errors
     ///
-    /// [`OriginError`], to be answered with 403.
+    /// [`OriginError`] if the page may not connect. Respond with 403.
     pub fn check_same_origin(
         &self,
         origin: Option<&str>,
@@ -71,6 +73,7 @@ impl OriginPolicy {
         self.check_by(origin, host, |origin, host| is_own(origin, host, tls))
     }
 
+    /// Allows the origins that `is_own` accepts as the server's, and those of the list.
     fn check_by(
         &self,
         origin: Option<&str>,
@@ -79,9 +82,11 @@ impl OriginPolicy {
     ) -> Result<(), OriginError> {
         let Some(text) = origin else { return Ok(()) };
         let origin = Origin::parse(text);
-        let own = origin.as_ref().zip(host.and_then(Authority::parse));
-        let own = own.is_some_and(|(origin, host)| is_own(origin, &host));
-        if own || self.allowed.iter().any(|allowed| allowed.allows(origin.as_ref())) {
+        let is_own = match (&origin, host.and_then(Authority::parse)) {
+            (Some(origin), Some(host)) => is_own(origin, &host),
+            _ => false,
+        };
+        if is_own || self.allowed.iter().any(|allowed| allowed.allows(origin.as_ref())) {
             Ok(())
         } else if origin.is_some() || text == "null" {
             Err(OriginError::NotAllowed)
@@ -91,8 +96,9 @@ impl OriginPolicy {
     }
 }
 
+/// Returns `true` if the origin has the host and port of the request's `Host` header.
 fn is_own(origin: &Origin<'_>, host: &Authority<'_>, tls: bool) -> bool {
-    // Only pages from a web server have a port to compare.
+    // Pages that are not from a web server, such as those of browser extensions, have no port.
     let Some(default) = default_port(origin.scheme) else { return false };
     let port = host.port.unwrap_or(if tls { 443 } else { default });
     origin.authority.host.is(&host.host) && origin.port() == Some(port)
@@ -102,7 +108,7 @@ fn is_own(origin: &Origin<'_>, host: &Authority<'_>, tls: bool) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OriginError {
-    /// The origin is neither the server's own nor on the list.
+    /// The origin is neither the server's own nor allowed by the list.
     #[error("this origin is neither the server's own nor an allowed one")]
     NotAllowed,
     /// The header is not a scheme, a host and optionally a port.

@@ -60,12 +60,14 @@ impl<'a> Host<'a> {
         if let Ok(address) = text.parse::<Ipv4Addr>() {
             return Some(Self::Address(address.into()));
         }
-        // Names in other scripts arrive as `xn--…`. Further characters of RFC 3986 never resolve.
+        // Browsers send names in other scripts as `xn--…`. RFC 3986 allows more characters, but
+        // names with them do not resolve.
         let allowed =
             |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'%');
         (!text.is_empty() && text.bytes().all(allowed)).then_some(Self::Name(text))
     }
 
+    /// Returns `true` if both are the same host.
     pub(super) fn is(&self, other: &Host<'_>) -> bool {
         match (self, other) {
             (Self::Name(a), Host::Name(b)) => a.eq_ignore_ascii_case(b),
@@ -81,8 +83,8 @@ impl<'a> Host<'a> {
         start.and_then(|start| name.get(start..)).is_some_and(|end| end.eq_ignore_ascii_case(suffix))
     }
 
-    /// Returns `true` if the host always means this machine (RFC 6761 section 6.3, RFC 1122 section
-    /// 3.2.1.3, RFC 4291 section 2.5.3).
+    /// Returns `true` if the host is this machine on every machine (RFC 6761 section 6.3, RFC 1122
+    /// section 3.2.1.3, RFC 4291 section 2.5.3).
     pub(super) fn is_loopback(&self) -> bool {
         match self {
             Self::Name(name) => name.eq_ignore_ascii_case("localhost") || self.is_subdomain_of(".localhost"),

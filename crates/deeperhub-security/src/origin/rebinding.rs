@@ -1,23 +1,24 @@
 //! Protection against DNS rebinding.
 //!
-//! The owner of a public name can point it to a loopback address after a page was loaded from it. For
-//! the browser, that page then talks to its own host and sends no `Origin` with a GET. Only the name in
-//! `Host` reveals it.
+//! An attacker who owns a public name can point it to a loopback address after a browser has loaded
+//! a page from it. For the browser, the page's requests then go to the page's own host, and a GET
+//! has no `Origin`. Only the public name in `Host` reveals the attack.
 
 use super::OriginPolicy;
 use super::parts::{Authority, Host};
 
-/// Suffixes that nobody can register: private names of a network (RFC 6761, RFC 6762, RFC 8375, and
+/// Suffixes of private names, which cannot be registered (RFC 6761, RFC 6762, RFC 8375, and
 /// `internal`, which ICANN reserved).
 const PRIVATE_SUFFIXES: [&str; 9] =
     [".localhost", ".local", ".internal", ".home.arpa", ".test", ".localdomain", ".lan", ".home", ".corp"];
 
 impl OriginPolicy {
-    /// Returns `true` unless `Host` is a name that a stranger can register. Safe are: no `Host`, an
-    /// address, a name without a dot, a private name, and the hosts of the list.
+    /// Returns `false` if `Host` is a name that an attacker could have registered, or is malformed.
+    /// A missing `Host`, an address, a name without a dot, a private name, and a host of the list
+    /// are safe.
     ///
-    /// For servers that trust every caller that reaches them. Behind a proxy that passes public names,
-    /// this check fails for legitimate callers, and the server needs a key instead.
+    /// For servers that trust every caller that can connect. Behind a proxy that passes on public
+    /// names, this check fails for legitimate callers, too; such a server needs a key instead.
     #[must_use]
     pub fn is_rebinding_safe(&self, host: Option<&str>) -> bool {
         let Some(text) = host else { return true };
@@ -26,12 +27,12 @@ impl OriginPolicy {
             Host::Address(_) => true,
             Host::Name(name) => {
                 // A trailing dot only marks the name as fully qualified.
-                let name = Host::Name(name.strip_suffix('.').unwrap_or(name));
-                let Host::Name(whole) = name else { return false };
-                !whole.contains('.') || PRIVATE_SUFFIXES.iter().any(|end| name.is_subdomain_of(end))
+                let name = name.strip_suffix('.').unwrap_or(name);
+                !name.contains('.')
+                    || PRIVATE_SUFFIXES.iter().any(|suffix| Host::Name(name).is_subdomain_of(suffix))
             }
         };
-        is_local || self.allowed.iter().any(|allowed| allowed.is_at(&host))
+        is_local || self.allowed.iter().any(|allowed| allowed.allows_host(&host))
     }
 }
 

@@ -6,15 +6,16 @@ use std::net::SocketAddr;
 /// Result of parsing a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Parsed {
-    /// Valid so far. Parse again from the first byte when more bytes have arrived.
+    /// The bytes are the start of a valid header. Parse again from the first byte when more bytes
+    /// have arrived.
     Partial,
     /// The header is complete.
     Complete {
         /// Length of the header in bytes; the client's bytes follow it.
         length: usize,
-        /// Address and port of the client. `None` if the proxy speaks for itself, such as for a
-        /// health check (`LOCAL`), or forwards a connection without IP addresses (`UNKNOWN`). Then
-        /// the client is the connection's own peer.
+        /// Address and port of the client. `None` if the proxy opened the connection itself, such
+        /// as for a health check (`LOCAL`), or if the forwarded connection has no IP addresses
+        /// (`UNKNOWN`). The peer of the connection is then the client.
         source: Option<SocketAddr>,
     },
 }
@@ -23,7 +24,7 @@ pub enum Parsed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProxyError {
-    /// The signature is missing. The peer may be no proxy, or one that does not send the header.
+    /// The signature is missing. The peer is no proxy, or a proxy that does not send the header.
     #[error("it does not start with the signature of the PROXY protocol")]
     Signature,
     /// The version is not supported.
@@ -35,10 +36,10 @@ pub enum ProxyError {
     /// The addresses are of an unknown family, or not of a stream.
     #[error("its address family is not TCP over IPv4 or IPv6, or a Unix stream")]
     Family,
-    /// An address or a port of version 1 is invalid, or there are not two of each.
+    /// In version 1, an address or a port is invalid, or there are not two of each.
     #[error("it does not have two addresses and two ports")]
     Addresses,
-    /// The length is too short for the addresses.
+    /// In version 2, the length is too short for the addresses.
     #[error("it is too short for its addresses")]
     TooShort,
     /// The header is longer than [`v2::MAX_BYTES`], or than [`v1::MAX_BYTES`] in version 1.

@@ -1,8 +1,8 @@
 //! Addresses of clients behind proxies.
 //!
-//! [`TrustedProxies`] are the networks whose claims about clients are believed.
-//! [`TrustedProxies::client`] finds the client in `Forwarded` or `X-Forwarded-For`. [`parse`] reads the
-//! PROXY header, which a TCP proxy sends before all other bytes.
+//! [`TrustedProxies`] are the networks of proxies that may name the client's address.
+//! [`TrustedProxies::client`] finds the client in `Forwarded` or `X-Forwarded-For`. [`parse`]
+//! parses the header of the PROXY protocol, which a TCP proxy sends before all other bytes.
 //!
 //! ```
 //! use deeperhub_security::proxy::{Header, TrustedProxies};
@@ -29,7 +29,7 @@ pub use network::{NetworkError, NetworkProblem, parse_network};
 
 use std::net::IpAddr;
 
-/// Networks of proxies whose claims about client addresses are believed. Default: none.
+/// Networks of proxies that may name the client's address. Default: none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
@@ -60,14 +60,15 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Returns the client address of a request over a connection from `peer`, with these `values` of the
-    /// header in the request's order.
+    /// Returns the client's address of a request. The request's connection is from `peer`; `values`
+    /// are the values of the header in the request's order.
     ///
-    /// Each proxy appends the address that it got the request from. So the entries are read from the
-    /// right while their writers are trusted. The first address that is not a trusted proxy's is the
-    /// client's; entries left of it are the client's own claims. An entry that is not an address
-    /// (`unknown`, an obfuscated name) ends the search at the proxy that wrote it. If all are trusted,
-    /// the leftmost is returned.
+    /// Each proxy appends the address that it received the request from. So the entries are read
+    /// from the right as long as the proxy that wrote them is trusted. The first address that is
+    /// not a trusted proxy's is the client's; the client itself may have written the entries left
+    /// of it. An entry that is not an address (`unknown`, an obfuscated name) ends the search, and
+    /// the address of the proxy that wrote it is returned. If all addresses are trusted, the
+    /// leftmost is returned.
     #[must_use]
     pub fn client<'a>(
         &self,
@@ -79,7 +80,7 @@ impl TrustedProxies {
         let mut entries = values.into_iter().rev().flat_map(|value| header.entries_from_right(value));
         while self.trusts(address) {
             match entries.next() {
-                Some(Some(before)) => address = before,
+                Some(Some(previous)) => address = previous,
                 Some(None) | None => break,
             }
         }

@@ -11,12 +11,12 @@ use std::net::IpAddr;
 ///
 /// [`NetworkError`] names the text and what is expected.
 pub fn parse_network(text: &str) -> Result<IpNet, NetworkError> {
-    let wrong = |problem| NetworkError { text: text.to_owned(), problem };
+    let invalid = |problem| NetworkError { text: text.to_owned(), problem };
     let (address, prefix) = match text.split_once('/') {
         Some((address, prefix)) => (address, Some(prefix)),
         None => (text, None),
     };
-    let address: IpAddr = address.parse().map_err(|_| wrong(NetworkProblem::Address))?;
+    let address: IpAddr = address.parse().map_err(|_| invalid(NetworkProblem::Address))?;
     let longest = if address.is_ipv4() { 32 } else { 128 };
     let prefix = match prefix {
         None => Some(longest),
@@ -29,25 +29,25 @@ pub fn parse_network(text: &str) -> Result<IpNet, NetworkError> {
         (_, prefix) => (address, prefix),
     };
     let network = prefix.and_then(|prefix| IpNet::new(address, prefix).ok());
-    let network = network.ok_or(wrong(NetworkProblem::Prefix { longest }))?;
+    let network = network.ok_or(invalid(NetworkProblem::Prefix { longest }))?;
     if network.trunc() == network {
         Ok(network)
     } else {
-        Err(wrong(NetworkProblem::HostBits { network: network.trunc() }))
+        Err(invalid(NetworkProblem::HostBits { network: network.trunc() }))
     }
 }
 
-/// Error for a text that is not a network. Its author can fix it.
+/// Error for a text that is not a network.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{text:?} is not a network: {problem}")]
 pub struct NetworkError {
     /// The text.
     pub text: String,
-    /// The fault, and what is expected.
+    /// The problem, and the expected text.
     pub problem: NetworkProblem,
 }
 
-/// Fault of a text that should be a network.
+/// Problem of a text that should be a network.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetworkProblem {

@@ -27,14 +27,14 @@ const SIGNATURE: &[u8] = b"PROXY ";
 ///
 /// [`ProxyError`] as soon as no further bytes can make the header valid.
 pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyError> {
-    let shared = SIGNATURE.len().min(bytes.len());
-    if bytes.get(..shared) != SIGNATURE.get(..shared) {
+    let received = SIGNATURE.len().min(bytes.len());
+    if bytes.get(..received) != SIGNATURE.get(..received) {
         return Err(ProxyError::Signature);
     }
     let Some(rest) = bytes.get(SIGNATURE.len()..) else { return Ok(Parsed::Partial) };
     let family = Family::of(rest)?;
-    let within = bytes.get(..MAX_BYTES).unwrap_or(bytes);
-    let Some(end) = within.windows(2).position(|pair| pair == b"\r\n") else {
+    let longest_line = bytes.get(..MAX_BYTES).unwrap_or(bytes);
+    let Some(end) = longest_line.windows(2).position(|pair| pair == b"\r\n") else {
         return if bytes.len() < MAX_BYTES { Ok(Parsed::Partial) } else { Err(ProxyError::TooLong) };
     };
     let line = bytes.get(SIGNATURE.len()..end).unwrap_or_default();
@@ -58,19 +58,20 @@ enum Family {
 }
 
 impl Family {
-    /// Returns the family that a line starts with; `None` if more bytes are needed to know it.
+    /// Returns the family that a line starts with. Returns `None` if more bytes are needed to know
+    /// it.
     fn of(line: &[u8]) -> Result<Option<Self>, ProxyError> {
-        let mut may_be = false;
+        let mut is_partial = false;
         for (name, family) in [("TCP4", Self::Tcp4), ("TCP6", Self::Tcp6), ("UNKNOWN", Self::Unknown)] {
             let name = name.as_bytes();
             match line.strip_prefix(name) {
                 Some([b' ' | b'\r', ..]) => return Ok(Some(family)),
-                Some([]) => may_be = true,
+                Some([]) => is_partial = true,
                 Some(_) => {}
-                None => may_be |= name.starts_with(line),
+                None => is_partial |= name.starts_with(line),
             }
         }
-        if may_be { Ok(None) } else { Err(ProxyError::Family) }
+        if is_partial { Ok(None) } else { Err(ProxyError::Family) }
     }
 }
 
@@ -82,16 +83,16 @@ fn source<A: FromStr + Into<IpAddr>>(family: &str, line: &str) -> Result<SocketA
         return Err(ProxyError::Addresses);
     }
     let mut address = || parts.next()?.parse::<A>().ok();
-    let (from, to) = (address(), address());
+    let (source, destination) = (address(), address());
     let mut port = || {
-        // Excludes signs and leading zeros, which `parse` would accept.
+        // `parse` would accept a sign and leading zeros.
         let digits = parts.next().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
         (digits == "0" || !digits.starts_with('0')).then(|| digits.parse::<u16>().ok())?
     };
-    let (from_port, to_port) = (port(), port());
-    match (from, to, from_port, to_port, parts.next()) {
-        (Some(from), Some(_), Some(port), Some(_), None) => {
-            Ok(SocketAddr::new(from.into().to_canonical(), port))
+    let (source_port, destination_port) = (port(), port());
+    match (source, destination, source_port, destination_port, parts.next()) {
+        (Some(source), Some(_), Some(port), Some(_), None) => {
+            Ok(SocketAddr::new(source.into().to_canonical(), port))
         }
         _ => Err(ProxyError::Addresses),
     }

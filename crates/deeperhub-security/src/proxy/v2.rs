@@ -1,8 +1,8 @@
-//! The PROXY protocol, version 2: a binary header that a TCP proxy sends before all other bytes, with
-//! the addresses of the forwarded connection.
+//! The PROXY protocol, version 2: a binary header that a TCP proxy sends before all other bytes,
+//! with the addresses of the forwarded connection.
 //!
-//! Require the header of a peer, or ignore it: if it is optional, a client can claim any address.
-//! Extension fields (TLVs) are skipped.
+//! Require the header only on connections from a trusted proxy. If the header were optional, a
+//! client could send one itself and claim any address. Extension fields (TLVs) are skipped.
 //!
 //! ```
 //! use deeperhub_security::proxy::v2::{Parsed, parse};
@@ -18,7 +18,8 @@ pub use super::{Parsed, ProxyError};
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Maximum length of a header in bytes. Usual headers have 28 or 52 bytes, with TLVs a few hundred.
+/// Maximum length of a header in bytes. Limits the bytes that are buffered for one. Usual headers
+/// have 28 or 52 bytes, and a few hundred with TLVs.
 pub const MAX_BYTES: usize = 4096;
 
 /// Start of each header; no HTTP request and no TLS record starts like this.
@@ -33,8 +34,8 @@ const FIXED_BYTES: usize = 16;
 ///
 /// [`ProxyError`] as soon as no further bytes can make the header valid.
 pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyError> {
-    let shared = SIGNATURE.len().min(bytes.len());
-    if bytes.get(..shared) != SIGNATURE.get(..shared) {
+    let received = SIGNATURE.len().min(bytes.len());
+    if bytes.get(..received) != SIGNATURE.get(..received) {
         return Err(ProxyError::Signature);
     }
     let command = match bytes.get(12) {
@@ -54,11 +55,11 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyError> {
         (Some(_), _) => return Err(ProxyError::Family),
     };
     let Some(&[high, low]) = bytes.get(14..FIXED_BYTES) else { return Ok(Parsed::Partial) };
-    let rest = usize::from(u16::from_be_bytes([high, low]));
-    if rest < family.address_bytes() {
+    let variable_bytes = usize::from(u16::from_be_bytes([high, low]));
+    if variable_bytes < family.address_bytes() {
         return Err(ProxyError::TooShort);
     }
-    let length = FIXED_BYTES + rest;
+    let length = FIXED_BYTES + variable_bytes;
     if length > MAX_BYTES {
         return Err(ProxyError::TooLong);
     }
@@ -81,6 +82,7 @@ enum Family {
 }
 
 impl Family {
+    /// Returns the length of two addresses and two ports.
     const fn address_bytes(self) -> usize {
         match self {
             Self::Unspecified => 0,
@@ -90,7 +92,8 @@ impl Family {
         }
     }
 
-    /// Returns the source from source address, destination address, source port, destination port.
+    /// Parses the addresses: source address, destination address, source port, destination port.
+    /// Returns the source.
     fn source(self, addresses: &[u8]) -> Option<SocketAddr> {
         let port = |at: usize| addresses.get(at..)?.first_chunk().copied().map(u16::from_be_bytes);
         match self {
@@ -184,7 +187,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-        /// What is decided of the beginning stays so with more.
+        /// Asserts that more bytes do not change the result for a prefix of a header.
         #[test]
         fn any_bytes_are_decided_the_same_however_they_come(
             command in prop_oneof![Just(0x20_u8), Just(0x21), any::<u8>()],

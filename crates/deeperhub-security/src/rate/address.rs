@@ -5,11 +5,12 @@ use super::{RateLimit, RateLimiter, RetryAfter, nanos};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Rate limiter per client address, for events such as connecting. Threads may share it.
+/// Rate limiter per client address, for events such as connecting. Threads can share it.
 ///
-/// Addresses are grouped by [`client_network`](crate::client_network). An address is forgotten some time after its burst has
-/// refilled. At most [`MAX_ADDRESSES`](super::MAX_ADDRESSES) are remembered; beyond that, one with most of its burst left is
-/// evicted.
+/// Addresses are grouped by [`client_network`](crate::client_network). The entry of an address is
+/// removed some time after its burst has refilled. There are at most
+/// [`MAX_ADDRESSES`](super::MAX_ADDRESSES) entries. If there is no room for another one, an entry
+/// with most of its burst left is evicted.
 #[derive(Debug)]
 pub struct AddressLimiter {
     limit: RateLimit,
@@ -17,38 +18,36 @@ pub struct AddressLimiter {
 }
 
 impl AddressLimiter {
-    /// Returns a limiter that limits each address to `limit`.
+    /// Creates a limiter that limits each address to `limit`.
     #[must_use]
     pub fn new(limit: RateLimit) -> Self {
         Self { limit, arrivals: ArrivalTable::new(limit.burst_nanos()) }
     }
 
-    /// Grants one event to `address` at the time `now`, which counts from any fixed point of the
-    /// caller's choice.
+    /// Grants one event to `address` at the time `now`. The caller chooses the fixed point that
+    /// times count from.
     ///
-    /// Occasionally a call also removes expired addresses, in time proportional to the number
-    /// remembered.
+    /// Some calls also remove expired entries, in time proportional to the number of entries.
     ///
     /// # Errors
     ///
-    /// [`RetryAfter`] if the event is over the limit. A refused event uses up nothing.
+    /// [`RetryAfter`] if the event is over the limit. A refused event does not count.
     pub fn check(&self, address: IpAddr, now: Duration) -> Result<(), RetryAfter> {
         let now = nanos(now);
         self.arrivals.update(address, now, |arrival| {
             let mut limiter = RateLimiter { arrival };
-            let checked = limiter.check(&self.limit, Duration::from_nanos(now));
-            (limiter.arrival, checked)
+            let result = limiter.check(&self.limit, Duration::from_nanos(now));
+            (limiter.arrival, result)
         })
     }
 
-    /// Returns the number of addresses (or /64s) remembered.
+    /// Returns the number of entries: addresses, and /64s of IPv6.
     #[must_use]
     pub fn addresses(&self) -> usize {
         self.arrivals.len()
     }
 
-    /// Returns the number of addresses evicted since the last call because there were too many
-    /// ([`MAX_ADDRESSES`](super::MAX_ADDRESSES)), and resets it.
+    /// Returns the number of entries that were evicted for lack of room since the last call.
     pub fn take_evicted(&self) -> u64 {
         self.arrivals.take_evicted()
     }

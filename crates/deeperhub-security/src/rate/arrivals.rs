@@ -1,4 +1,7 @@
-//! Table of arrival times per client address.
+//! Table of theoretical arrival times per client address.
+//!
+//! The theoretical arrival time is the state of the generic cell rate algorithm: the time at which
+//! an event would arrive if events came exactly at the rate of the limit.
 
 use crate::client_network;
 use ahash::RandomState;
@@ -8,32 +11,35 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Maximum number of addresses that an [`AddressLimiter`](super::AddressLimiter) or a [`BurstPool`](super::BurstPool) remembers, in about 3
-/// MiB.
+/// Maximum number of entries of an [`AddressLimiter`](super::AddressLimiter) or a
+/// [`BurstPool`](super::BurstPool). Limits the memory of each to about 3 MiB.
 pub const MAX_ADDRESSES: usize = 65_536;
 
-/// Number of shards of the address table, which threads can use in parallel.
+/// Number of shards: parts of the table with a lock each, so that threads can use them in parallel.
 const SHARDS: usize = 64;
 
-/// Theoretical arrival time of the next event for each address (see [`RateLimiter`](super::RateLimiter)), in
-/// nanoseconds of the caller's time. A time in the past carries no information, so it need not be
-/// kept.
+/// Theoretical arrival time of the next event for each address (see
+/// [`RateLimiter`](super::RateLimiter)), in nanoseconds of the caller's time. An entry whose time
+/// has passed is expired: its burst is full, as that of an address without an entry.
 pub(super) struct ArrivalTable {
     shards: Box<[Mutex<HashMap<IpAddr, u64, RandomState>>]>,
     hasher: RandomState,
-    /// The time between two sweeps, in nanoseconds.
+    /// Time between two sweeps, which remove expired entries, in nanoseconds.
     sweep_interval: u64,
     next_sweep: AtomicU64,
     evicted: AtomicU64,
 }
 
 impl ArrivalTable {
-    /// Shortest and longest time between two sweeps of expired addresses, in nanoseconds.
-    const SWEEP_INTERVAL: (u64, u64) = (1_000_000_000, 60_000_000_000);
+    /// Minimum time between two sweeps, in nanoseconds.
+    const MIN_SWEEP_INTERVAL: u64 = 1_000_000_000;
 
-    /// Returns an empty table for bursts that are whole again after `full_after` nanoseconds.
-    pub(super) fn new(full_after: u64) -> Self {
-        let sweep_interval = full_after.clamp(Self::SWEEP_INTERVAL.0, Self::SWEEP_INTERVAL.1);
+    /// Maximum time between two sweeps, in nanoseconds.
+    const MAX_SWEEP_INTERVAL: u64 = 60_000_000_000;
+
+    /// Creates an empty table for bursts that refill within `burst_nanos`.
+    pub(super) fn new(burst_nanos: u64) -> Self {
+        let sweep_interval = burst_nanos.clamp(Self::MIN_SWEEP_INTERVAL, Self::MAX_SWEEP_INTERVAL);
         let hasher = RandomState::new();
         Self {
             shards: (0..SHARDS).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect(),
@@ -44,7 +50,8 @@ impl ArrivalTable {
         }
     }
 
-    /// Replaces the arrival time of `address` with the one that `decide` returns for it.
+    /// Calls `decide` with the arrival time of `address`, or 0 if there is none. `decide` returns
+    /// the new arrival time and a result, which is returned.
     pub(super) fn update<R>(&self, address: IpAddr, now: u64, decide: impl FnOnce(u64) -> (u64, R)) -> R {
         self.sweep(now);
         let address = client_network(address);
@@ -59,22 +66,24 @@ impl ArrivalTable {
         result
     }
 
-    /// Removes expired addresses. If there are none, evicts the one with the earliest arrival time.
+    /// Removes expired entries of a full shard. If there are none, evicts the entry with the
+    /// earliest arrival time, which has most of its burst left.
     fn make_room(&self, shard: &mut HashMap<IpAddr, u64, RandomState>, now: u64) {
         shard.retain(|_, arrival| *arrival > now);
         if shard.len() < MAX_ADDRESSES / SHARDS {
             return;
         }
-        if let Some((&first, _)) = shard.iter().min_by_key(|(_, arrival)| **arrival) {
-            shard.remove(&first);
+        if let Some((&earliest, _)) = shard.iter().min_by_key(|(_, arrival)| **arrival) {
+            shard.remove(&earliest);
             self.evicted.fetch_add(1, Ordering::Relaxed);
         }
     }
 
+    /// Removes expired entries of all shards if a sweep is due.
     fn sweep(&self, now: u64) {
         let due = self.next_sweep.load(Ordering::Relaxed);
         let next = now.saturating_add(self.sweep_interval);
-        // Only one of the threads that find the sweep due performs it.
+        // If several threads find that a sweep is due, the exchange succeeds for one of them only.
         let claim =
             || self.next_sweep.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if now >= due && claim() {
@@ -93,7 +102,7 @@ impl ArrivalTable {
     }
 
     pub(super) fn take_evicted(&self) -> u64 {
-        // The count is mostly 0, and a load does not take the cache line from other cores.
+        // Mostly 0, and a load does not take the cache line from other cores as a swap does.
         if self.evicted.load(Ordering::Relaxed) == 0 { 0 } else { self.evicted.swap(0, Ordering::Relaxed) }
     }
 }

@@ -1,4 +1,7 @@
-//! Bursts of new connections.
+//! Limits the bursts that an address gets by opening new connections.
+//!
+//! Without this limit, a client could get another full burst by reconnecting. So the limiter of a
+//! new connection starts with an empty burst, and draws what it needs from a pool of its address.
 
 use super::arrivals::ArrivalTable;
 use super::{RateLimit, RateLimiter, nanos};
@@ -6,91 +9,92 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// Pool of bursts per address, for new connections. Reconnecting yields no burst beyond the pool.
-/// Threads may share it.
+/// Pool of bursts per address, for new connections. Threads can share it.
 ///
-/// A new connection draws from the pool the messages that it sends beyond its rate
-/// ([`BurstAllowance`]). So clients that share an address and send little at first take little. The
-/// unit is a whole burst, of messages or of bytes. Addresses are grouped and forgotten as in an
+/// A new connection draws only as much as it sends above its rate ([`BurstAllowance`]), so many
+/// clients that send little can share an address. The unit of the pool is a whole burst, of
+/// messages or of bytes. Addresses are grouped and removed as in an
 /// [`AddressLimiter`](super::AddressLimiter).
 #[derive(Debug)]
 pub struct BurstPool {
-    /// Time in which one burst is refilled, in nanoseconds.
+    /// Time in which a pool refills by one burst, in nanoseconds.
     interval: u64,
-    /// Time in which an empty pool fills up, in nanoseconds.
+    /// Time in which an empty pool refills, in nanoseconds.
     capacity: u64,
     arrivals: ArrivalTable,
 }
 
 impl BurstPool {
-    /// Returns a pool that holds `limit.burst` bursts for each address and gains `limit.per_second`
-    /// of them a second.
+    /// Creates a pool of `limit.burst` bursts for each address, which refills by `limit.per_second`
+    /// bursts a second.
     #[must_use]
     pub fn new(limit: RateLimit) -> Self {
         let capacity = limit.burst_nanos();
         Self { interval: limit.interval(), capacity, arrivals: ArrivalTable::new(capacity) }
     }
 
-    /// Draws up to `amount` from the pool of `address` at the time `now`, where a whole burst is
-    /// `burst`. Returns the amount drawn, which is less than `amount` if the pool has less.
+    /// Draws up to `amount` messages or bytes from the pool of `address` at the time `now`. One
+    /// burst of the pool is `burst` of them. Returns the amount drawn, which is less than `amount`
+    /// if the pool has less.
     pub fn draw(&self, address: IpAddr, amount: u32, burst: NonZeroU32, now: Duration) -> u32 {
         let now = nanos(now);
         let (interval, burst) = (u128::from(self.interval), u128::from(burst.get()));
         self.arrivals.update(address, now, |arrival| {
             let arrival = arrival.max(now);
-            let there = now.saturating_add(self.capacity).saturating_sub(arrival);
-            let units = u128::from(there) * burst / interval;
-            let drawn = u32::try_from(units).unwrap_or(u32::MAX).min(amount);
+            let available_nanos = now.saturating_add(self.capacity).saturating_sub(arrival);
+            let available = u128::from(available_nanos) * burst / interval;
+            let drawn = u32::try_from(available).unwrap_or(u32::MAX).min(amount);
             let cost = (u128::from(drawn) * interval).div_ceil(burst);
             (arrival.saturating_add(u64::try_from(cost).unwrap_or(u64::MAX)), drawn)
         })
     }
 
-    /// Returns the number of addresses (or /64s) remembered.
+    /// Returns the number of entries: addresses, and /64s of IPv6.
     #[must_use]
     pub fn addresses(&self) -> usize {
         self.arrivals.len()
     }
 
-    /// Returns the number of evicted addresses, as
+    /// Returns the number of evicted entries, as
     /// [`AddressLimiter::take_evicted`](super::AddressLimiter::take_evicted) does.
     pub fn take_evicted(&self) -> u64 {
         self.arrivals.take_evicted()
     }
 }
 
-/// The part of a [`RateLimit`]'s burst that a new connection has drawn. 8 bytes.
+/// Amount that a new connection may still draw, in 8 bytes.
 ///
-/// The connection's [`RateLimiter`] starts [empty](RateLimiter::empty), and may draw the burst that
-/// a full one would have. A full limiter earns nothing, so earnings before a draw reduce what is
-/// left to draw. Once the connection is as old as a burst takes to earn, nothing is left, and the
-/// limiter alone decides.
+/// The connection's [`RateLimiter`] starts [empty](RateLimiter::empty). The connection may draw one
+/// burst in total, as if the limiter had started full. A full limiter would not refill, so the
+/// amount by which the empty one refills between two draws is deducted. A connection that draws
+/// nothing while a whole burst refills has nothing left to draw.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct BurstAllowance {
-    /// Amount drawn of the burst, or earned while a full limiter would have earned nothing.
+    /// Part of the burst that the connection can no longer draw.
     spent: u32,
     /// Age of the connection at its last draw, in milliseconds.
-    last: u32,
+    last_draw: u32,
 }
 
 /// Outcome of a draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DrawOutcome {
-    /// The limiter was credited; check it again.
+    /// The limiter's burst was refilled by the amount drawn. Check the limiter again.
     Some,
-    /// The connection has nothing left to draw.
+    /// The connection has drawn all that it may.
     Spent,
-    /// The connection has something left to draw, but the pool is empty.
+    /// The connection may draw more, but the pool of its address is empty.
     Refused,
 }
 
 impl BurstAllowance {
-    /// Divisor for the smallest draw: 1/20 of a burst, so that the pool is asked only a few times.
-    /// Of a burst of 200 messages, that is what a client sends at its start.
+    /// Divisor of a burst for the smallest draw, so that a connection locks the pool at most 20
+    /// times. 1/20 of a burst of 200 messages is about what a client sends at its start.
     const MIN_DRAW_DIVISOR: u32 = 20;
 
-    /// Draws enough for `needed` more, for a connection that started at `begun`, and credits it to
-    /// `limiter`. `pool` returns as much of the requested amount as it has.
+    /// Draws enough for `needed` more messages or bytes and refills the burst of `limiter` by it.
+    /// The connection started at `begun`. `pool` takes the requested amount and returns the drawn
+    /// one.
     pub fn draw(
         &mut self,
         limiter: &mut RateLimiter,
@@ -101,20 +105,22 @@ impl BurstAllowance {
     ) -> DrawOutcome {
         let burst = limit.burst.get();
         let age = u32::try_from(now.saturating_sub(begun).as_millis()).unwrap_or(u32::MAX);
-        let idle = u64::from(age.saturating_sub(self.last)) * 1_000_000;
-        self.spent = self.spent.max(u32::try_from(idle / limit.interval()).unwrap_or(u32::MAX));
-        self.last = age;
-        let left = burst.saturating_sub(self.spent);
-        if left == 0 {
+        let nanos_since_draw = u64::from(age.saturating_sub(self.last_draw)) * 1_000_000;
+        let refilled = u32::try_from(nanos_since_draw / limit.interval()).unwrap_or(u32::MAX);
+        self.spent = self.spent.max(refilled);
+        self.last_draw = age;
+        let remaining = burst.saturating_sub(self.spent);
+        if remaining == 0 {
             return DrawOutcome::Spent;
         }
         let needed = u32::try_from(needed).unwrap_or(u32::MAX);
-        let granted = pool(needed.max(burst / Self::MIN_DRAW_DIVISOR).min(left)).min(left);
-        if granted == 0 {
+        let requested = needed.max(burst / Self::MIN_DRAW_DIVISOR).min(remaining);
+        let drawn = pool(requested).min(remaining);
+        if drawn == 0 {
             return DrawOutcome::Refused;
         }
-        self.spent = self.spent.saturating_add(granted);
-        limiter.grant(limit, granted, now);
+        self.spent = self.spent.saturating_add(drawn);
+        limiter.grant(limit, drawn, now);
         DrawOutcome::Some
     }
 }

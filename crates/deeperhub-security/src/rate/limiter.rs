@@ -10,11 +10,12 @@ use std::cell::Cell;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// Rate limiter of one connection, in 8 bytes. All connections share the [`RateLimit`] itself.
+/// Rate limiter of one connection, in 8 bytes. Connections share the [`RateLimit`], which each call
+/// gets as an argument.
 ///
-/// The state is governor's theoretical arrival time of the next message. Governor's own limiter also
-/// stores the limit, a clock and its start. So each check builds one on the stack, with a clock that
-/// is fixed at the given time.
+/// The state is the theoretical arrival time of the next event. Governor's own limiter also stores
+/// the limit, a clock and a start time. So each check builds such a limiter on the stack, with a
+/// clock that is fixed at the given time.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct RateLimiter {
     /// Theoretical arrival time in nanoseconds of the caller's clock; 0 before the first event.
@@ -22,45 +23,45 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// Returns a limiter that started at `begun` with an empty burst. It grants only what it has
-    /// earned since then.
+    /// Creates a limiter that started at `begun` with an empty burst. The burst has refilled since
+    /// then at the rate of the limit.
     #[must_use]
     pub fn empty(limit: &RateLimit, begun: Duration) -> Self {
         Self { arrival: nanos(begun).saturating_add(limit.burst_nanos()) }
     }
 
-    /// Credits `amount` in advance, so that as many more are granted from now on. The total never
-    /// exceeds the burst.
+    /// Refills the burst by `amount` at once, at most to a full burst.
     pub fn grant(&mut self, limit: &RateLimit, amount: u32, now: Duration) {
-        let earlier = limit.interval().saturating_mul(amount.into());
-        self.arrival = self.arrival.saturating_sub(earlier).max(nanos(now));
+        let refill_time = limit.interval().saturating_mul(amount.into());
+        self.arrival = self.arrival.saturating_sub(refill_time).max(nanos(now));
     }
 
-    /// Grants one event at the time `now`, which counts from any fixed point of the caller's choice.
+    /// Grants one event at the time `now`. The caller chooses the fixed point that times count
+    /// from.
     ///
-    /// If `now` is before the last call's time, the wait becomes that much longer. The limit may change
-    /// between calls.
+    /// If `now` is before the time of the last call, the wait is longer by the difference. The
+    /// limit may change between calls.
     ///
     /// # Errors
     ///
-    /// [`RetryAfter`] if the event is over the limit. A refused event uses up nothing.
+    /// [`RetryAfter`] if the event is over the limit. A refused event does not count.
     #[inline]
     pub fn check(&mut self, limit: &RateLimit, now: Duration) -> Result<(), RetryAfter> {
         let now = nanos(now);
         let store = Arrival { arrival: Cell::new(self.arrival), now };
         let limiter =
             governor::RateLimiter::<_, _, _, NoOpMiddleware<Nanos>>::new(limit.quota(), &store, At(now));
-        let checked = limiter.check();
+        let result = limiter.check();
         self.arrival = store.arrival.get();
-        checked.map_err(|not_until| retry_after(&not_until, now))
+        result.map_err(|not_until| retry_after(&not_until, now))
     }
 
-    /// Grants `amount` at once, such as the bytes of a message. Zero is always granted. More than the
-    /// burst costs a whole burst, so that large messages are granted from time to time, not never.
+    /// Grants `amount` at once, such as the bytes of a message. Zero is always granted. More than a
+    /// burst counts as a whole burst, because it could never be granted otherwise.
     ///
     /// # Errors
     ///
-    /// As [`check`](Self::check).
+    /// [`RetryAfter`] if the amount is over the limit. A refused amount does not count.
     #[inline]
     pub fn check_amount(
         &mut self,
@@ -74,18 +75,19 @@ impl RateLimiter {
         let store = Arrival { arrival: Cell::new(self.arrival), now };
         let limiter =
             governor::RateLimiter::<_, _, _, NoOpMiddleware<Nanos>>::new(limit.quota(), &store, At(now));
-        let checked = limiter.check_n(amount);
+        let result = limiter.check_n(amount);
         self.arrival = store.arrival.get();
-        match checked {
+        match result {
             Ok(Ok(())) => Ok(()),
             Ok(Err(not_until)) => Err(retry_after(&not_until, now)),
-            // `amount` is at most the burst, so this cannot happen.
+            // Amounts over the burst are an error, but `amount` is at most the burst.
             Err(_) => Ok(()),
         }
     }
 }
 
-/// State of one check. The limiter starts at `now`, so governor's times are relative to it.
+/// Adapter of the state for one check. Governor's times are relative to the start of its limiter,
+/// which is `now`.
 struct Arrival {
     arrival: Cell<u64>,
     now: u64,

@@ -1,7 +1,10 @@
 //! Rate limits per connection and per address.
 //!
-//! The algorithm is [`governor`]'s generic cell rate algorithm. This module stores its state compactly
-//! and takes the time as an argument.
+//! The algorithm is [`governor`]'s generic cell rate algorithm. This module stores the algorithm's
+//! state in 8 bytes and takes the time as an argument.
+//!
+//! In terms of a token bucket: a limit's bucket holds `burst` events, refills by `per_second`
+//! events a second, and each granted event removes one.
 
 mod address;
 mod arrivals;
@@ -39,12 +42,13 @@ impl RateLimit {
         Quota::per_second(self.per_second).allow_burst(self.burst)
     }
 
-    /// Returns the time in which one event is earned, in nanoseconds, as governor computes it.
+    /// Returns the time in which the burst refills by one event, in nanoseconds, as governor
+    /// computes it.
     fn interval(self) -> u64 {
         (1_000_000_000 / u64::from(self.per_second.get())).max(1)
     }
 
-    /// Returns the time in which a whole burst is earned, in nanoseconds.
+    /// Returns the time in which an empty burst refills, in nanoseconds.
     fn burst_nanos(self) -> u64 {
         self.interval() * u64::from(self.burst.get())
     }
@@ -70,16 +74,19 @@ pub enum LimitMode {
     /// Refuses them. The default.
     #[default]
     Enforce,
-    /// Counts and grants them, to find out whom a limit would affect before it is enforced.
+    /// Counts and grants them, to find out which clients a limit would affect before it is
+    /// enforced.
     Observe,
 }
 
-/// Error for an event over the limit. It would be granted after this time, without other events.
+/// Error for an event over the limit. Contains the time after which the event would be granted if
+/// no other event is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
 #[error("rate limit exceeded; retry in {:.3} s", .0.as_secs_f64())]
 pub struct RetryAfter(pub Duration);
 
-/// Returns a time in nanoseconds, at most half of the range (about 292 years), so that sums still fit.
+/// Converts a time to nanoseconds. Saturates at half of the range (about 292 years), so that sums
+/// of two times do not overflow.
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 2)
 }

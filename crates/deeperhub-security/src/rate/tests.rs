@@ -256,7 +256,8 @@ fn an_address_that_keeps_coming_is_not_forgotten() {
 }
 
 proptest! {
-    /// The rule itself, in whole numbers: a bucket that holds `burst` and gains one each 1/per_second.
+    /// The rule itself, in whole numbers: a bucket that holds `burst` and gains one each
+    /// 1/per_second.
     #[test]
     fn a_limiter_agrees_with_governors_own(
         per_second in 1..1000_u32,

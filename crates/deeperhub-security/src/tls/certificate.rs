@@ -13,8 +13,9 @@ const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
 /// Returns the user of a client certificate: its subject's common name.
 ///
-/// Returns `None` unless there is exactly one, with 1 to [`MAX_USER_BYTES`](crate::MAX_USER_BYTES) bytes
-/// and no control characters. Verifies nothing: the TLS handshake must have done so.
+/// Returns `None` unless there is exactly one common name, with 1 to
+/// [`MAX_USER_BYTES`](crate::MAX_USER_BYTES) bytes and no control characters. Does not verify the
+/// certificate, which the TLS handshake must have done.
 #[must_use]
 pub fn user(certificate: &CertificateDer<'_>) -> Option<String> {
     let certificate = Certificate::from_der(certificate).ok()?;
@@ -37,7 +38,8 @@ fn text(name: &AttributeTypeAndValue) -> Option<&str> {
     }
 }
 
-/// Returns `true` if a certificate has expired at `now`, in seconds since 1970, or cannot be read.
+/// Returns `true` if a certificate has expired at `now`, in seconds since 1970, or cannot be
+/// parsed.
 #[must_use]
 pub fn has_expired(certificate: &CertificateDer<'_>, now: u64) -> bool {
     Validity::of(certificate).is_none_or(|validity| now > validity.expires_at)
@@ -59,7 +61,7 @@ impl Validity {
         })
     }
 
-    /// Returns a constructor of the warning for a file name, if there is a warning.
+    /// Returns a function that creates a warning with a file name, if a warning is due.
     pub(super) fn warning(&self, now: u64) -> Option<fn(String) -> Warning> {
         if now > self.expires_at {
             Some(|name| Warning::Expired { name })

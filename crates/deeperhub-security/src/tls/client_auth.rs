@@ -1,8 +1,8 @@
-//! Client certificates: whether they are required, and why a client is refused.
+//! Policy for client certificates, and reasons why a client is refused for its certificate.
 
 use rustls::{CertificateError, Error};
 
-/// Policy for client certificates, which a CA of the server must have signed.
+/// Policy for client certificates. A CA of the server must have signed each presented certificate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum ClientAuth {
     /// Clients without a certificate are refused in the TLS handshake. The default.
@@ -35,8 +35,8 @@ impl ClientAuthFault {
     /// Names of the faults in metrics, in the order of the variants.
     pub const NAMES: &[&str; Self::COUNT] = &["absent", "expired", "not_yet_valid", "unknown_ca", "other"];
 
-    /// Returns the fault that made a server's handshake fail; `None` if it failed for another
-    /// reason.
+    /// Returns the fault for which a server's handshake failed. Returns `None` if the handshake
+    /// failed for another reason.
     #[must_use]
     pub fn of(error: &Error) -> Option<Self> {
         Some(match error {
@@ -46,8 +46,8 @@ impl ClientAuthFault {
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                     Self::NotYetValid
                 }
-                // A foreign CA with the name of one of ours has another key, so its signature is
-                // wrong.
+                // The signature is bad if another CA signed the certificate and has the name of one
+                // of the server's CAs.
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownCa,
                 _ => Self::Other,
             },

@@ -2,7 +2,7 @@
 
 use crate::files::FileError;
 
-/// Error of a TLS setup. The operator must fix it. It contains no part of a key.
+/// Error of a TLS setup. The operator must fix it. Contains no part of a key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -14,15 +14,15 @@ pub enum TlsError {
     Content {
         /// Name of the file or setting.
         name: String,
-        /// The fault.
+        /// The problem of the content.
         problem: PemProblem,
     },
-    /// The TLS library failed, not because of a file.
+    /// The TLS library failed for a reason that is not in a file.
     #[error("the TLS library failed")]
     Library(#[source] rustls::Error),
 }
 
-/// Fault of a PEM file.
+/// Problem of a PEM file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PemProblem {
@@ -87,7 +87,7 @@ pub enum Warning {
         /// The file with the certificate.
         name: String,
     },
-    /// The certificate is not valid yet; clients will refuse it until then.
+    /// The certificate is not valid yet; clients will refuse it until its `notBefore`.
     #[error("{name}: the certificate is not valid yet; clients will refuse it")]
     NotYetValid {
         /// The file with the certificate.

@@ -1,13 +1,13 @@
-//! TLS for servers: a [`rustls::ServerConfig`] from PEM files, and a cell to swap it for a newer one.
+//! TLS for servers: builds a [`rustls::ServerConfig`] from PEM files, and replaces it at run time.
 //!
-//! TLS 1.2 and 1.3 with rustls's default cipher suites over aws-lc-rs, and ALPN `http/1.1`. Sessions
-//! resume with tickets, whose keys rotate every six hours and are dropped with their configuration.
-//! Early data is disabled, because attackers could replay it.
+//! TLS 1.2 and 1.3 with rustls's default cipher suites over aws-lc-rs, and ALPN `http/1.1`.
+//! Sessions resume with tickets, whose keys rotate every six hours; a new configuration has new
+//! keys. Early data is disabled, because attackers could replay it.
 //!
 //! With a CA for clients, a client certificate is required ([`ClientAuth::Required`]) or optional
 //! ([`ClientAuth::Optional`]). If it is optional, a client without one is accepted, and a token can
-//! identify it. A certificate that the CA did not sign, or that has expired, is refused in either
-//! case; [`ClientAuthFault`] says why. [`user`] returns the user of a certificate.
+//! identify the client. A certificate that the CA did not sign, or that has expired, is refused in
+//! either case; [`ClientAuthFault`] is the reason. [`user`] returns the user of a certificate.
 //!
 //! ```no_run
 //! use deeperhub_security::tls::{Config, SharedTls};
@@ -51,8 +51,8 @@ use std::path::Path;
 use std::sync::Arc;
 use zeroize::Zeroize;
 
-/// Maximum number of cached sessions of clients that resume without tickets (TLS 1.2). Beyond it, new
-/// sessions replace old ones, whose clients then need a full handshake.
+/// Maximum number of cached sessions of clients that resume without tickets (TLS 1.2). Limits
+/// memory use. New sessions then replace old ones, whose clients need a full handshake.
 pub const MAX_TLS_SESSIONS: usize = 1024;
 
 /// PEM text, and its name in errors.
@@ -63,28 +63,28 @@ pub struct Pem {
 }
 
 impl Pem {
-    /// Returns PEM text under the name of the file or the setting that it is from. Byte order marks
-    /// are removed.
+    /// Creates a value from PEM text, without its byte order marks. `name` is the name of the
+    /// text's file or setting.
     #[must_use]
     pub fn new(name: impl Into<String>, text: Secret) -> Self {
         Self { name: name.into(), text: byte_order_mark::without_marks(text) }
     }
 
-    /// Reads a file. Its path becomes the name.
+    /// Reads a file. The path becomes the name.
     ///
     /// # Errors
     ///
-    /// [`FileError`] if it cannot be read.
+    /// [`FileError`] if the file cannot be read.
     pub fn read(path: &Path) -> Result<Self, FileError> {
         Ok(Self::new(path.display().to_string(), files::read(path)?))
     }
 
     fn bytes(&self) -> Result<&[u8], TlsError> {
         let bytes = self.text.expose();
-        if byte_order_mark::is_utf16(bytes) { Err(self.wrong(PemProblem::Utf16)) } else { Ok(bytes) }
+        if byte_order_mark::is_utf16(bytes) { Err(self.invalid(PemProblem::Utf16)) } else { Ok(bytes) }
     }
 
-    fn wrong(&self, problem: PemProblem) -> TlsError {
+    fn invalid(&self, problem: PemProblem) -> TlsError {
         TlsError::Content { name: self.name.clone(), problem }
     }
 }
@@ -103,7 +103,7 @@ pub struct Config {
     pub certificates: Pem,
     /// The unencrypted private key: PKCS#8, SEC1 or PKCS#1.
     pub key: Pem,
-    /// CAs that sign client certificates. `None`: clients are not asked for one.
+    /// CAs that sign client certificates. If `None`, clients are not asked for a certificate.
     pub client_ca: Option<Pem>,
     /// Policy for client certificates, if there is a CA. Default: required.
     pub client_auth: ClientAuth,
@@ -121,7 +121,7 @@ pub struct TlsSetup {
 }
 
 impl Config {
-    /// Reads the files now. If a CA is given, clients must present a certificate.
+    /// Reads the files. If a CA is given, clients must present a certificate.
     ///
     /// # Errors
     ///
@@ -137,16 +137,17 @@ impl Config {
 
     /// Checks certificates and key at the time `now`, in seconds since 1970, and builds the setup.
     ///
-    /// An expired certificate only causes a warning: a server that refuses to start serves nobody.
+    /// An expired certificate only causes a warning, because clients may accept it nevertheless.
     ///
     /// # Errors
     ///
-    /// [`TlsError`] names the file and what is expected.
+    /// [`TlsError`] if a file's content is invalid, or if the TLS library fails.
     pub fn build(&self, now: u64) -> Result<TlsSetup, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = certificates(&self.certificates)?;
-        let leaf = chain.first().ok_or_else(|| self.certificates.wrong(PemProblem::NoCertificate))?;
-        let validity = Validity::of(leaf).ok_or_else(|| self.certificates.wrong(PemProblem::Certificate))?;
+        let leaf = chain.first().ok_or_else(|| self.certificates.invalid(PemProblem::NoCertificate))?;
+        let validity =
+            Validity::of(leaf).ok_or_else(|| self.certificates.invalid(PemProblem::Certificate))?;
         let key = signing_key(&self.key)?;
 
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -161,10 +162,10 @@ impl Config {
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|error| match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                self.key.wrong(PemProblem::KeyOfAnother { certificates: self.certificates.name.clone() })
+                self.key.invalid(PemProblem::KeyOfAnother { certificates: self.certificates.name.clone() })
             }
-            rustls::Error::InvalidCertificate(_) => self.certificates.wrong(PemProblem::Certificate),
-            _ => self.key.wrong(PemProblem::Key),
+            rustls::Error::InvalidCertificate(_) => self.certificates.invalid(PemProblem::Certificate),
+            _ => self.key.invalid(PemProblem::Key),
         })?;
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -184,25 +185,25 @@ impl Config {
 
 fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.bytes()?).collect();
-    let chain = chain.map_err(|_| pem.wrong(PemProblem::NotPem))?;
-    if chain.is_empty() { Err(pem.wrong(PemProblem::NoCertificate)) } else { Ok(chain) }
+    let chain = chain.map_err(|_| pem.invalid(PemProblem::NotPem))?;
+    if chain.is_empty() { Err(pem.invalid(PemProblem::NoCertificate)) } else { Ok(chain) }
 }
 
 fn signing_key(pem: &Pem) -> Result<Arc<dyn SigningKey>, TlsError> {
     let bytes = pem.bytes()?;
     let mut key = PrivateKeyDer::from_pem_slice(bytes).map_err(|error| {
         const ENCRYPTED: &[u8] = b"ENCRYPTED";
-        let encrypted = bytes.windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
-        pem.wrong(match error {
-            _ if encrypted => PemProblem::EncryptedKey,
+        let is_encrypted = bytes.windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
+        pem.invalid(match error {
+            _ if is_encrypted => PemProblem::EncryptedKey,
             pem::Error::NoItemsFound => PemProblem::NoKey,
             _ => PemProblem::NotPem,
         })
     })?;
-    let signing = any_supported_type(&key);
-    // The signing key is a copy, which aws-lc overwrites itself.
+    let signing_key = any_supported_type(&key);
+    // The signing key has its own copy of the bytes, which aws-lc overwrites on drop.
     key.zeroize();
-    signing.map_err(|_| pem.wrong(PemProblem::Key))
+    signing_key.map_err(|_| pem.invalid(PemProblem::Key))
 }
 
 fn client_verifier(
@@ -212,12 +213,12 @@ fn client_verifier(
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
-        roots.add(certificate).map_err(|_| pem.wrong(PemProblem::Ca))?;
+        roots.add(certificate).map_err(|_| pem.invalid(PemProblem::Ca))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
     let verifier = match client_auth {
         ClientAuth::Required => verifier,
         ClientAuth::Optional => verifier.allow_unauthenticated(),
     };
-    verifier.build().map_err(|_| pem.wrong(PemProblem::Ca))
+    verifier.build().map_err(|_| pem.invalid(PemProblem::Ca))
 }

@@ -5,14 +5,15 @@ use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use std::sync::Arc;
 
-/// A TLS setup that can be swapped for a newer one while threads accept connections.
+/// A TLS setup that can be replaced by a newer one while threads accept connections. Readers never
+/// wait.
 ///
-/// Open connections keep the setup that they were accepted with. Readers never wait.
+/// A replacement does not affect open connections.
 #[derive(Debug)]
 pub struct SharedTls(ArcSwap<TlsSetup>);
 
 impl SharedTls {
-    /// Returns a cell that holds `setup`.
+    /// Makes a setup replaceable.
     #[must_use]
     pub fn new(setup: TlsSetup) -> Self {
         Self(ArcSwap::from_pointee(setup))
@@ -30,7 +31,7 @@ impl SharedTls {
         self.0.load().expires_at
     }
 
-    /// Accepts new connections with `setup`.
+    /// Replaces the current setup, for new connections.
     pub fn replace(&self, setup: TlsSetup) {
         self.0.store(Arc::new(setup));
     }

@@ -5,7 +5,7 @@ mod state;
 mod units;
 mod view;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -19,12 +19,12 @@ use self::sample::Sample;
 use self::state::State;
 use crate::commands::api_client::{ApiClient, ApiError, api_address};
 use crate::config::options::ApiOptions;
-use crate::exit::FAILED;
+use crate::exit::failed;
 use crate::process::signals::{self, Signals};
 use deeperhub_args::Time;
 use tokio::runtime::Runtime;
 
-/// Maximum wait for a response before keys are read.
+/// Maximum time between two reads of the keyboard.
 const KEY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `top`.
@@ -35,6 +35,7 @@ pub(crate) struct TopArgs {
     interval: Time,
 }
 
+/// Parses the polling interval, at least 100 ms.
 fn interval(text: &str) -> Result<Time, String> {
     let time: Time = text.parse()?;
     if time.0 < Duration::from_millis(100) {
@@ -43,32 +44,29 @@ fn interval(text: &str) -> Result<Time, String> {
     Ok(time)
 }
 
-/// Message to the thread that draws the screen.
+/// Message from the polling thread to the thread that draws the screen.
 enum TopEvent {
-    Answer(Box<Result<Sample, ApiError>>),
+    Sample(Box<Result<Sample, ApiError>>),
     /// A signal asked `top` to exit.
-    End,
+    Exit,
 }
 
-/// Watches the server API of `options` until `q` is pressed.
+/// Watches the server API of `options` until the user or a signal ends `top`.
 pub(crate) fn run(options: ApiOptions, top: &TopArgs) -> ExitCode {
     match watch(options, top.interval.0) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            let _ = writeln!(io::stderr(), "error: {problem}");
-            ExitCode::from(FAILED)
-        }
+        Err(error) => failed(&error),
     }
 }
 
 fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
     let address = api_address(options.api_listen)?;
-    let shown = address.to_string();
+    let address_text = address.to_string();
     let client = ApiClient::new(address, options.api_key, options.api_tls_cert.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot create a runtime: {error}"))?;
-    // Before the screen changes, so that an error stays readable.
-    let first = runtime.block_on(Sample::request(&client)).map_err(|error| error.to_string())?;
+    // The first request precedes the switch to the full screen, so that its error stays readable.
+    let first_sample = runtime.block_on(Sample::request(&client)).map_err(|error| error.to_string())?;
     if !io::stdout().is_terminal() {
         return Err(
             "standard output is not a terminal; GET /v1/stats and /v1/top return the same as JSON".to_owned()
@@ -76,7 +74,7 @@ fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
     }
     let (events, receiver) = mpsc::sync_channel(4);
     let poll = move || {
-        // After an error the channel closes, which the screen shows.
+        // An error closes the channel, and the screen then shows that polling stopped.
         let _ = poll_server(&runtime, &client, interval, &events);
     };
     thread::Builder::new()
@@ -84,17 +82,17 @@ fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
         .spawn(poll)
         .map_err(|error| format!("cannot start a thread: {error}"))?;
 
-    // Restores the terminal on a panic, too.
+    // `try_init` also installs a panic hook that restores the terminal.
     let mut terminal = ratatui::try_init().map_err(|error| format!("cannot use the terminal: {error}"))?;
     let mut state = State::default();
-    state.add_sample(first);
-    let ended = show(&mut terminal, &mut state, &shown, &receiver);
+    state.add_sample(first_sample);
+    let shown = show(&mut terminal, &mut state, &address_text, &receiver);
     let restored = ratatui::try_restore();
-    ended.and(restored).map_err(|error| format!("cannot use the terminal: {error}"))
+    shown.and(restored).map_err(|error| format!("cannot use the terminal: {error}"))
 }
 
-/// Polls the server every `interval` until a signal arrives or the receiver is gone. The thread is
-/// not joined, as it holds no resources.
+/// Polls the server at the interval until a signal arrives or the receiver is dropped. The thread
+/// is not joined, because it has nothing to clean up.
 fn poll_server(
     runtime: &Runtime,
     client: &ApiClient,
@@ -110,22 +108,22 @@ fn poll_server(
             };
             tokio::select! {
                 sample = next_sample => {
-                    if events.send(TopEvent::Answer(Box::new(sample))).is_err() {
+                    if events.send(TopEvent::Sample(Box::new(sample))).is_err() {
                         return Ok(());
                     }
                 }
                 _ = stops.recv() => break,
-                // The terminal was closed.
+                // The system sends SIGHUP when the terminal is closed.
                 () = reload_signals.recv() => break,
             }
         }
-        // An error means that the screen has ended already.
-        let _ = events.send(TopEvent::End);
+        // An error means that the drawing thread has ended already.
+        let _ = events.send(TopEvent::Exit);
         Ok(())
     })
 }
 
-/// Draws the screen and reads keys until one of them, or a signal, exits.
+/// Draws the screen and reads keys until a key or a signal ends `top`.
 fn show(
     terminal: &mut DefaultTerminal,
     state: &mut State,
@@ -139,14 +137,14 @@ fn show(
         }
         is_stale = false;
         match receiver.recv_timeout(KEY_POLL_INTERVAL) {
-            Ok(TopEvent::Answer(answer)) => {
-                match *answer {
+            Ok(TopEvent::Sample(result)) => {
+                match *result {
                     Ok(sample) => state.add_sample(sample),
                     Err(error) => state.error = Some(short_error(&error)),
                 }
                 is_stale = true;
             }
-            Ok(TopEvent::End) => return Ok(()),
+            Ok(TopEvent::Exit) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 state.error = Some("polling stopped".to_owned());

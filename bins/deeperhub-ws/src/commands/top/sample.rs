@@ -1,4 +1,4 @@
-//! What the screen shows, as the server API gives it.
+//! The responses of the server API that the screen shows.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::commands::api_client::{ApiClient, ApiError};
 /// Maximum number of topics and of clients that are requested.
 const MAX_NAMES: usize = 100;
 
-/// The part of `/v1/stats` that is shown.
+/// The members of the response of `/v1/stats` that are shown.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Stats {
     pub(crate) node_id: String,
@@ -93,9 +93,10 @@ pub(crate) struct BusyClient {
     pub(crate) bytes: u64,
 }
 
-/// Both responses and the time of the first.
+/// The responses of one poll.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
+    /// Time at which `stats` arrived.
     pub(crate) at: Instant,
     pub(crate) stats: Stats,
     pub(crate) busiest: Busiest,

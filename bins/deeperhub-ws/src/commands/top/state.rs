@@ -1,4 +1,4 @@
-//! State of the screen: the last sample, rates, and the choices made with keys.
+//! State of the screen: the last sample, the rates since the one before, and the user's choices.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -52,11 +52,11 @@ pub(crate) enum Table {
 /// Sort order of a table.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sort {
-    /// As the server ranks it.
+    /// Order of the server's response.
     #[default]
     Activity,
     Messages,
-    /// Topics only.
+    /// Clients have no deliveries, so their table skips this order.
     Deliveries,
     Bytes,
     Name,
@@ -94,19 +94,19 @@ pub(crate) struct Row {
 }
 
 impl State {
-    /// Adds a sample.
+    /// Shows a sample and updates rates and curves, unless the screen is paused.
     pub(crate) fn add_sample(&mut self, sample: Sample) {
         self.error = None;
         if self.is_paused {
             return;
         }
-        if let Some(before) = &self.sample {
-            let time = sample.at.saturating_duration_since(before.at);
-            // The counters of a restarted server start from zero.
-            if before.stats.node_id == sample.stats.node_id
-                && before.stats.uptime_ms <= sample.stats.uptime_ms
+        if let Some(previous) = &self.sample {
+            let elapsed = sample.at.saturating_duration_since(previous.at);
+            // Counters of another or a restarted server cannot be compared with the previous ones.
+            if previous.stats.node_id == sample.stats.node_id
+                && previous.stats.uptime_ms <= sample.stats.uptime_ms
             {
-                self.rates = Rates::between(&before.stats, &sample.stats, time);
+                self.rates = Rates::between(&previous.stats, &sample.stats, elapsed);
                 push(&mut self.received, self.rates.received);
                 push(&mut self.sent, self.rates.sent);
             }
@@ -119,7 +119,7 @@ impl State {
         }
     }
 
-    /// Handles a key. Returns `false` if it exits.
+    /// Handles a key. Returns `false` if the key ends `top`.
     pub(crate) fn on_key(&mut self, key: KeyEvent) -> bool {
         let focus = self.focus as usize;
         let rows = self.rows(self.focus).len();
@@ -184,19 +184,19 @@ impl State {
 }
 
 impl Rates {
-    fn between(before: &Stats, now: &Stats, time: Duration) -> Self {
-        let seconds = time.as_secs_f64().max(0.001);
-        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
-        let cpu = |stats: &Stats| stats.process.as_ref().map(|process| process.cpu_seconds_total);
+    fn between(old: &Stats, new: &Stats, elapsed: Duration) -> Self {
+        let seconds = elapsed.as_secs_f64().max(0.001);
+        let rate = |new: u64, old: u64| new.saturating_sub(old) as f64 / seconds;
+        let cpu_seconds = |stats: &Stats| stats.process.as_ref().map(|process| process.cpu_seconds_total);
         Self {
-            received: rate(now.messages.received_total, before.messages.received_total),
-            sent: rate(now.messages.sent_total, before.messages.sent_total),
-            errors: rate(now.messages.errors_total, before.messages.errors_total),
-            received_bytes: rate(now.bytes.received_total, before.bytes.received_total),
-            sent_bytes: rate(now.bytes.sent_total, before.bytes.sent_total),
-            accepted: rate(now.connections.accepted_total, before.connections.accepted_total),
-            closed: rate(now.connections.closed_total, before.connections.closed_total),
-            cpu: cpu(now).zip(cpu(before)).map(|(now, before)| ((now - before) / seconds).max(0.0)),
+            received: rate(new.messages.received_total, old.messages.received_total),
+            sent: rate(new.messages.sent_total, old.messages.sent_total),
+            errors: rate(new.messages.errors_total, old.messages.errors_total),
+            received_bytes: rate(new.bytes.received_total, old.bytes.received_total),
+            sent_bytes: rate(new.bytes.sent_total, old.bytes.sent_total),
+            accepted: rate(new.connections.accepted_total, old.connections.accepted_total),
+            closed: rate(new.connections.closed_total, old.connections.closed_total),
+            cpu: cpu_seconds(new).zip(cpu_seconds(old)).map(|(new, old)| ((new - old) / seconds).max(0.0)),
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// Shortens a name to `width` characters. Cuts out the middle, as names differ at their ends.
+/// Shortens a name to `width` characters. Replaces its middle with `…`, because names differ at
+/// their ends.
 pub(super) fn shortened(name: &str, width: usize) -> String {
     let length = name.chars().count();
     if length <= width {

@@ -1,4 +1,5 @@
-//! Draws the screen. It is complete in 80 columns and 24 lines and shows more on a larger screen.
+//! Draws the screen of `top`. All numbers fit into 80 columns and 24 lines; a larger screen shows
+//! more rows and longer names.
 
 use std::collections::VecDeque;
 
@@ -14,10 +15,11 @@ use super::units::{bytes, count, milliseconds, shortened, time};
 
 const KEY_HELP: &str = " q quit · ←→ table · ↑↓ scroll · s sort · p pause";
 
-/// Minimum columns for both tables; a narrower screen shows the chosen one.
+/// Minimum columns to show both tables side by side; a narrower screen shows the one with the
+/// focus.
 const TWO_TABLES_MIN_WIDTH: u16 = 64;
 
-/// Minimum columns of names in a table, if there is room.
+/// Minimum columns of names in a table whose numbers leave that much room.
 const MIN_NAME_WIDTH: u16 = 24;
 
 /// Columns of a number in a table.
@@ -147,8 +149,8 @@ fn curve(name: &str, rate: f64, history: &VecDeque<u64>, colour: Color, frame: &
     let width = usize::from(area.width);
     // The latest rate is at the right edge.
     let shown: Vec<u64> = history.iter().rev().take(width).copied().collect();
-    let most = shown.iter().copied().max().unwrap_or(0).max(1);
-    let curve = Sparkline::default().direction(RenderDirection::RightToLeft).data(&shown).max(most);
+    let highest = shown.iter().copied().max().unwrap_or(0).max(1);
+    let curve = Sparkline::default().direction(RenderDirection::RightToLeft).data(&shown).max(highest);
     frame.render_widget(curve.block(block).fg(colour), area);
 }
 
@@ -172,7 +174,7 @@ fn table(state: &State, table: Table, frame: &mut Frame<'_>, area: Rect) {
         let title = Line::from(title).right_aligned();
         Cell::from(if column == sort { title.underlined() } else { title })
     }));
-    // Numbers are next to the names, even on a wide screen.
+    // The column of names is no wider than its names, so that numbers are next to them.
     let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let room = area.width.saturating_sub((NUMBER_WIDTH + 1) * columns.len() as u16);
     let name_width = u16::try_from(longest).unwrap_or(u16::MAX).max(MIN_NAME_WIDTH).min(room);
@@ -209,7 +211,7 @@ mod tests {
     use super::super::sample::Sample;
     use super::*;
 
-    /// A server's answers, `seconds` after its start, with this many messages in a second.
+    /// Returns a server's responses `seconds` after its start, at a rate of `per_second` messages.
     fn sample(start: Instant, seconds: u64, per_second: u64) -> Sample {
         let total = seconds * per_second;
         let stats = json!({
@@ -251,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_on_a_small_screen() {
+    fn a_small_screen_shows_all_numbers() {
         let screen = screen(&state(), 80, 24);
         for text in [
             "deeperhub-ws 1.2.3 · n1 · 127.0.0.1:8081 · serving · up 1m 41s",
@@ -312,9 +314,9 @@ mod tests {
     fn a_restarted_server_has_no_negative_rates() {
         let (mut state, start) = (State::default(), Instant::now());
         state.add_sample(sample(start, 100, 50));
-        let mut anew = sample(start, 1, 10);
-        anew.at = start + Duration::from_secs(101);
-        state.add_sample(anew);
+        let mut restarted = sample(start, 1, 10);
+        restarted.at = start + Duration::from_secs(101);
+        state.add_sample(restarted);
         assert_eq!(state.rates, Rates::default());
     }
 }

@@ -77,10 +77,10 @@ pub(crate) struct LimitOptions {
     /// Limit the memory of this process, in bytes; 0 sets no limit
     ///
     /// Compares the larger of the resident memory and the charge of the control group with the
-    /// smallest limit. From 80 % on, new connections get 503. From 90 % on, the connections that
-    /// hold the most memory are closed with 1013. Between
-    /// two measurements, input is read up to 95 %. The default is the
-    /// smallest limit of the control groups (containers, systemd), or the machine's memory.
+    /// smallest limit. From {REFUSE_PERCENT} % on, new connections get 503. From {SHED_PERCENT} %
+    /// on, the connections that hold the most memory are closed with 1013. Between two
+    /// measurements, input is read up to {INTAKE_PERCENT} %. The default is the smallest limit of
+    /// the control groups (containers, systemd), or the machine's memory.
     #[arg(long, value_name = "BYTES", value_parser = whole::<u64>(0, 1 << 60))]
     pub(crate) max_memory: Option<u64>,
 

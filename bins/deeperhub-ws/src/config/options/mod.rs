@@ -1,8 +1,12 @@
-//! The settings as they are typed, one struct per heading of the help and one field per setting.
-//! The flag `--max-queue-bytes`, the variable `DEEPERHUB_MAX_QUEUE_BYTES` and the key
-//! `max_queue_bytes` of the file come from the field's name and share a parser (see `layers`).
-//! `resolve` takes these structs apart without `..`, so that a new field cannot be forgotten there.
-//! The doc comment of a field is its help; `help` appends the default.
+//! The options: settings as the operator writes them, before defaults and checks. Each heading of
+//! the help is a struct, and each setting is a field.
+//!
+//! Flag, variable and key of a setting follow from the field's name: `--max-queue-bytes`,
+//! `DEEPERHUB_MAX_QUEUE_BYTES` and `max_queue_bytes`. All three share a parser (see `layers`). The
+//! doc comment of a field is its help; `help` appends the default.
+//!
+//! `resolve` takes these structs apart without `..`, so that it does not compile without a new
+//! field.
 
 mod api;
 mod cluster;
@@ -30,12 +34,12 @@ pub(crate) use tls::TlsOptions;
 pub(crate) use tokens::TokenOptions;
 pub(crate) use web_pages::WebPageOptions;
 
-/// Upper bound of sizes, 1 GiB: some counters of frames and queues have 32 bits.
+/// Maximum of sizes, 1 GiB, because some counters of frames and queues have 32 bits.
 const MAX_BYTES: u64 = 1 << 30;
-/// Upper bound of counts.
+/// Maximum of counts.
 const MAX_COUNT: u64 = 100_000_000;
 
-/// All settings. An absent one is left to the next layer, at last to the default.
+/// All options. `None` leaves a setting to its default.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -63,7 +67,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Returns a command with these options only, to parse values of the other layers.
+    /// Returns a command with these options only, which parses the values of all layers.
     pub(crate) fn parser() -> Command {
         Self::augment_args(Command::new("options").no_binary_name(true).disable_help_flag(true))
     }
@@ -100,7 +104,7 @@ mod tests {
         for argument in parser.get_arguments() {
             let key = argument.get_id().as_str();
             assert_eq!(argument.get_long().map(|long| format!("--{long}")), Some(flag(key)), "{key}");
-            assert!(argument.get_help_heading().is_some(), "{key} stands under no heading");
+            assert!(argument.get_help_heading().is_some(), "{key} has no heading");
             let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
             assert!(!help.is_empty() && !help.contains("[default"), "the help of {key} types its default");
         }

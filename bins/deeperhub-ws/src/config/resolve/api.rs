@@ -12,7 +12,7 @@ use crate::config::effective::{ApiSettings, defaults};
 use crate::config::options::{ApiOptions, flag, variable};
 use crate::reload::tls::{Tls, TlsFileOptions, TlsKeys};
 
-/// The server API before it is checked against the other settings.
+/// The resolved options of the server API, not yet checked against the other settings.
 pub(super) struct UncheckedApi {
     listen: Switchable<Address>,
     key: Option<Secret>,
@@ -57,7 +57,7 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ApiOptions, node: &mut C
     config.timeout = take_nonzero!(resolver, api_timeout, config.timeout);
     config.max_held_bytes = take!(resolver, max_api_bytes, config.max_held_bytes);
     config.max_event_streams = take!(resolver, max_event_streams, config.max_event_streams);
-    // One more for the event log, which is also an observer.
+    // The event log is one more observer.
     node.events.max_observers = config.max_event_streams.saturating_add(1);
     node.events.max_queue_bytes = take!(resolver, max_event_bytes, node.events.max_queue_bytes);
     node.canary.interval = take!(resolver, canary_interval, Time(node.canary.interval)).0;
@@ -72,12 +72,12 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ApiOptions, node: &mut C
 }
 
 impl UncheckedApi {
-    /// Checks the address and the key, and copies what the API shares with clients. Returns `None`
-    /// if the API is off.
+    /// Checks the address and the key, and copies the limits that the API shares with clients.
+    /// Returns `None` if the API is off.
     pub(super) fn finish(
         self,
         resolver: &mut Resolver,
-        clients: &Address,
+        client_address: &Address,
         node: &Config,
     ) -> Option<ApiSettings> {
         let Self { listen, key, tls, mut config } = self;
@@ -103,7 +103,7 @@ impl UncheckedApi {
                 flag("api_tls_key"),
             ));
         }
-        if address.overlaps(clients) {
+        if address.overlaps(client_address) {
             resolver.conflict(format!(
                 "invalid value '{address}' for {name}: clients connect there ({}); expected another port",
                 resolver.name_of("port"),

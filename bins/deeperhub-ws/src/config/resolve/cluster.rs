@@ -10,7 +10,7 @@ use crate::config::effective::defaults;
 use crate::config::options::{ClusterOptions, flag, variable};
 use crate::config::values::{ClusterUrl, UnavailableReadiness};
 
-/// Returns the cluster; `None` if the node is alone.
+/// Returns the configuration of the cluster, or `None` if the node is in none.
 pub(super) fn resolve(resolver: &mut Resolver, options: ClusterOptions) -> Option<ClusterConfig> {
     let ClusterOptions {
         cluster,
@@ -55,6 +55,7 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ClusterOptions) -> Optio
     Some(config)
 }
 
+/// Reports an error if a file is set that only a cluster uses.
 fn refuse_without_cluster(resolver: &mut Resolver, key: &str, file: Option<&Path>) {
     if file.is_some() {
         resolver.conflict(format!(
@@ -69,20 +70,20 @@ fn refuse_without_cluster(resolver: &mut Resolver, key: &str, file: Option<&Path
 fn check_credentials(resolver: &mut Resolver, url: &BrokerUrl, file: &Path) {
     let key = "cluster_credentials";
     if url.engine() != Engine::Nats {
-        let none = "expected none with a broker that is not NATS: put user and password in the URL";
-        resolver.require(key, &file.display(), false, none);
+        let expected = "expected none with a broker that is not NATS: put user and password in the URL";
+        resolver.invalid(key, file.display().to_string(), expected.to_owned());
     } else if let Err(expected) = read(file).and_then(|text| deeperhub_cluster::check_credentials(&text)) {
-        resolver.require(key, &file.display(), false, &expected);
+        resolver.invalid(key, file.display().to_string(), expected);
     }
 }
 
 fn check_ca(resolver: &mut Resolver, file: &Path) {
-    let certificates = |_| {
+    let check = |_| {
         deeperhub_telemetry::certificates(file)
             .map_err(|error| format!("expected one or more certificates in PEM ({error})"))
     };
-    if let Err(expected) = read(file).and_then(certificates) {
-        resolver.require("cluster_ca", &file.display(), false, &expected);
+    if let Err(expected) = read(file).and_then(check) {
+        resolver.invalid("cluster_ca", file.display().to_string(), expected);
     }
 }
 

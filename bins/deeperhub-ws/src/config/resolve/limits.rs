@@ -14,7 +14,7 @@ use crate::config::options::LimitOptions;
 use crate::config::values::LimitEnforcement;
 use crate::process::memory;
 
-/// Resolves all limits. A rate of 0 is no limit.
+/// Resolves all limits. A rate of 0 sets no limit.
 pub(super) fn resolve(resolver: &mut Resolver, options: LimitOptions, node: &mut Config) {
     let LimitOptions {
         max_connections,
@@ -47,7 +47,8 @@ pub(super) fn resolve(resolver: &mut Resolver, options: LimitOptions, node: &mut
     listener.max_connections = take!(resolver, max_connections, listener.max_connections);
     let per_ip = take!(resolver, max_connections_per_ip, listener.max_connections_per_ip.unwrap_or(0));
     listener.max_connections_per_ip = (per_ip > 0).then_some(per_ip);
-    // Clients of a local proxy share one address, so loopback is limited only on request.
+    // All clients of a local proxy have a loopback address, so loopback is limited only if the
+    // option is set.
     listener.limits_loopback = connection_rate_per_ip.is_some();
     let rate = take!(resolver, connection_rate_per_ip, per_second(listener.connection_rate_per_ip));
     listener.connection_rate_per_ip = NonZeroU32::new(rate).map(deeperhub_listener::connection_rate_limit);

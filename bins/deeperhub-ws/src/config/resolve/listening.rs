@@ -31,7 +31,7 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ListeningOptions, listen
     address
 }
 
-/// Warns if anybody who reaches the port may use the hub.
+/// Warns if the hub is open to everyone who can connect to the port.
 pub(super) fn warn_of_open_address(resolver: &mut Resolver, address: &Address, token_required: bool) {
     if !address.host.is_loopback() && !token_required {
         let warning = format!(

@@ -1,9 +1,9 @@
-//! Resolves options into settings that are valid together, and records where each came from.
+//! Resolves options into settings: fills in defaults, checks values, and records their origins.
 //!
-//! Each file resolves the options under one heading. It takes them apart without `..`, so that a
-//! new option must be given its meaning there.
+//! Each file resolves the options under one heading. It takes the options apart without `..`, so
+//! that it does not compile without a new option.
 
-/// Resolves a field of the options under its own name, so that the key shown is the key typed.
+/// Resolves a field of the options. The field's name is the key of the setting.
 macro_rules! take {
     ($resolver:ident, $field:ident, $default:expr) => {
         $resolver.take(stringify!($field), $field, $default)
@@ -47,10 +47,10 @@ use crate::config::options::Options;
 ///
 /// # Errors
 ///
-/// All errors, not just the first.
+/// If settings are invalid. Returns all errors, not only the first.
 pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
     let Layers { options, origins, warnings } = layers;
-    // Without `..`, and in the order of the fields, which is the order of `config show`.
+    // The order of the fields is the order of `config show`.
     let Options {
         general,
         listening,
@@ -80,7 +80,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
     let log = logs::resolve(&mut resolver, logs);
     let telemetry = telemetry::resolve(&mut resolver, telemetry);
 
-    // Settings of several headings against each other.
+    // These checks compare settings of several headings.
     listening::warn_of_open_address(&mut resolver, &address, node.auth.required);
     limits::warn_of_small_queue(&mut resolver, &node.listener);
     tokens::warn_of_long_tokens(&mut resolver, max_token_bytes, &node.listener);

@@ -1,4 +1,4 @@
-//! Picks each value or its default, and collects what is wrong.
+//! Resolves single settings to the given value or the default, and collects errors and warnings.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +19,7 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
+    /// Returns the origin of the setting's value.
     pub(super) fn origin(&self, key: &str) -> SettingOrigin {
         self.origins.get(key).cloned().unwrap_or(SettingOrigin::Default)
     }
@@ -28,11 +29,11 @@ impl Resolver {
         self.origin(key).name_of(key)
     }
 
-    /// Returns the given value, or the default.
+    /// Returns the given value or the default, and records it.
     pub(super) fn take<T: ToToml>(&mut self, key: &'static str, given: Option<T>, default: T) -> T {
         let origin = self.origin(key);
         let value = given.unwrap_or_else(|| {
-            // An empty list is given, but parses to no value.
+            // An empty list in the file has an origin, but parses to no value.
             if origin != SettingOrigin::Default && default.to_toml() != "[]" {
                 let default = default.to_toml();
                 self.errors.push(ConfigError::Invalid {
@@ -50,7 +51,7 @@ impl Resolver {
         value
     }
 
-    /// Returns the given value of a setting without a default.
+    /// Returns the given value of a setting without a default, and records it.
     pub(super) fn take_optional<T: ToToml>(&mut self, key: &'static str, given: Option<T>) -> Option<T> {
         let toml = given.as_ref().map(ToToml::to_toml);
         self.effective.push(EffectiveSetting { key, toml, origin: self.origin(key) });
@@ -84,7 +85,7 @@ impl Resolver {
     }
 
     /// Reports settings that exclude or lack each other.
-    pub(super) fn conflict(&mut self, sentence: String) {
-        self.errors.push(ConfigError::Conflict(sentence));
+    pub(super) fn conflict(&mut self, message: String) {
+        self.errors.push(ConfigError::Conflict(message));
     }
 }

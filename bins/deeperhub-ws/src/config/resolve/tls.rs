@@ -2,10 +2,10 @@
 
 use super::Resolver;
 use crate::config::options::{TlsOptions, flag, variable};
-use crate::reload::tls::{Tls, TlsFileOptions, TlsKeys};
+use crate::reload::tls::{MissingSetting, Tls, TlsFileOptions, TlsKeys};
 
-/// Returns TLS towards clients; `None` if it is off. Reads the files, so that `config check` finds
-/// errors in them.
+/// Returns the TLS of the client port, or `None` if it is off. Reads the files, so that
+/// `config check` finds errors in them.
 pub(super) fn resolve(resolver: &mut Resolver, options: TlsOptions) -> Option<Tls> {
     let TlsOptions { tls_cert, tls_key, tls_client_ca, tls_client_auth } = options;
     let files = TlsFileOptions {
@@ -18,11 +18,12 @@ pub(super) fn resolve(resolver: &mut Resolver, options: TlsOptions) -> Option<Tl
     load(resolver, files)
 }
 
-/// Reads the files of one listener; `None` if its TLS is off, or if there is an error.
+/// Reads the TLS files of one listener. Returns `None` if its TLS is off, and after an error, which
+/// it reports to the resolver.
 pub(super) fn load(resolver: &mut Resolver, files: TlsFileOptions) -> Option<Tls> {
     let paths = match files.into_paths() {
         Ok(paths) => paths?,
-        Err((given, missing)) => {
+        Err(MissingSetting { given, missing }) => {
             resolver.conflict(format!(
                 "{} needs {}, {} or {missing} as well",
                 resolver.name_of(given),

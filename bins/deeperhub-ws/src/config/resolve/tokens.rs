@@ -53,7 +53,7 @@ fn load(resolver: &mut Resolver, sources: AuthSources, required: bool) -> Option
         check_without_keys(resolver, &sources, required);
         return None;
     }
-    // Each alone, so that the error names its file.
+    // Each file is loaded alone first, so that its error names it.
     let mut all_are_valid = true;
     for (key, path) in files {
         let Some(path) = path else { continue };
@@ -74,7 +74,7 @@ fn load(resolver: &mut Resolver, sources: AuthSources, required: bool) -> Option
             resolver.warnings.extend(auth.warnings());
             Some(auth)
         }
-        // The files changed since they were read one by one.
+        // The files changed after they were loaded one by one.
         Err(error) => {
             resolver.conflict(error.reason());
             None
@@ -82,6 +82,7 @@ fn load(resolver: &mut Resolver, sources: AuthSources, required: bool) -> Option
     }
 }
 
+/// Reports settings that have no effect or cannot be met without keys.
 fn check_without_keys(resolver: &mut Resolver, sources: &AuthSources, required: bool) {
     if required {
         resolver.conflict(format!(
@@ -102,7 +103,7 @@ fn check_without_keys(resolver: &mut Resolver, sources: &AuthSources, required: 
 }
 
 /// Warns if `max_token_bytes` allows tokens that do not fit into a handshake or a message. The
-/// server rejects them with an error that does not name that setting.
+/// server would reject such tokens with an error that names another setting.
 pub(super) fn warn_of_long_tokens(
     resolver: &mut Resolver,
     max_token_bytes: usize,

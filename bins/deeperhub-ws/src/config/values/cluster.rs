@@ -6,12 +6,12 @@ use deeperhub_cluster::{BrokerUrl, BrokerUrlError};
 
 use super::{ToToml, quoted};
 
-/// URL of a broker. Any text is accepted, so that no parser error can show a password in it.
-/// `resolve` checks it.
+/// URL of a broker, or the error of parsing it. The parser accepts any text, because its error
+/// would show a password in the text. `resolve` reports the error.
 #[derive(Debug, Clone)]
 pub(crate) struct ClusterUrl(pub(crate) Result<BrokerUrl, BrokerUrlError>);
 
-/// Parses a URL and keeps the error, if any.
+/// Parses a URL; never fails.
 pub(crate) fn cluster_url(text: &str) -> Result<ClusterUrl, Infallible> {
     Ok(ClusterUrl(BrokerUrl::parse(text)))
 }

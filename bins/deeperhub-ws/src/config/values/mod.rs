@@ -1,5 +1,5 @@
-//! Values of settings. Each parses from the text of a flag, a variable or the file, and writes
-//! itself as TOML that parses back.
+//! Types of setting values. Each is parsed from the text of a flag, a variable or the file. Each is
+//! written as TOML that parses to the same value, unless it is secret.
 
 mod cluster;
 
@@ -43,7 +43,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// Accepts any text, so that no parser error can show it. `resolve` checks it.
+/// Parses a secret. Accepts any text, because an error would show it. `resolve` checks the text.
 pub(crate) fn secret(text: &str) -> Result<Secret, Infallible> {
     Ok(Secret::new(text))
 }
@@ -204,7 +204,7 @@ fn named(value: &impl clap::ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |name| quoted(name.get_name()))
 }
 
-/// Checks whether a text parses and how the value is displayed.
+/// Asserts that a text parses to a value that is displayed as `expected`; `None` expects an error.
 #[cfg(test)]
 fn check<T: FromStr + fmt::Display>(input: &str, expected: Option<&str>) {
     let effective = input.parse::<T>().ok().map(|value| value.to_string());
