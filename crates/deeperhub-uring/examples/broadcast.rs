@@ -33,17 +33,15 @@ pub(crate) fn main() -> io::Result<()> {
     for _ in 0..rounds {
         let start = Instant::now();
         for mut socket in &sockets {
-            check_complete(socket.write(&MESSAGE))?;
+            all(socket.write(&MESSAGE))?;
         }
-        single_time += start.elapsed();
+        alone += start.elapsed();
         read_all(&mut readers)?;
-        for (size, time) in batch_sizes.into_iter().zip(&mut batch_times) {
+        for (size, time) in sizes.into_iter().zip(&mut batched) {
             let start = Instant::now();
             for batch in sockets.chunks(size) {
                 let sends = batch.iter().map(|socket| SendOp { to: socket.as_fd(), bytes: &MESSAGE });
-                for sent in batcher.send(sends) {
-                    check_complete(sent)?;
-                }
+                batcher.send(sends).try_for_each(all)?;
             }
             *time += start.elapsed();
             read_all(&mut readers)?;
@@ -57,12 +55,8 @@ pub(crate) fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// Reads one message from each connection.
 fn read_all(readers: &mut [TcpStream]) -> io::Result<()> {
-    for reader in readers {
-        reader.read_exact(&mut [0; MESSAGE.len()])?;
-    }
-    Ok(())
+    readers.iter_mut().try_for_each(|reader| reader.read_exact(&mut [0; MESSAGE.len()]))
 }
 
 /// Fails unless the whole message was sent. These sockets have room for many messages.
