@@ -7,7 +7,6 @@ use std::io::{Write, stdout};
 use std::net::TcpStream;
 
 use deeperhub_protocol::{RawJson, Topic};
-use tungstenite::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
     run(&std::env::args().nth(1).ok_or("usage: client ws://127.0.0.1:8080/ws")?, &mut stdout())
@@ -21,17 +20,11 @@ pub(crate) fn run(url: &str, out: &mut impl Write) -> Result<(), Box<dyn Error>>
     // The same rules as on the server: an invalid topic or payload is an error before it is sent.
     let (topic, goal) = (Topic::parse("sports.football")?, RawJson::parse(r#"{"score":"2:1"}"#)?);
     socket.send(format!(r#"{{"type":"subscribe","data":{{"topic":"{topic}"}}}}"#).into())?;
-    // Only a publish with an id gets a `published` reply.
     let data = format!(r#"{{"topic":"{topic}","message":{goal}}}"#);
+    // Only a publish with an id gets a `published` reply.
     socket.send(format!(r#"{{"type":"publish","id":1,"data":{data}}}"#).into())?;
 
-    // `welcome` and `subscribed`, then `message` and `published`. The socket answers pings itself.
-    let mut received = 0;
-    while received < 4 {
-        if let Message::Text(text) = socket.read()? {
-            writeln!(out, "{text}")?;
-            received += 1;
-        }
-    }
-    Ok(socket.close(None)?)
+    // `welcome`, `subscribed`, `message` and `published`. The socket answers pings itself.
+    let texts = std::iter::repeat_with(|| socket.read()).filter(|read| !matches!(read, Ok(m) if m.is_ping()));
+    texts.take(4).try_for_each(|read| Ok(writeln!(out, "{}", read?)?))
 }
