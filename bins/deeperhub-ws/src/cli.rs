@@ -10,7 +10,6 @@ use clap_complete::Shell;
 use crate::commands::config::ConfigAction;
 use crate::commands::schema::Schema;
 use crate::commands::token::TokenArgs;
-use crate::commands::top::TopArgs;
 use crate::config::effective::defaults;
 use crate::config::help;
 use crate::config::options::Options;
@@ -52,7 +51,7 @@ pub(crate) enum Action {
     ///
     /// Polls the server API at --api-listen with --api-key, which are read from flags, environment
     /// and file as by the server.
-    Top(TopArgs),
+    Top(deeperhub_top::TopArgs),
     /// Load-test a running server: rates, latency, loss
     ///
     /// Run it on another machine than the server if you can; on the same one, both share the

@@ -14,8 +14,9 @@ pub(crate) struct MessageEncoder {
     template: FrameTemplate,
     /// Offset of the topic's number in a publish; `None` for echoes.
     topic_at: Option<usize>,
+    /// Offset of the stamp's digits.
     digits_at: usize,
-    /// Number in the names of topics, which differs between concurrent runs.
+    /// Identifies the run in its topics' names, so that concurrent runs do not share topics.
     run_id: u32,
 }
 
@@ -26,16 +27,17 @@ impl MessageEncoder {
             (format!(r#"{{"type":"echo","data":{payload}}}"#), None)
         } else {
             let start = r#"{"type":"publish","data":{"topic":""#;
-            let topic = topic(run_id, 0);
+            let topic = topic_name(run_id, 0);
             let at = start.len() + topic.len() - TOPIC_DIGITS;
             (format!(r#"{start}{topic}","message":{payload}}}}}"#), Some(at))
         };
+        // Only closing braces follow the payload: two in a publish, one in an echo.
         let closing_braces = if topic_at.is_some() { 2 } else { 1 };
         let digits_at = text.len() - closing_braces - payload.len() + DIGITS_OFFSET;
         Self { template: FrameTemplate::new(&text, keys.next_key()), topic_at, digits_at, run_id }
     }
 
-    /// Appends a message: an echo in `echo`, otherwise a publish to `topic`.
+    /// Appends a message: an echo in the scenario `echo`, otherwise a publish to the topic `topic`.
     #[inline]
     pub(crate) fn write(&self, out: &mut Vec<u8>, topic: u32, stamp: Stamp) {
         let digits = stamp.encode();
@@ -50,13 +52,13 @@ impl MessageEncoder {
     /// Appends a `subscribe` message.
     pub(crate) fn write_subscribe(&self, out: &mut Vec<u8>, topic: u32, key: [u8; 4]) {
         let text =
-            format!(r#"{{"type":"subscribe","data":{{"topic":"{}"}}}}"#, self::topic(self.run_id, topic));
+            format!(r#"{{"type":"subscribe","data":{{"topic":"{}"}}}}"#, topic_name(self.run_id, topic));
         write_frame(out, TEXT, text.as_bytes(), key);
     }
 }
 
 /// Returns a topic's name.
-fn topic(run_id: u32, number: u32) -> String {
+fn topic_name(run_id: u32, number: u32) -> String {
     format!("bench.{run_id:08x}.{number:0TOPIC_DIGITS$}")
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::envelope::set_sequence;
 
-/// Cost of a queued envelope besides its bytes.
+/// Estimated memory of a queued envelope besides its bytes. An envelope's cost is the sum of both.
 const ENVELOPE_OVERHEAD_BYTES: usize = 96;
 
 /// Maximum number of messages in a batch.
@@ -19,17 +19,17 @@ const MAX_BATCH_MESSAGES: usize = 512;
 pub(crate) const MAX_BATCH_BYTES: usize = 256 << 10;
 
 /// Maximum number of queued control messages. Limits memory use while the broker takes none.
-/// Control messages are few and small, except answers, whose requesters time out soon.
+/// Control messages are few and small, except answers. A refused answer costs its requester a timeout.
 const MAX_CONTROL_MESSAGES: usize = 1024;
 
-/// Maximum cost of a control message that is queued even if answers fill the control lane's bytes,
+/// A control message of at most this cost is queued even if the control lane has reached `max_bytes`,
 /// so that large answers do not stop heartbeats.
 const MAX_SMALL_CONTROL_BYTES: usize = 1024;
 
 /// Receivers of an envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Destination {
-    /// All nodes that subscribe to the topic at this position in the envelope.
+    /// All nodes that subscribe to the topic whose name is at this position in the envelope.
     Topic { start: usize, len: usize },
     /// One node.
     Node(Box<str>),
@@ -63,7 +63,7 @@ pub(crate) struct Queue {
     inner: Mutex<Inner>,
     /// Notified of each push, and when the node has joined.
     pub(crate) changed: Notify,
-    /// Maximum cost of each lane.
+    /// Maximum cost of each lane. Small control messages, and a message to an empty lane, may exceed it.
     max_bytes: usize,
 }
 
@@ -93,6 +93,7 @@ impl Queue {
         let cost = envelope.len() + ENVELOPE_OVERHEAD_BYTES;
         {
             let mut inner = self.lock();
+            // An empty lane accepts any envelope, even one that exceeds the lane's limit.
             let is_full = match lane {
                 Lane::Control => {
                     let fits = cost <= MAX_SMALL_CONTROL_BYTES
@@ -100,7 +101,6 @@ impl Queue {
                         || inner.control_bytes + cost <= self.max_bytes;
                     inner.control.len() >= MAX_CONTROL_MESSAGES || !fits
                 }
-                // An empty lane accepts any envelope, even one that exceeds the lane's limit.
                 Lane::Data => {
                     let bytes = inner.bytes - inner.control_bytes;
                     bytes > 0 && bytes + cost > self.max_bytes
@@ -125,8 +125,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Moves messages of a lane to a batch until the batch has [`MAX_BATCH_MESSAGES`] or
-    /// `max_bytes` are moved. The last message may exceed `max_bytes`.
+    /// Moves messages of a lane to `batch` until `batch` has [`MAX_BATCH_MESSAGES`] messages, or until
+    /// this call has moved `max_bytes`. The last message may make the sum exceed `max_bytes`.
     pub(crate) fn take(&self, lane: Lane, max_bytes: usize, batch: &mut Vec<Outbound>) {
         let mut inner = self.lock();
         let mut bytes = 0;

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::api_client::{ApiClient, api_address};
+use deeperhub_top::ApiClient;
+
+use super::api::api_address;
 use crate::config::options::ApiOptions;
 use crate::exit::FAILED;
 

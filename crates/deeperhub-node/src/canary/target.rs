@@ -78,13 +78,13 @@ impl ProbeTarget {
         let Probe::Due = self.probe else { return None };
         let number = *next_number;
         *next_number += 1;
-        // The caller sends the probe after this, because it may return at once.
+        // Pending before the caller sends it, because the probe may return at once.
         self.probe = Probe::Pending { number, sent_at: Instant::now() };
         Some(number)
     }
 
-    /// Completes the pending probe if it has this number. Returns its round-trip time, and `true`
-    /// if the target was failing.
+    /// Completes the pending probe if it has this number, and ends a failure of the target. Returns
+    /// the round-trip time, and `true` if the target was failing.
     pub(super) fn complete(&mut self, number: u64, now: Instant) -> Option<(Duration, bool)> {
         let Probe::Pending { number: pending, sent_at } = self.probe else { return None };
         if pending != number {
@@ -96,7 +96,8 @@ impl ProbeTarget {
         Some((round_trip, self.failing_since.take().is_some()))
     }
 
-    /// Marks an open probe as missed. Returns `true` if it was not marked before.
+    /// Marks an open probe as missed, so that the target is failing. Returns `true` if it was not
+    /// marked before.
     pub(super) fn mark_missed(&mut self) -> bool {
         let is_newly_missed = self.probe.is_open() && !self.is_missed;
         if is_newly_missed {

@@ -1,4 +1,10 @@
-//! `top`: watches a running server in a terminal.
+//! Watches a running hub in a terminal, over its server API.
+//!
+//! [`run`] draws connections, rates and the busiest topics and clients until a key or the caller ends
+//! it. [`ApiClient`] sends single requests.
+
+mod api_client;
+mod pinned_certificate;
 
 mod sample;
 mod state;
@@ -6,30 +12,28 @@ mod units;
 mod view;
 
 use std::io::{self, IsTerminal};
-use std::process::ExitCode;
+use std::pin::pin;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+pub use api_client::{ApiClient, ApiError};
+
 use clap::Args;
+use deeperhub_args::Time;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use tokio::runtime::Runtime;
 
 use self::sample::Sample;
 use self::state::State;
-use crate::commands::api_client::{ApiClient, ApiError, api_address};
-use crate::config::options::ApiOptions;
-use crate::exit::failed;
-use crate::process::signals::{self, Signals};
-use deeperhub_args::Time;
-use tokio::runtime::Runtime;
 
 /// Maximum time between two reads of the keyboard.
 const KEY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `top`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct TopArgs {
+pub struct TopArgs {
     /// Poll the server at this interval
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval, help_heading = "Top")]
     interval: Time,
@@ -47,22 +51,27 @@ fn interval(text: &str) -> Result<Time, String> {
 /// Message from the polling thread to the thread that draws the screen.
 enum TopEvent {
     Sample(Box<Result<Sample, ApiError>>),
-    /// A signal asked `top` to exit.
+    /// The caller ended `top`.
     Exit,
 }
 
-/// Watches the server API of `options` until the user or a signal ends `top`.
-pub(crate) fn run(options: ApiOptions, top: &TopArgs) -> ExitCode {
-    match watch(options, top.interval.0) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error),
-    }
-}
-
-fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
-    let address = api_address(options.api_listen)?;
-    let address_text = address.to_string();
-    let client = ApiClient::new(address, options.api_key, options.api_tls_cert.as_deref())?;
+/// Watches the hub until the user presses a key that ends `top`, or the future of `stop` is ready.
+/// Calls `stop` in the context of a runtime.
+///
+/// # Errors
+///
+/// A sentence for the operator: the first request failed, standard output is not a terminal, or the
+/// terminal cannot be used.
+pub fn run<S>(
+    client: ApiClient,
+    args: &TopArgs,
+    stop: impl FnOnce() -> io::Result<S> + Send + 'static,
+) -> Result<(), String>
+where
+    S: Future<Output = ()>,
+{
+    let interval = args.interval.0;
+    let address_text = client.address().to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot create a runtime: {error}"))?;
     // The first request precedes the switch to the full screen, so that its error stays readable.
@@ -75,7 +84,7 @@ fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
     let (events, receiver) = mpsc::sync_channel(4);
     let poll = move || {
         // An error closes the channel, and the screen then shows that polling stopped.
-        let _ = poll_server(&runtime, &client, interval, &events);
+        let _ = poll_server(&runtime, &client, interval, stop, &events);
     };
     thread::Builder::new()
         .name("top-client".to_owned())
@@ -91,16 +100,17 @@ fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
     shown.and(restored).map_err(|error| format!("cannot use the terminal: {error}"))
 }
 
-/// Polls the server at the interval until a signal arrives or the receiver is dropped. The thread
-/// is not joined, because it has nothing to clean up.
-fn poll_server(
+/// Polls the server at the interval until the future of `stop` is ready or the receiver is dropped.
+/// The thread is not joined, because it has nothing to clean up.
+fn poll_server<S: Future<Output = ()>>(
     runtime: &Runtime,
     client: &ApiClient,
     interval: Duration,
+    stop: impl FnOnce() -> io::Result<S>,
     events: &mpsc::SyncSender<TopEvent>,
 ) -> io::Result<()> {
     runtime.block_on(async {
-        let Signals { mut stops, mut reload_signals, .. } = signals::listen()?;
+        let mut stopped = pin!(stop()?);
         loop {
             let next_sample = async {
                 tokio::time::sleep(interval).await;
@@ -112,9 +122,7 @@ fn poll_server(
                         return Ok(());
                     }
                 }
-                _ = stops.recv() => break,
-                // The system sends SIGHUP when the terminal is closed.
-                () = reload_signals.recv() => break,
+                () = &mut stopped => break,
             }
         }
         // An error means that the drawing thread has ended already.

@@ -1,4 +1,4 @@
-//! Requests to the server API of a running server, for `health` and `top`.
+//! Requests to the server API of a running hub.
 
 use std::error::Error;
 use std::io;
@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use deeperhub_args::{Address, Host, Switchable};
+use deeperhub_args::{Address, Host};
 use deeperhub_security::Secret;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
@@ -18,8 +18,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 
-use super::pinned_certificate;
-use crate::config::effective::defaults;
+use crate::pinned_certificate;
 
 /// Timeout of a request, from connecting to the end of the body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
@@ -30,23 +29,37 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// Error of a request, for the operator.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ApiError {
+#[non_exhaustive]
+pub enum ApiError {
     /// The connection failed, or the response did not arrive in time.
     #[error("cannot reach the server API at {address}: {source} (set its address with --api-listen)")]
-    Unreachable { address: Address, source: io::Error },
+    Unreachable {
+        /// The API's address.
+        address: Address,
+        /// Error of the connection.
+        source: io::Error,
+    },
     /// The key is missing or wrong.
     #[error(
         "the server API at {address} refuses the key: set the server's key with --api-key or DEEPERHUB_API_KEY"
     )]
-    Unauthorized { address: Address },
+    Unauthorized {
+        /// The API's address.
+        address: Address,
+    },
     /// The response is not one of the server API, or of another version of it.
     #[error("the server at {address} is no server API of this version: {reason}")]
-    Unexpected { address: Address, reason: String },
+    Unexpected {
+        /// The API's address.
+        address: Address,
+        /// The difference.
+        reason: String,
+    },
 }
 
 /// A client of one server API. Its connection stays open between requests.
 #[derive(Debug)]
-pub(crate) struct ApiClient {
+pub struct ApiClient {
     address: Address,
     key: Option<Secret>,
     timeout: Duration,
@@ -54,33 +67,20 @@ pub(crate) struct ApiClient {
     http: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
 }
 
-/// Returns the address at which a server with the setting `api_listen` serves its API.
-///
-/// # Errors
-///
-/// If the API is off, or if the port is 0, so that the server picked any port.
-pub(crate) fn api_address(api_listen: Option<Switchable<Address>>) -> Result<Address, &'static str> {
-    match api_listen.unwrap_or(Switchable::On(defaults::API_ADDRESS)) {
-        Switchable::Off => Err("the server API is off (api_listen); give its address with --api-listen"),
-        Switchable::On(Address { port: 0, .. }) => {
-            Err("the port of the server API is 0 (api_listen); give the port that the server printed")
-        }
-        Switchable::On(address) => Ok(address),
-    }
-}
-
 impl ApiClient {
+    /// Returns the API's address.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
     /// Creates a client for the API at `address`. With `tls_cert`, the client connects over TLS and
     /// accepts only a server with the first certificate of that file.
     ///
     /// # Errors
     ///
     /// If the certificate cannot be read.
-    pub(crate) fn new(
-        address: Address,
-        key: Option<Secret>,
-        tls_cert: Option<&Path>,
-    ) -> Result<Self, String> {
+    pub fn new(address: Address, key: Option<Secret>, tls_cert: Option<&Path>) -> Result<Self, String> {
         let (scheme, tls) = match tls_cert {
             Some(file) => ("https", pinned_certificate::trust_only(file)?),
             // The connector needs a TLS configuration, although it connects without TLS.
@@ -107,7 +107,7 @@ impl ApiClient {
     /// Sends a GET request and reads the whole response.
     ///
     /// All calls must be in the context of the same runtime, which runs the client's connection.
-    pub(crate) async fn get(&self, path: &str) -> Result<Response<Bytes>, ApiError> {
+    pub async fn get(&self, path: &str) -> Result<Response<Bytes>, ApiError> {
         let uri = format!("{}://{}{path}", self.scheme, connectable(&self.address));
         let mut request = Request::get(uri);
         if let Some(key) = &self.key {
@@ -142,7 +142,7 @@ impl ApiClient {
                 };
                 self.unreachable(source)
             }
-            None => self.unexpected(format!("it does not speak HTTP ({})", crate::exit::with_causes(error))),
+            None => self.unexpected(format!("it does not speak HTTP ({})", with_causes(error))),
         }
     }
 
@@ -157,6 +157,12 @@ impl ApiClient {
     fn unexpected(&self, reason: String) -> ApiError {
         ApiError::Unexpected { address: self.address.clone(), reason }
     }
+}
+
+/// Returns the messages of an error and its causes, outermost first.
+fn with_causes(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Returns the address to connect to: the same one, or loopback if the server listens on all

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Deserialize;
 
-use crate::commands::api_client::{ApiClient, ApiError};
+use crate::{ApiClient, ApiError};
 
 /// Maximum number of topics and of clients that are requested.
 const MAX_NAMES: usize = 100;
