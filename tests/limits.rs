@@ -120,12 +120,12 @@ async fn messages_over_a_size_limit_are_counted_by_limit() {
     }
 }
 
-/// Sends a request with a head of `bytes` bytes and returns the response's status.
+/// Sends a request with a header value of `bytes` bytes and returns the response's status.
 async fn status_of_head(server: &Server, bytes: usize) -> u16 {
     let line = format!("X: {}", "x".repeat(bytes));
-    let fixed = http(server.clients, "GET /", &["X: "], "").await;
-    // The host and the length of the helper's lines are the same for both.
-    assert_eq!(fixed.status, 426);
+    let short = http(server.clients, "GET /", &["X: "], "").await;
+    // A short head is accepted, so the other status depends on the length only.
+    assert_eq!(short.status, 426);
     http(server.clients, "GET /", &[&line], "").await.status
 }
 
@@ -186,7 +186,7 @@ async fn reconnecting_does_not_refill_the_burst_of_an_address() {
     let rate = ["--rate-limit", "10", "--rate-burst", "20"];
     let server = Server::start(&[&rate[..], &["--burst-rate-per-ip", "1"]].concat());
     let (echoes, time) = reconnect_in_a_loop(&server).await;
-    // Five bursts at once, then one per second, plus each connection's refill while it lasts.
+    // Five bursts of 20 at once, 20 more per second, and each connection's own 10 per second.
     let bound = 5 * 20 + ((20 + 10) * time.as_millis() as u64).div_ceil(1000) + 1;
     assert!((100..=bound).contains(&echoes), "{echoes} of {bound} in {time:?}");
     if bound < 1200 {
@@ -214,7 +214,7 @@ async fn quiet_clients_with_a_shared_address_lose_nothing() {
 async fn timed_out_handshakes_are_counted() {
     let server = Server::start(&["--handshake-timeout", "100ms"]);
     let _silent = tokio::net::TcpStream::connect(server.clients).await.unwrap();
-    wait_for("the expiry of the token", async {
+    wait_for("the handshake to time out", async {
         while metric(&server, "deeperhub_handshakes_limited_total{limit=\"time\"}").await < 1 {}
     })
     .await;

@@ -1,8 +1,8 @@
 //! Limits on open connections, and the choice of connections to evict.
 //!
 //! One setting limits both regular connections and concurrent requests. Over the limit, the
-//! connection that has been idle the longest is evicted. If none has been idle for long, a few
-//! reserved connections take one request each. Health checks are answered at once. Other requests
+//! connection that has been idle the longest is evicted. If none has been idle for long, up to
+//! [`RESERVED_CONNECTIONS`] more are accepted for one request each. Health checks are answered at once. Other requests
 //! wait until fewer than the limit are being served, and get 503 after a second. When the reserve
 //! is full, new connections wait to be accepted until the grace time of a reserved one is over. So
 //! every caller gets a response, and memory and file descriptors stay bounded.
@@ -30,8 +30,8 @@ pub(crate) use self::table::Activity;
 pub const RESERVED_CONNECTIONS: usize = 256;
 
 /// Minimum idle time before a connection is evicted. Its client may be about to reuse it, and would
-/// lose a request that it may not be able to retry. A busy client notices late that a connection
-/// has ended.
+/// lose a request that it may not be able to retry. The time is long because a busy client notices
+/// late that the server has closed a connection.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
 
 /// Minimum time without a whole request before a connection is evicted for another's request.

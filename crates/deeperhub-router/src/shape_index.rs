@@ -10,7 +10,8 @@ use hashbrown::HashTable;
 use hashbrown::hash_table;
 use std::hash::{BuildHasher, Hasher};
 
-/// Maximum levels of a topic: one byte for each level, and a dot between two levels.
+/// Maximum levels of a topic of maximum length: each level has at least one byte, and a dot separates
+/// two levels.
 pub(crate) const MAX_LEVELS: usize = 128;
 
 /// Maximum levels for which level hashes are kept in a small array. Nearly all topics have no more.
@@ -257,7 +258,8 @@ fn look_up_shapes<'g, 'p>(
     cost
 }
 
-/// Works like [`look_up_shapes`], for many deep shapes.
+/// Works like [`look_up_shapes`], but the shapes share partial sums of level hashes
+/// ([`LevelSubsets`]).
 #[inline(never)]
 fn look_up_deep_shapes<'g, 'p>(
     groups: impl Iterator<Item = &'g ShapeGroup>,
@@ -269,14 +271,14 @@ fn look_up_deep_shapes<'g, 'p>(
     let mut subsets = LevelSubsets::new(topic, hashes, levels);
     let mut cost = MatchCost { additions: LevelSubsets::additions(levels), lookups: 0 };
     for group in groups {
-        let levels = usize::from(group.levels);
-        subsets.begin_group(levels);
+        let group_levels = usize::from(group.levels);
+        subsets.begin_group(group_levels);
         for shape in &group.shapes {
-            let (sum, additions) = subsets.sum(shape.named, levels);
+            let (sum, additions) = subsets.sum(shape.named, group_levels);
             cost.additions += additions;
             cost.lookups += 1;
             let entry = patterns.find(group.seed.wrapping_add(sum), |name| {
-                subsets.equals_pattern(name, shape.named, levels, group.has_tail)
+                subsets.equals_pattern(name, shape.named, group_levels, group.has_tail)
             });
             entry.into_iter().for_each(&mut *visit);
         }

@@ -32,8 +32,8 @@ const TLS_STEPS_PER_ROUND: usize = 8;
 /// replies of many connections would leave the cache before the end of the round.
 const EARLY_WRITE_BYTES: usize = 8 * 1024;
 
-/// Maximum length of a read after which the connection's next read may be batched. Buffers for
-/// batched reads are slightly longer.
+/// A connection whose last read was longer than this is read alone the next time, not in a batch.
+/// Buffers for batched reads are slightly longer, so that such a read is noticed.
 pub(super) const LONG_READ_BYTES: usize = 4096;
 
 impl<A: Application> Worker<'_, A> {
@@ -48,6 +48,7 @@ impl<A: Application> Worker<'_, A> {
         }
         let mut backlog = std::mem::take(&mut self.core.backlog);
         if !backlog.is_empty() {
+            // Keeps a quarter of the round for the backlog.
             self.core.round.reserve();
         }
         let mut newly_ready = std::mem::take(&mut self.core.run_queue);
@@ -58,6 +59,7 @@ impl<A: Application> Worker<'_, A> {
         newly_ready.append(&mut self.core.run_queue);
         self.core.run_queue = newly_ready;
 
+        // The backlog may use the whole rest of the round.
         self.core.round.release();
         let mut polled = 0;
         for &key in backlog.iter().take(MAX_TURNS_PER_ROUND) {
@@ -385,8 +387,8 @@ impl<A: Application> Worker<'_, A> {
                     close: &mut close,
                     pause: &mut pause,
                     charged: &mut charged,
-                    // While more messages of this client are buffered, their replies are written
-                    // together instead.
+                    // Only the reply to the last buffered message may be written directly. Replies
+                    // to earlier ones are written together.
                     direct_write: (*pos == end && is_plain && !flags.write_blocked).then_some(DirectWrite {
                         transport: &mut *transport,
                         tls_scratch: &mut *tls_scratch,

@@ -103,8 +103,8 @@ impl<'a> ClientMessage<'a> {
     /// 5. [`ErrorCode::InvalidTopic`]: `topic` breaks a rule of [`TopicError`](crate::TopicError).
     ///
     /// The error has the message's ID if `id` is present and valid. If one key is missing or
-    /// invalid, the error also has the name of this key. If a command needs a key in `data` and
-    /// `data` is not an object, that name is `data`. If `data` is missing, it is the needed key.
+    /// invalid, the error also has the name of this key. If a command needs a key in `data`, that
+    /// name is the key if `data` is missing, and `data` if it is not an object.
     pub fn parse(text: &'a str) -> Result<Self, MessageError<'a>> {
         Self::parse_within(text, super::MAX_NESTING)
     }
@@ -112,7 +112,7 @@ impl<'a> ClientMessage<'a> {
     /// Parses one text message like [`Self::parse`], with a limit of `max_nesting` levels of arrays
     /// and objects.
     ///
-    /// The message's own object is the first level. Every command needs two levels, so
+    /// The message's own object is the first level. An object in `data` is the second, so
     /// `max_nesting` must be at least 2. A value over [`MAX_NESTING`](super::MAX_NESTING) acts like
     /// `MAX_NESTING`.
     ///
@@ -221,6 +221,7 @@ impl<'a> CommandKeys<'_, 'a> {
         token.ok_or_else(|| MessageError::invalid("`token` is missing or not a string").at("token"))
     }
 
+    /// Returns the value of a key. The envelope's scan has collected the keys in `data`, too.
     fn value(&self, key: MessageKey) -> Result<Option<&'a str>, MessageError<'a>> {
         if self.data.is_some_and(|data| !is_object(data)) {
             return Err(MessageError::invalid("`data` must be an object for this type").at("data"));

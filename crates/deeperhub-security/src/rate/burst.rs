@@ -64,10 +64,11 @@ impl BurstPool {
 
 /// Amount that a new connection may still draw, in 8 bytes.
 ///
-/// The connection's [`RateLimiter`] starts [empty](RateLimiter::empty). The connection may draw one
-/// burst in total, as if the limiter had started full. A full limiter would not refill, so the
-/// amount by which the empty one refills between two draws is deducted. A connection that draws
-/// nothing while a whole burst refills has nothing left to draw.
+/// The connection's [`RateLimiter`] starts [empty](RateLimiter::empty). The connection may draw what
+/// a limiter that had started full would hold beyond it: at first one burst, less what is drawn.
+/// After a pause, the full limiter stops at one burst while the empty one refills, so they differ by
+/// at most a burst less that refill. Thus the larger of the two counts, not their sum. A connection
+/// that draws nothing while a whole burst refills has nothing left to draw.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct BurstAllowance {
     /// Part of the burst that the connection can no longer draw.
@@ -88,8 +89,8 @@ pub enum DrawOutcome {
 }
 
 impl BurstAllowance {
-    /// Divisor of a burst for the smallest draw, so that a connection locks the pool at most 20
-    /// times. 1/20 of a burst of 200 messages is about what a client sends at its start.
+    /// Divisor of a burst for the smallest draw, so that a connection locks the pool some 20 times,
+    /// not once per message. 1/20 of a burst of 200 messages is about what a client sends at its start.
     const MIN_DRAW_DIVISOR: u32 = 20;
 
     /// Draws enough for `needed` more messages or bytes and refills the burst of `limiter` by it.
