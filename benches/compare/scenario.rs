@@ -42,7 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "idle, 10,000 connections", flags: &["idle", "--connections", "10000"], is_idle: true },
 ];
 
-/// A scenario that measures CPU time.
+/// Returns a scenario that measures CPU time.
 const fn load(name: &'static str, flags: &'static [&'static str]) -> Scenario {
     Scenario { name, flags, is_idle: false }
 }

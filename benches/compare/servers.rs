@@ -44,7 +44,7 @@ pub(crate) struct Tools {
     programs: PathBuf,
     /// Folder of the npm module `ws`; `None` without npm, or if the installation failed.
     modules: Option<PathBuf>,
-    /// `true` if the server and the load generator have one core each.
+    /// `true` if programs are pinned: the server and the load generator have one core each.
     pins: bool,
 }
 
@@ -148,7 +148,7 @@ impl Tools {
         LIMITS.to_vec()
     }
 
-    /// Starts a program of this workspace on a core, if there are two cores.
+    /// Starts a program of this workspace. Pins it to `core` if programs are pinned.
     pub(crate) fn start_on(
         &self,
         core: &str,
@@ -185,8 +185,8 @@ impl Tools {
         Ok(Figures::from_report(&serde_json::from_slice(&output.stdout)?))
     }
 
-    /// Returns a command that runs on a core. `taskset` replaces itself with the program, so the
-    /// process id is the program's.
+    /// Returns a command that runs `program`, pinned to `core` if programs are pinned. `taskset`
+    /// replaces itself with the program, so the process id is the program's.
     fn on_core(&self, core: &str, program: &Path) -> Command {
         if !self.pins {
             return Command::new(program);

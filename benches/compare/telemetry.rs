@@ -1,4 +1,5 @@
-//! The cost of telemetry: deeperhub-ws with increasing telemetry, compared with itself without.
+//! Measures the cost of telemetry: compares deeperhub-ws with several kinds of telemetry to
+//! deeperhub-ws without telemetry.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -19,7 +20,7 @@ use crate::table::median;
 /// visible.
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Ends of the names of the measured scenarios.
+/// Suffixes of the names of the measured scenarios.
 const MEASURED: [&str; 4] =
     ["128 B, 1 in flight", "128 B, 8 in flight", "1,000 topics, 128 B", "connections, 128 B"];
 
@@ -151,7 +152,8 @@ fn measure(tools: &Tools, setup: Setup, scenario: &Scenario, seconds: u64) -> Re
     if let Some(poller) = poller {
         poller.stop()?;
     }
-    // The server flushes its exporters when it stops. The receiver must have got what was exported.
+    // The server flushes its exporters when it stops. The receiver must then have exactly the kinds
+    // of telemetry that the setup exports.
     server.terminate()?;
     let counts: Value = serde_json::from_str(&http_get(receiver_port, "/counts")?)?;
     let received = |what: &str| counts[what].as_u64().unwrap_or_default() > 0;

@@ -44,26 +44,26 @@ fn bench_frames(bencher: Bencher<'_, '_>, (count, bytes): (usize, usize), max: u
     });
 }
 
-/// Shared frames of 128 bytes, gathered into one write.
+/// Writes shared frames of 128 bytes, which are gathered into one write.
 #[divan::bench(args = [1, 8, 64])]
 fn shared_frames(bencher: Bencher<'_, '_>, count: usize) {
     bench_frames(bencher, (count, 128), usize::MAX);
 }
 
-/// Frames of 4 KiB, sent with vectored writes.
+/// Writes frames of 4 KiB, which are sent with vectored writes.
 #[divan::bench(args = [8, 100])]
 fn long_frames(bencher: Bencher<'_, '_>, count: usize) {
     bench_frames(bencher, (count, 4096), usize::MAX);
 }
 
-/// Ten frames to a socket that accepts two and a half of them per write. Small frames are gathered
-/// again for each write.
+/// Writes ten frames to a socket that accepts two and a half of them per write. Small frames are
+/// gathered again for each write.
 #[divan::bench(args = [128, 4096])]
 fn partial_writes(bencher: Bencher<'_, '_>, bytes: usize) {
     bench_frames(bencher, (10, bytes), bytes * 5 / 2);
 }
 
-/// Pongs that overtake a frame. Above 32, later pongs replace earlier ones.
+/// Writes pongs that overtake a frame. Above 32, later pongs replace earlier ones.
 #[divan::bench(args = [1, 32, 200])]
 fn pongs(bencher: Bencher<'_, '_>, count: usize) {
     let mut pong = Vec::new();
@@ -78,7 +78,7 @@ fn pongs(bencher: Bencher<'_, '_>, count: usize) {
     });
 }
 
-/// Replies of one round to one connection, adjacent in the arena.
+/// Writes the replies of one round to one connection. They are adjacent in the arena.
 #[divan::bench(args = [1, 8, 64])]
 fn replies(bencher: Bencher<'_, '_>, count: usize) {
     let (frame, mut gather) = (Frame::text(&"x".repeat(128)), Vec::new());
@@ -96,7 +96,7 @@ fn replies(bencher: Bencher<'_, '_>, count: usize) {
     });
 }
 
-/// Frames of a fan-out that the arena already contains for other receivers.
+/// Writes frames of a fan-out that the arena already contains for other receivers.
 #[divan::bench(args = [1, 8, 64])]
 fn frames_of_a_fan_out(bencher: Bencher<'_, '_>, count: usize) {
     let multicasts: Vec<_> = frames(count, 128).into_iter().map(Multicast::new).collect();
@@ -138,7 +138,7 @@ fn queue_of(waiting: usize) -> Outbox {
     outbox
 }
 
-/// A reply behind frames of earlier rounds, each of which ended with a detach.
+/// Pushes a reply behind frames of earlier rounds. Each of these rounds ended with a detach.
 #[divan::bench(args = [0, 100, 10_000])]
 fn reply_behind_earlier_rounds(bencher: Bencher<'_, '_>, waiting: usize) {
     bench_reply_kept(bencher, |arena| {
@@ -148,7 +148,7 @@ fn reply_behind_earlier_rounds(bencher: Bencher<'_, '_>, waiting: usize) {
     });
 }
 
-/// A reply behind frames of the same round.
+/// Pushes a reply behind frames of the same round.
 #[divan::bench(args = [100, 10_000])]
 fn reply_behind_a_burst(bencher: Bencher<'_, '_>, waiting: usize) {
     bench_reply_kept(bencher, |_| queue_of(waiting));

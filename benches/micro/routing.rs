@@ -66,7 +66,7 @@ fn publish_to_a_pattern(bencher: Bencher<'_, '_>, crowd: u32) {
     bench_publish(bencher, &["sports.*.results"], crowd, |_| {});
 }
 
-/// Publishes to clients that match twice and get the message once.
+/// Publishes to clients with two matching subscriptions. Each client gets the message once.
 #[divan::bench(args = CROWDS)]
 fn publish_to_overlapping_subscriptions(bencher: Bencher<'_, '_>, crowd: u32) {
     bench_publish(bencher, &["sports.football.results", "sports.>"], crowd, |_| {});
@@ -82,7 +82,7 @@ fn publish_among_100_000_topics(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// Publishes to one subscriber among 10,000 with other patterns.
+/// Publishes to one subscriber among 10,000 subscribers of other patterns.
 #[divan::bench]
 fn publish_among_10_000_patterns(bencher: Bencher<'_, '_>) {
     bench_publish(bencher, &["sports.football.results"], 1, |shard| {

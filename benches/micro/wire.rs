@@ -113,7 +113,7 @@ fn write_text(bencher: Bencher<'_, '_>, size: usize) {
     });
 }
 
-/// Creates a shared frame, which each publish allocates.
+/// Creates a shared frame, as each publish does.
 #[divan::bench(args = SIZES)]
 fn shared_frame(bencher: Bencher<'_, '_>, size: usize) {
     let text = "x".repeat(size);

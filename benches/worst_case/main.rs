@@ -1,10 +1,10 @@
-//! Measures what attacks that stay within every limit cost other clients:
+//! Measures the cost for other clients of attacks that stay within every limit:
 //! `cargo run --release -p deeperhub-benches --bin worst-case`.
 //!
 //! Builds deeperhub-ws and starts it with default limits and one worker on the first core, a new
-//! process for each row. Attackers on the second core stay at exactly one limit. Healthy clients
-//! beside them measure the latency of echoes and deliveries. The attacks are the same as in
-//! `tests/adversary`.
+//! process for each row. Attackers run on the second core, and each attack reaches exactly one
+//! limit. Healthy clients beside them measure the latency of echoes and deliveries. The attacks are
+//! the same as in `tests/adversary`.
 //!
 //! Runs on Linux only: it needs `/proc` and `taskset`.
 
@@ -81,7 +81,7 @@ fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
 ///
 /// # Panics
 ///
-/// After 30 s.
+/// If the future is not ready after 30 s.
 async fn wait_for<T>(what: &str, future: impl Future<Output = T>) -> T {
     let waited = tokio::time::timeout(Duration::from_secs(30), future).await;
     waited.unwrap_or_else(|_| panic!("waited in vain for {what}"))

@@ -23,8 +23,9 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Returns the row without attackers, then each attack: plain, and also compressed if that is
-    /// more work for the server.
+    /// Returns the row without attackers, followed by the rows of each attack. An attack has a
+    /// plain row, unless it needs compression. It has a compressed row if it needs compression or
+    /// if compression makes more work for the server.
     pub(crate) fn all(clients: usize) -> Vec<Self> {
         let mut rows = vec![Self { attack: None, is_compressed: false, clients: 0 }];
         for attack in Attack::ALL {
@@ -79,7 +80,7 @@ impl Row {
     }
 }
 
-/// Returns `true` if compression multiplies the attack's work.
+/// Returns `true` if compression multiplies the server's work for the attack.
 const fn gains_by_compression(attack: Attack) -> bool {
     matches!(
         attack,

@@ -66,7 +66,7 @@ impl Tools {
 
 impl Drop for Tools {
     fn drop(&mut self) {
-        // Only a leftover file in the folder for temporary files.
+        // An error only leaves a file in the folder for temporary files.
         let _ = fs::remove_file(&self.secret);
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! - 0: success. `serve` was stopped by a signal.
 //! - 1: failure to start or to run. For `health`: the server is not ready. For `bench`: the load
-//!   test did not run to its end.
+//!   test did not run to its end, or it found faults and `--fail-on-loss` is set.
 //! - 2: error in flags, environment or file.
 
 mod cli;

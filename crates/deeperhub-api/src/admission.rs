@@ -2,10 +2,11 @@
 //!
 //! One setting limits both regular connections and concurrent requests. Over the limit, the
 //! connection that has been idle the longest is evicted. If none has been idle for long, up to
-//! [`RESERVED_CONNECTIONS`] more are accepted for one request each. Health checks are answered at once. Other requests
-//! wait until fewer than the limit are being served, and get 503 after a second. When the reserve
-//! is full, new connections wait to be accepted until the grace time of a reserved one is over. So
-//! every caller gets a response, and memory and file descriptors stay bounded.
+//! [`RESERVED_CONNECTIONS`] more are accepted for one request each. Health checks are answered at
+//! once. Other requests wait until fewer than the limit are being served, and get 503 after a
+//! second. When the reserve is full, new connections wait to be accepted until the grace time of a
+//! reserved one is over. So every caller gets a response, and memory and file descriptors stay
+//! bounded.
 
 mod permit;
 mod signal;
@@ -57,7 +58,8 @@ impl Admission {
     }
 
     /// Waits until another connection can be admitted. If the reserve is full, the grace time of
-    /// one of its connections must be over, and there must be room for it among the closing ones.
+    /// one of its connections must be over. There must also be room for that connection among the
+    /// closing ones.
     pub(crate) async fn ready(&self) {
         while !self.can_admit(Instant::now()) {
             tokio::time::sleep(ADMISSION_POLL_INTERVAL).await;

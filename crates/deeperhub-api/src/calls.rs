@@ -11,7 +11,8 @@ use crate::error::ApiError;
 use crate::idempotency::IdempotencyKey;
 use crate::responses::{Client, Done, Published, Sent, Topic, Unsubscribed};
 
-/// Publishes, with an idempotency key only once. Returns `true` if the outcome is an earlier one.
+/// Publishes a message; with an idempotency key, only once. Returns the outcome, and `true` if it
+/// is an earlier one.
 pub(crate) fn publish(
     api: &Api,
     topic: &str,
@@ -84,7 +85,7 @@ pub(crate) fn topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {
     Ok(api.node.topic(&Subscription::parse(topic)?).into())
 }
 
-/// Parses a client ID. An invalid one is that of no client.
+/// Parses a client ID. An invalid ID gets the error of an unknown client.
 fn parse_client_id(client_id: &str) -> Result<ClientId, ApiError> {
     ClientId::parse(client_id).ok_or_else(|| ClientNotFound.into())
 }

@@ -27,30 +27,31 @@ use crate::metrics::ApiMetrics;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ApiConfig {
-    /// Key that every call except health checks needs as `Authorization: Bearer KEY`. `None`, the
-    /// default: no key is needed, which is safe on loopback only. The `Host` of a call must then be
-    /// safe from DNS rebinding, see [`OriginPolicy::is_rebinding_safe`].
+    /// Key that every call except health checks needs as `Authorization: Bearer KEY`. With `None`,
+    /// the default, no key is needed, which is safe on loopback only. The `Host` of a call must
+    /// then be safe from DNS rebinding, see [`OriginPolicy::is_rebinding_safe`].
     pub api_key: Option<Arc<Secret>>,
-    /// TLS for callers. `None`, the default: plain HTTP. [`serve`](crate::serve) performs the
-    /// handshakes; each has [`timeout`](Self::timeout). A new certificate in the [`SharedTls`] is
-    /// used from the next connection on; the field itself is read once, at the start.
+    /// TLS for callers. With `None`, the default, callers use plain HTTP. Each handshake of
+    /// [`serve`](crate::serve) must end within [`timeout`](Self::timeout). A new certificate in the
+    /// [`SharedTls`] is used from the next connection on. The field itself is read once, at the
+    /// start.
     #[cfg(feature = "tls")]
     pub tls: Option<Arc<SharedTls>>,
     /// Web pages that may call, besides pages of the API's own host.
     pub allowed_origins: OriginPolicy,
-    /// Maximum number of connections, and of concurrent requests. Over it, the connection that has
-    /// been idle the longest is evicted, or the new one is served a single request. Health checks
-    /// and metrics are always answered. Read once, at the start. Default 512.
+    /// Maximum number of connections, and of concurrent requests. Over the limit, the connection
+    /// that has been idle the longest is evicted, or the new one is served a single request. Health
+    /// checks and metrics are always answered. Read once, at the start. Default 512.
     pub max_connections: usize,
-    /// Maximum time that a connection stays open without a request. Longer than clients keep idle
-    /// connections. Read once, at the start. Default 2 minutes.
+    /// Maximum time that a connection stays open without a request. The default is longer than
+    /// clients keep idle connections. Read once, at the start. Default 2 minutes.
     pub idle_timeout: Duration,
     /// Maximum time for each step of a request: for its head from the first byte, for its body, and
     /// for the caller to read more of a response or of events. A body or a response gets another
     /// second for each 4 KiB. Default 30 s.
     pub timeout: Duration,
     /// Maximum number of event streams, at most half of [`max_connections`](Self::max_connections).
-    /// More get 503. Default 64.
+    /// Further streams get 503. Default 64.
     pub max_event_streams: usize,
     /// Maximum total bytes of request bodies and of responses over 8 KiB. A request that needs more
     /// gets 503. Default 64 MiB.
@@ -66,10 +67,10 @@ pub struct ApiConfig {
     pub max_batch_calls: usize,
     /// Maximum bytes of a batch. Default 1 MiB.
     pub max_batch_bytes: usize,
-    /// Limits on remembered idempotency keys.
+    /// Limits on stored idempotency keys.
     pub idempotency: IdempotencyConfig,
-    /// WebSocket URL that the console page connects to. `None`: port 8080 of the page's own host.
-    /// Read once, at the start.
+    /// WebSocket URL that the console page connects to. With `None`, the page connects to port 8080
+    /// of its own host. Read once, at the start.
     pub websocket_url: Option<String>,
 }
 
@@ -234,11 +235,11 @@ impl Default for ApiConfig {
     }
 }
 
-/// Limits on remembered idempotency keys. Over a limit, the oldest key is forgotten.
+/// Limits on stored idempotency keys. Over a limit, the oldest key is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct IdempotencyConfig {
-    /// Time that a key is remembered. Zero: keys have no effect. Default 5 minutes.
+    /// Time that a key is stored. With zero, keys have no effect. Default 5 minutes.
     pub ttl: Duration,
     /// Maximum number of keys. Default 10,000.
     pub max_keys: usize,
@@ -280,8 +281,8 @@ impl Default for IdempotencyConfig {
 pub struct SharedApiConfig(Arc<ArcSwap<ApiConfig>>);
 
 impl SharedApiConfig {
-    /// Replaces the configuration, from the next call on. Fields that are read once keep their
-    /// effect.
+    /// Replaces the configuration, from the next call on. Fields that are read once keep the effect
+    /// of their values at the start.
     pub fn replace(&self, config: ApiConfig) {
         self.0.store(Arc::new(config));
     }

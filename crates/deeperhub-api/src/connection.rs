@@ -42,9 +42,9 @@ pub(crate) use self::state::{ConnectionState, Timeouts, transfer_deadline};
 enum ConnectionEnd {
     /// Closed according to HTTP, after an error, or by the peer.
     Closed(hyper::Result<()>),
-    /// Ended with a command.
+    /// Ended with [`Command::Kill`].
     Killed,
-    /// A wait that timed out in this phase.
+    /// A wait timed out in this phase.
     TimedOut(Phase),
 }
 
@@ -105,8 +105,8 @@ pub(crate) async fn serve_connection(
     };
     let Socket { mut stream, refusal, .. } = connection.into_parts().io;
     let is_refused = refusal.is_some();
-    // A client that has just connected expects a response. One that got a response before knows
-    // that idle connections end.
+    // A client that has just connected expects a response. A client that got a response before
+    // knows that idle connections end.
     let is_unanswered = match phase {
         Phase::Idle => !is_served,
         Phase::Head => true,

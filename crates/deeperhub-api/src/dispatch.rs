@@ -23,7 +23,8 @@ const MAX_UNCOUNTED_RESPONSE_BYTES: u64 = 8 * 1024;
 /// Maximum bytes of a response that hyper gets at once.
 const MAX_FRAME_BYTES: usize = 64 * 1024;
 
-/// Maximum bytes of an unread body that hyper discards.
+/// Maximum bytes of an unread body that hyper discards. After a call with a larger unread body, the
+/// connection closes.
 const MAX_UNREAD_BODY_BYTES: u64 = 4 * 1024;
 
 /// Marks a response that never ends by itself, such as a stream of events.

@@ -14,7 +14,8 @@ use crate::{Api, ApiConfig};
 /// Path of batches, whose bodies may be larger than others.
 pub(crate) const BATCH_PATH: &str = "/v1/batch";
 
-/// Returns `true` if a path needs no key: probes have none, and the console page holds no data.
+/// Returns `true` if a path needs no key. Health checks send no key, and the console page holds no
+/// data.
 pub(crate) fn needs_no_key(path: &str) -> bool {
     path == "/" || path.starts_with("/health/")
 }
@@ -73,7 +74,7 @@ fn check_access(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
         && !needs_no_key(request.uri().path())
     {
         let mut given = request.headers().get_all(header::AUTHORIZATION).iter().peekable();
-        // All values must match: which one a proxy in front of this server checked is unknown.
+        // All values must match, because a proxy in front of this server may have checked any one.
         let is_authorized = given.peek().is_some()
             && given.all(|value| bearer_key(value.as_bytes()).is_some_and(|given| key.matches(given)));
         if !is_authorized {
@@ -92,8 +93,8 @@ fn bearer_key(value: &[u8]) -> Option<&[u8]> {
 /// Returns `true` unless a browser reports that a page of another site makes the request.
 ///
 /// Browsers send no `Origin` with an image, a script or a `fetch` of mode `no-cors`, but they send
-/// `Sec-Fetch-Site` (W3C Fetch Metadata). Other clients do not send it. A link on another site may
-/// lead to a page, which that site cannot read; the calls below `/v1/` are not pages.
+/// `Sec-Fetch-Site` (W3C Fetch Metadata). Other clients do not send it. Links on other sites may
+/// lead to a page, because those sites cannot read the page. Calls below `/v1/` are not pages.
 fn is_allowed_without_origin(request: &Request) -> bool {
     let header = |name| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
     let is_own = |site: &[u8]| matches!(site, b"same-origin" | b"none");

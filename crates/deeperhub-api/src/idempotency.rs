@@ -98,12 +98,12 @@ impl<A: PublishOutcome> PublishStore<A> {
     /// Runs `publish` unless the same request ran under this key before. Returns the outcome, and
     /// `true` if it is an earlier one.
     ///
-    /// `publish` gets the earlier outcome if that is [incomplete](PublishOutcome::is_incomplete),
-    /// and does the rest. It must be quick: it runs under a lock, so concurrent requests wait.
+    /// If the earlier outcome is [incomplete](PublishOutcome::is_incomplete), `publish` gets it and
+    /// does the rest. `publish` must be quick: it runs under a lock, so concurrent requests wait.
     ///
     /// # Errors
     ///
-    /// 422 `idempotency_key_reused` if another request has used this key.
+    /// Returns 422 `idempotency_key_reused` if another request has used this key.
     pub(crate) fn run_once(
         &self,
         key: IdempotencyKey<'_>,
@@ -117,7 +117,7 @@ impl<A: PublishOutcome> PublishStore<A> {
         }
         let request = [self.hashers[0].hash_one(request), self.hashers[1].hash_one(request)];
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        // Limits are checked too, since they may have been lowered.
+        // The limits are checked too, because a new configuration can lower them.
         state.forget_while(|state, at| {
             now.saturating_duration_since(at) >= config.ttl || state.is_over(config)
         });
@@ -152,7 +152,7 @@ impl<A> StoreState<A> {
         self.entries.len() > config.max_keys || self.bytes > config.max_bytes
     }
 
-    /// Forgets the oldest entries while `reason` holds.
+    /// Removes the oldest entries while `reason` returns `true` for them.
     fn forget_while(&mut self, reason: impl Fn(&Self, Instant) -> bool) {
         while let Some(&(at, _)) = self.order.front()
             && reason(self, at)

@@ -75,8 +75,9 @@ pub(crate) struct Api {
 
 /// Returns the calls of the API as an axum router, to mount in an app of your own.
 ///
-/// The router checks keys, origins and sizes. Limits on connections and times are [`serve`]'s: in
-/// an app of your own, they belong to its HTTP server.
+/// The router checks keys, origins and sizes, and limits the time for request bodies. [`serve`]
+/// enforces the other limits on connections and times. In an app of your own, its HTTP server must
+/// enforce them.
 pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
     let config = config.into();
     let start = config.current();
@@ -109,7 +110,7 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .route("/openapi.json", get(routes::openapi_json))
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        // Inside the guard: refused calls have no spans.
+        // This layer is inside the guard, so that refused calls have no spans.
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), trace::trace))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), guard::guard))
         .with_state(api)

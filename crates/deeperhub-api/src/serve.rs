@@ -17,7 +17,7 @@ use crate::{SharedApiConfig, router};
 /// Time that running calls have to finish when the server stops.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
-/// Pause after a failed `accept`. Usually descriptors ran out, and only waiting helps.
+/// Pause after a failed `accept`. Usually no descriptor is free, and only waiting helps.
 const ACCEPT_ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the API until `shutdown` completes. Running calls then have five seconds to finish.
@@ -27,11 +27,13 @@ const ACCEPT_ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// Over [`max_connections`](crate::ApiConfig::max_connections), the longest idle connection is
 /// evicted. At most [`RESERVED_CONNECTIONS`](crate::RESERVED_CONNECTIONS) more are served one
 /// request each: health checks at once, other requests as soon as fewer than the limit are being
-/// served. Those get 503 after a second. As many connections again may be closing.
+/// served. A request that waits for longer than a second gets 503. As many connections again may
+/// be closing.
 ///
 /// # Errors
 ///
-/// None today: failed connections end alone, and a failed `accept` is repeated after a pause.
+/// Returns no error today. A failed connection ends alone, and a failed `accept` is repeated after
+/// a pause.
 pub async fn serve(
     listener: TcpListener,
     node: NodeHandle,

@@ -28,7 +28,7 @@ impl Stream {
     }
 }
 
-/// CallService a method of the stream that this one is.
+/// Calls a method of the wrapped stream.
 macro_rules! delegate {
     ($this:ident.$method:ident($($argument:expr),*)) => {
         match $this.get_mut() {

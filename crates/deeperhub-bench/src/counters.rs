@@ -95,7 +95,7 @@ pub(crate) struct Counters {
     pub(crate) pings: u64,
     /// Number of times that a closed loop stopped waiting for missing deliveries.
     pub(crate) stalls: u64,
-    /// Connections of `churn` that were opened and closed in the measured time.
+    /// Connections of `churn` that were closed in the measured time.
     pub(crate) cycles: u64,
     /// Errors by kind.
     pub(crate) errors: BTreeMap<String, u64>,

@@ -18,7 +18,7 @@ pub(crate) enum DisconnectReason {
     HandshakeFailed(HandshakeError),
     /// The server sent an error with this code before the connection was open.
     Rejected(String),
-    /// The server sent a close frame with this code, or without a code, which is 1005.
+    /// The server sent a close frame with this code. A frame without a code counts as 1005.
     Closed(u16),
     /// The stream ended without a close frame.
     Eof,

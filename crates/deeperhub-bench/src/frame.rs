@@ -109,7 +109,7 @@ fn write_header(out: &mut Vec<u8>, opcode: u8, len: usize, key: [u8; 4]) {
     out.extend_from_slice(&key);
 }
 
-/// Masks a part of a payload that starts at `offset`.
+/// Masks `part`, which starts at `offset` in its payload.
 #[inline]
 fn mask(part: &mut [u8], key: [u8; 4], offset: usize) {
     let key = u32::from_ne_bytes(key);
@@ -145,8 +145,8 @@ impl FrameTemplate {
         Self { frame, payload_at, key }
     }
 
-    /// Appends the frame. Each patch overwrites the payload at an offset; it must lie inside the
-    /// payload.
+    /// Appends the frame with patches. A patch is an offset in the payload and the text that
+    /// overwrites the payload from there. It must lie inside the payload.
     #[inline]
     pub(crate) fn write<const N: usize>(&self, out: &mut Vec<u8>, patches: [(usize, &[u8]); N]) {
         let payload = out.len() + self.payload_at;

@@ -4,7 +4,7 @@ use tungstenite::handshake::derive_accept_key;
 
 use crate::plan::Plan;
 
-/// Maximum bytes of a response head. Limits memory use if the server is no WebSocket server.
+/// Maximum bytes of a response head. Limits memory use if the server is not a WebSocket server.
 const MAX_RESPONSE_HEAD_BYTES: usize = 16 * 1024;
 
 /// The request of all connections of a run, and the expected response.
@@ -52,7 +52,7 @@ impl Handshake {
             url.host_header(),
         );
         if plan.compression {
-            // The load generator does not compress, so the server needs no context for its
+            // The load generator does not compress, so the server needs no context to decompress
             // messages.
             request.push_str("Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover\r\n");
         }
@@ -79,7 +79,7 @@ impl Handshake {
         let mut response = httparse::Response::new(&mut headers);
         let parsed = response.parse(bytes).map_err(|_| HandshakeError::Invalid("not an HTTP response"))?;
         match response.code {
-            // The body adds nothing that the report needs.
+            // The report needs the status only, so the rest of the response is not awaited.
             Some(code) if code != 101 => return Err(HandshakeError::Status(code)),
             _ => {}
         }

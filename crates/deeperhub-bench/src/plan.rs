@@ -11,8 +11,8 @@ use crate::server_url::ServerUrl;
 use crate::stamp::MAX_STREAMS;
 use crate::tls::CertificateTrust;
 
-/// The time of a run whose messages and deliveries count for rates and latency, in nanoseconds
-/// since the epoch of the run.
+/// The measured part of a run. Rates and latency include only messages and deliveries in this part.
+/// Both times are in nanoseconds since the epoch of the run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MeasurementWindow {
     pub(crate) from: u64,
@@ -44,7 +44,7 @@ pub(crate) struct Plan {
     pub(crate) threads: usize,
     /// Connections that are not publishers.
     pub(crate) clients: usize,
-    /// Number of clients that never read. They are the last ones.
+    /// Number of clients that never read. They have the highest numbers of all clients.
     pub(crate) slow_readers: usize,
     pub(crate) publishers: usize,
     pub(crate) topics: usize,
@@ -57,8 +57,8 @@ pub(crate) struct Plan {
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 const DEFAULT_WARMUP: Duration = Duration::from_secs(1);
 const DEFAULT_IN_FLIGHT: u32 = 1;
-/// Default rate of `slow`. A closed loop waits only for subscribers that read, so it would hide the
-/// cost of slow readers.
+/// Default rate of `slow`, in messages per second. A closed loop waits only for subscribers that
+/// read, so it would hide the cost of slow readers.
 const DEFAULT_SLOW_RATE: u64 = 100;
 
 impl Plan {

@@ -28,7 +28,8 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Runs a scenario against a server and returns the report. Blocks until the run is over.
 ///
-/// Lost messages and dropped connections are no errors; see [`Report::has_faults`].
+/// Lost messages and dropped connections are not errors, but part of the report.
+/// [`Report::has_faults`] tells whether messages were lost.
 ///
 /// # Errors
 ///
@@ -121,7 +122,7 @@ fn run_workers(
                 thread::Builder::new().name(format!("bench {index}")).spawn_scoped(scope, || {
                     let result = worker.run();
                     if result.is_err() {
-                        // The other workers would wait for this one.
+                        // Without the stop, the other workers would wait for this one.
                         shared.stop();
                     }
                     result

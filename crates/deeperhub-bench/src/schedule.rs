@@ -2,7 +2,8 @@
 
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
-/// The due times of one of several senders that share a rate: it sends every `senders`-th message.
+/// The due times of one sender. Several senders share a rate, and each of them sends every
+/// `senders`-th message.
 ///
 /// Due times do not depend on the server. Late messages are sent as soon as possible and carry
 /// their due time, so that latency includes the delay.
@@ -30,7 +31,7 @@ impl Schedule {
     /// Returns the number of this sender's messages that are due before `time`, in nanoseconds
     /// after the start.
     pub(crate) fn due_before(&self, time: u64) -> u64 {
-        // Message `n` is due before `time` if `n * senders + sender` is less than this.
+        // Message `n` is due before `time` if `n * senders + sender` is less than `all`.
         let all = (u128::from(time) * u128::from(self.rate)).div_ceil(NANOS_PER_SECOND);
         let own = all.saturating_sub(u128::from(self.sender)).div_ceil(u128::from(self.senders));
         u64::try_from(own).unwrap_or(u64::MAX)

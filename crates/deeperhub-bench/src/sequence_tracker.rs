@@ -9,7 +9,7 @@ const MAX_GAPS: usize = 4096;
 pub(crate) struct SequenceTracker {
     /// Highest sequence number so far, plus one.
     next: u64,
-    /// `None` until a message is not the next one. Boxed, so that trackers are small.
+    /// `None` until a message arrives out of sequence. Boxed, so that trackers are small.
     irregular: Option<Box<Irregularities>>,
 }
 
@@ -31,7 +31,7 @@ pub(crate) enum Arrival {
     InOrder,
     /// The message arrived after one with a higher sequence number.
     Late,
-    /// The message arrived before.
+    /// The same message has arrived before.
     Duplicate,
 }
 

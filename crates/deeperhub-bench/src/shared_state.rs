@@ -11,7 +11,7 @@ use crate::plan::Plan;
 /// Counters and signals of a run. Threads add to the counters once per poll, not once per message.
 #[derive(Debug)]
 pub(crate) struct SharedState {
-    /// Zero of all times of the run.
+    /// Point from which all times of the run count.
     epoch: Instant,
     /// Start of the load in nanoseconds since the epoch; 0 until all threads have opened their
     /// connections.
@@ -29,11 +29,12 @@ pub(crate) struct SharedState {
     pub(crate) sent: AtomicU64,
     /// Deliveries that the messages sent so far should cause.
     pub(crate) expected: AtomicU64,
-    /// Deliveries without duplicates.
+    /// Deliveries without duplicates. Deliveries that can no longer arrive, because the server
+    /// rejected their message, are added.
     pub(crate) delivered: AtomicU64,
     /// Deliveries of each publisher's messages.
     delivered_by_publisher: Vec<AtomicU64>,
-    /// Deliveries that each publisher waits for; 0 if it does not wait.
+    /// Number of deliveries that each publisher waits for; 0 before its first wait.
     goals: Vec<AtomicU64>,
     /// Reading subscribers of each topic.
     subscribers: Vec<AtomicU32>,
@@ -121,8 +122,8 @@ impl SharedState {
         }
     }
 
-    /// Adds deliveries of a publisher's messages that arrived at `thread`. Wakes the publisher if
-    /// this reaches its goal.
+    /// Adds deliveries of a publisher's messages that arrived at `thread`. Wakes the publisher's
+    /// thread if these deliveries reach the publisher's goal.
     pub(crate) fn add_delivered(&self, publisher: usize, deliveries: u64, thread: usize) {
         let (Some(delivered), Some(goal)) =
             (self.delivered_by_publisher.get(publisher), self.goals.get(publisher))

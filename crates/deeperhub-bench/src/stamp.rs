@@ -44,7 +44,7 @@ impl Stamp {
         digits
     }
 
-    /// Decodes digits. Returns `None` if one of the characters is no digit.
+    /// Decodes digits. Returns `None` if one of the characters is not a digit.
     #[inline]
     fn decode(digits: &[u8; DIGIT_COUNT]) -> Option<Self> {
         let mut bytes = [0; DIGIT_COUNT / 2];
@@ -118,7 +118,7 @@ impl StampFinder {
         Self { search: memmem::Finder::new(PREFIX), last: 0 }
     }
 
-    /// Returns the stamp in a message, or `None`.
+    /// Returns the stamp in a message, or `None` if the message has none.
     #[inline]
     pub(crate) fn find(&mut self, message: &[u8]) -> Option<Stamp> {
         if let Some(stamp) = message.get(self.last..).and_then(read) {

@@ -50,7 +50,8 @@ struct PendingCounts {
     delivered: u64,
 }
 
-/// Minimum room for one read, about the size of a socket's receive buffer.
+/// Initial size of the read buffer, about the size of a socket's receive buffer. At least half of
+/// it is free for each read.
 pub(crate) const READ_BUFFER_BYTES: usize = 256 * 1024;
 
 impl<'r> ThreadState<'r> {
@@ -165,8 +166,8 @@ impl<'r> ThreadState<'r> {
         (topic == receiver.topic && (stream as usize) < self.plan.streams()).then_some(slot as usize)
     }
 
-    /// Counts the bytes of one read, and the deliveries since `delivered_before`, in the measured
-    /// time.
+    /// Counts the deliveries of one read, which are those since `delivered_before`. In the measured
+    /// time, also adds them and the bytes of the read to the rates.
     #[inline]
     pub(crate) fn count_read(&mut self, bytes: usize, delivered_before: u64, now: u64) {
         let delivered = self.pending.delivered - delivered_before;

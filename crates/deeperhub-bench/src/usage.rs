@@ -32,7 +32,8 @@ impl UsageSampler {
         Self { before: usage(plan.server), ..Self::default() }
     }
 
-    /// Takes a sample if the run is in its measured time.
+    /// Takes a sample if the measured time has started. The first sample after the end of sending
+    /// or of the measured time is the last one.
     pub(crate) fn sample(&mut self, plan: &Plan, shared: &SharedState) {
         let Some(start) = shared.start() else { return };
         let time = shared.now();
@@ -70,7 +71,7 @@ impl UsageSampler {
 }
 
 /// Returns the usage of the server's process. Returns `None` without `--server-pid`, or if the
-/// process has ended, which its connections report.
+/// process has ended. In the latter case, the report counts its connections as dropped.
 fn usage(server: Option<ServerProcess>) -> Option<ProcessUsage> {
     server.and_then(|server| server.usage().ok())
 }

@@ -55,7 +55,7 @@ pub enum EnqueueError {
     /// The node is not connected to the cluster.
     #[error("the cluster is unreachable")]
     Unavailable,
-    /// The queue is full ([`Config::queue_bytes`]).
+    /// The queue is full ([`Config::queue_bytes`]), or too many requests wait for answers.
     #[error("the queue for the cluster's broker is full")]
     Full,
     /// The message exceeds the broker's limit.
@@ -113,7 +113,7 @@ pub(crate) struct StopSignal {
     pub(crate) changed: Notify,
 }
 
-/// Time of the first request to stop, and the latest deadline.
+/// Time of the first request to stop, and the deadline of the last one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StopRequest {
     pub(crate) since: Instant,
@@ -170,8 +170,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`EnqueueError`] if no other node will get the message; the loss is counted. Without an
-    /// error, all nodes that stay connected to the broker get the message.
+    /// Returns [`EnqueueError`] if no other node will get the message. The loss is counted. Without
+    /// an error, the message is queued, and is sent again until the broker has confirmed it.
     pub fn publish(&self, message: Message<'_>) -> Result<(), EnqueueError> {
         let to = match &message {
             Message::Publish { topic, .. } => {
@@ -189,8 +189,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`EnqueueError`] if the probe was not queued; the loss is not counted. A queued probe may
-    /// still be lost with the connection.
+    /// Returns [`EnqueueError`] if the probe was not queued. The loss is not counted. A queued
+    /// probe can still be lost with the connection.
     pub fn probe(&self, number: u64) -> Result<(), EnqueueError> {
         if !self.is_up() {
             return Err(EnqueueError::Unavailable);
@@ -234,8 +234,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`RequestError`] if there is no answer. After a timeout, the node may have carried out the
-    /// request nevertheless.
+    /// Returns [`RequestError`] if there is no answer. After a timeout, it is unknown whether the
+    /// node executed the request.
     pub async fn request<'a>(
         &self,
         node: &str,
@@ -319,7 +319,7 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// If a name is registered already.
+    /// Returns [`RegisterError`] if a name is already registered.
     pub fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
         self.0.metrics.register(registry)?;
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
@@ -360,8 +360,8 @@ impl Broker {
         )
     }
 
-    /// Returns the maximum length in bytes of an [`answer`](Self::answer) that is within the
-    /// broker's limit in any case.
+    /// Returns the length in bytes up to which an [`answer`](Self::answer) always fits within the
+    /// broker's limit.
     #[must_use]
     pub fn max_answer_bytes(&self) -> usize {
         self.0.max_envelope.load(Ordering::Relaxed).saturating_sub(MAX_ENVELOPE_OVERHEAD_BYTES)

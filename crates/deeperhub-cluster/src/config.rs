@@ -129,7 +129,8 @@ impl BrokerUrl {
     ///
     /// # Errors
     ///
-    /// [`BrokerUrlError`] if the text is not a broker's address, or the engine is not built in.
+    /// Returns [`BrokerUrlError`] if the text is not a broker's address, or if the engine is not
+    /// built in.
     pub fn parse(text: &str) -> Result<Self, BrokerUrlError> {
         let mut servers: Vec<Url> = Vec::new();
         for part in text.split(',') {
@@ -137,7 +138,7 @@ impl BrokerUrl {
                 Some(first) if !part.contains("://") => {
                     let mut url = parse(&format!("{}://{part}", first.scheme()))?;
                     if url.username().is_empty() && url.password().is_none() {
-                        // Both succeed for a URL with a host.
+                        // Both calls succeed for a URL with a host.
                         let _ = url.set_username(first.username());
                         let _ = url.set_password(first.password());
                     }

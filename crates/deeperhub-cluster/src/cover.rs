@@ -11,12 +11,12 @@ use ahash::RandomState;
 /// levels and `>`.
 pub(crate) const MAX_LEVELS: usize = 32;
 
-/// Maximum number of steps of one search for a crowd, plus [`SEARCH_STEPS_PER_PATTERN`] for each
-/// pattern of the set. A search that reaches the limit counts as successful. Limits the time that
-/// clients' patterns can cost.
+/// Limit on the steps of one search for a crowd. Each pattern of the set raises the limit by
+/// [`SEARCH_STEPS_PER_PATTERN`]. Bounds the CPU time that clients' patterns can cost. A search that
+/// reaches the limit counts as successful.
 const SEARCH_STEPS: usize = 4096;
 
-/// Steps of a search for each pattern of the set.
+/// Additional steps of a search for each pattern of the set.
 const SEARCH_STEPS_PER_PATTERN: usize = 8;
 
 /// Interpretation of wildcards by a broker.
@@ -24,7 +24,7 @@ const SEARCH_STEPS_PER_PATTERN: usize = 8;
 pub(crate) enum Wildcards {
     /// NATS subjects: `*` is one level, and a trailing `>` is one level or more.
     Levels,
-    /// Redis globs: both are one level or more, anywhere, since globs do not stop at levels.
+    /// Redis globs: `*` and `>` are one level or more at any place, as globs do not stop at levels.
     Globs,
 }
 
@@ -149,7 +149,7 @@ impl Patterns {
         nodes.into_iter().filter_map(|node| node.pattern.as_ref()).find(|pattern| ***pattern != *name)
     }
 
-    /// Removes duplicates, since globs may reach a node in several ways. Counts the steps.
+    /// Removes duplicates, because globs can reach a node in several ways. Counts the steps.
     fn distinct(&self, nodes: &mut Vec<&Node>) {
         if self.wildcards == Wildcards::Globs && nodes.len() > 1 {
             nodes.sort_unstable_by_key(|node| std::ptr::from_ref(*node));
@@ -176,7 +176,7 @@ impl Patterns {
 }
 
 impl Node {
-    /// Returns `true` if the pattern was present.
+    /// Removes the pattern with these levels. Returns `true` if the pattern was present.
     fn remove<'l>(&mut self, mut levels: impl Iterator<Item = &'l str>) -> bool {
         let is_removed = match levels.next() {
             None => self.pattern.take().is_some(),
@@ -223,8 +223,8 @@ struct Search<'s> {
 }
 
 impl Search<'_> {
-    /// Returns the bit set of positions in the own pattern after one more level of the topic. A
-    /// `level` of `None` is a name that occurs in no pattern.
+    /// Returns the bit set of positions in the own pattern after one more level of the topic. With
+    /// `None`, the level is one that occurs in no pattern.
     fn own_after(&self, positions: u64, level: Option<&str>) -> u64 {
         let mut next = 0;
         for position in 0..=self.own.len() {
@@ -244,9 +244,9 @@ impl Search<'_> {
         next
     }
 
-    /// Continues the search after `depth` levels of a topic. `own` is the bit set of positions that
-    /// the levels lead to in the own pattern, and `nodes` are the nodes that they lead to in the
-    /// set.
+    /// Continues the search after `depth` levels of a topic. `own` is the bit set of the positions
+    /// that these levels reach in the own pattern. `nodes` are the nodes of the set that the levels
+    /// reach.
     fn at(&self, own: u64, nodes: &[&Node], depth: usize) -> Option<Vec<Arc<str>>> {
         if own & (1 << self.own.len()) != 0 {
             let matching: Vec<_> = nodes.iter().filter_map(|node| node.pattern.clone()).collect();
@@ -254,7 +254,7 @@ impl Search<'_> {
                 return Some(matching);
             }
         }
-        // Bounds the recursion. Only combinations of globs match in longer topics and in no shorter
+        // Bounds the recursion. Only some combinations of globs match a longer topic but no shorter
         // one.
         if depth >= MAX_LEVELS * 2 {
             return None;
@@ -412,8 +412,7 @@ mod tests {
 
     #[test]
     fn a_search_is_bounded() {
-        // All but their last levels overlap in every combination, and no two have the same last
-        // level.
+        // The levels before the last overlap in every combination. The last levels all differ.
         let patterns: Vec<String> = (0..4096_u32)
             .map(|bits| {
                 let levels = (0..12).map(|level| if bits & (1 << level) == 0 { "*" } else { "a" });

@@ -135,7 +135,7 @@ mod tests {
             assert!(dedup.is_new("a", 1, sequence), "{sequence}");
             assert!(!dedup.is_new("a", 1, sequence), "{sequence}");
         }
-        // Older than the window.
+        // The sequence is older than the window.
         assert!(!dedup.is_new("a", 1, 100));
         assert!(dedup.is_new("b", 1, 5));
         // Another incarnation has a window of its own.

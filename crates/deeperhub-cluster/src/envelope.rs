@@ -32,7 +32,7 @@ const TAKEN: u8 = 9;
 const BYE: u8 = 10;
 const PROBE: u8 = 14;
 
-/// Offset of the origin's name.
+/// Offset of the origin's name, which starts with its length byte.
 const ORIGIN_OFFSET: usize = 18;
 
 /// Maximum number of bytes that an envelope adds to a payload: header, longest topic, client and
@@ -139,7 +139,7 @@ pub enum Message<'a> {
     },
     /// Tells a node that its name is taken. Kind 9: incarnation of the node that must end (8).
     NameTaken {
-        /// Incarnation of the node that must end; it has the origin's name.
+        /// Incarnation of the node that must end. That node has the origin's name.
         incarnation: u64,
     },
     /// The origin leaves the cluster. Kind 10.
@@ -204,7 +204,7 @@ impl<'a> Envelope<'a> {
     ///
     /// # Errors
     ///
-    /// [`EnvelopeError`] for any bytes that [`Self::write`] would not have written.
+    /// Returns [`EnvelopeError`] for bytes that [`Self::write`] would not have written.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         let mut reader = Reader(bytes);
         let Header { kind, origin, sequence } = Header::read(&mut reader)?;
@@ -214,8 +214,8 @@ impl<'a> Envelope<'a> {
 
     /// Encodes the envelope.
     ///
-    /// Text that is too long for its field is truncated. The types of topics, clients and traces
-    /// exclude that for their fields.
+    /// Truncates a text that is too long for its field. Topics, clients and traces always fit,
+    /// because their types limit the length.
     pub fn write(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(ORIGIN_OFFSET + 96 + self.message.payload_len());
         out.extend([VERSION, self.message.kind()]);

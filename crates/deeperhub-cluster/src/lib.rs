@@ -6,7 +6,7 @@
 //!
 //! # Guarantees
 //! - A topic's messages reach only nodes that announced a subscriber of the topic or of a matching
-//!   pattern ([`Broker::change_interest`]). The broker selects them.
+//!   pattern ([`Broker::change_interest`]). The broker selects these nodes.
 //! - A node handles each message at most once, no matter how many of its subscriptions match and
 //!   which connections were lost. It never handles its own messages, except probes.
 //! - Messages from one node on one topic keep their order, as do messages from one node to another.
@@ -66,7 +66,7 @@ use std::time::SystemTime;
 ///
 /// # Errors
 ///
-/// If the system has no random bytes.
+/// Returns an error if the system has no random bytes.
 pub fn connect(
     config: Config,
     node: &str,

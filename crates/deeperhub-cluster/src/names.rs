@@ -74,7 +74,7 @@ impl Names {
                 glob.push('.');
             }
             match level {
-                // At least one character.
+                // This glob matches at least one character.
                 "*" | ">" => glob.push_str("?*"),
                 named => named.chars().for_each(|character| {
                     if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^') {
@@ -114,7 +114,7 @@ mod tests {
         })
     }
 
-    /// Redis' glob match (`stringmatchlen`), reduced to `?`, `*` and `\`.
+    /// Matches like Redis' globs (`stringmatchlen`), reduced to `?`, `*` and `\`.
     fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
         match (glob.split_first(), text.split_first()) {
             (None, None) => true,

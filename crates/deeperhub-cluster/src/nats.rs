@@ -28,8 +28,8 @@ use crate::queue::{Destination, Outbound};
 
 /// Maximum number of messages that the library queues per subscription. If the queue is full,
 /// messages are lost and counted. The driver empties the queue at once, but the library may first
-/// read all messages that the system has buffered: some megabytes, at about a hundred bytes each.
-/// An empty queue takes no memory.
+/// read all messages that the system has buffered: some megabytes of messages with about a hundred
+/// bytes each. An empty queue takes no memory.
 const SUBSCRIPTION_CAPACITY: usize = 1 << 17;
 
 /// Maximum number of commands that the library queues before it writes them.
@@ -58,8 +58,9 @@ pub(crate) struct Subscriber {
 /// Receiving side, which restores the order of messages across subscriptions.
 ///
 /// The library has a queue for each subscription and so loses the server's order. The receiver
-/// empties all queues at one moment, so that the batch contains all messages that the server sent
-/// before any later one. Sorted by sequence, the messages of each node are in the server's order.
+/// empties all queues at one moment. So each message that the server sent before a message of this
+/// batch is in this batch or in an earlier one. Sorted by sequence, the messages of each node are
+/// in the server's order.
 pub(crate) struct Receiver {
     /// Pending changes, no more than the node has subscriptions.
     changes: mpsc::UnboundedReceiver<Change>,
@@ -68,7 +69,7 @@ pub(crate) struct Receiver {
     stops: HashMap<Arc<str>, oneshot::Sender<()>>,
     /// Handles of subscriptions that end after the next emptying of the queues.
     ending: Vec<oneshot::Sender<()>>,
-    /// Reason of the connection's loss.
+    /// Reason why the connection was lost. `None` while it is open.
     lost: watch::Receiver<Option<String>>,
     /// Handles of the subscriptions to the names of this node and of all nodes, which never end.
     _permanent: Vec<oneshot::Sender<()>>,
@@ -200,7 +201,7 @@ const USER_JWT: &str = "BEGIN NATS USER JWT";
 ///
 /// # Errors
 ///
-/// A description of the problem, without secrets.
+/// Returns a description of the problem, without secrets.
 pub fn check_credentials(text: &str) -> Result<(), String> {
     if text.contains(USER_JWT) {
         return ConnectOptions::with_credentials(text)
@@ -233,7 +234,7 @@ async fn with_credentials(options: ConnectOptions, file: &Path) -> Result<Connec
 /// Returns the server's address without user and password, which are in the options.
 fn server_address(server: &Url) -> Result<ServerAddr, LinkError> {
     let mut url = server.clone();
-    // Both succeed for a URL with a host.
+    // Both calls succeed for a URL with a host.
     let _ = url.set_username("");
     let _ = url.set_password(None);
     ServerAddr::from_url(url).map_err(LinkError::new)
@@ -293,14 +294,14 @@ impl Subscriber {
     pub(crate) async fn subscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         for name in names {
             let subscriber = self.client.subscribe(self.names.topic(name)).await.map_err(LinkError::new)?;
-            // Without an await in between, so that the receiver gets the subscription before its
+            // There is no await in between, so that the receiver gets the subscription before its
             // first message.
             self.notify_receiver(Change::Subscribed(Arc::clone(name), subscriber))?;
         }
         confirm(&self.client, &self.names).await
     }
 
-    // Async because other engines wait for an answer.
+    // The method is async because other engines wait for an answer.
     #[expect(clippy::unused_async, reason = "see above")]
     pub(crate) async fn unsubscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         // The receiver takes the messages that have arrived, and then ends the subscription.
@@ -363,7 +364,7 @@ impl Receiver {
     }
 }
 
-/// Sorts the envelopes of each origin into the order in which it sent them.
+/// Sorts the envelopes of each origin into the order in which the origin sent them.
 fn sort_by_origin(batch: &mut [Bytes]) {
     batch.sort_by_key(|envelope| sort_key(envelope));
 }

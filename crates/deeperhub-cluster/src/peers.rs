@@ -94,8 +94,8 @@ impl Peers {
         gone
     }
 
-    /// Prepares for a new connection: resets the time of each node's last heartbeat, so that no
-    /// node expires for the time of the outage.
+    /// Prepares for a new connection: resets the time of each node's last heartbeat, so that the
+    /// outage makes no node expire.
     pub(crate) fn expect_all(&self, now: Instant) {
         for peer in self.lock().values_mut() {
             (peer.has_returned, peer.last) = (false, now);

@@ -19,11 +19,12 @@ const MAX_BATCH_MESSAGES: usize = 512;
 pub(crate) const MAX_BATCH_BYTES: usize = 256 << 10;
 
 /// Maximum number of queued control messages. Limits memory use while the broker takes none.
-/// Control messages are few and small, except answers. A refused answer costs its requester a timeout.
+/// Control messages are few and small, except answers. If an answer is refused, its requester runs
+/// into a timeout.
 const MAX_CONTROL_MESSAGES: usize = 1024;
 
-/// A control message of at most this cost is queued even if the control lane has reached `max_bytes`,
-/// so that large answers do not stop heartbeats.
+/// Maximum cost of a control message that is queued even if the control lane has reached
+/// `max_bytes`. Large answers thus do not stop heartbeats.
 const MAX_SMALL_CONTROL_BYTES: usize = 1024;
 
 /// Receivers of an envelope.
@@ -63,7 +64,8 @@ pub(crate) struct Queue {
     inner: Mutex<Inner>,
     /// Notified of each push, and when the node has joined.
     pub(crate) changed: Notify,
-    /// Maximum cost of each lane. Small control messages, and a message to an empty lane, may exceed it.
+    /// Maximum cost of each lane. Small control messages, and a message to an empty lane, may
+    /// exceed the limit.
     max_bytes: usize,
 }
 
@@ -125,8 +127,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Moves messages of a lane to `batch` until `batch` has [`MAX_BATCH_MESSAGES`] messages, or until
-    /// this call has moved `max_bytes`. The last message may make the sum exceed `max_bytes`.
+    /// Moves messages of a lane to `batch` until `batch` has [`MAX_BATCH_MESSAGES`] messages, or
+    /// until this call has moved `max_bytes`. The last message may make the sum exceed `max_bytes`.
     pub(crate) fn take(&self, lane: Lane, max_bytes: usize, batch: &mut Vec<Outbound>) {
         let mut inner = self.lock();
         let mut bytes = 0;

@@ -115,7 +115,7 @@ impl Sender {
 }
 
 impl Subscriber {
-    /// Splits names into topics, as channels, and patterns, as globs.
+    /// Returns the channels of the topics and the globs of the patterns in `names`.
     fn split(&self, names: &[Arc<str>]) -> (Vec<String>, Vec<String>) {
         let (patterns, topics): (Vec<_>, Vec<_>) = names.iter().partition(|name| is_pattern(name));
         (

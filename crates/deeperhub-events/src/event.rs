@@ -29,7 +29,7 @@ pub struct Event {
 pub enum EventDetails {
     /// A client completed its handshake.
     Connected {
-        /// The user in the client's token; `None` without a token.
+        /// The user in the client's token or certificate; `None` without either.
         user: Option<Arc<str>>,
         /// The client's address.
         peer: SocketAddr,
@@ -41,7 +41,8 @@ pub enum EventDetails {
         /// The close code that either side sent (RFC 6455 section 7.4); `None` if neither side sent
         /// one.
         code: Option<u16>,
-        /// The reason that was sent with the code, or the error that ended the connection.
+        /// The reason that the server sent with the code, or a text that says how the connection
+        /// ended.
         reason: Cow<'static, str>,
         /// Time since the handshake.
         duration: Duration,
@@ -75,9 +76,9 @@ pub enum EventDetails {
     },
     /// A message was answered with an error, or a connection failed.
     Error {
-        /// The error code, such as `invalid_topic`.
+        /// The error code, such as `invalid_topic`, or the close code of a failed connection.
         code: Cow<'static, str>,
-        /// The error message.
+        /// The error message, or the reason for the close.
         message: Cow<'static, str>,
     },
 }

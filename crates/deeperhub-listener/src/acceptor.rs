@@ -33,8 +33,8 @@ const MAX_PENDING_REFUSALS: usize = 256;
 /// acceptor.
 const ACCEPT_BATCH: usize = 64;
 
-/// Time after the last accepted connections within which further ones count as a rush. In a rush,
-/// the acceptor waits for [`RUSH_DELAY`] before it accepts.
+/// Connections that arrive within this time after the last accepted ones count as a rush. In a
+/// rush, the acceptor waits for [`RUSH_DELAY`] before it accepts.
 const RUSH_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Delay before accepting in a rush, so that acceptor and workers wake once for several
@@ -228,8 +228,8 @@ impl Acceptor {
         let mut events = Events::with_capacity(4);
         let mut accepted = Vec::with_capacity(ACCEPT_BATCH);
         let (mut last_batch_at, mut last_reassign_at) = (Instant::now(), Instant::now());
-        // The first poll does not block: events are edge-triggered, and those of connections that
-        // arrived before a panic may be consumed.
+        // The first poll does not block: events are edge-triggered, and an acceptor that panicked
+        // may have consumed those of waiting connections.
         let mut timeout = Some(Duration::ZERO);
         loop {
             match self.poll.poll(&mut events, timeout) {
@@ -353,8 +353,8 @@ impl Acceptor {
         }
     }
 
-    /// Gives an accepted connection its permit, and its refusal if it is over a limit. Returns
-    /// `None` if the connection must be dropped because too many others are being refused already.
+    /// Gives an accepted connection its permit, and a refusal if [`admit`](Self::admit) refuses it.
+    /// Returns `None` if the connection must be dropped, because too many others are being refused.
     fn admit_arrival(&self, socket: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
         // A socket for both families reports an IPv4 address as an IPv6 one.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());

@@ -31,7 +31,7 @@ impl AddressKey {
     }
 }
 
-/// Retry delay of a client behind a proxy whose address has too many connections.
+/// Retry delay of a client behind a proxy, if the client's address has too many connections.
 pub(crate) const ADDRESS_LIMIT_RETRY: Duration = Duration::from_secs(5);
 
 /// Counts open connections and enforces the limits on them. The address map has at most one entry

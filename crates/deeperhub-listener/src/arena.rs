@@ -90,8 +90,8 @@ impl Arena {
         &mut self.bytes
     }
 
-    /// Removes the bytes from `len` on. They must be replies that are sent already or dropped, not
-    /// copied frames.
+    /// Removes the bytes from `len` on. The bytes must be replies that were sent or are no longer
+    /// needed, not copied frames.
     pub(crate) fn truncate(&mut self, len: usize) {
         debug_assert!(self.copied.last().is_none_or(|(at, frame)| *at as usize + frame.len() <= len));
         self.peak = self.peak.max(self.bytes.len());
@@ -159,9 +159,9 @@ impl Arena {
         self.round = self.round.checked_add(1).unwrap_or(1);
     }
 
-    /// Frees memory if the capacity is more than four times the peak since the last call. It is not
-    /// called every round: a large round is often followed by another, and fresh memory costs page
-    /// faults.
+    /// Frees memory if the capacity is more than four times the peak since the last call. The
+    /// worker does not call this every round: a large round is often followed by another, and fresh
+    /// memory costs page faults.
     pub(crate) fn shrink(&mut self) {
         let peak = std::mem::take(&mut self.peak).max(self.bytes.len());
         if self.bytes.capacity() > MIN_CAPACITY_BYTES && self.bytes.capacity() / 4 > peak {

@@ -34,7 +34,7 @@ struct PlannedSend {
     source: Source,
 }
 
-/// Location of the bytes that a send sends. They are a connection's whole queue.
+/// Location of the bytes of a send. The bytes are a connection's whole queue.
 #[derive(Debug, Clone, Copy)]
 enum Source {
     /// The queue is contiguous in memory and is sent from there.

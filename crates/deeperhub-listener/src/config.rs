@@ -13,7 +13,7 @@ use crate::proxy::{ForwardedHeader, ProxyProtocol};
 
 use crate::memory_budget::MemoryBudget;
 
-/// Default rate of new connections per address and second.
+/// Default number of new connections per second and address.
 const DEFAULT_CONNECTION_RATE: NonZeroU32 = NonZeroU32::new(200).expect("the rate is not 0");
 
 /// Burst of new connections per address, in seconds of the rate.
@@ -39,25 +39,28 @@ pub fn connection_rate_limit(per_second: NonZeroU32) -> RateLimit {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// Paths that accept handshakes; other paths get 404. Empty: every path. Default `/` and `/ws`.
+    /// Paths that accept handshakes; other paths get 404. If empty, every path accepts handshakes.
+    /// Default `/` and `/ws`.
     pub paths: Vec<String>,
     /// Path of load balancer probes, a plain GET or HEAD. The answer is 200 if the application is
     /// ready ([`Application::is_ready`](crate::Application::is_ready)) and no drain is under way,
-    /// otherwise 503. May be one of `paths`. `None`, the default: no probes.
+    /// otherwise 503. The path may also be one of `paths`. `None` (the default) disables probes.
     pub probe_path: Option<String>,
-    /// TLS settings of new connections; open connections keep theirs. `None`, the default: no TLS.
+    /// TLS settings of new connections; open connections keep theirs. `None` (the default) disables
+    /// TLS.
     #[cfg(feature = "tls")]
     pub tls: Option<Arc<deeperhub_security::tls::SharedTls>>,
     /// Worker threads. Default: the number of cores that the process may use.
     pub workers: usize,
     /// Maximum connections at one time, handshakes included. Default 1000.
     pub max_connections: usize,
-    /// Maximum connections at one time per address (IPv6: per /64). `None`, the default: no limit.
+    /// Maximum connections at one time per address (IPv6: per /64). `None` (the default) means no
+    /// limit.
     pub max_connections_per_ip: Option<usize>,
     /// Limit on the rate of new connections per address (IPv6: per /64). Connections over the limit
-    /// get status 429. `None`: no limit. Default 200 a second, burst 1000. That rate is also the
-    /// default of [`reconnects_per_second`](Self::reconnects_per_second), so that all clients may be
-    /// behind one address and still reconnect after a drain.
+    /// get status 429. `None` means no limit. Default 200 a second, burst 1000. The default of
+    /// [`reconnects_per_second`](Self::reconnects_per_second) has the same rate. All clients may
+    /// thus be behind one address and still reconnect after a drain.
     pub connection_rate_per_ip: Option<RateLimit>,
     /// `true` to apply `connection_rate_per_ip` also to loopback addresses. Default `false`: a
     /// local peer is usually a proxy, behind which all clients share one address.
@@ -66,7 +69,7 @@ pub struct Config {
     /// PROXY protocol headers name the client. Limits per address then apply to the client.
     /// Default: none.
     pub trusted_proxies: TrustedProxies,
-    /// Header in which trusted proxies name the client. Default: whichever is present.
+    /// Header in which trusted proxies name the client. Default: either header, if present.
     pub forwarded_header: ForwardedHeader,
     /// Use of the PROXY protocol by trusted proxies. Default: detect a header.
     pub proxy_protocol: ProxyProtocol,
@@ -88,9 +91,10 @@ pub struct Config {
     pub round_bytes: usize,
     /// Time after which a round stops reading input. Default 5 ms.
     pub round_time: Duration,
-    /// Maximum time from accepting a connection to the end of its handshake. Default 10 s.
+    /// Maximum time from a worker taking a new connection to the end of its handshake. Default
+    /// 10 s.
     pub handshake_timeout: Duration,
-    /// Time between two pings. Zero: no pings. Default 25 s.
+    /// Time between two pings. Zero disables pings. Default 25 s.
     pub ping_interval: Duration,
     /// Maximum time from a ping to a sign of life: any byte received, or bytes that the peer takes
     /// while more are queued. Default 10 s.
@@ -111,13 +115,13 @@ pub struct Config {
     pub reconnects_per_second: u32,
     /// Time that a restart of the program takes. A drain with
     /// [`ReconnectTo::ThisNode`](crate::ReconnectTo::ThisNode) asks clients to reconnect only after
-    /// it. Default 5 s.
+    /// this time. Default 5 s.
     pub restart_time: Duration,
     /// Effect of limits per address: connections over them are refused, or only counted. Default:
     /// refused.
     pub limit_mode: LimitMode,
     /// Memory limit of the whole process; the embedding program measures the memory in use.
-    /// `None`, the default: no limit.
+    /// `None` (the default) means no limit.
     pub memory: Option<Arc<MemoryBudget>>,
 }
 

@@ -43,7 +43,8 @@ const MAX_DELIVERIES_PER_ROUND: usize = 16 * MAX_RECEIVERS_PER_ROUND;
 /// limits rounds with long messages, or with messages to compress.
 const DELIVERY_COST_PER_ROUND: usize = 32 * 1024 * 1024;
 
-/// Minimum receivers in a round for a burst. For fewer, waiting for more messages saves too little.
+/// Minimum receivers with which a round counts as part of a burst. With fewer, waiting for more
+/// messages saves too little.
 const MIN_BURST_RECEIVERS: usize = 64;
 
 /// Lifecycle state of a connection.
@@ -95,9 +96,9 @@ pub(crate) struct Flags {
     pub(crate) write_blocked: bool,
     /// `true` if the session paused reading.
     pub(crate) paused: bool,
-    /// `true` if the listener's last ping was not answered yet.
+    /// `true` if the listener sent a ping that has no pong yet.
     pub(crate) awaiting_pong: bool,
-    /// Signs of life of the peer.
+    /// Result of the last liveness check.
     pub(crate) liveness: Liveness,
     /// `true` if the connection is in the worker's backlog.
     pub(crate) in_backlog: bool,
@@ -114,8 +115,8 @@ pub(crate) struct Flags {
     pub(crate) deflate: Option<Params>,
 }
 
-/// Result of the last liveness check of a peer. Any received byte is a sign of life. Bytes that the
-/// peer takes while more are queued are one, too.
+/// Result of the last liveness check of a peer. Any received byte is a sign of life. So are bytes
+/// that the peer takes while more are queued.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Liveness {
     /// There was a sign of life since the last ping, or no ping was sent yet.
@@ -245,7 +246,7 @@ pub(crate) struct WorkerCore<S> {
     /// Bytes that were read but not handled yet: at most those of one read for each connection.
     pub(crate) unread: HashMap<u32, UnreadInput>,
     /// Send progress of peers at their last check. Only peers that were pinged or are closing have
-    /// one.
+    /// an entry.
     pub(crate) progress: HashMap<u32, PeerProgress>,
     /// Budget of this round for client input.
     pub(crate) round: RoundBudget,
@@ -533,8 +534,8 @@ impl<S> Connections<'_, S> {
             core.receivers_left = core.receivers_left.saturating_sub(1);
         }
         if connection.outbox.len() > core.config.max_queue_bytes {
-            // The peer may read well and just get many frames in this round: try the socket first.
-            // The write at the end of the round reports an error again.
+            // Even a fast peer passes the limit if it gets many frames in one round, so try the
+            // socket first. The write at the end of the round reports an error again.
             let _ =
                 connection.flush_now(&core.arena, &mut core.gather, &mut core.tls_scratch, &mut core.sent);
             if connection.outbox.len() > core.config.max_queue_bytes {
@@ -568,7 +569,7 @@ impl<S> Connections<'_, S> {
     }
 
     /// Closes a connection once [`WorkerState::poll`](crate::WorkerState::poll) has returned.
-    /// Frames queued before are still sent.
+    /// Frames that are queued by then are still sent.
     pub fn close(&mut self, key: ConnectionKey, reason: CloseReason) {
         self.core.to_close.push((key, reason));
     }

@@ -20,12 +20,12 @@ use crate::drain::DrainPlan;
 /// further connections wait in the kernel.
 pub(crate) const MAX_ARRIVALS: usize = 256;
 
-/// Time after a notification at which a worker that has not checked its mailbox is behind. Rounds
+/// A worker is behind if it has not checked its mailbox for this time after a notification. Rounds
 /// of a busy worker are shorter.
 const BEHIND_AFTER: Duration = Duration::from_millis(20);
 
-/// Time after a notification at which the connections queued for a worker that has not checked its
-/// mailbox are moved to other workers.
+/// If a worker has not checked its mailbox for this time after a notification, the connections in
+/// its queue are moved to other workers.
 const RECLAIM_AFTER: Duration = Duration::from_millis(250);
 
 /// A new connection that is handed to a worker.
@@ -126,8 +126,9 @@ impl Control {
         self.mailboxes.iter().any(|mailbox| mailbox.waiting.load(Ordering::Relaxed) > 0)
     }
 
-    /// Moves connections that have long been queued for workers that are behind to other workers,
-    /// if one of these is not behind. Returns how many were moved.
+    /// Empties the queue of each worker that is missing, or unresponsive for [`RECLAIM_AFTER`], and
+    /// moves its connections to other workers. Returns how many were moved. Does nothing if all
+    /// workers are behind.
     pub(crate) fn reassign(&self, now: Instant) -> usize {
         let mut moved = 0;
         for mailbox in &self.mailboxes {
@@ -205,7 +206,7 @@ impl Mailbox {
         *lock(&self.waker) = Some(waker.clone());
     }
 
-    /// Sets whether the worker is missing, which the acceptor reads.
+    /// Sets whether the worker is missing. The acceptor reads this.
     pub(crate) fn set_vacant(&self, is_vacant: bool) {
         self.is_vacant.store(is_vacant, Ordering::Relaxed);
     }

@@ -46,9 +46,9 @@ pub(crate) struct DrainPlan {
 }
 
 impl DrainPlan {
-    /// Creates a plan that spreads `open` closes over `time`. The end of `time` is left to the last
-    /// clients for reading their close frames: the close timeout, or a quarter of `time` if that is
-    /// less.
+    /// Creates a plan that spreads `open` closes over `time`. At the end of `time`, no closes are
+    /// planned, so that the last clients can read their close frames. That part is as long as the
+    /// close timeout, but at most a quarter of `time`.
     pub(crate) fn new(
         start: Instant,
         time: Duration,
@@ -90,7 +90,7 @@ impl DrainPlan {
         self.first_reconnect.saturating_sub(now.saturating_duration_since(self.start))
     }
 
-    /// Returns a delay from `now` to the last slot, at least one slot length, without taking a
+    /// Returns the delay from `now` to the last slot taken, but at least one slot length. Takes no
     /// slot.
     fn reconnect_delay(&self, now: Instant) -> Duration {
         let last_slot = self.last_slot.load(Ordering::Relaxed);
@@ -132,7 +132,7 @@ impl WorkerDrain {
         Self { plan, due: None, cursor: 0 }
     }
 
-    /// Returns `true` if this is a part of the drain with that plan.
+    /// Returns `true` if this is a part of the drain with this plan.
     pub(crate) fn is_of(&self, plan: &Arc<DrainPlan>) -> bool {
         Arc::ptr_eq(&self.plan, plan)
     }

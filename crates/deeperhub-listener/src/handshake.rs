@@ -98,8 +98,8 @@ impl<S> Handshake<S> {
         let head = if is_continued { &self.head[..] } else { bytes };
         self.is_head = head.starts_with(b"HEAD ");
         // Parsing starts at the first byte each time. A head that arrives in many pieces is
-        // therefore parsed only when its length has doubled or its end has arrived, so that the
-        // total work stays proportional to its length.
+        // therefore parsed only when its length has doubled or its end has arrived. The total work
+        // thus stays proportional to the head's length.
         let is_due = head.len() >= config.max_head_bytes
             || head.len() / 2 >= self.parsed_len
             || has_blank_line(&head[(head.len() - bytes.len()).saturating_sub(2)..]);

@@ -10,8 +10,8 @@ use crate::memory_budget::MemoryBudget;
 const RENEWAL_PERIOD: Duration = Duration::from_millis(100);
 
 /// Minimum intake per period, however short memory is. It suffices for pongs and closes of many
-/// clients, and for slow message traffic. Without it, memory that something else holds could stop a
-/// worker for good.
+/// clients, and for slow message traffic. Without the minimum, a worker could stop for good because
+/// something else holds the memory.
 const MIN_INTAKE: u64 = 256 * 1024;
 
 /// A worker's share of the memory left in the budget, in [byte cost](crate::round).

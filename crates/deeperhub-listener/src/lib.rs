@@ -3,9 +3,9 @@
 //!
 //! A connection belongs to one worker thread for its whole life. A worker runs one loop over its
 //! connections. Each pass of the loop, a *round*, reads the ready sockets and calls their
-//! [`Session`]s. It then calls [`WorkerState::poll`], which sends frames from other sources. At its
-//! end, it writes all queued bytes; only large replies are written earlier. An idle connection
-//! holds no buffer.
+//! [`Session`]s. The worker then calls [`WorkerState::poll`], which sends frames from other
+//! sources. At the end of the round, it writes all queued bytes; only large replies are written
+//! earlier. An idle connection holds no buffer.
 //!
 //! You implement an [`Application`], which decides on handshakes and creates sessions and worker
 //! states. All of these are type parameters, so calls are static. [`accept_all`] is an application

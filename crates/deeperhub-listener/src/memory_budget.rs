@@ -10,28 +10,28 @@ const REFUSE_PERCENT: u64 = 80;
 /// Usage in percent from which the largest connections are shed, down to [`REFUSE_PERCENT`].
 const SHED_PERCENT: u64 = 90;
 
-/// Usage in percent of the budget that client input may cause before the next measurement.
+/// Usage in percent of the budget up to which client input is read between two measurements.
 const INTAKE_PERCENT: u64 = 95;
 
 /// Minimum bytes that a connection must hold to be shed. Every idle connection costs about as much.
 const MIN_SHED_BYTES: usize = 1024;
 
 /// Divisor of a connection's even share of the bytes to free. A connection that holds less than the
-/// quotient is not shed: all such connections together would free too little, because something
-/// else holds the memory.
+/// quotient is not shed. Closing all such connections would free too little, because something else
+/// holds the memory.
 const EVEN_SHARE_DIVISOR: u64 = 16;
 
 /// Number of measurements after a shed in which only further growth is shed. The allocator needs
-/// time to return the freed memory, and until then no other connections should be closed for it.
+/// time to return the freed memory. Usage stays high until then, which must not cause another shed.
 const SETTLING_MEASUREMENTS: u32 = 10;
 
 /// A limit on the memory of the whole process.
 ///
 /// The embedding program reports the memory in use with [`update`](Self::update), a few times a
 /// second. From 80 % of the limit on, the listener refuses new connections. From 90 % on, it sheds
-/// connections until usage should be back at 80 %: it closes those that hold the most, with code
-/// 1013 if they are open. A connection holds its queued frames, its incomplete messages, TLS records
-/// or handshake, and the bytes that its session reports.
+/// connections until usage should be back at 80 %. It then closes those that hold the most, with
+/// code 1013 if they are open. A connection holds its queued frames, its incomplete messages, TLS
+/// records or handshake, and the bytes that its session reports.
 ///
 /// The budget protects against many connections that each keep to their own limits.
 #[derive(Debug)]

@@ -55,8 +55,8 @@ pub(crate) enum HandshakeOutcome {
 /// Metrics of a listener. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    /// Handshakes by outcome. A connection that was refused when it was accepted counts as
-    /// `refused` once its refusal is sent.
+    /// Handshakes by outcome. A connection that the acceptor refused counts as `refused` once its
+    /// handshake is answered.
     pub handshakes: SharedCounterVec,
     /// Load balancer probes by answer. Probes do not count as handshakes.
     pub probes: SharedCounterVec,

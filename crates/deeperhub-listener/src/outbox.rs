@@ -54,7 +54,8 @@ struct Queue {
     pieces: VecDeque<Piece>,
     /// Bytes of the first piece that were written.
     written: usize,
-    /// Number of pongs at the front. They come after the first piece if that is partly written.
+    /// Number of pongs at the front. They come after the first piece if that piece is partly
+    /// written.
     pongs: usize,
     /// Number of pieces at the front that are known not to be in the arena.
     detached: usize,
@@ -90,7 +91,7 @@ impl Outbox {
         self.len == 0
     }
 
-    /// Returns the heap bytes of the outbox, shared frames included.
+    /// Returns the memory of the outbox: all queued bytes, even of shared frames, and the queue.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.len
             + match &self.pieces {
@@ -130,7 +131,7 @@ impl Outbox {
         self.append(Piece::Arena { start: start as u32, len: len as u32 });
     }
 
-    /// Queues a pong before all pieces but earlier pongs and a partly written piece. If
+    /// Queues a pong at the front, but after a partly written piece and after earlier pongs. If
     /// [`MAX_PONGS`] pongs are queued, the new one replaces the last one: RFC 6455 section 5.5.3
     /// allows answering only the most recent ping.
     pub(crate) fn push_pong(&mut self, frame: Frame) {
@@ -204,8 +205,8 @@ impl Outbox {
             };
             let mut frames = arena.frames(start as usize, start as usize + len as usize);
             if queue.pieces.is_empty() {
-                // The piece was at the front, so some of its frames may be written. Pongs behind
-                // the piece are no longer right behind the first frame, and not counted any more.
+                // The piece was at the front, so some of its frames may be written. Its unwritten
+                // frames may now separate the first piece from the pongs, so stop counting these.
                 queue.pongs = 0;
                 for frame in frames.by_ref() {
                     if queue.written < frame.len() {
@@ -291,7 +292,7 @@ impl Outbox {
                 break;
             }
             written -= unwritten;
-            // If nothing of the piece was written before, it is the first pong, if any is queued.
+            // A piece of which nothing was written before is the first pong, if any is counted.
             if queue.written == 0 {
                 queue.pongs = queue.pongs.saturating_sub(1);
             }

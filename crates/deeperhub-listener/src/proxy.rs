@@ -53,7 +53,7 @@ impl ProxyProtocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ForwardedHeader {
-    /// Whichever header is present (the default). A proxy usually writes one of the headers and
+    /// Either header, if present (the default). A proxy usually writes one of the headers and
     /// passes the other on as the client wrote it. A request whose headers name different clients
     /// is therefore refused.
     #[default]

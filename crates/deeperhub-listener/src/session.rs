@@ -58,13 +58,12 @@ pub trait Application: Send + Sync + 'static {
     /// Session of a connection.
     type Session: Session<WorkerState = Self::WorkerState>;
 
-    /// Creates the state of the worker with index `worker`, from 0 to `workers - 1`. It is called
-    /// again if a worker is replaced after a panic.
+    /// Creates the state of the worker with index `worker`, from 0 to `workers - 1`. The listener
+    /// calls this method again if a worker is replaced after a panic.
     fn worker_state(&self, worker: usize) -> Self::WorkerState;
 
-    /// Returns `true` if clients should connect. It is called for each probe
-    /// ([`Config::probe_path`](crate::Config::probe_path)) on a worker's thread, so it must not
-    /// block.
+    /// Returns `true` if clients should connect. The method must not block: a worker calls it for
+    /// each probe ([`Config::probe_path`](crate::Config::probe_path)).
     fn is_ready(&self) -> bool {
         true
     }
@@ -80,12 +79,11 @@ pub trait Application: Send + Sync + 'static {
 
 /// State that the sessions `S` of one worker share, and the source of frames for its connections.
 pub trait WorkerState<S>: 'static {
-    /// Sends pending frames to this worker's connections. It is called once per round, and should
-    /// return once [`Connections::send_budget`] is 0.
+    /// Sends pending frames to this worker's connections. The worker calls this method once per
+    /// round. The method should return once [`Connections::send_budget`] is 0.
     ///
-    /// Returns `Ready` if more frames are pending; it is then called again in the next round.
-    /// Returns `Pending` if there are none, after arranging that `cx`'s waker is woken when there
-    /// are.
+    /// Returns `Ready` if more frames are pending; the next round then follows at once. Otherwise
+    /// arranges that `cx`'s waker is woken when frames are pending, and returns `Pending`.
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, S>) -> Poll<()>;
 
     /// Called at the end of each round, after the connections' queues were written. Bytes for full
@@ -123,8 +121,8 @@ pub trait Session: 'static {
         true
     }
 
-    /// Returns the heap bytes that the application holds for this connection. It is called only
-    /// when memory is short: the connections that hold the most are then closed.
+    /// Returns the heap bytes that the application holds for this connection. The worker calls this
+    /// method only when memory is short. It then closes the connections that hold the most.
     fn held_bytes(&self, key: ConnectionKey, worker: &Self::WorkerState) -> usize {
         let _ = (key, worker);
         0
@@ -143,9 +141,9 @@ pub trait Session: 'static {
         let _ = (reason, retry_after, out);
     }
 
-    /// Handles the end of the connection. It is the last call, and is made exactly once for each
-    /// session, unless the listener stops. If the worker panicked, `worker` is the new state of its
-    /// replacement.
+    /// Handles the end of the connection. This is the last call to a session. Each session gets it
+    /// exactly once, unless the listener stops. If the worker panicked, `worker` is the state of
+    /// its replacement.
     fn on_close(&mut self, key: ConnectionKey, closed: &Closed, worker: &mut Self::WorkerState) {
         let _ = (key, closed, worker);
     }
@@ -243,8 +241,8 @@ impl<W> Context<'_, W> {
 
     /// Returns `true` if [`reply_around`](Self::reply_around) would write a payload of `len` bytes
     /// to the socket at once, without a copy. That requires a long payload and a connection without
-    /// compression and TLS. No frames may be queued, and no further messages of the client
-    /// buffered.
+    /// compression and TLS. It also requires that no frames are queued, and that no further input
+    /// of the client is buffered.
     pub fn writes_in_place(&self, len: usize) -> bool {
         len >= MIN_DIRECT_WRITE
             && self.direct_write.is_some()

@@ -5,10 +5,10 @@ use std::task::{Wake, Waker};
 
 /// List of the ready connections of a worker.
 ///
-/// Sockets and handshake decisions add keys from any thread. A socket adds its key at most once for
-/// reading and once for writing until the worker arms it again, because tokio drops a waker that it
-/// has woken. A key may be of a closed connection; a new connection that reuses the key is then
-/// polled once too often.
+/// Sockets and handshake decisions add keys from any thread. Until the worker arms a socket again,
+/// the socket adds its key at most once for reading and once for writing. The reason is that tokio
+/// drops a waker that it has woken. A key may belong to a closed connection; a new connection that
+/// reuses the key is then polled once too often.
 #[derive(Debug, Default)]
 pub(crate) struct ReadyList {
     state: Mutex<State>,

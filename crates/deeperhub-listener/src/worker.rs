@@ -1,8 +1,8 @@
 //! The loop of one worker thread over its connections.
 //!
-//! Each pass of the loop is a *round* ([`Worker::poll_round`]). A round takes new connections,
-//! gives ready connections a *turn* to read and handle input, polls the application's worker state,
-//! checks deadlines, and writes the connections that have queued bytes.
+//! Each pass of the loop is a *round* ([`Worker::poll_round`]). A round takes new connections and
+//! gives ready connections a *turn*, in which their input is read and handled. It then polls the
+//! application's worker state, checks deadlines, and writes the bytes queued for connections.
 
 #[cfg(feature = "io-uring")]
 mod batch_read;
@@ -61,8 +61,8 @@ const MAX_REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval between liveness checks of a connection if pings are off.
 const CHECK_INTERVAL_WITHOUT_PINGS: Duration = Duration::from_secs(3600);
 
-/// Interval between rounds if the only work left is input that must wait: sessions paused reading,
-/// or the intake limit is used up.
+/// Maximum interval between rounds while input must wait: sessions paused reading, or the intake
+/// limit is used up.
 const BLOCKED_INPUT_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Metric cells of a worker.
@@ -92,7 +92,7 @@ pub(crate) struct Worker<'a, A: Application> {
     /// Read buffers of one batch, one for each of its connections. Empty until the first batch.
     #[cfg(feature = "io-uring")]
     batch_buffers: Vec<u8>,
-    /// Zero of the worker's [`clock`](Self::clock).
+    /// Time at which the worker's [`clock`](Self::clock) was zero.
     started: Instant,
     sleep: Pin<Box<tokio::time::Sleep>>,
     /// Time at which the next check of all deadlines begins.
@@ -101,7 +101,7 @@ pub(crate) struct Worker<'a, A: Application> {
     last_shed_measurement: u64,
     /// Slab position at which the check of deadlines continues; `None` between two checks.
     tick_position: Option<usize>,
-    /// Bytes queued by the connections that the current check of deadlines has passed.
+    /// Bytes queued for the connections that the current check of deadlines has visited.
     queued_bytes: i64,
     drain: Option<WorkerDrain>,
     /// Earliest start of the next round after a burst; see [`coalesce_delay`].
@@ -146,7 +146,7 @@ impl<'a, A: Application> Worker<'a, A> {
         let now = Instant::now();
         if let Some(wait) = self.coalesce_until.take().and_then(|until| until.checked_duration_since(now)) {
             std::thread::sleep(wait);
-            // Yield to the reactor, so that it collects the events of the wait.
+            // Yield to the reactor, so that it collects the events that arrived meanwhile.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -157,7 +157,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
         self.poll_ready();
 
-        // Frames that this worker's sessions published are pending by now, and leave in this round.
+        // Poll after the turns, so that frames published in them are delivered in this round.
         let mut connections = Connections { core: self.core };
         has_more_work |= self.worker_state.poll(cx, &mut connections).is_ready();
         self.close_listed();
@@ -239,7 +239,7 @@ impl<'a, A: Application> Worker<'a, A> {
         true
     }
 
-    /// Adds a new connection in the state of its handshake.
+    /// Adds a new connection, which begins with its handshake.
     fn register(&mut self, Arrival { socket, peer, permit, refusal, accepted_at }: Arrival) {
         let client_source = if self.core.config.trusted_proxies.trusts(peer.ip()) {
             ClientSource::ProxyHeader
@@ -286,8 +286,8 @@ impl<'a, A: Application> Worker<'a, A> {
         deadline(self.clock(), delay)
     }
 
-    /// Returns the deadline at which a connection is pinged next. Without pings, the deadline only
-    /// leads to a later one.
+    /// Returns the deadline at which a connection is pinged next. If pings are off, reaching the
+    /// deadline only sets a later one.
     fn next_ping(&self) -> u32 {
         let interval = self.core.config.ping_interval;
         self.deadline(if interval.is_zero() { CHECK_INTERVAL_WITHOUT_PINGS } else { interval })
@@ -449,8 +449,8 @@ impl<'a, A: Application> Worker<'a, A> {
         self.core.mark_dirty(key);
     }
 
-    /// Calls the session of an open connection, outside of its messages. Does nothing if the
-    /// connection is not open.
+    /// Runs `call` with the session of an open connection, for events other than its messages. Does
+    /// nothing if the connection is not open.
     fn with_session(
         &mut self,
         key: u32,
@@ -495,7 +495,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.close(key, internal_error_reason());
     }
 
-    /// Closes the connections that the worker state closed, or that did not read fast enough.
+    /// Closes the listed connections: those that the worker state closes, and slow consumers.
     fn close_listed(&mut self) {
         while let Some((key, reason)) = self.core.to_close.pop() {
             self.close(key, reason);
@@ -543,7 +543,8 @@ impl<'a, A: Application> Worker<'a, A> {
         self.end_session(key, &Closed::ByServer(reason), until);
     }
 
-    /// Answers a client's close frame with its code (RFC 6455 section 5.5.1), behind queued frames.
+    /// Answers a client's close frame with the same code (RFC 6455 section 5.5.1), after the queued
+    /// frames.
     fn answer_close(&mut self, key: u32, code: Option<u16>) {
         if self.core.connections.get(key as usize).is_some_and(|connection| !connection.is_written()) {
             self.record_progress(key);
@@ -573,8 +574,8 @@ impl<'a, A: Application> Worker<'a, A> {
         if was_paused {
             self.core.paused -= 1;
         }
-        // Reading had stopped: the session paused it, the queue was full, or a turn was over. A
-        // closing connection is read to its end.
+        // Resume reading if it had stopped: the session paused it, the queue was full, or a turn
+        // was over. A closing connection is read to its end.
         if std::mem::take(&mut connection.flags.over_queue_limit) || was_paused || connection.flags.has_unread
         {
             self.core.run_queue.push(key);
@@ -622,7 +623,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.core.run_queue.push(key);
     }
 
-    /// Removes a connection whose socket failed, or whose client ended it without a close frame.
+    /// Removes a connection whose socket failed, or whose input ended with nothing left to send.
     fn drop_lost(&mut self, key: u32) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         connection.transport.close_notify();
@@ -747,7 +748,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// Closes the connections that the drain's schedule closes by now.
+    /// Closes as many connections as are due by now in the drain's schedule.
     fn close_due_for_drain(&mut self) {
         let Some(mut drain) = self.drain.take() else { return };
         while drain.take_close_if_due(self.core.now, self.core.open) {
@@ -781,8 +782,8 @@ fn coalesce_delay(duration: Duration) -> Duration {
     (duration / 8).min(MAX_COALESCE_DELAY)
 }
 
-/// Returns 0.5 to 1 times `time`, different for neighbouring keys. Clients that are closed together
-/// thus do not reconnect together.
+/// Returns 0.5 to 1 times `time`, different for neighbouring keys. Clients that lose their
+/// connections together thus do not reconnect together.
 fn spread(key: u32, time: Duration) -> Duration {
     time.mul_f64(0.5 + f64::from(key.wrapping_mul(2_654_435_769) >> 16) / 131_072.0)
 }

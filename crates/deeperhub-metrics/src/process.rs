@@ -99,7 +99,7 @@ impl ProcessCollector {
             .collect()
     }
 
-    /// Returns the metrics that can be read as numbers for exporters.
+    /// Returns the readable metrics as numbers, for exporters.
     pub(crate) fn snapshot(&self) -> Vec<MetricSnapshot<'static>> {
         let snapshot = |ProcessMetric { name, help, unit, value, .. }: ProcessMetric| {
             let data = if name.ends_with("_total") {

@@ -83,9 +83,9 @@ impl deeperhub_listener::Application for Application {
 ///
 /// # Errors
 ///
-/// Refuses the handshake if the client offers only unsupported subprotocols. One that carries a
-/// token counts as unsupported, because the server never selects it, and a browser closes a
-/// connection for which no offered subprotocol was selected.
+/// Refuses the handshake if the client offers only unsupported subprotocols, because a browser
+/// closes a connection if the server selects none of them. A subprotocol that carries a token
+/// counts as unsupported, because the server never selects it.
 fn negotiate_subprotocol(request: &Request) -> Result<Option<&'static str>, Refusal> {
     let mut offered = false;
     for name in request.subprotocols() {

@@ -72,8 +72,8 @@ impl AuthConfig {
     ///
     /// # Errors
     ///
-    /// Refuses the handshake with 401 if the token is invalid, or if it has several different
-    /// tokens.
+    /// Refuses the handshake with 401 if the token is invalid, or if the request has several
+    /// different tokens.
     pub(crate) fn authenticate_handshake(&self, request: &Request) -> Result<Option<Login>, Refusal> {
         let Some(token) = handshake_token(request)? else { return Ok(None) };
         match self.verify(&token, unix_seconds()) {
@@ -136,7 +136,7 @@ pub(crate) fn unix_seconds() -> u64 {
 }
 
 /// Returns the token of a handshake. A client may send it in `Authorization: Bearer`, in a
-/// subprotocol `bearer.TOKEN`, in `?token=`, or equally in several of these.
+/// subprotocol `bearer.TOKEN`, or in `?token=`. Several of these must have the same token.
 fn handshake_token(request: &Request) -> Result<Option<String>, Refusal> {
     let mut first_token: Option<String> = None;
     let headers = request.raw_headers("authorization").filter_map(|value| {

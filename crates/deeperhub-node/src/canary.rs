@@ -221,14 +221,14 @@ impl Canary {
         self.changed.notify_all();
     }
 
-    /// Publishes a probe that the broker returned to a worker, preferably to one that is not
+    /// Publishes to a worker a probe that came back from the broker. Prefers workers that are not
     /// failing. If no worker has subscribed, the probe becomes due again.
     pub(crate) fn on_broker_probe(&self, number: u64, hub: &Hub) {
         self.offer_to_workers(number, |worker| publish_probe(hub, worker, number));
     }
 
-    /// Publishes a probe to one worker after the other until one has subscribed. `publish` returns
-    /// the number of subscribers.
+    /// Publishes a probe to one worker after the other until one receives it. If no worker has
+    /// subscribed, the probe becomes due again. `publish` returns the number of subscribers.
     fn offer_to_workers(&self, number: u64, publish: impl Fn(usize) -> u64) {
         if !self.worker_order(number).into_iter().any(|worker| publish(worker) > 0) {
             self.mark_due_again(number);
@@ -415,8 +415,9 @@ impl Canary {
         }
     }
 
-    /// Counts open probes as missed, each only once. The probe through the broker counts only if
-    /// `stayed_connected` is `true`: the state of the connection did not change meanwhile.
+    /// Counts open probes as missed, each only once. `stayed_connected` is `true` if the state of
+    /// the broker's connection did not change meanwhile. If it is `false`, the probe through the
+    /// broker does not count.
     fn record_missed(&self, stayed_connected: bool) {
         let mut state = self.state();
         if state.is_stopped {

@@ -28,8 +28,8 @@ use crate::worker_request::WorkerRequest;
 /// cluster thread continues to connect.
 const BROKER_START_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Minimum time that a stop waits until queued messages have reached the broker. The stop waits
-/// longer if the deadline of the drain is later.
+/// Time that a stop allows at least for queued messages to reach the broker. The stop allows more
+/// time if the deadline of the drain is later.
 const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 
 /// Extra time that a stop waits for a driver that does not keep its deadline.
@@ -57,7 +57,7 @@ impl ClusterConfig {
     }
 }
 
-/// Handle of the thread that keeps the connection to the broker. Dropping it ends the thread.
+/// Handle of the thread that connects to the broker. Dropping the handle ends the thread.
 #[derive(Debug)]
 pub(crate) struct ClusterThread {
     broker: Broker,
@@ -79,7 +79,7 @@ impl ClusterThread {
     }
 
     /// Flushes queued messages, tells the other nodes that this node leaves, and ends the thread.
-    /// Waits until `deadline`, but at least [`MIN_FLUSH_TIME`] if flushing takes that long.
+    /// The flush may take until `deadline`, or for [`MIN_FLUSH_TIME`] if that is later.
     pub(crate) async fn stop(mut self, deadline: Option<Instant>) {
         let min_deadline = Instant::now() + MIN_FLUSH_TIME;
         let deadline = deadline.map_or(min_deadline, |deadline| deadline.max(min_deadline));
@@ -207,8 +207,8 @@ impl ClusterReceiver {
         }
     }
 
-    /// Queues a request about one client. The returned future answers the requester whether the
-    /// client was found.
+    /// Queues a request about one client. The returned future sends the requester an answer that
+    /// says whether the client was found.
     async fn request_for_client(
         &self,
         requester: &str,

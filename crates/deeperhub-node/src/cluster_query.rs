@@ -99,7 +99,7 @@ pub struct NodeInfo {
     pub version: String,
     /// Open connections: current for this node, as of the last heartbeat for others.
     pub connections: u64,
-    /// Time since this node started, or since it got the first heartbeat of another node.
+    /// Time since this node started. For another node: time since its first heartbeat arrived.
     pub known: Duration,
     /// Time since the node's last heartbeat. Nodes send one each second. Zero for this node.
     pub silent: Duration,
@@ -126,7 +126,7 @@ struct ClientsReply {
 enum TopicsReply {
     /// All topics, or as many as requested.
     All(Vec<(String, u64)>),
-    /// As many topics as fit into an answer.
+    /// The first topics of a list that does not fit into an answer.
     Cut { cut: Vec<(String, u64)> },
 }
 
@@ -164,7 +164,7 @@ pub(crate) async fn answer_query(hub: &Arc<Hub>, query: ClusterQuery) -> Option<
             if text.len() <= max_answer_bytes(hub) {
                 return Some(text);
             }
-            // Clients with long subscriptions: try half as many. The next page has the others.
+            // The subscriptions are long. Try half as many clients; the next page has the others.
             limit /= 2;
             if limit == 0 {
                 warn_answer_too_large("clients", hub);
@@ -197,8 +197,8 @@ fn warn_answer_too_large(list: &str, hub: &Hub) {
     warn!(list, max_answer_bytes, "List entry exceeds the cluster answer limit");
 }
 
-/// Serializes as many topics as fit, marked as cut if there are more. Returns `None` if not even
-/// one fits.
+/// Serializes the topics. If they do not fit, halves the list until it fits, and marks it as cut.
+/// Returns `None` if not even one topic fits.
 fn serialize_topics(mut topics: Vec<(String, u64)>, max_bytes: usize) -> Option<String> {
     let text = serde_json::to_string(&topics).ok()?;
     if text.len() <= max_bytes {

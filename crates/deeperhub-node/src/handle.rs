@@ -31,9 +31,9 @@ use crate::worker_request::WorkerRequest;
 /// Access to a running node for backends and embedding programs. A handle is cheap to clone and can
 /// be used on any thread.
 ///
-/// An asynchronous call waits for the workers that execute it, for at most
-/// [`Config::answer_timeout`]. Before a worker executes a call, it delivers everything that was
-/// published earlier.
+/// An asynchronous call waits at most [`Config::answer_timeout`] for a worker of this node, and at
+/// most two seconds for another node. Before a worker executes a call, it delivers everything that
+/// was published earlier.
 ///
 /// A message can have any type that implements [`Serialize`]. Methods whose names end in `_raw`
 /// take parsed JSON text instead and send it unchanged.
@@ -126,7 +126,8 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// Returns [`SendError`]. A client whose connection is closing counts as not found.
+    /// Returns [`SendError`]. A client whose connection is closing, or whose node does not answer,
+    /// counts as not found.
     pub async fn send_to_client<M>(&self, client: &ClientId, message: &M) -> Result<(), SendError>
     where
         M: Serialize + ?Sized,
@@ -140,7 +141,8 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// Returns [`SendError`]. A client whose connection is closing counts as not found.
+    /// Returns [`SendError`]. A client whose connection is closing, or whose node does not answer,
+    /// counts as not found.
     pub async fn send_to_client_raw(&self, client: &ClientId, message: RawJson<'_>) -> Result<(), SendError> {
         if let Some(node) = self.remote_node(client) {
             let make_message = |request| Message::Send { request, client: client.clone(), payload: message };
@@ -227,7 +229,8 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// Returns [`SendError`]. A client whose connection is closing counts as not found.
+    /// Returns [`SendError`]. A client whose connection is closing, or whose node does not answer,
+    /// counts as not found.
     pub async fn unsubscribe_client(
         &self,
         client: &ClientId,
@@ -291,7 +294,8 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// Returns [`SendError`]. A client whose connection is closing counts as not found.
+    /// Returns [`SendError`]. A client whose connection is closing, or whose node does not answer,
+    /// counts as not found.
     pub async fn disconnect(&self, client: &ClientId) -> Result<(), SendError> {
         if let Some(node) = self.remote_node(client) {
             let make_message = |request| Message::Disconnect { request, client: client.clone() };

@@ -45,8 +45,8 @@ pub(crate) struct Publisher<'a> {
     pub(crate) connection_id: ConnectionId,
     /// `true` if the client is excluded from its own message.
     pub(crate) is_excluded: bool,
-    /// Shard of the client's worker. It defers wake-ups of other workers until the worker has read
-    /// its input.
+    /// Shard of the client's worker. It defers wake-ups of other workers until the client's worker
+    /// flushes them.
     pub(crate) shard: &'a mut Shard<Delivery>,
 }
 

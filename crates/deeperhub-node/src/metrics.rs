@@ -188,7 +188,7 @@ impl Metrics {
     ///
     /// # Errors
     ///
-    /// Fails if another thread still has them.
+    /// Returns [`CellError`] if there is no such worker, or if its cells are still in use.
     pub(crate) fn worker(&self, worker: usize) -> Result<WorkerMetrics, CellError> {
         Ok(WorkerMetrics {
             active: self.active.cell(worker)?,

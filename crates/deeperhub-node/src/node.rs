@@ -263,7 +263,7 @@ fn register_certificate(
     Ok(registry)
 }
 
-/// Returns a registry with the metrics of the node, the listener, the router, the bus and traces.
+/// Returns a registry with the metrics of node, listener, router, event bus, traces and process.
 fn registry(
     metrics: &Metrics,
     listener: &deeperhub_listener::Metrics,

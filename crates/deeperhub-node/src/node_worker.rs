@@ -28,14 +28,14 @@ use crate::types::{ClientInfo, MAX_CLIENTS_PAGE_BYTES};
 use crate::users::Users;
 use crate::worker_request::{QueuedRequest, WorkerRequest};
 
-/// Maximum requests of handles that a worker executes per round. Bounds the time for which they
-/// delay reads and deliveries.
+/// Maximum number of handles' requests that a worker executes per round. Bounds the time for which
+/// requests delay reads and deliveries.
 const REQUESTS_PER_ROUND: usize = 256;
 
 /// Messages that a worker handles before it flushes deferred wake-ups of other workers
-/// ([`Shard::publish`]). A round rarely reads more, so its publishes wake each worker once. If it
-/// does read more (up to 256 KiB from each of 256 sockets), the others still start within a
-/// fraction of a millisecond.
+/// ([`Shard::publish`]). A round rarely reads more messages, so its publishes wake each worker
+/// once. If a round reads more (up to 256 KiB from each of 256 sockets), the other workers still
+/// start within a fraction of a millisecond.
 ///
 /// This is a count and not a time, because a time would need the clock for each message.
 const MESSAGES_PER_WAKE_UP: u32 = 64;
@@ -61,8 +61,8 @@ pub(crate) struct NodeWorker {
     users: Users,
     /// Connections whose reading is paused until no worker is congested.
     pub(crate) paused_publishers: Vec<ConnectionKey>,
-    /// Number of rounds, wrapping, after which no worker was congested. When it grows, earlier
-    /// publishes no longer count as bytes held by their connections.
+    /// Number of rounds at whose end no worker was congested; wraps around. When the number grows,
+    /// connections no longer hold the bytes of their earlier publishes.
     pub(crate) uncongested_rounds: u32,
     /// Start of a round, and the Unix seconds that were read in it.
     unix_clock: Option<(Instant, u64)>,
@@ -76,7 +76,7 @@ pub(crate) struct NodeWorker {
     blocked_request: Option<QueuedRequest>,
     /// Sweep in progress. Requests wait until it is done.
     sweep: Option<Sweep>,
-    /// Counts of topics and clients, while the busiest are tracked.
+    /// Counts per topic and client. `None` while the busiest ones are not tracked.
     pub(crate) top_window: Option<Box<TopWindow>>,
     /// Configuration as of this round.
     pub(crate) live_config: Arc<Config>,
@@ -146,7 +146,7 @@ impl NodeWorker {
     ///
     /// # Errors
     ///
-    /// If limits are enforced, the error is the time that the client should wait.
+    /// Returns the time that the client should wait, if limits are enforced.
     pub(crate) fn on_limit_exceeded(&mut self, limit: Limit, retry: RetryAfter) -> Result<(), Duration> {
         self.metrics.count_limited(limit);
         match self.live_config.listener.limit_mode {
@@ -212,7 +212,7 @@ impl NodeWorker {
         self.count_sent(sent_type, connections.send(key, frame), frame.len())
     }
 
-    /// Counts a message that was sent to `session`. Returns `false` if there is none.
+    /// Counts a message that was sent to `session`. Returns `false` if there is no session.
     fn count_sent(&mut self, sent_type: SentType, session: Option<&mut Session>, bytes: usize) -> bool {
         let Some(session) = session else { return false };
         session.sent += 1;
@@ -438,7 +438,7 @@ impl deeperhub_listener::WorkerState<Session> for NodeWorker {
     }
 
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
-        // The first step, so that the other workers run in parallel with the rest.
+        // This step comes first, so that the other workers run in parallel with the rest.
         self.flush_wakeups();
         let config = self.shared_config.load();
         if !Arc::ptr_eq(config, &self.live_config) {

@@ -45,8 +45,8 @@ pub struct TopEntry {
     pub deliveries: u64,
     /// Bytes of the messages, each counted once.
     pub bytes: u64,
-    /// Maximum number of messages and deliveries together that the counts lack, because the name was
-    /// not in the sketch from the start. 0 if the counts are exact. The rank includes this number.
+    /// Upper bound on the sum of messages and deliveries that the counts miss, because the name was
+    /// not yet in the sketch. 0 if the counts are exact. The rank includes this number.
     pub error: u64,
 }
 

@@ -15,7 +15,7 @@
 //! [`CloseCode`] list the codes of error replies and close frames.
 //!
 //! The feature `deflate` (off by default) adds the module `deflate` for `permessage-deflate` (RFC
-//! 7692): negotiation, bounded decompression, and a compressed form of shared frames that is made
+//! 7692). The module negotiates, decompresses within bounds, and compresses a shared frame only
 //! once. The feature `schema` adds AsyncAPI and JSON Schema documents of the messages.
 //!
 //! The crate does not handle sockets, time, tokens or origins. It does not implement the client

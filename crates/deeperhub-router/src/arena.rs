@@ -68,7 +68,7 @@ impl<T> Arena<T> {
     }
 
     /// Returns the items whose numbers are among the `max_len` numbers from `start`. Also returns
-    /// the number after these, if there are slots from it on.
+    /// the number after these, if more slots follow.
     pub(crate) fn range(&self, start: usize, max_len: usize) -> (impl Iterator<Item = &T>, Option<usize>) {
         let rest = self.items.get(start..).unwrap_or_default();
         let slots = rest.get(..max_len).unwrap_or(rest);

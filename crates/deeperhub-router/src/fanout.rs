@@ -1,8 +1,8 @@
 //! Delivery order of a worker's envelopes.
 //!
-//! A fan-out is the delivery of one envelope, or of a batch of envelopes with the same topic and
-//! lists, to all its subscribers on this worker. Fan-outs can pause, and others continue meanwhile.
-//! A large fan-out thus delays only the messages that must follow it.
+//! A fan-out is the delivery of one envelope to all its subscribers on this worker. It can also be
+//! the delivery of a batch of envelopes with the same topic and lists. While a fan-out pauses,
+//! others continue. A large fan-out thus delays only the messages that must follow it.
 
 use crate::inbox::{Envelope, FinishedCount, ListIds};
 use crate::shard::{DeliveryFlow, SubscriberKey, SubscriptionTables};
@@ -21,9 +21,9 @@ const MAX_RUNNING_FANOUTS: usize = if cfg!(test) { 2 } else { 16 };
 /// delays others.
 const MAX_BATCH_MESSAGES: usize = if cfg!(test) { 3 } else { 64 };
 
-/// Maximum subscriptions of a client that are searched at each of its matches to find out if it
-/// already got the message. Clients with more subscriptions are stored in a set. The cost of a
-/// message thus grows linearly with a client's subscriptions, not quadratically.
+/// Maximum subscriptions of a client for a search at each match. The search tells whether the
+/// client already got the message. Clients with more subscriptions are stored in a set instead. The
+/// cost of a message thus grows linearly with a client's subscriptions, not quadratically.
 const MAX_SCANNED_SUBSCRIPTIONS: usize = if cfg!(test) { 2 } else { 8 };
 
 /// The envelopes that a worker has taken from its inbox and not finished.
@@ -54,9 +54,9 @@ pub(crate) struct RunningFanout<M> {
     subscriber_index: u32,
     /// `true` if deliveries have started, so that no message can be added to the batch.
     has_started: bool,
-    /// Clients that already got the messages, if a search of their subscriptions does not show it:
-    /// they have more than [`MAX_SCANNED_SUBSCRIPTIONS`], or have left the list through which they
-    /// got the messages. Without this set, a client on two lists would get the messages twice.
+    /// Clients that already got the messages, if a search of their subscriptions does not show it.
+    /// Such a client has more than [`MAX_SCANNED_SUBSCRIPTIONS`], or has left the list through
+    /// which it got the messages. Without this set, a client on two lists would get them twice.
     delivered_to: HashSet<SubscriberKey, RandomState>,
 }
 

@@ -16,9 +16,8 @@
 //! - Subscriptions start and end exactly: a client gets nothing published before
 //!   [`Shard::subscribe`], everything published after it, and nothing after [`Shard::unsubscribe`].
 //! - A large fan-out (the deliveries of one message) does not delay others. The worker can
-//!   interrupt
-//!   it at any delivery ([`DeliveryFlow::Pause`]). Fan-outs of other topics and sources continue
-//!   between its parts.
+//!   interrupt it after any client ([`DeliveryFlow::Pause`]). Fan-outs of other topics and sources
+//!   continue between its parts.
 //!
 //! # Bounds
 //! Inboxes have only a soft limit ([`Config`]). A push happens under a lock, so it never waits;

@@ -3,8 +3,8 @@
 /// Maximum matches that need no heap memory.
 const MAX_INLINE_MATCHES: usize = 16;
 
-/// Matching lists, one word each. The upper half of a word is the worker's number and the lower
-/// half the list's number, so sorting the words groups the lists by worker.
+/// Matching lists, one word each. The upper half of a word is the worker's number, and the lower
+/// half is the list's number. Sorting the words thus groups the lists by worker.
 #[derive(Debug)]
 pub(crate) struct MatchedLists {
     inline: [u64; MAX_INLINE_MATCHES],

@@ -122,7 +122,7 @@ impl<M: Send + 'static> Router<M> {
             return lowest.into_sorted();
         }
         // Release the lock of the patterns now and then, because publishers need it. A pattern
-        // keeps its number as long as it has subscribers, so it is visited.
+        // keeps its number as long as it has subscribers, so it is visited exactly once.
         let mut next = Some(0);
         while let Some(start) = next {
             let patterns = read(&self.shared().patterns);

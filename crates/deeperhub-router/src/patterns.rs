@@ -8,9 +8,10 @@ use hashbrown::HashTable;
 
 /// All patterns, indexed by shape and names.
 ///
-/// Matching a topic takes one lookup for each [`PatternShape`] that it could match. These are at
-/// most as many as there are patterns, and at most `2^(n + 1)` for a topic of `n` levels. The cost
-/// of a lookup does not depend on how many levels of the patterns agree with the topic.
+/// Matching a topic takes one lookup for each [`PatternShape`] that the topic could match. The
+/// number of lookups is at most that of the patterns, and at most `2^(n + 1)` for a topic of `n`
+/// levels. The cost of a lookup does not depend on how many levels of the patterns agree with the
+/// topic.
 #[derive(Debug)]
 pub(crate) struct Patterns {
     patterns: Arena<IndexedPattern>,
@@ -54,7 +55,8 @@ impl<'p> PatternLookup<'p> {
 pub(crate) struct PatternKey<'p> {
     name: &'p str,
     shape: PatternShape,
-    /// Sum of the [`length_seed`] of its length and the [hashes](hash_level) of its names.
+    /// Sum of the [`length_seed`] of the pattern's length and the [hashes](hash_level) of its
+    /// names.
     hash: u64,
 }
 
@@ -284,8 +286,8 @@ mod tests {
         assert!(patterns.heap_bytes() < 4_000, "{} bytes are left", patterns.heap_bytes());
     }
 
-    /// Returns the patterns of some clients, 128 each. The first levels of 128 are either `a` or
-    /// `*`; only the last level of a topic decides whether they match.
+    /// Returns 128 patterns for each client. Each pattern has 128 levels: `a` or `*`, and `x` at
+    /// the end. Only the last level of a topic of `a`s decides whether the patterns match.
     fn deep(clients: u32) -> Vec<String> {
         let name = |choice: u32| {
             let levels = (0..127).map(|level| if level < 16 && choice >> level & 1 == 0 { "a" } else { "*" });
@@ -305,7 +307,7 @@ mod tests {
                 assert_eq!(matching(&patterns, &topic).len(), matches);
                 let cost = cost(&patterns, &topic);
                 assert_eq!(cost.lookups, names.len());
-                // 16 for each lookup, and those of `LevelSubsets::new`.
+                // At most 16 additions for each lookup, and those of `LevelSubsets::new`.
                 assert!(cost.additions <= 16 * cost.lookups + 4096, "{cost:?}");
             }
             // Topics of other lengths cost nothing.

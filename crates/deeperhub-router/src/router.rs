@@ -78,8 +78,8 @@ impl<M> fmt::Debug for Router<M> {
     }
 }
 
-/// A value that shares its cache lines with no other. Processors fetch them in pairs, so it has
-/// two.
+/// A value that shares its cache lines with no other value. Processors fetch cache lines in pairs,
+/// so the value gets two.
 #[repr(align(128))]
 struct CachePadded<T>(T);
 
@@ -276,9 +276,8 @@ impl<M: Send + 'static> Router<M> {
     pub fn attach(&self, shard: ShardId) -> Shard<M> {
         let shared = &self.shared;
         let inbox = &shared.inboxes[usize::from(shard.0)];
-        // From here on, calls of a replaced worker change nothing. A subscribe or
-        // unsubscribe in progress holds one of the locks below, so it ends before that lock is
-        // taken here.
+        // From here on, calls of a replaced worker change nothing. A subscribe or unsubscribe in
+        // progress holds one of the locks below, so it ends before that lock is taken here.
         let generation = inbox.attach();
         for stripe in 0..STRIPES {
             if let Some(mut stripe) = shared.stripe_at(stripe) {

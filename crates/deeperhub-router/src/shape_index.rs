@@ -10,8 +10,8 @@ use hashbrown::HashTable;
 use hashbrown::hash_table;
 use std::hash::{BuildHasher, Hasher};
 
-/// Maximum levels of a topic of maximum length: each level has at least one byte, and a dot separates
-/// two levels.
+/// Maximum levels of a topic of maximum length: each level has at least one byte, and a dot
+/// separates two levels.
 pub(crate) const MAX_LEVELS: usize = 128;
 
 /// Maximum levels for which level hashes are kept in a small array. Nearly all topics have no more.

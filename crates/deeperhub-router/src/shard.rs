@@ -185,7 +185,8 @@ impl SubscriptionTables {
         let subscriber = *self.subscriber(position)?;
         let last = (self.subscribers(position.list).len() - 1) as u32;
         let mut gap = position.index;
-        // Move the gap up: before each position in turn, then to the end of the list.
+        // Move the gap up: to just before each fan-out position in turn, then to the end of the
+        // list.
         for from in fanout_positions
             .iter()
             .filter(|fanout_position| **fanout_position > position.index)
@@ -280,6 +281,9 @@ impl<M: Send + 'static> Shard<M> {
 
     /// Subscribes a client to a topic or pattern. The client gets everything that is published from
     /// now on, and nothing that was published before.
+    ///
+    /// If the worker of this shard was replaced ([`Router::attach`](crate::Router::attach)), the
+    /// call adds nothing, even if it returns [`Subscribed::New`].
     pub fn subscribe(&mut self, key: SubscriberKey, subscription: &Subscription<'_>) -> Subscribed {
         let name = subscription.as_str();
         if self.tables.find(key, name).is_some() {
@@ -295,7 +299,7 @@ impl<M: Send + 'static> Shard<M> {
             }
             let list =
                 entry.add(shard, || lists.insert(SubscriberList { name, subscribers: InlineList::new() }));
-            // Publishes to this list push under the lock that is held here, so no push happens now.
+            // A publish to this list needs the lock that is held here, so no push happens now.
             (list, inbox.last_sequence())
         };
         let (list, since) = match subscription {
@@ -500,8 +504,8 @@ impl<M: Send + 'static> Shard<M> {
                 return Poll::Pending;
             }
         }
-        // Do not repeat until the inbox is empty: messages pushed meanwhile wait until the worker
-        // has written these.
+        // Deliver only what was taken above: messages pushed meanwhile wait until the worker has
+        // written these.
         let _ = fanouts.deliver(&self.tables, &mut deliver);
         let waker_if_idle = fanouts.is_empty().then_some(cx.waker());
         if inbox.finish(self.generation, &mut fanouts.finished, waker_if_idle, shared.soft_limits()) {

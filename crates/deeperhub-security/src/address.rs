@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Returns the address that stands for all addresses of one client.
+/// Returns the address that represents all addresses of one client.
 ///
 /// For IPv6, that is the first address of the /64 (`2001:db8:1:2::`), because one machine can use
 /// any address of its /64. An IPv4-mapped address (`::ffff:1.2.3.4`) becomes its IPv4 address.

@@ -45,9 +45,9 @@ pub struct FileError {
 /// Metadata of some files at one time. Two stamps of the same paths are equal until a file changes.
 ///
 /// Take a stamp before the files are read, and compare it with a new one every few seconds. The
-/// stamps differ after a file was rewritten, replaced, removed or created, and after a symbolic
-/// link to its directory was changed, as Kubernetes does for secrets. They contain times, length
-/// and identity of the files, not their contents.
+/// stamps differ after a file was rewritten, replaced, removed or created. They also differ after a
+/// symbolic link to the directory of a file was changed, as Kubernetes does for secrets. A stamp
+/// contains times, lengths and identities of the files, not their contents.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FileStamp(Vec<Option<FileState>>);
 

@@ -33,13 +33,14 @@ use tonic::{Code, Status};
 
 use crate::config::{Destination, Protocol};
 
-/// Maximum bytes of a response body over HTTP. Limits memory use if the endpoint is no collector.
+/// Maximum bytes of a response body over HTTP. Limits memory use if the endpoint is not a
+/// collector.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Time after which an idle connection to the collector is closed.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Value of the `User-Agent` header: name and version of the hub, whatever `service.name` is.
+/// Value of the `User-Agent` header: name and version of the hub, independent of `service.name`.
 const USER_AGENT_VALUE: &str = concat!("deeperhub-ws/", env!("CARGO_PKG_VERSION"));
 
 /// Client that sends spans or metrics to one destination.

@@ -79,7 +79,7 @@ impl Exporters {
         Tracer::new(self.config.sampler, queue.clone(), self.trace_metrics.clone())
     }
 
-    /// Returns the same tracer with a limit on traces that clients mark as sampled
+    /// Returns the [`tracer`](Self::tracer) with a limit on traces that clients mark as sampled
     /// ([`Tracer::with_client_rate`]). Limits the cost that clients can cause.
     #[must_use]
     pub fn tracer_with_client_rate(&self, per_second: u32) -> Tracer {

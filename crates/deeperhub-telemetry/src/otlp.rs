@@ -37,8 +37,8 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Creates an origin whose resource has known and configured attributes. A configured attribute
-    /// replaces a known one of the same name.
+    /// Creates an origin. Its resource has the attributes of this process and the configured ones.
+    /// A configured attribute replaces an attribute of the process with the same name.
     pub(crate) fn new(config: &TelemetryConfig, node_id: &str) -> Self {
         let known = [
             ("service.name", config.service.name.clone()),

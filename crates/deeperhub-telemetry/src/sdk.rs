@@ -233,8 +233,8 @@ fn span_data(span: Span, scope: &InstrumentationScope) -> SpanData {
     }
 }
 
-/// Converts the ids of a span. Sets `is_remote` to `false`: a recorded span is never remote, and
-/// the hub does not know it of a linked one.
+/// Converts the ids and flags of a span. Sets `is_remote` to `false`: a recorded span is never
+/// remote, and the hub does not know whether a linked span is.
 fn sdk_context(context: SpanContext, tracestate: Option<&str>) -> opentelemetry::trace::SpanContext {
     let flags = if context.is_sampled() { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
     let state = tracestate.and_then(|state| state.parse::<TraceState>().ok()).unwrap_or_default();
@@ -269,7 +269,7 @@ mod tests {
     use super::*;
     use crate::otlp::otlp_span;
 
-    /// Keeps what it gets, and blocks in `on_end` while its gate is locked.
+    /// Stores the spans and the resource. Blocks in `on_end` while `gate` is locked.
     #[derive(Debug, Default, Clone)]
     struct TestProcessor {
         spans: Arc<Mutex<Vec<SpanData>>>,
@@ -319,8 +319,8 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
     }
 
-    /// Removes differences of form: an absent status is an unset one, and the SDK calls links
-    /// local.
+    /// Removes differences without meaning. Adds an absent status as unset, and clears the flags
+    /// that say whether a link is remote, because only the SDK sets them.
     fn normalized(mut span: trace::Span) -> trace::Span {
         span.status.get_or_insert_default();
         for link in &mut span.links {
@@ -357,7 +357,7 @@ mod tests {
             let ours = normalized(otlp_span(span.clone()));
             let through_sdk = normalized(trace::Span::from(span_data(span, &scope)));
             assert!(!ours.trace_id.is_empty() && ours.end_time_unix_nano >= ours.start_time_unix_nano);
-            // Field by field, so that a difference is named.
+            // The fields are compared one by one, so that a failure names the field.
             assert_eq!(ours.trace_id, through_sdk.trace_id);
             assert_eq!(ours.span_id, through_sdk.span_id);
             assert_eq!(ours.trace_state, through_sdk.trace_state);
@@ -411,7 +411,7 @@ mod tests {
         drop(gate);
         runtime().block_on(sink.stop(Duration::from_secs(60))).unwrap();
         let count = processor.spans.lock().unwrap().len();
-        // The thread took some before it blocked; the queue held no more than its capacity.
+        // The thread took one batch before it blocked; the queue held at most its capacity.
         assert!((MAX_QUEUED_SPANS..=MAX_QUEUED_SPANS + BATCH_SPANS).contains(&count), "{count}");
     }
 

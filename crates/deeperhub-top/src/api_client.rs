@@ -47,12 +47,12 @@ pub enum ApiError {
         /// The API's address.
         address: Address,
     },
-    /// The response is not one of the server API, or of another version of it.
+    /// The response is not from the server API, or is from another version of it.
     #[error("the server at {address} is no server API of this version: {reason}")]
     Unexpected {
         /// The API's address.
         address: Address,
-        /// The difference.
+        /// The difference from an expected response.
         reason: String,
     },
 }
@@ -92,7 +92,7 @@ impl ApiClient {
         Ok(Self { address, key, timeout: REQUEST_TIMEOUT, scheme, http })
     }
 
-    /// Sends a GET request and decodes the JSON of a 200.
+    /// Sends a GET request and decodes the JSON of a response with status 200.
     pub(crate) async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         let response = self.get(path).await?;
         match response.status() {
@@ -111,7 +111,7 @@ impl ApiClient {
         let uri = format!("{}://{}{path}", self.scheme, connectable(&self.address));
         let mut request = Request::get(uri);
         if let Some(key) = &self.key {
-            // A key that is no valid header value cannot be the server's key.
+            // A key that is not a valid header value cannot be the server's key.
             let value = [b"Bearer ", key.expose()].concat();
             let mut value = HeaderValue::from_maybe_shared(value).map_err(|_| self.unauthorized())?;
             value.set_sensitive(true);

@@ -1,7 +1,7 @@
 //! Watches a running hub in a terminal, over its server API.
 //!
-//! [`run`] draws connections, rates and the busiest topics and clients until a key or the caller ends
-//! it. [`ApiClient`] sends single requests.
+//! [`run`] draws connections, rates and the busiest topics and clients until a key or the caller
+//! ends it. [`ApiClient`] sends single requests.
 
 mod api_client;
 mod pinned_certificate;
@@ -131,7 +131,7 @@ fn poll_server<S: Future<Output = ()>>(
     })
 }
 
-/// Draws the screen and reads keys until a key or a signal ends `top`.
+/// Draws the screen and reads keys until a key or the caller ends `top`.
 fn show(
     terminal: &mut DefaultTerminal,
     state: &mut State,

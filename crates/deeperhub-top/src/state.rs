@@ -84,7 +84,7 @@ impl Sort {
     }
 }
 
-/// A row of a table, per second.
+/// A row of a table. Its numbers are per second.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Row {
     pub(crate) name: String,

@@ -19,7 +19,8 @@ const KEY_HELP: &str = " q quit · ←→ table · ↑↓ scroll · s sort · p 
 /// focus.
 const TWO_TABLES_MIN_WIDTH: u16 = 64;
 
-/// Minimum columns of names in a table whose numbers leave that much room.
+/// Minimum columns of the names in a table. A narrow table has fewer, because its numbers come
+/// first.
 const MIN_NAME_WIDTH: u16 = 24;
 
 /// Columns of a number in a table.
@@ -174,7 +175,8 @@ fn table(state: &State, table: Table, frame: &mut Frame<'_>, area: Rect) {
         let title = Line::from(title).right_aligned();
         Cell::from(if column == sort { title.underlined() } else { title })
     }));
-    // The column of names is no wider than its names, so that numbers are next to them.
+    // Beyond its minimum, the column of names is no wider than the longest name, so that the
+    // numbers are next to the names.
     let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let room = area.width.saturating_sub((NUMBER_WIDTH + 1) * columns.len() as u16);
     let name_width = u16::try_from(longest).unwrap_or(u16::MAX).max(MIN_NAME_WIDTH).min(room);

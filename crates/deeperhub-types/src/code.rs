@@ -83,7 +83,8 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// The close codes that the server sends on its own initiative.
+/// The close codes of the protocol. The server sends all of them on its own initiative, except
+/// [`Normal`](Self::Normal).
 ///
 /// The range of a private code tells a client how to react, even if it does not know the code:
 ///
@@ -101,7 +102,7 @@ pub enum CloseCode {
     ProtocolError,
     /// 1007: a text is not UTF-8, or a compressed message cannot be decompressed.
     InvalidUtf8,
-    /// 1008: the client exceeded the rate limit again and again.
+    /// 1008: the client exceeded the rate limit repeatedly.
     PolicyViolation,
     /// 1009: a message exceeds a limit on its bytes or fragments.
     MessageTooBig,

@@ -9,8 +9,8 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::{MAX_BATCH, RecvOp, SendOp};
 
-/// Flags of every operation: it does not wait for its socket, and a closed connection returns an
-/// error instead of raising a signal.
+/// Flags of every operation: the operation does not wait for its socket, and a closed connection
+/// causes an error instead of a signal.
 const MESSAGE_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
 /// Result of an operation that the kernel did not execute.

@@ -8,7 +8,7 @@ use crate::config::effective::defaults;
 ///
 /// # Errors
 ///
-/// If the API is off, or if the port is 0, so that the server picked any port.
+/// If the API is off, or if the port is 0, because the server then chooses a free port.
 pub(crate) fn api_address(api_listen: Option<Switchable<Address>>) -> Result<Address, &'static str> {
     match api_listen.unwrap_or(Switchable::On(defaults::API_ADDRESS)) {
         Switchable::Off => Err("the server API is off (api_listen); give its address with --api-listen"),

@@ -41,7 +41,7 @@ fn write_all(file: &mut String, defaults: &[EffectiveSetting]) -> fmt::Result {
     for option in parser.get_arguments() {
         let key = option.get_id().as_str();
         let Some(effective) = defaults.iter().find(|effective| effective.key == key) else {
-            // `config` names the file, so it is no key of the file.
+            // `config` names the file, so it is not a key of the file.
             continue;
         };
         if option.get_help_heading() != heading {

@@ -50,7 +50,7 @@ pub(crate) struct Settings {
     pub(crate) config: Option<(PathBuf, SettingOrigin)>,
     /// Every setting as text, in the order of the options.
     pub(crate) effective: Vec<EffectiveSetting>,
-    /// Texts about valid settings that are probably mistakes.
+    /// Warnings about valid settings that are probably mistakes.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -77,9 +77,9 @@ pub(crate) struct LogSettings {
 /// Settings of the export over OTLP.
 #[derive(Debug)]
 pub(crate) struct TelemetrySettings {
-    /// The collector. `None` leaves it to OpenTelemetry's variables.
+    /// The collector. If `None`, OpenTelemetry's variables decide.
     pub(crate) otlp_endpoint: Option<Switchable<HttpUrl>>,
-    /// Sampled share of new traces. `None` leaves it to OpenTelemetry's variables.
+    /// Sampled share of new traces. If `None`, OpenTelemetry's variables decide.
     pub(crate) trace_sample_ratio: Option<Ratio>,
     /// Messages and handshakes per second that are traced because clients request it.
     pub(crate) trace_client_rate: u32,

@@ -45,7 +45,7 @@ fn parse(text: &str, path: &Path, keys: &[String], errors: &mut Vec<ConfigError>
     for (key, value) in entries {
         let line = line_at(text, key.span().start);
         let name = key.get_ref().as_ref();
-        // `config` names the file, so it is no key of the file.
+        // `config` names the file, so it is not a key of the file.
         if name == "config" || !keys.iter().any(|known| known == name) {
             let hint = hint(name, value, keys);
             errors.push(ConfigError::UnknownKey { path: path.to_owned(), line, key: name.to_owned(), hint });
@@ -115,7 +115,8 @@ mod tests {
     use super::*;
     use crate::config::options::Options;
 
-    /// Checks the layer of a file's text, as `key=text,text` for each key, and the errors.
+    /// Checks the layer and the errors of a file's text. The layer is given as `key=text,text` for
+    /// each key.
     fn check(text: &str, expected: &[&str], expected_problems: &[&str]) {
         let mut errors = Vec::new();
         let layer = parse(text, Path::new("hub.toml"), &Options::keys(), &mut errors);

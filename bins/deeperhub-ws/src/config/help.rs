@@ -12,7 +12,7 @@ use super::effective::EffectiveSetting;
 use super::layers::Layers;
 use super::resolve::resolve;
 
-/// Defaults in words, for settings without a value by default or with one that depends on the
+/// Defaults in words, for settings that have no value by default, or a value that depends on the
 /// machine.
 const DEFAULTS_IN_WORDS: [(&str, &str); 19] = [
     ("workers", "number of cores"),

@@ -1,8 +1,8 @@
 //! Layers of settings: flags override the environment, which overrides the file.
 //!
 //! A layer maps keys to texts. The texts of all layers are parsed with the parser that clap derives
-//! from [`Options`], so that a value such as `10s` means the same, and fails the same, in each
-//! layer.
+//! from [`Options`]. A value such as `10s` thus has the same meaning in each layer, and an invalid
+//! value has the same error.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -36,7 +36,7 @@ pub(crate) struct Layers {
     pub(crate) options: Options,
     /// Origins of the values. A key that is not in the map has its default.
     pub(crate) origins: BTreeMap<String, SettingOrigin>,
-    /// Texts about probable mistakes that are no errors.
+    /// Warnings about probable mistakes, such as unknown variables.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -46,8 +46,8 @@ impl Layers {
     ///
     /// # Errors
     ///
-    /// If environment or file are invalid. Returns all errors, not only the first. Errors in flags
-    /// were reported by clap before.
+    /// If the environment or the file is invalid. Returns all errors, not only the first. Invalid
+    /// flags are not among them, because clap rejects these before.
     pub(crate) fn read<'a>(
         flags: impl IntoIterator<Item = &'a ArgMatches>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -168,7 +168,7 @@ fn check(parser: &mut Command, key: &str, given: &LayerValue) -> Option<ConfigEr
     })
 }
 
-/// Returns the flags that give a setting these texts.
+/// Returns the command-line arguments that set `key` to `texts`.
 fn arguments(key: &str, texts: &[OsString]) -> Vec<OsString> {
     let argument = |text: &OsString| {
         let mut argument = OsString::from(format!("{}=", flag(key)));

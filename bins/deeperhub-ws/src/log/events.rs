@@ -31,8 +31,8 @@ async fn run(node: NodeHandle, mut levels: watch::Receiver<LogLevel>, mut events
         let until_end = async {
             match &mut events {
                 Some(events) => log_events(events).await,
-                // Without a subscription, the node's phase tells the end. An error means that the
-                // node was dropped.
+                // Without a subscription, the task ends when the node has stopped. An error means
+                // that the node was dropped.
                 None => drop(phases.wait_for(|phase| *phase == Phase::Stopped).await),
             }
         };

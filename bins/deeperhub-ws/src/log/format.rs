@@ -48,7 +48,8 @@ impl Visit for TraceIds {
     }
 }
 
-/// Returns the IDs of an event's trace: those of the innermost span around the event that has IDs.
+/// Returns the IDs of the trace that an event belongs to. They are stored with the innermost span
+/// that has IDs.
 fn trace_ids<S, N>(context: &FmtContext<'_, S, N>) -> Option<TraceIds>
 where
     S: Subscriber + for<'l> LookupSpan<'l>,
@@ -59,15 +60,17 @@ where
     scope.find_map(|span| span.extensions().get::<TraceIds>().cloned())
 }
 
-/// Text format: the default format of `tracing_subscriber`, and `left_out` after suppressed lines.
+/// Text format: the default format of `tracing_subscriber`. A line that follows suppressed lines
+/// ends with their number as `left_out`.
 #[derive(Debug)]
 pub(crate) struct TextLines {
     format: Format<Full>,
     rate_limit: LogRateLimit,
 }
 
-/// JSON format: `timestamp`, `level`, `target`, `message`, the event's fields, `trace_id` and
-/// `span_id` inside a trace, and `left_out` after suppressed lines.
+/// JSON format: `timestamp`, `level`, `target`, `message` and the event's fields. A line inside a
+/// trace has `trace_id` and `span_id`. A line after suppressed lines has their number in
+/// `left_out`.
 #[derive(Debug)]
 pub(crate) struct JsonLines {
     rate_limit: LogRateLimit,

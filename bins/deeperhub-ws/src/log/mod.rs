@@ -30,7 +30,7 @@ const OWN_TARGET_PREFIX: &str = "deeperhub";
 pub(crate) fn install(settings: LogSettings) -> io::Result<(Level, LogQueue)> {
     let LogSettings { level, format, queue_bytes } = settings;
     let queue = LogQueue::start(queue_bytes, io::stderr(), lost_lines_report)?;
-    // An attempt to log an error of the log would panic on the logging thread.
+    // The layer would write its own errors with `eprintln!`, which can panic on the logging thread.
     let layer = tracing_subscriber::fmt::layer().with_writer(queue.clone()).log_internal_errors(false);
     let layer = match format {
         // Colours need a terminal, and the user can decline them (https://no-color.org).
@@ -85,7 +85,7 @@ impl Level {
         }
     }
 
-    /// Watches the level.
+    /// Returns a receiver that watches the level.
     pub(crate) fn watch(&self) -> watch::Receiver<LogLevel> {
         self.current.subscribe()
     }

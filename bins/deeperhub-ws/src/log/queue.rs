@@ -1,8 +1,8 @@
 //! The bounded queue between logging threads and standard error. A stalled reader of standard error
 //! blocks only the queue's own thread.
 //!
-//! A line that does not fit into the queue is dropped and counted. Once there is room again, a line
-//! at its position reports how many lines were lost.
+//! A line that does not fit into the queue is dropped and counted. Once there is room again, a
+//! report of the number of lost lines is queued at the position of the gap.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -67,15 +67,16 @@ enum Item {
 /// Priority of a line, which decides how much of the queue it may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LineClass {
-    /// `debug` and `trace`, limited to three quarters of the queue: clients can cause any number.
+    /// `debug` and `trace`. They may use three quarters of the queue, because clients can cause any
+    /// number of them.
     Verbose,
-    /// `info` and above.
+    /// `info` and above. They may use the whole queue.
     Important,
 }
 
 impl LogQueue {
     /// Starts a queue of `capacity` bytes and its thread, which writes to `out`. The thread calls
-    /// `format_lost` for a line that reports a number of lost lines.
+    /// `format_lost` to format a report of lost lines.
     ///
     /// # Errors
     ///
@@ -124,7 +125,7 @@ impl LogQueue {
     }
 }
 
-/// Runs `log` and returns the lines that it logs on this thread, which are not queued.
+/// Runs `log` and returns the lines that it logs on this thread, instead of queueing them.
 pub(crate) fn captured(log: impl FnOnce()) -> Vec<u8> {
     CAPTURED_LINES.with(|captured| captured.replace(Some(Vec::new())));
     log();
@@ -188,7 +189,7 @@ impl Shared {
         }
     }
 
-    /// Ends the state of writing and frees the space of `bytes` of lines.
+    /// Marks the write as finished and frees `bytes` bytes of the queue.
     fn finish_write(&self, bytes: usize) {
         let mut state = self.lock();
         // Saturates, because a panic would be logged and deadlock on this lock.

@@ -40,8 +40,8 @@ const fn gauge(name: &'static str, help: &'static str, read: fn() -> i64) -> Cus
     CustomGauge { name, help, unit: Unit::Bytes, read }
 }
 
-/// Reads a statistic with its current value; returns 0 if jemalloc has none. Advances jemalloc's
-/// epoch first, because it refreshes its statistics only then.
+/// Reads the current value of a statistic. Returns 0 if jemalloc does not have the statistic.
+/// Advances jemalloc's epoch first, because jemalloc refreshes its statistics only then.
 fn now(read: impl FnOnce() -> tikv_jemalloc_ctl::Result<usize>) -> i64 {
     let bytes = epoch::advance().and_then(|_| read());
     bytes.ok().and_then(|bytes| i64::try_from(bytes).ok()).unwrap_or_default()

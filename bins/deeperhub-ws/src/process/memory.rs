@@ -33,8 +33,8 @@ pub(crate) async fn watch(budget: Option<Arc<MemoryBudget>>) -> Infallible {
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         interval.tick().await;
-        // The kernel kills a container for its group's charge, and a process without a limited
-        // group for its resident memory. The larger of both is reported.
+        // The kernel kills a container when the charge of its group exceeds the limit. Without a
+        // limited group, the resident memory decides. The larger of both is reported.
         let charged = group.as_ref().and_then(|group| group.charged(&read));
         if let Some(used) = deeperhub_metrics::resident_bytes().max(charged) {
             budget.update(used);

@@ -22,8 +22,8 @@ pub(crate) const GAUGE: CustomGauge = CustomGauge {
     read: || RESTARTS.load(Ordering::Relaxed),
 };
 
-/// Runs the future that `make` creates, and returns its output. After a panic, runs a new one, with
-/// the backoff of [`RestartDelay`]. `task` is the name in the log.
+/// Runs the future that `make` creates, and returns its output. After a panic, creates and runs a
+/// new future, with the backoff of [`RestartDelay`]. `task` is the name in the log.
 pub(crate) async fn restart_on_panic<F: Future>(
     task: &'static str,
     mut make: impl FnMut() -> F,

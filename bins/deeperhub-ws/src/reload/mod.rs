@@ -22,8 +22,8 @@ use crate::process::signals::ReloadSignals;
 /// change. A certificate and its key, written one after the other, are thus read together.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Maximum number of polls in a row that see a new change without a reload. Files that change
-/// between all polls reload at the poll after these.
+/// Maximum number of polls in a row that see changed files without a reload. The next poll reloads
+/// the files even if they still change, so that steady changes do not prevent reloads.
 const MAX_UNSTABLE_POLLS: u32 = 2;
 
 /// Maximum time that one reload delays the others. A reload may block, because its file may be on a
@@ -43,14 +43,14 @@ struct ReloadSource {
     last_read: FileStamp,
     /// State of the files at the last poll, if it differs from `last_read`.
     last_polled: Option<FileStamp>,
-    /// Polls since the last reload that saw changed files.
+    /// Number of polls in a row that saw the files differ from `last_read`.
     unstable_polls: u32,
     reload: Reload,
 }
 
 impl ReloadSource {
-    /// Polls the files. Returns `true` if they differ from the last read, and did not change since
-    /// the last poll or changed between too many polls.
+    /// Polls the files. Returns `true` if they differ from the last read and are unchanged since
+    /// the last poll. After [`MAX_UNSTABLE_POLLS`] polls without a reload, any difference suffices.
     fn is_due(&mut self) -> bool {
         let now = FileStamp::of(&self.paths);
         if now == self.last_read {
@@ -150,7 +150,7 @@ struct ReloadWorker {
 
 enum WorkerState {
     Idle(ReloadSource),
-    /// A poll runs on another thread, and a reload if one is due.
+    /// A poll runs on another thread, followed by a reload if one is due.
     Running(JoinHandle<ReloadSource>),
     /// The polling task ended without returning the source.
     Failed,

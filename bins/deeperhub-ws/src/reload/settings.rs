@@ -103,7 +103,7 @@ impl SettingsReload {
             self.api_key.as_ref().map(|key| key.expose()) != api_key.as_ref().map(|key| key.expose());
         for (running, new) in self.running.iter_mut().zip(settings.effective) {
             let key = new.key;
-            // The texts of secrets are masked, so they never differ.
+            // The text of the API key is masked, so it does not show that the key was replaced.
             let is_changed = if key == "api_key" { key_changed } else { running.toml != new.toml };
             if !is_changed {
                 continue;

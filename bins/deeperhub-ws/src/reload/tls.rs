@@ -114,7 +114,7 @@ pub(crate) struct TlsFileError {
     /// Setting that names the file.
     pub(crate) key: &'static str,
     pub(crate) path: PathBuf,
-    /// The error and, for invalid contents, the expected ones.
+    /// The error and, for invalid contents, what is expected.
     pub(crate) problem: String,
 }
 
@@ -127,8 +127,8 @@ impl Tls {
         Ok((Self { paths, stamp, current: Arc::new(SharedTls::new(setup)) }, warnings))
     }
 
-    /// Returns whether clients must present a certificate. Returns `None` if no client CA is
-    /// configured, so that certificates are not requested.
+    /// Returns the policy for client certificates. Returns `None` if no client CA is configured,
+    /// because the server then does not request certificates.
     pub(crate) fn client_auth(&self) -> Option<ClientAuth> {
         self.paths.client_ca.as_ref().map(|_| self.paths.client_auth)
     }
@@ -149,7 +149,7 @@ impl Tls {
 }
 
 impl TlsFileError {
-    /// Finds the file that the error names; the certificate file if it names none.
+    /// Attributes an error to the file that it names, or to the certificate file if it names none.
     fn new(paths: &TlsPaths, error: &TlsError) -> Self {
         let (name, problem) = match error {
             TlsError::File(file) => {

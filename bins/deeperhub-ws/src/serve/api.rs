@@ -33,7 +33,7 @@ pub(super) struct ApiTask {
     pub(super) address: SocketAddr,
     pub(super) config: SharedApiConfig,
     task: JoinHandle<io::Result<()>>,
-    /// Asks the task to end when it is dropped.
+    /// Asks the task to end when this sender is dropped.
     shutdown: oneshot::Sender<()>,
 }
 
@@ -82,7 +82,7 @@ impl ApiTask {
 }
 
 /// Returns the URL that the console page connects to. Returns `None` if the server listens on all
-/// interfaces, because the right one depends on the browser; the page then guesses the URL.
+/// interfaces, because the right URL depends on the browser. The page then guesses the URL.
 fn websocket_url(scheme: &str, client_address: SocketAddr, paths: &[String]) -> Option<String> {
     let path = paths.first().map_or("/", String::as_str);
     (!client_address.ip().is_unspecified()).then(|| format!("{scheme}://{client_address}{path}"))

@@ -42,16 +42,16 @@ use crate::process::{allocator, memory, nofile, supervise};
 use crate::reload::Reloader;
 use crate::reload::settings::SettingsReload;
 
-/// Limits the delay of the exit by blocking tasks, such as name look-ups or files on a lost disk.
+/// Limits how long blocking tasks delay the exit, such as name look-ups or reads from a lost disk.
 const BLOCKING_TASKS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Limits the delay of the exit by a collector that does not accept the last export.
+/// Limits how long a collector that does not accept the last export delays the exit.
 const TELEMETRY_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Limits the delay of the exit by a reader of standard error that does not take the last lines.
+/// Limits how long a stalled reader of standard error delays the exit.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Limits the delay of the start by a reader of standard output that does not take the start line.
+/// Limits how long a stalled reader of standard output delays the start.
 const START_LINE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The runtime and signal handlers of the control thread, set up before settings are read.
@@ -109,7 +109,7 @@ pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
         Err(RunError::Serve(error)) => {
             let line = format!("error: {error}\n");
             match &log {
-                // Queued behind all other lines, and without blocking on a stalled reader.
+                // The queue keeps the order of lines and does not block on a stalled reader.
                 Some(log) => log.line(&line),
                 None => drop(io::stderr().write_all(line.as_bytes())),
             }
@@ -242,8 +242,8 @@ impl Server {
         let (result, shutdown) =
             while_watching(serving, self.reloader, reload_signals, ignored, self.memory).await;
         if shutdown == Shutdown::Graceful {
-            // The task ends after the queued events, because the node closed the bus. Its error
-            // would be a panic, which is logged.
+            // The task ends after the queued events, because the node closed the bus. A panic in
+            // the task is logged and restarts it, so the result needs no check.
             let _ = self.event_log.await;
             // The exporters stop last, because all other parts may record spans until they end.
             self.telemetry.stop(TELEMETRY_FLUSH_TIMEOUT).await;

@@ -1,5 +1,5 @@
-//! The preflight: work before a start that may block and fail. Resolves addresses and creates
-//! exporters.
+//! The preflight: the work of a start that may block or fail before anything is bound. It resolves
+//! addresses and creates exporters.
 
 use std::net::SocketAddr;
 

@@ -12,8 +12,8 @@ use super::error::ServeError;
 use crate::config::effective::Settings;
 use crate::process::signals::StopSignals;
 
-/// Limits the delay of the exit by a node that is still starting. As long as a node waits for its
-/// broker.
+/// Limits how long a node that is still starting delays the exit. A starting node waits for its
+/// broker at most this long.
 const START_ABORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Outcome of starting a node.

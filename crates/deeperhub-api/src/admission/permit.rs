@@ -36,8 +36,8 @@ impl ConnectionPermit {
         }
     }
 
-    /// Records that a whole request has arrived. Returns `true` if it may be served now. Health
-    /// checks always may.
+    /// Records that a whole request has arrived. Returns `true` if it may be served now. A health
+    /// check may always be served.
     pub(crate) fn begin_request(&self, is_health_check: bool) -> bool {
         let now = Instant::now();
         let mut table = self.admission.lock();

@@ -18,9 +18,10 @@ const DISCARDING_GRACE: Duration = Duration::from_millis(100);
 /// Class of a connection, which decides what it may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Tier {
-    /// Any number of requests.
+    /// The connection may send any number of requests.
     Regular,
-    /// One request, if fewer than the limit are being served; a health check in any case.
+    /// The connection may send one request. A health check is served at once, any other request if
+    /// fewer than the limit are being served.
     Reserved,
     /// The connection was told to close. A request that still arrives makes it reserved again.
     Closing,
@@ -48,7 +49,7 @@ pub(crate) enum Activity {
 pub(super) enum EvictionScope {
     /// Connections whose grace time has passed.
     PastGrace,
-    /// All connections, since the limit must hold.
+    /// All connections, because the limit must hold.
     Any,
 }
 
@@ -120,7 +121,8 @@ impl Table {
         }
     }
 
-    /// Returns the connection that has been in this state the longest, if for at least `age`.
+    /// Returns the connection that has been in this state for the longest time, if that time is at
+    /// least `age`.
     pub(super) fn oldest_in_state(
         &self,
         tier: Tier,
@@ -134,8 +136,8 @@ impl Table {
         (now.saturating_duration_since(entry.since) >= age).then_some(number)
     }
 
-    /// Returns the next connection to evict. One with a waiting request comes before one without,
-    /// which may be about to send a health check.
+    /// Returns the next connection to evict. A connection with a waiting request comes before one
+    /// without a request, because the latter may be about to send a health check.
     pub(super) fn eviction_candidate(
         &self,
         tier: Tier,

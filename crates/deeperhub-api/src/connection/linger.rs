@@ -14,9 +14,9 @@ use crate::stream::Stream;
 /// Maximum number of bytes in one read.
 pub(super) const READ_BUFFER_BYTES: usize = 8 * 1024;
 
-/// Limits on discarding input after the last response: total time, longest pause, and bytes.
-/// Clients that send a whole body before they read need them. 64 MiB take half a second on a fast
-/// network.
+/// Limits on discarding input after the last response: total time, longest pause, and bytes. They
+/// leave room for clients that send a whole body before they read. 64 MiB take half a second on a
+/// fast network.
 const MAX_LINGER_TIME: Duration = Duration::from_secs(10);
 const MAX_LINGER_PAUSE: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: u64 = 64 << 20;
@@ -31,7 +31,8 @@ pub(super) async fn linger(stream: &mut Stream, permit: &ConnectionPermit) {
         let mut discarded = 0;
         while discarded < MAX_LINGER_BYTES {
             let read = std::future::poll_fn(|cx| {
-                // Not stored in the future, which every connection keeps for its whole life.
+                // The buffer is not part of the future, because the future's memory lives as long
+                // as the connection.
                 let mut space = [const { MaybeUninit::uninit() }; READ_BUFFER_BYTES];
                 let mut read = ReadBuf::uninit(&mut space);
                 ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;

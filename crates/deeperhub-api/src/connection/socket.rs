@@ -91,8 +91,8 @@ impl hyper::rt::Write for Socket {
         true
     }
 
-    /// Records that nothing is left to write. Hyper calls it when all is written, and whenever it
-    /// polls the connection.
+    /// Records that nothing is left to write. Hyper calls this method when all output is written,
+    /// and whenever hyper polls the connection.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         // TLS may have encrypted more than the socket took.
@@ -105,8 +105,8 @@ impl hyper::rt::Write for Socket {
         }
         this.state.flushed();
         if this.state.lock().is_stream {
-            // No request may follow that of a stream, but end of input means that its caller has
-            // disconnected.
+            // No request may follow the request of a stream. The end of input means that the
+            // caller has disconnected.
             let mut space = [const { MaybeUninit::uninit() }; READ_BUFFER_BYTES];
             let mut read = ReadBuf::uninit(&mut space);
             if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(cx, &mut read) {
@@ -120,8 +120,8 @@ impl hyper::rt::Write for Socket {
         Poll::Ready(Ok(()))
     }
 
-    /// Does nothing: the connection's task shuts down, since it may still send a response and
-    /// discard input.
+    /// Does nothing. The connection's task shuts the socket down, because the task may first send a
+    /// response and discard input.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -9,10 +9,10 @@ use crate::admission::{Activity, ConnectionPermit};
 use crate::metrics::HeldBytes;
 
 /// Minimum rate of a body or a response in bytes per second, once the step timeout has passed.
-/// Slower peers could occupy connections for as long as they like.
+/// Without it, slow peers could occupy connections without a time limit.
 pub(crate) const MIN_BYTES_PER_SECOND: u32 = 4096;
 
-/// Number of bytes of a head that are kept to find out what is wrong with it.
+/// Number of bytes of a head that are stored, to find the fault of an invalid head.
 const KEPT_HEAD_BYTES: usize = 4096;
 
 /// Maximum time that a reserved connection has to begin a request, and to complete its head.
@@ -30,7 +30,7 @@ pub(crate) struct Timeouts {
 /// Phase of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Nothing of the next request has arrived.
+    /// No byte of the next request has arrived.
     Idle,
     /// A part of a head has arrived.
     Head,

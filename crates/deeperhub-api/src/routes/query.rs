@@ -1,9 +1,9 @@
 //! Parameters in the query of a URL.
 //!
-//! axum's `Query` cannot keep what callers get here. It replaces invalid percent-encoding and
-//! invalid UTF-8 silently, and its rejections do not name the parameter at fault. Here every error
-//! is `invalid_message` with a `field`. Unknown parameters are ignored, and the last of several
-//! equal ones counts.
+//! This module replaces axum's `Query`, which silently replaces invalid percent-encoding and
+//! invalid UTF-8, and whose rejections do not name the parameter at fault. Here every error is
+//! `invalid_message` with a `field`. Unknown parameters are ignored. If a parameter occurs several
+//! times, its last value counts.
 
 use crate::error::ApiError;
 
@@ -72,7 +72,8 @@ pub(super) fn query_parameters(query: Option<&str>) -> Result<Vec<(String, Strin
     Ok(pairs)
 }
 
-/// Decodes percent-encoding, and `+` as a space. Returns `None` if that is invalid or not UTF-8.
+/// Decodes percent-encoding, and `+` as a space. Returns `None` if the encoding is invalid, or if
+/// the result is not UTF-8.
 fn decode(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut out = Vec::with_capacity(text.len());

@@ -23,7 +23,7 @@ pub(crate) enum Stage {
     /// Waits for the answer to `subscribe`.
     Subscribing,
     Open,
-    /// Sent a close frame; waits for the server's.
+    /// Has sent a close frame; waits for the server's close frame.
     Closing,
     Closed,
 }
@@ -54,7 +54,7 @@ pub(crate) struct Connection {
     pub(crate) max_messages: u64,
     /// Deliveries that this publisher's messages should cause.
     pub(crate) expected: u64,
-    /// Echoes to send next in a closed loop: one for each answer.
+    /// Messages that an echo connection sends next in a closed loop: one for each echo received.
     echoes_due: u32,
 }
 
@@ -65,7 +65,7 @@ struct ServerCompression {
     history: Option<History>,
 }
 
-/// The fragments so far of an incomplete message.
+/// The fragments of an incomplete message that have arrived.
 #[derive(Debug, Default)]
 struct FragmentedMessage {
     compressed: bool,
@@ -104,7 +104,7 @@ impl Connection {
         }
     }
 
-    /// Creates a connection without a socket.
+    /// Creates a connection without a socket, for a slot that is opened later.
     pub(crate) fn placeholder(spec: ConnectionSpec) -> Self {
         Self {
             spec,
@@ -134,7 +134,7 @@ impl Connection {
         self.receiver.first_tracker
     }
 
-    /// Returns `true` if too many bytes are unsent to add more messages.
+    /// Returns `true` if the unsent bytes exceed their limit, so no more messages may be added.
     pub(crate) fn is_blocked(&self) -> bool {
         self.unsent.len() > MAX_UNSENT_BYTES
     }
@@ -162,7 +162,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// The reason why the connection ended. The caller releases it.
+    /// The reason why the connection ended. The caller releases the connection.
     #[inline]
     pub(crate) fn on_event(
         &mut self,
@@ -211,7 +211,7 @@ impl Connection {
         }
     }
 
-    /// Sends one echo for each answer, in a closed loop.
+    /// Sends one message for each echo that arrived, if the load is a closed loop.
     #[inline]
     fn send_next_echoes(&mut self, now: u64, state: &mut ThreadState<'_>) -> Result<(), DisconnectReason> {
         let echoes_due = std::mem::take(&mut self.echoes_due);

@@ -101,7 +101,7 @@ pub struct Messages {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Churn {
-    /// Connections that were opened and closed in the measured time.
+    /// Connections that were closed in the measured time.
     pub cycles: u64,
     /// Cycles per second.
     pub cycles_per_second: f64,
@@ -119,7 +119,8 @@ pub struct SlowReaders {
     pub ends: BTreeMap<String, u64>,
     /// Messages that slow readers read, most of them after the load ended.
     pub received: u64,
-    /// Time from the start of the load to disconnects that were noticed while not reading.
+    /// Time from the start of the load to a disconnect, for readers that noticed the disconnect
+    /// before they read.
     pub disconnect_seen_milliseconds: Percentiles,
 }
 

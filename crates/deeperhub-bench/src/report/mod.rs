@@ -85,7 +85,8 @@ pub(crate) struct ServerMeasurements {
 }
 
 const NANOS_PER_SECOND: f64 = 1e9;
-/// CPU use per thread above which the load generator is the bottleneck.
+/// CPU use per thread, in percent of one core, above which the load generator may be the
+/// bottleneck.
 const MAX_GENERATOR_PERCENT: f64 = 90.0;
 /// Minimum interval for a meaningful CPU percentage, because the kernel counts CPU time in ticks.
 const MIN_CPU_SAMPLE_NANOS: u64 = 200_000_000;

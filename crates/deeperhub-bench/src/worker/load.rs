@@ -10,7 +10,7 @@ use crate::scenario::{LoadModel, Role, Scenario};
 use crate::schedule::Schedule;
 use crate::thread_state::ThreadState;
 
-/// Maximum number of messages that a sender writes before the next sender may write.
+/// Maximum number of messages that a sender writes before the other senders get a turn.
 const MAX_MESSAGES_PER_TURN: u32 = 64;
 
 impl<'r> Worker<'r> {
@@ -220,7 +220,8 @@ impl<'r> Worker<'r> {
 struct DeliveryWait {
     /// Deliveries so far.
     delivered: u64,
-    /// Time of the last delivery, or the last time at which no delivery was missing.
+    /// Start of the wait: the time of the last update at which a delivery arrived, no delivery was
+    /// missing, or the wait timed out.
     since: u64,
     /// Missing deliveries that the publisher no longer waits for.
     abandoned: u64,

@@ -21,9 +21,10 @@ use crate::timer::Timer;
 const NANOS_PER_MILLISECOND: u64 = 1_000_000;
 /// Longest wait for events. Conditions without an event are checked at this interval.
 const MAX_POLL_WAIT_NANOS: u64 = 20 * NANOS_PER_MILLISECOND;
-/// Connections of the run that open at the same time. Few listeners have a shorter backlog.
+/// Maximum number of connections of the run that open at the same time. Few listeners have a
+/// shorter backlog.
 const MAX_CONCURRENT_CONNECTS: usize = 256;
-/// Longest wait for the next delivery.
+/// Longest wait for the next delivery. A lost message must not block the run.
 const DELIVERY_TIMEOUT_NANOS: u64 = 3_000 * NANOS_PER_MILLISECOND;
 /// Interval at which slow readers send a pong to find out whether they are still connected.
 const SLOW_READER_PROBE_NANOS: u64 = 250 * NANOS_PER_MILLISECOND;

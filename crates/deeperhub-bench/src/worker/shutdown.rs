@@ -11,7 +11,7 @@ use crate::scenario::Role;
 
 /// Wait after the last expected delivery for duplicates and misdelivered messages.
 const LATE_DELIVERY_WAIT_NANOS: u64 = 50 * NANOS_PER_MILLISECOND;
-/// Maximum wait for more data of slow readers.
+/// Maximum wait for more data to slow readers.
 const SLOW_READ_TIMEOUT_NANOS: u64 = DELIVERY_TIMEOUT_NANOS / 3;
 /// Maximum wait for the close frames of the server.
 const CLOSE_TIMEOUT_NANOS: u64 = 2_000 * NANOS_PER_MILLISECOND;

@@ -26,9 +26,9 @@ pub(super) async fn send_with_timeout(
     Ok(())
 }
 
-/// Returns the maximum size of the next batch, after the broker confirmed one with a maximum of
-/// `bytes` within `round_trip`. If a batch could not be confirmed before the timeout, a slow link
-/// would get the same batch again and again.
+/// Returns the maximum size of the next batch, after the broker confirmed a batch of at most
+/// `bytes` within `round_trip`. The size adapts, because a slow link would get a batch again and
+/// again if it could not confirm the batch before the timeout.
 pub(super) fn next_batch_bytes(bytes: usize, round_trip: Duration) -> usize {
     if round_trip > BROKER_TIMEOUT / 4 {
         (bytes / 2).max(MIN_BATCH_BYTES)

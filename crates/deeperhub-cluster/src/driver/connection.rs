@@ -29,8 +29,8 @@ const NAME_CLAIM_DELAY: Duration = Duration::from_millis(500);
 /// the maximum backoff of their attempts to reconnect.
 const PEER_RETURN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Limits the delay of a stop by each of the last two sends: the rest of the queue, and the
-/// goodbye.
+/// Timeout of each of the last two sends before a stop: the rest of the queue, and the goodbye.
+/// Limits the delay of the stop.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Maximum number of batches read from a connection after it has ended. Limits the delay of the
@@ -285,8 +285,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Handles a greeting from this node's name with another incarnation. A node that has joined
-    /// keeps the name; otherwise the later incarnation keeps it.
+    /// Handles a greeting from this node's name with another incarnation. If only one of both nodes
+    /// has joined, that node keeps the name. Otherwise the earlier incarnation keeps it.
     ///
     /// The greeting alone is no reason for this node to leave, because its sender may have ended
     /// since. This node leaves only if the sender answers with [`Message::NameTaken`].

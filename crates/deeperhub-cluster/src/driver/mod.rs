@@ -42,11 +42,11 @@ const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// envelope is processed when an answer is finished.
 const MAX_PENDING_ANSWERS: usize = 1024;
 
-/// Limits the delay of a stop by an unreachable broker. Enough to reconnect and to join.
+/// Maximum time that a stop waits for an unreachable broker. Long enough to reconnect and to join.
 const FLUSH_RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Limits the delay of a reconnect by the envelope that is being processed when a connection ends.
-/// After this time, the envelope counts as dropped.
+/// Maximum time that a reconnect waits for the envelope that is being processed when a connection
+/// ends. After this time, the envelope counts as dropped.
 const ENVELOPE_FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Run time after which the next panic counts as the first in a row, which resets the backoff.
@@ -105,7 +105,7 @@ impl DriverHandle {
         self.join_outcome.recv_timeout(timeout).ok()
     }
 
-    /// Waits until the driver ends, as [`Broker::stop`] asks it to.
+    /// Waits until the driver ends, for example after [`Broker::stop`].
     pub async fn wait_for_end(self) {
         // An error means that the driver's thread dropped the sender, because it ended.
         let _ = self.ended.await;
@@ -140,7 +140,7 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// If the thread cannot be started.
+    /// Returns an error if the thread cannot be started.
     pub fn spawn(self, handler: impl MessageHandler) -> std::io::Result<DriverHandle> {
         let (outcome_sender, join_outcome) = mpsc::channel();
         let (end_sender, ended) = oneshot::channel::<()>();

@@ -62,7 +62,7 @@ fn heartbeats_and_duplicates_are_handled_when_they_are_read() {
     };
     let later = now + Duration::from_secs(9);
     let (shared, metrics) = (&driver.shared, &driver.shared.metrics);
-    // The backlog is not processed meanwhile: the node's workers are behind.
+    // No task processes the backlog, as if the node's workers were slow.
     for _ in 0..3 {
         connection.dispatch(envelope("other", 1, broadcast()), now);
     }
@@ -74,7 +74,7 @@ fn heartbeats_and_duplicates_are_handled_when_they_are_read() {
     assert_eq!(shared.peers.list(later).first().map(|peer| peer.silent), Some(Duration::ZERO));
     assert_eq!(driver.backlog.inner.borrow().envelopes.len(), 1);
 
-    // Envelopes without room are counted as dropped; the others are accounted.
+    // Envelopes for which the backlog has no room are counted as dropped.
     for sequence in 3..100 {
         connection.dispatch(envelope("other", sequence, broadcast()), now);
     }

@@ -17,7 +17,7 @@ use tracing::info;
 use super::{Changes, MAX_LINGERING_BYTES};
 use crate::cover::{Patterns, is_pattern, join, literal_prefix, shorten};
 
-/// Cost of a name besides its bytes.
+/// Memory that a name costs in addition to its bytes.
 const NAME_OVERHEAD_BYTES: usize = 128;
 
 /// Maximum number of subscribed patterns that match a common topic, and so of copies of a message.
@@ -42,7 +42,7 @@ pub(super) struct Placements {
     /// Names to subscribe to or to find a cover for.
     pub(super) unplaced: VecDeque<Arc<str>>,
     /// Names without a subscriber and the times at which they end, roughly in order of time. Some
-    /// have a subscriber again.
+    /// of these names have a subscriber again.
     pub(super) lingering: VecDeque<(Instant, Arc<str>)>,
     pub(super) lingering_bytes: usize,
     /// Retiring patterns, in this order.
@@ -57,7 +57,7 @@ pub(super) struct Placements {
     pub(super) now: Instant,
 }
 
-/// Scan of all names with a prefix for those that a pattern covers now.
+/// Scan of all names with a prefix, to find the names that a pattern now covers.
 #[derive(Debug)]
 pub(super) struct Sweep {
     pub(super) prefix: String,
@@ -294,7 +294,8 @@ impl Placements {
     }
 
     /// Places one name of the next retiring pattern elsewhere, or unsubscribes from the pattern if
-    /// it covers none. Like all phases, returns `false` if there is nothing to do.
+    /// it covers none. Returns `false` if there is nothing to do, as all phases of
+    /// [`Interests::take`](super::Interests::take) do.
     pub(super) fn retire_next(&mut self, changes: &mut Changes) -> bool {
         let Some(name) = self.retiring.front().cloned() else { return false };
         let Some(Placement::Retiring { is_subscribed }) = self.placement(&name).cloned() else {

@@ -126,13 +126,13 @@ fn names_without_a_subscriber_are_not_subscribed_to() {
     let mut broker = FakeBroker::new(Wildcards::Levels);
     broker.gain(&["a"]);
     broker.lose(&["a"]);
-    // The name ends while it is still waiting.
+    // The name ends before it is placed.
     broker.now += LINGER_TIME;
     broker.apply();
     broker.settle();
     assert_eq!((broker.changes, broker.interests.bytes()), (0, 0));
-    // The same with more names than one change holds: half of them still wait when all are
-    // lost.
+    // The same applies with more names than one change holds: when all lose their subscribers,
+    // half of them are not placed yet.
     let names: Vec<_> = (0..MAX_CHANGES * 2).map(|name| format!("a{name}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     broker.gain(&names);
@@ -176,13 +176,13 @@ fn only_the_broadest_pattern_is_subscribed_to() {
         broker.apply();
         broker.settle();
         assert_eq!(broker.broker(), ["a.>", "x"]);
-        // Names gained later are not followed at all.
+        // Covered names that are gained later cause no change at the broker.
         let changes = broker.changes;
         broker.gain(&["a.b.d", "a.*.d"]);
         broker.apply();
         assert_eq!(broker.changes, changes);
-        // When the broad pattern goes, the names that it covered are followed before it is
-        // left.
+        // When the broad pattern is lost, the names that it covered are subscribed to before it is
+        // unsubscribed.
         broker.lose(&["a.>"]);
         broker.settle();
         assert_eq!(broker.broker(), ["a.*.d", "a.b.*", "x"]);
@@ -208,8 +208,8 @@ fn a_broad_pattern_that_comes_and_goes_leaves_the_others_as_they_are() {
 #[test]
 fn many_patterns_that_match_one_topic_become_one() {
     let mut broker = FakeBroker::new(Wildcards::Levels);
-    // All patterns of six levels with three named ones: all twenty match `a.x.x.x.x.x.x`, and
-    // none covers another.
+    // The patterns have six levels after `a`, three of them named. All twenty patterns match
+    // `a.x.x.x.x.x.x`, and none covers another.
     let patterns: Vec<String> = (0_u32..64)
         .filter(|bits| bits.count_ones() == 3)
         .map(|bits| {
@@ -222,7 +222,7 @@ fn many_patterns_that_match_one_topic_become_one() {
     broker.apply();
     broker.settle();
     assert!(broker.names.len() <= MAX_COPIES, "{:?}", broker.names);
-    // When few are left, they are followed individually again.
+    // When few patterns remain, each has its own subscription again.
     broker.lose(&names[2..]);
     broker.settle();
     let mut left = names[..2].to_vec();

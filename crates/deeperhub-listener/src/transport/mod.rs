@@ -60,8 +60,8 @@ pub(crate) enum Transport {
 impl Transport {
     /// Registers a non-blocking socket with the reactor of the current thread.
     ///
-    /// With `has_preface`, plain bytes are read until [`end_preface`](Self::end_preface) is called,
-    /// even if the connection uses TLS.
+    /// If `has_preface` is `true`, plain bytes are read until [`end_preface`](Self::end_preface) is
+    /// called, even if the connection uses TLS.
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     pub(crate) fn new(socket: std::net::TcpStream, config: &Config, has_preface: bool) -> io::Result<Self> {
         let tcp = Tcp::new(socket)?;
@@ -147,8 +147,8 @@ impl Transport {
         self.tcp().progress()
     }
 
-    /// Stops decrypting input, which takes memory. Later reads return raw bytes, which the caller
-    /// must discard. Does nothing on a plain connection.
+    /// Stops decrypting input, because decryption takes memory. Later reads return raw bytes, which
+    /// the caller must discard. Does nothing on a plain connection.
     pub(crate) fn ignore_input(&mut self) {
         match self {
             Self::Tcp(_) => {}

@@ -81,8 +81,8 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// Creates a connection before its TLS handshake. With `has_preface`, plain bytes come before
-    /// it.
+    /// Creates a connection before its TLS handshake. If `has_preface` is `true`, plain bytes come
+    /// before the handshake.
     pub(super) fn new(tcp: Tcp, config: Arc<ServerConfig>, has_preface: bool) -> Result<Self, rustls::Error> {
         Ok(Self {
             tcp,
@@ -284,7 +284,8 @@ impl Tls {
         }
     }
 
-    /// Stores incomplete input until more arrives. Too much of it breaks the connection.
+    /// Stores incomplete input until more arrives. More than [`MAX_INCOMPLETE_BYTES`] break the
+    /// connection.
     fn store_incomplete(&mut self, incomplete: &[u8]) {
         if incomplete.len() > MAX_INCOMPLETE_BYTES {
             tracing::warn!(limit = MAX_INCOMPLETE_BYTES, "Unfinished TLS message over the size limit");
@@ -419,7 +420,7 @@ impl Tls {
     }
 
     /// Queues `close_notify` (RFC 8446 section 6.1), and sends it if the socket takes it at once.
-    /// It may be lost: the WebSocket close frame already announced the end to the peer.
+    /// The alert may be lost: the WebSocket close frame already announced the end to the peer.
     pub(super) fn close_notify(&mut self) {
         if self.close_notify_sent
             || !matches!(self.phase, TlsPhase::Open | TlsPhase::PeerClosed)
@@ -461,7 +462,7 @@ fn encode<Data>(data: &mut EncodeTlsData<'_, Data>, out: &mut [u8]) -> Result<us
     }
 }
 
-/// Appends the output of `write` to `out`. Calls `write` again with more space if it asks for it.
+/// Appends the output of `write` to `out`. Calls `write` again with more space if it needs more.
 fn append(
     out: &mut Vec<u8>,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, InsufficientSizeError>,

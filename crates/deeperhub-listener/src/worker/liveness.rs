@@ -57,7 +57,8 @@ impl<A: Application> Worker<'_, A> {
                 connection.outbox.push_arena(self.core.arena.bytes(), start..self.core.arena.len());
                 self.core.mark_dirty(key);
             }
-            // No sign of life can be read while the session pauses reading. Send progress is one.
+            // While the session pauses reading, no sign of life can be read. Send progress is a
+            // sign of life.
             Liveness::PingSent | Liveness::FinalRead | Liveness::Silent
                 if connection.flags.paused || made_progress =>
             {

@@ -21,7 +21,8 @@ use crate::session::{Application, Context, DirectWrite, Message, Session};
 const MAX_TURNS_PER_ROUND: usize = 256;
 
 /// Maximum reads of one connection in a turn, so that a busy client does not delay the others.
-/// Handling its unread input counts as a read.
+/// Handling its unread input counts as a read. A batched read at the start of a turn does not
+/// count.
 const READS_PER_TURN: usize = 4;
 
 /// Maximum TLS handshake steps in one round. A step with an RSA certificate takes most of a
@@ -32,8 +33,9 @@ const TLS_STEPS_PER_ROUND: usize = 8;
 /// replies of many connections would leave the cache before the end of the round.
 const EARLY_WRITE_BYTES: usize = 8 * 1024;
 
-/// A connection whose last read was longer than this is read alone the next time, not in a batch.
-/// Buffers for batched reads are slightly longer, so that such a read is noticed.
+/// Maximum length of a single read after which the connection's next read may be batched. Buffers
+/// for batched reads are slightly longer. After a read that fills its buffer, the connection's next
+/// read is not batched either.
 pub(super) const LONG_READ_BYTES: usize = 4096;
 
 impl<A: Application> Worker<'_, A> {
@@ -215,8 +217,8 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Marks a connection as silent if it was in its final read before a liveness timeout. Called
-    /// when its socket had no input.
+    /// Marks a connection as silent if its [final read](Liveness::FinalRead) found no input. Called
+    /// when the socket had no input.
     pub(super) fn mark_silent(&mut self, key: u32) {
         let now = self.clock();
         if let Some(connection) = self.core.connections.get_mut(key as usize)
@@ -237,7 +239,7 @@ impl<A: Application> Worker<'_, A> {
 
     /// Handles bytes that were read, and stores the rest for the connection's next turn.
     pub(super) fn process_input(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) {
-        // Other connections of a batched read may have spent the round.
+        // The turn may be over already: other connections of a batched read spend the same budget.
         let is_held = turn.is_over() || self.is_paused(key);
         let handled = if is_held { 0 } else { self.dispatch_input(key, bytes, turn) };
         if let Some(rest) = bytes.get(handled..)
@@ -410,7 +412,7 @@ impl<A: Application> Worker<'_, A> {
                             let start = arena.len();
                             frame::write_pong(arena, payload);
                             if flags.write_blocked {
-                                // Deliveries are waiting, and the pong is sent before them.
+                                // Deliveries wait for the socket. The pong is sent before them.
                                 outbox.push_pong(frame::Frame::from_encoded(&arena[start..]));
                                 arena.truncate(start);
                             } else {

@@ -29,8 +29,8 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Returns the heap bytes that the worker holds because of a connection's peer: queued frames,
-    /// input that was not handled yet, and the bytes that its session reports.
+    /// Returns the heap bytes that the worker holds because of a connection's peer. These are
+    /// queued frames, input that was not handled yet, and the bytes that the session reports.
     fn held_bytes(&self, key: u32) -> usize {
         let Some(connection) = self.core.connections.get(key as usize) else { return 0 };
         let state_bytes = match &connection.state {

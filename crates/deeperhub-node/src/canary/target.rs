@@ -78,7 +78,7 @@ impl ProbeTarget {
         let Probe::Due = self.probe else { return None };
         let number = *next_number;
         *next_number += 1;
-        // Pending before the caller sends it, because the probe may return at once.
+        // The probe is pending before the caller sends it, because it may return at once.
         self.probe = Probe::Pending { number, sent_at: Instant::now() };
         Some(number)
     }

@@ -85,7 +85,7 @@ fn calls_to_a_worker_that_dies_fail_at_once() {
         let message = RawJson::parse(r#"{"type":"x"}"#).unwrap();
         let mut calls =
             Box::pin(async { tokio::join!(handle.broadcast_raw(message), handle.clients(None, 10)) });
-        // Long enough to queue the calls.
+        // This time is long enough to queue the calls.
         let result = tokio::time::timeout(Duration::from_millis(20), &mut calls).await;
         assert!(result.is_err(), "{result:?}");
         STUCK.wait();

@@ -246,7 +246,7 @@ pub(super) struct ViolationCounter {
 }
 
 impl ViolationCounter {
-    /// Counts a violation. Returns the number in the current window.
+    /// Counts a violation. Returns the number of violations in the current window.
     pub(super) fn increment(&mut self, now: Duration) -> u32 {
         let now = now.as_millis() as u32;
         let age = Duration::from_millis(now.wrapping_sub(self.window_start).into());

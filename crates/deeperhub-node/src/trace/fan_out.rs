@@ -25,8 +25,8 @@ const MAX_TRACED_FAN_OUTS: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct PublishStamp {
     published_at: Instant,
-    /// Round of the publish's last delivery on the worker, and its index in this round's publishes.
-    /// Round 0 means that there was no delivery yet.
+    /// Round of the publish's last delivery on the worker, and the publish's index in the list of
+    /// that round. Round 0 means that there was no delivery yet.
     seen: Cell<(u32, u32)>,
     /// Span of the publish. Each worker has its own allocation, so the reference count shows when
     /// the last delivery is done.

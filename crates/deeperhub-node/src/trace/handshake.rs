@@ -56,7 +56,7 @@ impl HandshakeSpan {
             .start_for_client(trace.map(|trace| trace.span))?
             .with_tracestate(trace.and_then(|trace| trace.tracestate.as_deref()))
             .with_start_time(peer.accepted_at);
-        // The path is one of those served; the query may contain a token.
+        // The path is one of the served paths. The query is left out, as it may contain a token.
         let mut attributes: Vec<super::Attribute> = vec![
             ("http.request.method", request.method().to_owned().into()),
             ("http.route", request.path().to_owned().into()),

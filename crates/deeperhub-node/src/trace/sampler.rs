@@ -69,7 +69,7 @@ impl Sampler {
 }
 
 impl Default for Sampler {
-    /// Adopts the parent's decision, and starts no traces.
+    /// Returns a sampler that adopts the parent's decision, and starts no traces.
     fn default() -> Self {
         Self::parent_based(0.0)
     }
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_decision_matches_trace_id_ratio_based() {
-        // OpenTelemetry's TraceIdRatioBased: the low 63 bits against the ratio of their range.
+        // OpenTelemetry's TraceIdRatioBased compares the low 63 bits with the ratio of their range.
         let sampler = Sampler::by_trace_id(0.25);
         let sampled = |low: u64| sampler.decide(SpanContext::new((9 << 64) | u128::from(low), 1, false)).1;
         assert!(sampled((1 << 62) - 1) && !sampled(1 << 62) && !sampled(u64::MAX));

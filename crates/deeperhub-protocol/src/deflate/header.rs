@@ -95,7 +95,7 @@ impl<'a> Reader<'a> {
         Ok(token)
     }
 
-    /// Skips `separator` if the rest starts with it, and returns whether it did.
+    /// Skips `separator` and returns `true` if the rest starts with it.
     fn skip(&mut self, separator: char) -> bool {
         let Some(rest) = self.rest.strip_prefix(separator) else { return false };
         self.rest = rest;

@@ -208,8 +208,8 @@ impl MessageInflation<'_> {
         }
     }
 
-    /// Fills the window of a new or restarted stream with the last 32 KiB of output: the
-    /// decompressed part of this message, and before it the end of earlier messages.
+    /// Fills the window of a new or restarted stream with the last 32 KiB of output. These are the
+    /// end of earlier messages, and then the decompressed part of this message.
     fn fill_window(&mut self) -> Result<(), FrameError> {
         let current = last_bytes(self.output, MAX_WINDOW_BYTES);
         let earlier = last_bytes(self.history, MAX_WINDOW_BYTES - current.len());

@@ -91,10 +91,10 @@ impl Params {
         }
     }
 
-    /// Returns the window bits for compressing a message of `plain_bytes` for this client: the
-    /// largest window if the message fits the client's window, otherwise the client's window.
-    /// Returns `None` if that window has 8 bits, because zlib and its descendants do not support 8
-    /// bits for raw streams.
+    /// Returns the window bits for compressing a message of `plain_bytes` for this client. They are
+    /// those of the largest window if the message fits the client's window, otherwise those of the
+    /// client's window. Returns `None` if the window has 8 bits, because zlib and its descendants
+    /// do not support 8 bits for raw streams.
     pub(super) fn compressor_window_bits(self, plain_bytes: usize) -> Option<u8> {
         let bits =
             if self.fits_window(plain_bytes) { MAX_WINDOW_BITS } else { self.server_max_window_bits() };

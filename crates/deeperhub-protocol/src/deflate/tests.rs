@@ -346,7 +346,7 @@ fn compressed_messages_fit_a_small_window() {
             if saved > 0 {
                 let header = if reply.len() < 128 { 2 } else { 4 };
                 assert_eq!(inflated(&reply[header..], bits.max(9)), text.as_bytes());
-                // zlib-rs also decompresses references beyond the window, so check the length: with
+                // zlib-rs also decompresses references beyond the window, so check the length. With
                 // such references, only the first copy of the digits (four bits each) would count.
                 assert!(reply.len() > len * 9 / 20, "{len} bytes, {bits} bits: {}", reply.len());
             }

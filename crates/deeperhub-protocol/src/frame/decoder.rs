@@ -48,8 +48,8 @@ impl Default for FrameLimits {
 ///
 /// The decoder implements the server side: frames must be masked. If the input holds a whole
 /// message, the decoder unmasks it in place and borrows it from the input. It copies an incomplete
-/// frame or message to a buffer, which exceeds neither twice the received bytes nor the maximum
-/// length of a message on the wire.
+/// frame or message to a buffer. The buffer exceeds neither twice the received bytes nor the
+/// maximum length of a message on the wire.
 ///
 /// Text is validated as it arrives: an error is reported at the first invalid byte, even inside a
 /// frame.

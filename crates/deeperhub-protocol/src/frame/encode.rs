@@ -21,8 +21,8 @@ pub fn write_binary(out: &mut Vec<u8>, payload: &[u8]) {
 /// before.
 ///
 /// `write` must only append to its buffer. The payload must be UTF-8; otherwise the peer closes the
-/// connection with 1007. A payload of 126 to 65,535 bytes stays in place. Another payload is moved
-/// by a few bytes, because its header is shorter or longer than the reserved four bytes.
+/// connection with 1007. A payload of 126 to 65,535 bytes stays in place. Other payloads are moved
+/// by a few bytes, because their headers are shorter or longer than the four reserved bytes.
 ///
 /// ```
 /// let mut out = Vec::new();

@@ -1,7 +1,8 @@
 //! The header of a client frame (RFC 6455 section 5.2).
 //!
-//! tungstenite's `FrameHeader::parse` is not used because it requires a `Cursor`, accepts lengths
-//! that are not in their shortest form, and reports errors only when the header is complete.
+//! tungstenite's `FrameHeader::parse` is not used, because it requires a `Cursor` and accepts
+//! lengths that are not in their shortest form. It also reports errors only when the header is
+//! complete.
 
 use super::FrameError;
 

@@ -67,8 +67,8 @@ impl Frame {
     pub fn encode_with(capacity: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut buffer = Vec::with_capacity(capacity);
         write(&mut buffer);
-        // A frame can wait in queues for a long time, so unused capacity is worth a reallocation if
-        // it exceeds an eighth of the length plus 64 bytes.
+        // A frame can wait in queues for a long time. Unused capacity is therefore worth a
+        // reallocation if it exceeds an eighth of the length plus 64 bytes.
         if buffer.capacity() - buffer.len() > buffer.len() / 8 + 64 {
             buffer.shrink_to_fit();
         }

@@ -21,7 +21,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Returns 400 `bad_handshake`: the request is not HTTP/1.1, or violates RFC 6455.
+    /// Returns 400 `bad_handshake`: the request is not HTTP/1.1, violates RFC 6455, or exceeds a
+    /// limit on its size or time.
     pub fn bad_handshake(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(400, "bad_handshake", message)
     }
@@ -54,14 +55,16 @@ impl Refusal {
         Self::new(426, "upgrade_required", "This endpoint accepts only WebSocket version 13 upgrades.")
     }
 
-    /// Returns 429 `rate_limited`: the client's address exceeds a rate limit.
+    /// Returns 429 `rate_limited`: the client's address has too many connections, or connects too
+    /// often.
     #[must_use]
     pub fn rate_limited(retry_after: Duration) -> Self {
         Self::new(429, "rate_limited", "Too many connections from this address.")
             .with_retry_after(retry_after)
     }
 
-    /// Returns 503 `too_many_connections`: the server has reached its connection limit.
+    /// Returns 503 `too_many_connections`: the server has reached its limit on connections or on
+    /// memory.
     #[must_use]
     pub fn too_many_connections(retry_after: Duration) -> Self {
         Self::new(503, "too_many_connections", "The server has reached its connection limit.")

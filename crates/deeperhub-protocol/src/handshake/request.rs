@@ -109,9 +109,9 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// Returns 400 `bad_handshake` if the request is not HTTP/1, exceeds [`MAX_HEAD_BYTES`] or
-    /// [`MAX_HEADERS`], or has a target that is neither a path nor an HTTP or WebSocket URL. Does
-    /// not check the handshake's headers; [`Self::check_upgrade`] does.
+    /// Returns 400 `bad_handshake` if the request is not HTTP/1, or exceeds [`MAX_HEAD_BYTES`] or
+    /// [`MAX_HEADERS`]. Returns it also if the target is neither a path nor an HTTP or WebSocket
+    /// URL. Does not check the handshake's headers; [`Self::check_upgrade`] does.
     pub fn parse(buffer: &[u8]) -> Result<Parsed, Refusal> {
         Self::parse_within(buffer, HeadLimits::default()).map_err(|error| error.refusal)
     }

@@ -101,8 +101,8 @@ pub fn write_accept(out: &mut Vec<u8>, key: &AcceptKey, subprotocol: Option<&str
     push("\r\n\r\n");
 }
 
-/// Returns `true` if the value of a `Content-Length` header is zero in a form that RFC 9110 section
-/// 8.6 allows: `0`, `00`, or `0, 0` if a gateway joined two header lines.
+/// Returns `true` if the value of a `Content-Length` header is zero. RFC 9110 section 8.6 allows
+/// the forms `0` and `00`, and `0, 0` if a gateway joined two header lines.
 fn is_zero(length: &[u8]) -> bool {
     length.split(|&byte| byte == b',').all(|element| {
         let digits = element.trim_ascii();

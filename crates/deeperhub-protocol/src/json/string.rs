@@ -50,8 +50,8 @@ fn plain_len_simd(bytes: &[u8]) -> usize {
     len + plain_tail(tail)
 }
 
-/// Returns the total length of the chunks before the first chunk with a special byte. It is always
-/// inlined, so that the compiler can use the caller's instruction set.
+/// Returns the total length of the chunks before the first chunk with a special byte. The function
+/// is always inlined, so that the compiler can use the caller's instruction set.
 #[inline(always)]
 fn plain_chunks(bytes: &[u8]) -> usize {
     let mut len = 0;

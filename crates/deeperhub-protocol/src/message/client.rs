@@ -103,8 +103,8 @@ impl<'a> ClientMessage<'a> {
     /// 5. [`ErrorCode::InvalidTopic`]: `topic` breaks a rule of [`TopicError`](crate::TopicError).
     ///
     /// The error has the message's ID if `id` is present and valid. If one key is missing or
-    /// invalid, the error also has the name of this key. If a command needs a key in `data`, that
-    /// name is the key if `data` is missing, and `data` if it is not an object.
+    /// invalid, the error also names this key. If a command needs a key in `data`, and `data` is
+    /// missing, the error names the key. If `data` is not an object, the error names `data`.
     pub fn parse(text: &'a str) -> Result<Self, MessageError<'a>> {
         Self::parse_within(text, super::MAX_NESTING)
     }

@@ -164,7 +164,7 @@ impl<'a> Envelope<'a> {
                 }
                 Ok(())
             })?,
-            // A delivery puts the payload into `data`, so it counts as deep as there.
+            // A delivery puts the payload into `data`, so its depth is counted as if it were there.
             Some(MessageKey::Message) => scanner.scan_value(2)?,
             _ => scanner.scan_value(1)?,
         };

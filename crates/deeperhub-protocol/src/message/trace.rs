@@ -30,7 +30,7 @@ impl<'a> TraceContext<'a> {
         Self { traceparent, tracestate }
     }
 
-    /// Returns the same context, borrowing the values.
+    /// Returns the same context with borrowed values.
     #[must_use]
     pub fn borrow(&self) -> TraceContext<'_> {
         TraceContext {

@@ -22,7 +22,7 @@ pub(super) const RSA: &[Algorithm] = &[
 pub(super) const CURVES: &[Algorithm] = &[Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA];
 
 /// Returns the algorithm that a header or a JWK names. Returns `None` if the algorithm is not
-/// supported, as `none` is not.
+/// supported, such as `none`.
 ///
 /// `Ed25519` is the new name of `EdDSA` with that curve (RFC 9864).
 pub(super) fn algorithm(name: &str) -> Option<Algorithm> {

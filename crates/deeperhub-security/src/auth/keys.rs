@@ -18,8 +18,7 @@ pub struct Keys {
 impl Keys {
     /// Reads the given files. Files over [`files::MAX_BYTES`] are refused.
     ///
-    /// The secret is the content of its file. If the content ends with a line end, that is not part
-    /// of the secret.
+    /// The secret is the content of its file without the final line end, if there is one.
     ///
     /// # Errors
     ///

@@ -8,9 +8,10 @@ use std::net::IpAddr;
 /// An allowed origin, or a set of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum AllowedOrigin {
-    /// `*`.
+    /// All origins, written as `*`.
     Any,
-    /// `https://example.com:8443`, `https://*.example.com`.
+    /// One origin, such as `https://example.com:8443`, or all subdomains of a host, such as
+    /// `https://*.example.com`.
     Origin { scheme: Box<str>, hosts: Hosts, port: Option<u16> },
 }
 

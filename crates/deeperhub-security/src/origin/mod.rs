@@ -17,7 +17,7 @@ use std::borrow::Cow;
 ///
 /// | `Origin` header | allowed |
 /// |---|---|
-/// | no such header | always, because the client is no browser |
+/// | no such header | always, because the client is not a browser |
 /// | host and port of the `Host` header | always |
 /// | `localhost`, its subdomains, `127.0.0.0/8` or `[::1]`, on any port | if `Host` is one of these |
 /// | any other | if a value of the list allows it |

@@ -83,8 +83,8 @@ impl<'a> Host<'a> {
         start.and_then(|start| name.get(start..)).is_some_and(|end| end.eq_ignore_ascii_case(suffix))
     }
 
-    /// Returns `true` if the host is this machine on every machine (RFC 6761 section 6.3, RFC 1122
-    /// section 3.2.1.3, RFC 4291 section 2.5.3).
+    /// Returns `true` if the host means the local machine everywhere (RFC 6761 section 6.3, RFC
+    /// 1122 section 3.2.1.3, RFC 4291 section 2.5.3).
     pub(super) fn is_loopback(&self) -> bool {
         match self {
             Self::Name(name) => name.eq_ignore_ascii_case("localhost") || self.is_subdomain_of(".localhost"),

@@ -17,8 +17,9 @@ impl OriginPolicy {
     /// A missing `Host`, an address, a name without a dot, a private name, and a host of the list
     /// are safe.
     ///
-    /// For servers that trust every caller that can connect. Behind a proxy that passes on public
-    /// names, this check fails for legitimate callers, too; such a server needs a key instead.
+    /// Use it in servers that trust every caller that can connect. Behind a proxy that passes on
+    /// public names, this check fails for legitimate callers, too. Such a server needs a key
+    /// instead.
     #[must_use]
     pub fn is_rebinding_safe(&self, host: Option<&str>) -> bool {
         let Some(text) = host else { return true };

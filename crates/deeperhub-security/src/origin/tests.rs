@@ -31,7 +31,7 @@ fn the_host_that_the_request_was_made_to_passes() {
         ("https://example.com:8443", "example.com:8443", true),
         ("http://[2001:DB8::1]:8080", "[2001:db8:0::1]:8080", false),
         ("http://192.0.2.1", "192.0.2.1", false),
-        // Through a proxy that ends TLS.
+        // The following requests pass through a proxy that terminates TLS.
         ("https://example.com", "example.com", false),
         ("https://example.com", "example.com:443", false),
     ] {
@@ -236,7 +236,7 @@ proptest! {
     fn any_header_is_decided(origin in "\\PC{0,40}|[a-z]{0,6}://[\\[\\]a-z0-9.:*/@]{0,30}", host in "[\\[\\]a-z0-9.:]{0,20}", tls: bool) {
         let own = OriginPolicy::default().check(Some(&origin), Some(&host), tls);
         prop_assert!(policy(&["*"]).check(Some(&origin), Some(&host), tls).is_ok());
-        // A longer list never refuses what a shorter one lets through.
+        // A list of allowed origins never refuses an origin that passes without the list.
         let listed = policy(&["https://*.example.com"]).check(Some(&origin), Some(&host), tls);
         prop_assert!(own.is_err() || listed.is_ok());
     }

@@ -24,7 +24,7 @@ pub enum Parsed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProxyError {
-    /// The signature is missing. The peer is no proxy, or a proxy that does not send the header.
+    /// The signature is missing. The peer is not a proxy, or is one that does not send the header.
     #[error("it does not start with the signature of the PROXY protocol")]
     Signature,
     /// The version is not supported.

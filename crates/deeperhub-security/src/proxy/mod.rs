@@ -60,8 +60,8 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Returns the client's address of a request. The request's connection is from `peer`; `values`
-    /// are the values of the header in the request's order.
+    /// Returns the address of the client that sent a request. The request's connection is from
+    /// `peer`. `values` are the values of the header in the order of the request.
     ///
     /// Each proxy appends the address that it received the request from. So the entries are read
     /// from the right as long as the proxy that wrote them is trusted. The first address that is
@@ -188,7 +188,7 @@ mod tests {
             let mut values: Vec<&str> = theirs.iter().map(String::as_str).collect();
             values.push(ours);
             prop_assert_eq!(trusted().client(peer, header, values).to_string(), "192.0.2.1");
-            // In one line, as most proxies put it.
+            // Most proxies join all entries in one line.
             let joined = format!("{}, {ours}", theirs.join(", "));
             prop_assert_eq!(trusted().client(peer, header, [&*joined]).to_string(), "192.0.2.1");
         }

@@ -20,7 +20,7 @@ const SHARDS: usize = 64;
 
 /// Theoretical arrival time of the next event for each address (see
 /// [`RateLimiter`](super::RateLimiter)), in nanoseconds of the caller's time. An entry whose time
-/// has passed is expired: its burst is full, as that of an address without an entry.
+/// has passed is expired: its burst is full, like the burst of an address without an entry.
 pub(super) struct ArrivalTable {
     shards: Box<[Mutex<HashMap<IpAddr, u64, RandomState>>]>,
     hasher: RandomState,
@@ -102,7 +102,8 @@ impl ArrivalTable {
     }
 
     pub(super) fn take_evicted(&self) -> u64 {
-        // Mostly 0, and a load does not take the cache line from other cores as a swap does.
+        // The count is mostly 0. Unlike a swap, a load does not take the cache line from other
+        // cores.
         if self.evicted.load(Ordering::Relaxed) == 0 { 0 } else { self.evicted.swap(0, Ordering::Relaxed) }
     }
 }

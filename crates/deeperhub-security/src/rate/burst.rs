@@ -34,8 +34,8 @@ impl BurstPool {
     }
 
     /// Draws up to `amount` messages or bytes from the pool of `address` at the time `now`. One
-    /// burst of the pool is `burst` of them. Returns the amount drawn, which is less than `amount`
-    /// if the pool has less.
+    /// burst of the pool is `burst` messages or bytes. Returns the amount drawn, which is less than
+    /// `amount` if the pool has less.
     pub fn draw(&self, address: IpAddr, amount: u32, burst: NonZeroU32, now: Duration) -> u32 {
         let now = nanos(now);
         let (interval, burst) = (u128::from(self.interval), u128::from(burst.get()));
@@ -62,13 +62,14 @@ impl BurstPool {
     }
 }
 
-/// Amount that a new connection may still draw, in 8 bytes.
+/// Limit on the amount that a new connection draws from a [`BurstPool`], in 8 bytes.
 ///
-/// The connection's [`RateLimiter`] starts [empty](RateLimiter::empty). The connection may draw what
-/// a limiter that had started full would hold beyond it: at first one burst, less what is drawn.
-/// After a pause, the full limiter stops at one burst while the empty one refills, so they differ by
-/// at most a burst less that refill. Thus the larger of the two counts, not their sum. A connection
-/// that draws nothing while a whole burst refills has nothing left to draw.
+/// The connection's [`RateLimiter`] starts [empty](RateLimiter::empty). The connection may draw the
+/// difference to a limiter that started full. At first, the difference is one burst. Each draw
+/// reduces it. A pause reduces it, too, because the empty limiter refills while the full one stops
+/// at one burst. After a pause, the difference is at most one burst less the refill since the last
+/// draw. The spent part is therefore the larger of the earlier spent part and that refill, not
+/// their sum. A connection that draws nothing while a whole burst refills has nothing left to draw.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct BurstAllowance {
     /// Part of the burst that the connection can no longer draw.
@@ -90,12 +91,13 @@ pub enum DrawOutcome {
 
 impl BurstAllowance {
     /// Divisor of a burst for the smallest draw, so that a connection locks the pool some 20 times,
-    /// not once per message. 1/20 of a burst of 200 messages is about what a client sends at its start.
+    /// not once per message. 1/20 of a burst of 200 messages is about the number that a client
+    /// sends at its start.
     const MIN_DRAW_DIVISOR: u32 = 20;
 
-    /// Draws enough for `needed` more messages or bytes and refills the burst of `limiter` by it.
-    /// The connection started at `begun`. `pool` takes the requested amount and returns the drawn
-    /// one.
+    /// Draws at least `needed` messages or bytes, if the allowance and the pool have that many.
+    /// Refills the burst of `limiter` by the amount drawn. The connection started at `begun`.
+    /// `pool` takes the requested amount and returns the amount drawn.
     pub fn draw(
         &mut self,
         limiter: &mut RateLimiter,

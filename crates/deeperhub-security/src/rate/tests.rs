@@ -87,8 +87,8 @@ struct Connection {
 }
 
 impl Drawing {
-    /// Allows 10 messages a second in bursts of 20. An address gains a burst each second and
-    /// holds 3.
+    /// Allows 10 messages a second in bursts of 20. The pool of an address
+    /// holds 3 bursts and gains one each second.
     fn new() -> Self {
         let address = IpAddr::from([192, 0, 2, 1]);
         Self { limit: limit(10, 20), pool: BurstPool::new(limit(1, 3)), address }
@@ -113,7 +113,7 @@ impl Drawing {
         }
     }
 
-    /// Returns how many messages in a row get through.
+    /// Sends until a message is refused. Returns the number of sent messages and the refusal.
     fn send_all(&self, connection: &mut Connection, now: Duration) -> (usize, DrawOutcome) {
         let mut sent = 0;
         loop {
@@ -136,7 +136,7 @@ fn a_new_connection_has_a_burst_as_before() {
         }
         let later = start + Duration::from_secs(1);
         let (more, drawn) = drawing.send_all(&mut connection, later);
-        // The unused rest of the last draw comes on top.
+        // The unused rest of the last draw may allow one more message.
         assert!((left..=left + 1).contains(&more), "{sent}, then {more}");
         assert_eq!(drawn, DrawOutcome::Spent);
     }
@@ -256,8 +256,8 @@ fn an_address_that_keeps_coming_is_not_forgotten() {
 }
 
 proptest! {
-    /// The rule itself, in whole numbers: a bucket that holds `burst` and gains one each
-    /// 1/per_second.
+    /// Compares the limiter with governor's. Both are a bucket that holds `burst` tokens and gains
+    /// `per_second` tokens a second.
     #[test]
     fn a_limiter_agrees_with_governors_own(
         per_second in 1..1000_u32,
@@ -268,7 +268,7 @@ proptest! {
         let clock = governor::clock::FakeRelativeClock::default();
         let governors = governor::RateLimiter::direct_with_clock(limit.quota(), clock.clone());
         let (mut ours, mut now) = (RateLimiter::default(), Duration::from_secs(1));
-        // Short pauses, so that the limit is met, and long ones now and then.
+        // Most pauses are short, so that the limit is reached. Some are long, so that it recovers.
         for pause in pauses {
             let pause = Duration::from_nanos(if pause % 7 == 0 { pause } else { pause % 3_000_000 });
             now += pause;
@@ -280,7 +280,7 @@ proptest! {
         }
     }
 
-    /// Checks that connections of one address never get more than they earn and the pool has.
+    /// Checks that connections of one address send at most what they earn plus what the pool has.
     #[test]
     fn an_address_gets_its_pool_and_what_its_connections_earn(
         steps in prop::collection::vec((0..4_u8, 0..400_u64, 0..40_usize), 1..200),

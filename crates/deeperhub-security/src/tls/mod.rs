@@ -1,8 +1,8 @@
 //! TLS for servers: builds a [`rustls::ServerConfig`] from PEM files, and replaces it at run time.
 //!
-//! TLS 1.2 and 1.3 with rustls's default cipher suites over aws-lc-rs, and ALPN `http/1.1`.
-//! Sessions resume with tickets, whose keys rotate every six hours; a new configuration has new
-//! keys. Early data is disabled, because attackers could replay it.
+//! Servers accept TLS 1.2 and 1.3 with rustls's default cipher suites of aws-lc-rs, and ALPN
+//! `http/1.1`. Sessions resume with tickets. The keys of tickets rotate every six hours, and a new
+//! configuration has new keys. Early data is disabled, because attackers could replay it.
 //!
 //! With a CA for clients, a client certificate is required ([`ClientAuth::Required`]) or optional
 //! ([`ClientAuth::Optional`]). If it is optional, a client without one is accepted, and a token can
@@ -52,7 +52,8 @@ use std::sync::Arc;
 use zeroize::Zeroize;
 
 /// Maximum number of cached sessions of clients that resume without tickets (TLS 1.2). Limits
-/// memory use. New sessions then replace old ones, whose clients need a full handshake.
+/// memory use. Above the limit, a new session replaces an old one, whose client needs a full
+/// handshake.
 pub const MAX_TLS_SESSIONS: usize = 1024;
 
 /// PEM text, and its name in errors.

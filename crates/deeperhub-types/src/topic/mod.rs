@@ -9,7 +9,7 @@ use std::fmt;
 
 /// A valid topic name. Messages are published to topics.
 ///
-/// A topic has 1 to [`Topic::MAX_BYTES`] bytes of UTF-8 without white space and control characters
+/// A topic has 1 to [`Topic::MAX_BYTES`] bytes of UTF-8 without white space or control characters
 /// (Unicode properties `White_Space` and `Cc`). A `.` separates levels, and no level is empty. The
 /// characters `*` and `>` are wildcards of patterns ([`TopicPattern`]). Topics that start with `$`
 /// are reserved for the server. Names are case-sensitive and not normalised: two names are the same
@@ -97,7 +97,7 @@ impl fmt::Display for Topic<'_> {
 
 /// The syntax rule that a topic or pattern breaks.
 ///
-/// The server replies to a message with such a topic or pattern with the error `invalid_topic`.
+/// If a message names such a topic or pattern, the server replies with the error `invalid_topic`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TopicError {

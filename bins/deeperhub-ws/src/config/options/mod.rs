@@ -5,8 +5,8 @@
 //! `DEEPERHUB_MAX_QUEUE_BYTES` and `max_queue_bytes`. All three share a parser (see `layers`). The
 //! doc comment of a field is its help; `help` appends the default.
 //!
-//! `resolve` takes these structs apart without `..`, so that it does not compile without a new
-//! field.
+//! `resolve` destructures these structs without `..`, so that the compiler reports a new field that
+//! is not resolved.
 
 mod api;
 mod cluster;
@@ -88,7 +88,7 @@ pub(crate) fn variable(key: &str) -> String {
     format!("{VARIABLE_PREFIX}{}", key.to_ascii_uppercase())
 }
 
-/// Settings whose values are never shown.
+/// Settings whose values are secret, so errors do not show them.
 pub(crate) const SECRET_KEYS: &[&str] = &["api_key", "cluster"];
 
 /// Prefix of the environment variables.

@@ -10,7 +10,7 @@ use crate::config::effective::defaults;
 use crate::config::options::{ClusterOptions, flag, variable};
 use crate::config::values::{ClusterUrl, UnavailableReadiness};
 
-/// Returns the configuration of the cluster, or `None` if the node is in none.
+/// Returns the configuration of the cluster, or `None` if no cluster is set.
 pub(super) fn resolve(resolver: &mut Resolver, options: ClusterOptions) -> Option<ClusterConfig> {
     let ClusterOptions {
         cluster,

@@ -1,7 +1,7 @@
 //! Resolves options into settings: fills in defaults, checks values, and records their origins.
 //!
-//! Each file resolves the options under one heading. It takes the options apart without `..`, so
-//! that it does not compile without a new option.
+//! Each file resolves the options under one heading. It destructures the options without `..`, so
+//! that the compiler reports a new option that is not resolved.
 
 /// Resolves a field of the options. The field's name is the key of the setting.
 macro_rules! take {

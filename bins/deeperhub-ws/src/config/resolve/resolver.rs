@@ -84,7 +84,7 @@ impl Resolver {
         self.errors.push(ConfigError::InvalidSecret { key: key.to_owned(), origin, expected });
     }
 
-    /// Reports settings that exclude or lack each other.
+    /// Reports an error about several settings: they exclude each other, or one needs another.
     pub(super) fn conflict(&mut self, message: String) {
         self.errors.push(ConfigError::Conflict(message));
     }

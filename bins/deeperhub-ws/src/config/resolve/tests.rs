@@ -1,4 +1,4 @@
-//! Settings that are resolved from flags.
+//! Tests of settings that are resolved from flags.
 
 use std::time::Duration;
 
