@@ -67,7 +67,7 @@ pub struct ApiConfig {
     pub max_batch_calls: usize,
     /// Maximum bytes of a batch. Default 1 MiB.
     pub max_batch_bytes: usize,
-    /// Limits on stored idempotency keys.
+    /// Limits on remembered idempotency keys.
     pub idempotency: IdempotencyConfig,
     /// WebSocket URL that the console page connects to. With `None`, the page connects to port 8080
     /// of its own host. Read once, at the start.
@@ -235,11 +235,11 @@ impl Default for ApiConfig {
     }
 }
 
-/// Limits on stored idempotency keys. Over a limit, the oldest key is removed.
+/// Limits on remembered idempotency keys. Over a limit, the oldest key is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct IdempotencyConfig {
-    /// Time that a key is stored. With zero, keys have no effect. Default 5 minutes.
+    /// Time that a key is remembered. With zero, keys have no effect. Default 5 minutes.
     pub ttl: Duration,
     /// Maximum number of keys. Default 10,000.
     pub max_keys: usize,

@@ -147,7 +147,7 @@ mod tests {
     fn fetch_metadata_identifies_pages_of_other_sites() {
         let (site, mode, dest) = ("sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest");
         check_fetch("GET /v1/events", &[], true);
-        // Sent by Node's `fetch`.
+        // Node's `fetch` sends this header.
         check_fetch("GET /v1/events", &[(mode, "cors")], true);
         for own in ["same-origin", "none"] {
             check_fetch("GET /v1/events", &[(site, own)], true);

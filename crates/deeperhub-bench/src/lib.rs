@@ -15,8 +15,8 @@
 //!
 //! [`Args`] contains the flags of one scenario. A `Plan` is created from them, and one `Worker` per
 //! thread executes the plan. A worker runs an event loop over its connections. The connections have
-//! no tasks, queues or timers of their own and share one read buffer and one write buffer, so that
-//! the generator needs less CPU time than the server. Each message contains a `Stamp`. From the
+//! no tasks, queues or timers of their own. They share one read buffer and one write buffer. The
+//! generator thus needs less CPU time than the server. Each message contains a `Stamp`. From the
 //! stamps, receivers compute latency, loss, duplicates and order.
 
 mod args;

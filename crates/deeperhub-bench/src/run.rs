@@ -29,7 +29,7 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 /// Runs a scenario against a server and returns the report. Blocks until the run is over.
 ///
 /// Lost messages and dropped connections are not errors, but part of the report.
-/// [`Report::has_faults`] tells whether messages were lost.
+/// [`Report::has_faults`] checks for faulty deliveries.
 ///
 /// # Errors
 ///

@@ -24,7 +24,7 @@ impl ServerProcess {
     ///
     /// # Errors
     ///
-    /// If there is no such process, or if the system has no `/proc` of Linux.
+    /// If there is no such process, or if the system does not have Linux's `/proc`.
     pub(crate) fn usage(self) -> io::Result<ProcessUsage> {
         let text = fs::read_to_string(format!("/proc/{}/stat", self.0))?;
         let parsed = parse(&text, clock_ticks_per_second(), page_size() as u64);

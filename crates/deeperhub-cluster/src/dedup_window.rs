@@ -13,8 +13,8 @@ const MAX_ORIGINS: usize = 1024;
 
 /// Sliding window of sequences for each origin.
 ///
-/// An envelope arrives again if several of the node's subscriptions match it, or if its sender lost
-/// the connection before the broker's confirmation and sent it again.
+/// An envelope arrives again if several of the node's subscriptions match it. It also arrives again
+/// if its sender lost the connection before the broker's confirmation and then repeated it.
 #[derive(Debug, Default)]
 pub(crate) struct DedupWindow {
     origins: HashMap<Box<str>, HashMap<u64, SequenceWindow>>,

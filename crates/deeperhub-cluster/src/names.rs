@@ -1,9 +1,9 @@
 //! Names of topics and nodes on a broker: NATS subjects and Redis channels.
 //!
-//! A topic's name follows the hub's prefix unchanged. The rules for topics (no white space, no
-//! control characters, no empty level, `*` and `>` only as whole levels of patterns) are at least
-//! as strict as those for NATS subjects, and Redis channels take any bytes. Only Redis' glob
-//! characters are escaped, in patterns.
+//! A topic's name follows the hub's prefix unchanged. A topic has no white space, no control
+//! characters and no empty level, and `*` and `>` are only whole levels of patterns. These rules
+//! are at least as strict as those for NATS subjects. Redis channels take any bytes. Only Redis'
+//! glob characters are escaped, in patterns.
 
 #[cfg(test)]
 use deeperhub_protocol::Subscription;

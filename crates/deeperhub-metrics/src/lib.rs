@@ -1,7 +1,7 @@
 //! Counters, gauges and histograms for hot loops, exposed as Prometheus text.
 //!
-//! A worker that updates six instruments for each of a million messages a second cannot afford a
-//! lock, or an atomic addition on a cache line that other workers write too. Therefore every
+//! A worker may update six instruments for each of a million messages a second. Locks would be too
+//! slow, and so would atomic additions on cache lines that other workers write too. Therefore every
 //! instrument has one cell for each worker: the worker's own share of the instrument's numbers.
 //!
 //! - Only the cell's owner, one worker at a time, writes the cell. It needs a plain load and store,

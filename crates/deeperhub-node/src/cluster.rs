@@ -35,8 +35,8 @@ const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 /// Extra time that a stop waits for a driver that does not keep its deadline.
 const DRIVER_STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// Time that a message from another node waits while a worker is congested, so that one stuck
-/// worker does not stop all messages of the cluster. Afterwards the message is delivered anyway.
+/// Maximum time that a message from another node waits while a worker is congested. Afterwards the
+/// message is delivered anyway, so that one stuck worker does not stop all messages of the cluster.
 const CONGESTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Membership in a cluster.

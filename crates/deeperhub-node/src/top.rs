@@ -3,8 +3,8 @@
 //! Each worker has its own sketches.
 //!
 //! Tracking starts with a request and stops some time after the last request. While it is off, it
-//! costs one atomic load per round and per publish that no worker makes, and one branch per message
-//! of a client.
+//! costs one atomic load per round, and one per publish that no worker makes. Each message of a
+//! client costs one branch.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -43,7 +43,7 @@ fn config(certificate: Option<CertificateDer<'static>>) -> Result<ClientConfig, 
     Ok(config)
 }
 
-/// Verifier that accepts at most one certificate, whatever its name and validity period.
+/// Verifier that accepts at most one certificate. It ignores name and validity period.
 #[derive(Debug)]
 struct PinnedCertificate {
     certificate: Option<CertificateDer<'static>>,

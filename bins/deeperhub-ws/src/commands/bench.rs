@@ -8,8 +8,8 @@ use crate::exit::{FAILED, bad_configuration, failed, print};
 
 /// Runs the load test and prints its report.
 ///
-/// Exit codes: 0 if the test ran to its end; 1 if it did not, or if it found faults and
-/// `--fail-on-loss` is set; 2 if flags are invalid.
+/// Exit codes: 0 if the test ran to its end. 1 if it did not, or if it found faults and
+/// `--fail-on-loss` is set. 2 if flags are invalid.
 pub(crate) fn run(args: Args) -> ExitCode {
     let (prints_json, fails_on_loss) = (args.prints_json(), args.fails_on_loss());
     let report = match deeperhub_bench::run_with_progress(args) {

@@ -125,8 +125,8 @@ fn limited_groups<'a>(
             .take_while(|group| group.starts_with(&root))
             .map(|group| Cgroup { folder: group.to_owned(), version })
             .collect();
-        // In a container, the path of the group may not exist; the mount point, which is an
-        // ancestor of the path, is then the group itself.
+        // In a container, the path of the group may not exist. The mount point, an ancestor of the
+        // path, is then the group itself.
         groups.into_iter().filter(move |_| concerns_memory).filter_map(move |group| {
             let limit = group.limit(read)?;
             Some((group, limit))

@@ -54,8 +54,8 @@ pub(super) fn split_off(batch: &mut Vec<Outbound>, max_bytes: usize) -> Vec<Outb
 }
 
 /// Guard of a batch that is being sent. If the batch is not empty when the guard is dropped, the
-/// guard puts it back in front of the unconfirmed messages and reduces the batch size, which may
-/// have been too large.
+/// guard puts the batch back in front of the unconfirmed messages. It also reduces the batch size,
+/// which may have been too large.
 pub(super) struct RequeueOnDrop<'b, I> {
     pub(super) batch: &'b mut Vec<Outbound>,
     pub(super) driver: &'b DriverState<I>,

@@ -260,7 +260,8 @@ impl Placements {
         match self.placement(name) {
             Some(Placement::Subscribed) => {}
             Some(Placement::Covered(cover)) => {
-                // Not reached: a cover of this pattern would also cover the names that it replaces.
+                // This arm is not reached: a cover of this pattern would also cover the names that
+                // it replaces.
                 let cover = Arc::clone(cover);
                 self.detach(name, &cover);
                 self.subscribe(Arc::clone(name), changes);

@@ -22,7 +22,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// If a rate is exceeded and limits are enforced, the error is the time to wait.
+    /// Returns the time to wait if a rate is exceeded and limits are enforced.
     pub(super) fn check_rates(
         &mut self,
         bytes: usize,
@@ -53,7 +53,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// If the amount is over the limit and limits are enforced, the error is the time to wait.
+    /// Returns the time to wait if the amount is over the limit and limits are enforced.
     #[cold]
     pub(super) fn on_rate_exceeded(
         &mut self,
@@ -122,7 +122,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// If the rate is exceeded and limits are enforced, the error is the time to wait.
+    /// Returns the time to wait if the rate is exceeded and limits are enforced.
     pub(super) fn check_token_rate(&mut self, cx: &mut Context<'_, NodeWorker>) -> Result<(), Duration> {
         let Some(limit) = cx.worker().live_config.token_rate_limit else { return Ok(()) };
         self.check_rare_rate(RateKind::Tokens, limit, cx)

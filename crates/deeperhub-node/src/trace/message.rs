@@ -20,8 +20,9 @@ pub(crate) struct MessageSpan {
 }
 
 impl MessageSpan {
-    /// Starts a span for a client's message, in the trace of the message, or else in the trace of
-    /// the handshake, or else in a new trace. Returns `None` if the trace is not sampled.
+    /// Starts a span for a client's message. The span belongs to the trace of the message, or else
+    /// to the trace of the handshake, or else to a new trace. Returns `None` if the trace is not
+    /// sampled.
     #[inline]
     pub(crate) fn begin(
         tracer: &Tracer,
