@@ -223,7 +223,7 @@ pub(crate) struct BusyTopic {
     deliveries: u64,
     /// Bytes of the messages, each counted once.
     bytes: u64,
-    /// Maximum overestimate of messages plus deliveries.
+    /// Maximum number of messages plus deliveries that the counts may lack.
     error: u64,
 }
 
@@ -234,7 +234,7 @@ pub(crate) struct BusyClient {
     /// Messages sent to the hub.
     messages: u64,
     bytes: u64,
-    /// Maximum overestimate of messages.
+    /// Maximum number of messages that the count may lack.
     error: u64,
 }
 

@@ -45,7 +45,8 @@ impl Peers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records a heartbeat. Returns `true` if the node is new or was restarted.
+    /// Records a heartbeat. Returns `true` if the node is new or was restarted. Nodes beyond
+    /// [`MAX_PEERS`] are not recorded.
     pub(crate) fn record_hello(
         &self,
         node: &str,
@@ -65,13 +66,14 @@ impl Peers {
             (peer.connections, peer.last, peer.has_returned) = (connections, now, true);
             return is_other;
         }
-        if peers.len() < MAX_PEERS {
+        let has_room = peers.len() < MAX_PEERS;
+        if has_room {
             let version = version.to_owned();
             let entry =
                 Entry { incarnation, version, connections, first: now, last: now, has_returned: true };
             peers.insert(node.to_owned(), entry);
         }
-        true
+        has_room
     }
 
     /// Removes a node that leaves. Returns `true` if it was known.
@@ -145,6 +147,17 @@ mod tests {
         assert_eq!(peers.expire(start + PEER_EXPIRY * 3 / 2), ["b"]);
         let list = peers.list(start + PEER_EXPIRY);
         assert_eq!((list.len(), list[0].connections, list[0].known), (1, 3, PEER_EXPIRY));
+    }
+
+    #[test]
+    fn nodes_over_the_limit_are_not_new_with_each_heartbeat() {
+        let peers = Peers::default();
+        let now = Instant::now();
+        for number in 0..MAX_PEERS {
+            assert!(peers.record_hello(&number.to_string(), 1, "1", 0, now));
+        }
+        assert!(!peers.record_hello("one too many", 1, "1", 0, now));
+        assert_eq!(peers.len(), MAX_PEERS);
     }
 
     #[test]
