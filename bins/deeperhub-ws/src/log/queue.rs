@@ -1,8 +1,6 @@
 //! The bounded queue between logging threads and standard error. A stalled reader of standard error
-//! blocks only the queue's own thread.
-//!
-//! A line that does not fit into the queue is dropped and counted. Once there is room again, a
-//! report of the number of lost lines is queued at the position of the gap.
+//! blocks only the queue's own thread. Lines that do not fit into the queue are dropped and counted.
+//! Once there is room again, their number is queued at the position of the gap.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
