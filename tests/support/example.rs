@@ -26,6 +26,15 @@ pub(crate) fn run_main<E: Debug>(main: impl FnOnce() -> Result<(), E>) {
     }
 }
 
+/// Runs an example to its end. Fails if it fails, or if it does not print all `expected` texts.
+pub(crate) fn check(process_test: &str, expected: &[&str]) {
+    let (status, lines) = Example::start(process_test, &[]).wait();
+    assert!(status.success(), "{status}: {lines:#?}");
+    for text in expected {
+        assert!(lines.iter().any(|line| line.contains(text)), "no {text:?} in {lines:#?}");
+    }
+}
+
 /// A process that runs an example. It is killed on drop.
 pub(crate) struct Example {
     process: Child,

@@ -9,16 +9,7 @@ mod rooms;
 #[path = "../examples/threads.rs"]
 mod threads;
 
-use example::{Example, run_main};
-
-/// Runs an example to its end. Fails if it fails, or if it does not print all `expected` texts.
-fn check(process_test: &str, expected: &[&str]) {
-    let (status, lines) = Example::start(process_test, &[]).wait();
-    assert!(status.success(), "{status}: {lines:#?}");
-    for text in expected {
-        assert!(lines.iter().any(|line| line.contains(text)), "no {text:?} in {lines:#?}");
-    }
-}
+use example::{check, run_main};
 
 #[test]
 #[ignore = "the process of the example; another test starts it"]

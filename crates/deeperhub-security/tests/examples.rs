@@ -11,16 +11,7 @@ mod gate;
 #[path = "../examples/token.rs"]
 mod token;
 
-use example::{Example, run_main};
-
-/// Runs an example to its end. Fails if it fails, or if it does not print all `expected` texts.
-fn check(process_test: &str, expected: &[&str]) {
-    let (status, lines) = Example::start(process_test, &[]).wait();
-    assert!(status.success(), "{status}: {lines:#?}");
-    for text in expected {
-        assert!(lines.iter().any(|line| line.contains(text)), "no {text:?} in {lines:#?}");
-    }
-}
+use example::{check, run_main};
 
 #[cfg(feature = "rate-limit")]
 #[test]
