@@ -173,19 +173,7 @@ impl<A: Application> Worker<'_, A> {
         let core = &mut *self.core;
         core.begin_round(Instant::now());
         // The panic interrupted a round: rebuild the lists from all connections.
-        for list in [
-            &mut core.run_queue,
-            &mut core.arrived,
-            &mut core.backlog,
-            &mut core.dirty,
-            &mut core.write_individually,
-        ] {
-            list.clear();
-        }
-        core.to_close.clear();
-        core.codec = DeflateCodec::new(&core.config.compression);
-        core.tls_scratch = TlsScratch::default();
-        (core.open, core.paused) = (0, 0);
+        core.reset_after_panic();
         let mut open = Vec::new();
         for (key, connection) in &mut core.connections {
             let key = key as ConnectionKey;
@@ -206,6 +194,25 @@ impl<A: Application> Worker<'_, A> {
     }
 }
 
+impl<S> WorkerCore<S> {
+    /// Resets the state that a panic may have left inconsistent: lists, counts, codec and TLS buffer.
+    fn reset_after_panic(&mut self) {
+        for list in [
+            &mut self.run_queue,
+            &mut self.arrived,
+            &mut self.backlog,
+            &mut self.dirty,
+            &mut self.write_individually,
+        ] {
+            list.clear();
+        }
+        self.to_close.clear();
+        self.codec = DeflateCodec::new(&self.config.compression);
+        self.tls_scratch = TlsScratch::default();
+        (self.open, self.paused) = (0, 0);
+    }
+}
+
 /// Drops all connections without running the code that may have panicked, and returns their
 /// sessions. Sends a close frame with 1011 if no partly written frame precedes it.
 fn abort_connections<S>(core: &mut WorkerCore<S>) -> Vec<(ConnectionKey, S)> {
@@ -215,8 +222,6 @@ fn abort_connections<S>(core: &mut WorkerCore<S>) -> Vec<(ConnectionKey, S)> {
     core.tls_scratch = TlsScratch::default();
     core.unread.clear();
     core.progress.clear();
-    core.backlog.clear();
-    core.arrived.clear();
     let mut sessions = Vec::with_capacity(core.open);
     for (key, connection) in std::mem::take(&mut core.connections) {
         let Connection { mut transport, state, outbox, flags, .. } = connection;
@@ -243,21 +248,9 @@ fn abort_connections<S>(core: &mut WorkerCore<S>) -> Vec<(ConnectionKey, S)> {
             drop((transport, outbox));
         }));
     }
-    for list in [
-        &mut core.run_queue,
-        &mut core.arrived,
-        &mut core.backlog,
-        &mut core.dirty,
-        &mut core.write_individually,
-    ] {
-        list.clear();
-    }
-    core.to_close.clear();
+    core.reset_after_panic();
     core.arena = Arena::default();
     core.gather = Vec::new();
-    core.codec = DeflateCodec::new(&core.config.compression);
-    core.tls_scratch = TlsScratch::default();
-    (core.open, core.paused) = (0, 0);
     sessions
 }
 
