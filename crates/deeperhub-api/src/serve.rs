@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deeperhub_node::NodeHandle;
@@ -45,8 +46,6 @@ pub async fn serve(
     let admission = Admission::new(start.max_connections, start.metrics.clone());
     let timeouts = Timeouts { idle: start.idle_timeout, step: start.timeout };
     let max_held_bytes = start.max_held_bytes;
-    #[cfg(feature = "tls")]
-    let tls = start.tls.clone();
     let router = router(node, config);
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
@@ -58,17 +57,12 @@ pub async fn serve(
         };
         let permit = admission.admit(Instant::now());
         let (state, router) = (ConnectionState::new(permit, timeouts), router.clone());
-        #[cfg(feature = "tls")]
-        if let Some(tls) = tls.clone() {
-            connections.spawn(async move {
-                if let Some(stream) = crate::tls::handshake(socket, &state, &tls).await {
-                    serve_connection(stream, state, router, max_held_bytes).await;
-                }
-            });
-            tokio::task::yield_now().await;
-            continue;
-        }
-        connections.spawn(serve_connection(Stream::Plain(socket), state, router, max_held_bytes));
+        let config = Arc::clone(&start);
+        connections.spawn(async move {
+            if let Some(stream) = Stream::open(socket, &state, &config).await {
+                serve_connection(stream, state, router, max_held_bytes).await;
+            }
+        });
         // Lets evicted connections close and pending requests run before the next accept.
         tokio::task::yield_now().await;
     }

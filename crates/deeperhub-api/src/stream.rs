@@ -9,6 +9,9 @@ use tokio::net::TcpStream;
 #[cfg(feature = "tls")]
 use tokio_rustls::server::TlsStream;
 
+use crate::ApiConfig;
+use crate::connection::ConnectionState;
+
 /// A connection's byte stream.
 pub(crate) enum Stream {
     Plain(TcpStream),
@@ -17,6 +20,20 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
+    /// Opens the stream of an accepted socket, with a TLS handshake if the API uses TLS. Returns
+    /// `None` if the handshake failed.
+    pub(crate) async fn open(
+        socket: TcpStream,
+        #[cfg_attr(not(feature = "tls"), expect(unused_variables))] state: &ConnectionState,
+        #[cfg_attr(not(feature = "tls"), expect(unused_variables))] config: &ApiConfig,
+    ) -> Option<Self> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &config.tls {
+            return crate::tls::handshake(socket, state, tls).await;
+        }
+        Some(Self::Plain(socket))
+    }
+
     /// Writes as many of the bytes as the socket takes at once. Bytes that do not fit are lost.
     pub(crate) fn write_without_waiting(&mut self, bytes: &[u8]) {
         let mut cx = Context::from_waker(Waker::noop());
