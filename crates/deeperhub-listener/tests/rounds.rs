@@ -426,8 +426,8 @@ fn the_close_frame_reaches_a_slow_peer_that_continues_to_read() {
     });
     let mut client = connect_with_small_buffer(listener.local_addr());
     client.write_all(&text("long")).unwrap();
-    wait_until("the connection is closed as a slow consumer", || metrics.slow_consumers.value() == 1);
-    assert_eq!(shared.closed.lock().unwrap().len(), 1);
+    wait_until("the session ends", || shared.closed.lock().unwrap().len() == 1);
+    assert_eq!(metrics.slow_consumers.value(), 1);
     // Ask for more bytes than are sent, to read to the end. The read takes several times the close
     // timeout.
     let received = read_slowly(&mut client, LONG_REPLY_BYTES + 1024, Duration::from_secs(5));
