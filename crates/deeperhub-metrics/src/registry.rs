@@ -440,7 +440,7 @@ mod tests {
     use super::*;
     use crate::{Bounds, Cells};
     use proptest::prelude::*;
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     /// Returns a registry with every kind of metric.
     fn registry() -> Registry {
@@ -531,6 +531,25 @@ hub_build_info{version="1 \"a\"\n\\"} 1
         assert!(text.contains("# TYPE hub_sent_bytes_total counter\nhub_sent_bytes_total "));
         assert!(text.contains("# TYPE hub_build_info gauge\nhub_build_info{"));
         assert!(!text.contains("# UNIT") && !text.contains("# EOF"));
+    }
+
+    #[test]
+    fn exemplars_follow_their_buckets_in_open_metrics_text() {
+        let times = Histogram::new(&Cells::new(1), Bounds::exact([10, 20]));
+        let mut cell = times.cell(0).unwrap();
+        cell.observe(15);
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250);
+        cell.exemplar(Duration::from_nanos(15), 0xa1, 0xb2, at);
+        let mut registry = Registry::with_labels([("node", "a".to_owned())]).unwrap();
+        registry.register("hub_wait", "Waits", Unit::None, &times).unwrap();
+        let expected = r##"hub_wait_bucket{node="a",le="10.0"} 0
+hub_wait_bucket{node="a",le="20.0"} 1 # {trace_id="000000000000000000000000000000a1",span_id="00000000000000b2"} 15 1700000000.250
+hub_wait_bucket{node="a",le="+Inf"} 1
+# EOF
+"##;
+        let text = registry.encode();
+        assert!(text.ends_with(expected), "{text}");
+        assert!(!registry.encode_as(Format::Prometheus).contains("trace_id"));
     }
 
     #[test]
