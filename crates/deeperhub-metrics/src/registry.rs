@@ -1,57 +1,29 @@
 //! The registry of metrics.
 
-use crate::encode::{InstrumentHandle, SharedInstrument};
-use crate::exemplar::{Exemplar, add_exemplars};
-use crate::format::{Format, to_prometheus};
-use crate::process::{self, ProcessCollector};
+use crate::format::Format;
+use crate::metric::{Instrument, Metric, Unit};
+use crate::process::{self, ProcessReader};
 use crate::snapshot::MetricSnapshot;
-use crate::{
-    Counter, CounterVec, Gauge, Histogram, SharedCounter, SharedCounterVec, SharedGauge, SharedHistogram,
-};
-use prometheus_client::registry as prometheus;
-use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use crate::text;
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// The metrics of a program, with their names and descriptions.
 ///
-/// The registry holds the registered instruments and reads them for each text. Counting does not
-/// use the registry. All checks happen on registration, so a text is always well-formed.
+/// The registry holds the registered metrics and reads them for each snapshot. A text is written
+/// from a snapshot. Counting does not use the registry. All checks happen on registration, so a
+/// text is always well-formed.
 #[derive(Debug, Default)]
 pub struct Registry {
-    inner: prometheus::Registry,
     /// The family names of all metrics: full names without the suffixes `_total` and `_info`. A
     /// family name must be unique in the text.
     families: HashSet<String>,
-    /// Names of the labels that every metric has.
-    labels: Vec<&'static str>,
+    /// Labels that every metric has.
+    labels: Vec<(&'static str, String)>,
     /// All metrics in the order of their registration.
-    metrics: Vec<RegisteredMetric>,
-    /// The collector of the process's metrics; `None` if they are not registered.
-    process: Option<ProcessCollector>,
-}
-
-/// A metric as it was registered.
-#[derive(Debug)]
-struct RegisteredMetric {
-    name: String,
-    help: String,
-    unit: Unit,
-    metric: SharedInstrument,
-}
-
-/// The unit of a metric. A metric's name ends with its unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Unit {
-    /// A plain number: connections, messages.
-    None,
-    /// Bytes; the name ends in `_bytes`.
-    Bytes,
-    /// Seconds; the name ends in `_seconds`.
-    Seconds,
-    /// A ratio from 0 to 1; the name ends in `_ratio`.
-    Ratio,
+    metrics: Vec<Metric>,
+    /// The reader of the process's metrics; `None` if they are not registered.
+    process: Option<ProcessReader>,
 }
 
 impl Registry {
@@ -73,47 +45,31 @@ impl Registry {
         labels: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Result<Self, RegisterError> {
         let labels: Vec<(&'static str, String)> = labels.into_iter().collect();
-        let names: Vec<&'static str> = labels.iter().map(|&(name, _)| name).collect();
-        check_label_names("*", &names, &[])?;
-        let labels = labels.into_iter().map(|(name, value)| (Cow::Borrowed(name), Cow::Owned(value)));
-        let inner = prometheus::Registry::with_labels(labels);
-        Ok(Self { inner, labels: names, ..Self::default() })
+        check_label_names("*", labels.iter().map(|&(name, _)| name), &[])?;
+        Ok(Self { labels, ..Self::default() })
     }
 
-    /// Adds a metric. `name` is the full name, as in the text and on dashboards. `help` describes
-    /// the metric in one sentence.
-    ///
-    /// A name consists of lower-case letters, digits and underscores. It ends with the unit. The
-    /// name of a counter has `_total` after the unit.
+    /// Adds an instrument as a metric: [`add`](Self::add) of [`Metric::new`].
     ///
     /// # Errors
     ///
-    /// Returns a [`RegisterError`] if the name or a label is invalid, or if another metric has the
-    /// name. The metric is then not added.
+    /// Returns the errors of [`add`](Self::add).
     pub fn register(
         &mut self,
         name: &str,
         help: &str,
         unit: Unit,
-        metric: &impl Metric,
+        instrument: &impl Instrument,
     ) -> Result<(), RegisterError> {
-        if let Some((label, values)) = metric.label() {
-            check_label_names(name, &[label], &self.labels)?;
-            let mut seen = HashSet::new();
-            if let Some(value) = values.iter().find(|&value| !seen.insert(value)) {
-                let rule = format!("value {value:?} of label {label:?} is listed twice");
-                return Err(RegisterError::Label { name: name.to_owned(), rule });
-            }
-        }
-        self.add(name, help, unit, metric.kind(), metric.handle())
+        self.add(Metric::new(name, help, unit, instrument))
     }
 
-    /// Adds a counter whose number is stored outside this crate. The registry calls `read` for
-    /// every text and snapshot.
+    /// Adds a counter whose number is stored outside this crate: [`add`](Self::add) of
+    /// [`Metric::counter_fn`].
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`register`](Self::register).
+    /// Returns the errors of [`add`](Self::add).
     pub fn register_counter_fn(
         &mut self,
         name: &str,
@@ -121,15 +77,15 @@ impl Registry {
         unit: Unit,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, unit, MetricKind::Counter, InstrumentHandle::CounterFn(Box::new(read)))
+        self.add(Metric::counter_fn(name, help, unit, read))
     }
 
-    /// Adds a gauge whose number is stored outside this crate. The registry calls `read` for every
-    /// text and snapshot.
+    /// Adds a gauge whose number is stored outside this crate: [`add`](Self::add) of
+    /// [`Metric::gauge_fn`].
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`register`](Self::register).
+    /// Returns the errors of [`add`](Self::add).
     pub fn register_gauge_fn(
         &mut self,
         name: &str,
@@ -137,55 +93,73 @@ impl Registry {
         unit: Unit,
         read: impl Fn() -> i64 + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, unit, MetricKind::Gauge, InstrumentHandle::GaugeFn(Box::new(read)))
+        self.add(Metric::gauge_fn(name, help, unit, read))
     }
 
-    /// Adds a gauge of a duration that is stored outside this crate. It is exposed in seconds. The
-    /// registry calls `read` for every text and snapshot.
+    /// Adds a gauge of a duration that is stored outside this crate: [`add`](Self::add) of
+    /// [`Metric::time_fn`].
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`register`](Self::register). The name must end in `_seconds`.
+    /// Returns the errors of [`add`](Self::add). The name must end in `_seconds`.
     pub fn register_time_fn(
         &mut self,
         name: &str,
         help: &str,
         read: impl Fn() -> Duration + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, Unit::Seconds, MetricKind::Gauge, InstrumentHandle::TimeFn(Box::new(read)))
+        self.add(Metric::time_fn(name, help, read))
     }
 
-    /// Adds a metric whose value is always 1 and whose labels contain information, such as
-    /// `deeperhub_build_info{version="0.1.0"}`.
+    /// Adds a metric of information in labels: [`add`](Self::add) of [`Metric::info`].
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`register`](Self::register). The name must end in `_info`.
+    /// Returns the errors of [`add`](Self::add). The name must end in `_info`.
     pub fn register_info(
         &mut self,
         name: &str,
         help: &str,
         labels: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Result<(), RegisterError> {
-        let labels: Vec<(&str, String)> = labels.into_iter().collect();
-        let names: Vec<&str> = labels.iter().map(|&(label, _)| label).collect();
-        check_label_names(name, &names, &self.labels)?;
-        self.add(name, help, Unit::None, MetricKind::Info, InstrumentHandle::Info(labels))
+        self.add(Metric::info(name, help, labels))
     }
 
     /// Adds the operating system's metrics of this process: `process_cpu_seconds_total`,
     /// `process_resident_memory_bytes`, `process_virtual_memory_bytes`, `process_open_fds`,
     /// `process_max_fds`, `process_start_time_seconds` and `process_threads`.
     ///
-    /// The registry reads them from `/proc` for every text and snapshot. They are absent on systems
-    /// without `/proc`. A second call does nothing.
+    /// The registry reads them from `/proc` for every snapshot. They are absent on systems without
+    /// `/proc`. A second call does nothing.
     pub fn register_process(&mut self) {
-        if !self.families.contains(process::PROCESS_FAMILIES[0]) {
-            self.families.extend(process::PROCESS_FAMILIES.map(str::to_owned));
-            let collector = ProcessCollector::new();
-            self.process = Some(collector.clone());
-            self.inner.register_collector(Box::new(collector));
+        if self.process.is_none() {
+            let families = process::METRICS.iter().map(|(name, _)| name.trim_end_matches("_total"));
+            self.families.extend(families.map(str::to_owned));
+            self.process = Some(ProcessReader::new());
         }
+    }
+
+    /// Adds a metric. The process's metrics come last, the others in the order of their
+    /// registration.
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`RegisterError`] if the name or a label is invalid, or if another metric has the
+    /// name. The metric is then not added.
+    pub fn add(&mut self, metric: Metric) -> Result<(), RegisterError> {
+        check_label_names(&metric.name, metric.labels.iter().copied(), &self.labels)?;
+        let mut seen = HashSet::new();
+        if let Some(value) = metric.label_values.iter().find(|&value| !seen.insert(value)) {
+            let rule = format!("value {value:?} of label {:?} is listed twice", metric.labels);
+            return Err(RegisterError::Label { name: metric.name, rule });
+        }
+        let family = metric.family()?;
+        if self.families.contains(family) {
+            return Err(RegisterError::Duplicate { name: metric.name });
+        }
+        self.families.insert(family.to_owned());
+        self.metrics.push(metric);
+        Ok(())
     }
 
     /// Returns all metrics in the [OpenMetrics](Format::OpenMetrics) format.
@@ -195,122 +169,38 @@ impl Registry {
     }
 
     /// Returns all metrics as text. Names and numbers are the same in each format.
-    ///
-    /// Workers can count during the call. Each number is correct for some moment of the call.
     #[must_use]
     pub fn encode_as(&self, format: Format) -> String {
-        let mut text = String::with_capacity(16 * 1024);
-        // Only the writer can fail, and writing into a string cannot fail.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &self.inner);
-        match format {
-            Format::OpenMetrics => self.with_exemplars(text),
-            Format::Prometheus => to_prometheus(&text),
-        }
+        text::encode(format, &self.labels, &self.snapshot())
     }
 
     /// Returns all metrics as numbers, in the order of their registration. The metrics of the
-    /// process are last. Workers can count during the call, as in [`encode_as`](Self::encode_as).
+    /// process are last.
+    ///
+    /// Workers can count during the call. Each number is correct for some moment of the call.
     #[must_use]
     pub fn snapshot(&self) -> Vec<MetricSnapshot<'_>> {
-        let mut all: Vec<MetricSnapshot<'_>> =
-            Vec::with_capacity(self.metrics.len() + process::PROCESS_FAMILIES.len());
-        for RegisteredMetric { name, help, unit, metric } in &self.metrics {
-            all.push(MetricSnapshot { name, help, unit: *unit, data: metric.snapshot() });
-        }
+        let mut all: Vec<MetricSnapshot<'_>> = self.metrics.iter().map(Metric::snapshot).collect();
         if let Some(process) = &self.process {
-            all.extend(process.snapshot());
+            process.read(&mut all);
         }
         all
     }
-
-    /// Adds the exemplars of all histograms to a text in the OpenMetrics format.
-    fn with_exemplars(&self, text: String) -> String {
-        let mut exemplars: HashMap<&str, Vec<Option<(f64, Exemplar)>>> = HashMap::new();
-        for RegisteredMetric { name, metric, .. } in &self.metrics {
-            if let InstrumentHandle::Histogram(histogram) = &*metric.0 {
-                let snapshot = histogram.snapshot();
-                if snapshot.exemplars().iter().any(Option::is_some) {
-                    let exposed = |exemplar: &Option<Exemplar>| {
-                        exemplar.map(|exemplar| (snapshot.bounds().exposed(exemplar.value), exemplar))
-                    };
-                    exemplars.insert(name, snapshot.exemplars().iter().map(exposed).collect());
-                }
-            }
-        }
-        if exemplars.is_empty() {
-            return text;
-        }
-        add_exemplars(&text, |name| exemplars.get(name).map(Vec::as_slice))
-    }
-
-    fn add(
-        &mut self,
-        name: &str,
-        help: &str,
-        unit: Unit,
-        kind: MetricKind,
-        metric: InstrumentHandle,
-    ) -> Result<(), RegisterError> {
-        let (family, base) = family_and_base_name(name, unit, kind)?;
-        if !self.families.insert(family.to_owned()) {
-            return Err(RegisterError::Duplicate { name: name.to_owned() });
-        }
-        let metric = SharedInstrument::new(metric);
-        self.metrics.push(RegisteredMetric {
-            name: name.to_owned(),
-            help: help.to_owned(),
-            unit,
-            metric: metric.clone(),
-        });
-        // The encoder adds the final dot, but does not escape the text.
-        let help = help.trim_end_matches('.');
-        let help = help.replace('\\', r"\\").replace('\n', r"\n").replace('"', r#"\""#);
-        match unit.to_prometheus() {
-            None => self.inner.register(base, help, metric),
-            Some(unit) => self.inner.register_with_unit(base, help, unit, metric),
-        }
-        Ok(())
-    }
 }
 
-/// Checks a full name. Returns the family name, which lacks the suffix of the kind, and the base
-/// name, which also lacks the unit. The encoder adds unit and suffix to the base name.
-fn family_and_base_name(name: &str, unit: Unit, kind: MetricKind) -> Result<(&str, &str), RegisterError> {
-    let error = |rule| RegisterError::Name { name: name.to_owned(), rule };
-    if !is_name(name) {
-        return Err(error("use lower-case letters, digits and underscores, starting with a letter"));
-    }
-    let family = match kind {
-        MetricKind::Counter => {
-            name.strip_suffix("_total").ok_or_else(|| error("a counter must end in _total"))?
-        }
-        MetricKind::Info => name.strip_suffix("_info").ok_or_else(|| error("an info must end in _info"))?,
-        MetricKind::Gauge | MetricKind::Histogram => name,
-    };
-    let reserved = ["_total", "_info", "_count", "_sum", "_bucket", "_created"];
-    if reserved.iter().any(|suffix| family.ends_with(suffix)) {
-        return Err(error("the suffix is reserved for another kind of metric"));
-    }
-    let base = match unit.as_str() {
-        None => family,
-        Some(unit) => {
-            let base = family.strip_suffix(unit).and_then(|base| base.strip_suffix('_'));
-            base.ok_or_else(|| error("the name must end in its unit"))?
-        }
-    };
-    if base.is_empty() {
-        return Err(error("the name needs more than a suffix"));
-    }
-    Ok((family, base))
-}
-
-/// Checks the labels that a metric adds to those of the registry.
-fn check_label_names(metric: &str, labels: &[&str], registry: &[&str]) -> Result<(), RegisterError> {
-    for (index, label) in labels.iter().enumerate() {
+/// Checks the names of labels that a metric adds to those of the registry.
+fn check_label_names<'l>(
+    metric: &str,
+    labels: impl Iterator<Item = &'l str> + Clone,
+    registry: &[(&'static str, String)],
+) -> Result<(), RegisterError> {
+    for (index, label) in labels.clone().enumerate() {
         // A histogram's buckets have the label `le`.
-        let violation = if !is_name(label) || *label == "le" {
+        let violation = if !is_name(label) || label == "le" {
             "is invalid or reserved"
-        } else if registry.contains(label) || labels.iter().take(index).any(|earlier| earlier == label) {
+        } else if registry.iter().any(|&(other, _)| other == label)
+            || labels.clone().take(index).any(|earlier| earlier == label)
+        {
             "is listed twice"
         } else {
             continue;
@@ -324,30 +214,10 @@ fn check_label_names(metric: &str, labels: &[&str], registry: &[&str]) -> Result
 }
 
 /// Returns `true` if `name` is valid for a metric or a label.
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|byte| byte.is_ascii_lowercase())
         && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
-}
-
-impl Unit {
-    fn as_str(self) -> Option<&'static str> {
-        match self {
-            Self::None => None,
-            Self::Bytes => Some("bytes"),
-            Self::Seconds => Some("seconds"),
-            Self::Ratio => Some("ratio"),
-        }
-    }
-
-    pub(crate) fn to_prometheus(self) -> Option<prometheus::Unit> {
-        match self {
-            Self::None => None,
-            Self::Bytes => Some(prometheus::Unit::Bytes),
-            Self::Seconds => Some(prometheus::Unit::Seconds),
-            Self::Ratio => Some(prometheus::Unit::Other("ratio".to_owned())),
-        }
-    }
 }
 
 /// The reason why a metric was not added.
@@ -379,68 +249,27 @@ pub enum RegisterError {
     },
 }
 
-/// An instrument of this crate, which a [`Registry`] can hold.
-#[expect(private_bounds, reason = "the set is closed: how a metric is encoded stays private")]
-pub trait Metric: Instrument {}
-
-/// The part of [`Metric`] that only this crate uses.
-pub(crate) trait Instrument {
-    fn kind(&self) -> MetricKind;
-    fn handle(&self) -> InstrumentHandle;
-
-    /// Returns the name and the values of the instrument's label; `None` if it has no label.
-    fn label(&self) -> Option<(&'static str, &'static [&'static str])> {
-        None
-    }
-}
-
-/// The kind of a metric, as in the text's `TYPE` lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MetricKind {
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-}
-
-/// Implements [`Metric`] for instruments. `by label` marks instruments with a label.
-macro_rules! instruments {
-    ($($instrument:ident is $kind:ident $(by $label:ident)?),* $(,)?) => {$(
-        impl Metric for $instrument {}
-
-        impl Instrument for $instrument {
-            fn kind(&self) -> MetricKind {
-                MetricKind::$kind
-            }
-
-            fn handle(&self) -> InstrumentHandle {
-                InstrumentHandle::$instrument(self.clone())
-            }
-
-            $(fn $label(&self) -> Option<(&'static str, &'static [&'static str])> {
-                Some((Self::label(self), self.values()))
-            })?
-        }
-    )*};
-}
-
-instruments! {
-    Counter is Counter,
-    CounterVec is Counter by label,
-    SharedCounter is Counter,
-    SharedCounterVec is Counter by label,
-    Gauge is Gauge,
-    SharedGauge is Gauge,
-    Histogram is Histogram,
-    SharedHistogram is Histogram,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bounds, Cells};
+    use crate::{Bounds, Cells, Counter, CounterVec, Gauge, Histogram};
     use proptest::prelude::*;
     use std::time::{Duration, SystemTime};
+
+    crate::label! {
+        enum Type("type") {
+            Echo = "echo",
+            Publish = "publish",
+        }
+    }
+
+    crate::label! {
+        #[expect(dead_code, reason = "only the list of the values counts")]
+        enum Twice("twice") {
+            First = "same",
+            Second = "same",
+        }
+    }
 
     /// Returns a registry with every kind of metric.
     fn registry() -> Registry {
@@ -448,13 +277,15 @@ mod tests {
         let mut registry = Registry::new();
         let active = Gauge::new(&cells);
         active.cell(0).unwrap().set(3);
-        let received = CounterVec::new(&cells, "type", &["echo", "publish"]);
-        received.cell(1).unwrap().add(1, 7);
+        let received = CounterVec::new(&cells);
+        received.add(Type::Echo, 0);
+        received.cell(1).unwrap().add(Type::Publish, 7);
         let sizes = Histogram::new(&cells, Bounds::bytes(1024));
         for size in [0, 64, 65, 5000] {
             sizes.cell(0).unwrap().observe(size);
         }
-        let times = SharedHistogram::new(Bounds::seconds(Duration::from_millis(1), Duration::from_millis(2)));
+        let bounds = Bounds::seconds(Duration::from_millis(1), Duration::from_millis(2));
+        let times = Histogram::new(cells.shared(), bounds);
         times.observe_duration(Duration::from_micros(1500));
         let sent = Counter::new(&cells);
         sent.cell(0).unwrap().add(u64::MAX);
@@ -555,12 +386,12 @@ hub_wait_bucket{node="a",le="+Inf"} 1
     #[test]
     fn every_sample_has_the_common_labels() {
         let mut registry = Registry::with_labels([("node", "a\"b".to_owned())]).unwrap();
-        let vec = SharedCounterVec::new("type", &["x"]);
+        let vec = CounterVec::<Type>::default();
         registry.register("hub_a_total", "A", Unit::None, &vec).unwrap();
-        registry.register("hub_b", "B", Unit::None, &SharedGauge::new()).unwrap();
+        registry.register("hub_b", "B", Unit::None, &Gauge::default()).unwrap();
         registry.register_process();
         let text = registry.encode_as(Format::Prometheus);
-        assert!(text.contains("hub_a_total{node=\"a\\\"b\",type=\"x\"} 0\n"), "{text}");
+        assert!(text.contains("hub_a_total{node=\"a\\\"b\",type=\"echo\"} 0\n"), "{text}");
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             assert!(line.contains("{node=\"a\\\"b\""), "{line}");
         }
@@ -569,7 +400,7 @@ hub_wait_bucket{node="a",le="+Inf"} 1
     #[test]
     fn a_family_name_is_registered_only_once() {
         let mut registry = registry();
-        let (counter, gauge) = (SharedCounter::new(), SharedGauge::new());
+        let (counter, gauge) = (Counter::default(), Gauge::default());
         let original = registry.encode();
         let duplicate = |name: &str| Err(RegisterError::Duplicate { name: name.to_owned() });
         let received = registry.register("hub_received_total", "", Unit::None, &counter);
@@ -586,7 +417,7 @@ hub_wait_bucket{node="a",le="+Inf"} 1
     #[test]
     fn invalid_names_are_rejected() {
         let mut registry = Registry::new();
-        let (counter, gauge) = (SharedCounter::new(), SharedGauge::new());
+        let (counter, gauge) = (Counter::default(), Gauge::default());
         for name in
             ["", "a", "_total", "A_total", "1_total", "a-b_total", "a_sum_total", "é_total", "a b_total"]
         {
@@ -607,29 +438,30 @@ hub_wait_bucket{node="a",le="+Inf"} 1
     #[test]
     fn invalid_or_duplicate_labels_are_rejected() {
         let mut registry = Registry::with_labels([("node", "a".to_owned())]).unwrap();
-        for (label, values) in [
-            ("node", ["x", "y"]),
-            ("le", ["x", "y"]),
-            ("", ["x", "y"]),
-            ("A", ["x", "y"]),
-            ("type", ["x", "x"]),
+        for (label, error) in [
+            ("node", "label \"node\" is listed twice"),
+            ("le", "label \"le\" is invalid or reserved"),
+            ("", "label \"\" is invalid or reserved"),
+            ("A", "label \"A\" is invalid or reserved"),
         ] {
-            let vec = SharedCounterVec::new(label, values.to_vec().leak());
-            let error = registry.register("a_total", "", Unit::None, &vec).unwrap_err();
-            assert!(matches!(error, RegisterError::Label { .. }), "{label}: {error}");
+            let added = registry.register_info("a_info", "", [(label, String::new())]);
+            let rule = error.to_owned();
+            assert_eq!(added, Err(RegisterError::Label { name: "a_info".to_owned(), rule }), "{label}");
         }
+        let vec = registry.register("a_total", "", Unit::None, &CounterVec::<Twice>::default());
+        assert!(matches!(vec, Err(RegisterError::Label { .. })), "{vec:?}");
         let twice = [("a", String::new()), ("a", String::new())];
         assert!(registry.register_info("a_info", "", twice.clone()).is_err());
         assert!(Registry::with_labels(twice).is_err());
         // A rejected metric does not reserve its name.
-        assert_eq!(registry.register("a_total", "", Unit::None, &SharedCounter::new()), Ok(()));
+        assert_eq!(registry.register("a_total", "", Unit::None, &Counter::default()), Ok(()));
     }
 
     proptest! {
         #[test]
         fn help_and_label_values_cannot_break_the_text(help in "[a#\"\\\\\n\r{}]{0,12}|\\PC{0,12}", value in "[a#\"\\\\\n\r{}]{0,12}") {
             let mut registry = Registry::new();
-            registry.register("a_total", &help, Unit::None, &SharedCounter::new()).unwrap();
+            registry.register("a_total", &help, Unit::None, &Counter::default()).unwrap();
             registry.register_info("b_info", &help, [("v", value)]).unwrap();
             for (format, comments) in [(Format::OpenMetrics, 5), (Format::Prometheus, 4)] {
                 let text = registry.encode_as(format);

@@ -1,15 +1,15 @@
-//! Metrics as numbers, for exporters.
+//! Metrics as numbers. The texts and exports of all formats are written from them.
 
-use crate::HistogramSnapshot;
-use crate::registry::Unit;
+use crate::{HistogramSnapshot, Unit};
+use std::fmt;
 
-/// A metric with its present numbers, for exporters to formats other than text.
+/// A metric with its present numbers.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct MetricSnapshot<'a> {
     /// The full name, as in the Prometheus text.
     pub name: &'a str,
-    /// The description, one sentence.
+    /// The description, one sentence without its full stop.
     pub help: &'a str,
     /// The unit.
     pub unit: Unit,
@@ -22,7 +22,7 @@ pub struct MetricSnapshot<'a> {
 #[non_exhaustive]
 pub enum MetricData {
     /// Numbers that only grow: one for each value of the metric's label, or one without a label.
-    Counter(Vec<(Option<Label>, Number)>),
+    Counter(Vec<(Option<LabelPair>, Number)>),
     /// A number that goes up and down.
     Gauge(Number),
     /// A distribution of values.
@@ -32,12 +32,20 @@ pub enum MetricData {
 }
 
 /// The name and the value of a label.
-pub type Label = (&'static str, &'static str);
+pub type LabelPair = (&'static str, &'static str);
+
+impl MetricData {
+    pub(crate) fn counter(count: impl Into<Number>) -> Self {
+        Self::Counter(vec![(None, count.into())])
+    }
+}
 
 /// A whole or fractional number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Number {
+    /// A whole number that cannot be negative.
+    Count(u64),
     /// A whole number.
     Whole(i64),
     /// A number with a fraction.
@@ -46,7 +54,7 @@ pub enum Number {
 
 impl From<u64> for Number {
     fn from(number: u64) -> Self {
-        i64::try_from(number).map_or(Self::Float(number as f64), Self::Whole)
+        Self::Count(number)
     }
 }
 
@@ -59,5 +67,18 @@ impl From<i64> for Number {
 impl From<f64> for Number {
     fn from(number: f64) -> Self {
         Self::Float(number)
+    }
+}
+
+impl fmt::Display for Number {
+    /// Writes the number as in both text formats. A float always has a decimal point.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Count(number) => number.fmt(f),
+            Self::Whole(number) => number.fmt(f),
+            Self::Float(number) if number == f64::INFINITY => f.write_str("+Inf"),
+            Self::Float(number) if number.fract() == 0.0 => write!(f, "{number}.0"),
+            Self::Float(number) => number.fmt(f),
+        }
     }
 }
