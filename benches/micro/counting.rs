@@ -1,16 +1,12 @@
 //! Metrics and events of each message, which are on by default and have to cost next to nothing.
 
 use deeperhub_events::{EventBus, EventKind};
-use deeperhub_metrics::{Bounds, Cells, Counter, CounterVec, Gauge, Histogram, label};
+use deeperhub_metrics::{Bounds, Cells, Counter, CounterVec, Gauge, Histogram, Instrument, labels};
 use divan::{Bencher, black_box};
 use std::time::Duration;
 
-label! {
-    enum MessageType("type") {
-        Echo = "echo",
-        Publish = "publish",
-        Message = "message",
-    }
+labels! {
+    enum MessageType("type") { Echo = "echo", Publish = "publish", Message = "message" }
 }
 
 /// Checks whether an event is observed, as the node does for each message. No observer is attached.

@@ -1,8 +1,8 @@
 //! Metrics of the cluster.
 
-use deeperhub_metrics::{Counter, CounterVec, Gauge, label, metrics};
+use deeperhub_metrics::{Counter, CounterVec, Gauge, labels, metrics};
 
-label! {
+labels! {
     /// Reason why an envelope was dropped.
     pub(crate) enum Dropped("reason") {
         /// The node is not connected to the cluster.

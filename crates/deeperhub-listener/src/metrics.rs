@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use deeperhub_metrics::{Bounds, Counter, CounterVec, Gauge, Histogram, label, metrics};
+use deeperhub_metrics::{Bounds, Counter, CounterVec, Gauge, Histogram, labels, metrics};
 use deeperhub_protocol::frame::FrameError;
 #[cfg(feature = "tls")]
 use deeperhub_security::tls::ClientAuthFault;
@@ -11,45 +11,36 @@ use crate::admission::AdmissionError;
 use crate::deflate::DeflateCodec;
 use crate::transport::TlsHandshakeCounts;
 
-label! {
+labels! {
     /// Outcome of a handshake.
     pub enum HandshakeOutcome("outcome") {
-        /// The connection is open.
         Accepted = "accepted",
-        /// The request was answered with an error. Connections that the acceptor refused count as
-        /// well, once their handshake is answered.
+        /// A connection that the acceptor refused counts once its handshake is answered.
         Refused = "refused",
-        /// The handshake took too long.
         TimedOut = "timed_out",
-        /// The client closed the connection, or it failed.
         Lost = "lost",
-        /// The TLS handshake failed.
         TlsFailed = "tls_failed",
-        /// The PROXY protocol header was invalid.
         ProxyFailed = "proxy_failed",
     }
-}
 
-label! {
     /// Answer to a load balancer's probe. Probes do not count as handshakes.
-    pub enum ProbeAnswer("answer") {
-        /// 503.
-        Unready = "unready",
-        /// 200.
-        Ready = "ready",
-    }
-}
+    pub enum ProbeAnswer("answer") { Unready = "unready", Ready = "ready" }
 
-label! {
     /// Result of a TLS handshake. Handshakes that the client broke off are not counted.
-    pub enum TlsResult("result") {
-        /// A full handshake succeeded.
-        Full = "full",
-        /// An earlier session was resumed.
-        Resumed = "resumed",
-        /// The handshake failed.
-        Failed = "failed",
+    pub enum TlsResult("result") { Full = "full", Resumed = "resumed", Failed = "failed" }
+
+    /// Limit on new connections.
+    pub enum ConnectionLimit("limit") {
+        Total = "max_connections",
+        PerAddress = "max_connections_per_ip",
+        RatePerAddress = "connection_rate_per_ip",
     }
+
+    /// Limit that ended a handshake.
+    pub enum HandshakeLimit("limit") { HeadBytes = "head_bytes", Time = "time", HeadLines = "head_lines" }
+
+    /// Limit on the size of a message.
+    pub enum MessageLimit("limit") { Bytes = "bytes", Fragments = "fragments" }
 }
 
 /// Reason why a client was refused in the TLS handshake because of its certificate.
@@ -64,40 +55,6 @@ impl deeperhub_metrics::Label for ClientAuthReason {
 
     fn index(self) -> usize {
         self.0 as usize
-    }
-}
-
-label! {
-    /// Limit on new connections.
-    pub enum ConnectionLimit("limit") {
-        /// Connections of the server.
-        Total = "max_connections",
-        /// Connections of an address.
-        PerAddress = "max_connections_per_ip",
-        /// New connections of an address in a second.
-        RatePerAddress = "connection_rate_per_ip",
-    }
-}
-
-label! {
-    /// Limit that ended a handshake.
-    pub enum HandshakeLimit("limit") {
-        /// Bytes of the request's head.
-        HeadBytes = "head_bytes",
-        /// Time of the handshake.
-        Time = "time",
-        /// Lines of the request's head.
-        HeadLines = "head_lines",
-    }
-}
-
-label! {
-    /// Limit on the size of a message.
-    pub enum MessageLimit("limit") {
-        /// Bytes of a message.
-        Bytes = "bytes",
-        /// Fragments of a message.
-        Fragments = "fragments",
     }
 }
 

@@ -5,16 +5,13 @@
 //!
 //! Run it with `cargo run -p deeperhub-metrics --example text`.
 
-use deeperhub_metrics::{Bounds, Cells, CounterVec, Format, Gauge, Histogram, Registry, label, metrics};
+use deeperhub_metrics::{Bounds, Cells, CounterVec, Format, Gauge, Histogram, Registry, labels, metrics};
 use std::error::Error;
 use std::thread;
 
-label! {
+labels! {
     /// Type of a message.
-    enum MessageType("type") {
-        Text = "text",
-        Binary = "binary",
-    }
+    enum MessageType("type") { Text = "text", Binary = "binary" }
 }
 
 metrics! {

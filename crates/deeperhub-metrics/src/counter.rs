@@ -2,6 +2,8 @@
 
 use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
 use crate::label::Label;
+use crate::metric::Instrument;
+use crate::snapshot::MetricData;
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
 
@@ -19,17 +21,6 @@ impl Counter {
     #[must_use]
     pub fn new(cells: &Cells) -> Self {
         Self { slots: cells.reserve(1) }
-    }
-
-    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
-    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
-    /// number.
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
-    pub fn cell(&self, worker: usize) -> Result<CounterCell, CellError> {
-        Ok(CounterCell { slots: self.slots.take(worker)? })
     }
 
     /// Adds one, on any thread. One atomic addition on a cache line that all threads share, so this
@@ -53,6 +44,18 @@ impl Counter {
 impl Default for Counter {
     fn default() -> Self {
         Self::new(&Cells::default())
+    }
+}
+
+impl Instrument for Counter {
+    type Cell = CounterCell;
+
+    fn cell(&self, worker: usize) -> Result<CounterCell, CellError> {
+        Ok(CounterCell { slots: self.slots.take(worker)? })
+    }
+
+    fn read(&self) -> MetricData {
+        MetricData::counter(self.value())
     }
 }
 
@@ -103,15 +106,6 @@ impl<L: Label> CounterVec<L> {
         Self { slots: cells.reserve(L::VALUES.len()), label: PhantomData }
     }
 
-    /// Returns the handle of a worker's cell, like [`Counter::cell`].
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
-    pub fn cell(&self, worker: usize) -> Result<CounterVecCell<L>, CellError> {
-        Ok(CounterVecCell { slots: self.slots.take(worker)?, label: PhantomData })
-    }
-
     /// Adds one to the counter of a label value, on any thread, like [`Counter::inc`].
     pub fn inc(&self, label: L) {
         self.add(label, 1);
@@ -133,12 +127,7 @@ impl<L: Label> CounterVec<L> {
     /// Returns the sum of all cells of all label values.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.sums().fold(0, u64::wrapping_add)
-    }
-
-    /// Returns the sums of all cells, in the order of the label's values.
-    pub(crate) fn sums(&self) -> impl Iterator<Item = u64> {
-        (0..L::VALUES.len()).map(|offset| self.slots.sum(offset))
+        (0..L::VALUES.len()).map(|offset| self.slots.sum(offset)).fold(0, u64::wrapping_add)
     }
 }
 
@@ -148,8 +137,22 @@ impl<L: Label> Default for CounterVec<L> {
     }
 }
 
+impl<L: Label> Instrument for CounterVec<L> {
+    type Cell = CounterVecCell<L>;
+
+    fn cell(&self, worker: usize) -> Result<CounterVecCell<L>, CellError> {
+        Ok(CounterVecCell { slots: self.slots.take(worker)?, label: PhantomData })
+    }
+
+    fn read(&self) -> MetricData {
+        let counts = L::VALUES.iter().enumerate();
+        let counts = counts.map(|(offset, value)| (Some((L::NAME, *value)), self.slots.sum(offset).into()));
+        MetricData::Counter(counts.collect())
+    }
+}
+
 /// Returns the index of a label value. Returns `None` if [`Label::index`] is wrong, since the next
-/// slots belong to another instrument. For an enum of [`label!`](crate::label!), the compiler knows
+/// slots belong to another instrument. For an enum of [`labels!`](crate::labels!), the compiler knows
 /// that this cannot happen.
 #[inline]
 fn offset<L: Label>(label: L) -> Option<usize> {
@@ -185,11 +188,8 @@ impl<L: Label> CounterVecCell<L> {
 mod tests {
     use super::*;
 
-    crate::label! {
-        enum Type("type") {
-            Text = "text",
-            Binary = "binary",
-        }
+    crate::labels! {
+        enum Type("type") { Text = "text", Binary = "binary" }
     }
 
     #[test]

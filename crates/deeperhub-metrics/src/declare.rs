@@ -4,16 +4,12 @@
 /// metric's HELP, and its unit follows from its name ([`Unit::of_name`](crate::Unit::of_name)).
 ///
 /// ```
-/// use deeperhub_metrics::{Bounds, Cells, Format, Registry, label, metrics};
+/// use deeperhub_metrics::{Bounds, Cells, Counter, CounterVec, Format, Histogram, Registry};
+/// use deeperhub_metrics::{labels, metrics};
 ///
-/// label! {
+/// labels! {
 ///     /// Type of a message.
-///     pub enum MessageType("type") {
-///         /// UTF-8 text.
-///         Text = "text",
-///         /// Anything else.
-///         Binary = "binary",
-///     }
+///     pub enum MessageType("type") { Text = "text", Binary = "binary" }
 /// }
 ///
 /// metrics! {
@@ -31,7 +27,6 @@
 ///     pub struct WorkerMetrics;
 /// }
 ///
-/// # use deeperhub_metrics::{Counter, CounterVec, Histogram};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let metrics = Metrics::new(&Cells::new(2), 65_536);
 /// let mut registry = Registry::new();
@@ -70,7 +65,7 @@ macro_rules! metrics {
     (@storage $cells:ident worker) => { $cells };
     (@storage $cells:ident) => { $cells.shared() };
     (@cell worker $Instrument:ty) => { <$Instrument as $crate::Instrument>::Cell };
-    (@take worker $instrument:expr, $index:ident) => { $instrument.cell($index)? };
+    (@take worker $instrument:expr, $index:ident) => { $crate::Instrument::cell(&$instrument, $index)? };
 
     (@default $Metrics:ident) => {
         impl Default for $Metrics {
@@ -151,7 +146,7 @@ macro_rules! metrics {
                 [
                     $(
                         $(#[cfg($($cfg)*)])?
-                        $crate::Metric::new(
+                        $crate::Metric::of(
                             $name,
                             concat!($($help),+),
                             $crate::Unit::of_name($name),
@@ -195,13 +190,12 @@ macro_rules! metrics {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Bounds, CellError, Cells, Counter, CounterVec, Gauge, Histogram, Registry, Unit};
+    use crate::{
+        Bounds, CellError, Cells, Counter, CounterVec, Gauge, Histogram, Instrument, Registry, Unit,
+    };
 
-    crate::label! {
-        enum Answer("answer") {
-            No = "no",
-            Yes = "yes",
-        }
+    crate::labels! {
+        enum Answer("answer") { No = "no", Yes = "yes" }
     }
 
     metrics! {

@@ -1,6 +1,8 @@
 //! Gauges.
 
 use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
+use crate::metric::Instrument;
+use crate::snapshot::MetricData;
 use std::sync::atomic::Ordering;
 
 /// A number that goes up and down: the sum of one cell for each worker and one for all other
@@ -17,17 +19,6 @@ impl Gauge {
     #[must_use]
     pub fn new(cells: &Cells) -> Self {
         Self { slots: cells.reserve(1) }
-    }
-
-    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
-    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
-    /// number. A restarted worker therefore sets its cell with [`GaugeCell::set`].
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
-    pub fn cell(&self, worker: usize) -> Result<GaugeCell, CellError> {
-        Ok(GaugeCell { slots: self.slots.take(worker)? })
     }
 
     /// Adds one, on any thread. One atomic addition on a cache line that all threads share, so this
@@ -76,7 +67,20 @@ impl Default for Gauge {
     }
 }
 
-/// The handle of a worker's cell of a [`Gauge`].
+impl Instrument for Gauge {
+    type Cell = GaugeCell;
+
+    fn cell(&self, worker: usize) -> Result<GaugeCell, CellError> {
+        Ok(GaugeCell { slots: self.slots.take(worker)? })
+    }
+
+    fn read(&self) -> MetricData {
+        MetricData::Gauge(self.value().into())
+    }
+}
+
+/// The handle of a worker's cell of a [`Gauge`]. A worker that replaces another
+/// [sets](Self::set) it, because the cell still has the other worker's number.
 #[derive(Debug)]
 pub struct GaugeCell {
     slots: OwnedSlots,

@@ -3,6 +3,8 @@
 use crate::bounds::{Bounds, nanos};
 use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
 use crate::exemplar::{Exemplar, Exemplars};
+use crate::metric::Instrument;
+use crate::snapshot::MetricData;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
@@ -27,21 +29,6 @@ impl Histogram {
         Self { bounds, slots, exemplars }
     }
 
-    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
-    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
-    /// counts.
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
-    pub fn cell(&self, worker: usize) -> Result<HistogramCell, CellError> {
-        Ok(HistogramCell {
-            bounds: self.bounds.clone(),
-            slots: self.slots.take(worker)?,
-            exemplars: self.exemplars.clone(),
-        })
-    }
-
     /// Counts a value, in the observed unit of the [`Bounds`], on any thread. Two atomic additions
     /// on cache lines that all threads share, so this is for code that does not run often.
     pub fn observe(&self, value: u64) {
@@ -62,6 +49,19 @@ impl Histogram {
         let buckets = (0..=self.bounds.upper().len()).map(|bucket| self.slots.sum(bucket + 1)).collect();
         let exemplars = self.exemplars.snapshot();
         HistogramSnapshot { bounds: self.bounds.clone(), buckets, sum, exemplars }
+    }
+}
+
+impl Instrument for Histogram {
+    type Cell = HistogramCell;
+
+    fn cell(&self, worker: usize) -> Result<HistogramCell, CellError> {
+        let (bounds, exemplars) = (self.bounds.clone(), self.exemplars.clone());
+        Ok(HistogramCell { bounds, slots: self.slots.take(worker)?, exemplars })
+    }
+
+    fn read(&self) -> MetricData {
+        MetricData::Histogram(self.snapshot())
     }
 }
 

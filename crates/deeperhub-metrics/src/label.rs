@@ -5,7 +5,7 @@ use std::fmt;
 /// A label with a fixed list of values, such as the type of a message. A value of the type selects
 /// a counter of a [`CounterVec`](crate::CounterVec).
 ///
-/// The macro [`label!`](crate::label!) declares an enum that implements it. A type that already
+/// The macro [`labels!`](crate::labels!) declares enums that implement it. A type that already
 /// lists the values can implement it in a wrapper.
 pub trait Label: Copy + fmt::Debug + 'static {
     /// The label's name.
@@ -23,35 +23,30 @@ pub trait Label: Copy + fmt::Debug + 'static {
     }
 }
 
-/// Declares an enum that is a [`Label`]: the label's name in parentheses, and the text of each
-/// value.
+/// Declares enums that are [`Label`]s: the label's name in parentheses, and the text of each value,
+/// which is its documentation, too.
 ///
 /// ```
-/// deeperhub_metrics::label! {
+/// deeperhub_metrics::labels! {
 ///     /// Type of a message.
-///     pub enum MessageType("type") {
-///         /// UTF-8 text.
-///         Text = "text",
-///         /// Anything else.
-///         Binary = "binary",
-///     }
+///     pub enum MessageType("type") { Text = "text", Binary = "binary" }
 /// }
 ///
 /// use deeperhub_metrics::Label;
 /// assert_eq!((MessageType::NAME, MessageType::Binary.value()), ("type", "binary"));
 /// ```
 #[macro_export]
-macro_rules! label {
-    (
+macro_rules! labels {
+    ($(
         $(#[$attribute:meta])*
         $vis:vis enum $Label:ident($name:literal) {
             $( $(#[$value_attribute:meta])* $Value:ident = $value:literal ),+ $(,)?
         }
-    ) => {
+    )+) => {$(
         $(#[$attribute])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         $vis enum $Label {
-            $( $(#[$value_attribute])* $Value ),+
+            $( #[doc = concat!("`", $value, "`.")] $(#[$value_attribute])* $Value ),+
         }
 
         impl $crate::Label for $Label {
@@ -63,5 +58,5 @@ macro_rules! label {
                 self as usize
             }
         }
-    };
+    )+};
 }

@@ -14,13 +14,13 @@
 //! | a number that only grows | [`Counter`], [`CounterVec`] (one label with fixed values) |
 //! | a number that goes up and down | [`Gauge`] |
 //! | a distribution of values | [`Histogram`] |
-//! | a number that other code stores | [`Metric::counter_fn`], [`Metric::gauge_fn`] |
+//! | a number that other code stores | any [`Metric`] ([`Registry::register_gauge_fn`]) |
 //!
 //! Threads without a cell count with the instrument itself. They share one more cell, which they
 //! write with atomic additions, so that is for code that does not run often.
 //!
 //! [`metrics!`] declares a struct of instruments, each with its name and HELP, and a struct of a
-//! worker's cells. [`label!`] declares the values of a label. [`Cells`] is the storage of the cells.
+//! worker's cells. [`labels!`] declares the values of labels. [`Cells`] is the storage of the cells.
 //! A [`Registry`] returns all metrics as numbers ([`Registry::snapshot`]), and writes Prometheus
 //! text and OpenMetrics text from them. The example of [`metrics!`] shows all of it.
 //!

@@ -3,16 +3,15 @@
 use crate::format::Format;
 use crate::metric::{Instrument, Metric, Unit};
 use crate::process::{self, ProcessReader};
-use crate::snapshot::MetricSnapshot;
+use crate::snapshot::{MetricData, MetricSnapshot};
 use crate::text;
 use std::collections::HashSet;
 use std::time::Duration;
 
 /// The metrics of a program, with their names and descriptions.
 ///
-/// The registry holds the registered metrics and reads them for each snapshot. A text is written
-/// from a snapshot. Counting does not use the registry. All checks happen on registration, so a
-/// text is always well-formed.
+/// The registry reads its metrics for each snapshot, and writes each text from a snapshot. Counting
+/// does not use the registry. All checks happen on registration, so a text is always well-formed.
 #[derive(Debug, Default)]
 pub struct Registry {
     /// The family names of all metrics: full names without the suffixes `_total` and `_info`. A
@@ -27,9 +26,6 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Media type of the text from [`encode`](Self::encode), for the `Content-Type` header.
-    pub const CONTENT_TYPE: &'static str = Format::OpenMetrics.content_type();
-
     /// Creates an empty registry.
     #[must_use]
     pub fn new() -> Self {
@@ -45,15 +41,28 @@ impl Registry {
         labels: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Result<Self, RegisterError> {
         let labels: Vec<(&'static str, String)> = labels.into_iter().collect();
-        check_label_names("*", labels.iter().map(|&(name, _)| name), &[])?;
+        check_label_names("*", labels.iter().map(|&(name, _)| name))?;
         Ok(Self { labels, ..Self::default() })
     }
 
-    /// Adds an instrument as a metric: [`add`](Self::add) of [`Metric::new`].
+    /// Adds a metric.
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`add`](Self::add).
+    /// Returns a [`RegisterError`] if the name or a label is invalid, or if another metric has the
+    /// name. The metric is then not added.
+    pub fn add(&mut self, metric: Metric) -> Result<(), RegisterError> {
+        let snapshot = metric.snapshot();
+        check_labels(&snapshot, &self.labels)?;
+        check_name(&snapshot)?;
+        if !self.families.insert(snapshot.family().to_owned()) {
+            return Err(RegisterError::Duplicate { name: metric.name().to_owned() });
+        }
+        self.metrics.push(metric);
+        Ok(())
+    }
+
+    /// Adds an instrument: [`Metric::of`]. Returns the errors of [`add`](Self::add).
     pub fn register(
         &mut self,
         name: &str,
@@ -61,15 +70,10 @@ impl Registry {
         unit: Unit,
         instrument: &impl Instrument,
     ) -> Result<(), RegisterError> {
-        self.add(Metric::new(name, help, unit, instrument))
+        self.add(Metric::of(name, help, unit, instrument))
     }
 
-    /// Adds a counter whose number is stored outside this crate: [`add`](Self::add) of
-    /// [`Metric::counter_fn`].
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`add`](Self::add).
+    /// Adds a counter whose number `read` returns: [`Metric::new`]. Returns the errors of [`add`](Self::add).
     pub fn register_counter_fn(
         &mut self,
         name: &str,
@@ -77,15 +81,10 @@ impl Registry {
         unit: Unit,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(Metric::counter_fn(name, help, unit, read))
+        self.add(Metric::new(name, help, unit, move || MetricData::counter(read())))
     }
 
-    /// Adds a gauge whose number is stored outside this crate: [`add`](Self::add) of
-    /// [`Metric::gauge_fn`].
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`add`](Self::add).
+    /// Adds a gauge whose number `read` returns: [`Metric::new`]. Returns the errors of [`add`](Self::add).
     pub fn register_gauge_fn(
         &mut self,
         name: &str,
@@ -93,36 +92,31 @@ impl Registry {
         unit: Unit,
         read: impl Fn() -> i64 + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(Metric::gauge_fn(name, help, unit, read))
+        self.add(Metric::new(name, help, unit, move || MetricData::Gauge(read().into())))
     }
 
-    /// Adds a gauge of a duration that is stored outside this crate: [`add`](Self::add) of
-    /// [`Metric::time_fn`].
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`add`](Self::add). The name must end in `_seconds`.
+    /// Adds a gauge of a duration that `read` returns, in seconds. Returns the errors of
+    /// [`add`](Self::add).
     pub fn register_time_fn(
         &mut self,
         name: &str,
         help: &str,
         read: impl Fn() -> Duration + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(Metric::time_fn(name, help, read))
+        let read = move || MetricData::Gauge(read().as_secs_f64().into());
+        self.add(Metric::new(name, help, Unit::Seconds, read))
     }
 
-    /// Adds a metric of information in labels: [`add`](Self::add) of [`Metric::info`].
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`add`](Self::add). The name must end in `_info`.
+    /// Adds a metric whose value is always 1 and whose labels contain information, such as
+    /// `deeperhub_build_info{version="0.1.0"}`. Returns the errors of [`add`](Self::add).
     pub fn register_info(
         &mut self,
         name: &str,
         help: &str,
         labels: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Result<(), RegisterError> {
-        self.add(Metric::info(name, help, labels))
+        let labels: Vec<(&'static str, String)> = labels.into_iter().collect();
+        self.add(Metric::new(name, help, Unit::None, move || MetricData::Info(labels.clone())))
     }
 
     /// Adds the operating system's metrics of this process: `process_cpu_seconds_total`,
@@ -137,35 +131,6 @@ impl Registry {
             self.families.extend(families.map(str::to_owned));
             self.process = Some(ProcessReader::new());
         }
-    }
-
-    /// Adds a metric. The process's metrics come last, the others in the order of their
-    /// registration.
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`RegisterError`] if the name or a label is invalid, or if another metric has the
-    /// name. The metric is then not added.
-    pub fn add(&mut self, metric: Metric) -> Result<(), RegisterError> {
-        check_label_names(&metric.name, metric.labels.iter().copied(), &self.labels)?;
-        let mut seen = HashSet::new();
-        if let Some(value) = metric.label_values.iter().find(|&value| !seen.insert(value)) {
-            let rule = format!("value {value:?} of label {:?} is listed twice", metric.labels);
-            return Err(RegisterError::Label { name: metric.name, rule });
-        }
-        let family = metric.family()?;
-        if self.families.contains(family) {
-            return Err(RegisterError::Duplicate { name: metric.name });
-        }
-        self.families.insert(family.to_owned());
-        self.metrics.push(metric);
-        Ok(())
-    }
-
-    /// Returns all metrics in the [OpenMetrics](Format::OpenMetrics) format.
-    #[must_use]
-    pub fn encode(&self) -> String {
-        self.encode_as(Format::OpenMetrics)
     }
 
     /// Returns all metrics as text. Names and numbers are the same in each format.
@@ -188,33 +153,70 @@ impl Registry {
     }
 }
 
-/// Checks the names of labels that a metric adds to those of the registry.
-fn check_label_names<'l>(
-    metric: &str,
-    labels: impl Iterator<Item = &'l str> + Clone,
-    registry: &[(&'static str, String)],
-) -> Result<(), RegisterError> {
-    for (index, label) in labels.clone().enumerate() {
+/// Checks the full name of a metric.
+fn check_name(metric: &MetricSnapshot<'_>) -> Result<(), RegisterError> {
+    let (suffix, kind) = metric.data.suffix_and_kind();
+    let family = metric.family();
+    let base = match metric.unit.as_str() {
+        None => Some(family),
+        Some(unit) => family.strip_suffix(unit).and_then(|base| base.strip_suffix('_')),
+    };
+    let reserved = ["_total", "_info", "_count", "_sum", "_bucket", "_created"];
+    let rule = if !is_name(metric.name) {
+        "use lower-case letters, digits and underscores, starting with a letter".to_owned()
+    } else if !metric.name.ends_with(suffix) {
+        format!("the name of this kind ({kind}) must end in {suffix}")
+    } else if reserved.iter().any(|suffix| family.ends_with(suffix)) {
+        "the suffix is reserved for another kind of metric".to_owned()
+    } else if base.is_none() {
+        "the name must end in its unit".to_owned()
+    } else if base == Some("") {
+        "the name needs more than a suffix".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(RegisterError::Name { name: metric.name.to_owned(), rule })
+}
+
+/// Checks the labels of a metric, which also has the labels in `common`.
+fn check_labels(metric: &MetricSnapshot<'_>, common: &[(&'static str, String)]) -> Result<(), RegisterError> {
+    let common = common.iter().map(|&(name, _)| name);
+    match &metric.data {
+        MetricData::Counter(counts) => {
+            let mut seen = HashSet::new();
+            if let Some((label, _)) = counts.iter().find(|(label, _)| !seen.insert(label)) {
+                let rule = format!("label value {label:?} is listed twice");
+                return Err(RegisterError::Label { name: metric.name.to_owned(), rule });
+            }
+            let label = counts.first().and_then(|(label, _)| label.map(|(name, _)| name));
+            check_label_names(metric.name, common.chain(label))
+        }
+        MetricData::Info(labels) => {
+            check_label_names(metric.name, common.chain(labels.iter().map(|&(name, _)| name)))
+        }
+        MetricData::Gauge(_) | MetricData::Histogram(_) => Ok(()),
+    }
+}
+
+fn check_label_names<'l>(metric: &str, labels: impl Iterator<Item = &'l str>) -> Result<(), RegisterError> {
+    let mut seen = HashSet::new();
+    for label in labels {
         // A histogram's buckets have the label `le`.
         let violation = if !is_name(label) || label == "le" {
             "is invalid or reserved"
-        } else if registry.iter().any(|&(other, _)| other == label)
-            || labels.clone().take(index).any(|earlier| earlier == label)
-        {
+        } else if !seen.insert(label) {
             "is listed twice"
         } else {
             continue;
         };
-        return Err(RegisterError::Label {
-            name: metric.to_owned(),
-            rule: format!("label {label:?} {violation}"),
-        });
+        let rule = format!("label {label:?} {violation}");
+        return Err(RegisterError::Label { name: metric.to_owned(), rule });
     }
     Ok(())
 }
 
 /// Returns `true` if `name` is valid for a metric or a label.
-pub(crate) fn is_name(name: &str) -> bool {
+fn is_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|byte| byte.is_ascii_lowercase())
         && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
@@ -230,7 +232,7 @@ pub enum RegisterError {
         /// The name.
         name: String,
         /// The rule that the name breaks.
-        rule: &'static str,
+        rule: String,
     },
     /// A label or one of its values is invalid. This is a bug in the caller.
     #[error("invalid labels of metric {name:?}: {rule}")]
@@ -256,14 +258,9 @@ mod tests {
     use proptest::prelude::*;
     use std::time::{Duration, SystemTime};
 
-    crate::label! {
-        enum Type("type") {
-            Echo = "echo",
-            Publish = "publish",
-        }
-    }
+    crate::labels! {
+        enum Type("type") { Echo = "echo", Publish = "publish" }
 
-    crate::label! {
         #[expect(dead_code, reason = "only the list of the values counts")]
         enum Twice("twice") {
             First = "same",
@@ -344,13 +341,13 @@ hub_load_ratio -1
 hub_build_info{version="1 \"a\"\n\\"} 1
 # EOF
 "##;
-        assert_eq!(registry().encode(), expected);
+        assert_eq!(registry().encode_as(Format::OpenMetrics), expected);
     }
 
     #[test]
     fn prometheus_text_has_the_same_samples() {
         let (registry, format) = (registry(), Format::Prometheus);
-        let (text, open_metrics) = (registry.encode_as(format), registry.encode());
+        let (text, open_metrics) = (registry.encode_as(format), registry.encode_as(Format::OpenMetrics));
         fn samples(text: &str) -> Vec<&str> {
             text.lines().filter(|line| !line.starts_with('#')).collect()
         }
@@ -378,7 +375,7 @@ hub_wait_bucket{node="a",le="20.0"} 1 # {trace_id="00000000000000000000000000000
 hub_wait_bucket{node="a",le="+Inf"} 1
 # EOF
 "##;
-        let text = registry.encode();
+        let text = registry.encode_as(Format::OpenMetrics);
         assert!(text.ends_with(expected), "{text}");
         assert!(!registry.encode_as(Format::Prometheus).contains("trace_id"));
     }
@@ -401,13 +398,13 @@ hub_wait_bucket{node="a",le="+Inf"} 1
     fn a_family_name_is_registered_only_once() {
         let mut registry = registry();
         let (counter, gauge) = (Counter::default(), Gauge::default());
-        let original = registry.encode();
+        let original = registry.encode_as(Format::OpenMetrics);
         let duplicate = |name: &str| Err(RegisterError::Duplicate { name: name.to_owned() });
         let received = registry.register("hub_received_total", "", Unit::None, &counter);
         assert_eq!(received, duplicate("hub_received_total"));
         assert_eq!(registry.register("hub_received", "", Unit::None, &gauge), duplicate("hub_received"));
         assert_eq!(registry.register("hub_build", "", Unit::None, &gauge), duplicate("hub_build"));
-        assert_eq!(registry.encode(), original);
+        assert_eq!(registry.encode_as(Format::OpenMetrics), original);
         registry.register_process();
         registry.register_process();
         let cpu = registry.register("process_cpu_seconds_total", "", Unit::Seconds, &counter);
@@ -432,7 +429,7 @@ hub_wait_bucket{node="a",le="+Inf"} 1
             let error = registry.register(name, "", Unit::Bytes, &gauge).unwrap_err();
             assert!(matches!(error, RegisterError::Name { .. }), "{name}: {error}");
         }
-        assert_eq!(registry.encode(), "# EOF\n");
+        assert_eq!(registry.encode_as(Format::OpenMetrics), "# EOF\n");
     }
 
     #[test]

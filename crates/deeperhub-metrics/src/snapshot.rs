@@ -34,9 +34,28 @@ pub enum MetricData {
 /// The name and the value of a label.
 pub type LabelPair = (&'static str, &'static str);
 
+impl MetricSnapshot<'_> {
+    /// Returns the name of the metric's family: the full name without the suffix of its kind.
+    pub(crate) fn family(&self) -> &str {
+        self.name.strip_suffix(self.data.suffix_and_kind().0).unwrap_or(self.name)
+    }
+}
+
 impl MetricData {
-    pub(crate) fn counter(count: impl Into<Number>) -> Self {
+    /// Returns the number of a counter without a label.
+    #[must_use]
+    pub fn counter(count: impl Into<Number>) -> Self {
         Self::Counter(vec![(None, count.into())])
+    }
+
+    /// Returns the suffix of the names of this kind of metric, and the kind's name in OpenMetrics.
+    pub(crate) const fn suffix_and_kind(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Counter(_) => ("_total", "counter"),
+            Self::Gauge(_) => ("", "gauge"),
+            Self::Histogram(_) => ("", "histogram"),
+            Self::Info(_) => ("_info", "info"),
+        }
     }
 }
 
@@ -52,23 +71,18 @@ pub enum Number {
     Float(f64),
 }
 
-impl From<u64> for Number {
-    fn from(number: u64) -> Self {
-        Self::Count(number)
-    }
+/// Implements conversions from the types of numbers.
+macro_rules! from_numbers {
+    ($($Variant:ident($number:ty)),+) => {$(
+        impl From<$number> for Number {
+            fn from(number: $number) -> Self {
+                Self::$Variant(number)
+            }
+        }
+    )+};
 }
 
-impl From<i64> for Number {
-    fn from(number: i64) -> Self {
-        Self::Whole(number)
-    }
-}
-
-impl From<f64> for Number {
-    fn from(number: f64) -> Self {
-        Self::Float(number)
-    }
-}
+from_numbers!(Count(u64), Whole(i64), Float(f64));
 
 impl fmt::Display for Number {
     /// Writes the number as in both text formats. A float always has a decimal point.

@@ -7,11 +7,11 @@ pub use deeperhub_metrics::{
 
 use std::time::Duration;
 
-use deeperhub_metrics::{Bounds, Counter, CounterVec, Gauge, Histogram, Label, label, metrics};
+use deeperhub_metrics::{Bounds, Counter, CounterVec, Gauge, Histogram, Label, labels, metrics};
 use deeperhub_protocol::message::Command;
 use deeperhub_protocol::{CloseCode, ErrorCode};
 
-label! {
+labels! {
     /// Type of a received message: the types of `Command`, then two more.
     pub(crate) enum ReceivedType("type") {
         Echo = "echo",
@@ -24,22 +24,7 @@ label! {
         /// The message cannot be parsed, or exceeds a rate limit.
         Invalid = "invalid",
     }
-}
 
-impl From<&Command<'_>> for ReceivedType {
-    fn from(command: &Command<'_>) -> Self {
-        match command {
-            Command::Echo { .. } => Self::Echo,
-            Command::Subscribe { .. } => Self::Subscribe,
-            Command::Unsubscribe { .. } => Self::Unsubscribe,
-            Command::Publish { .. } => Self::Publish,
-            Command::Authenticate { .. } => Self::Authenticate,
-            Command::Ping => Self::Ping,
-        }
-    }
-}
-
-label! {
     /// Type of a sent message: the types of `ServerMessage`, then one more.
     pub(crate) enum SentType("type") {
         Welcome = "welcome",
@@ -54,6 +39,49 @@ label! {
         Error = "error",
         /// The message of a backend.
         Raw = "raw",
+    }
+
+    /// Limit of a connection.
+    pub(crate) enum Limit("limit") {
+        Messages = "messages",
+        Bytes = "bytes",
+        Tokens = "tokens",
+        Subscriptions = "subscriptions",
+        /// Pings and pongs.
+        Control = "control",
+        JsonDepth = "json_depth",
+        /// First burst of a new connection, from its address's pool.
+        FirstBurst = "first_burst",
+    }
+
+    /// Way in which a connection ends: by the client, by a loss, or with a close code of the server.
+    pub(crate) enum ClosedBy("by") {
+        Client = "client",
+        Lost = "lost",
+        GoingAway = "1001",
+        ProtocolError = "1002",
+        InvalidUtf8 = "1007",
+        PolicyViolation = "1008",
+        MessageTooBig = "1009",
+        InternalError = "1011",
+        SlowConsumer = "1013",
+        TokenExpired = "4001",
+        Disconnected = "4003",
+        PongTimeout = "4200",
+        Other = "other",
+    }
+}
+
+impl From<&Command<'_>> for ReceivedType {
+    fn from(command: &Command<'_>) -> Self {
+        match command {
+            Command::Echo { .. } => Self::Echo,
+            Command::Subscribe { .. } => Self::Subscribe,
+            Command::Unsubscribe { .. } => Self::Unsubscribe,
+            Command::Publish { .. } => Self::Publish,
+            Command::Authenticate { .. } => Self::Authenticate,
+            Command::Ping => Self::Ping,
+        }
     }
 }
 
@@ -81,40 +109,6 @@ impl Label for ErrorLabel {
 
     fn index(self) -> usize {
         self.0.index()
-    }
-}
-
-label! {
-    /// Limit of a connection.
-    pub(crate) enum Limit("limit") {
-        Messages = "messages",
-        Bytes = "bytes",
-        Tokens = "tokens",
-        Subscriptions = "subscriptions",
-        /// Pings and pongs.
-        Control = "control",
-        JsonDepth = "json_depth",
-        /// First burst of a new connection, from its address's pool.
-        FirstBurst = "first_burst",
-    }
-}
-
-label! {
-    /// Way in which a connection ends: by the client, by a loss, or with a close code of the server.
-    pub(crate) enum ClosedBy("by") {
-        Client = "client",
-        Lost = "lost",
-        GoingAway = "1001",
-        ProtocolError = "1002",
-        InvalidUtf8 = "1007",
-        PolicyViolation = "1008",
-        MessageTooBig = "1009",
-        InternalError = "1011",
-        SlowConsumer = "1013",
-        TokenExpired = "4001",
-        Disconnected = "4003",
-        PongTimeout = "4200",
-        Other = "other",
     }
 }
 

@@ -1,6 +1,6 @@
 //! Metrics of the embedding program.
 
-use deeperhub_metrics::{Metric, MetricSnapshot, RegisterError, Registry, Unit};
+use deeperhub_metrics::{Metric, MetricData, MetricSnapshot, RegisterError, Registry, Unit};
 
 /// Gauge of the embedding program that the node exports, such as the bytes held by its allocator.
 #[derive(Debug, Clone, Copy)]
@@ -39,13 +39,11 @@ impl CustomMetric {
         kind: MetricKind,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Self {
-        Self(match kind {
-            MetricKind::Counter => Metric::counter_fn(name, help, unit, read),
-            MetricKind::Gauge => {
-                let read = move || i64::try_from(read()).unwrap_or(i64::MAX);
-                Metric::gauge_fn(name, help, unit, read)
-            }
-        })
+        let read = move || match kind {
+            MetricKind::Counter => MetricData::counter(read()),
+            MetricKind::Gauge => MetricData::Gauge(read().into()),
+        };
+        Self(Metric::new(name, help, unit, read))
     }
 
     /// Returns the metric's name.

@@ -1,8 +1,8 @@
 //! Metrics of traces.
 
-use deeperhub_metrics::{Counter, CounterVec, label, metrics};
+use deeperhub_metrics::{Counter, CounterVec, labels, metrics};
 
-label! {
+labels! {
     /// Reason why spans are lost.
     #[non_exhaustive]
     pub enum SpanLoss("reason") {
