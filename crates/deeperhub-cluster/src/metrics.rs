@@ -14,7 +14,6 @@ labels! {
         /// The envelope was received, and the backlog was full or did not process it in time.
         SlowNode = "slow_node",
         /// The envelope was received, and the client library's queue was full.
-        #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only its library reports this"))]
         SlowLink = "slow_link",
         /// The node stopped before the broker confirmed the envelope.
         Stopped = "stopped",

@@ -88,7 +88,19 @@ impl CounterCell {
 /// Counters that differ in the value of one [`Label`].
 ///
 /// A value of the label selects the counter, without hashing or comparing. A vector is cheap to
-/// clone; clones are the same counters.
+/// clone; clones are the same counters. Counting with another label does not compile:
+///
+/// ```compile_fail,E0308
+/// # use deeperhub_metrics::{CounterVec, labels};
+/// # labels! {
+/// #     /// Type of a message.
+/// #     enum MessageType("type") { Text = "text" }
+/// #     /// Code of an error.
+/// #     enum ErrorCode("code") { Internal = "internal" }
+/// # }
+/// let received = CounterVec::<MessageType>::default();
+/// received.inc(ErrorCode::Internal);
+/// ```
 #[derive(Debug, Clone)]
 pub struct CounterVec<L> {
     slots: SlotRange,

@@ -68,7 +68,7 @@ macro_rules! metrics {
     (@take worker $instrument:expr, $index:ident) => { $crate::Instrument::cell(&$instrument, $index)? };
 
     (@default $Metrics:ident) => {
-        impl Default for $Metrics {
+        impl ::std::default::Default for $Metrics {
             fn default() -> Self {
                 Self::new(&$crate::Cells::default())
             }
@@ -99,8 +99,8 @@ macro_rules! metrics {
             /// # Errors
             ///
             /// Returns a `CellError` if there is no such worker, or if its cells are in use.
-            $vis fn worker(&self, worker: usize) -> Result<$WorkerMetrics, $crate::CellError> {
-                Ok($WorkerMetrics {
+            $vis fn worker(&self, worker: usize) -> ::std::result::Result<$WorkerMetrics, $crate::CellError> {
+                ::std::result::Result::Ok($WorkerMetrics {
                     $( $( $field: $crate::metrics!(@take $worker self.$field, worker), )? )+
                 })
             }
@@ -142,7 +142,7 @@ macro_rules! metrics {
             }
 
             /// Returns the instruments as metrics, in the order of their declaration.
-            $vis fn metrics(&self) -> impl Iterator<Item = $crate::Metric> {
+            $vis fn metrics(&self) -> impl ::std::iter::Iterator<Item = $crate::Metric> {
                 [
                     $(
                         $(#[cfg($($cfg)*)])?
@@ -162,7 +162,10 @@ macro_rules! metrics {
             /// # Errors
             ///
             /// Returns a `RegisterError` if a name is already registered.
-            $vis fn register(&self, registry: &mut $crate::Registry) -> Result<(), $crate::RegisterError> {
+            $vis fn register(
+                &self,
+                registry: &mut $crate::Registry,
+            ) -> ::std::result::Result<(), $crate::RegisterError> {
                 self.metrics().try_for_each(|metric| registry.add(metric))
             }
         }
