@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::support::{Authority, ROOT, Server, TemporaryDir, http, run, text};
+use crate::metrics::FullServer;
+use crate::support::{ROOT, run};
 
 use super::Page;
 
@@ -171,17 +172,8 @@ pub(super) struct Family {
 
 /// Returns the metrics of a server with every feature enabled, in the order of its response.
 pub(super) fn metric_families() -> Vec<Family> {
-    let authority = Authority::new();
-    let identity = authority.server("localhost");
-    let files = TemporaryDir::new();
-    let secret = files.write("secret", "0123456789abcdef0123456789abcdef");
-    // Nothing listens on port 1: the node starts without broker and collector.
-    let mut flags = identity.flags().to_vec();
-    flags.extend(["--auth-secret-file", text(&secret)]);
-    flags.extend(["--cluster", "nats://127.0.0.1:1", "--otlp-endpoint", "http://127.0.0.1:1"]);
-    let server = Server::start(&flags);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let response = runtime.block_on(http(server.api(), "GET /metrics", &[], "")).body;
+    let response = runtime.block_on(FullServer::start().metrics(&[]));
     let mut families: Vec<Family> = Vec::new();
     for line in response.lines() {
         if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|line| line.split_once(' ')) {

@@ -1,167 +1,107 @@
 //! Metrics of the server API.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use deeperhub_metrics::{Counter, Gauge, metrics};
+use deeperhub_node::CustomMetric;
 
-use deeperhub_metrics::Unit;
-use deeperhub_node::{CustomMetric, MetricKind};
-
-/// Metrics of a server API. A node exports them if it gets
-/// [`custom_metrics`](Self::custom_metrics). Clones share the same counters.
-#[derive(Debug, Clone, Default)]
-pub struct ApiMetrics(Arc<Counters>);
-
-#[derive(Debug, Default)]
-struct Counters {
-    connections: AtomicUsize,
-    event_streams: AtomicUsize,
-    held_bytes: AtomicUsize,
-    idempotency_bytes: AtomicUsize,
-    evicted: AtomicU64,
-    refused: AtomicU64,
-    timeouts: AtomicU64,
-    overloads: AtomicU64,
-    tls_handshakes_failed: AtomicU64,
+metrics! {
+    /// Metrics of a server API. A node exports them if it gets
+    /// [`custom_metrics`](Self::custom_metrics). Clones are the same metrics.
+    pub struct ApiMetrics {
+        /// Open server API connections.
+        connections: Gauge = "deeperhub_api_connections";
+        /// Open event streams of the server API.
+        event_streams: Gauge = "deeperhub_api_event_streams";
+        /// Bytes of request bodies, and of responses over 8 KiB, in memory.
+        held_bytes: Gauge = "deeperhub_api_held_bytes";
+        /// Approximate bytes of remembered idempotency keys and their outcomes.
+        idempotency_bytes: Gauge = "deeperhub_api_idempotency_bytes";
+        /// Idle server API connections evicted for new ones.
+        evicted: Counter = "deeperhub_api_connections_evicted_total";
+        /// Server API connections refused with 503 at the connection limit.
+        refused: Counter = "deeperhub_api_connections_refused_total";
+        /// Server API connections closed because the caller sent or read too slowly.
+        timeouts: Counter = "deeperhub_api_timeouts_total";
+        /// Server API requests refused with 503 at the memory limit.
+        overloads: Counter = "deeperhub_api_overloads_total";
+        /// Failed TLS handshakes of the server API.
+        tls_handshakes_failed: Counter = "deeperhub_api_tls_handshakes_failed_total";
+    }
 }
 
 impl ApiMetrics {
     /// Returns the metrics for [`deeperhub_node::Config::custom_metrics`].
     #[must_use]
     pub fn custom_metrics(&self) -> Vec<CustomMetric> {
-        let metric = |name, help, unit, kind, read: fn(&Counters) -> u64| {
-            let counters = Arc::clone(&self.0);
-            CustomMetric::new(name, help, unit, kind, move || read(&counters))
-        };
-        vec![
-            metric(
-                "deeperhub_api_connections",
-                "Open server API connections",
-                Unit::None,
-                MetricKind::Gauge,
-                |counters| counters.connections.load(Ordering::Relaxed) as u64,
-            ),
-            metric(
-                "deeperhub_api_event_streams",
-                "Open event streams of the server API",
-                Unit::None,
-                MetricKind::Gauge,
-                |counters| counters.event_streams.load(Ordering::Relaxed) as u64,
-            ),
-            metric(
-                "deeperhub_api_held_bytes",
-                "Bytes of request bodies, and of responses over 8 KiB, in memory",
-                Unit::Bytes,
-                MetricKind::Gauge,
-                |counters| counters.held_bytes.load(Ordering::Relaxed) as u64,
-            ),
-            metric(
-                "deeperhub_api_idempotency_bytes",
-                "Approximate bytes of remembered idempotency keys and their outcomes",
-                Unit::Bytes,
-                MetricKind::Gauge,
-                |counters| counters.idempotency_bytes.load(Ordering::Relaxed) as u64,
-            ),
-            metric(
-                "deeperhub_api_connections_evicted_total",
-                "Idle server API connections evicted for new ones",
-                Unit::None,
-                MetricKind::Counter,
-                |counters| counters.evicted.load(Ordering::Relaxed),
-            ),
-            metric(
-                "deeperhub_api_connections_refused_total",
-                "Server API connections refused with 503 at the connection limit",
-                Unit::None,
-                MetricKind::Counter,
-                |counters| counters.refused.load(Ordering::Relaxed),
-            ),
-            metric(
-                "deeperhub_api_timeouts_total",
-                "Server API connections closed because the caller sent or read too slowly",
-                Unit::None,
-                MetricKind::Counter,
-                |counters| counters.timeouts.load(Ordering::Relaxed),
-            ),
-            metric(
-                "deeperhub_api_overloads_total",
-                "Server API requests refused with 503 at the memory limit",
-                Unit::None,
-                MetricKind::Counter,
-                |counters| counters.overloads.load(Ordering::Relaxed),
-            ),
-            metric(
-                "deeperhub_api_tls_handshakes_failed_total",
-                "Failed TLS handshakes of the server API",
-                Unit::None,
-                MetricKind::Counter,
-                |counters| counters.tls_handshakes_failed.load(Ordering::Relaxed),
-            ),
-        ]
+        self.metrics().map(CustomMetric::from).collect()
     }
 
     pub(crate) fn set_connections(&self, open: usize) {
-        self.0.connections.store(open, Ordering::Relaxed);
+        self.connections.set(gauge(open));
     }
 
     pub(crate) fn set_idempotency_bytes(&self, bytes: usize) {
-        self.0.idempotency_bytes.store(bytes, Ordering::Relaxed);
+        self.idempotency_bytes.set(gauge(bytes));
     }
 
     pub(crate) fn connection_evicted(&self) {
-        self.0.evicted.fetch_add(1, Ordering::Relaxed);
+        self.evicted.inc();
     }
 
     pub(crate) fn connection_refused(&self) {
-        self.0.refused.fetch_add(1, Ordering::Relaxed);
+        self.refused.inc();
     }
 
     pub(crate) fn timed_out(&self) {
-        self.0.timeouts.fetch_add(1, Ordering::Relaxed);
+        self.timeouts.inc();
     }
 
     #[cfg(feature = "tls")]
     pub(crate) fn tls_handshake_failed(&self) {
-        self.0.tls_handshakes_failed.fetch_add(1, Ordering::Relaxed);
+        self.tls_handshakes_failed.inc();
     }
 
     /// Counts an event stream until the guard is dropped. Returns `None` if `max` are already open.
     pub(crate) fn open_event_stream(&self, max: usize) -> Option<EventStreamGuard> {
-        let streams = &self.0.event_streams;
-        let more = |open| (open < max).then_some(open + 1);
-        streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(EventStreamGuard(self.clone()))
+        let streams = &self.event_streams;
+        streams.try_add(1, gauge(max)).then(|| EventStreamGuard(streams.clone()))
     }
 
     /// Returns an empty count of held bytes.
     pub(crate) fn hold(&self) -> HeldBytes {
-        HeldBytes { metrics: self.clone(), bytes: 0 }
+        HeldBytes { all: self.held_bytes.clone(), overloads: self.overloads.clone(), bytes: 0 }
     }
+}
+
+/// Returns a number as the value of a gauge.
+fn gauge(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// Guard of one open event stream.
 #[derive(Debug)]
-pub(crate) struct EventStreamGuard(ApiMetrics);
+pub(crate) struct EventStreamGuard(Gauge);
 
 impl Drop for EventStreamGuard {
     fn drop(&mut self) {
-        self.0.0.event_streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.dec();
     }
 }
 
 /// Bytes that one request holds. They count until this is dropped.
 #[derive(Debug)]
 pub(crate) struct HeldBytes {
-    metrics: ApiMetrics,
-    bytes: usize,
+    /// Bytes of all requests.
+    all: Gauge,
+    overloads: Counter,
+    bytes: i64,
 }
 
 impl HeldBytes {
     /// Adds bytes and returns `true`, unless all requests together would then hold more than `max`.
     pub(crate) fn try_grow(&mut self, bytes: usize, max: usize) -> bool {
-        let counters = &self.metrics.0;
-        let more = |held: usize| held.checked_add(bytes).filter(|&held| held <= max);
-        if counters.held_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
-            counters.overloads.fetch_add(1, Ordering::Relaxed);
+        let bytes = gauge(bytes);
+        if !self.all.try_add(bytes, gauge(max)) {
+            self.overloads.inc();
             tracing::warn!(limit = "max_api_bytes", max, "Server API memory limit reached");
             return false;
         }
@@ -171,24 +111,21 @@ impl HeldBytes {
 
     /// Adds bytes that are already held, whatever the limit.
     pub(crate) fn grow(&mut self, bytes: usize) {
-        self.metrics.0.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let bytes = gauge(bytes);
+        self.all.add(bytes);
         self.bytes += bytes;
     }
 }
 
 impl Drop for HeldBytes {
     fn drop(&mut self) {
-        self.metrics.0.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.all.add(-self.bytes);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn read(metrics: &ApiMetrics, name: &str) -> u64 {
-        metrics.custom_metrics().iter().find(|metric| metric.name() == name).unwrap().read()
-    }
 
     #[test]
     fn held_bytes_of_all_requests_share_a_limit() {
@@ -197,12 +134,12 @@ mod tests {
         assert!(first.try_grow(60, 100));
         assert!(!second.try_grow(41, 100) && second.try_grow(40, 100));
         second.grow(5);
-        assert_eq!(read(&metrics, "deeperhub_api_held_bytes"), 105);
+        assert_eq!(metrics.held_bytes.value(), 105);
         drop(first);
-        assert_eq!(read(&metrics, "deeperhub_api_held_bytes"), 45);
+        assert_eq!(metrics.held_bytes.value(), 45);
         drop(second);
-        assert_eq!(read(&metrics, "deeperhub_api_held_bytes"), 0);
-        assert_eq!(read(&metrics, "deeperhub_api_overloads_total"), 1);
+        assert_eq!(metrics.held_bytes.value(), 0);
+        assert_eq!(metrics.overloads.value(), 1);
     }
 
     #[test]
@@ -212,6 +149,6 @@ mod tests {
         assert!(first.is_some() && metrics.open_event_stream(1).is_none());
         drop(first);
         assert!(metrics.open_event_stream(1).is_some());
-        assert_eq!(read(&metrics, "deeperhub_api_event_streams"), 0);
+        assert_eq!(metrics.event_streams.value(), 0);
     }
 }

@@ -147,7 +147,7 @@ impl Broker {
             version,
             interests: Interests::new(wildcards, engine.subscription_bytes()),
             peers: Peers::default(),
-            metrics: Metrics::new(),
+            metrics: Metrics::default(),
             state: watch::Sender::new(ClusterState::Disconnected { error: String::new() }),
             is_up: AtomicBool::new(false),
             max_envelope: AtomicUsize::new(usize::MAX),

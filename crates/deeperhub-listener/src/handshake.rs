@@ -125,10 +125,10 @@ impl<S> Handshake<S> {
             Err(HeadError { refusal, limit }) => {
                 match limit {
                     Some(HeadLimit::Bytes) => {
-                        metrics.handshakes_limited.inc(HandshakeLimit::HeadBytes as usize);
+                        metrics.handshakes_limited.inc(HandshakeLimit::HeadBytes);
                     }
                     Some(HeadLimit::Lines) => {
-                        metrics.handshakes_limited.inc(HandshakeLimit::HeadLines as usize);
+                        metrics.handshakes_limited.inc(HandshakeLimit::HeadLines);
                     }
                     None => {}
                 }

@@ -52,7 +52,7 @@ mod handshake;
 mod intake_limit;
 mod listener;
 mod memory_budget;
-mod metrics;
+pub mod metrics;
 mod outbox;
 mod proxy;
 mod reconnect_pacer;

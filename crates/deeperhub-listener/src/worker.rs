@@ -17,7 +17,6 @@ use std::pin::Pin;
 use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
-use deeperhub_metrics::{CounterCell, GaugeCell, HistogramCell};
 use deeperhub_protocol::frame;
 use deeperhub_protocol::handshake::{self, Refusal};
 use deeperhub_protocol::{CloseCode, CloseReason};
@@ -26,7 +25,7 @@ use crate::connections::{ClosingUntil, Connection, Connections, Flags, Liveness,
 use crate::control::{Arrival, Control, Phase};
 use crate::drain::WorkerDrain;
 use crate::handshake::{ClientSource, Handshake, HandshakeRequest, write_ready};
-use crate::metrics::{CompressionCells, HandshakeOutcome};
+use crate::metrics::{HandshakeOutcome, ProbeAnswer, WorkerMetrics};
 use crate::outbox::Outbox;
 use crate::round::{HANDSHAKE_COST, Turn};
 use crate::session::{Application, Closed, Context, Peer, Session, WorkerState};
@@ -65,20 +64,6 @@ const CHECK_INTERVAL_WITHOUT_PINGS: Duration = Duration::from_secs(3600);
 /// limit is used up.
 const BLOCKED_INPUT_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Metric cells of a worker.
-pub(crate) struct WorkerCells {
-    pub(crate) received: CounterCell,
-    pub(crate) sent: CounterCell,
-    /// Turns that ended with bytes read but not handled.
-    pub(crate) deferred: CounterCell,
-    pub(crate) queue: GaugeCell,
-    /// 1 if the worker uses io_uring, otherwise 0.
-    pub(crate) io_uring: GaugeCell,
-    pub(crate) compression: CompressionCells,
-    /// Duration of each round.
-    pub(crate) round: HistogramCell,
-}
-
 /// State of a worker's loop.
 pub(crate) struct Worker<'a, A: Application> {
     application: &'a A,
@@ -86,7 +71,7 @@ pub(crate) struct Worker<'a, A: Application> {
     core: &'a mut WorkerCore<A::Session>,
     control: &'a Control,
     index: usize,
-    cells: &'a mut WorkerCells,
+    cells: &'a mut WorkerMetrics,
     /// Read buffer that all connections share.
     read_buffer: Vec<u8>,
     /// Read buffers of one batch, one for each of its connections. Empty until the first batch.
@@ -116,7 +101,7 @@ impl<'a, A: Application> Worker<'a, A> {
         index: usize,
         core: &'a mut WorkerCore<A::Session>,
         control: &'a Control,
-        cells: &'a mut WorkerCells,
+        cells: &'a mut WorkerMetrics,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -167,15 +152,15 @@ impl<'a, A: Application> Worker<'a, A> {
         let written_at = Instant::now();
         self.worker_state.on_written(written_at);
         let duration = written_at.saturating_duration_since(self.core.now);
-        self.cells.round.observe_duration(duration);
+        self.cells.round_seconds.observe_duration(duration);
 
-        self.cells.received.add(std::mem::take(&mut self.core.received));
-        self.cells.sent.add(std::mem::take(&mut self.core.sent));
+        self.cells.received_bytes.add(std::mem::take(&mut self.core.received));
+        self.cells.sent_bytes.add(std::mem::take(&mut self.core.sent));
         let deferred = std::mem::take(&mut self.core.deferred);
         if deferred > 0 {
-            self.cells.deferred.add(deferred);
+            self.cells.turns_deferred.add(deferred);
         }
-        self.cells.compression.add_counts(&mut self.core.codec);
+        self.cells.add_compression(&mut self.core.codec);
         self.core.metrics.record_tls_handshakes(std::mem::take(&mut self.core.tls_scratch.ended));
         if self.core.gather.capacity() > MAX_KEPT_GATHER_BYTES {
             self.core.gather = Vec::new();
@@ -411,7 +396,11 @@ impl<'a, A: Application> Worker<'a, A> {
             Some(drain) => Some(Refusal::draining(drain.reconnect_delay(self.core.now))),
             None => (!is_ready).then(Refusal::not_ready),
         };
-        self.core.metrics.probes.inc(usize::from(refusal.is_none()));
+        self.core.metrics.probes.inc(if refusal.is_none() {
+            ProbeAnswer::Ready
+        } else {
+            ProbeAnswer::Unready
+        });
         self.answer_http(key, |out, is_head| match (&refusal, is_head) {
             (None, _) => write_ready(out, is_head),
             (Some(refusal), true) => refusal.write_head(out),
@@ -743,8 +732,8 @@ impl<'a, A: Application> Worker<'a, A> {
         }
         self.tick_position = (to < capacity).then_some(to);
         if self.tick_position.is_none() {
-            self.cells.queue.set(self.queued_bytes);
-            self.cells.io_uring.set(self.core.is_batching().into());
+            self.cells.queue_bytes.set(self.queued_bytes);
+            self.cells.io_uring_workers.set(self.core.is_batching().into());
         }
     }
 

@@ -5,47 +5,51 @@
 //!
 //! Run it with `cargo run -p deeperhub-metrics --example text`.
 
-use deeperhub_metrics::{Bounds, CellError, Cells, CounterVec, Format, Gauge, Histogram, Registry, Unit};
+use deeperhub_metrics::{Bounds, Cells, CounterVec, Format, Gauge, Histogram, Registry, labels, metrics};
 use std::error::Error;
 use std::thread;
 
-/// Values of the label `type`. A counter of a [`CounterVec`] is selected by its index in this list.
-const TYPES: &[&str] = &["text", "binary"];
-const TEXT: usize = 0;
-const BINARY: usize = 1;
+labels! {
+    /// Type of a message.
+    enum MessageType("type") { Text = "text", Binary = "binary" }
+}
+
+metrics! {
+    /// Metrics of a hub.
+    struct Metrics {
+        /// Open connections.
+        active: Gauge = "hub_connections_active", per worker;
+        /// Received messages.
+        received: CounterVec<MessageType> = "hub_messages_received_total", per worker;
+        /// Sizes of messages.
+        sizes: Histogram = "hub_message_size_bytes", per worker, bounds: Bounds::bytes(65_536);
+    }
+
+    /// A worker's cells.
+    struct WorkerMetrics;
+}
 
 pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let cells = Cells::new(2);
-    let active = Gauge::new(&cells);
-    let received = CounterVec::new(&cells, "type", TYPES);
-    let sizes = Histogram::new(&cells, Bounds::bytes(65_536));
-
+    let metrics = Metrics::new(&cells);
     let mut registry = Registry::new();
-    registry.register("hub_connections_active", "Open connections", Unit::None, &active)?;
-    registry.register("hub_messages_received_total", "Received messages", Unit::None, &received)?;
-    registry.register("hub_message_size_bytes", "Sizes of messages", Unit::Bytes, &sizes)?;
+    metrics.register(&mut registry)?;
     registry.register_process();
 
-    let run_worker = |worker| -> Result<(), CellError> {
-        let mut active_cell = active.cell(worker)?;
-        let mut received_cell = received.cell(worker)?;
-        let mut sizes_cell = sizes.cell(worker)?;
-        active_cell.set(500);
+    let run_worker = |mut cells: WorkerMetrics| {
+        cells.active.set(500);
         for size in 0..10_000 {
-            received_cell.inc(if size % 10 == 0 { BINARY } else { TEXT });
-            sizes_cell.observe(size);
+            cells.received.inc(if size % 10 == 0 { MessageType::Binary } else { MessageType::Text });
+            cells.sizes.observe(size);
         }
-        Ok(())
     };
     thread::scope(|scope| -> Result<(), Box<dyn Error>> {
         let mut threads = Vec::new();
         for worker in 0..cells.workers() {
-            threads.push(scope.spawn(move || run_worker(worker)));
+            let cells = metrics.worker(worker)?;
+            threads.push(scope.spawn(move || run_worker(cells)));
         }
-        for thread in threads {
-            thread.join().map_err(|_| "a worker panicked")??;
-        }
-        Ok(())
+        threads.into_iter().try_for_each(|thread| Ok(thread.join().map_err(|_| "a worker panicked")?))
     })?;
 
     print!("{}", registry.encode_as(Format::Prometheus));

@@ -1,10 +1,11 @@
-//! Storage for the cells of instruments.
+//! Storage for the numbers of instruments.
 //!
-//! A slot is one 64-bit number. A block is the memory of one worker, with a fixed number of slots.
-//! A worker's cell of an instrument is a range of slots in the worker's block.
+//! A slot is one 64-bit number. A block is a fixed number of slots: each worker has one, and one
+//! more is shared. An instrument is the same range of slots in each of these blocks.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Number of slots in a block: 2 KiB, which is enough for all instruments of a typical worker.
 const SLOTS_PER_BLOCK: usize = 256;
@@ -13,42 +14,50 @@ const SLOTS_PER_BLOCK: usize = 256;
 /// value of its label; a histogram needs one for each bucket and one for the sum.
 pub(crate) const MAX_INSTRUMENT_SLOTS: usize = SLOTS_PER_BLOCK;
 
-/// Storage for the cells of instruments: for each worker a memory block, which only that worker
-/// writes.
+/// Storage for the numbers of instruments: a memory block for each worker, which only that worker
+/// writes, and a shared one for all other threads.
 ///
-/// A worker's cells are adjacent in memory, and no other worker writes to their cache lines. A
+/// A worker's cells are adjacent in memory, and no other thread writes to their cache lines. A
 /// worker that updates six instruments for a message therefore writes to one or two cache lines.
 /// Instruments that are created with the same `Cells` share the blocks. When the blocks are full,
 /// more are allocated.
 ///
-/// Cheap to clone. The memory lives as long as an instrument or cell uses it.
-#[derive(Debug, Clone)]
+/// The default has no workers. Cheap to clone. The memory lives as long as an instrument or cell
+/// uses it.
+#[derive(Debug, Clone, Default)]
 pub struct Cells {
     inner: Arc<CellsInner>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct CellsInner {
     workers: usize,
-    /// The blocks for the next instrument.
-    open: Mutex<OpenBlocks>,
+    /// The blocks for the next instrument; `None` before the first one.
+    open: Mutex<Option<OpenBlocks>>,
+    /// Storage without workers.
+    shared: OnceLock<Cells>,
 }
 
-/// The blocks with free slots: one for each worker.
+/// Blocks with free slots.
 #[derive(Debug)]
 struct OpenBlocks {
-    blocks: Arc<[Arc<Block>]>,
+    blocks: Arc<Blocks>,
     /// Number of reserved slots, which is the same in each block.
     used: usize,
+}
+
+/// A block for each worker, and one for all other threads.
+#[derive(Debug)]
+struct Blocks {
+    workers: Box<[Arc<Block>]>,
+    shared: Block,
 }
 
 impl Cells {
     /// Creates storage for `workers` workers, but at least for one.
     #[must_use]
     pub fn new(workers: usize) -> Self {
-        let workers = workers.max(1);
-        let open = Mutex::new(OpenBlocks { blocks: Block::for_workers(workers), used: 0 });
-        Self { inner: Arc::new(CellsInner { workers, open }) }
+        Self { inner: Arc::new(CellsInner { workers: workers.max(1), ..CellsInner::default() }) }
     }
 
     /// Returns the number of workers.
@@ -57,7 +66,14 @@ impl Cells {
         self.inner.workers
     }
 
-    /// Reserves `slots` adjacent slots, at the same position in every worker's block.
+    /// Returns storage without workers. Instruments that no worker has a cell of do not take up
+    /// space in the workers' cache lines there.
+    #[must_use]
+    pub fn shared(&self) -> &Self {
+        if self.inner.workers == 0 { self } else { self.inner.shared.get_or_init(Self::default) }
+    }
+
+    /// Reserves `slots` adjacent slots, at the same position in every block.
     ///
     /// # Panics
     ///
@@ -72,18 +88,24 @@ impl Cells {
         // without numbers needs a slot.
         let slots = slots.max(1);
         let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.used + slots > SLOTS_PER_BLOCK {
-            *open = OpenBlocks { blocks: Block::for_workers(self.inner.workers), used: 0 };
-        }
+        let open = match &mut *open {
+            Some(open) if open.used + slots <= SLOTS_PER_BLOCK => open,
+            full => full.insert(OpenBlocks { blocks: Arc::new(Blocks::new(self.inner.workers)), used: 0 }),
+        };
         let first = open.used;
         open.used += slots;
         SlotRange { blocks: Arc::clone(&open.blocks), first, len: slots }
     }
 }
 
-/// One worker's slots. The alignment keeps other workers' blocks off the block's cache lines, and
-/// also off the adjacent line, which some processors fetch too.
-#[derive(Debug)]
+impl Blocks {
+    fn new(workers: usize) -> Self {
+        Self { workers: (0..workers).map(|_| Arc::default()).collect(), shared: Block::default() }
+    }
+}
+
+/// The slots of a worker, or of all other threads. The alignment keeps other blocks off the block's
+/// cache lines, and also off the adjacent line, which some processors fetch too.
 #[repr(align(128))]
 struct Block {
     slots: [AtomicU64; SLOTS_PER_BLOCK],
@@ -92,15 +114,23 @@ struct Block {
     owner_bits: [AtomicU64; SLOTS_PER_BLOCK / 64],
 }
 
-impl Block {
-    fn for_workers(workers: usize) -> Arc<[Arc<Self>]> {
-        let new_block = || Self {
+impl Default for Block {
+    fn default() -> Self {
+        Self {
             slots: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK],
             owner_bits: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK / 64],
-        };
-        (0..workers).map(|_| Arc::new(new_block())).collect()
+        }
     }
+}
 
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Hundreds of numbers without names would help nobody.
+        f.debug_struct("Block").finish_non_exhaustive()
+    }
+}
+
+impl Block {
     /// Returns the slot at `index`. The remainder avoids a bounds check; an index from
     /// [`Cells::reserve`] is always in range.
     #[inline]
@@ -114,28 +144,35 @@ impl Block {
     }
 }
 
-/// An instrument's slots in the blocks of all workers.
+/// An instrument's slots in all blocks.
 #[derive(Debug, Clone)]
 pub(crate) struct SlotRange {
-    blocks: Arc<[Arc<Block>]>,
+    blocks: Arc<Blocks>,
     first: usize,
     len: usize,
 }
 
 impl SlotRange {
-    /// Returns the sum of the slot at `offset` over all workers. The sum wraps around, so it is
+    /// Returns the sum of the slot at `offset` over all blocks. The sum wraps around, so it is
     /// correct for signed numbers too.
     pub(crate) fn sum(&self, offset: usize) -> u64 {
         debug_assert!(offset < self.len);
         let slot = self.first + offset;
-        let values = self.blocks.iter().map(|block| block.slot(slot).load(Ordering::Relaxed));
-        values.fold(0, u64::wrapping_add)
+        let values = self.blocks.workers.iter().map(|block| block.slot(slot).load(Ordering::Relaxed));
+        values.fold(self.shared(offset).load(Ordering::Relaxed), u64::wrapping_add)
+    }
+
+    /// Returns the shared slot at `offset`. Any thread may write it, with atomic additions.
+    #[inline]
+    pub(crate) fn shared(&self, offset: usize) -> &AtomicU64 {
+        debug_assert!(offset < self.len);
+        self.blocks.shared.slot(self.first + offset)
     }
 
     /// Makes the caller the owner of a worker's slots. Returns an error if they have an owner.
     pub(crate) fn take(&self, worker: usize) -> Result<OwnedSlots, CellError> {
-        let workers = self.blocks.len();
-        let block = self.blocks.get(worker).ok_or(CellError::NoSuchWorker { worker, workers })?;
+        let workers = self.blocks.workers.len();
+        let block = self.blocks.workers.get(worker).ok_or(CellError::NoSuchWorker { worker, workers })?;
         let (word, bit) = block.owner_bit(self.first);
         // Pairs with the release in `OwnedSlots::drop`, so that a new owner sees the numbers of the
         // last owner.
@@ -217,9 +254,15 @@ mod tests {
 
     #[test]
     fn workers_never_share_a_cache_line() {
+        const ANY_THREAD: usize = 3;
         let cells = Cells::new(3);
         let instruments: Vec<SlotRange> = (0..40).map(|_| cells.reserve(7)).collect();
         let mut owners = std::collections::HashMap::new();
+        for slots in &instruments {
+            for offset in 0..7 {
+                owners.insert(std::ptr::from_ref(slots.shared(offset)).addr() / 128, ANY_THREAD);
+            }
+        }
         for worker in 0..3 {
             for slots in &instruments {
                 let owned = slots.take(worker).unwrap();
@@ -259,6 +302,10 @@ mod tests {
         assert_eq!(error, CellError::NoSuchWorker { worker: 2, workers: 2 });
         assert_eq!(error.to_string(), "worker 2 has no cell, there are 2 workers");
         assert_eq!(Cells::new(0).workers(), 1);
+        let shared = Cells::default();
+        let error = shared.reserve(1).take(0).unwrap_err();
+        assert_eq!(error, CellError::NoSuchWorker { worker: 0, workers: 0 });
+        assert!(Arc::ptr_eq(&shared.shared().inner, &shared.inner));
     }
 
     #[test]

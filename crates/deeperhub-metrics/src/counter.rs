@@ -1,12 +1,16 @@
 //! Counters, with and without a label.
 
 use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::label::Label;
+use crate::metric::Instrument;
+use crate::snapshot::MetricData;
+use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
 
-/// A number that only grows: the sum of one cell for each worker.
+/// A number that only grows: the sum of one cell for each worker and one for all other threads.
 ///
-/// A counter is cheap to clone; clones are the same counter. The number wraps around at 2⁶⁴.
+/// A counter is cheap to clone; clones are the same counter. The number wraps around at 2⁶⁴. The
+/// default has no workers' cells.
 #[derive(Debug, Clone)]
 pub struct Counter {
     slots: SlotRange,
@@ -19,21 +23,39 @@ impl Counter {
         Self { slots: cells.reserve(1) }
     }
 
-    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
-    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
-    /// number.
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
-    pub fn cell(&self, worker: usize) -> Result<CounterCell, CellError> {
-        Ok(CounterCell { slots: self.slots.take(worker)? })
+    /// Adds one, on any thread. One atomic addition on a cache line that all threads share, so this
+    /// is for code that does not run often.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Adds `n`, like [`inc`](Self::inc).
+    pub fn add(&self, n: u64) {
+        self.slots.shared(0).fetch_add(n, Ordering::Relaxed);
     }
 
     /// Returns the sum of all cells.
     #[must_use]
     pub fn value(&self) -> u64 {
         self.slots.sum(0)
+    }
+}
+
+impl Default for Counter {
+    fn default() -> Self {
+        Self::new(&Cells::default())
+    }
+}
+
+impl Instrument for Counter {
+    type Cell = CounterCell;
+
+    fn cell(&self, worker: usize) -> Result<CounterCell, CellError> {
+        Ok(CounterCell { slots: self.slots.take(worker)? })
+    }
+
+    fn read(&self) -> MetricData {
+        MetricData::counter(self.value())
     }
 }
 
@@ -63,164 +85,114 @@ impl CounterCell {
     }
 }
 
-/// Counters that differ in one label with a fixed list of values.
+/// Counters that differ in the value of one [`Label`].
 ///
-/// The index of a label value selects the counter, without hashing or comparing. A vector is cheap
-/// to clone; clones are the same counters.
+/// A value of the label selects the counter, without hashing or comparing. A vector is cheap to
+/// clone; clones are the same counters. Counting with another label does not compile:
+///
+/// ```compile_fail,E0308
+/// # use deeperhub_metrics::{CounterVec, labels};
+/// # labels! {
+/// #     /// Type of a message.
+/// #     enum MessageType("type") { Text = "text" }
+/// #     /// Code of an error.
+/// #     enum ErrorCode("code") { Internal = "internal" }
+/// # }
+/// let received = CounterVec::<MessageType>::default();
+/// received.inc(ErrorCode::Internal);
+/// ```
 #[derive(Debug, Clone)]
-pub struct CounterVec {
-    label: &'static str,
-    values: &'static [&'static str],
+pub struct CounterVec<L> {
     slots: SlotRange,
+    label: PhantomData<fn(L)>,
 }
 
-impl CounterVec {
-    /// Creates a counter at zero for each of `values` of the label `label`.
+impl<L: Label> CounterVec<L> {
+    /// Creates a counter at zero for each value of the label.
     ///
     /// # Panics
     ///
     /// Panics if there are more than 256 values.
     #[must_use]
-    pub fn new(cells: &Cells, label: &'static str, values: &'static [&'static str]) -> Self {
-        Self { label, values, slots: cells.reserve(values.len()) }
+    pub fn new(cells: &Cells) -> Self {
+        Self { slots: cells.reserve(L::VALUES.len()), label: PhantomData }
     }
 
-    /// Returns the handle of a worker's cell, like [`Counter::cell`].
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
-    pub fn cell(&self, worker: usize) -> Result<CounterVecCell, CellError> {
-        Ok(CounterVecCell { slots: self.slots.take(worker)?, len: self.values.len() })
+    /// Adds one to the counter of a label value, on any thread, like [`Counter::inc`].
+    pub fn inc(&self, label: L) {
+        self.add(label, 1);
     }
 
-    /// Returns the label's name.
+    /// Adds `n` to the counter of a label value, like [`inc`](Self::inc).
+    pub fn add(&self, label: L, n: u64) {
+        if let Some(offset) = offset(label) {
+            self.slots.shared(offset).fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the sum of all cells of a label value.
     #[must_use]
-    pub fn label(&self) -> &'static str {
-        self.label
+    pub fn value(&self, label: L) -> u64 {
+        offset(label).map_or(0, |offset| self.slots.sum(offset))
     }
 
-    /// Returns the label's values in the order of their indexes.
-    #[must_use]
-    pub fn values(&self) -> &'static [&'static str] {
-        self.values
-    }
-
-    /// Returns the sum of all cells at `index`, or 0 if there is no such index.
-    #[must_use]
-    pub fn value(&self, index: usize) -> u64 {
-        if index < self.values.len() { self.slots.sum(index) } else { 0 }
-    }
-
-    /// Returns the sum of all cells and all indexes.
+    /// Returns the sum of all cells of all label values.
     #[must_use]
     pub fn total(&self) -> u64 {
-        (0..self.values.len()).map(|index| self.slots.sum(index)).fold(0, u64::wrapping_add)
+        (0..L::VALUES.len()).map(|offset| self.slots.sum(offset)).fold(0, u64::wrapping_add)
     }
+}
+
+impl<L: Label> Default for CounterVec<L> {
+    fn default() -> Self {
+        Self::new(&Cells::default())
+    }
+}
+
+impl<L: Label> Instrument for CounterVec<L> {
+    type Cell = CounterVecCell<L>;
+
+    fn cell(&self, worker: usize) -> Result<CounterVecCell<L>, CellError> {
+        Ok(CounterVecCell { slots: self.slots.take(worker)?, label: PhantomData })
+    }
+
+    fn read(&self) -> MetricData {
+        let counts = L::VALUES.iter().enumerate();
+        let counts = counts.map(|(offset, value)| (Some((L::NAME, *value)), self.slots.sum(offset).into()));
+        MetricData::Counter(counts.collect())
+    }
+}
+
+/// Returns the index of a label value. Returns `None` if [`Label::index`] is wrong, since the next
+/// slots belong to another instrument. For an enum of [`labels!`](crate::labels!), the compiler knows
+/// that this cannot happen.
+#[inline]
+fn offset<L: Label>(label: L) -> Option<usize> {
+    let index = label.index();
+    debug_assert!(index < L::VALUES.len(), "{label:?} has index {index} of {}", L::VALUES.len());
+    (index < L::VALUES.len()).then_some(index)
 }
 
 /// The handle of a worker's cell of a [`CounterVec`].
 #[derive(Debug)]
-pub struct CounterVecCell {
+pub struct CounterVecCell<L> {
     slots: OwnedSlots,
-    len: usize,
+    label: PhantomData<fn(L)>,
 }
 
-impl CounterVecCell {
-    /// Adds one at `index`. Ignores an index out of range, but panics in debug builds.
+impl<L: Label> CounterVecCell<L> {
+    /// Adds one to the counter of a label value.
     #[inline]
-    pub fn inc(&mut self, index: usize) {
-        self.add(index, 1);
+    pub fn inc(&mut self, label: L) {
+        self.add(label, 1);
     }
 
-    /// Adds `n` at `index`, like [`inc`](Self::inc).
+    /// Adds `n` to the counter of a label value.
     #[inline]
-    pub fn add(&mut self, index: usize, n: u64) {
-        debug_assert!(index < self.len, "label index {index} of {}", self.len);
-        if index < self.len {
-            self.slots.add(index, n);
+    pub fn add(&mut self, label: L, n: u64) {
+        if let Some(offset) = offset(label) {
+            self.slots.add(offset, n);
         }
-    }
-}
-
-/// A counter that any thread can use, for code that does not run often.
-///
-/// Each call is one atomic addition on a cache line that all writers share. A counter is cheap to
-/// clone; clones are the same counter.
-#[derive(Debug, Clone, Default)]
-pub struct SharedCounter {
-    count: Arc<AtomicU64>,
-}
-
-impl SharedCounter {
-    /// Creates a counter at zero.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds one.
-    pub fn inc(&self) {
-        self.add(1);
-    }
-
-    /// Adds `n`.
-    pub fn add(&self, n: u64) {
-        self.count.fetch_add(n, Ordering::Relaxed);
-    }
-
-    /// Returns the count.
-    #[must_use]
-    pub fn value(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
-    }
-}
-
-/// A [`CounterVec`] that any thread can use, for code that does not run often. Clones are the same
-/// counters.
-#[derive(Debug, Clone)]
-pub struct SharedCounterVec {
-    label: &'static str,
-    values: &'static [&'static str],
-    counts: Arc<[AtomicU64]>,
-}
-
-impl SharedCounterVec {
-    /// Creates a counter at zero for each of `values` of the label `label`.
-    #[must_use]
-    pub fn new(label: &'static str, values: &'static [&'static str]) -> Self {
-        Self { label, values, counts: values.iter().map(|_| AtomicU64::new(0)).collect() }
-    }
-
-    /// Adds one at `index`. Ignores an index out of range, but panics in debug builds.
-    pub fn inc(&self, index: usize) {
-        self.add(index, 1);
-    }
-
-    /// Adds `n` at `index`, like [`inc`](Self::inc).
-    pub fn add(&self, index: usize, n: u64) {
-        debug_assert!(index < self.counts.len(), "label index {index} of {}", self.counts.len());
-        if let Some(count) = self.counts.get(index) {
-            count.fetch_add(n, Ordering::Relaxed);
-        }
-    }
-
-    /// Returns the label's name.
-    #[must_use]
-    pub fn label(&self) -> &'static str {
-        self.label
-    }
-
-    /// Returns the label's values in the order of their indexes.
-    #[must_use]
-    pub fn values(&self) -> &'static [&'static str] {
-        self.values
-    }
-
-    /// Returns the count at `index`, or 0 if there is no such index.
-    #[must_use]
-    pub fn value(&self, index: usize) -> u64 {
-        self.counts.get(index).map_or(0, |count| count.load(Ordering::Relaxed))
     }
 }
 
@@ -228,15 +200,19 @@ impl SharedCounterVec {
 mod tests {
     use super::*;
 
-    const TYPES: &[&str] = &["text", "binary"];
+    crate::labels! {
+        enum Type("type") { Text = "text", Binary = "binary" }
+    }
 
     #[test]
-    fn a_counter_is_the_sum_of_its_cells() {
+    fn a_counter_is_the_sum_of_its_cells_and_of_other_threads() {
         let counter = Counter::new(&Cells::new(2));
         let (mut first, mut second) = (counter.cell(0).unwrap(), counter.cell(1).unwrap());
         first.inc();
         second.add(41);
         assert_eq!((first.value(), second.value(), counter.clone().value()), (1, 41, 42));
+        counter.add(58);
+        assert_eq!((first.value(), counter.value()), (1, 100));
     }
 
     #[test]
@@ -254,37 +230,51 @@ mod tests {
     }
 
     #[test]
-    fn a_vector_counts_each_label_value_at_its_index() {
-        let vec = CounterVec::new(&Cells::new(2), "type", TYPES);
+    fn a_vector_counts_each_label_value() {
+        let vec = CounterVec::new(&Cells::new(2));
         let (mut first, mut second) = (vec.cell(0).unwrap(), vec.cell(1).unwrap());
-        first.inc(0);
-        first.add(1, 5);
-        second.inc(1);
-        assert_eq!((vec.value(0), vec.value(1), vec.value(2), vec.total()), (1, 6, 0, 7));
+        first.inc(Type::Text);
+        first.add(Type::Binary, 5);
+        second.inc(Type::Binary);
+        assert_eq!((vec.value(Type::Text), vec.value(Type::Binary), vec.total()), (1, 6, 7));
+        vec.inc(Type::Text);
+        assert_eq!((vec.value(Type::Text), vec.total()), (2, 8));
     }
 
     #[test]
-    #[cfg_attr(debug_assertions, should_panic(expected = "label index 2 of 2"))]
-    fn an_index_out_of_range_is_ignored() {
+    #[cfg_attr(debug_assertions, should_panic(expected = "Wrong has index 1 of 1"))]
+    fn a_label_with_a_wrong_index_is_ignored() {
+        #[derive(Debug, Clone, Copy)]
+        struct Wrong;
+
+        impl Label for Wrong {
+            const NAME: &'static str = "wrong";
+            const VALUES: &'static [&'static str] = &["only"];
+
+            fn index(self) -> usize {
+                1
+            }
+        }
+
         let cells = Cells::new(1);
-        let (vec, next) = (CounterVec::new(&cells, "type", TYPES), Counter::new(&cells));
-        vec.cell(0).unwrap().inc(2);
+        let (vec, next) = (CounterVec::new(&cells), Counter::new(&cells));
+        vec.cell(0).unwrap().inc(Wrong);
         assert_eq!((vec.total(), next.value()), (0, 0));
     }
 
     #[test]
-    fn shared_counters_count_on_all_threads() {
-        let (counter, vec) = (SharedCounter::new(), SharedCounterVec::new("type", TYPES));
+    fn any_thread_counts_without_a_cell() {
+        let (counter, vec) = (Counter::default(), CounterVec::default());
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..1000 {
                         counter.inc();
-                        vec.inc(1);
+                        vec.inc(Type::Binary);
                     }
                 });
             }
         });
-        assert_eq!((counter.value(), vec.value(0), vec.value(1), vec.value(2)), (4000, 0, 4000, 0));
+        assert_eq!((counter.value(), vec.value(Type::Text), vec.value(Type::Binary)), (4000, 0, 4000));
     }
 }

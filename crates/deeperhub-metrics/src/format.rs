@@ -1,7 +1,5 @@
 //! Text formats and their negotiation.
 
-use std::fmt::Write as _;
-
 /// A text format of [`Registry::encode_as`](crate::Registry::encode_as).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -69,44 +67,6 @@ fn parse_quality(quality: &str) -> u32 {
     }
 }
 
-/// Converts the encoder's output (OpenMetrics without exemplars and time stamps) to Prometheus text
-/// 0.0.4.
-///
-/// The samples are the same in both formats. The comments differ: Prometheus text has no `UNIT` and
-/// `EOF` lines. Its other comments have the name of the samples (`…_total`) instead of the family,
-/// and do not escape quotation marks.
-pub(crate) fn to_prometheus(open_metrics: &str) -> String {
-    let mut text = String::with_capacity(open_metrics.len());
-    // The name on the HELP line depends on the TYPE line after it.
-    let mut help = None;
-    for line in open_metrics.lines() {
-        let Some(comment) = line.strip_prefix("# ") else {
-            text.push_str(line);
-            text.push('\n');
-            continue;
-        };
-        let mut words = comment.splitn(3, ' ');
-        match (words.next(), words.next(), words.next()) {
-            (Some("HELP"), Some(name), help_text) => help = Some((name, help_text.unwrap_or_default())),
-            (Some("TYPE"), Some(name), Some(kind)) => {
-                let (suffix, kind) = match kind {
-                    "counter" => ("_total", kind),
-                    "info" => ("_info", "gauge"),
-                    "unknown" => ("", "untyped"),
-                    _ => ("", kind),
-                };
-                if let Some((_, help_text)) = help.take().filter(|&(named, _)| named == name) {
-                    // Writing into a string cannot fail.
-                    let _ = writeln!(text, "# HELP {name}{suffix} {}", help_text.replace(r#"\""#, "\""));
-                }
-                let _ = writeln!(text, "# TYPE {name}{suffix} {kind}");
-            }
-            _ => {}
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,33 +105,6 @@ mod tests {
             assert_eq!(Format::negotiate(Some(accept)), Format::Prometheus, "{accept}");
         }
         assert_eq!(Format::negotiate(None), Format::Prometheus);
-    }
-
-    #[test]
-    fn comments_name_the_samples() {
-        let open_metrics = r##"# HELP a_bytes Says \"a\" \\ b.
-# TYPE a_bytes counter
-# UNIT a_bytes bytes
-a_bytes_total{x="# EOF"} 1
-# HELP b Tells.
-# TYPE b gauge
-b 2
-# HELP c Informs.
-# TYPE c info
-c_info{v="1"} 1
-# EOF
-"##;
-        let prometheus = r##"# HELP a_bytes_total Says "a" \\ b.
-# TYPE a_bytes_total counter
-a_bytes_total{x="# EOF"} 1
-# HELP b Tells.
-# TYPE b gauge
-b 2
-# HELP c_info Informs.
-# TYPE c_info gauge
-c_info{v="1"} 1
-"##;
-        assert_eq!(to_prometheus(open_metrics), prometheus);
     }
 
     proptest! {

@@ -1,12 +1,14 @@
 //! Gauges.
 
 use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use crate::metric::Instrument;
+use crate::snapshot::MetricData;
+use std::sync::atomic::Ordering;
 
-/// A number that goes up and down: the sum of one cell for each worker.
+/// A number that goes up and down: the sum of one cell for each worker and one for all other
+/// threads.
 ///
-/// A gauge is cheap to clone; clones are the same gauge.
+/// A gauge is cheap to clone; clones are the same gauge. The default has no workers' cells.
 #[derive(Debug, Clone)]
 pub struct Gauge {
     slots: SlotRange,
@@ -19,15 +21,37 @@ impl Gauge {
         Self { slots: cells.reserve(1) }
     }
 
-    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
-    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
-    /// number. A restarted worker therefore sets its cell with [`GaugeCell::set`].
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
-    pub fn cell(&self, worker: usize) -> Result<GaugeCell, CellError> {
-        Ok(GaugeCell { slots: self.slots.take(worker)? })
+    /// Adds one, on any thread. One atomic addition on a cache line that all threads share, so this
+    /// is for code that does not run often.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Subtracts one, like [`inc`](Self::inc).
+    pub fn dec(&self) {
+        self.add(-1);
+    }
+
+    /// Adds `n`, which can be negative, like [`inc`](Self::inc).
+    pub fn add(&self, n: i64) {
+        self.slots.shared(0).fetch_add(n.cast_unsigned(), Ordering::Relaxed);
+    }
+
+    /// Sets the number of the threads without a cell. For a gauge without workers' cells, that is
+    /// the gauge's value.
+    pub fn set(&self, value: i64) {
+        self.slots.shared(0).store(value.cast_unsigned(), Ordering::Relaxed);
+    }
+
+    /// Adds `n` and returns `true`, unless the number of the threads without a cell would then be
+    /// over `max`. The gauge can thus count what it limits.
+    #[must_use]
+    pub fn try_add(&self, n: i64, max: i64) -> bool {
+        let add = |value: u64| {
+            let sum = value.cast_signed().checked_add(n).filter(|&sum| sum <= max)?;
+            Some(sum.cast_unsigned())
+        };
+        self.slots.shared(0).fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
     }
 
     /// Returns the sum of all cells.
@@ -37,7 +61,26 @@ impl Gauge {
     }
 }
 
-/// The handle of a worker's cell of a [`Gauge`].
+impl Default for Gauge {
+    fn default() -> Self {
+        Self::new(&Cells::default())
+    }
+}
+
+impl Instrument for Gauge {
+    type Cell = GaugeCell;
+
+    fn cell(&self, worker: usize) -> Result<GaugeCell, CellError> {
+        Ok(GaugeCell { slots: self.slots.take(worker)? })
+    }
+
+    fn read(&self) -> MetricData {
+        MetricData::Gauge(self.value().into())
+    }
+}
+
+/// The handle of a worker's cell of a [`Gauge`]. A worker that replaces another
+/// [sets](Self::set) it, because the cell still has the other worker's number.
 #[derive(Debug)]
 pub struct GaugeCell {
     slots: OwnedSlots,
@@ -75,48 +118,6 @@ impl GaugeCell {
     }
 }
 
-/// A gauge that any thread can use, for code that does not run often.
-///
-/// A gauge is cheap to clone; clones are the same gauge.
-#[derive(Debug, Clone, Default)]
-pub struct SharedGauge {
-    value: Arc<AtomicI64>,
-}
-
-impl SharedGauge {
-    /// Creates a gauge at zero.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds one.
-    pub fn inc(&self) {
-        self.add(1);
-    }
-
-    /// Subtracts one.
-    pub fn dec(&self) {
-        self.add(-1);
-    }
-
-    /// Adds `n`, which can be negative.
-    pub fn add(&self, n: i64) {
-        self.value.fetch_add(n, Ordering::Relaxed);
-    }
-
-    /// Sets the value.
-    pub fn set(&self, value: i64) {
-        self.value.store(value, Ordering::Relaxed);
-    }
-
-    /// Returns the value.
-    #[must_use]
-    pub fn value(&self) -> i64 {
-        self.value.load(Ordering::Relaxed)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,12 +146,21 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_gauge_goes_up_and_down() {
-        let gauge = SharedGauge::new();
+    fn any_thread_can_move_a_gauge() {
+        let gauge = Gauge::new(&Cells::new(1));
+        gauge.cell(0).unwrap().set(100);
         gauge.set(5);
         gauge.inc();
         gauge.clone().dec();
         gauge.add(-7);
-        assert_eq!(gauge.value(), -2);
+        assert_eq!(gauge.value(), 98);
+    }
+
+    #[test]
+    fn a_limit_refuses_what_exceeds_it() {
+        let gauge = Gauge::default();
+        assert!(gauge.try_add(60, 100) && !gauge.try_add(41, 100) && gauge.try_add(40, 100));
+        assert!(!gauge.try_add(i64::MAX, i64::MAX));
+        assert_eq!(gauge.value(), 100);
     }
 }

@@ -3,11 +3,13 @@
 use crate::bounds::{Bounds, nanos};
 use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
 use crate::exemplar::{Exemplar, Exemplars};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::metric::Instrument;
+use crate::snapshot::MetricData;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-/// A distribution of values over fixed buckets: the sum of one cell for each worker.
+/// A distribution of values over fixed buckets: the sum of one cell for each worker and one for all
+/// other threads.
 ///
 /// A histogram is cheap to clone; clones are the same histogram.
 #[derive(Debug, Clone)]
@@ -27,19 +29,16 @@ impl Histogram {
         Self { bounds, slots, exemplars }
     }
 
-    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
-    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
-    /// counts.
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
-    pub fn cell(&self, worker: usize) -> Result<HistogramCell, CellError> {
-        Ok(HistogramCell {
-            bounds: self.bounds.clone(),
-            slots: self.slots.take(worker)?,
-            exemplars: self.exemplars.clone(),
-        })
+    /// Counts a value, in the observed unit of the [`Bounds`], on any thread. Two atomic additions
+    /// on cache lines that all threads share, so this is for code that does not run often.
+    pub fn observe(&self, value: u64) {
+        self.slots.shared(0).fetch_add(value, Ordering::Relaxed);
+        self.slots.shared(1 + self.bounds.bucket(value)).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a time, for bounds in [seconds](Bounds::seconds), like [`observe`](Self::observe).
+    pub fn observe_duration(&self, time: Duration) {
+        self.observe(nanos(time));
     }
 
     /// Returns the present counts. If a worker counts a value during the call, the value can be in
@@ -50,6 +49,19 @@ impl Histogram {
         let buckets = (0..=self.bounds.upper().len()).map(|bucket| self.slots.sum(bucket + 1)).collect();
         let exemplars = self.exemplars.snapshot();
         HistogramSnapshot { bounds: self.bounds.clone(), buckets, sum, exemplars }
+    }
+}
+
+impl Instrument for Histogram {
+    type Cell = HistogramCell;
+
+    fn cell(&self, worker: usize) -> Result<HistogramCell, CellError> {
+        let (bounds, exemplars) = (self.bounds.clone(), self.exemplars.clone());
+        Ok(HistogramCell { bounds, slots: self.slots.take(worker)?, exemplars })
+    }
+
+    fn read(&self) -> MetricData {
+        MetricData::Histogram(self.snapshot())
     }
 }
 
@@ -99,46 +111,6 @@ impl HistogramCell {
     }
 }
 
-/// A histogram that any thread can use, for code that does not run often.
-///
-/// A histogram is cheap to clone; clones are the same histogram.
-#[derive(Debug, Clone)]
-pub struct SharedHistogram {
-    bounds: Bounds,
-    sum: Arc<AtomicU64>,
-    buckets: Arc<[AtomicU64]>,
-}
-
-impl SharedHistogram {
-    /// Creates an empty histogram.
-    #[must_use]
-    pub fn new(bounds: Bounds) -> Self {
-        let buckets = (0..=bounds.upper().len()).map(|_| AtomicU64::new(0)).collect();
-        Self { bounds, sum: Arc::default(), buckets }
-    }
-
-    /// Counts a value, in the observed unit of the [`Bounds`].
-    pub fn observe(&self, value: u64) {
-        self.sum.fetch_add(value, Ordering::Relaxed);
-        if let Some(bucket) = self.buckets.get(self.bounds.bucket(value)) {
-            bucket.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Counts a time, for bounds in [seconds](Bounds::seconds).
-    pub fn observe_duration(&self, time: Duration) {
-        self.observe(nanos(time));
-    }
-
-    /// Returns the present counts, like [`Histogram::snapshot`].
-    #[must_use]
-    pub fn snapshot(&self) -> HistogramSnapshot {
-        let sum = self.sum.load(Ordering::Relaxed);
-        let buckets = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
-        HistogramSnapshot { bounds: self.bounds.clone(), buckets, sum, exemplars: Box::default() }
-    }
-}
-
 /// The counts of a histogram at one moment.
 #[derive(Debug, Clone)]
 pub struct HistogramSnapshot {
@@ -169,8 +141,7 @@ impl HistogramSnapshot {
     }
 
     /// Returns the latest exemplar of each bucket, or `None` for a bucket without exemplars. The
-    /// slice is empty for a [`SharedHistogram`] and for a difference of snapshots
-    /// ([`since`](Self::since)).
+    /// slice is empty for a difference of snapshots ([`since`](Self::since)).
     #[must_use]
     pub fn exemplars(&self) -> &[Option<Exemplar>] {
         &self.exemplars
@@ -236,7 +207,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_interpolated_within_buckets() {
-        let histogram = SharedHistogram::new(Bounds::exact([10, 20, 40]));
+        let histogram = Histogram::new(&Cells::default(), Bounds::exact([10, 20, 40]));
         assert_eq!(histogram.snapshot().quantile(0.5), None);
         (0..10).for_each(|_| histogram.observe(15));
         let first = histogram.snapshot();
@@ -263,7 +234,7 @@ mod tests {
         fn every_value_is_counted_once(values in prop::collection::vec((0..2_usize, any::<u32>()), 0..60)) {
             let bounds = Bounds::bytes(1 << 20);
             let histogram = Histogram::new(&Cells::new(2), bounds.clone());
-            let shared = SharedHistogram::new(bounds.clone());
+            let shared = Histogram::new(&Cells::default(), bounds.clone());
             let mut cells = [histogram.cell(0).unwrap(), histogram.cell(1).unwrap()];
             for &(worker, value) in &values {
                 cells[worker].observe(value.into());

@@ -1,22 +1,18 @@
 //! Metrics of the process that runs this code, read from `/proc`.
 
-use crate::registry::Unit;
+use crate::Unit;
 use crate::snapshot::{MetricData, MetricSnapshot, Number};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
-use std::fmt;
 use std::fs;
 
-/// Names of the metrics of [`ProcessCollector`], without the suffix `_total` of counters.
-pub(crate) const PROCESS_FAMILIES: [&str; 7] = [
-    "process_cpu_seconds",
-    "process_resident_memory_bytes",
-    "process_virtual_memory_bytes",
-    "process_open_fds",
-    "process_max_fds",
-    "process_start_time_seconds",
-    "process_threads",
+/// Names and descriptions of the process's metrics, in the order of [`ProcessReader::read`].
+pub(crate) const METRICS: [(&str, &str); 7] = [
+    ("process_cpu_seconds_total", "CPU time, user and system"),
+    ("process_resident_memory_bytes", "Resident memory"),
+    ("process_virtual_memory_bytes", "Virtual memory"),
+    ("process_open_fds", "Open file descriptors"),
+    ("process_max_fds", "Limit of open file descriptors"),
+    ("process_start_time_seconds", "Start time of the process since the Unix epoch"),
+    ("process_threads", "Threads"),
 ];
 
 /// Number of clock ticks in a second, the unit of times in `/proc` (`USER_HZ`). Linux uses 100 on
@@ -24,127 +20,45 @@ pub(crate) const PROCESS_FAMILIES: [&str; 7] = [
 /// timer.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Reads the process's metrics from `/proc` for each text and each snapshot.
-#[derive(Debug, Clone)]
-pub(crate) struct ProcessCollector {
+/// Reads the process's metrics from `/proc` for each snapshot.
+#[derive(Debug)]
+pub(crate) struct ProcessReader {
     /// The start time of the process in seconds since the Unix epoch. It does not change, so it is
     /// read once. `None` if it could not be read.
     start_time: Option<f64>,
 }
 
-impl ProcessCollector {
+impl ProcessReader {
     pub(crate) fn new() -> Self {
-        let read = |path| fs::read_to_string(path).ok();
-        let stat = read("/proc/self/stat").and_then(|stat| ProcStat::parse(&stat));
-        let boot_time = read("/proc/stat").and_then(|stat| parse_boot_time(&stat));
-        let start_time = stat.zip(boot_time).map(|(stat, boot_time)| boot_time + stat.started_after_boot);
-        Self { start_time }
+        let boot_time = read_file("/proc/stat").and_then(|stat| parse_boot_time(&stat));
+        let start_time = ProcStat::read().zip(boot_time);
+        Self { start_time: start_time.map(|(stat, boot_time)| boot_time + stat.started_after_boot) }
     }
-}
 
-impl ProcessCollector {
-    /// Returns the metrics that can be read, in the order of [`PROCESS_FAMILIES`].
-    fn read_metrics(&self) -> Vec<ProcessMetric> {
-        let read = |path| fs::read_to_string(path).ok();
-        let stat = read("/proc/self/stat").and_then(|stat| ProcStat::parse(&stat));
-        let resident = read("/proc/self/status").and_then(|status| parse_kibibytes(&status, "VmRSS:"));
-        let max_fds = read("/proc/self/limits").and_then(|limits| parse_max_open_files(&limits));
-        let time = stat.as_ref().map(|stat| stat.cpu_seconds.into());
-        let virtual_bytes = stat.as_ref().map(|stat| stat.virtual_bytes.into());
-        let threads = stat.as_ref().map(|stat| stat.threads.into());
-        let metrics: [(&str, &str, &str, Unit, Option<Number>); PROCESS_FAMILIES.len()] = [
-            ("process_cpu_seconds_total", "process_cpu", "CPU time, user and system", Unit::Seconds, time),
-            (
-                "process_resident_memory_bytes",
-                "process_resident_memory",
-                "Resident memory",
-                Unit::Bytes,
-                resident.map(Into::into),
-            ),
-            (
-                "process_virtual_memory_bytes",
-                "process_virtual_memory",
-                "Virtual memory",
-                Unit::Bytes,
-                virtual_bytes,
-            ),
-            (
-                "process_open_fds",
-                "process_open_fds",
-                "Open file descriptors",
-                Unit::None,
-                open_file_count().map(Into::into),
-            ),
-            (
-                "process_max_fds",
-                "process_max_fds",
-                "Limit of open file descriptors",
-                Unit::None,
-                max_fds.map(Into::into),
-            ),
-            (
-                "process_start_time_seconds",
-                "process_start_time",
-                "Start time of the process since the Unix epoch",
-                Unit::Seconds,
-                self.start_time.map(Into::into),
-            ),
-            ("process_threads", "process_threads", "Threads", Unit::None, threads),
+    /// Adds the metrics that can be read.
+    pub(crate) fn read(&self, all: &mut Vec<MetricSnapshot<'_>>) {
+        let stat = ProcStat::read();
+        let max_fds = read_file("/proc/self/limits").and_then(|limits| parse_max_open_files(&limits));
+        let values: [Option<Number>; METRICS.len()] = [
+            stat.as_ref().map(|stat| stat.cpu_seconds.into()),
+            resident_bytes().map(Into::into),
+            stat.as_ref().map(|stat| stat.virtual_bytes.into()),
+            open_file_count().map(Into::into),
+            max_fds.map(Into::into),
+            self.start_time.map(Into::into),
+            stat.as_ref().map(|stat| stat.threads.into()),
         ];
-        metrics
-            .into_iter()
-            .filter_map(|(name, base, help, unit, value)| {
-                Some(ProcessMetric { name, base, help, unit, value: value? })
-            })
-            .collect()
-    }
-
-    /// Returns the readable metrics as numbers, for exporters.
-    pub(crate) fn snapshot(&self) -> Vec<MetricSnapshot<'static>> {
-        let snapshot = |ProcessMetric { name, help, unit, value, .. }: ProcessMetric| {
-            let data = if name.ends_with("_total") {
-                MetricData::Counter(vec![(None, value)])
-            } else {
-                MetricData::Gauge(value)
-            };
-            MetricSnapshot { name, help, unit, data }
-        };
-        self.read_metrics().into_iter().map(snapshot).collect()
-    }
-}
-
-/// A metric of the process and its present value.
-#[derive(Debug)]
-struct ProcessMetric {
-    /// The full name.
-    name: &'static str,
-    /// The name without the suffixes for unit and kind, which the encoder adds.
-    base: &'static str,
-    help: &'static str,
-    unit: Unit,
-    value: Number,
-}
-
-impl Collector for ProcessCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for ProcessMetric { name, base, help, unit, value } in self.read_metrics() {
-            let (help, unit) = (format!("{help}."), unit.to_prometheus());
+        for ((name, help), value) in METRICS.into_iter().zip(values) {
+            let Some(value) = value else { continue };
             let is_counter = name.ends_with("_total");
-            let kind = if is_counter { MetricType::Counter } else { MetricType::Gauge };
-            let mut metric = encoder.encode_descriptor(base, &help, unit.as_ref(), kind)?;
-            match value {
-                Number::Float(value) if is_counter => {
-                    metric.encode_counter::<NoLabelSet, _, f64>(&value, None)?
-                }
-                Number::Whole(value) if is_counter => {
-                    metric.encode_counter::<NoLabelSet, _, f64>(&(value as f64), None)?;
-                }
-                Number::Float(value) => metric.encode_gauge(&value)?,
-                Number::Whole(value) => metric.encode_gauge(&value)?,
-            }
+            let data = if is_counter { MetricData::counter(value) } else { MetricData::Gauge(value) };
+            all.push(MetricSnapshot { name, help, unit: Unit::of_name(name), data });
         }
-        Ok(())
     }
+}
+
+fn read_file(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok()
 }
 
 /// The resource usage of the process that runs this code, as reported by the operating system.
@@ -165,7 +79,7 @@ impl ProcessUsage {
     /// Reads the usage from `/proc`. Returns `None` on systems without `/proc`.
     #[must_use]
     pub fn read() -> Option<Self> {
-        let stat = ProcStat::parse(&fs::read_to_string("/proc/self/stat").ok()?)?;
+        let stat = ProcStat::read()?;
         Some(Self {
             cpu_seconds: stat.cpu_seconds,
             resident_bytes: resident_bytes()?,
@@ -186,6 +100,10 @@ struct ProcStat {
 }
 
 impl ProcStat {
+    fn read() -> Option<Self> {
+        Self::parse(&read_file("/proc/self/stat")?)
+    }
+
     fn parse(text: &str) -> Option<Self> {
         // The second field is the program's name in parentheses. The name can itself contain
         // parentheses, so the last one ends the field.
@@ -208,7 +126,7 @@ impl ProcStat {
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
     // `/proc/self/statm` has this number too, but in pages, and does not state their size.
-    parse_kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+    parse_kibibytes(&read_file("/proc/self/status")?, "VmRSS:")
 }
 
 /// Returns the number of bytes in the line `name 123 kB` of a file of `/proc`. `name` includes the
@@ -301,10 +219,10 @@ mod tests {
         assert!(value("process_open_fds ") >= 1.0 && value("process_open_fds ") <= value("process_max_fds "));
         assert!(value("process_start_time_seconds ") > 1_600_000_000.0);
         assert!(value("process_threads ") >= 1.0);
-        for family in PROCESS_FAMILIES {
-            assert!(text.contains(&format!("# TYPE {family}")), "{family}");
+        for (name, _) in METRICS {
+            assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
         }
-        assert_eq!(text.matches("# TYPE").count(), PROCESS_FAMILIES.len());
+        assert_eq!(text.matches("# TYPE").count(), METRICS.len());
     }
 
     #[test]

@@ -1,63 +1,31 @@
 //! The registry of metrics.
 
-use crate::encode::{InstrumentHandle, SharedInstrument};
-use crate::exemplar::{Exemplar, add_exemplars};
-use crate::format::{Format, to_prometheus};
-use crate::process::{self, ProcessCollector};
-use crate::snapshot::MetricSnapshot;
-use crate::{
-    Counter, CounterVec, Gauge, Histogram, SharedCounter, SharedCounterVec, SharedGauge, SharedHistogram,
-};
-use prometheus_client::registry as prometheus;
-use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use crate::format::Format;
+use crate::metric::{Instrument, Metric, Unit};
+use crate::process::{self, ProcessReader};
+use crate::snapshot::{MetricData, MetricSnapshot};
+use crate::text;
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// The metrics of a program, with their names and descriptions.
 ///
-/// The registry holds the registered instruments and reads them for each text. Counting does not
-/// use the registry. All checks happen on registration, so a text is always well-formed.
+/// The registry reads its metrics for each snapshot, and writes each text from a snapshot. Counting
+/// does not use the registry. All checks happen on registration, so a text is always well-formed.
 #[derive(Debug, Default)]
 pub struct Registry {
-    inner: prometheus::Registry,
     /// The family names of all metrics: full names without the suffixes `_total` and `_info`. A
     /// family name must be unique in the text.
     families: HashSet<String>,
-    /// Names of the labels that every metric has.
-    labels: Vec<&'static str>,
+    /// Labels that every metric has.
+    labels: Vec<(&'static str, String)>,
     /// All metrics in the order of their registration.
-    metrics: Vec<RegisteredMetric>,
-    /// The collector of the process's metrics; `None` if they are not registered.
-    process: Option<ProcessCollector>,
-}
-
-/// A metric as it was registered.
-#[derive(Debug)]
-struct RegisteredMetric {
-    name: String,
-    help: String,
-    unit: Unit,
-    metric: SharedInstrument,
-}
-
-/// The unit of a metric. A metric's name ends with its unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Unit {
-    /// A plain number: connections, messages.
-    None,
-    /// Bytes; the name ends in `_bytes`.
-    Bytes,
-    /// Seconds; the name ends in `_seconds`.
-    Seconds,
-    /// A ratio from 0 to 1; the name ends in `_ratio`.
-    Ratio,
+    metrics: Vec<Metric>,
+    /// The reader of the process's metrics; `None` if they are not registered.
+    process: Option<ProcessReader>,
 }
 
 impl Registry {
-    /// Media type of the text from [`encode`](Self::encode), for the `Content-Type` header.
-    pub const CONTENT_TYPE: &'static str = Format::OpenMetrics.content_type();
-
     /// Creates an empty registry.
     #[must_use]
     pub fn new() -> Self {
@@ -73,47 +41,39 @@ impl Registry {
         labels: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Result<Self, RegisterError> {
         let labels: Vec<(&'static str, String)> = labels.into_iter().collect();
-        let names: Vec<&'static str> = labels.iter().map(|&(name, _)| name).collect();
-        check_label_names("*", &names, &[])?;
-        let labels = labels.into_iter().map(|(name, value)| (Cow::Borrowed(name), Cow::Owned(value)));
-        let inner = prometheus::Registry::with_labels(labels);
-        Ok(Self { inner, labels: names, ..Self::default() })
+        check_label_names("*", labels.iter().map(|&(name, _)| name))?;
+        Ok(Self { labels, ..Self::default() })
     }
 
-    /// Adds a metric. `name` is the full name, as in the text and on dashboards. `help` describes
-    /// the metric in one sentence.
-    ///
-    /// A name consists of lower-case letters, digits and underscores. It ends with the unit. The
-    /// name of a counter has `_total` after the unit.
+    /// Adds a metric.
     ///
     /// # Errors
     ///
     /// Returns a [`RegisterError`] if the name or a label is invalid, or if another metric has the
     /// name. The metric is then not added.
+    pub fn add(&mut self, metric: Metric) -> Result<(), RegisterError> {
+        let snapshot = metric.snapshot();
+        check_labels(&snapshot, &self.labels)?;
+        check_name(&snapshot)?;
+        if !self.families.insert(snapshot.family().to_owned()) {
+            return Err(RegisterError::Duplicate { name: metric.name().to_owned() });
+        }
+        self.metrics.push(metric);
+        Ok(())
+    }
+
+    /// Adds an instrument: [`Metric::of`]. Returns the errors of [`add`](Self::add).
     pub fn register(
         &mut self,
         name: &str,
         help: &str,
         unit: Unit,
-        metric: &impl Metric,
+        instrument: &impl Instrument,
     ) -> Result<(), RegisterError> {
-        if let Some((label, values)) = metric.label() {
-            check_label_names(name, &[label], &self.labels)?;
-            let mut seen = HashSet::new();
-            if let Some(value) = values.iter().find(|&value| !seen.insert(value)) {
-                let rule = format!("value {value:?} of label {label:?} is listed twice");
-                return Err(RegisterError::Label { name: name.to_owned(), rule });
-            }
-        }
-        self.add(name, help, unit, metric.kind(), metric.handle())
+        self.add(Metric::of(name, help, unit, instrument))
     }
 
-    /// Adds a counter whose number is stored outside this crate. The registry calls `read` for
-    /// every text and snapshot.
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`register`](Self::register).
+    /// Adds a counter whose number `read` returns: [`Metric::new`]. Returns the errors of [`add`](Self::add).
     pub fn register_counter_fn(
         &mut self,
         name: &str,
@@ -121,15 +81,10 @@ impl Registry {
         unit: Unit,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, unit, MetricKind::Counter, InstrumentHandle::CounterFn(Box::new(read)))
+        self.add(Metric::new(name, help, unit, move || MetricData::counter(read())))
     }
 
-    /// Adds a gauge whose number is stored outside this crate. The registry calls `read` for every
-    /// text and snapshot.
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`register`](Self::register).
+    /// Adds a gauge whose number `read` returns: [`Metric::new`]. Returns the errors of [`add`](Self::add).
     pub fn register_gauge_fn(
         &mut self,
         name: &str,
@@ -137,188 +92,125 @@ impl Registry {
         unit: Unit,
         read: impl Fn() -> i64 + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, unit, MetricKind::Gauge, InstrumentHandle::GaugeFn(Box::new(read)))
+        self.add(Metric::new(name, help, unit, move || MetricData::Gauge(read().into())))
     }
 
-    /// Adds a gauge of a duration that is stored outside this crate. It is exposed in seconds. The
-    /// registry calls `read` for every text and snapshot.
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`register`](Self::register). The name must end in `_seconds`.
+    /// Adds a gauge of a duration that `read` returns, in seconds. Returns the errors of
+    /// [`add`](Self::add).
     pub fn register_time_fn(
         &mut self,
         name: &str,
         help: &str,
         read: impl Fn() -> Duration + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, Unit::Seconds, MetricKind::Gauge, InstrumentHandle::TimeFn(Box::new(read)))
+        let read = move || MetricData::Gauge(read().as_secs_f64().into());
+        self.add(Metric::new(name, help, Unit::Seconds, read))
     }
 
     /// Adds a metric whose value is always 1 and whose labels contain information, such as
-    /// `deeperhub_build_info{version="0.1.0"}`.
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`register`](Self::register). The name must end in `_info`.
+    /// `deeperhub_build_info{version="0.1.0"}`. Returns the errors of [`add`](Self::add).
     pub fn register_info(
         &mut self,
         name: &str,
         help: &str,
         labels: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Result<(), RegisterError> {
-        let labels: Vec<(&str, String)> = labels.into_iter().collect();
-        let names: Vec<&str> = labels.iter().map(|&(label, _)| label).collect();
-        check_label_names(name, &names, &self.labels)?;
-        self.add(name, help, Unit::None, MetricKind::Info, InstrumentHandle::Info(labels))
+        let labels: Vec<(&'static str, String)> = labels.into_iter().collect();
+        self.add(Metric::new(name, help, Unit::None, move || MetricData::Info(labels.clone())))
     }
 
     /// Adds the operating system's metrics of this process: `process_cpu_seconds_total`,
     /// `process_resident_memory_bytes`, `process_virtual_memory_bytes`, `process_open_fds`,
     /// `process_max_fds`, `process_start_time_seconds` and `process_threads`.
     ///
-    /// The registry reads them from `/proc` for every text and snapshot. They are absent on systems
-    /// without `/proc`. A second call does nothing.
+    /// The registry reads them from `/proc` for every snapshot. They are absent on systems without
+    /// `/proc`. A second call does nothing.
     pub fn register_process(&mut self) {
-        if !self.families.contains(process::PROCESS_FAMILIES[0]) {
-            self.families.extend(process::PROCESS_FAMILIES.map(str::to_owned));
-            let collector = ProcessCollector::new();
-            self.process = Some(collector.clone());
-            self.inner.register_collector(Box::new(collector));
+        if self.process.is_none() {
+            let families = process::METRICS.iter().map(|(name, _)| name.trim_end_matches("_total"));
+            self.families.extend(families.map(str::to_owned));
+            self.process = Some(ProcessReader::new());
         }
-    }
-
-    /// Returns all metrics in the [OpenMetrics](Format::OpenMetrics) format.
-    #[must_use]
-    pub fn encode(&self) -> String {
-        self.encode_as(Format::OpenMetrics)
     }
 
     /// Returns all metrics as text. Names and numbers are the same in each format.
-    ///
-    /// Workers can count during the call. Each number is correct for some moment of the call.
     #[must_use]
     pub fn encode_as(&self, format: Format) -> String {
-        let mut text = String::with_capacity(16 * 1024);
-        // Only the writer can fail, and writing into a string cannot fail.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &self.inner);
-        match format {
-            Format::OpenMetrics => self.with_exemplars(text),
-            Format::Prometheus => to_prometheus(&text),
-        }
+        text::encode(format, &self.labels, &self.snapshot())
     }
 
     /// Returns all metrics as numbers, in the order of their registration. The metrics of the
-    /// process are last. Workers can count during the call, as in [`encode_as`](Self::encode_as).
+    /// process are last.
+    ///
+    /// Workers can count during the call. Each number is correct for some moment of the call.
     #[must_use]
     pub fn snapshot(&self) -> Vec<MetricSnapshot<'_>> {
-        let mut all: Vec<MetricSnapshot<'_>> =
-            Vec::with_capacity(self.metrics.len() + process::PROCESS_FAMILIES.len());
-        for RegisteredMetric { name, help, unit, metric } in &self.metrics {
-            all.push(MetricSnapshot { name, help, unit: *unit, data: metric.snapshot() });
-        }
+        let mut all: Vec<MetricSnapshot<'_>> = self.metrics.iter().map(Metric::snapshot).collect();
         if let Some(process) = &self.process {
-            all.extend(process.snapshot());
+            process.read(&mut all);
         }
         all
     }
-
-    /// Adds the exemplars of all histograms to a text in the OpenMetrics format.
-    fn with_exemplars(&self, text: String) -> String {
-        let mut exemplars: HashMap<&str, Vec<Option<(f64, Exemplar)>>> = HashMap::new();
-        for RegisteredMetric { name, metric, .. } in &self.metrics {
-            if let InstrumentHandle::Histogram(histogram) = &*metric.0 {
-                let snapshot = histogram.snapshot();
-                if snapshot.exemplars().iter().any(Option::is_some) {
-                    let exposed = |exemplar: &Option<Exemplar>| {
-                        exemplar.map(|exemplar| (snapshot.bounds().exposed(exemplar.value), exemplar))
-                    };
-                    exemplars.insert(name, snapshot.exemplars().iter().map(exposed).collect());
-                }
-            }
-        }
-        if exemplars.is_empty() {
-            return text;
-        }
-        add_exemplars(&text, |name| exemplars.get(name).map(Vec::as_slice))
-    }
-
-    fn add(
-        &mut self,
-        name: &str,
-        help: &str,
-        unit: Unit,
-        kind: MetricKind,
-        metric: InstrumentHandle,
-    ) -> Result<(), RegisterError> {
-        let (family, base) = family_and_base_name(name, unit, kind)?;
-        if !self.families.insert(family.to_owned()) {
-            return Err(RegisterError::Duplicate { name: name.to_owned() });
-        }
-        let metric = SharedInstrument::new(metric);
-        self.metrics.push(RegisteredMetric {
-            name: name.to_owned(),
-            help: help.to_owned(),
-            unit,
-            metric: metric.clone(),
-        });
-        // The encoder adds the final dot, but does not escape the text.
-        let help = help.trim_end_matches('.');
-        let help = help.replace('\\', r"\\").replace('\n', r"\n").replace('"', r#"\""#);
-        match unit.to_prometheus() {
-            None => self.inner.register(base, help, metric),
-            Some(unit) => self.inner.register_with_unit(base, help, unit, metric),
-        }
-        Ok(())
-    }
 }
 
-/// Checks a full name. Returns the family name, which lacks the suffix of the kind, and the base
-/// name, which also lacks the unit. The encoder adds unit and suffix to the base name.
-fn family_and_base_name(name: &str, unit: Unit, kind: MetricKind) -> Result<(&str, &str), RegisterError> {
-    let error = |rule| RegisterError::Name { name: name.to_owned(), rule };
-    if !is_name(name) {
-        return Err(error("use lower-case letters, digits and underscores, starting with a letter"));
-    }
-    let family = match kind {
-        MetricKind::Counter => {
-            name.strip_suffix("_total").ok_or_else(|| error("a counter must end in _total"))?
-        }
-        MetricKind::Info => name.strip_suffix("_info").ok_or_else(|| error("an info must end in _info"))?,
-        MetricKind::Gauge | MetricKind::Histogram => name,
+/// Checks the full name of a metric.
+fn check_name(metric: &MetricSnapshot<'_>) -> Result<(), RegisterError> {
+    let (suffix, kind) = metric.data.suffix_and_kind();
+    let family = metric.family();
+    let base = match metric.unit.as_str() {
+        None => Some(family),
+        Some(unit) => family.strip_suffix(unit).and_then(|base| base.strip_suffix('_')),
     };
     let reserved = ["_total", "_info", "_count", "_sum", "_bucket", "_created"];
-    if reserved.iter().any(|suffix| family.ends_with(suffix)) {
-        return Err(error("the suffix is reserved for another kind of metric"));
-    }
-    let base = match unit.as_str() {
-        None => family,
-        Some(unit) => {
-            let base = family.strip_suffix(unit).and_then(|base| base.strip_suffix('_'));
-            base.ok_or_else(|| error("the name must end in its unit"))?
-        }
+    let rule = if !is_name(metric.name) {
+        "use lower-case letters, digits and underscores, starting with a letter".to_owned()
+    } else if !metric.name.ends_with(suffix) {
+        format!("the name of this kind ({kind}) must end in {suffix}")
+    } else if reserved.iter().any(|suffix| family.ends_with(suffix)) {
+        "the suffix is reserved for another kind of metric".to_owned()
+    } else if base.is_none() {
+        "the name must end in its unit".to_owned()
+    } else if base == Some("") {
+        "the name needs more than a suffix".to_owned()
+    } else {
+        return Ok(());
     };
-    if base.is_empty() {
-        return Err(error("the name needs more than a suffix"));
-    }
-    Ok((family, base))
+    Err(RegisterError::Name { name: metric.name.to_owned(), rule })
 }
 
-/// Checks the labels that a metric adds to those of the registry.
-fn check_label_names(metric: &str, labels: &[&str], registry: &[&str]) -> Result<(), RegisterError> {
-    for (index, label) in labels.iter().enumerate() {
+/// Checks the labels of a metric, which also has the labels in `common`.
+fn check_labels(metric: &MetricSnapshot<'_>, common: &[(&'static str, String)]) -> Result<(), RegisterError> {
+    let common = common.iter().map(|&(name, _)| name);
+    match &metric.data {
+        MetricData::Counter(counts) => {
+            let mut seen = HashSet::new();
+            if let Some((label, _)) = counts.iter().find(|(label, _)| !seen.insert(label)) {
+                let rule = format!("label value {label:?} is listed twice");
+                return Err(RegisterError::Label { name: metric.name.to_owned(), rule });
+            }
+            let label = counts.first().and_then(|(label, _)| label.map(|(name, _)| name));
+            check_label_names(metric.name, common.chain(label))
+        }
+        MetricData::Info(labels) => {
+            check_label_names(metric.name, common.chain(labels.iter().map(|&(name, _)| name)))
+        }
+        MetricData::Gauge(_) | MetricData::Histogram(_) => Ok(()),
+    }
+}
+
+fn check_label_names<'l>(metric: &str, labels: impl Iterator<Item = &'l str>) -> Result<(), RegisterError> {
+    let mut seen = HashSet::new();
+    for label in labels {
         // A histogram's buckets have the label `le`.
-        let violation = if !is_name(label) || *label == "le" {
+        let violation = if !is_name(label) || label == "le" {
             "is invalid or reserved"
-        } else if registry.contains(label) || labels.iter().take(index).any(|earlier| earlier == label) {
+        } else if !seen.insert(label) {
             "is listed twice"
         } else {
             continue;
         };
-        return Err(RegisterError::Label {
-            name: metric.to_owned(),
-            rule: format!("label {label:?} {violation}"),
-        });
+        let rule = format!("label {label:?} {violation}");
+        return Err(RegisterError::Label { name: metric.to_owned(), rule });
     }
     Ok(())
 }
@@ -328,26 +220,6 @@ fn is_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|byte| byte.is_ascii_lowercase())
         && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
-}
-
-impl Unit {
-    fn as_str(self) -> Option<&'static str> {
-        match self {
-            Self::None => None,
-            Self::Bytes => Some("bytes"),
-            Self::Seconds => Some("seconds"),
-            Self::Ratio => Some("ratio"),
-        }
-    }
-
-    pub(crate) fn to_prometheus(self) -> Option<prometheus::Unit> {
-        match self {
-            Self::None => None,
-            Self::Bytes => Some(prometheus::Unit::Bytes),
-            Self::Seconds => Some(prometheus::Unit::Seconds),
-            Self::Ratio => Some(prometheus::Unit::Other("ratio".to_owned())),
-        }
-    }
 }
 
 /// The reason why a metric was not added.
@@ -360,7 +232,7 @@ pub enum RegisterError {
         /// The name.
         name: String,
         /// The rule that the name breaks.
-        rule: &'static str,
+        rule: String,
     },
     /// A label or one of its values is invalid. This is a bug in the caller.
     #[error("invalid labels of metric {name:?}: {rule}")]
@@ -379,68 +251,22 @@ pub enum RegisterError {
     },
 }
 
-/// An instrument of this crate, which a [`Registry`] can hold.
-#[expect(private_bounds, reason = "the set is closed: how a metric is encoded stays private")]
-pub trait Metric: Instrument {}
-
-/// The part of [`Metric`] that only this crate uses.
-pub(crate) trait Instrument {
-    fn kind(&self) -> MetricKind;
-    fn handle(&self) -> InstrumentHandle;
-
-    /// Returns the name and the values of the instrument's label; `None` if it has no label.
-    fn label(&self) -> Option<(&'static str, &'static [&'static str])> {
-        None
-    }
-}
-
-/// The kind of a metric, as in the text's `TYPE` lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MetricKind {
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-}
-
-/// Implements [`Metric`] for instruments. `by label` marks instruments with a label.
-macro_rules! instruments {
-    ($($instrument:ident is $kind:ident $(by $label:ident)?),* $(,)?) => {$(
-        impl Metric for $instrument {}
-
-        impl Instrument for $instrument {
-            fn kind(&self) -> MetricKind {
-                MetricKind::$kind
-            }
-
-            fn handle(&self) -> InstrumentHandle {
-                InstrumentHandle::$instrument(self.clone())
-            }
-
-            $(fn $label(&self) -> Option<(&'static str, &'static [&'static str])> {
-                Some((Self::label(self), self.values()))
-            })?
-        }
-    )*};
-}
-
-instruments! {
-    Counter is Counter,
-    CounterVec is Counter by label,
-    SharedCounter is Counter,
-    SharedCounterVec is Counter by label,
-    Gauge is Gauge,
-    SharedGauge is Gauge,
-    Histogram is Histogram,
-    SharedHistogram is Histogram,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bounds, Cells};
+    use crate::{Bounds, Cells, Counter, CounterVec, Gauge, Histogram};
     use proptest::prelude::*;
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
+
+    crate::labels! {
+        enum Type("type") { Echo = "echo", Publish = "publish" }
+
+        #[expect(dead_code, reason = "only the list of the values counts")]
+        enum Twice("twice") {
+            First = "same",
+            Second = "same",
+        }
+    }
 
     /// Returns a registry with every kind of metric.
     fn registry() -> Registry {
@@ -448,13 +274,15 @@ mod tests {
         let mut registry = Registry::new();
         let active = Gauge::new(&cells);
         active.cell(0).unwrap().set(3);
-        let received = CounterVec::new(&cells, "type", &["echo", "publish"]);
-        received.cell(1).unwrap().add(1, 7);
+        let received = CounterVec::new(&cells);
+        received.add(Type::Echo, 0);
+        received.cell(1).unwrap().add(Type::Publish, 7);
         let sizes = Histogram::new(&cells, Bounds::bytes(1024));
         for size in [0, 64, 65, 5000] {
             sizes.cell(0).unwrap().observe(size);
         }
-        let times = SharedHistogram::new(Bounds::seconds(Duration::from_millis(1), Duration::from_millis(2)));
+        let bounds = Bounds::seconds(Duration::from_millis(1), Duration::from_millis(2));
+        let times = Histogram::new(cells.shared(), bounds);
         times.observe_duration(Duration::from_micros(1500));
         let sent = Counter::new(&cells);
         sent.cell(0).unwrap().add(u64::MAX);
@@ -513,13 +341,13 @@ hub_load_ratio -1
 hub_build_info{version="1 \"a\"\n\\"} 1
 # EOF
 "##;
-        assert_eq!(registry().encode(), expected);
+        assert_eq!(registry().encode_as(Format::OpenMetrics), expected);
     }
 
     #[test]
     fn prometheus_text_has_the_same_samples() {
         let (registry, format) = (registry(), Format::Prometheus);
-        let (text, open_metrics) = (registry.encode_as(format), registry.encode());
+        let (text, open_metrics) = (registry.encode_as(format), registry.encode_as(Format::OpenMetrics));
         fn samples(text: &str) -> Vec<&str> {
             text.lines().filter(|line| !line.starts_with('#')).collect()
         }
@@ -534,14 +362,33 @@ hub_build_info{version="1 \"a\"\n\\"} 1
     }
 
     #[test]
+    fn exemplars_follow_their_buckets_in_open_metrics_text() {
+        let times = Histogram::new(&Cells::new(1), Bounds::exact([10, 20]));
+        let mut cell = times.cell(0).unwrap();
+        cell.observe(15);
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250);
+        cell.exemplar(Duration::from_nanos(15), 0xa1, 0xb2, at);
+        let mut registry = Registry::with_labels([("node", "a".to_owned())]).unwrap();
+        registry.register("hub_wait", "Waits", Unit::None, &times).unwrap();
+        let expected = r##"hub_wait_bucket{node="a",le="10.0"} 0
+hub_wait_bucket{node="a",le="20.0"} 1 # {trace_id="000000000000000000000000000000a1",span_id="00000000000000b2"} 15 1700000000.250
+hub_wait_bucket{node="a",le="+Inf"} 1
+# EOF
+"##;
+        let text = registry.encode_as(Format::OpenMetrics);
+        assert!(text.ends_with(expected), "{text}");
+        assert!(!registry.encode_as(Format::Prometheus).contains("trace_id"));
+    }
+
+    #[test]
     fn every_sample_has_the_common_labels() {
         let mut registry = Registry::with_labels([("node", "a\"b".to_owned())]).unwrap();
-        let vec = SharedCounterVec::new("type", &["x"]);
+        let vec = CounterVec::<Type>::default();
         registry.register("hub_a_total", "A", Unit::None, &vec).unwrap();
-        registry.register("hub_b", "B", Unit::None, &SharedGauge::new()).unwrap();
+        registry.register("hub_b", "B", Unit::None, &Gauge::default()).unwrap();
         registry.register_process();
         let text = registry.encode_as(Format::Prometheus);
-        assert!(text.contains("hub_a_total{node=\"a\\\"b\",type=\"x\"} 0\n"), "{text}");
+        assert!(text.contains("hub_a_total{node=\"a\\\"b\",type=\"echo\"} 0\n"), "{text}");
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             assert!(line.contains("{node=\"a\\\"b\""), "{line}");
         }
@@ -550,14 +397,14 @@ hub_build_info{version="1 \"a\"\n\\"} 1
     #[test]
     fn a_family_name_is_registered_only_once() {
         let mut registry = registry();
-        let (counter, gauge) = (SharedCounter::new(), SharedGauge::new());
-        let original = registry.encode();
+        let (counter, gauge) = (Counter::default(), Gauge::default());
+        let original = registry.encode_as(Format::OpenMetrics);
         let duplicate = |name: &str| Err(RegisterError::Duplicate { name: name.to_owned() });
         let received = registry.register("hub_received_total", "", Unit::None, &counter);
         assert_eq!(received, duplicate("hub_received_total"));
         assert_eq!(registry.register("hub_received", "", Unit::None, &gauge), duplicate("hub_received"));
         assert_eq!(registry.register("hub_build", "", Unit::None, &gauge), duplicate("hub_build"));
-        assert_eq!(registry.encode(), original);
+        assert_eq!(registry.encode_as(Format::OpenMetrics), original);
         registry.register_process();
         registry.register_process();
         let cpu = registry.register("process_cpu_seconds_total", "", Unit::Seconds, &counter);
@@ -567,7 +414,7 @@ hub_build_info{version="1 \"a\"\n\\"} 1
     #[test]
     fn invalid_names_are_rejected() {
         let mut registry = Registry::new();
-        let (counter, gauge) = (SharedCounter::new(), SharedGauge::new());
+        let (counter, gauge) = (Counter::default(), Gauge::default());
         for name in
             ["", "a", "_total", "A_total", "1_total", "a-b_total", "a_sum_total", "é_total", "a b_total"]
         {
@@ -582,35 +429,36 @@ hub_build_info{version="1 \"a\"\n\\"} 1
             let error = registry.register(name, "", Unit::Bytes, &gauge).unwrap_err();
             assert!(matches!(error, RegisterError::Name { .. }), "{name}: {error}");
         }
-        assert_eq!(registry.encode(), "# EOF\n");
+        assert_eq!(registry.encode_as(Format::OpenMetrics), "# EOF\n");
     }
 
     #[test]
     fn invalid_or_duplicate_labels_are_rejected() {
         let mut registry = Registry::with_labels([("node", "a".to_owned())]).unwrap();
-        for (label, values) in [
-            ("node", ["x", "y"]),
-            ("le", ["x", "y"]),
-            ("", ["x", "y"]),
-            ("A", ["x", "y"]),
-            ("type", ["x", "x"]),
+        for (label, error) in [
+            ("node", "label \"node\" is listed twice"),
+            ("le", "label \"le\" is invalid or reserved"),
+            ("", "label \"\" is invalid or reserved"),
+            ("A", "label \"A\" is invalid or reserved"),
         ] {
-            let vec = SharedCounterVec::new(label, values.to_vec().leak());
-            let error = registry.register("a_total", "", Unit::None, &vec).unwrap_err();
-            assert!(matches!(error, RegisterError::Label { .. }), "{label}: {error}");
+            let added = registry.register_info("a_info", "", [(label, String::new())]);
+            let rule = error.to_owned();
+            assert_eq!(added, Err(RegisterError::Label { name: "a_info".to_owned(), rule }), "{label}");
         }
+        let vec = registry.register("a_total", "", Unit::None, &CounterVec::<Twice>::default());
+        assert!(matches!(vec, Err(RegisterError::Label { .. })), "{vec:?}");
         let twice = [("a", String::new()), ("a", String::new())];
         assert!(registry.register_info("a_info", "", twice.clone()).is_err());
         assert!(Registry::with_labels(twice).is_err());
         // A rejected metric does not reserve its name.
-        assert_eq!(registry.register("a_total", "", Unit::None, &SharedCounter::new()), Ok(()));
+        assert_eq!(registry.register("a_total", "", Unit::None, &Counter::default()), Ok(()));
     }
 
     proptest! {
         #[test]
         fn help_and_label_values_cannot_break_the_text(help in "[a#\"\\\\\n\r{}]{0,12}|\\PC{0,12}", value in "[a#\"\\\\\n\r{}]{0,12}") {
             let mut registry = Registry::new();
-            registry.register("a_total", &help, Unit::None, &SharedCounter::new()).unwrap();
+            registry.register("a_total", &help, Unit::None, &Counter::default()).unwrap();
             registry.register_info("b_info", &help, [("v", value)]).unwrap();
             for (format, comments) in [(Format::OpenMetrics, 5), (Format::Prometheus, 4)] {
                 let text = registry.encode_as(format);

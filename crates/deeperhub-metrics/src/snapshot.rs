@@ -1,15 +1,15 @@
-//! Metrics as numbers, for exporters.
+//! Metrics as numbers. The texts and exports of all formats are written from them.
 
-use crate::HistogramSnapshot;
-use crate::registry::Unit;
+use crate::{HistogramSnapshot, Unit};
+use std::fmt;
 
-/// A metric with its present numbers, for exporters to formats other than text.
+/// A metric with its present numbers.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct MetricSnapshot<'a> {
     /// The full name, as in the Prometheus text.
     pub name: &'a str,
-    /// The description, one sentence.
+    /// The description, one sentence without its full stop.
     pub help: &'a str,
     /// The unit.
     pub unit: Unit,
@@ -22,7 +22,7 @@ pub struct MetricSnapshot<'a> {
 #[non_exhaustive]
 pub enum MetricData {
     /// Numbers that only grow: one for each value of the metric's label, or one without a label.
-    Counter(Vec<(Option<Label>, Number)>),
+    Counter(Vec<(Option<LabelPair>, Number)>),
     /// A number that goes up and down.
     Gauge(Number),
     /// A distribution of values.
@@ -32,32 +32,67 @@ pub enum MetricData {
 }
 
 /// The name and the value of a label.
-pub type Label = (&'static str, &'static str);
+pub type LabelPair = (&'static str, &'static str);
+
+impl MetricSnapshot<'_> {
+    /// Returns the name of the metric's family: the full name without the suffix of its kind.
+    pub(crate) fn family(&self) -> &str {
+        self.name.strip_suffix(self.data.suffix_and_kind().0).unwrap_or(self.name)
+    }
+}
+
+impl MetricData {
+    /// Returns the number of a counter without a label.
+    #[must_use]
+    pub fn counter(count: impl Into<Number>) -> Self {
+        Self::Counter(vec![(None, count.into())])
+    }
+
+    /// Returns the suffix of the names of this kind of metric, and the kind's name in OpenMetrics.
+    pub(crate) const fn suffix_and_kind(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Counter(_) => ("_total", "counter"),
+            Self::Gauge(_) => ("", "gauge"),
+            Self::Histogram(_) => ("", "histogram"),
+            Self::Info(_) => ("_info", "info"),
+        }
+    }
+}
 
 /// A whole or fractional number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Number {
+    /// A whole number that cannot be negative.
+    Count(u64),
     /// A whole number.
     Whole(i64),
     /// A number with a fraction.
     Float(f64),
 }
 
-impl From<u64> for Number {
-    fn from(number: u64) -> Self {
-        i64::try_from(number).map_or(Self::Float(number as f64), Self::Whole)
-    }
+/// Implements conversions from the types of numbers.
+macro_rules! from_numbers {
+    ($($Variant:ident($number:ty)),+) => {$(
+        impl From<$number> for Number {
+            fn from(number: $number) -> Self {
+                Self::$Variant(number)
+            }
+        }
+    )+};
 }
 
-impl From<i64> for Number {
-    fn from(number: i64) -> Self {
-        Self::Whole(number)
-    }
-}
+from_numbers!(Count(u64), Whole(i64), Float(f64));
 
-impl From<f64> for Number {
-    fn from(number: f64) -> Self {
-        Self::Float(number)
+impl fmt::Display for Number {
+    /// Writes the number as in both text formats. A float always has a decimal point.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Count(number) => number.fmt(f),
+            Self::Whole(number) => number.fmt(f),
+            Self::Float(number) if number == f64::INFINITY => f.write_str("+Inf"),
+            Self::Float(number) if number.fract() == 0.0 => write!(f, "{number}.0"),
+            Self::Float(number) => number.fmt(f),
+        }
     }
 }

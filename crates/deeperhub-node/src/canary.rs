@@ -22,12 +22,13 @@ use std::time::{Duration, Instant};
 
 use deeperhub_cluster::Broker;
 use deeperhub_listener::RestartDelay;
-use deeperhub_metrics::{Bounds, RegisterError, Registry, SharedCounter, SharedHistogram, Unit};
+use deeperhub_metrics::{RegisterError, Registry, Unit};
 use deeperhub_protocol::{RawJson, Topic};
 use tracing::{error, info, warn};
 
 use crate::health::{HealthCheck, UnreadyReason};
 use crate::hub::Hub;
+use crate::metrics::{CanaryMetrics, ClusterCanaryMetrics};
 use target::{Probe, ProbeTarget, State};
 pub(crate) use thread::CanaryThread;
 
@@ -73,16 +74,8 @@ pub(crate) struct Canary {
     state: Mutex<State>,
     /// Notified when the state changes in a way for which the canary thread waits.
     changed: Condvar,
-    /// Round-trip times of the workers' probes, including missed probes that returned later.
-    round_trips: SharedHistogram,
-    /// Missed probes of workers.
-    missed: SharedCounter,
-    /// Round-trip times of probes through the broker.
-    cluster_round_trips: SharedHistogram,
-    /// Missed probes through the broker.
-    cluster_missed: SharedCounter,
-    /// Restarts of the canary thread after a panic.
-    restarts: SharedCounter,
+    metrics: CanaryMetrics,
+    cluster_metrics: ClusterCanaryMetrics,
     /// Number of panics that a test has requested.
     #[cfg(test)]
     requested_panics: std::sync::atomic::AtomicUsize,
@@ -92,7 +85,6 @@ impl Canary {
     pub(crate) fn new(config: CanaryConfig, workers: usize, has_cluster: bool) -> Self {
         let workers = (0..workers).map(|_| ProbeTarget::default()).collect();
         let broker = has_cluster.then(ProbeTarget::default);
-        let bounds = || Bounds::seconds(Duration::from_micros(10), Duration::from_secs(60));
         Self {
             config,
             state: Mutex::new(State {
@@ -103,35 +95,15 @@ impl Canary {
                 is_stopped: false,
             }),
             changed: Condvar::new(),
-            round_trips: SharedHistogram::new(bounds()),
-            missed: SharedCounter::new(),
-            cluster_round_trips: SharedHistogram::new(bounds()),
-            cluster_missed: SharedCounter::new(),
-            restarts: SharedCounter::new(),
+            metrics: CanaryMetrics::default(),
+            cluster_metrics: ClusterCanaryMetrics::default(),
             #[cfg(test)]
             requested_panics: Default::default(),
         }
     }
 
     pub(crate) fn register(self: &Arc<Self>, registry: &mut Registry) -> Result<(), RegisterError> {
-        registry.register(
-            "deeperhub_canary_round_trip_seconds",
-            "Round-trip times of probes through router and worker",
-            Unit::Seconds,
-            &self.round_trips,
-        )?;
-        registry.register(
-            "deeperhub_canary_missed_total",
-            "Probes that did not return in time",
-            Unit::None,
-            &self.missed,
-        )?;
-        registry.register(
-            "deeperhub_canary_restarts_total",
-            "Restarts of the canary thread after a panic",
-            Unit::None,
-            &self.restarts,
-        )?;
+        self.metrics.register(registry)?;
         let canary = Arc::clone(self);
         registry.register_time_fn(
             "deeperhub_canary_last_round_trip_seconds",
@@ -148,18 +120,7 @@ impl Canary {
         if self.state().broker.is_none() {
             return Ok(());
         }
-        registry.register(
-            "deeperhub_canary_cluster_round_trip_seconds",
-            "Round-trip times of probes through broker, router and worker",
-            Unit::Seconds,
-            &self.cluster_round_trips,
-        )?;
-        registry.register(
-            "deeperhub_canary_cluster_missed_total",
-            "Probes through the broker that did not return in time",
-            Unit::None,
-            &self.cluster_missed,
-        )?;
+        self.cluster_metrics.register(registry)?;
         let canary = Arc::clone(self);
         registry.register_time_fn(
             "deeperhub_canary_cluster_last_round_trip_seconds",
@@ -207,14 +168,14 @@ impl Canary {
             if was_failing {
                 info!(worker, ?round_trip, "Probes return again");
             }
-            self.round_trips.observe_duration(round_trip);
+            self.metrics.round_trips.observe_duration(round_trip);
         } else if let Some((round_trip, was_failing)) =
             broker.as_mut().and_then(|target| target.complete(number, now))
         {
             if was_failing {
                 info!(?round_trip, "Broker probes return again");
             }
-            self.cluster_round_trips.observe_duration(round_trip);
+            self.cluster_metrics.round_trips.observe_duration(round_trip);
         } else {
             return;
         }
@@ -307,7 +268,7 @@ impl Canary {
             if catch_unwind(AssertUnwindSafe(|| self.probe_until_stopped(hub))).is_ok() {
                 return;
             }
-            self.restarts.inc();
+            self.metrics.restarts.inc();
             error!("Canary thread panicked; restarting");
             if self.is_stopped_within(delay.after(began.elapsed())) {
                 return;
@@ -426,7 +387,7 @@ impl Canary {
         for (worker, target) in state.workers.iter_mut().enumerate() {
             let was_failing = target.is_failing();
             if target.mark_missed() {
-                self.missed.inc();
+                self.metrics.missed.inc();
                 if !was_failing {
                     warn!(worker, "Probe did not return in time; node unready");
                 }
@@ -439,7 +400,7 @@ impl Canary {
         {
             let was_failing = target.is_failing();
             if target.mark_missed() {
-                self.cluster_missed.inc();
+                self.cluster_metrics.missed.inc();
                 if !was_failing {
                     warn!("Broker probe did not return in time");
                 }

@@ -1,208 +1,171 @@
 //! Metrics of a node, and the types with which they are read.
 
 pub use deeperhub_metrics::{
-    CellError, Exemplar, Format, HistogramSnapshot, Label, MetricData, MetricSnapshot, Number, RegisterError,
-    Unit,
+    CellError, Exemplar, Format, HistogramSnapshot, LabelPair, MetricData, MetricSnapshot, Number,
+    RegisterError, Unit,
 };
 
 use std::time::Duration;
 
-use deeperhub_metrics::{
-    Bounds, Cells, CounterVec, CounterVecCell, Gauge, GaugeCell, Histogram, HistogramCell, Registry,
-};
-use deeperhub_protocol::message::ServerMessage;
+use deeperhub_metrics::{Bounds, Counter, CounterVec, Gauge, Histogram, Label, labels, metrics};
+use deeperhub_protocol::message::Command;
+use deeperhub_protocol::{CloseCode, ErrorCode};
 
-/// Labels of received messages: `Command::TYPES`, then `binary`, then `invalid` for messages that
-/// cannot be parsed or exceed a rate limit.
-pub(crate) const RECEIVED_TYPES: &[&str] =
-    &["echo", "subscribe", "unsubscribe", "publish", "authenticate", "ping", "binary", "invalid"];
-pub(crate) const RECEIVED_BINARY_INDEX: usize = 6;
-pub(crate) const RECEIVED_INVALID_INDEX: usize = 7;
+labels! {
+    /// Type of a received message: the types of `Command`, then two more.
+    pub(crate) enum ReceivedType("type") {
+        Echo = "echo",
+        Subscribe = "subscribe",
+        Unsubscribe = "unsubscribe",
+        Publish = "publish",
+        Authenticate = "authenticate",
+        Ping = "ping",
+        Binary = "binary",
+        /// The message cannot be parsed, or exceeds a rate limit.
+        Invalid = "invalid",
+    }
 
-/// Labels of sent messages: `ServerMessage::TYPES`, then `raw` for messages of backends.
-const SENT_TYPES: &[&str] = &{
-    let mut all = ["raw"; ServerMessage::TYPES.len() + 1];
-    let (protocol_types, _) = all.split_at_mut(ServerMessage::TYPES.len());
-    protocol_types.copy_from_slice(ServerMessage::TYPES);
-    all
-};
+    /// Type of a sent message: the types of `ServerMessage`, then one more.
+    pub(crate) enum SentType("type") {
+        Welcome = "welcome",
+        Echo = "echo",
+        Subscribed = "subscribed",
+        Unsubscribed = "unsubscribed",
+        Published = "published",
+        Authenticated = "authenticated",
+        Pong = "pong",
+        Message = "message",
+        Goodbye = "goodbye",
+        Error = "error",
+        /// The message of a backend.
+        Raw = "raw",
+    }
 
-/// Index into [`SENT_TYPES`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SentType {
-    Welcome,
-    Echo,
-    Subscribed,
-    Unsubscribed,
-    Published,
-    Authenticated,
-    Pong,
-    Message,
-    Goodbye,
-    Error,
-    Raw,
+    /// Limit of a connection.
+    pub(crate) enum Limit("limit") {
+        Messages = "messages",
+        Bytes = "bytes",
+        Tokens = "tokens",
+        Subscriptions = "subscriptions",
+        /// Pings and pongs.
+        Control = "control",
+        JsonDepth = "json_depth",
+        /// First burst of a new connection, from its address's pool.
+        FirstBurst = "first_burst",
+    }
+
+    /// Way in which a connection ends: by the client, by a loss, or with a close code of the server.
+    pub(crate) enum ClosedBy("by") {
+        Client = "client",
+        Lost = "lost",
+        GoingAway = "1001",
+        ProtocolError = "1002",
+        InvalidUtf8 = "1007",
+        PolicyViolation = "1008",
+        MessageTooBig = "1009",
+        InternalError = "1011",
+        SlowConsumer = "1013",
+        TokenExpired = "4001",
+        Disconnected = "4003",
+        PongTimeout = "4200",
+        Other = "other",
+    }
+}
+
+impl From<&Command<'_>> for ReceivedType {
+    fn from(command: &Command<'_>) -> Self {
+        match command {
+            Command::Echo { .. } => Self::Echo,
+            Command::Subscribe { .. } => Self::Subscribe,
+            Command::Unsubscribe { .. } => Self::Unsubscribe,
+            Command::Publish { .. } => Self::Publish,
+            Command::Authenticate { .. } => Self::Authenticate,
+            Command::Ping => Self::Ping,
+        }
+    }
 }
 
 impl SentType {
-    pub(crate) const fn name(self) -> &'static str {
-        SENT_TYPES[self as usize]
+    pub(crate) fn name(self) -> &'static str {
+        self.value()
     }
 }
 
-/// Error codes, in the order of `ErrorCode::ALL`.
-const ERROR_CODES: &[&str] = &[
-    "invalid_json",
-    "invalid_message",
-    "unknown_type",
-    "invalid_topic",
-    "unauthorized",
-    "forbidden",
-    "token_invalid",
-    "token_expired",
-    "rate_limited",
-    "too_many_subscriptions",
-    "internal",
-];
+/// Code of an error reply.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ErrorLabel(pub(crate) ErrorCode);
 
-/// Labels of a connection's limits.
-const LIMIT_LABELS: &[&str] =
-    &["messages", "bytes", "tokens", "subscriptions", "control", "json_depth", "first_burst"];
+impl Label for ErrorLabel {
+    const NAME: &'static str = "code";
+    const VALUES: &'static [&'static str] = &{
+        let mut values = [""; ErrorCode::ALL.len()];
+        let mut index = 0;
+        while index < values.len() {
+            values[index] = ErrorCode::ALL[index].as_str();
+            index += 1;
+        }
+        values
+    };
 
-/// Index into [`LIMIT_LABELS`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Limit {
-    Messages,
-    Bytes,
-    Tokens,
-    Subscriptions,
-    /// Pings and pongs.
-    Control,
-    JsonDepth,
-    /// First burst of a new connection, from its address's pool.
-    FirstBurst,
+    fn index(self) -> usize {
+        self.0.index()
+    }
 }
 
-/// Labels of the ways in which connections end.
-const CLOSE_LABELS: &[&str] = &[
-    "client", "lost", "1001", "1002", "1007", "1008", "1009", "1011", "1013", "4001", "4003", "4200", "other",
-];
-
-/// Instruments of a node.
-#[derive(Debug, Clone)]
-pub(crate) struct Metrics {
-    /// Open connections: after their handshake, until their close begins.
-    pub(crate) active: Gauge,
-    /// Closed connections, by the close code of the server, or by `client` or `lost`.
-    pub(crate) closed: CounterVec,
-    /// Received messages, by type.
-    pub(crate) received: CounterVec,
-    /// Replies and deliveries that were queued, by type.
-    pub(crate) sent: CounterVec,
-    /// Sizes of received messages without frame headers.
-    size: Histogram,
-    /// Error replies, by code.
-    pub(crate) errors: CounterVec,
-    /// Messages over a limit of their connection, by limit.
-    limited: CounterVec,
-    /// Subscriptions of all connections.
-    pub(crate) subscriptions: Gauge,
-    /// Time from a publish to the end of the write to each subscriber's socket, counted once per
-    /// delivery. The publish of a client starts with the round in which its worker read it. Bytes
-    /// that a full socket does not take at once count as written.
-    pub(crate) latency: Histogram,
-    /// Time from a publish to its first delivery on a worker, counted once per worker.
-    queue_wait: Histogram,
-}
-
-impl Metrics {
-    pub(crate) fn new(cells: &Cells, max_message_bytes: usize) -> Self {
-        Self {
-            active: Gauge::new(cells),
-            closed: CounterVec::new(cells, "by", CLOSE_LABELS),
-            received: CounterVec::new(cells, "type", RECEIVED_TYPES),
-            sent: CounterVec::new(cells, "type", SENT_TYPES),
-            size: Histogram::new(cells, Bounds::bytes(max_message_bytes as u64)),
-            errors: CounterVec::new(cells, "code", ERROR_CODES),
-            limited: CounterVec::new(cells, "limit", LIMIT_LABELS),
-            subscriptions: Gauge::new(cells),
-            latency: Histogram::new(cells, latency_bounds()),
-            queue_wait: Histogram::new(cells, latency_bounds()),
+impl From<CloseCode> for ClosedBy {
+    fn from(code: CloseCode) -> Self {
+        match code {
+            CloseCode::GoingAway => Self::GoingAway,
+            CloseCode::ProtocolError => Self::ProtocolError,
+            CloseCode::InvalidUtf8 => Self::InvalidUtf8,
+            CloseCode::PolicyViolation => Self::PolicyViolation,
+            CloseCode::MessageTooBig => Self::MessageTooBig,
+            CloseCode::InternalError => Self::InternalError,
+            CloseCode::SlowConsumer => Self::SlowConsumer,
+            CloseCode::TokenExpired => Self::TokenExpired,
+            CloseCode::Disconnected => Self::Disconnected,
+            CloseCode::PongTimeout => Self::PongTimeout,
+            _ => Self::Other,
         }
     }
+}
 
-    pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
-        let none = Unit::None;
-        registry.register("deeperhub_connections_active", "Open connections", none, &self.active)?;
-        registry.register("deeperhub_connections_closed_total", "Closed connections", none, &self.closed)?;
-        registry.register(
-            "deeperhub_messages_received_total",
-            "Messages received from clients",
-            none,
-            &self.received,
-        )?;
-        registry.register(
-            "deeperhub_messages_sent_total",
-            "Replies and deliveries queued for clients",
-            none,
-            &self.sent,
-        )?;
-        registry.register(
-            "deeperhub_message_size_bytes",
-            "Sizes of received messages",
-            Unit::Bytes,
-            &self.size,
-        )?;
-        registry.register("deeperhub_errors_total", "Error replies", none, &self.errors)?;
-        registry.register(
-            "deeperhub_messages_limited_total",
-            "Messages over a limit, rejected or only observed",
-            none,
-            &self.limited,
-        )?;
-        registry.register(
-            "deeperhub_subscriptions",
-            "Subscriptions of all connections",
-            none,
-            &self.subscriptions,
-        )?;
-        registry.register(
-            "deeperhub_publish_latency_seconds",
-            "Time from a publish to the write to a subscriber, per delivery",
-            Unit::Seconds,
-            &self.latency,
-        )?;
-        registry.register(
-            "deeperhub_queue_wait_seconds",
-            "Time from a publish to its first delivery on a worker",
-            Unit::Seconds,
-            &self.queue_wait,
-        )
+metrics! {
+    /// Metrics of a node.
+    pub(crate) struct Metrics(max_message_bytes: usize) {
+        /// Open connections.
+        // After their handshake, until their close begins.
+        pub(crate) active: Gauge = "deeperhub_connections_active", per worker;
+        /// Closed connections.
+        pub(crate) closed: CounterVec<ClosedBy> = "deeperhub_connections_closed_total", per worker;
+        /// Messages received from clients.
+        pub(crate) received: CounterVec<ReceivedType> = "deeperhub_messages_received_total", per worker;
+        /// Replies and deliveries queued for clients.
+        pub(crate) sent: CounterVec<SentType> = "deeperhub_messages_sent_total", per worker;
+        /// Sizes of received messages.
+        // Without frame headers.
+        pub(crate) size: Histogram = "deeperhub_message_size_bytes", per worker,
+            bounds: Bounds::bytes(max_message_bytes as u64);
+        /// Error replies.
+        pub(crate) errors: CounterVec<ErrorLabel> = "deeperhub_errors_total", per worker;
+        /// Messages over a limit, rejected or only observed.
+        limited: CounterVec<Limit> = "deeperhub_messages_limited_total", per worker;
+        /// Subscriptions of all connections.
+        pub(crate) subscriptions: Gauge = "deeperhub_subscriptions", per worker;
+        /// Time from a publish to the write to a subscriber, per delivery.
+        // To the end of the write to the subscriber's socket. The publish of a client starts with the
+        // round in which its worker read it. Bytes that a full socket does not take at once count as
+        // written.
+        pub(crate) latency: Histogram = "deeperhub_publish_latency_seconds", per worker,
+            bounds: latency_bounds();
+        /// Time from a publish to its first delivery on a worker.
+        // Counted once per worker.
+        pub(crate) queue_wait: Histogram = "deeperhub_queue_wait_seconds", per worker,
+            bounds: latency_bounds();
     }
 
-    /// Returns the number of open connections.
-    pub(crate) fn connections(&self) -> u64 {
-        u64::try_from(self.active.value()).unwrap_or_default()
-    }
-
-    /// Returns the cells of a worker.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`CellError`] if there is no such worker, or if its cells are still in use.
-    pub(crate) fn worker(&self, worker: usize) -> Result<WorkerMetrics, CellError> {
-        Ok(WorkerMetrics {
-            active: self.active.cell(worker)?,
-            closed: self.closed.cell(worker)?,
-            received: self.received.cell(worker)?,
-            sent: self.sent.cell(worker)?,
-            size: self.size.cell(worker)?,
-            errors: self.errors.cell(worker)?,
-            limited: self.limited.cell(worker)?,
-            subscriptions: self.subscriptions.cell(worker)?,
-            latency: self.latency.cell(worker)?,
-            queue_wait: self.queue_wait.cell(worker)?,
-        })
-    }
+    /// Metric cells of one worker.
+    pub(crate) struct WorkerMetrics;
 }
 
 /// Returns bounds that resolve the 99.9th percentile.
@@ -210,58 +173,68 @@ fn latency_bounds() -> Bounds {
     Bounds::fine_seconds(Duration::from_micros(10), Duration::from_secs(10))
 }
 
-/// Metric cells of one worker.
-#[derive(Debug)]
-pub(crate) struct WorkerMetrics {
-    pub(crate) active: GaugeCell,
-    closed: CounterVecCell,
-    pub(crate) received: CounterVecCell,
-    sent: CounterVecCell,
-    pub(crate) size: HistogramCell,
-    pub(crate) errors: CounterVecCell,
-    limited: CounterVecCell,
-    pub(crate) subscriptions: GaugeCell,
-    pub(crate) latency: HistogramCell,
-    pub(crate) queue_wait: HistogramCell,
+metrics! {
+    /// Metrics of the canary's probes of the workers. Missed probes that return later are among the
+    /// round-trip times.
+    pub(crate) struct CanaryMetrics {
+        /// Round-trip times of probes through router and worker.
+        pub(crate) round_trips: Histogram = "deeperhub_canary_round_trip_seconds", bounds: probe_bounds();
+        /// Probes that did not return in time.
+        pub(crate) missed: Counter = "deeperhub_canary_missed_total";
+        /// Restarts of the canary thread after a panic.
+        pub(crate) restarts: Counter = "deeperhub_canary_restarts_total";
+    }
+}
+
+metrics! {
+    /// Metrics of the canary's probes through the broker.
+    pub(crate) struct ClusterCanaryMetrics {
+        /// Round-trip times of probes through broker, router and worker.
+        pub(crate) round_trips: Histogram = "deeperhub_canary_cluster_round_trip_seconds",
+            bounds: probe_bounds();
+        /// Probes through the broker that did not return in time.
+        pub(crate) missed: Counter = "deeperhub_canary_cluster_missed_total";
+    }
+}
+
+fn probe_bounds() -> Bounds {
+    Bounds::seconds(Duration::from_micros(10), Duration::from_secs(60))
+}
+
+impl Metrics {
+    /// Returns the number of open connections.
+    pub(crate) fn connections(&self) -> u64 {
+        u64::try_from(self.active.value()).unwrap_or_default()
+    }
 }
 
 impl WorkerMetrics {
     pub(crate) fn count_sent(&mut self, sent_type: SentType, count: u64) {
-        self.sent.add(sent_type as usize, count);
+        self.sent.add(sent_type, count);
     }
 
     pub(crate) fn count_limited(&mut self, limit: Limit) {
-        self.limited.inc(limit as usize);
+        self.limited.inc(limit);
     }
 
-    pub(crate) fn count_closed(&mut self, label: &str) {
-        let index = CLOSE_LABELS.iter().position(|&known| known == label).unwrap_or(CLOSE_LABELS.len() - 1);
-        self.closed.inc(index);
+    pub(crate) fn count_closed(&mut self, by: ClosedBy) {
+        self.closed.inc(by);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use deeperhub_protocol::ErrorCode;
-    use deeperhub_protocol::message::Command;
+    use deeperhub_protocol::message::ServerMessage;
 
     #[test]
-    fn tables_follow_the_protocol() {
-        assert_eq!(&RECEIVED_TYPES[..RECEIVED_BINARY_INDEX], Command::TYPES);
-        assert_eq!(SENT_TYPES, [ServerMessage::TYPES, &["raw"]].concat());
-        assert_eq!(LIMIT_LABELS[Limit::Messages as usize], "messages");
-        assert_eq!(LIMIT_LABELS[Limit::Bytes as usize], "bytes");
-        assert_eq!(LIMIT_LABELS[Limit::Tokens as usize], "tokens");
-        assert_eq!(LIMIT_LABELS[Limit::Subscriptions as usize], "subscriptions");
-        assert_eq!(LIMIT_LABELS[Limit::Control as usize], "control");
-        assert_eq!(LIMIT_LABELS[Limit::JsonDepth as usize], "json_depth");
-        assert_eq!(LIMIT_LABELS[Limit::FirstBurst as usize], "first_burst");
-        let errors: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
-        assert_eq!(errors, ERROR_CODES);
-        assert_eq!(
-            (SentType::Pong.name(), SentType::Raw.name(), SentType::Published.name()),
-            ("pong", "raw", "published")
-        );
+    fn labels_follow_the_protocol() {
+        assert_eq!(ReceivedType::VALUES, [Command::TYPES, &["binary", "invalid"]].concat());
+        assert_eq!(SentType::VALUES, [ServerMessage::TYPES, &["raw"]].concat());
+        for &code in CloseCode::ALL {
+            let by = ClosedBy::from(code);
+            assert_eq!(by == ClosedBy::Other, code == CloseCode::Normal);
+            assert!(by == ClosedBy::Other || by.value() == code.as_u16().to_string(), "{code:?}");
+        }
     }
 }

@@ -59,14 +59,14 @@ impl RecentQuantiles {
 
 #[cfg(test)]
 mod tests {
-    use deeperhub_metrics::{Bounds, SharedHistogram};
+    use deeperhub_metrics::{Bounds, Cells, Histogram};
 
     use super::*;
 
     #[test]
     fn old_values_drop_out() {
         let bounds = Bounds::seconds(Duration::from_millis(1), Duration::from_secs(10));
-        let histogram = SharedHistogram::new(bounds);
+        let histogram = Histogram::new(&Cells::default(), bounds);
         let (recent, start) = (RecentQuantiles::default(), Instant::now());
         let read = |seconds| recent.quantiles(histogram.snapshot(), start + Duration::from_secs(seconds));
         assert_eq!(read(0), None);

@@ -17,7 +17,7 @@ use crate::auth::Login;
 use crate::commands;
 use crate::connection_id::ConnectionId;
 use crate::hub::Hub;
-use crate::metrics::{Limit, RECEIVED_BINARY_INDEX, RECEIVED_INVALID_INDEX, SentType};
+use crate::metrics::{ClosedBy, Limit, ReceivedType, SentType};
 use crate::node_worker::NodeWorker;
 use crate::trace::{HandshakeTrace, MessageSpan};
 use limits::{RareLimiters, RateKind, SessionLimiter, ViolationCounter};
@@ -92,13 +92,13 @@ impl Session {
         let message = ClientMessage::parse_within(text, cx.worker().live_config.max_json_depth);
         if let Err(wait) = rate_check {
             let id = message.as_ref().map_or_else(|error| error.id, |message| message.id);
-            cx.worker().metrics.received.inc(RECEIVED_INVALID_INDEX);
+            cx.worker().metrics.received.inc(ReceivedType::Invalid);
             return self.reply_rate_limited(id, wait, cx);
         }
         match message {
             Ok(message) => {
                 let worker = cx.worker();
-                worker.metrics.received.inc(message.command.index());
+                worker.metrics.received.inc((&message.command).into());
                 worker.publish_event(EventKind::MessageReceived, &self.client_id, || {
                     EventDetails::MessageReceived {
                         message_type: Command::TYPES
@@ -117,7 +117,7 @@ impl Session {
             }
             Err(error) => {
                 let worker = cx.worker();
-                worker.metrics.received.inc(RECEIVED_INVALID_INDEX);
+                worker.metrics.received.inc(ReceivedType::Invalid);
                 if error.is_too_deep {
                     worker.metrics.count_limited(Limit::JsonDepth);
                 }
@@ -238,7 +238,7 @@ impl deeperhub_listener::Session for Session {
             Message::Binary(bytes) => {
                 let worker = cx.worker();
                 worker.metrics.size.observe(bytes.len() as u64);
-                worker.metrics.received.inc(RECEIVED_BINARY_INDEX);
+                worker.metrics.received.inc(ReceivedType::Binary);
                 match self.check_rates(bytes.len(), cx) {
                     Ok(()) if !self.is_admitted(&cx.worker().hub) => self.reply_unauthorized(None, cx),
                     Ok(()) => {
@@ -305,12 +305,12 @@ impl deeperhub_listener::Session for Session {
         worker.paused_publishers.retain(|&paused| paused != key);
         let (code, reason): (Option<u16>, Cow<'static, str>) = match closed {
             Closed::ByPeer { code } => {
-                worker.metrics.count_closed("client");
+                worker.metrics.count_closed(ClosedBy::Client);
                 (*code, Cow::Borrowed("closed by the client"))
             }
             Closed::ByServer(reason) => {
                 let code = reason.code();
-                worker.metrics.count_closed(close_code_label(code));
+                worker.metrics.count_closed(code.into());
                 if code.sends_goodbye() {
                     worker.metrics.count_sent(SentType::Goodbye, 1);
                 }
@@ -323,7 +323,7 @@ impl deeperhub_listener::Session for Session {
                 (Some(code.as_u16()), Cow::Owned(reason.text().to_owned()))
             }
             _ => {
-                worker.metrics.count_closed("lost");
+                worker.metrics.count_closed(ClosedBy::Lost);
                 (None, Cow::Borrowed("the connection was lost"))
             }
         };
@@ -352,22 +352,6 @@ fn command_topic<'m>(command: &'m Command<'_>) -> Option<&'m str> {
 /// Returns `true` if a close code of the server indicates a problem with the connection.
 fn is_abnormal(code: CloseCode) -> bool {
     !matches!(code, CloseCode::Normal | CloseCode::GoingAway | CloseCode::Disconnected)
-}
-
-fn close_code_label(code: CloseCode) -> &'static str {
-    match code.as_u16() {
-        1001 => "1001",
-        1002 => "1002",
-        1007 => "1007",
-        1008 => "1008",
-        1009 => "1009",
-        1011 => "1011",
-        1013 => "1013",
-        4001 => "4001",
-        4003 => "4003",
-        4200 => "4200",
-        _ => "other",
-    }
 }
 
 #[cfg(test)]

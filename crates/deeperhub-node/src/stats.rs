@@ -3,6 +3,7 @@
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
+use deeperhub_listener::metrics::HandshakeOutcome;
 use serde::{Deserialize, Serialize};
 
 use crate::hub::Hub;
@@ -95,10 +96,8 @@ pub struct Stats {
 impl Stats {
     pub(crate) fn of(hub: &Hub) -> Self {
         let (metrics, listener) = (&hub.metrics, &hub.listener_metrics);
-        // Indices of `handshakes`: accepted, refused, timed out, lost.
-        let accepted_total = listener.handshakes.value(0);
-        let all_handshakes: u64 =
-            (0..listener.handshakes.values().len()).map(|index| listener.handshakes.value(index)).sum();
+        let accepted_total = listener.handshakes.value(HandshakeOutcome::Accepted);
+        let all_handshakes = listener.handshakes.total();
         let not_negative = |number: i64| u64::try_from(number).unwrap_or_default();
         let totals = Totals {
             connections: not_negative(metrics.active.value()),

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
-use deeperhub_metrics::SharedCounter;
+use deeperhub_metrics::Counter;
 use deeperhub_node::NodeHandle;
 use deeperhub_node::trace::{TraceMetrics, Tracer};
 use tokio::sync::watch;
@@ -35,7 +35,7 @@ pub struct Exporters {
     spans: Option<(SpanExporter, Arc<SpanQueue>)>,
     metrics: Option<Client>,
     trace_metrics: TraceMetrics,
-    panics: SharedCounter,
+    panics: Counter,
 }
 
 /// OTLP exporters that are running.
@@ -68,7 +68,7 @@ impl Exporters {
             (exporter, Arc::new(queue))
         });
         let metrics = client(&config.metrics, "metrics");
-        (Self { config, spans, metrics, trace_metrics, panics: SharedCounter::new() }, warnings)
+        (Self { config, spans, metrics, trace_metrics, panics: Counter::default() }, warnings)
     }
 
     /// Returns the tracer for the node's configuration. If no spans are exported, the tracer
@@ -89,7 +89,7 @@ impl Exporters {
 
     /// Returns the counter of exporter panics. A panicked exporter restarts after a second.
     #[must_use]
-    pub fn panics(&self) -> SharedCounter {
+    pub fn panics(&self) -> Counter {
         self.panics.clone()
     }
 
@@ -146,7 +146,7 @@ impl RunningExporters {
 }
 
 /// Counts and logs a panic, and waits before the exporter restarts.
-async fn wait_after_panic(signal: &'static str, panics: &SharedCounter) {
+async fn wait_after_panic(signal: &'static str, panics: &Counter) {
     panics.inc();
     error!(signal, "Exporter panicked; restarting");
     tokio::time::sleep(PANIC_RESTART_DELAY).await;

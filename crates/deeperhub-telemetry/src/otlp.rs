@@ -216,6 +216,10 @@ fn otlp_metric(snapshot: &MetricSnapshot<'_>, period: Period) -> Option<metrics:
 
 fn number_point(attributes: Vec<KeyValue>, value: Number, period: Period) -> metrics::NumberDataPoint {
     let value = match value {
+        Number::Count(value) => match i64::try_from(value) {
+            Ok(value) => number_data_point::Value::AsInt(value),
+            Err(_) => number_data_point::Value::AsDouble(value as f64),
+        },
         Number::Whole(value) => number_data_point::Value::AsInt(value),
         Number::Float(value) => number_data_point::Value::AsDouble(value),
         _ => number_data_point::Value::AsInt(0),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use deeperhub_metrics::SharedCounter;
+use deeperhub_metrics::Counter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -37,7 +37,7 @@ struct Shared {
     /// Maximum bytes of queued lines.
     capacity: usize,
     /// All lines lost since the start.
-    lost: SharedCounter,
+    lost: Counter,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +88,7 @@ impl LogQueue {
             state: Mutex::default(),
             changed: Condvar::new(),
             capacity,
-            lost: SharedCounter::new(),
+            lost: Counter::default(),
         }));
         let shared = Arc::clone(&queue.0);
         thread::Builder::new().name("hub-log".to_owned()).spawn(move || {
@@ -103,7 +103,7 @@ impl LogQueue {
     }
 
     /// Returns the counter of lost lines.
-    pub(crate) fn lost(&self) -> SharedCounter {
+    pub(crate) fn lost(&self) -> Counter {
         self.0.lost.clone()
     }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use deeperhub_listener::MemoryBudget;
-use deeperhub_metrics::{SharedCounter, Unit};
+use deeperhub_metrics::{Counter, Unit};
 use deeperhub_node::{CustomMetric, MetricKind, Node};
 use deeperhub_security::files::FileStamp;
 use deeperhub_telemetry::RunningExporters;
@@ -180,7 +180,7 @@ impl Server {
         mut settings: Settings,
         flags: Vec<ArgMatches>,
         log_level: Level,
-        lost_log_lines: SharedCounter,
+        lost_log_lines: Counter,
         stops: &mut StopSignals,
     ) -> Result<Option<Self>, ServeError> {
         log_warnings(&settings.warnings);
@@ -259,7 +259,7 @@ fn log_warnings(warnings: &[String]) {
 }
 
 /// Adds the metrics of the process to those of the node.
-fn add_process_metrics(settings: &mut Settings, lost_lines: SharedCounter, exporter_panics: SharedCounter) {
+fn add_process_metrics(settings: &mut Settings, lost_lines: Counter, exporter_panics: Counter) {
     settings.node.custom_gauges = allocator::GAUGES.to_vec();
     settings.node.custom_gauges.push(supervise::GAUGE);
     settings.node.custom_metrics =
@@ -276,7 +276,7 @@ fn add_process_metrics(settings: &mut Settings, lost_lines: SharedCounter, expor
     ));
 }
 
-fn counter(name: &'static str, help: &'static str, counter: SharedCounter) -> CustomMetric {
+fn counter(name: &'static str, help: &'static str, counter: Counter) -> CustomMetric {
     CustomMetric::new(name, help, Unit::None, MetricKind::Counter, move || counter.value())
 }
 

@@ -25,7 +25,7 @@ impl<A: Application> Worker<'_, A> {
             State::Handshake(handshake) => {
                 let is_silent =
                     handshake.head.is_empty() || handshake.client_source == ClientSource::ProxyHeader;
-                self.core.metrics.handshakes_limited.inc(HandshakeLimit::Time as usize);
+                self.core.metrics.handshakes_limited.inc(HandshakeLimit::Time);
                 if is_silent && handshake.decision.is_none() {
                     self.core.metrics.record_handshake(HandshakeOutcome::TimedOut);
                     self.remove(key);

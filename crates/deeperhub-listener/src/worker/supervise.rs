@@ -11,12 +11,12 @@ use deeperhub_protocol::frame;
 use deeperhub_protocol::{CloseCode, CloseReason};
 use tokio::runtime::{self, Runtime};
 
-use super::{Worker, WorkerCells};
+use super::Worker;
 use crate::arena::Arena;
 use crate::connections::{ClosingUntil, Connection, State, WorkerCore};
 use crate::control::{Control, Mailbox};
 use crate::deflate::DeflateCodec;
-use crate::metrics::HandshakeOutcome;
+use crate::metrics::{HandshakeOutcome, WorkerMetrics};
 use crate::restart::RestartDelay;
 use crate::session::{Application, Closed, ConnectionKey, Session};
 use crate::transport::TlsScratch;
@@ -50,7 +50,7 @@ pub(crate) fn run<A: Application>(
     runtime: &Runtime,
     control: &Control,
     mut core: WorkerCore<A::Session>,
-    mut cells: WorkerCells,
+    mut cells: WorkerMetrics,
 ) {
     #[cfg(feature = "io-uring")]
     core.enable_batching(index);
@@ -79,7 +79,7 @@ pub(crate) fn run<A: Application>(
             tracing::error!(worker = index, "Worker panicked; closing its connections with 1011");
             let delay = restarts.after(started_at.elapsed());
             // The replacement counts the queued bytes anew.
-            cells.queue.set(0);
+            cells.queue_bytes.set(0);
             recovery = match recovery {
                 Recovery::Nothing if delay.is_zero() => Recovery::Connections,
                 Recovery::Nothing | Recovery::Connections => Recovery::Sessions(abort_connections(&mut core)),

@@ -42,7 +42,7 @@ fn a_started_node_is_ready_and_its_probes_are_invisible() {
     let handle = node.handle();
     assert!(handle.health().is_ready(), "{:?}", handle.health());
     let mut events = handle.events(EventFilter::all()).unwrap();
-    let returned_probes = || handle.hub.canary.round_trips.snapshot().count();
+    let returned_probes = || handle.hub.canary.metrics.round_trips.snapshot().count();
     let first_round = returned_probes();
     assert!(first_round >= 2, "each worker's first probe has returned");
     wait_until("more probes", || returned_probes() >= first_round + 6);
@@ -104,8 +104,8 @@ fn the_canary_thread_restarts_after_a_panic() {
     let node = start(TEST_TIMEOUT);
     let canary = &node.handle().hub.canary;
     canary.requested_panics.store(2, std::sync::atomic::Ordering::Relaxed);
-    wait_until("two restarts", || canary.restarts.value() == 2);
-    let returned_probes = || canary.round_trips.snapshot().count();
+    wait_until("two restarts", || canary.metrics.restarts.value() == 2);
+    let returned_probes = || canary.metrics.round_trips.snapshot().count();
     let after_restarts = returned_probes();
     wait_until("more probes", || returned_probes() > after_restarts + 2);
     assert!(node.handle().health().is_ready());
@@ -174,17 +174,17 @@ fn each_missed_probe_is_counted_once() {
         canary.record_missed(true);
         canary.record_missed(true);
         // The broker gets a new probe in each interval. The probes of the workers stay open.
-        assert_eq!((canary.missed.value(), canary.cluster_missed.value()), (2, interval));
+        assert_eq!((canary.metrics.missed.value(), canary.cluster_metrics.missed.value()), (2, interval));
     }
     assert_eq!(canary.failing_workers(), 2);
     // The probe through a broker whose connection changed is not counted.
     canary.mark_due(true);
     canary.record_missed(false);
-    assert_eq!(canary.cluster_missed.value(), 3);
+    assert_eq!(canary.cluster_metrics.missed.value(), 3);
     // A disconnected broker gets no probe and is not failing.
     canary.mark_due(false);
     canary.record_missed(true);
-    assert_eq!((canary.cluster_missed.value(), canary.cluster_unready_reason()), (3, None));
+    assert_eq!((canary.cluster_metrics.missed.value(), canary.cluster_unready_reason()), (3, None));
 }
 
 #[test]

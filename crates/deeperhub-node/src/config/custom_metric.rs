@@ -1,9 +1,6 @@
 //! Metrics of the embedding program.
 
-use std::fmt;
-use std::sync::Arc;
-
-use deeperhub_metrics::{RegisterError, Registry, Unit};
+use deeperhub_metrics::{Metric, MetricData, MetricSnapshot, RegisterError, Registry, Unit};
 
 /// Gauge of the embedding program that the node exports, such as the bytes held by its allocator.
 #[derive(Debug, Clone, Copy)]
@@ -28,15 +25,9 @@ pub enum MetricKind {
     Gauge,
 }
 
-/// Metric of a component beside the node that the node exports.
-#[derive(Clone)]
-pub struct CustomMetric {
-    pub(crate) name: &'static str,
-    pub(crate) help: &'static str,
-    pub(crate) unit: Unit,
-    pub(crate) kind: MetricKind,
-    pub(crate) read: Arc<dyn Fn() -> u64 + Send + Sync>,
-}
+/// Metric of a component beside the node that the node exports. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct CustomMetric(Metric);
 
 impl CustomMetric {
     /// Creates a metric; `read` is called whenever metrics are read. The name of a counter ends in
@@ -48,40 +39,33 @@ impl CustomMetric {
         kind: MetricKind,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Self {
-        Self { name, help, unit, kind, read: Arc::new(read) }
+        let read = move || match kind {
+            MetricKind::Counter => MetricData::counter(read()),
+            MetricKind::Gauge => MetricData::Gauge(read().into()),
+        };
+        Self(Metric::new(name, help, unit, read))
     }
 
     /// Returns the metric's name.
     #[must_use]
-    pub fn name(&self) -> &'static str {
-        self.name
+    pub fn name(&self) -> &str {
+        self.0.name()
     }
 
-    /// Returns the current value.
+    /// Reads the current numbers.
     #[must_use]
-    pub fn read(&self) -> u64 {
-        (self.read)()
+    pub fn snapshot(&self) -> MetricSnapshot<'_> {
+        self.0.snapshot()
     }
 
     pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
-        let read = Arc::clone(&self.read);
-        match self.kind {
-            MetricKind::Counter => {
-                registry.register_counter_fn(self.name, self.help, self.unit, move || read())
-            }
-            MetricKind::Gauge => {
-                let read = move || i64::try_from(read()).unwrap_or(i64::MAX);
-                registry.register_gauge_fn(self.name, self.help, self.unit, read)
-            }
-        }
+        registry.add(self.0.clone())
     }
 }
 
-impl fmt::Debug for CustomMetric {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CustomMetric")
-            .field("name", &self.name)
-            .field("kind", &self.kind)
-            .finish_non_exhaustive()
+/// Metrics of components that declare them with [`deeperhub_metrics::metrics!`].
+impl From<Metric> for CustomMetric {
+    fn from(metric: Metric) -> Self {
+        Self(metric)
     }
 }

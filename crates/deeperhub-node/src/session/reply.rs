@@ -9,7 +9,7 @@ use deeperhub_protocol::message::{MessageError, MessageId, ServerMessage};
 use deeperhub_protocol::{ErrorCode, RawJson};
 
 use super::Session;
-use crate::metrics::SentType;
+use crate::metrics::{ErrorLabel, SentType};
 use crate::node_worker::NodeWorker;
 
 impl Session {
@@ -72,7 +72,7 @@ impl Session {
     pub(crate) fn reply_error(&mut self, error: &ServerMessage<'_>, cx: &mut Context<'_, NodeWorker>) {
         if let ServerMessage::Error { code, message, .. } = error {
             let worker = cx.worker();
-            worker.metrics.errors.inc(code.index());
+            worker.metrics.errors.inc(ErrorLabel(*code));
             worker.last_error_code = Some(code.as_str());
             worker.publish_event(EventKind::Error, &self.client_id, || EventDetails::Error {
                 code: Cow::Borrowed(code.as_str()),

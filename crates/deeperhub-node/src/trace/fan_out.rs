@@ -286,6 +286,6 @@ mod tests {
         }
         fan_outs.on_round_written(now, 0, &tracer, &mut metrics);
         assert_eq!(traced_deliveries, 2 * MAX_TRACED_FAN_OUTS);
-        assert_eq!(tracer.metrics().dropped.value(SpanLoss::TooMany as usize), 3);
+        assert_eq!(tracer.metrics().dropped.value(SpanLoss::TooMany), 3);
     }
 }

@@ -12,6 +12,7 @@ mod client_rate;
 pub(crate) mod fan_out;
 mod handshake;
 mod message;
+mod metrics;
 mod sampler;
 mod span;
 
@@ -19,12 +20,12 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use deeperhub_metrics::{RegisterError, Registry, SharedCounter, SharedCounterVec, Unit};
 use deeperhub_protocol::message::{SpanContext, TraceContext};
 
 use client_rate::ClientRate;
 pub(crate) use handshake::{HandshakeSpan, HandshakeTrace};
 pub(crate) use message::MessageSpan;
+pub use metrics::{SpanLoss, TraceMetrics};
 pub use sampler::Sampler;
 pub use span::{Attribute, Span, SpanKind, Value};
 
@@ -33,71 +34,6 @@ pub trait SpanSink: Send + Sync + std::fmt::Debug {
     /// Records a span of a sampled trace. Worker threads call this, so it must not block. If there
     /// is no room, an implementation drops the span and counts it in [`TraceMetrics`].
     fn record(&self, span: Span);
-}
-
-/// Labels of the variants of [`SpanLoss`], in their order.
-const DROP_REASONS: &[&str] = &["queue_full", "export_failed", "rejected", "too_many"];
-
-/// Reason why spans are lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SpanLoss {
-    /// The export queue was full.
-    QueueFull,
-    /// The collector was unreachable, or refused the batch.
-    ExportFailed,
-    /// The collector accepted the batch, but not these spans.
-    Rejected,
-    /// A worker traced too many sampled publishes at the same time. A `fan_out` span and its
-    /// children count as one span.
-    TooMany,
-}
-
-/// Counters of recorded and lost spans. Clones share the same counters.
-#[derive(Debug, Clone)]
-pub struct TraceMetrics {
-    exported: SharedCounter,
-    dropped: SharedCounterVec,
-    limited: SharedCounter,
-}
-
-impl Default for TraceMetrics {
-    fn default() -> Self {
-        Self {
-            exported: SharedCounter::new(),
-            dropped: SharedCounterVec::new("reason", DROP_REASONS),
-            limited: SharedCounter::new(),
-        }
-    }
-}
-
-impl TraceMetrics {
-    /// Counts spans that a collector accepted.
-    pub fn exported(&self, spans: u64) {
-        self.exported.add(spans);
-    }
-
-    /// Counts lost spans.
-    pub fn dropped(&self, loss: SpanLoss, spans: u64) {
-        self.dropped.add(loss as usize, spans);
-    }
-
-    pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
-        let none = Unit::None;
-        registry.register(
-            "deeperhub_trace_spans_exported_total",
-            "Spans accepted by a collector",
-            none,
-            &self.exported,
-        )?;
-        registry.register("deeperhub_trace_spans_dropped_total", "Lost spans", none, &self.dropped)?;
-        registry.register(
-            "deeperhub_trace_clients_limited_total",
-            "Messages and handshakes of clients in sampled traces over the rate limit",
-            none,
-            &self.limited,
-        )
-    }
 }
 
 /// Sampler and sink of traces. Clones share the sink and the counters.

@@ -32,6 +32,10 @@ impl ClientAuthFault {
     /// Number of faults.
     pub const COUNT: usize = 5;
 
+    /// All faults, in the order of the variants.
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::Absent, Self::Expired, Self::NotYetValid, Self::UnknownCa, Self::Other];
+
     /// Names of the faults in metrics, in the order of the variants.
     pub const NAMES: &[&str; Self::COUNT] = &["absent", "expired", "not_yet_valid", "unknown_ca", "other"];
 
