@@ -6,10 +6,10 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::{Identity, Network, TemporaryDir, WAIT_TIMEOUT, install_named, text};
+use super::{Capability, Identity, Network, TemporaryDir, WAIT_TIMEOUT, install_named, text, try_install};
 
 /// A kind of broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,8 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    pub(crate) const BOTH: [Self; 2] = [Self::Nats, Self::Redis];
+    /// Both kinds, for a loop. Without brokers, the test is skipped.
+    pub(crate) const BOTH: BothEngines = BothEngines;
 
     pub(crate) fn url(self, address: SocketAddr) -> String {
         match self {
@@ -27,6 +28,27 @@ impl Engine {
             Self::Redis => format!("redis://{address}"),
         }
     }
+}
+
+/// The kinds of brokers, unless there are none here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BothEngines;
+
+impl IntoIterator for BothEngines {
+    type Item = Engine;
+    type IntoIter = std::vec::IntoIter<Engine>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        let engines = if has_brokers() { vec![Engine::Nats, Engine::Redis] } else { Vec::new() };
+        engines.into_iter()
+    }
+}
+
+/// Returns `true` if brokers can be run. Otherwise the test is skipped.
+pub(crate) fn has_brokers() -> bool {
+    static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
+    let installed = INSTALLED.get_or_init(|| try_install(&["nats-server", "redis-server"]));
+    Capability::Brokers.check(installed.as_ref()).is_some()
 }
 
 /// A broker server; killed on drop.
