@@ -1,11 +1,9 @@
 //! Every program and command of the README and the book runs, or is on a list with the reason why
 //! not.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cargo_metadata::MetadataCommand;
@@ -64,8 +62,8 @@ fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool 
         let mut code = code.to_owned();
         if language == "sh" {
             // A reader starts a server in a terminal of its own; here it always runs in the
-            // background.
-            code = code.replace(" & pid=$!", "; pid=$!");
+            // background, and the next command waits for it.
+            code = code.replace(" & pid=$!", "; pid=$!").replace(" &\n", "\n");
             let lines = code.lines().filter(|line| not_run(line).is_none() && !line.starts_with('#'));
             code = lines.fold(String::new(), |code, line| code + line + "\n");
             if code.trim().is_empty() {
@@ -93,7 +91,7 @@ fn run_page(page: &Page) {
     let mut failure = String::new();
     // Another program may take a port before the page's server does.
     for _ in 0..3 {
-        let ports = ["8080", "8081", "8090", "8091", "4222"].map(|port| (port, unused_port().to_string()));
+        let ports = ["8080", "8081", "8090", "8091", "4222"].map(|port| (port, free_port().to_string()));
         let files = TemporaryDir::new();
         if !prepare(page, &files, &ports) {
             return;
@@ -109,9 +107,9 @@ fn run_page(page: &Page) {
             format!("PYTHON={}", python_bin().join("python").display()),
             format!("NODE_PATH={}", script("node_modules").display()),
         ];
-        let runner = root.join("tests/book/page.sh");
         let folder = files.path(".");
-        let arguments = ["bash", text(&runner), text(&folder)];
+        // Not as a file: bash reads a script while it runs, and a checkout may change it meanwhile.
+        let arguments = ["bash", "-c", include_str!("page.sh"), "page.sh", text(&folder)];
         // The variables of the tests are not a reader's.
         let unset = ["-u", REQUIRED, "-u", SKIPPED];
         let arguments = unset.into_iter().chain(environment.iter().map(String::as_str)).chain(arguments);
@@ -125,14 +123,6 @@ fn run_page(page: &Page) {
         }
     }
     panic!("{failure}");
-}
-
-/// Returns a free port that no other page uses.
-fn unused_port() -> u16 {
-    static USED_PORTS: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    std::iter::repeat_with(free_port)
-        .find(|port| USED_PORTS.lock().unwrap_or_else(PoisonError::into_inner).insert(*port))
-        .expect("the iterator has no end")
 }
 
 /// Creates a certificate like a reader's, with its key in `key.pem`.
@@ -346,7 +336,7 @@ fn the_reconnecting_client_subscribes_again_after_a_restart() {
     let page = Page::read("docs/reconnecting.md");
     let blocks = page.blocks();
     let block = blocks.iter().find(|block| block.language == "js").expect("the page has a client");
-    let port = unused_port().to_string();
+    let port = free_port().to_string();
     let flags = ["--port", &port, "--drain-timeout", "0", "--restart-time", "100ms"];
     let mut server = Server::start(&flags);
 

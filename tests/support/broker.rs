@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -65,10 +65,29 @@ pub(crate) struct Broker {
     files: TemporaryDir,
 }
 
-/// Returns a port that is free now, for servers that cannot bind port 0 or do not report the port.
+/// Returns a port that is free now and that no other call returns, for servers that cannot bind port
+/// 0 or do not report the port.
+///
+/// The port is below those that the system gives to clients. Otherwise a client of another test
+/// could take it before the server binds it.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a listener has an address").port()
+    /// Number of ports that calls have tried.
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 10_000;
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first_of_clients = range.split_whitespace().next().and_then(|first| first.parse().ok());
+    let count = first_of_clients.unwrap_or(32_768_u16).saturating_sub(FIRST);
+    assert!(count > 1000, "the system gives almost all ports to clients: {range}");
+    // Processes that run at the same time start at different ports.
+    let start = std::process::id().wrapping_mul(7919) % u32::from(count);
+    for _ in 0..count {
+        let tried = u32::from(TRIED.fetch_add(1, Ordering::Relaxed));
+        let port = FIRST + ((start + tried) % u32::from(count)) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port of loopback is free");
 }
 
 fn program(name: &str) -> Command {
