@@ -31,9 +31,9 @@ use crate::worker_request::WorkerRequest;
 /// Access to a running node for backends and embedding programs. A handle is cheap to clone and can
 /// be used on any thread.
 ///
-/// An asynchronous call waits at most [`Config::answer_timeout`] for a worker of this node, and at
-/// most two seconds for another node. Before a worker executes a call, it delivers everything that
-/// was published earlier.
+/// An asynchronous call waits at most [`Config::answer_timeout`](crate::Config::answer_timeout) for
+/// a worker of this node, and at most two seconds for another node. Before a worker executes a call,
+/// it delivers everything that was published earlier.
 ///
 /// A message can have any type that implements [`Serialize`]. Methods whose names end in `_raw`
 /// take parsed JSON text instead and send it unchanged.
@@ -370,7 +370,7 @@ impl NodeHandle {
     }
 
     /// Subscribes to events from now on. Returns `None` if there are too many observers
-    /// ([`Config::events`]).
+    /// ([`Config::events`](crate::Config::events)).
     pub fn events(&self, filter: EventFilter) -> Option<EventStream> {
         self.hub.bus.subscribe(filter)
     }
