@@ -1,10 +1,10 @@
 //! The command line: output, rejected input, exit codes, signals.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::{Client, ROOT, Server, TemporaryDir, http, run, wait_for};
+use crate::support::{Client, ROOT, Server, TemporaryDir, free_port, http, run, wait_for};
 
 /// Compares a text with a snapshot; with `UPDATE_SNAPSHOTS` set, writes the snapshot instead.
 pub(crate) fn check_snapshot(name: &str, text: &str) {
@@ -27,6 +27,55 @@ fn check_refused(arguments: &[&str], variables: &[(&str, &str)], named: &[&str])
     assert_eq!(finished.stdout, "", "an error goes to standard error");
     for text in named {
         assert!(finished.stderr.contains(text), "{text:?} is not in: {}", finished.stderr);
+    }
+}
+
+/// Returns the source files below a directory of the workspace that declare flags, with their texts.
+fn sources_with_flags(directory: &Path) -> Vec<(PathBuf, String)> {
+    let entries = std::fs::read_dir(directory).expect("a directory can be read");
+    let mut sources = Vec::new();
+    for path in entries.map(|entry| entry.expect("a directory can be read").path()) {
+        if path.is_dir() {
+            sources.extend(sources_with_flags(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).expect("a source can be read");
+            let is_clap = ["#[arg(", "with_defaults", "derive(Subcommand)", ".help("];
+            sources.extend(is_clap.iter().any(|clap| text.contains(clap)).then_some((path, text)));
+        }
+    }
+    sources
+}
+
+/// Defaults that are words, because no code has a value for them.
+const DEFAULTS_IN_WORDS: [&str; 1] = ["the system's"];
+
+#[test]
+fn defaults_in_help_texts_come_from_the_code() {
+    let directories =
+        ["bins/deeperhub-ws/src", "crates/deeperhub-bench/src", "crates/deeperhub-top/src", "benches"];
+    let mut sources = Vec::new();
+    for directory in directories {
+        let found = sources_with_flags(&Path::new(ROOT).join(directory));
+        assert!(!found.is_empty(), "{directory} has no flags");
+        sources.extend(found);
+    }
+    for (path, text) in sources {
+        let path = path.display();
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for written in code.split("[default").skip(1) {
+            let default = written.split_once(':').map_or(written, |(_, default)| default).trim_start();
+            let is_in_words = DEFAULTS_IN_WORDS.iter().any(|words| default.starts_with(words));
+            let shown: String = default.chars().take(20).collect();
+            assert!(default.starts_with(['{', '…']) || is_in_words, "{path} types the default {shown:?}");
+        }
+        // A sentence such as "the default is 5".
+        let comments = code.lines().map(|line| line.trim().strip_prefix("/// ").unwrap_or("\n"));
+        let prose = comments.collect::<Vec<_>>().join(" ");
+        for sentence in prose.split(['\n', ';']).flat_map(|paragraph| paragraph.split(". ")) {
+            let is_about_default = sentence.to_lowercase().contains("default");
+            let has_number = sentence.split(' ').any(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+            assert!(!is_about_default || !has_number, "{path} types a default: {sentence}");
+        }
     }
 }
 
@@ -202,9 +251,7 @@ fn a_closed_output_pipe_is_not_an_error() {
 
 #[test]
 fn health_without_a_server_exits_with_1() {
-    // A port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let address = port.expect("loopback has a free port").to_string();
+    let address = format!("127.0.0.1:{}", free_port());
     let finished = run(&["health", "--api-listen", &address], &[]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stderr.contains(&address), "{finished:?}");

@@ -9,7 +9,7 @@ use tokio::net::TcpSocket;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async};
 
-use crate::support::{Client, Server, metric, wait_for};
+use crate::support::{Capability, Client, Server, metric, wait_for};
 
 /// Flags without limits that these tests do not cover.
 const FLAGS: &[&str] = &["--workers", "1", "--rate-limit", "0", "--max-queue-bytes", "67108864"];
@@ -78,6 +78,8 @@ async fn check_bursts(io_uring: &str) {
     let server = Server::start(&[FLAGS, &["--io-uring", io_uring]].concat());
     if io_uring == "off" {
         assert_eq!(metric(&server, "deeperhub_io_uring_workers").await, 0);
+    } else if Capability::IoUring.check(uses_io_uring(&server).await).is_none() {
+        return;
     }
     let mut late = Vec::new();
     for _ in 0..6 {
@@ -113,6 +115,22 @@ async fn check_bursts(io_uring: &str) {
         }
         assert_eq!(client.request(&json!({"type": "ping", "id": 1})).await, json!({"type": "pong", "id": 1}));
     }
+}
+
+/// Waits until the server's worker uses io_uring. Returns an error if it cannot.
+async fn uses_io_uring(server: &Server) -> Result<(), &'static str> {
+    wait_for("a worker that uses io_uring or logs why not", async {
+        loop {
+            if metric(server, "deeperhub_io_uring_workers").await > 0 {
+                return Ok(());
+            }
+            if server.stderr().contains("io_uring unavailable") {
+                return Err("the server cannot use it");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
 }
 
 /// Waits until the server reports non-empty queues: sockets are full then.

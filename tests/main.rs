@@ -13,6 +13,7 @@ mod backend;
 mod bench;
 mod blocked;
 mod book;
+mod capabilities;
 mod churn;
 mod cli;
 mod closing;

@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::support::{
     Authority, Broker, Collector, Engine, Issuer, Server, TemporaryDir, TlsClient, WAIT_TIMEOUT, connect_tls,
-    from_now, http, jwks_file, run, signed, text, wait_for, with_token,
+    from_now, has_brokers, http, jwks_file, run, signed, text, wait_for, with_token,
 };
 
 const SECRET: &str = "a secret of the tests, of more than 32 bytes";
@@ -181,6 +181,9 @@ impl SecretsServer {
 }
 
 async fn check_everything(engine: Engine, format: &str) {
+    if !has_brokers() {
+        return;
+    }
     let setup = SecretsServer::start(engine, format).await;
     let (server, issuer) = (&setup.server, &setup.issuer);
     let key = format!("Authorization: Bearer {API_KEY}");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Client, Server, WAIT_TIMEOUT, http, run};
+use crate::support::{Client, Server, WAIT_TIMEOUT, free_port, http, run};
 
 /// Sequences that leave the alternate screen and show the cursor again.
 const RESTORE_SEQUENCES: [&str; 2] = ["\x1b[?1049l", "\x1b[?25h"];
@@ -146,10 +146,10 @@ async fn a_missing_server_key_or_terminal_is_reported() {
     let server = Server::start(&["--api-key", "secret-key"]);
     let address = server.api().to_string();
     assert_eq!(http(server.api(), "GET /v1/top", &[], "").await.status, 401);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap();
+    let nobody = format!("127.0.0.1:{}", free_port());
     for (listen, key, named) in [
         (address.as_str(), "wrong-key", "refuses the key"),
-        (&port.to_string(), "secret-key", "cannot reach the server API"),
+        (&nobody, "secret-key", "cannot reach the server API"),
         (&server.clients.to_string(), "secret-key", "is no server API"),
         ("off", "secret-key", "is off"),
         (&address, "secret-key", "not a terminal"),

@@ -39,7 +39,8 @@ struct Options {
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
 
-    /// Measure the cost of metrics and traces instead of other servers
+    /// Measure the cost of metrics, of traces, and of counts of the busiest topics and clients,
+    /// instead of other servers
     #[arg(long)]
     telemetry: bool,
 }

@@ -9,6 +9,29 @@ export DEEPERHUB_PORT=$PORT DEEPERHUB_API_LISTEN=127.0.0.1:$API_PORT
 declare -A servers=()
 out=/dev/null
 place="the start"
+expected=
+# Longest wait for a single event, in seconds; far more than a busy machine needs.
+wait_timeout=120
+
+# Repeats a command until it succeeds. For commands that only read: what they wait for may happen
+# late on a busy machine.
+eventually() {
+    local deadline=$((SECONDS + wait_timeout))
+    until "$@"; do
+        if [ "$SECONDS" -ge "$deadline" ]; then return 1; fi
+        sleep 0.05
+    done
+}
+
+# Like `eventually`, but gives up if a process ends.
+eventually_while() {
+    local process=$1 deadline=$((SECONDS + wait_timeout))
+    shift
+    until "$@"; do
+        if [ "$SECONDS" -ge "$deadline" ] || ! kill -0 "$process" 2>/dev/null; then "$@"; return; fi
+        sleep 0.05
+    done
+}
 
 ended() {
     local code=$?
@@ -37,11 +60,7 @@ serve() {
     : >"served-$port"
     command deeperhub-ws "$@" >"served-$port" 2>"logged-$port" &
     servers[$port]=$!
-    for _ in {1..600}; do
-        if grep -q listening "served-$port"; then return; fi
-        kill -0 "${servers[$port]}" 2>/dev/null || break
-        sleep 0.05
-    done
+    if eventually_while "${servers[$port]}" grep -q listening "served-$port"; then return; fi
     echo "no server with $*:" >&2
     cat "logged-$port" >&2
     return 1
@@ -52,30 +71,61 @@ deeperhub-ws() {
     case "${1-}" in
         bench)
             [[ " $* " = *" --url "* ]] || set -- "$@" --url "ws://127.0.0.1:$PORT/"
-            command deeperhub-ws "$@" --duration 300ms ;;
-        config | health | token | schema | completions) command deeperhub-ws "$@" ;;
+            command deeperhub-ws "$@" --duration 300ms --connect-timeout 60s ;;
+        health) eventually command deeperhub-ws "$@" ;;
+        config | token | schema | completions) command deeperhub-ws "$@" ;;
         *) serve "$@" ;;
     esac
 }
 
+# Starts the broker in the background and waits until it listens: a node that starts earlier joins
+# its cluster late.
+nats-server() {
+    command nats-server "$@" >broker.log 2>&1 &
+    if eventually_while "$!" grep -q 'Server is ready' broker.log; then return; fi
+    echo "no broker with $*:" >&2
+    cat broker.log >&2
+    return 1
+}
+
+# Lets a client connect and disconnect; succeeds if the event stream has printed the expected text.
+is_streamed() {
+    command deeperhub-ws bench idle --connections 1 --duration 100ms --url "ws://127.0.0.1:$PORT/" >/dev/null
+    grep -qF -- "${expected:-data:}" streamed
+}
+
+# Sends a request; succeeds if the answer has the expected text.
+answers() {
+    command curl -sS "$@" >answered && { [ -z "$expected" ] || grep -qF -- "$expected" answered; }
+}
+
 # A path or method that the API does not have is a fault of the page, even if curl succeeds. An
-# event stream never ends, so clients connect until it has printed the expected text.
+# event stream never ends, so clients connect until it has printed the expected text. A request that
+# only reads is repeated until the answer has this text.
 curl() {
-    if [[ " $* " = *" -N "* ]]; then
-        command curl -sS "$@" >streamed &
-        local stream=$!
-        for _ in {1..100}; do
-            command deeperhub-ws bench idle --connections 1 --duration 100ms --url "ws://127.0.0.1:$PORT/" >/dev/null
-            if grep -qF -- "${expected:-data:}" streamed; then break; fi
-        done
-        kill "$stream"
-        cat streamed
-        return
-    fi
-    command curl -sS "$@" >answered
+    case " $* " in
+        *" -N "*)
+            command curl -sS "$@" >streamed &
+            local stream=$!
+            eventually_while "$stream" is_streamed || true
+            kill "$stream" 2>/dev/null || true
+            cat streamed
+            return ;;
+        *" -d "* | *" -X "*) command curl -sS "$@" >answered ;;
+        *)
+            if ! eventually answers "$@"; then
+                cat answered
+                return 1
+            fi ;;
+    esac
     cat answered
     echo
     ! grep -qE '"code":"(not_found|method_not_allowed|unauthorized|invalid_[a-z]+)"' answered
+}
+
+# Succeeds if a program has printed a text that is not empty.
+has_printed() {
+    [ -n "$1" ] && grep -qF -- "$1" "$out"
 }
 
 # Runs a program that may never exit until it has printed the expected text.
@@ -84,11 +134,8 @@ run_program() {
     shift
     "$@" >"$out" 2>&1 &
     program=$!
-    for _ in {1..600}; do
-        if [ -n "$expected" ] && grep -qF -- "$expected" "$out"; then break; fi
-        kill -0 "$program" 2>/dev/null || break
-        sleep 0.05
-    done
+    # Without an expected text, this waits for the end of the program.
+    eventually_while "$program" has_printed "$expected" || true
     kill -KILL "$program" 2>/dev/null || true
     wait "$program" 2>/dev/null || [ -n "$expected" ]
 }

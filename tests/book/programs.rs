@@ -1,19 +1,17 @@
 //! Every program and command of the README and the book runs, or is on a list with the reason why
 //! not.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cargo_metadata::MetadataCommand;
 use serde_json::{Deserializer, Value};
 
 use crate::support::{
-    Client, Peer, ROOT, Server, TemporaryDir, WAIT_TIMEOUT, free_port, install, install_named, python_bin,
-    run, run_peer, script, text,
+    Client, Peer, REQUIRED, ROOT, SKIPPED, Server, TemporaryDir, WAIT_TIMEOUT, free_port, has_brokers,
+    has_browser, install, python_bin, run, run_peer, script, text,
 };
 
 use super::Page;
@@ -64,8 +62,8 @@ fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool 
         let mut code = code.to_owned();
         if language == "sh" {
             // A reader starts a server in a terminal of its own; here it always runs in the
-            // background.
-            code = code.replace(" & pid=$!", "; pid=$!");
+            // background, and the next command waits for it.
+            code = code.replace(" & pid=$!", "; pid=$!").replace(" &\n", "\n");
             let lines = code.lines().filter(|line| not_run(line).is_none() && !line.starts_with('#'));
             code = lines.fold(String::new(), |code, line| code + line + "\n");
             if code.trim().is_empty() {
@@ -93,7 +91,7 @@ fn run_page(page: &Page) {
     let mut failure = String::new();
     // Another program may take a port before the page's server does.
     for _ in 0..3 {
-        let ports = ["8080", "8081", "8090", "8091", "4222"].map(|port| (port, unused_port().to_string()));
+        let ports = ["8080", "8081", "8090", "8091", "4222"].map(|port| (port, free_port().to_string()));
         let files = TemporaryDir::new();
         if !prepare(page, &files, &ports) {
             return;
@@ -109,10 +107,12 @@ fn run_page(page: &Page) {
             format!("PYTHON={}", python_bin().join("python").display()),
             format!("NODE_PATH={}", script("node_modules").display()),
         ];
-        let runner = root.join("tests/book/page.sh");
         let folder = files.path(".");
-        let arguments = ["bash", text(&runner), text(&folder)];
-        let arguments = environment.iter().map(String::as_str).chain(arguments);
+        // Not as a file: bash reads a script while it runs, and a checkout may change it meanwhile.
+        let arguments = ["bash", "-c", include_str!("page.sh"), "page.sh", text(&folder)];
+        // The variables of the tests are not a reader's.
+        let unset = ["-u", REQUIRED, "-u", SKIPPED];
+        let arguments = unset.into_iter().chain(environment.iter().map(String::as_str)).chain(arguments);
         let finished = run_peer("env", arguments);
         if finished.code == Some(0) {
             return;
@@ -123,14 +123,6 @@ fn run_page(page: &Page) {
         }
     }
     panic!("{failure}");
-}
-
-/// Returns a free port that no other page uses.
-fn unused_port() -> u16 {
-    static USED_PORTS: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    std::iter::repeat_with(free_port)
-        .find(|port| USED_PORTS.lock().unwrap_or_else(PoisonError::into_inner).insert(*port))
-        .expect("the iterator has no end")
 }
 
 /// Creates a certificate like a reader's, with its key in `key.pem`.
@@ -159,7 +151,9 @@ fn certificate(files: &TemporaryDir) -> String {
 #[test]
 fn programs_and_commands_on_each_page_run_unchanged() {
     install(&[Peer::Python, Peer::Node]);
-    install_named("nats-server");
+    if !has_brokers() {
+        return;
+    }
     // Pages wait for processes more than they use the CPU.
     std::thread::scope(|scope| {
         let pages: Vec<_> = Page::all();
@@ -307,7 +301,10 @@ fn without_indent(code: &str) -> String {
 
 #[test]
 fn the_browser_console_lines_subscribe() {
-    install(&[Peer::Node, Peer::Chromium]);
+    if !has_browser() {
+        return;
+    }
+    install(&[Peer::Node]);
     let server = Server::start(&[]);
     let page = Page::read("README.md");
     let blocks = page.blocks();
@@ -339,7 +336,7 @@ fn the_reconnecting_client_subscribes_again_after_a_restart() {
     let page = Page::read("docs/reconnecting.md");
     let blocks = page.blocks();
     let block = blocks.iter().find(|block| block.language == "js").expect("the page has a client");
-    let port = unused_port().to_string();
+    let port = free_port().to_string();
     let flags = ["--port", &port, "--drain-timeout", "0", "--restart-time", "100ms"];
     let mut server = Server::start(&flags);
 

@@ -5,11 +5,11 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::{Identity, Network, TemporaryDir, WAIT_TIMEOUT, install_named, text};
+use super::{Capability, Identity, Network, TemporaryDir, WAIT_TIMEOUT, install_named, text, try_install};
 
 /// A kind of broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,8 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    pub(crate) const BOTH: [Self; 2] = [Self::Nats, Self::Redis];
+    /// Both kinds, for a loop. Without brokers, the test is skipped.
+    pub(crate) const BOTH: BothEngines = BothEngines;
 
     pub(crate) fn url(self, address: SocketAddr) -> String {
         match self {
@@ -27,6 +28,27 @@ impl Engine {
             Self::Redis => format!("redis://{address}"),
         }
     }
+}
+
+/// The kinds of brokers, unless there are none here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BothEngines;
+
+impl IntoIterator for BothEngines {
+    type Item = Engine;
+    type IntoIter = std::vec::IntoIter<Engine>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        let engines = if has_brokers() { vec![Engine::Nats, Engine::Redis] } else { Vec::new() };
+        engines.into_iter()
+    }
+}
+
+/// Returns `true` if brokers can be run. Otherwise the test is skipped.
+pub(crate) fn has_brokers() -> bool {
+    static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
+    let installed = INSTALLED.get_or_init(|| try_install(&["nats-server", "redis-server"]));
+    Capability::Brokers.check(installed.as_ref()).is_some()
 }
 
 /// A broker server; killed on drop.
@@ -43,10 +65,29 @@ pub(crate) struct Broker {
     files: TemporaryDir,
 }
 
-/// Returns a port that is free now, for servers that cannot bind port 0 or do not report the port.
+/// Returns a port that is free now and that no other call returns, for servers that cannot bind port
+/// 0 or do not report the port.
+///
+/// The port is below those that the system gives to clients. Otherwise a client of another test
+/// could take it before the server binds it.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a listener has an address").port()
+    /// Number of ports that calls have tried.
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 10_000;
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first_of_clients = range.split_whitespace().next().and_then(|first| first.parse().ok());
+    let count = first_of_clients.unwrap_or(32_768_u16).saturating_sub(FIRST);
+    assert!(count > 1000, "the system gives almost all ports to clients: {range}");
+    // Processes that run at the same time start at different ports.
+    let start = std::process::id().wrapping_mul(7919) % u32::from(count);
+    for _ in 0..count {
+        let tried = u32::from(TRIED.fetch_add(1, Ordering::Relaxed));
+        let port = FIRST + ((start + tried) % u32::from(count)) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port of loopback is free");
 }
 
 fn program(name: &str) -> Command {

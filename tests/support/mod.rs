@@ -2,6 +2,7 @@
 //! temporary files.
 
 mod broker;
+mod capability;
 mod client;
 mod collector;
 mod http;
@@ -16,12 +17,15 @@ pub(crate) mod wire;
 
 use std::time::Duration;
 
-pub(crate) use broker::{Broker, Engine, Proxy, free_port};
+pub(crate) use broker::{Broker, Engine, Proxy, free_port, has_brokers};
+pub(crate) use capability::{Capability, REQUIRED, SKIPPED};
 pub(crate) use client::Client;
 pub(crate) use collector::Collector;
 pub(crate) use http::{Response, http, metric};
 pub(crate) use network::Network;
-pub(crate) use peers::{Peer, install, install_named, python_bin, run_peer, script};
+pub(crate) use peers::{
+    Peer, has_browser, install, install_named, python_bin, run_peer, script, try_install,
+};
 pub(crate) use prometheus::Prometheus;
 pub(crate) use server::{Finished, Server, Starting, run};
 pub(crate) use temporary::TemporaryDir;

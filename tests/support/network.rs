@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::install_named;
+use super::{Capability, try_install};
 
 /// Number of links created by this process, so that each has its own addresses.
 static LINK_COUNT: AtomicU8 = AtomicU8::new(0);
@@ -25,26 +25,19 @@ struct Link {
 }
 
 impl Network {
-    /// Creates a namespace with `links` links. Prints the reason and returns `None` if that is
-    /// forbidden: the test cannot run then.
+    /// Creates a namespace with `links` links. If that is impossible, the test is skipped.
     pub(crate) fn new(links: u8) -> Option<Self> {
-        for tool in ["iproute2", "nftables"] {
-            install_named(tool);
-        }
+        Capability::NetworkNamespaces.check(Self::create(links))
+    }
+
+    fn create(links: u8) -> Result<Self, String> {
+        try_install(&["iproute2", "nftables"])?;
         let first = LINK_COUNT.fetch_add(links, Ordering::Relaxed);
         let namespace = format!("hub-{}-{first}", std::process::id());
-        if let Err(error) = run("ip", &["netns", "add", &namespace]) {
-            eprintln!("Skipped: network namespaces cannot be made here: {error}");
-            return None;
-        }
+        run("ip", &["netns", "add", &namespace])?;
         let mut network = Self { namespace, links: Vec::new() };
-        match network.link(first, links) {
-            Ok(()) => Some(network),
-            Err(error) => {
-                eprintln!("Skipped: links between network namespaces cannot be made here: {error}");
-                None
-            }
-        }
+        network.link(first, links)?;
+        Ok(network)
     }
 
     fn link(&mut self, first: u8, links: u8) -> Result<(), String> {

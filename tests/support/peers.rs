@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::{Finished, ROOT};
+use super::{Capability, Finished, ROOT};
 
 /// A third-party program that tests use.
 #[derive(Debug, Clone, Copy)]
@@ -13,8 +13,6 @@ pub(crate) enum Peer {
     Python,
     /// Node.js with the packages of `tests/peers/package.json`.
     Node,
-    /// A headless browser.
-    Chromium,
     /// Installs certificates where browsers look for them.
     Certutil,
     /// Prometheus and its `promtool`.
@@ -30,7 +28,6 @@ pub(crate) fn install(peers: &[Peer]) {
     install_all(peers.iter().map(|peer| match peer {
         Peer::Python => "python",
         Peer::Node => "node",
-        Peer::Chromium => "chromium",
         Peer::Certutil => "certutil",
         Peer::Prometheus => "prometheus",
     }));
@@ -47,16 +44,27 @@ pub(crate) fn install_named(name: &str) {
 
 fn install_all<'n>(names: impl IntoIterator<Item = &'n str>) {
     let names: Vec<_> = names.into_iter().collect();
+    try_install(&names).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Installs programs by their names in `tests/peers/install`. Returns the installer's output if one
+/// cannot be installed.
+pub(crate) fn try_install(names: &[&str]) -> Result<(), String> {
     let output = Command::new(Path::new(ROOT).join("tests/peers/install"))
-        .args(&names)
+        .args(names)
         .stdin(Stdio::null())
         .output()
-        .unwrap_or_else(|error| panic!("tests/peers/install cannot be run: {error}"));
-    assert!(
-        output.status.success(),
-        "{names:?} cannot be installed by tests/peers/install: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+        .map_err(|error| format!("tests/peers/install cannot be run: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let output = String::from_utf8_lossy(&output.stderr);
+    Err(format!("tests/peers/install cannot install {}: {}", names.join(" and "), output.trim()))
+}
+
+/// Returns `true` if Chromium can be run. Otherwise the test is skipped.
+pub(crate) fn has_browser() -> bool {
+    Capability::Browser.check(try_install(&["chromium"])).is_some()
 }
 
 /// Returns the programs of the checkout's Python environment, including `python`; installs it if it

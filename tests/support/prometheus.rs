@@ -1,13 +1,13 @@
 //! A real Prometheus that scrapes servers.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use super::{Peer, TemporaryDir, http, install, wait_for};
+use super::{Peer, TemporaryDir, free_port, http, install, wait_for};
 
 /// A real Prometheus that scrapes servers; stopped on drop.
 #[derive(Debug)]
@@ -31,8 +31,7 @@ impl Prometheus {
              static_configs: [{{targets: ['{target}']}}]\n"
         );
         let config = files.write("prometheus.yml", &config);
-        let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let address = address.expect("a port is free");
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", files.path("data").display()))

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::WAIT_TIMEOUT;
+use super::{WAIT_TIMEOUT, text};
 
 /// A finished program.
 #[derive(Debug)]
@@ -63,6 +64,11 @@ impl Server {
     /// Starts like [`Self::start`], with environment variables.
     pub(crate) fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Self {
         Starting::with(flags, variables, Reads::All).ready()
+    }
+
+    /// Starts a server with a file of settings, which also sets its ports.
+    pub(crate) fn start_with_file(path: &Path) -> Self {
+        Starting(Running::start(&["--config", text(path)], &[])).ready()
     }
 
     /// Starts like [`Self::start`], but leaves standard error unread until [`Self::read_stderr`].

@@ -13,7 +13,7 @@ use crate::connection::{ConnectionState, transfer_deadline};
 use crate::error::ApiError;
 use crate::guard::BATCH_PATH;
 use crate::metrics::HeldBytes;
-use crate::{Api, ApiConfig};
+use crate::{Api, ApiConfig, SharedApiConfig};
 
 /// Body of a request, or the error to respond with.
 ///
@@ -49,14 +49,20 @@ impl FromRequest<Arc<Api>> for Body {
     type Rejection = std::convert::Infallible;
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Self::Rejection> {
-        Ok(Self(read(request, &api.config.current(), api.metrics.hold()).await))
+        Ok(Self(read(request, &api.config, api.metrics.hold()).await))
     }
 }
 
-async fn read(request: Request, config: &ApiConfig, mut held: HeldBytes) -> Result<WholeBody, ApiError> {
+async fn read(
+    request: Request,
+    config: &SharedApiConfig,
+    mut held: HeldBytes,
+) -> Result<WholeBody, ApiError> {
     check_codings(request.headers())?;
+    let limits = config.limits();
     let limit =
-        if request.uri().path() == BATCH_PATH { config.max_batch_bytes } else { config.max_body_bytes };
+        if request.uri().path() == BATCH_PATH { limits.max_batch_bytes } else { limits.max_body_bytes };
+    let &ApiConfig { timeout, max_held_bytes, .. } = config.fixed();
     let state = request.extensions().get::<Arc<ConnectionState>>().cloned();
     let mut body = request.into_body();
     let known = body.size_hint();
@@ -66,7 +72,7 @@ async fn read(request: Request, config: &ApiConfig, mut held: HeldBytes) -> Resu
     let (began, mut bytes) = (Instant::now(), Vec::new());
     while let Some(frame) = {
         let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
-        let deadline = transfer_deadline(began, config.timeout, bytes.len() as u64);
+        let deadline = transfer_deadline(began, timeout, bytes.len() as u64);
         tokio::time::timeout_at(deadline, next).await.map_err(|_| {
             record_timeout(state.as_deref());
             ApiError::request_timeout("the request body did not arrive in time; send it without pauses")
@@ -80,7 +86,7 @@ async fn read(request: Request, config: &ApiConfig, mut held: HeldBytes) -> Resu
         if data.len() > limit - bytes.len() {
             return Err(ApiError::body_too_large());
         }
-        if !held.try_grow(data.len(), config.max_held_bytes) {
+        if !held.try_grow(data.len(), max_held_bytes) {
             return Err(ApiError::overloaded());
         }
         if bytes.capacity() - bytes.len() < data.len() {

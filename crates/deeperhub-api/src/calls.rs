@@ -22,7 +22,7 @@ pub(crate) fn publish(
 ) -> Result<(Published, bool), ApiError> {
     let topic_text = topic;
     let topic = deeperhub_protocol::Topic::parse(topic_text)?;
-    let message = RawJson::parse_within(message, api.config.current().max_json_depth)?;
+    let message = RawJson::parse_within(message, api.config.limits().max_json_depth)?;
     let publish = |before: Option<Published>| match before {
         None => Published::from(api.node.publish_raw(&topic, message, trace)),
         // This node's subscribers already have the message.
@@ -31,25 +31,25 @@ pub(crate) fn publish(
     match key {
         None => Ok((publish(None), false)),
         Some(key) => {
-            let config = api.config.current().idempotency;
+            let config = api.config.limits().idempotency;
             api.publishes.run_once(key, (topic_text, message.as_str()), &config, Instant::now(), publish)
         }
     }
 }
 
 pub(crate) async fn send_to_client(api: &Api, client_id: &str, message: &str) -> Result<Done, ApiError> {
-    let message = check_server_object_within(message, api.config.current().max_json_depth)?;
+    let message = check_server_object_within(message, api.config.limits().max_json_depth)?;
     api.node.send_to_client_raw(&parse_client_id(client_id)?, message).await?;
     Ok(Done {})
 }
 
 pub(crate) async fn send_to_user(api: &Api, user: &str, message: &str) -> Result<Sent, ApiError> {
-    let message = check_server_object_within(message, api.config.current().max_json_depth)?;
+    let message = check_server_object_within(message, api.config.limits().max_json_depth)?;
     Ok(api.node.send_to_user_raw(user, message).await?.into())
 }
 
 pub(crate) async fn broadcast(api: &Api, message: &str) -> Result<Sent, ApiError> {
-    let message = check_server_object_within(message, api.config.current().max_json_depth)?;
+    let message = check_server_object_within(message, api.config.limits().max_json_depth)?;
     Ok(api.node.broadcast_raw(message).await?.into())
 }
 

@@ -11,53 +11,17 @@ use deeperhub_security::{OriginPolicy, Secret};
 
 use crate::metrics::ApiMetrics;
 
-/// Configuration of the server API: access, limits and timeouts.
-///
-/// All fields are public, and each has a setter for chains:
-///
-/// ```
-/// use deeperhub_api::ApiConfig;
-/// use deeperhub_api::security::Secret;
-///
-/// let config = ApiConfig::default()
-///     .with_api_key(Secret::new("a key with much entropy"))
-///     .with_max_batch_calls(64);
-/// assert_eq!(config.max_batch_calls, 64);
-/// ```
+/// Access to the server API, and limits of it, that can change while it serves
+/// ([`SharedApiConfig::set_limits`]): all settings that can, and no others.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct ApiConfig {
+pub struct ApiLimits {
     /// Key that every call except health checks needs as `Authorization: Bearer KEY`. With `None`,
     /// the default, no key is needed, which is safe on loopback only. The `Host` of a call must
     /// then be safe from DNS rebinding, see [`OriginPolicy::is_rebinding_safe`].
     pub api_key: Option<Arc<Secret>>,
-    /// TLS for callers. With `None`, the default, callers use plain HTTP. Each handshake of
-    /// [`serve`](crate::serve) must end within [`timeout`](Self::timeout). A new certificate in the
-    /// [`SharedTls`] is used from the next connection on. The field itself is read once, at the
-    /// start.
-    #[cfg(feature = "tls")]
-    pub tls: Option<Arc<SharedTls>>,
     /// Web pages that may call, besides pages of the API's own host.
     pub allowed_origins: OriginPolicy,
-    /// Maximum number of connections, and of concurrent requests. Over the limit, the connection
-    /// that has been idle the longest is evicted, or the new one is served a single request. Health
-    /// checks and metrics are always answered. Read once, at the start. Default 512.
-    pub max_connections: usize,
-    /// Maximum time that a connection stays open without a request. The default is longer than
-    /// clients keep idle connections. Read once, at the start. Default 2 minutes.
-    pub idle_timeout: Duration,
-    /// Maximum time for each step of a request: for its head from the first byte, for its body, and
-    /// for the caller to read more of a response or of events. A body or a response gets another
-    /// second for each 4 KiB. Default 30 s.
-    pub timeout: Duration,
-    /// Maximum number of event streams, at most half of [`max_connections`](Self::max_connections).
-    /// Further streams get 503. Default 64.
-    pub max_event_streams: usize,
-    /// Maximum total bytes of request bodies and of responses over 8 KiB. A request that needs more
-    /// gets 503. Default 64 MiB.
-    pub max_held_bytes: usize,
-    /// Metrics of the API. Read once, at the start.
-    pub metrics: ApiMetrics,
     /// Maximum bytes of a request body, and of a message in a batch. Default 65536.
     pub max_body_bytes: usize,
     /// Maximum nesting of arrays and objects in messages to clients, including the message around a
@@ -69,8 +33,68 @@ pub struct ApiConfig {
     pub max_batch_bytes: usize,
     /// Limits on remembered idempotency keys.
     pub idempotency: IdempotencyConfig,
+}
+
+impl Default for ApiLimits {
+    fn default() -> Self {
+        Self {
+            api_key: None,
+            allowed_origins: OriginPolicy::default(),
+            max_body_bytes: 65_536,
+            max_json_depth: message::MAX_NESTING,
+            max_batch_calls: 256,
+            max_batch_bytes: 1 << 20,
+            idempotency: IdempotencyConfig::default(),
+        }
+    }
+}
+
+/// Configuration of the server API: access, limits and timeouts.
+///
+/// All fields are public, and each has a setter for chains, also those of
+/// [`limits`](Self::limits):
+///
+/// ```
+/// use deeperhub_api::ApiConfig;
+/// use deeperhub_api::security::Secret;
+///
+/// let config = ApiConfig::default()
+///     .with_api_key(Secret::new("a key with much entropy"))
+///     .with_max_batch_calls(64);
+/// assert_eq!(config.limits.max_batch_calls, 64);
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ApiConfig {
+    /// Access and limits that can change while the API serves. All other settings are read once, at
+    /// the start.
+    pub limits: ApiLimits,
+    /// TLS for callers. With `None`, the default, callers use plain HTTP. Each handshake of
+    /// [`serve`](crate::serve) must end within [`timeout`](Self::timeout). A new certificate in the
+    /// [`SharedTls`] is used from the next connection on.
+    #[cfg(feature = "tls")]
+    pub tls: Option<Arc<SharedTls>>,
+    /// Maximum number of connections, and of concurrent requests. Over the limit, the connection
+    /// that has been idle the longest is evicted, or the new one is served a single request. Health
+    /// checks and metrics are always answered. Default 512.
+    pub max_connections: usize,
+    /// Maximum time that a connection stays open without a request. The default is longer than
+    /// clients keep idle connections. Default 2 minutes.
+    pub idle_timeout: Duration,
+    /// Maximum time for each step of a request: for its head from the first byte, for its body, and
+    /// for the caller to read more of a response or of events. A body or a response gets another
+    /// second for each 4 KiB. Default 30 s.
+    pub timeout: Duration,
+    /// Maximum number of event streams, at most half of [`max_connections`](Self::max_connections).
+    /// Further streams get 503. Default 64.
+    pub max_event_streams: usize,
+    /// Maximum total bytes of request bodies and of responses over 8 KiB. A request that needs more
+    /// gets 503. Default 64 MiB.
+    pub max_held_bytes: usize,
+    /// Metrics of the API.
+    pub metrics: ApiMetrics,
     /// WebSocket URL that the console page connects to. With `None`, the page connects to port 8080
-    /// of its own host. Read once, at the start.
+    /// of its own host.
     pub websocket_url: Option<String>,
 }
 
@@ -84,10 +108,17 @@ impl ApiConfig {
         false
     }
 
-    /// Sets [`api_key`](Self::api_key).
+    /// Sets [`limits`](Self::limits).
+    #[must_use]
+    pub fn with_limits(mut self, limits: ApiLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Sets [`api_key`](ApiLimits::api_key) of [`limits`](Self::limits).
     #[must_use]
     pub fn with_api_key(mut self, api_key: impl Into<Arc<Secret>>) -> Self {
-        self.api_key = Some(api_key.into());
+        self.limits.api_key = Some(api_key.into());
         self
     }
 
@@ -120,10 +151,10 @@ impl ApiConfig {
         self
     }
 
-    /// Sets [`allowed_origins`](Self::allowed_origins).
+    /// Sets [`allowed_origins`](ApiLimits::allowed_origins) of [`limits`](Self::limits).
     #[must_use]
     pub fn with_allowed_origins(mut self, allowed_origins: OriginPolicy) -> Self {
-        self.allowed_origins = allowed_origins;
+        self.limits.allowed_origins = allowed_origins;
         self
     }
 
@@ -169,38 +200,38 @@ impl ApiConfig {
         self
     }
 
-    /// Sets [`max_body_bytes`](Self::max_body_bytes).
+    /// Sets [`max_body_bytes`](ApiLimits::max_body_bytes) of [`limits`](Self::limits).
     #[must_use]
     pub fn with_max_body_bytes(mut self, max_body_bytes: usize) -> Self {
-        self.max_body_bytes = max_body_bytes;
+        self.limits.max_body_bytes = max_body_bytes;
         self
     }
 
-    /// Sets [`max_json_depth`](Self::max_json_depth).
+    /// Sets [`max_json_depth`](ApiLimits::max_json_depth) of [`limits`](Self::limits).
     #[must_use]
     pub fn with_max_json_depth(mut self, max_json_depth: usize) -> Self {
-        self.max_json_depth = max_json_depth;
+        self.limits.max_json_depth = max_json_depth;
         self
     }
 
-    /// Sets [`max_batch_calls`](Self::max_batch_calls).
+    /// Sets [`max_batch_calls`](ApiLimits::max_batch_calls) of [`limits`](Self::limits).
     #[must_use]
     pub fn with_max_batch_calls(mut self, max_batch_calls: usize) -> Self {
-        self.max_batch_calls = max_batch_calls;
+        self.limits.max_batch_calls = max_batch_calls;
         self
     }
 
-    /// Sets [`max_batch_bytes`](Self::max_batch_bytes).
+    /// Sets [`max_batch_bytes`](ApiLimits::max_batch_bytes) of [`limits`](Self::limits).
     #[must_use]
     pub fn with_max_batch_bytes(mut self, max_batch_bytes: usize) -> Self {
-        self.max_batch_bytes = max_batch_bytes;
+        self.limits.max_batch_bytes = max_batch_bytes;
         self
     }
 
-    /// Sets [`idempotency`](Self::idempotency).
+    /// Sets [`idempotency`](ApiLimits::idempotency) of [`limits`](Self::limits).
     #[must_use]
     pub fn with_idempotency(mut self, idempotency: IdempotencyConfig) -> Self {
-        self.idempotency = idempotency;
+        self.limits.idempotency = idempotency;
         self
     }
 
@@ -215,21 +246,15 @@ impl ApiConfig {
 impl Default for ApiConfig {
     fn default() -> Self {
         Self {
-            api_key: None,
+            limits: ApiLimits::default(),
             #[cfg(feature = "tls")]
             tls: None,
-            allowed_origins: OriginPolicy::default(),
             max_connections: 512,
             idle_timeout: Duration::from_secs(120),
             timeout: Duration::from_secs(30),
             max_event_streams: 64,
             max_held_bytes: 64 << 20,
             metrics: ApiMetrics::default(),
-            max_body_bytes: 65_536,
-            max_json_depth: message::MAX_NESTING,
-            max_batch_calls: 256,
-            max_batch_bytes: 1 << 20,
-            idempotency: IdempotencyConfig::default(),
             websocket_url: None,
         }
     }
@@ -276,26 +301,38 @@ impl Default for IdempotencyConfig {
     }
 }
 
-/// Configuration that can be replaced while the API serves. Clones share it.
+/// Configuration whose limits can be replaced while the API serves. Clones share the limits.
 #[derive(Debug, Clone)]
-pub struct SharedApiConfig(Arc<ArcSwap<ApiConfig>>);
+pub struct SharedApiConfig(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// Settings that are fixed at the start. The current limits are in `limits`.
+    fixed: ApiConfig,
+    limits: ArcSwap<ApiLimits>,
+}
 
 impl SharedApiConfig {
-    /// Replaces the configuration, from the next call on. Fields that are read once keep the effect
-    /// of their values at the start.
-    pub fn replace(&self, config: ApiConfig) {
-        self.0.store(Arc::new(config));
+    /// Replaces the limits, from the next call on.
+    pub fn set_limits(&self, limits: ApiLimits) {
+        self.0.limits.store(Arc::new(limits));
     }
 
-    /// Returns the current configuration.
+    /// Returns the current limits.
     #[must_use]
-    pub fn current(&self) -> Arc<ApiConfig> {
-        self.0.load_full()
+    pub fn limits(&self) -> Arc<ApiLimits> {
+        self.0.limits.load_full()
+    }
+
+    /// Returns the settings that are fixed at the start. Its limits are those of the start.
+    pub(crate) fn fixed(&self) -> &ApiConfig {
+        &self.0.fixed
     }
 }
 
 impl From<ApiConfig> for SharedApiConfig {
     fn from(config: ApiConfig) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(config)))
+        let limits = ArcSwap::from_pointee(config.limits.clone());
+        Self(Arc::new(Shared { fixed: config, limits }))
     }
 }

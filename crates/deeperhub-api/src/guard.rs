@@ -9,7 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::error::ApiError;
-use crate::{Api, ApiConfig};
+use crate::{Api, SharedApiConfig};
 
 /// Path of batches, whose bodies may be larger than others.
 pub(crate) const BATCH_PATH: &str = "/v1/batch";
@@ -22,18 +22,19 @@ pub(crate) fn needs_no_key(path: &str) -> bool {
 
 /// Middleware that checks access, and adds the headers of every response.
 pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let config = api.config.current();
-    let mut response = match check_access(&config, &request).and_then(|()| check_path(request.uri().path())) {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
-    };
+    let mut response =
+        match check_access(&api.config, &request).and_then(|()| check_path(request.uri().path())) {
+            Ok(()) => next.run(request).await,
+            Err(error) => error.into_response(),
+        };
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
-fn check_access(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
+fn check_access(config: &SharedApiConfig, request: &Request) -> Result<(), ApiError> {
+    let limits = config.limits();
     let forbidden = |message: String| ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message);
     let text = |name: &HeaderName| match request.headers().get(name) {
         None => Ok(None),
@@ -50,10 +51,10 @@ fn check_access(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
     // Without a key, every process on this machine is trusted, including browsers. A page can make
     // its own name point here (DNS rebinding). Its GET requests have no Origin, so the host is
     // checked.
-    if config.api_key.is_none()
+    if limits.api_key.is_none()
         && !needs_no_key(request.uri().path())
-        && !(config.allowed_origins.is_rebinding_safe(host)
-            && config.allowed_origins.is_rebinding_safe(request.uri().authority().map(Authority::as_str)))
+        && !(limits.allowed_origins.is_rebinding_safe(host)
+            && limits.allowed_origins.is_rebinding_safe(request.uri().authority().map(Authority::as_str)))
     {
         return Err(forbidden(
             "without an API key, calls to this host name are refused; call a loopback address, or set a key"
@@ -61,16 +62,16 @@ fn check_access(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
         ));
     }
     if let Some(origin) = origin {
-        config
+        limits
             .allowed_origins
-            .check_same_origin(Some(origin), host, config.uses_tls())
+            .check_same_origin(Some(origin), host, config.fixed().uses_tls())
             .map_err(|error| forbidden(error.to_string()))?;
     } else if !is_allowed_without_origin(request) {
         return Err(forbidden(
             "a page of another site made this request without an Origin header; let it send one".to_owned(),
         ));
     }
-    if let Some(key) = &config.api_key
+    if let Some(key) = &limits.api_key
         && !needs_no_key(request.uri().path())
     {
         let mut given = request.headers().get_all(header::AUTHORIZATION).iter().peekable();

@@ -51,7 +51,7 @@ use deeperhub_node::NodeHandle;
 
 pub use admission::RESERVED_CONNECTIONS;
 pub use axum;
-pub use config::{ApiConfig, IdempotencyConfig, SharedApiConfig};
+pub use config::{ApiConfig, ApiLimits, IdempotencyConfig, SharedApiConfig};
 pub use deeperhub_node as node;
 pub use deeperhub_security as security;
 pub use metrics::ApiMetrics;
@@ -80,9 +80,9 @@ pub(crate) struct Api {
 /// enforce them.
 pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
     let config = config.into();
-    let start = config.current();
-    let console_page = console_page::ConsolePage::new(start.websocket_url.as_deref());
-    let metrics = start.metrics.clone();
+    let fixed = config.fixed();
+    let console_page = console_page::ConsolePage::new(fixed.websocket_url.as_deref());
+    let metrics = fixed.metrics.clone();
     let openapi_json = openapi().to_json().unwrap_or_default().into();
     let publishes = idempotency::PublishStore::new(metrics.clone());
     let api = Arc::new(Api { node, config, metrics, console_page, openapi_json, publishes });

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use deeperhub_node::NodeHandle;
@@ -42,11 +41,11 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let config = config.into();
-    let start = config.current();
-    let admission = Admission::new(start.max_connections, start.metrics.clone());
-    let timeouts = Timeouts { idle: start.idle_timeout, step: start.timeout };
-    let max_held_bytes = start.max_held_bytes;
-    let router = router(node, config);
+    let fixed = config.fixed();
+    let admission = Admission::new(fixed.max_connections, fixed.metrics.clone());
+    let timeouts = Timeouts { idle: fixed.idle_timeout, step: fixed.timeout };
+    let max_held_bytes = fixed.max_held_bytes;
+    let router = router(node, config.clone());
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
@@ -57,9 +56,9 @@ pub async fn serve(
         };
         let permit = admission.admit(Instant::now());
         let (state, router) = (ConnectionState::new(permit, timeouts), router.clone());
-        let config = Arc::clone(&start);
+        let config = config.clone();
         connections.spawn(async move {
-            if let Some(stream) = Stream::open(socket, &state, &config).await {
+            if let Some(stream) = Stream::open(socket, &state, config.fixed()).await {
                 serve_connection(stream, state, router, max_held_bytes).await;
             }
         });

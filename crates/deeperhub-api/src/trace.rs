@@ -33,7 +33,7 @@ pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, nex
     };
     let span = span.with_tracestate(context.tracestate.as_deref());
     set_traceparent(request.headers_mut(), span.context());
-    let scheme = if api.config.current().uses_tls() { "https" } else { "http" };
+    let scheme = if api.config.fixed().uses_tls() { "https" } else { "http" };
     let info = RequestInfo::of(&request, scheme);
     let response = next.run(request).instrument(span.log_span()).await;
     span.log_span().in_scope(|| {

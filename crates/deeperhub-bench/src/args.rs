@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use deeperhub_args::{Time, whole};
 
 use crate::error::BenchError;
+use crate::plan::{DEFAULT_DURATION, DEFAULT_IN_FLIGHT, DEFAULT_SLOW_RATE, DEFAULT_WARMUP};
 use crate::server_url::ServerUrl;
 use crate::stamp::{MAX_STREAMS, MIN_PAYLOAD_BYTES};
 
@@ -245,6 +246,21 @@ pub(crate) struct PublisherArgs {
     pub(crate) publishers: usize,
 }
 
+const IN_FLIGHT_DETAILS: &str = "\
+A sender sends its next message when all deliveries of an earlier one have arrived. Finds the \
+maximum throughput of a server; says nothing about latency under a given load.";
+
+fn in_flight_summary() -> String {
+    format!("Closed loop: messages that each sender keeps in flight [default: {DEFAULT_IN_FLIGHT}]")
+}
+
+const RATE_DETAILS: &str = "\
+Latency counts from the time at which a message was due, so that a stall of the server is not hidden.";
+
+fn rate_summary() -> String {
+    format!("Open loop: messages per second of all senders together [default of `slow`: {DEFAULT_SLOW_RATE}]")
+}
+
 /// The size of messages and their rate.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub(crate) struct MessageArgs {
@@ -252,18 +268,10 @@ pub(crate) struct MessageArgs {
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(MIN_PAYLOAD_BYTES as u64, MAX_SIZE_BYTES), default_value = "128", help_heading = LOAD)]
     pub(crate) size: usize,
 
-    /// Closed loop: messages that each sender keeps in flight [default: 1]
-    ///
-    /// A sender sends its next message when all deliveries of an earlier one have arrived. Finds
-    /// the maximum throughput of a server; says nothing about latency under a given load.
-    #[arg(long, value_name = "N", value_parser = whole::<u32>(1, 1_000_000), conflicts_with = "rate", help_heading = LOAD)]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1, 1_000_000), conflicts_with = "rate", help = in_flight_summary(), long_help = format!("{}\n\n{IN_FLIGHT_DETAILS}", in_flight_summary()), help_heading = LOAD)]
     pub(crate) in_flight: Option<u32>,
 
-    /// Open loop: messages per second of all senders together
-    ///
-    /// Latency counts from the time at which a message was due, so that a stall of the server is
-    /// not hidden. `slow` defaults to an open loop of 100.
-    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_RATE_PER_SECOND), help_heading = LOAD)]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_RATE_PER_SECOND), help = rate_summary(), long_help = format!("{}\n\n{RATE_DETAILS}", rate_summary()), help_heading = LOAD)]
     pub(crate) rate: Option<u64>,
 }
 
@@ -274,12 +282,10 @@ pub(crate) struct StopArgs {
     #[arg(long, value_name = "N", value_parser = whole::<u64>(1, 1 << 39), conflicts_with_all = ["duration", "warmup"], help_heading = DURATION)]
     pub(crate) messages: Option<u64>,
 
-    /// Measured time [default: 10s]
-    #[arg(long, value_name = "TIME", value_parser = nonzero_time, help_heading = DURATION)]
+    #[arg(long, value_name = "TIME", value_parser = nonzero_time, help = format!("Measured time [default: {}]", Time(DEFAULT_DURATION)), help_heading = DURATION)]
     pub(crate) duration: Option<Time>,
 
-    /// Time under load before the measurement [default: 1s]
-    #[arg(long, value_name = "TIME", help_heading = DURATION)]
+    #[arg(long, value_name = "TIME", help = format!("Time under load before the measurement [default: {}]", Time(DEFAULT_WARMUP)), help_heading = DURATION)]
     pub(crate) warmup: Option<Time>,
 }
 

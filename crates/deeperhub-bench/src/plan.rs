@@ -54,12 +54,12 @@ pub(crate) struct Plan {
     pub(crate) server: Option<ServerProcess>,
 }
 
-const DEFAULT_DURATION: Duration = Duration::from_secs(10);
-const DEFAULT_WARMUP: Duration = Duration::from_secs(1);
-const DEFAULT_IN_FLIGHT: u32 = 1;
+pub(crate) const DEFAULT_DURATION: Duration = Duration::from_secs(10);
+pub(crate) const DEFAULT_WARMUP: Duration = Duration::from_secs(1);
+pub(crate) const DEFAULT_IN_FLIGHT: u32 = 1;
 /// Default rate of `slow`, in messages per second. A closed loop waits only for subscribers that
 /// read, so it would hide the cost of slow readers.
-const DEFAULT_SLOW_RATE: u64 = 100;
+pub(crate) const DEFAULT_SLOW_RATE: u64 = 100;
 
 impl Plan {
     /// Fills in defaults and checks flags against each other.

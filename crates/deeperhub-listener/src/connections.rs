@@ -16,7 +16,7 @@ use crate::admission::ConnectionPermit;
 use crate::arena::{Arena, Multicast};
 #[cfg(feature = "io-uring")]
 use crate::batch_write::{self, Batch};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::deflate::DeflateCodec;
 use crate::handshake::Handshake;
 use crate::intake_limit::IntakeLimit;
@@ -40,7 +40,7 @@ const MIN_SLAB_CAPACITY: usize = 1024;
 const MAX_DELIVERIES_PER_ROUND: usize = 16 * MAX_RECEIVERS_PER_ROUND;
 
 /// Budget for the deliveries of one round, in [byte cost](crate::round): eight times the default of
-/// [`Config::round_bytes`](crate::Config::round_bytes). It limits rounds with long messages, or with
+/// [`Limits::round_bytes`](crate::Limits::round_bytes). It limits rounds with long messages, or with
 /// messages to compress.
 const DELIVERY_COST_PER_ROUND: usize = 32 * 1024 * 1024;
 
@@ -230,10 +230,13 @@ impl<S> Connection<S> {
 /// State of a worker that survives a panic: all but the loop ([`Worker`](crate::worker::Worker))
 /// and the application's worker state.
 pub(crate) struct WorkerCore<S> {
-    shared_config: Cache<Arc<ArcSwap<Config>>, Arc<Config>>,
-    /// The configuration as of the start of this round.
+    /// Settings that are fixed at the start. The current limits are in `limits`.
     pub(crate) config: Arc<Config>,
-    pub(crate) limits: FrameLimits,
+    shared_limits: Cache<Arc<ArcSwap<Limits>>, Arc<Limits>>,
+    /// The limits as of the start of this round.
+    pub(crate) limits: Arc<Limits>,
+    /// The part of `limits` that concerns frames.
+    pub(crate) frame_limits: FrameLimits,
     pub(crate) metrics: Metrics,
     pub(crate) connections: Slab<Connection<S>>,
     /// Connections whose sockets became ready since the last round.
@@ -292,13 +295,18 @@ pub(crate) struct WorkerCore<S> {
 }
 
 impl<S> WorkerCore<S> {
-    pub(crate) fn new(shared_config: Arc<ArcSwap<Config>>, metrics: Metrics, now: Instant) -> Self {
-        let mut shared_config = Cache::new(shared_config);
-        let config = Arc::clone(shared_config.load());
+    pub(crate) fn new(
+        config: Arc<Config>,
+        shared_limits: Arc<ArcSwap<Limits>>,
+        metrics: Metrics,
+        now: Instant,
+    ) -> Self {
+        let mut shared_limits = Cache::new(shared_limits);
+        let limits = Arc::clone(shared_limits.load());
         Self {
             codec: DeflateCodec::new(&config.compression),
-            limits: frame_limits(&config),
-            shared_config,
+            frame_limits: limits.frames(),
+            shared_limits,
             metrics,
             connections: Slab::new(),
             ready: Arc::default(),
@@ -307,7 +315,7 @@ impl<S> WorkerCore<S> {
             backlog: Vec::new(),
             unread: HashMap::new(),
             progress: HashMap::new(),
-            round: RoundBudget::new(config.round_bytes, config.round_time, now),
+            round: RoundBudget::new(limits.round_bytes, limits.round_time, now),
             intake: IntakeLimit::new(config.memory.clone(), config.workers),
             dirty: Vec::new(),
             write_individually: Vec::new(),
@@ -326,6 +334,7 @@ impl<S> WorkerCore<S> {
             sent: 0,
             received: 0,
             deferred: 0,
+            limits,
             config,
         }
     }
@@ -338,21 +347,21 @@ impl<S> WorkerCore<S> {
         receivers >= MIN_BURST_RECEIVERS && deliveries >= 2 * receivers
     }
 
-    /// Resets the budgets for a new round, and loads the current configuration.
+    /// Resets the budgets for a new round, and loads the current limits.
     pub(crate) fn begin_round(&mut self, now: Instant) {
         self.now = now;
         self.receivers_left = MAX_RECEIVERS_PER_ROUND;
         self.deliveries_left = MAX_DELIVERIES_PER_ROUND;
         self.delivery_cost_left = DELIVERY_COST_PER_ROUND;
         self.tls_scratch.handshake_steps = 0;
-        let config = self.shared_config.load();
-        if !Arc::ptr_eq(config, &self.config) {
-            self.config = Arc::clone(config);
-            self.limits = frame_limits(&self.config);
+        let limits = self.shared_limits.load();
+        if !Arc::ptr_eq(limits, &self.limits) {
+            self.limits = Arc::clone(limits);
+            self.frame_limits = limits.frames();
         }
         self.intake.begin_round(now);
-        let max_cost = self.config.round_bytes.min(self.intake.remaining());
-        self.round = RoundBudget::new(max_cost, self.config.round_time, now);
+        let max_cost = self.limits.round_bytes.min(self.intake.remaining());
+        self.round = RoundBudget::new(max_cost, self.limits.round_time, now);
     }
 
     /// Deducts the cost of this round from the intake limit.
@@ -452,13 +461,6 @@ fn open_receiver<S>(connections: &mut Slab<Connection<S>>, key: ConnectionKey) -
     (matches!(connection.state, State::Open(_)) && !connection.flags.over_queue_limit).then_some(connection)
 }
 
-fn frame_limits(config: &Config) -> FrameLimits {
-    let mut limits = FrameLimits::default();
-    limits.max_message_bytes = config.max_message_bytes;
-    limits.max_fragments = config.max_fragments;
-    limits
-}
-
 /// Operations of a [`WorkerState`](crate::WorkerState) on the worker's connections.
 pub struct Connections<'a, S> {
     pub(crate) core: &'a mut WorkerCore<S>,
@@ -534,12 +536,12 @@ impl<S> Connections<'_, S> {
             core.dirty.push(key);
             core.receivers_left = core.receivers_left.saturating_sub(1);
         }
-        if connection.outbox.len() > core.config.max_queue_bytes {
+        if connection.outbox.len() > core.limits.max_queue_bytes {
             // Even a fast peer passes the limit if it gets many frames in one round, so try the
             // socket first. The write at the end of the round reports an error again.
             let _ =
                 connection.flush_now(&core.arena, &mut core.gather, &mut core.tls_scratch, &mut core.sent);
-            if connection.outbox.len() > core.config.max_queue_bytes {
+            if connection.outbox.len() > core.limits.max_queue_bytes {
                 connection.flags.over_queue_limit = true;
                 core.to_close.push((key, slow_consumer_reason()));
                 return None;

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::Instant;
 
 use deeperhub_protocol::deflate::{self, Params};
-use deeperhub_protocol::handshake::{AcceptKey, HeadError, HeadLimit, Parsed, Refusal, Request};
+use deeperhub_protocol::handshake::{AcceptKey, HeadError, HeadLimit, HeadLimits, Parsed, Refusal, Request};
 
 use deeperhub_security::LimitMode;
 use deeperhub_security::proxy::ProxyError;
@@ -88,6 +88,7 @@ impl<S> Handshake<S> {
         &mut self,
         bytes: &[u8],
         config: &Config,
+        limits: HeadLimits,
         metrics: &Metrics,
     ) -> Option<Result<HandshakeRequest, Refusal>> {
         // A head usually arrives in one piece. It is then parsed without a copy.
@@ -100,14 +101,14 @@ impl<S> Handshake<S> {
         // Parsing starts at the first byte each time. A head that arrives in many pieces is
         // therefore parsed only when its length has doubled or its end has arrived. The total work
         // thus stays proportional to the head's length.
-        let is_due = head.len() >= config.max_head_bytes
+        let is_due = head.len() >= limits.max_bytes
             || head.len() / 2 >= self.parsed_len
             || has_blank_line(&head[(head.len() - bytes.len()).saturating_sub(2)..]);
         if !is_due {
             return None;
         }
         self.parsed_len = head.len();
-        match Request::parse_within(head, config.head_limits()) {
+        match Request::parse_within(head, limits) {
             Ok(Parsed::Partial) => {
                 if !is_continued {
                     self.head.extend_from_slice(bytes);
@@ -274,7 +275,7 @@ mod tests {
         let (mut handshake, mut fed) = (handshake(), 0);
         for bytes in head.chunks(part_len) {
             fed += bytes.len();
-            if let Some(result) = handshake.feed(bytes, &config, &metrics) {
+            if let Some(result) = handshake.feed(bytes, &config, config.limits.head(), &metrics) {
                 return (Some(result.map(drop).map_err(|refusal| refusal.status)), fed);
             }
         }
@@ -297,7 +298,7 @@ mod tests {
         let (mut handshake, mut parses, mut last_parsed_len) = (handshake(), 0, 0);
         let head = [HEAD, b"X: ", &[b'x'; 20_000]].concat();
         for byte in head.chunks(1) {
-            assert!(handshake.feed(byte, &config, &metrics).is_none());
+            assert!(handshake.feed(byte, &config, config.limits.head(), &metrics).is_none());
             parses += usize::from(handshake.parsed_len != last_parsed_len);
             last_parsed_len = handshake.parsed_len;
         }
@@ -318,7 +319,7 @@ mod tests {
         for part_len in [1, 1000, 100_000] {
             let (result, fed) = feed(&long, part_len);
             assert_eq!(result, Some(Err(400)));
-            assert!(fed < Config::default().max_head_bytes + part_len, "{part_len}: {fed}");
+            assert!(fed < Config::default().limits.max_head_bytes + part_len, "{part_len}: {fed}");
         }
     }
 }

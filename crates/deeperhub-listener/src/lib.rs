@@ -67,7 +67,7 @@ pub use accept_all::{AcceptAll, accept_all};
 pub use acceptor::ListenOn;
 pub use arena::Multicast;
 pub use builder::Builder;
-pub use config::{Config, connection_rate_limit};
+pub use config::{Config, Limits, connection_rate_limit};
 pub use connections::Connections;
 pub use drain::ReconnectTo;
 pub use listener::{Listener, StartError};

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::acceptor::{Acceptor, ListenOn, listen_on};
 use crate::admission::Admission;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::connections::WorkerCore;
 use crate::control::Control;
 use crate::drain::{DrainPlan, ReconnectTo};
@@ -38,7 +38,8 @@ pub struct Listener {
     /// Bound addresses, at least one.
     addresses: Vec<SocketAddr>,
     admission: Arc<Admission>,
-    config: Arc<ArcSwap<Config>>,
+    config: Arc<Config>,
+    limits: Arc<ArcSwap<Limits>>,
     control: Arc<Control>,
     /// The threads, until [`stop`](Self::stop) or [`wait`](Self::wait) waits for them.
     threads: Mutex<Option<Threads>>,
@@ -131,24 +132,20 @@ impl Listener {
             sockets.iter().map(TcpListener::local_addr).collect::<Result<_, _>>().map_err(listen_error)?;
         let worker_count = config.workers.clamp(1, cells.workers());
         let admission = Admission::new(
-            config.max_connections,
-            config.max_connections_per_ip,
+            config.limits.max_connections,
+            config.limits.max_connections_per_ip,
             config.connection_rate_per_ip,
             worker_count,
         );
         let admission = Arc::new(admission.with_loopback_limited(config.limits_loopback));
-        let config = Arc::new(ArcSwap::from_pointee(Config { workers: worker_count, ..config }));
+        let limits = Arc::new(ArcSwap::from_pointee(config.limits.clone()));
+        let config = Arc::new(Config { workers: worker_count, ..config });
         let application = Arc::new(application);
 
         let control = Arc::new(Control::new(worker_count));
-        let acceptor = Acceptor::new(
-            sockets,
-            Arc::clone(&control),
-            Arc::clone(&admission),
-            &config.load(),
-            metrics.clone(),
-        )
-        .map_err(listen_error)?;
+        let acceptor =
+            Acceptor::new(sockets, Arc::clone(&control), Arc::clone(&admission), &config, metrics.clone())
+                .map_err(listen_error)?;
         let stop_accepting = acceptor.stopper();
         let (running, last_ended) = mpsc::channel(1);
         let mut threads = Threads { handles: Vec::with_capacity(worker_count + 1), last_ended };
@@ -157,6 +154,7 @@ impl Listener {
             addresses,
             admission,
             config: Arc::clone(&config),
+            limits: Arc::clone(&limits),
             control: Arc::clone(&control),
             threads: Mutex::new(None),
             stop_accepting,
@@ -165,10 +163,11 @@ impl Listener {
             let cells = metrics.worker(index)?;
             let runtime = worker::runtime().map_err(StartError::Thread)?;
             let application = Arc::clone(&application);
-            let (config, metrics, control) = (Arc::clone(&config), metrics.clone(), Arc::clone(&control));
+            let (config, limits) = (Arc::clone(&config), Arc::clone(&limits));
+            let (metrics, control) = (metrics.clone(), Arc::clone(&control));
             threads.spawn(format!("hub-worker-{index}"), &running, move || {
                 // The core is created on the worker's thread, since sessions never leave it.
-                let core = WorkerCore::new(config, metrics, Instant::now());
+                let core = WorkerCore::new(config, limits, metrics, Instant::now());
                 worker::run(&*application, index, &runtime, &control, core, cells);
             })?;
         }
@@ -196,24 +195,16 @@ impl Listener {
         self.admission.open()
     }
 
-    /// Replaces the limits on connections, heads, messages, queues and rounds with those of
-    /// `config`. Other settings stay as they were at the start. Workers use the new limits within a
-    /// second. Open connections stay; their next messages and frames must keep to the new limits.
-    pub fn reconfigure(&self, config: &Config) {
-        let current = self.config.load();
-        self.admission.set_limits(config.max_connections, config.max_connections_per_ip);
-        self.config.store(Arc::new(Config {
-            max_connections: config.max_connections,
-            max_connections_per_ip: config.max_connections_per_ip,
-            max_head_bytes: config.max_head_bytes,
-            max_head_lines: config.max_head_lines,
-            max_message_bytes: config.max_message_bytes,
-            max_fragments: config.max_fragments,
-            max_queue_bytes: config.max_queue_bytes,
-            round_bytes: config.round_bytes,
-            round_time: config.round_time,
-            ..Config::clone(&current)
-        }));
+    /// Returns the current limits.
+    pub fn limits(&self) -> Arc<Limits> {
+        self.limits.load_full()
+    }
+
+    /// Replaces the limits. Workers use the new ones within a second. Open connections stay; their
+    /// next messages and frames must keep to the new limits.
+    pub fn set_limits(&self, limits: Limits) {
+        self.admission.set_limits(limits.max_connections, limits.max_connections_per_ip);
+        self.limits.store(Arc::new(limits));
     }
 
     /// Refuses new connections with 503 `draining`, and closes the open ones with 1001, spread over
@@ -224,7 +215,7 @@ impl Listener {
     pub async fn drain(&self, time: Duration, reconnect_to: ReconnectTo) {
         let time = time.min(MAX_DRAIN_TIME);
         let open = self.admission.open();
-        let plan = DrainPlan::new(Instant::now(), time, open, reconnect_to, &self.config.load());
+        let plan = DrainPlan::new(Instant::now(), time, open, reconnect_to, &self.config);
         self.control.drain(Arc::new(plan));
         let _ = tokio::time::timeout(time, self.admission.wait_empty()).await;
     }

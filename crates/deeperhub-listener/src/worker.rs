@@ -286,7 +286,7 @@ impl<'a, A: Application> Worker<'a, A> {
         if handshake.client_source == ClientSource::ProxyHeader {
             return self.read_proxy_header(key, bytes, turn);
         }
-        match handshake.feed(bytes, &core.config, &core.metrics) {
+        match handshake.feed(bytes, &core.config, core.limits.head(), &core.metrics) {
             None => {}
             Some(Err(refusal)) => self.refuse(key, &refusal),
             Some(Ok(HandshakeRequest::Probe)) => self.answer_probe(key),

@@ -3,6 +3,10 @@
 // Clippy allows `unwrap` in test functions only, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(all(feature = "io-uring", target_os = "linux"))]
+#[path = "../../../tests/support/capability.rs"]
+mod capability;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -243,7 +247,7 @@ async fn check_echoes_of_many_clients(configure: impl FnOnce(&mut Config)) {
     const CLIENTS: usize = 40;
     const ROUNDS: usize = 12;
     let running = start(|config| {
-        config.max_connections = 2 * CLIENTS;
+        config.limits.max_connections = 2 * CLIENTS;
         configure(config);
     });
     // While the worker sleeps for this client, the other clients become ready.
@@ -302,6 +306,16 @@ async fn many_clients_get_their_own_echoes() {
     check_echoes_of_many_clients(|_| {}).await;
 }
 
+/// Proves that tests of the default configuration test batches.
+#[cfg(all(feature = "io-uring", target_os = "linux"))]
+#[tokio::test]
+async fn workers_use_io_uring_by_default() {
+    if capability::Capability::IoUring.check(deeperhub_uring::Batcher::new()).is_some() {
+        let running = start(|config| config.workers = 2);
+        running.wait_until(|running| running.metrics.io_uring_workers.value() == 2).await;
+    }
+}
+
 #[cfg(feature = "io-uring")]
 #[tokio::test]
 async fn many_clients_get_their_own_echoes_without_batches() {
@@ -357,7 +371,7 @@ async fn new_clients_do_not_wait_for_a_hanging_worker() {
 async fn accepting_pauses_while_all_workers_are_behind() {
     const CLIENTS: usize = 400;
     let running = start(|config| {
-        config.max_connections = 2 * CLIENTS;
+        config.limits.max_connections = 2 * CLIENTS;
         config.handshake_timeout = TEST_TIMEOUT;
     });
     let mut hung = running.connect().await;
@@ -463,7 +477,7 @@ async fn a_replacement_worker_continues_the_drain() {
 
 #[tokio::test]
 async fn a_slow_consumer_is_closed_with_1013() {
-    let running = start(|config| config.max_queue_bytes = 100_000);
+    let running = start(|config| config.limits.max_queue_bytes = 100_000);
     let mut healthy = running.connect().await;
     let mut slow = running.connect().await;
     slow.send(Text::text("flood")).await.unwrap();
@@ -513,7 +527,7 @@ async fn refusals_are_http_with_a_code() {
 
 #[tokio::test]
 async fn a_full_server_refuses_connections_until_one_closes() {
-    let running = start(|config| config.max_connections = 1);
+    let running = start(|config| config.limits.max_connections = 1);
     let mut first = running.connect().await;
     let Err(tungstenite::Error::Http(answer)) = running.try_connect().await else { panic!("not refused") };
     assert_eq!(answer.status(), 503);
@@ -525,7 +539,7 @@ async fn a_full_server_refuses_connections_until_one_closes() {
 
 #[tokio::test]
 async fn connections_per_address_are_limited() {
-    let running = start(|config| config.max_connections_per_ip = Some(1));
+    let running = start(|config| config.limits.max_connections_per_ip = Some(1));
     let mut first = running.connect().await;
     let Err(tungstenite::Error::Http(answer)) = running.try_connect().await else { panic!("not refused") };
     assert_eq!(answer.status(), 429);
@@ -578,7 +592,7 @@ async fn a_drain_closes_all_connections_with_1001_and_refuses_new_ones() {
 
 #[tokio::test]
 async fn the_close_frame_is_not_lost_to_a_reset() {
-    let running = start(|config| config.max_message_bytes = 1000);
+    let running = start(|config| config.limits.max_message_bytes = 1000);
     let mut client = running.connect().await;
     // Bytes follow the message that is too big. If the server closed the socket without reading
     // them, the kernel would reset the connection.

@@ -145,10 +145,10 @@ impl Session for CountingSession {
 fn start(configure: impl FnOnce(&mut Config)) -> (Listener, Metrics, Arc<Shared>) {
     let mut config = Config::default();
     config.workers = 1;
-    config.round_bytes = ROUND_BYTES;
-    config.round_time = Duration::from_secs(3600);
-    config.max_message_bytes = MAX_MESSAGE_BYTES;
-    config.max_queue_bytes = 64 << 20;
+    config.limits.round_bytes = ROUND_BYTES;
+    config.limits.round_time = Duration::from_secs(3600);
+    config.limits.max_message_bytes = MAX_MESSAGE_BYTES;
+    config.limits.max_queue_bytes = 64 << 20;
     configure(&mut config);
     let cells = Cells::new(config.workers);
     let metrics = Metrics::new(&cells);
@@ -358,7 +358,7 @@ fn replies_reach_a_client_that_shuts_down_its_sending_side_after_its_last_messag
 
 #[test]
 fn a_client_that_reads_is_not_a_slow_consumer_even_with_a_small_queue_limit() {
-    let (listener, metrics, _shared) = start(|config| config.max_queue_bytes = 4096);
+    let (listener, metrics, _shared) = start(|config| config.limits.max_queue_bytes = 4096);
     let mut client = connect(listener.local_addr());
     let message = text(&format!("echo{}", "x".repeat(1000)));
     for count in [1, 5, 7, 8, 30, 60] {
@@ -422,7 +422,7 @@ fn the_close_frame_reaches_a_slow_peer_that_continues_to_read() {
     let (listener, metrics, shared) = start(|config| {
         config.compression.enabled = false;
         config.close_timeout = Duration::from_millis(1500);
-        config.max_queue_bytes = 64 * 1024;
+        config.limits.max_queue_bytes = 64 * 1024;
     });
     let mut client = connect_with_small_buffer(listener.local_addr());
     client.write_all(&text("long")).unwrap();

@@ -36,8 +36,9 @@ impl Application {
             return Err(Refusal::origin_not_allowed("more than one Origin header"));
         }
         self.hub
-            .live_config
+            .limits
             .load()
+            .session
             .origins
             .check(request.origin(), request.host(), peer.tls)
             .map_err(|error| Refusal::origin_not_allowed(error.to_string()))?;

@@ -48,28 +48,24 @@ pub fn control_rate_limit(per_second: NonZeroU32) -> RateLimit {
     RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(1)))
 }
 
-/// Configuration of a [`Node`](crate::Node).
-///
-/// All fields are public, and each has a setter for chains:
-///
-/// ```
-/// use deeperhub_node::{Config, listener};
-///
-/// let config = Config::default()
-///     .with_node_id("hub-1")
-///     .with_max_subscriptions(32)
-///     .with_listener(|listener| listener.max_connections = 50_000);
-/// assert_eq!(config.listener.max_connections, 50_000);
-/// ```
-#[derive(Debug, Clone)]
+/// Limits of a node that can change while it runs
+/// ([`NodeHandle::set_limits`](crate::NodeHandle::set_limits)): all settings that can, and no
+/// others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct Config {
-    /// Sockets, worker threads, paths, sizes and times.
-    pub listener: deeperhub_listener::Config,
+pub struct Limits {
+    /// Limits on connections, handshakes, messages, queues and rounds.
+    pub listener: deeperhub_listener::Limits,
+    /// Origins and limits of sessions.
+    pub session: SessionLimits,
+}
+
+/// Origins and limits of sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionLimits {
     /// Origins whose web pages may connect. Default: the origin of the host that the request names.
     pub origins: OriginPolicy,
-    /// Authentication by token. Default: no token is required, and none is valid.
-    pub auth: AuthConfig,
     /// Rate of messages per connection. `None` means no limit. Default 100 per second, burst 200.
     pub rate_limit: Option<RateLimit>,
     /// Rate of message bytes per connection. A message larger than the burst counts as the burst.
@@ -81,16 +77,56 @@ pub struct Config {
     /// Rate of `authenticate` messages per connection. `None` means no limit. Default 5 per
     /// second, burst 50.
     pub token_rate_limit: Option<RateLimit>,
-    /// Rate at which new connections of one address (for IPv6: of one /64) get bursts, for all rate
-    /// limits together. Over this limit, a new connection has its rates but no burst. With `None`,
-    /// each new connection has its own bursts. Default 20 bursts per second, 100 at once. Fixed at
-    /// the start.
-    pub burst_rate_per_ip: Option<RateLimit>,
     /// Levels of arrays and objects in a message, including the message itself: 2 to 127. Default
     /// 127.
     pub max_json_depth: usize,
     /// Subscriptions per connection. Default 128.
     pub max_subscriptions: usize,
+}
+
+impl Default for SessionLimits {
+    fn default() -> Self {
+        Self {
+            origins: OriginPolicy::default(),
+            rate_limit: Some(RateLimit::default()),
+            byte_rate_limit: None,
+            control_rate_limit: Some(control_rate_limit(DEFAULT_CONTROL_RATE)),
+            token_rate_limit: Some(token_rate_limit(DEFAULT_TOKEN_RATE)),
+            max_json_depth: message::MAX_NESTING,
+            max_subscriptions: 128,
+        }
+    }
+}
+
+/// Configuration of a [`Node`](crate::Node).
+///
+/// All fields are public, and each has a setter for chains, also those of
+/// [`session`](Self::session):
+///
+/// ```
+/// use deeperhub_node::{Config, listener};
+///
+/// let config = Config::default()
+///     .with_node_id("hub-1")
+///     .with_max_subscriptions(32)
+///     .with_listener(|listener| listener.limits.max_connections = 50_000);
+/// assert_eq!(config.listener.limits.max_connections, 50_000);
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// Sockets, worker threads, paths, sizes and times.
+    pub listener: deeperhub_listener::Config,
+    /// Origins and limits of sessions. Like the limits of [`listener`](Self::listener), and unlike
+    /// all other settings, they can change while the node runs (see [`Limits`]).
+    pub session: SessionLimits,
+    /// Authentication by token. Default: no token is required, and none is valid.
+    pub auth: AuthConfig,
+    /// Rate at which new connections of one address (for IPv6: of one /64) get bursts, for all rate
+    /// limits together. Over this limit, a new connection has its rates but no burst. With `None`,
+    /// each new connection has its own bursts. Default 20 bursts per second, 100 at once. Fixed at
+    /// the start.
+    pub burst_rate_per_ip: Option<RateLimit>,
     /// Name of this node, with which its client IDs start: 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
     /// With `None`, the default, the node gets a random name.
     pub node_id: Option<String>,
@@ -118,15 +154,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listener: deeperhub_listener::Config::default(),
-            origins: OriginPolicy::default(),
+            session: SessionLimits::default(),
             auth: AuthConfig::default(),
-            rate_limit: Some(RateLimit::default()),
-            byte_rate_limit: None,
-            control_rate_limit: Some(control_rate_limit(DEFAULT_CONTROL_RATE)),
-            token_rate_limit: Some(token_rate_limit(DEFAULT_TOKEN_RATE)),
             burst_rate_per_ip: Some(burst_rate_per_ip(DEFAULT_BURST_RATE)),
-            max_json_depth: message::MAX_NESTING,
-            max_subscriptions: 128,
             node_id: None,
             events: deeperhub_events::Config::default(),
             canary: CanaryConfig::default(),
@@ -141,6 +171,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Returns the limits that can change while the node runs.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits { listener: self.listener.limits.clone(), session: self.session.clone() }
+    }
+
     /// Changes [`listener`](Self::listener) in place.
     #[must_use]
     pub fn with_listener(mut self, change: impl FnOnce(&mut deeperhub_listener::Config)) -> Self {
@@ -148,10 +184,17 @@ impl Config {
         self
     }
 
-    /// Sets [`origins`](Self::origins).
+    /// Sets [`session`](Self::session).
+    #[must_use]
+    pub fn with_session(mut self, session: SessionLimits) -> Self {
+        self.session = session;
+        self
+    }
+
+    /// Sets [`origins`](SessionLimits::origins) of [`session`](Self::session).
     #[must_use]
     pub fn with_origins(mut self, origins: OriginPolicy) -> Self {
-        self.origins = origins;
+        self.session.origins = origins;
         self
     }
 
@@ -162,31 +205,31 @@ impl Config {
         self
     }
 
-    /// Sets [`rate_limit`](Self::rate_limit).
+    /// Sets [`rate_limit`](SessionLimits::rate_limit) of [`session`](Self::session).
     #[must_use]
     pub fn with_rate_limit(mut self, rate_limit: Option<RateLimit>) -> Self {
-        self.rate_limit = rate_limit;
+        self.session.rate_limit = rate_limit;
         self
     }
 
-    /// Sets [`byte_rate_limit`](Self::byte_rate_limit).
+    /// Sets [`byte_rate_limit`](SessionLimits::byte_rate_limit) of [`session`](Self::session).
     #[must_use]
     pub fn with_byte_rate_limit(mut self, byte_rate_limit: Option<RateLimit>) -> Self {
-        self.byte_rate_limit = byte_rate_limit;
+        self.session.byte_rate_limit = byte_rate_limit;
         self
     }
 
-    /// Sets [`control_rate_limit`](Self::control_rate_limit).
+    /// Sets [`control_rate_limit`](SessionLimits::control_rate_limit) of [`session`](Self::session).
     #[must_use]
     pub fn with_control_rate_limit(mut self, control_rate_limit: Option<RateLimit>) -> Self {
-        self.control_rate_limit = control_rate_limit;
+        self.session.control_rate_limit = control_rate_limit;
         self
     }
 
-    /// Sets [`token_rate_limit`](Self::token_rate_limit).
+    /// Sets [`token_rate_limit`](SessionLimits::token_rate_limit) of [`session`](Self::session).
     #[must_use]
     pub fn with_token_rate_limit(mut self, token_rate_limit: Option<RateLimit>) -> Self {
-        self.token_rate_limit = token_rate_limit;
+        self.session.token_rate_limit = token_rate_limit;
         self
     }
 
@@ -197,17 +240,17 @@ impl Config {
         self
     }
 
-    /// Sets [`max_json_depth`](Self::max_json_depth).
+    /// Sets [`max_json_depth`](SessionLimits::max_json_depth) of [`session`](Self::session).
     #[must_use]
     pub fn with_max_json_depth(mut self, max_json_depth: usize) -> Self {
-        self.max_json_depth = max_json_depth;
+        self.session.max_json_depth = max_json_depth;
         self
     }
 
-    /// Sets [`max_subscriptions`](Self::max_subscriptions).
+    /// Sets [`max_subscriptions`](SessionLimits::max_subscriptions) of [`session`](Self::session).
     #[must_use]
     pub fn with_max_subscriptions(mut self, max_subscriptions: usize) -> Self {
-        self.max_subscriptions = max_subscriptions;
+        self.session.max_subscriptions = max_subscriptions;
         self
     }
 

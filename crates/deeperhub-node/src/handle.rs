@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::cluster_query;
-use crate::config::Config;
+use crate::config::Limits;
 use crate::connection_id::{ConnectionId, is_node_id};
 use crate::health::Health;
 use crate::hub::Hub;
@@ -31,9 +31,9 @@ use crate::worker_request::WorkerRequest;
 /// Access to a running node for backends and embedding programs. A handle is cheap to clone and can
 /// be used on any thread.
 ///
-/// An asynchronous call waits at most [`Config::answer_timeout`] for a worker of this node, and at
-/// most two seconds for another node. Before a worker executes a call, it delivers everything that
-/// was published earlier.
+/// An asynchronous call waits at most [`Config::answer_timeout`](crate::Config::answer_timeout) for
+/// a worker of this node, and at most two seconds for another node. Before a worker executes a call,
+/// it delivers everything that was published earlier.
 ///
 /// A message can have any type that implements [`Serialize`]. Methods whose names end in `_raw`
 /// take parsed JSON text instead and send it unchanged.
@@ -370,7 +370,7 @@ impl NodeHandle {
     }
 
     /// Subscribes to events from now on. Returns `None` if there are too many observers
-    /// ([`Config::events`]).
+    /// ([`Config::events`](crate::Config::events)).
     pub fn events(&self, filter: EventFilter) -> Option<EventStream> {
         self.hub.bus.subscribe(filter)
     }
@@ -380,33 +380,16 @@ impl NodeHandle {
         *self.hub.phase.borrow()
     }
 
-    /// Replaces the origins and some limits with those of `config`. Workers apply them in their
-    /// next round, within a second.
-    ///
-    /// These limits change: connections, connections per address, subscriptions, rates per
-    /// connection, handshake bytes and header lines, message bytes, fragments and levels, queue
-    /// bytes, and the budget of a round. All other settings keep their values from the start.
-    pub fn reconfigure(&self, config: &Config) {
-        let current = self.hub.live_config.load();
-        let mut next = Config::clone(&current);
-        next.origins = config.origins.clone();
-        next.rate_limit = config.rate_limit;
-        next.byte_rate_limit = config.byte_rate_limit;
-        next.control_rate_limit = config.control_rate_limit;
-        next.token_rate_limit = config.token_rate_limit;
-        next.max_json_depth = config.max_json_depth;
-        next.max_subscriptions = config.max_subscriptions;
-        next.listener.max_connections = config.listener.max_connections;
-        next.listener.max_connections_per_ip = config.listener.max_connections_per_ip;
-        next.listener.max_head_bytes = config.listener.max_head_bytes;
-        next.listener.max_head_lines = config.listener.max_head_lines;
-        next.listener.max_message_bytes = config.listener.max_message_bytes;
-        next.listener.max_fragments = config.listener.max_fragments;
-        next.listener.max_queue_bytes = config.listener.max_queue_bytes;
-        next.listener.round_bytes = config.listener.round_bytes;
-        next.listener.round_time = config.listener.round_time;
-        self.listener.reconfigure(&next.listener);
-        self.hub.live_config.store(Arc::new(next));
+    /// Returns the current limits.
+    pub fn limits(&self) -> Arc<Limits> {
+        self.hub.limits.load_full()
+    }
+
+    /// Replaces the limits. Workers apply them in their next round, within a second, to open
+    /// connections too.
+    pub fn set_limits(&self, limits: Limits) {
+        self.listener.set_limits(limits.listener.clone());
+        self.hub.limits.store(Arc::new(limits));
     }
 
     /// Returns whether the node should get traffic, and the reasons if not.

@@ -16,7 +16,7 @@ use deeperhub_security::BurstPool;
 use tokio::sync::{mpsc, watch};
 
 use crate::canary::Canary;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::connection_id::ConnectionId;
 use crate::health::{Health, UnreadyReason};
 use crate::metrics::Metrics;
@@ -80,10 +80,9 @@ pub(crate) struct PublishOutcome {
 /// State that all workers and handles of a node share.
 #[derive(Debug)]
 pub(crate) struct Hub {
-    /// Configuration from the start, for settings that never change.
+    /// Settings that are fixed at the start. The current limits are in `limits`.
     pub(crate) config: Config,
-    /// Configuration with the current limits and origins.
-    pub(crate) live_config: Arc<ArcSwap<Config>>,
+    pub(crate) limits: Arc<ArcSwap<Limits>>,
     pub(crate) node_id: String,
     pub(crate) router: Router<Delivery>,
     pub(crate) bus: EventBus,
@@ -122,13 +121,14 @@ impl Hub {
     }
 
     /// Returns the limits that the `welcome` message announces.
-    pub(crate) fn welcome_limits(config: &Config) -> WelcomeLimits {
-        let listener = &config.listener;
+    pub(crate) fn welcome_limits(&self, limits: &Limits) -> WelcomeLimits {
+        let max_message_bytes = limits.listener.max_message_bytes as u64;
+        let ping_interval = self.config.listener.ping_interval;
         WelcomeLimits {
-            max_message_bytes: listener.max_message_bytes as u64,
-            max_delivery_bytes: ServerMessage::max_delivery_bytes(listener.max_message_bytes as u64),
-            max_subscriptions: config.max_subscriptions as u64,
-            ping_interval_ms: u64::try_from(listener.ping_interval.as_millis()).unwrap_or(u64::MAX),
+            max_message_bytes,
+            max_delivery_bytes: ServerMessage::max_delivery_bytes(max_message_bytes),
+            max_subscriptions: limits.session.max_subscriptions as u64,
+            ping_interval_ms: u64::try_from(ping_interval.as_millis()).unwrap_or(u64::MAX),
         }
     }
 

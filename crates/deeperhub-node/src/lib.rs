@@ -55,7 +55,8 @@ pub use canary::CanaryConfig;
 pub use cluster::ClusterConfig;
 pub use cluster_query::{ClusterAnswer, ClusterStats, NodeInfo};
 pub use config::{
-    Config, CustomGauge, CustomMetric, MetricKind, burst_rate_per_ip, control_rate_limit, token_rate_limit,
+    Config, CustomGauge, CustomMetric, Limits, MetricKind, SessionLimits, burst_rate_per_ip,
+    control_rate_limit, token_rate_limit,
 };
 pub use deeperhub_events as events;
 pub use deeperhub_events::{Event, EventDetails, EventFilter, EventKind, EventStream, Received};

@@ -122,7 +122,7 @@ impl Node {
         let shards = u16::try_from(workers).map_err(|_| StartError::Workers(workers))?;
 
         let cells = Cells::new(workers);
-        let metrics = Metrics::new(&cells, config.listener.max_message_bytes);
+        let metrics = Metrics::new(&cells, config.listener.limits.max_message_bytes);
         let listener_metrics = deeperhub_listener::Metrics::new(&cells);
         let router = Router::new(shards, router_config(&config, shards));
         let bus = EventBus::new(config.events.clone());
@@ -143,7 +143,7 @@ impl Node {
             Some(cluster) => {
                 let version = env!("CARGO_PKG_VERSION");
                 let mut settings = cluster.broker.clone();
-                settings.max_payload_bytes = config.listener.max_message_bytes;
+                settings.max_payload_bytes = config.listener.limits.max_message_bytes;
                 let (broker, driver) =
                     deeperhub_cluster::connect(settings, &node_id, version).map_err(StartError::Random)?;
                 broker.register(&mut registry).map_err(MetricsError::Register)?;
@@ -163,7 +163,7 @@ impl Node {
         let started = Instant::now();
         let listener_config = config.listener.clone();
         let hub = Arc::new(Hub {
-            live_config: Arc::new(ArcSwap::from_pointee(config.clone())),
+            limits: Arc::new(ArcSwap::from_pointee(config.limits())),
             burst_pool: config.burst_rate_per_ip.map(deeperhub_security::BurstPool::new),
             config,
             router,
@@ -308,7 +308,7 @@ fn router_config(config: &Config, shards: u16) -> deeperhub_router::Config {
         let inbox_budget = memory.limit() / ROUTER_MEMORY_DIVISOR / u64::from(shards.max(1));
         let inbox_budget = usize::try_from(inbox_budget).unwrap_or(usize::MAX);
         router.inbox_soft_limit_bytes =
-            router.inbox_soft_limit_bytes.min(inbox_budget.max(config.listener.max_message_bytes));
+            router.inbox_soft_limit_bytes.min(inbox_budget.max(config.listener.limits.max_message_bytes));
     }
     router
 }

@@ -15,7 +15,7 @@ use deeperhub_security::{LimitMode, RetryAfter};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::auth::unix_seconds;
-use crate::config::Config;
+use crate::config::Limits;
 use crate::connection_id::ConnectionId;
 use crate::hub::{Delivery, Hub};
 use crate::metrics::{Limit, SentType, WorkerMetrics};
@@ -78,9 +78,9 @@ pub(crate) struct NodeWorker {
     sweep: Option<Sweep>,
     /// Counts per topic and client. `None` while the busiest ones are not tracked.
     pub(crate) top_window: Option<Box<TopWindow>>,
-    /// Configuration as of this round.
-    pub(crate) live_config: Arc<Config>,
-    shared_config: Cache<Arc<ArcSwap<Config>>, Arc<Config>>,
+    /// Limits as of this round.
+    pub(crate) limits: Arc<Limits>,
+    shared_limits: Cache<Arc<ArcSwap<Limits>>, Arc<Limits>>,
 }
 
 impl NodeWorker {
@@ -121,8 +121,8 @@ impl NodeWorker {
             blocked_request: None,
             sweep: None,
             top_window: None,
-            live_config: hub.live_config.load_full(),
-            shared_config: Cache::new(Arc::clone(&hub.live_config)),
+            limits: hub.limits.load_full(),
+            shared_limits: Cache::new(Arc::clone(&hub.limits)),
             hub: Arc::clone(hub),
         }
     }
@@ -149,7 +149,7 @@ impl NodeWorker {
     /// Returns the time that the client should wait, if limits are enforced.
     pub(crate) fn on_limit_exceeded(&mut self, limit: Limit, retry: RetryAfter) -> Result<(), Duration> {
         self.metrics.count_limited(limit);
-        match self.live_config.listener.limit_mode {
+        match self.hub.config.listener.limit_mode {
             LimitMode::Enforce => Err(retry.0),
             LimitMode::Observe => Ok(()),
         }
@@ -440,9 +440,9 @@ impl deeperhub_listener::WorkerState<Session> for NodeWorker {
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
         // This step comes first, so that the other workers run in parallel with the rest.
         self.flush_wakeups();
-        let config = self.shared_config.load();
-        if !Arc::ptr_eq(config, &self.live_config) {
-            self.live_config = Arc::clone(config);
+        let limits = self.shared_limits.load();
+        if !Arc::ptr_eq(limits, &self.limits) {
+            self.limits = Arc::clone(limits);
         }
         if self.top_window.is_some() != self.hub.top.is_tracking(connections.now()) {
             self.top_window = match self.top_window {

@@ -89,7 +89,7 @@ impl Session {
     /// Handles a text message.
     fn on_text(&mut self, text: &str, cx: &mut Context<'_, NodeWorker>) {
         let rate_check = self.check_rates(text.len(), cx);
-        let message = ClientMessage::parse_within(text, cx.worker().live_config.max_json_depth);
+        let message = ClientMessage::parse_within(text, cx.worker().limits.session.max_json_depth);
         if let Err(wait) = rate_check {
             let id = message.as_ref().map_or_else(|error| error.id, |message| message.id);
             cx.worker().metrics.received.inc(ReceivedType::Invalid);
@@ -196,7 +196,7 @@ impl deeperhub_listener::Session for Session {
             self.client_id = id;
         }
         self.opened_at = Some(now);
-        if let Some(limit) = &worker.live_config.rate_limit {
+        if let Some(limit) = &worker.limits.session.rate_limit {
             self.message_limiter = SessionLimiter::new(limit, self.burst_pool_since(worker));
         }
         worker.metrics.active.inc();
@@ -208,7 +208,7 @@ impl deeperhub_listener::Session for Session {
             peer: self.peer,
             origin: self.origin.clone(),
         });
-        let limits = Hub::welcome_limits(&worker.live_config);
+        let limits = worker.hub.welcome_limits(&worker.limits);
         let client_id = self.client_id.clone();
         let welcome = ServerMessage::Welcome {
             client_id: &client_id,
@@ -253,7 +253,7 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn admit_control_frame(&mut self, cx: &mut Context<'_, NodeWorker>) -> bool {
-        let Some(limit) = cx.worker().live_config.control_rate_limit else { return true };
+        let Some(limit) = cx.worker().limits.session.control_rate_limit else { return true };
         if self.check_rare_rate(RateKind::Control, limit, cx).is_err() {
             self.count_violation(Some(limit), cx);
             return false;

@@ -101,7 +101,7 @@ impl Stats {
         let not_negative = |number: i64| u64::try_from(number).unwrap_or_default();
         let totals = Totals {
             connections: not_negative(metrics.active.value()),
-            max_connections: hub.live_config.load().listener.max_connections as u64,
+            max_connections: hub.limits.load().listener.max_connections as u64,
             accepted_total,
             refused_total: all_handshakes.saturating_sub(accepted_total),
             closed_total: metrics.closed.total(),

@@ -171,6 +171,10 @@ fn capped_length(bytes: usize) -> u32 {
 }
 
 #[cfg(test)]
+#[path = "../../../tests/support/capability.rs"]
+mod capability;
+
+#[cfg(test)]
 mod tests {
     use std::io::{ErrorKind, Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
@@ -179,18 +183,13 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::capability::Capability;
     use super::*;
     use crate::Batcher;
 
-    /// Returns a batcher, or `None` if the test machine does not allow `io_uring`.
+    /// Returns a batcher. Without `io_uring`, the test is skipped.
     fn batcher() -> Option<Batcher> {
-        match Batcher::new() {
-            Ok(batcher) => Some(batcher),
-            Err(error) => {
-                eprintln!("test skipped, io_uring is not available: {error}");
-                None
-            }
-        }
+        Capability::IoUring.check(Batcher::new())
     }
 
     fn pairs(count: usize) -> Vec<(TcpStream, TcpStream)> {

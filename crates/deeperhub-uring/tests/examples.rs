@@ -5,9 +5,13 @@
 #[path = "../examples/broadcast.rs"]
 mod broadcast;
 
+#[path = "../../../tests/support/capability.rs"]
+mod capability;
+
 #[path = "../../../tests/support/example.rs"]
 mod example;
 
+use capability::Capability;
 use example::{Example, run_main};
 
 #[test]
@@ -18,8 +22,7 @@ fn broadcast_process() {
 
 #[test]
 fn broadcast_measures_each_batch_size() {
-    if let Err(error) = deeperhub_uring::Batcher::new() {
-        eprintln!("io_uring is unavailable, so the example is not run: {error}");
+    if Capability::IoUring.check(deeperhub_uring::Batcher::new()).is_none() {
         return;
     }
     let (status, lines) = Example::start("broadcast_process", &[("ROUNDS", "2")]).wait();

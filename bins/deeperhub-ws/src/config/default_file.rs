@@ -3,13 +3,12 @@
 use std::fmt::{self, Write};
 
 use crate::cli::{NAME, VERSION};
-use crate::config::effective::EffectiveSetting;
+use crate::config::effective::{EffectiveSetting, OnReload};
 use crate::config::error::ConfigError;
 use crate::config::help;
 use crate::config::layers::Layers;
 use crate::config::options::Options;
 use crate::config::resolve::resolve;
-use crate::reload::settings::RELOADABLE_KEYS;
 
 /// Maximum columns of a comment line.
 const MAX_COMMENT_COLUMNS: usize = 100;
@@ -51,7 +50,7 @@ fn write_all(file: &mut String, defaults: &[EffectiveSetting]) -> fmt::Result {
         writeln!(file)?;
         let help = option.get_long_help().or(option.get_help()).map(ToString::to_string);
         comment(file, &help.unwrap_or_default())?;
-        if RELOADABLE_KEYS.contains(&key) {
+        if effective.on_reload == OnReload::Applied {
             writeln!(file, "#\n# Reloaded on SIGHUP.")?;
         }
         match &effective.toml {

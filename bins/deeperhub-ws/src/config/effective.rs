@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use deeperhub_args::{Address, HttpUrl, Ratio, Switchable};
+use deeperhub_security::Secret;
 
 use crate::config::origin::SettingOrigin;
-use crate::config::values::{LogFormat, LogLevel};
+use crate::config::values::{LogFormat, LogLevel, ToToml};
 use crate::reload::keys::Auth;
 use crate::reload::tls::Tls;
 
@@ -91,7 +92,46 @@ pub(crate) struct EffectiveSetting {
     pub(crate) key: &'static str,
     /// The value as TOML, with secrets masked; `None` if the setting has no value.
     pub(crate) toml: Option<String>,
+    /// The text that `toml` masks, if any.
+    secret: Option<Secret>,
     pub(crate) origin: SettingOrigin,
+    pub(crate) on_reload: OnReload,
+}
+
+/// Effect of a new value of a setting on SIGHUP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnReload {
+    /// The value takes effect: it is a part of what [`SettingsReload`] hands to the running server.
+    ///
+    /// [`SettingsReload`]: crate::reload::settings::SettingsReload
+    Applied,
+    /// The value has an effect only after a restart.
+    RestartRequired,
+}
+
+impl EffectiveSetting {
+    /// Records a value; `None` if the setting has no value.
+    pub(crate) fn new<T: ToToml>(
+        key: &'static str,
+        value: Option<&T>,
+        origin: SettingOrigin,
+        on_reload: OnReload,
+    ) -> Self {
+        let toml = value.map(ToToml::to_toml);
+        Self { key, toml, secret: value.and_then(ToToml::secret), origin, on_reload }
+    }
+
+    /// Returns `true` if the values are the same, also where they are masked.
+    pub(crate) fn has_value_of(&self, other: &Self) -> bool {
+        let secrets = [self, other].map(|setting| setting.secret.as_ref().map(Secret::expose));
+        self.toml == other.toml && secrets[0] == secrets[1]
+    }
+
+    /// Returns `true` if the setting has a secret value.
+    #[cfg(test)]
+    pub(crate) fn is_secret(&self) -> bool {
+        self.secret.is_some()
+    }
 }
 
 impl Settings {

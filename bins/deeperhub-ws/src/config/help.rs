@@ -95,6 +95,9 @@ pub(crate) fn with_defaults(command: Command, defaults: &[(&'static str, String)
 
 #[cfg(test)]
 mod tests {
+    use deeperhub_node::trace::Sampler;
+    use deeperhub_telemetry::{Overrides, Service, TelemetryConfig};
+
     use super::*;
     use crate::config::options::Options;
 
@@ -121,6 +124,25 @@ mod tests {
         assert_eq!(default("drain_timeout"), "30s");
         assert_eq!(default("api_listen"), "127.0.0.1:8081");
         assert_eq!(default("log_level"), "info");
+    }
+
+    #[test]
+    fn opentelemetrys_defaults_are_those_of_the_exporter() {
+        let config = TelemetryConfig::from_variables(Service::new("n", "v"), &Overrides::default(), |_| None);
+        for (key, words) in DEFAULTS_OF_OPENTELEMETRY {
+            match key {
+                "otlp_endpoint" => {
+                    assert_eq!(
+                        (words, config.traces.is_none(), config.metrics.is_none()),
+                        ("off", true, true)
+                    );
+                }
+                "trace_sample_ratio" => {
+                    assert_eq!(config.sampler, Sampler::parent_based(words.parse().unwrap()));
+                }
+                _ => panic!("{key} is not checked"),
+            }
+        }
     }
 
     #[test]

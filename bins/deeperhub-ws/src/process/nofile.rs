@@ -8,11 +8,16 @@ use crate::config::effective::Settings;
 /// listeners, and connections that are being refused.
 const RESERVED_FILES: u64 = 320;
 
+/// Open files of a worker: a poller and a copy of it, a waker, a socket of tokio's signal handling,
+/// and an `io_uring`.
+const FILES_PER_WORKER: u64 = 5;
+
 /// Raises the limit of open files as high as the settings need it. Logs a warning if the limit
 /// stays too low; the server then accepts fewer connections than its settings allow.
 pub(crate) fn raise_for(settings: &Settings) {
     let listener = &settings.node.listener;
-    if let Err(advice) = raise(listener.max_connections, listener.workers, settings.api_connections()) {
+    if let Err(advice) = raise(listener.limits.max_connections, listener.workers, settings.api_connections())
+    {
         warn!("{advice}");
     }
 }
@@ -42,8 +47,7 @@ fn raise(max_connections: usize, workers: usize, api_connections: usize) -> Resu
 }
 
 fn needed(max_connections: usize, workers: usize) -> u64 {
-    // Each worker has a poller, its waker and a copy of it, and an io_uring.
-    let workers = u64::try_from(workers).unwrap_or(u64::MAX).saturating_mul(5);
+    let workers = u64::try_from(workers).unwrap_or(u64::MAX).saturating_mul(FILES_PER_WORKER);
     u64::try_from(max_connections).unwrap_or(u64::MAX).saturating_add(workers).saturating_add(RESERVED_FILES)
 }
 

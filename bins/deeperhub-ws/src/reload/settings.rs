@@ -1,50 +1,19 @@
 //! Reloads settings. Applies the changed ones that need no restart, and logs all changes.
 
 use std::error::Error;
-use std::sync::Arc;
 
 use clap::ArgMatches;
 use deeperhub_api::SharedApiConfig;
 use deeperhub_node::NodeHandle;
-use deeperhub_security::Secret;
 use tracing::field::display;
 use tracing::{info, warn};
 
-use crate::config::effective::{EffectiveSetting, Settings};
+use crate::config::effective::{ApiSettings, EffectiveSetting, LogSettings, OnReload, Settings};
 use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
 use crate::config::resolve::resolve;
 use crate::log::Level;
 use crate::process::nofile;
-
-/// Settings that take effect without a restart.
-pub(crate) const RELOADABLE_KEYS: &[&str] = &[
-    "api_key",
-    "max_batch_calls",
-    "max_batch_bytes",
-    "idempotency_ttl",
-    "max_idempotency_keys",
-    "max_idempotency_bytes",
-    "max_connections",
-    "max_connections_per_ip",
-    "max_message_bytes",
-    "max_fragments",
-    "max_json_depth",
-    "max_subscriptions",
-    "max_queue_bytes",
-    "round_bytes",
-    "round_time",
-    "rate_limit",
-    "rate_burst",
-    "byte_rate_limit",
-    "byte_rate_burst",
-    "control_rate_limit",
-    "token_rate_limit",
-    "max_handshake_bytes",
-    "max_handshake_headers",
-    "allowed_origin",
-    "log_level",
-];
 
 /// The settings in effect, and handles to the parts that settings are applied to.
 pub(crate) struct SettingsReload {
@@ -52,8 +21,6 @@ pub(crate) struct SettingsReload {
     pub(crate) flags: Vec<ArgMatches>,
     /// Settings in effect.
     pub(crate) running: Vec<EffectiveSetting>,
-    /// API key in effect; `running` shows it masked.
-    pub(crate) api_key: Option<Arc<Secret>>,
     pub(crate) node: NodeHandle,
     pub(crate) api: Option<SharedApiConfig>,
     pub(crate) level: Level,
@@ -76,62 +43,50 @@ impl SettingsReload {
         for warning in &settings.warnings {
             warn!("{warning}");
         }
-        self.apply(&settings);
-        self.log_changes(settings);
+        nofile::raise_for(&settings);
+        let effective = self.apply(settings);
+        log_changes(&mut self.running, effective);
         Ok(())
     }
 
-    fn apply(&self, settings: &Settings) {
-        nofile::raise_for(settings);
-        self.node.reconfigure(&settings.node);
-        if let (Some(shared), Some(api)) = (&self.api, &settings.api) {
-            let mut config = api.config.clone();
-            let running = shared.current();
-            // These two depend on the bound address and on the TLS files, which reload on their
-            // own.
-            config.websocket_url.clone_from(&running.websocket_url);
-            config.tls.clone_from(&running.tls);
-            shared.replace(config);
+    /// Hands the limits to the running server. Each part of the settings is named here, so that the
+    /// compiler reports a new part that is neither applied nor fixed at the start.
+    fn apply(&self, settings: Settings) -> Vec<EffectiveSetting> {
+        let Settings {
+            node,
+            api,
+            log: LogSettings { level, format: _, queue_bytes: _ },
+            effective,
+            address: _,
+            auth: _,
+            tls: _,
+            drain_timeout: _,
+            telemetry: _,
+            config: _,
+            warnings: _,
+        } = settings;
+        self.node.set_limits(node.limits());
+        if let (Some(running), Some(ApiSettings { config, address: _, tls: _ })) = (&self.api, api) {
+            running.set_limits(config.limits);
         }
-        self.level.set(settings.log.level);
-    }
-
-    /// Logs each changed setting, and whether it needs a restart.
-    fn log_changes(&mut self, settings: Settings) {
-        let api_key = settings.api.and_then(|api| api.config.api_key);
-        let key_changed =
-            self.api_key.as_ref().map(|key| key.expose()) != api_key.as_ref().map(|key| key.expose());
-        for (running, new) in self.running.iter_mut().zip(settings.effective) {
-            let key = new.key;
-            // The text of the API key is masked, so it does not show that the key was replaced.
-            let is_changed = if key == "api_key" { key_changed } else { running.toml != new.toml };
-            if !is_changed {
-                continue;
-            }
-            let (from, to) = (running.toml.clone().map(display), new.toml.clone().map(display));
-            if RELOADABLE_KEYS.contains(&key) && (self.api.is_some() || key != "api_key") {
-                info!(setting = key, from, to, "Setting changed");
-                *running = new;
-            } else {
-                warn!(setting = key, from, to, "Setting changed; restart required");
-            }
-        }
-        if self.api.is_some() {
-            self.api_key = api_key;
-        }
+        self.level.set(level);
+        effective
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::options::Options;
-
-    #[test]
-    fn reloadable_keys_are_settings() {
-        let keys = Options::keys();
-        for reloadable in RELOADABLE_KEYS {
-            assert!(keys.iter().any(|key| key == reloadable), "{reloadable}");
+/// Logs each changed setting, and whether it needs a restart. Updates those that do not.
+fn log_changes(running: &mut [EffectiveSetting], effective: Vec<EffectiveSetting>) {
+    for (running, new) in running.iter_mut().zip(effective) {
+        if new.has_value_of(running) {
+            continue;
+        }
+        let (from, to) = (running.toml.clone().map(display), new.toml.clone().map(display));
+        // The server API applies its settings only if it is on, before and after the change.
+        if [running.on_reload, new.on_reload] == [OnReload::Applied; 2] {
+            info!(setting = new.key, from, to, "Setting changed");
+            *running = new;
+        } else {
+            warn!(setting = new.key, from, to, "Setting changed; restart required");
         }
     }
 }

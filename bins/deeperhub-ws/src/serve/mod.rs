@@ -215,7 +215,6 @@ impl Server {
         let settings_reload = SettingsReload {
             flags,
             running: settings.effective.clone(),
-            api_key: settings.api.as_ref().and_then(|api| api.config.api_key.clone()),
             node: node.handle(),
             api: api.as_ref().map(|api| api.config.clone()),
             level: log_level,

@@ -18,7 +18,8 @@ pub(crate) fn start_line(
 ) -> impl fmt::Display {
     fmt::from_fn(move |f| {
         let node = &settings.node;
-        let listener = &node.listener;
+        let (listener, session) = (&node.listener, &node.session);
+        let limits = &listener.limits;
         write!(f, "{NAME} {VERSION} listening on ")?;
         for (index, address) in client_addresses.iter().enumerate() {
             let separator = if index == 0 { "" } else { " and " };
@@ -38,23 +39,23 @@ pub(crate) fn start_line(
             Some(Some(ClientAuth::Required)) => ") · TLS on, client certificates required",
             Some(Some(ClientAuth::Optional)) => ") · TLS on, client certificates optional",
         })?;
-        write!(f, " · up to {} connections", listener.max_connections)?;
-        if let Some(per_ip) = listener.max_connections_per_ip {
+        write!(f, " · up to {} connections", limits.max_connections)?;
+        if let Some(per_ip) = limits.max_connections_per_ip {
             write!(f, ", {per_ip} per address")?;
         }
-        write!(f, " · messages up to {}", bytes(listener.max_message_bytes))?;
-        match node.rate_limit {
+        write!(f, " · messages up to {}", bytes(limits.max_message_bytes))?;
+        match session.rate_limit {
             Some(rate) => write!(f, ", {}/s (burst {})", rate.per_second, rate.burst)?,
             None => f.write_str(", no rate limit")?,
         }
-        if let Some(rate) = node.byte_rate_limit {
+        if let Some(rate) = session.byte_rate_limit {
             write!(f, ", {}/s", bytes(rate.per_second.get() as usize))?;
         }
         write!(
             f,
             " · {} subscriptions and {} of queue per connection",
-            node.max_subscriptions,
-            bytes(listener.max_queue_bytes)
+            session.max_subscriptions,
+            bytes(limits.max_queue_bytes)
         )?;
         if !listener.ping_interval.is_zero() {
             write!(f, " · ping every {}", Time(listener.ping_interval))?;

@@ -124,27 +124,27 @@ const CALLS_PER_TURN: usize = 16;
 )]
 pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> Response {
     let run = async || {
-        let config = api.config.current();
+        let limits = api.config.limits();
         let body = body.text()?;
         let batch: Batch<'_> = serde_json::from_str(body).map_err(|error| invalid_batch(&error))?;
-        if batch.calls.is_empty() || batch.calls.len() > config.max_batch_calls {
+        if batch.calls.is_empty() || batch.calls.len() > limits.max_batch_calls {
             let message = format!(
                 "the batch has {} calls; expected 1 to {}",
                 batch.calls.len(),
-                config.max_batch_calls
+                limits.max_batch_calls
             );
             return Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_message", message));
         }
         let trace = trace_context(&headers);
         let mut results = Vec::with_capacity(batch.calls.len());
-        let deadline = Instant::now() + config.timeout;
+        let deadline = Instant::now() + api.config.fixed().timeout;
         for (number, call) in batch.calls.into_iter().enumerate() {
             if number % CALLS_PER_TURN == CALLS_PER_TURN - 1 {
                 // Lets other tasks run.
                 tokio::task::yield_now().await;
             }
             results.push(if Instant::now() < deadline {
-                call_result(&api, call.get(), config.max_body_bytes, &trace).await
+                call_result(&api, call.get(), limits.max_body_bytes, &trace).await
             } else {
                 // Each call may wait for a hung worker; the sum of such waits must be bounded.
                 CallResult::not_carried_out()

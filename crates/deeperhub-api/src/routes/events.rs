@@ -42,7 +42,7 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
                     .map_err(|error| ApiError::parameter("types", error.to_string()))?;
             }
         }
-        let config = api.config.current();
+        let config = api.config.fixed();
         // Streams are long-lived, so they must not take every connection.
         let max = config.max_event_streams.min(config.max_connections / 2).max(1);
         let guard = api.metrics.open_event_stream(max);

@@ -320,7 +320,7 @@ impl<A: Application> Worker<'_, A> {
             match deflate::decode_without_inflating(
                 deflate,
                 &mut connection.decoder,
-                &self.core.limits,
+                &self.core.frame_limits,
                 input,
                 &mut pos,
             ) {
@@ -365,8 +365,8 @@ impl<A: Application> Worker<'_, A> {
         let mut pause = false;
         let arena_start = core.arena.len();
         let (worker_state, now, arena, limits) =
-            (&mut self.worker_state, core.now, core.arena.replies(), &core.limits);
-        let max_queue_bytes = core.config.max_queue_bytes;
+            (&mut self.worker_state, core.now, core.arena.replies(), &core.frame_limits);
+        let max_queue_bytes = core.limits.max_queue_bytes;
         let (deflate, DeflateCodec { compressor, decompressor }) = (flags.deflate, &mut core.codec);
         let (tls_scratch, sent, round) = (&mut core.tls_scratch, &mut core.sent, &mut core.round);
         let (end, is_plain) = (input.len(), !transport.is_tls());

@@ -23,7 +23,7 @@ pub(crate) fn subscribe(
     }
     let key = cx.key();
     let worker = cx.worker();
-    let is_full = worker.shard.subscription_count(key) >= worker.live_config.max_subscriptions;
+    let is_full = worker.shard.subscription_count(key) >= worker.limits.session.max_subscriptions;
     if is_full && !worker.shard.is_subscribed(key, subscription) {
         worker.metrics.count_limited(Limit::Subscriptions);
         let error = ServerMessage::Error {

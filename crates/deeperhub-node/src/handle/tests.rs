@@ -8,6 +8,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
 use crate::Node;
+use crate::config::Config;
 use crate::trace::{Sampler, Span, SpanSink, TraceMetrics};
 use crate::worker_request::tests::{receive, run, start, within_test_timeout};
 

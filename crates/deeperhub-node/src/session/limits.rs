@@ -31,13 +31,13 @@ impl Session {
         let now = cx.now();
         let worker = cx.worker();
         let now = now.saturating_duration_since(worker.hub.started);
-        if let Some(limit) = worker.live_config.rate_limit
+        if let Some(limit) = worker.limits.session.rate_limit
             && let Err(retry) = self.message_limiter.limiter.check(&limit, now)
         {
             let check = RateCheck { kind: RateKind::Messages, limit, amount: 1, now };
             self.on_rate_exceeded(check, retry, worker)?;
         }
-        if let Some(limit) = worker.live_config.byte_rate_limit
+        if let Some(limit) = worker.limits.session.byte_rate_limit
             && let Err(retry) =
                 self.limiter(RateKind::Bytes, &limit, worker).limiter.check_amount(&limit, bytes, now)
         {
@@ -124,7 +124,7 @@ impl Session {
     ///
     /// Returns the time to wait if the rate is exceeded and limits are enforced.
     pub(super) fn check_token_rate(&mut self, cx: &mut Context<'_, NodeWorker>) -> Result<(), Duration> {
-        let Some(limit) = cx.worker().live_config.token_rate_limit else { return Ok(()) };
+        let Some(limit) = cx.worker().limits.session.token_rate_limit else { return Ok(()) };
         self.check_rare_rate(RateKind::Tokens, limit, cx)
     }
 

@@ -105,7 +105,7 @@ impl Session {
         self.reply_error(&error, cx);
         // A violation is a rejected message, so the burst of the message rate applies, even if the
         // message exceeded another rate.
-        let limit = cx.worker().live_config.rate_limit;
+        let limit = cx.worker().limits.session.rate_limit;
         self.count_violation(limit, cx);
     }
 }

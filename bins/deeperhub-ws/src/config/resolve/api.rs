@@ -8,7 +8,7 @@ use deeperhub_node::Config;
 use deeperhub_security::Secret;
 
 use super::{Resolver, tls};
-use crate::config::effective::{ApiSettings, defaults};
+use crate::config::effective::{ApiSettings, OnReload, defaults};
 use crate::config::options::{ApiOptions, flag, variable};
 use crate::reload::tls::{Tls, TlsFileOptions, TlsKeys};
 
@@ -41,33 +41,40 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ApiOptions, node: &mut C
         max_idempotency_keys,
         max_idempotency_bytes,
     } = options;
-    let listen = take!(resolver, api_listen, Switchable::On(defaults::API_ADDRESS));
-    let key = take!(resolver, api_key);
+    let listen = take!(resolver, fixed api_listen, Switchable::On(defaults::API_ADDRESS));
+    // An API that is off applies nothing.
+    let on_reload = match listen {
+        Switchable::On(_) => OnReload::Applied,
+        Switchable::Off => OnReload::RestartRequired,
+    };
+    let key = take!(resolver, (on_reload) api_key);
     let files = TlsFileOptions {
         keys: TlsKeys::API,
-        cert: take!(resolver, api_tls_cert),
-        key: take!(resolver, api_tls_key),
+        cert: take!(resolver, fixed api_tls_cert),
+        key: take!(resolver, fixed api_tls_key),
         client_ca: None,
         client_auth: None,
     };
     let tls = tls::load(resolver, files);
     let mut config = ApiConfig::default();
-    config.max_connections = take!(resolver, max_api_connections, config.max_connections);
-    config.idle_timeout = take_nonzero!(resolver, api_idle_timeout, config.idle_timeout);
-    config.timeout = take_nonzero!(resolver, api_timeout, config.timeout);
-    config.max_held_bytes = take!(resolver, max_api_bytes, config.max_held_bytes);
-    config.max_event_streams = take!(resolver, max_event_streams, config.max_event_streams);
+    config.max_connections = take!(resolver, fixed max_api_connections, config.max_connections);
+    config.idle_timeout = take_nonzero!(resolver, fixed api_idle_timeout, config.idle_timeout);
+    config.timeout = take_nonzero!(resolver, fixed api_timeout, config.timeout);
+    config.max_held_bytes = take!(resolver, fixed max_api_bytes, config.max_held_bytes);
+    config.max_event_streams = take!(resolver, fixed max_event_streams, config.max_event_streams);
     // The event log is one more observer.
     node.events.max_observers = config.max_event_streams.saturating_add(1);
-    node.events.max_queue_bytes = take!(resolver, max_event_bytes, node.events.max_queue_bytes);
-    node.canary.interval = take!(resolver, canary_interval, Time(node.canary.interval)).0;
-    node.canary.timeout = take_nonzero!(resolver, canary_timeout, node.canary.timeout);
-    config.max_batch_calls = take!(resolver, max_batch_calls, config.max_batch_calls);
-    config.max_batch_bytes = take!(resolver, max_batch_bytes, config.max_batch_bytes);
-    let idempotency = &mut config.idempotency;
-    idempotency.ttl = take!(resolver, idempotency_ttl, Time(idempotency.ttl)).0;
-    idempotency.max_keys = take!(resolver, max_idempotency_keys, idempotency.max_keys);
-    idempotency.max_bytes = take!(resolver, max_idempotency_bytes, idempotency.max_bytes);
+    node.events.max_queue_bytes = take!(resolver, fixed max_event_bytes, node.events.max_queue_bytes);
+    node.canary.interval = take!(resolver, fixed canary_interval, Time(node.canary.interval)).0;
+    node.canary.timeout = take_nonzero!(resolver, fixed canary_timeout, node.canary.timeout);
+    config.limits.max_batch_calls =
+        take!(resolver, (on_reload) max_batch_calls, config.limits.max_batch_calls);
+    config.limits.max_batch_bytes =
+        take!(resolver, (on_reload) max_batch_bytes, config.limits.max_batch_bytes);
+    let idempotency = &mut config.limits.idempotency;
+    idempotency.ttl = take!(resolver, (on_reload) idempotency_ttl, Time(idempotency.ttl)).0;
+    idempotency.max_keys = take!(resolver, (on_reload) max_idempotency_keys, idempotency.max_keys);
+    idempotency.max_bytes = take!(resolver, (on_reload) max_idempotency_bytes, idempotency.max_bytes);
     UncheckedApi { listen, key, tls, config }
 }
 
@@ -109,10 +116,10 @@ impl UncheckedApi {
                 resolver.name_of("port"),
             ));
         }
-        config.api_key = key.map(Arc::new);
-        config.allowed_origins = node.origins.clone();
-        config.max_body_bytes = node.listener.max_message_bytes;
-        config.max_json_depth = node.max_json_depth;
+        config.limits.api_key = key.map(Arc::new);
+        config.limits.allowed_origins = node.session.origins.clone();
+        config.limits.max_body_bytes = node.listener.limits.max_message_bytes;
+        config.limits.max_json_depth = node.session.max_json_depth;
         config.tls = tls.as_ref().map(|tls| Arc::clone(&tls.current));
         Some(ApiSettings { address, tls, config })
     }

@@ -6,7 +6,7 @@ use deeperhub_cluster::{BrokerUrl, Engine};
 use deeperhub_node::ClusterConfig;
 
 use super::Resolver;
-use crate::config::effective::defaults;
+use crate::config::effective::{OnReload, defaults};
 use crate::config::options::{ClusterOptions, flag, variable};
 use crate::config::values::{ClusterUrl, UnavailableReadiness};
 
@@ -20,16 +20,16 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ClusterOptions) -> Optio
         cluster_credentials,
         cluster_ca,
     } = options;
-    let url = take!(resolver, cluster);
-    let prefix = take!(resolver, cluster_prefix, defaults::CLUSTER_PREFIX.to_owned());
-    let queue_bytes = take!(resolver, cluster_queue_bytes, defaults::CLUSTER_QUEUE_BYTES);
-    let readiness = take!(resolver, cluster_unavailable, UnavailableReadiness::Unready);
-    let credentials = take!(resolver, cluster_credentials);
-    let ca = take!(resolver, cluster_ca);
+    let url = take!(resolver, fixed cluster);
+    let prefix = take!(resolver, fixed cluster_prefix, defaults::CLUSTER_PREFIX.to_owned());
+    let queue_bytes = take!(resolver, fixed cluster_queue_bytes, defaults::CLUSTER_QUEUE_BYTES);
+    let readiness = take!(resolver, fixed cluster_unavailable, UnavailableReadiness::Unready);
+    let credentials = take!(resolver, fixed cluster_credentials);
+    let ca = take!(resolver, fixed cluster_ca);
 
     let is_prefix = deeperhub_cluster::is_prefix(&prefix);
     resolver.require("cluster_prefix", &prefix, is_prefix, "expected 1 to 64 of A-Z, a-z, 0-9, _ and -");
-    let Some(ClusterUrl(url)) = url else {
+    let Some(ClusterUrl { url, .. }) = url else {
         refuse_without_cluster(resolver, "cluster_credentials", credentials.as_deref());
         refuse_without_cluster(resolver, "cluster_ca", ca.as_deref());
         return None;

@@ -3,6 +3,7 @@
 use deeperhub_protocol::deflate;
 
 use super::Resolver;
+use crate::config::effective::OnReload;
 use crate::config::options::CompressionOptions;
 
 /// Resolves `permessage-deflate`.
@@ -13,8 +14,9 @@ pub(super) fn resolve(resolver: &mut Resolver, options: CompressionOptions, conf
         compression_level,
         client_context_takeover,
     } = options;
-    config.enabled = !take!(resolver, no_compression, !config.enabled);
-    config.threshold_bytes = take!(resolver, compression_threshold, config.threshold_bytes);
-    config.level = take!(resolver, compression_level, config.level);
-    config.client_context_takeover = take!(resolver, client_context_takeover, config.client_context_takeover);
+    config.enabled = !take!(resolver, fixed no_compression, !config.enabled);
+    config.threshold_bytes = take!(resolver, fixed compression_threshold, config.threshold_bytes);
+    config.level = take!(resolver, fixed compression_level, config.level);
+    config.client_context_takeover =
+        take!(resolver, fixed client_context_takeover, config.client_context_takeover);
 }

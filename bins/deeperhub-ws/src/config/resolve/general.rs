@@ -7,7 +7,7 @@ use deeperhub_args::Time;
 use deeperhub_node::Config;
 
 use super::Resolver;
-use crate::config::effective::defaults;
+use crate::config::effective::{OnReload, defaults};
 use crate::config::options::GeneralOptions;
 use crate::config::origin::SettingOrigin;
 use crate::config::values::IoUring;
@@ -21,10 +21,10 @@ pub(super) fn resolve(
     let GeneralOptions { config, workers, io_uring, node_id, drain_timeout, restart_time } = options;
     let config = config.map(|path| (path, resolver.origin("config")));
     let listener = &mut node.listener;
-    listener.workers = take!(resolver, workers, listener.workers);
-    listener.io_uring = take!(resolver, io_uring, IoUring::Auto) == IoUring::Auto;
-    node.node_id = take!(resolver, node_id).map(|id| id.0);
-    let drain_timeout = take!(resolver, drain_timeout, Time(defaults::DRAIN_TIMEOUT)).0;
-    listener.restart_time = take!(resolver, restart_time, Time(listener.restart_time)).0;
+    listener.workers = take!(resolver, fixed workers, listener.workers);
+    listener.io_uring = take!(resolver, fixed io_uring, IoUring::Auto) == IoUring::Auto;
+    node.node_id = take!(resolver, fixed node_id).map(|id| id.0);
+    let drain_timeout = take!(resolver, fixed drain_timeout, Time(defaults::DRAIN_TIMEOUT)).0;
+    listener.restart_time = take!(resolver, fixed restart_time, Time(listener.restart_time)).0;
     (config, drain_timeout)
 }

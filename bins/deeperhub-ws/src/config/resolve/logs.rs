@@ -1,7 +1,7 @@
 //! Resolves the options under "Logs".
 
 use super::Resolver;
-use crate::config::effective::{LogSettings, defaults};
+use crate::config::effective::{LogSettings, OnReload, defaults};
 use crate::config::options::LogOptions;
 use crate::config::values::{LogFormat, LogLevel};
 
@@ -9,8 +9,8 @@ use crate::config::values::{LogFormat, LogLevel};
 pub(super) fn resolve(resolver: &mut Resolver, options: LogOptions) -> LogSettings {
     let LogOptions { log_level, log_format, log_queue_bytes } = options;
     LogSettings {
-        level: take!(resolver, log_level, LogLevel::Info),
-        format: take!(resolver, log_format, LogFormat::Text),
-        queue_bytes: take!(resolver, log_queue_bytes, defaults::LOG_QUEUE_BYTES),
+        level: take!(resolver, live log_level, LogLevel::Info),
+        format: take!(resolver, fixed log_format, LogFormat::Text),
+        queue_bytes: take!(resolver, fixed log_queue_bytes, defaults::LOG_QUEUE_BYTES),
     }
 }

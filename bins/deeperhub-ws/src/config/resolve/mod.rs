@@ -1,22 +1,36 @@
 //! Resolves options into settings: fills in defaults, checks values, and records their origins.
 //!
 //! Each file resolves the options under one heading. It destructures the options without `..`, so
-//! that the compiler reports a new option that is not resolved.
+//! that the compiler reports a new option that is not resolved. It takes each option either as
+//! `fixed`, which needs a restart, or as `live`, which SIGHUP applies: the value then belongs to the
+//! limits that `reload::settings` hands to the running server.
 
 /// Resolves a field of the options. The field's name is the key of the setting.
 macro_rules! take {
-    ($resolver:ident, $field:ident, $default:expr) => {
-        $resolver.take(stringify!($field), $field, $default)
+    ($resolver:ident, fixed $($rest:tt)+) => {
+        take!($resolver, (OnReload::RestartRequired) $($rest)+)
     };
-    ($resolver:ident, $field:ident) => {
-        $resolver.take_optional(stringify!($field), $field)
+    ($resolver:ident, live $($rest:tt)+) => {
+        take!($resolver, (OnReload::Applied) $($rest)+)
+    };
+    ($resolver:ident, ($on_reload:expr) $field:ident, $default:expr) => {
+        $resolver.take(stringify!($field), $on_reload, $field, $default)
+    };
+    ($resolver:ident, ($on_reload:expr) $field:ident) => {
+        $resolver.take_optional(stringify!($field), $on_reload, $field)
     };
 }
 
 /// Resolves a duration that must not be zero.
 macro_rules! take_nonzero {
-    ($resolver:ident, $field:ident, $default:expr) => {
-        $resolver.take_nonzero(stringify!($field), $field, Time($default)).0
+    ($resolver:ident, fixed $field:ident, $default:expr) => {
+        take_nonzero!($resolver, (OnReload::RestartRequired) $field, $default)
+    };
+    ($resolver:ident, live $field:ident, $default:expr) => {
+        take_nonzero!($resolver, (OnReload::Applied) $field, $default)
+    };
+    ($resolver:ident, ($on_reload:expr) $field:ident, $default:expr) => {
+        $resolver.take_nonzero(stringify!($field), $on_reload, $field, Time($default)).0
     };
 }
 
@@ -75,15 +89,15 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
     let (auth, max_token_bytes) = tokens::resolve(&mut resolver, tokens, &mut node.auth);
     limits::resolve(&mut resolver, limits, &mut node);
     compression::resolve(&mut resolver, compression, &mut node.listener.compression);
-    node.origins = web_pages::resolve(&mut resolver, web_pages);
+    node.session.origins = web_pages::resolve(&mut resolver, web_pages);
     node.cluster = cluster::resolve(&mut resolver, cluster);
     let log = logs::resolve(&mut resolver, logs);
     let telemetry = telemetry::resolve(&mut resolver, telemetry);
 
     // These checks compare settings of several headings.
     listening::warn_of_open_address(&mut resolver, &address, node.auth.required);
-    limits::warn_of_small_queue(&mut resolver, &node.listener);
-    tokens::warn_of_long_tokens(&mut resolver, max_token_bytes, &node.listener);
+    limits::warn_of_small_queue(&mut resolver, &node.listener.limits);
+    tokens::warn_of_long_tokens(&mut resolver, max_token_bytes, &node.listener.limits);
     let api = api.finish(&mut resolver, &address, &node);
 
     let Resolver { effective, warnings, errors, .. } = resolver;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use deeperhub_args::Time;
 
-use crate::config::effective::EffectiveSetting;
+use crate::config::effective::{EffectiveSetting, OnReload};
 use crate::config::error::ConfigError;
 use crate::config::origin::SettingOrigin;
 use crate::config::values::ToToml;
@@ -30,7 +30,13 @@ impl Resolver {
     }
 
     /// Returns the given value or the default, and records it.
-    pub(super) fn take<T: ToToml>(&mut self, key: &'static str, given: Option<T>, default: T) -> T {
+    pub(super) fn take<T: ToToml>(
+        &mut self,
+        key: &'static str,
+        on_reload: OnReload,
+        given: Option<T>,
+        default: T,
+    ) -> T {
         let origin = self.origin(key);
         let value = given.unwrap_or_else(|| {
             // An empty list in the file has an origin, but parses to no value.
@@ -47,20 +53,30 @@ impl Resolver {
             }
             default
         });
-        self.effective.push(EffectiveSetting { key, toml: Some(value.to_toml()), origin });
+        self.effective.push(EffectiveSetting::new(key, Some(&value), origin, on_reload));
         value
     }
 
     /// Returns the given value of a setting without a default, and records it.
-    pub(super) fn take_optional<T: ToToml>(&mut self, key: &'static str, given: Option<T>) -> Option<T> {
-        let toml = given.as_ref().map(ToToml::to_toml);
-        self.effective.push(EffectiveSetting { key, toml, origin: self.origin(key) });
+    pub(super) fn take_optional<T: ToToml>(
+        &mut self,
+        key: &'static str,
+        on_reload: OnReload,
+        given: Option<T>,
+    ) -> Option<T> {
+        self.effective.push(EffectiveSetting::new(key, given.as_ref(), self.origin(key), on_reload));
         given
     }
 
     /// Returns the given duration or the default. Zero is an error.
-    pub(super) fn take_nonzero(&mut self, key: &'static str, given: Option<Time>, default: Time) -> Time {
-        let time = self.take(key, given, default);
+    pub(super) fn take_nonzero(
+        &mut self,
+        key: &'static str,
+        on_reload: OnReload,
+        given: Option<Time>,
+        default: Time,
+    ) -> Time {
+        let time = self.take(key, on_reload, given, default);
         self.require(key, &time, !time.0.is_zero(), "expected more than 0");
         time
     }

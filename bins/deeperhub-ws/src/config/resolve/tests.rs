@@ -1,13 +1,15 @@
 //! Tests of settings that are resolved from flags.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::FromArgMatches;
 
 use super::resolve;
-use crate::config::effective::Settings;
+use crate::config::effective::{OnReload, Settings};
 use crate::config::layers::Layers;
-use crate::config::options::Options;
+use crate::config::options::{Options, SECRET_KEYS, flag};
 use crate::config::origin::SettingOrigin;
 
 fn settings(flags: &[&str]) -> Result<Settings, String> {
@@ -32,16 +34,16 @@ fn defaults_are_as_documented() {
     assert_eq!(settings.address.to_string(), "localhost:8080");
     assert_eq!(settings.node.listener.paths, ["/", "/ws"]);
     assert_eq!(settings.api.map(|api| api.address.to_string()), Some("127.0.0.1:8081".to_owned()));
-    assert_eq!(settings.node.listener.max_connections, 1000);
-    assert_eq!(settings.node.listener.max_connections_per_ip, None);
-    assert_eq!(settings.node.listener.max_message_bytes, 65_536);
-    assert_eq!(settings.node.listener.max_queue_bytes, 1_048_576);
+    assert_eq!(settings.node.listener.limits.max_connections, 1000);
+    assert_eq!(settings.node.listener.limits.max_connections_per_ip, None);
+    assert_eq!(settings.node.listener.limits.max_message_bytes, 65_536);
+    assert_eq!(settings.node.listener.limits.max_queue_bytes, 1_048_576);
     assert_eq!(settings.node.listener.handshake_timeout, Duration::from_secs(10));
     assert_eq!(settings.node.listener.ping_interval, Duration::from_secs(25));
     assert_eq!(settings.node.listener.pong_timeout, Duration::from_secs(10));
-    assert_eq!(settings.node.max_subscriptions, 128);
+    assert_eq!(settings.node.session.max_subscriptions, 128);
     assert_eq!(
-        settings.node.rate_limit.map(|limit| (limit.per_second.get(), limit.burst.get())),
+        settings.node.session.rate_limit.map(|limit| (limit.per_second.get(), limit.burst.get())),
         Some((100, 200))
     );
     let compression = settings.node.listener.compression;
@@ -61,8 +63,8 @@ fn every_setting_but_the_file_is_shown() {
 #[test]
 fn zero_disables_a_rate_or_a_limit_per_address() {
     let settings = settings(&["--rate-limit=0", "--max-connections-per-ip=0", "--ping-interval=0"]).unwrap();
-    assert_eq!(settings.node.rate_limit, None);
-    assert_eq!(settings.node.listener.max_connections_per_ip, None);
+    assert_eq!(settings.node.session.rate_limit, None);
+    assert_eq!(settings.node.listener.limits.max_connections_per_ip, None);
     assert!(settings.node.listener.ping_interval.is_zero());
 }
 
@@ -86,9 +88,13 @@ fn origins_are_checked() {
 fn the_api_takes_bodies_as_large_as_messages_from_the_same_pages() {
     let settings = settings(&["--max-message-bytes=5", "--allowed-origin=https://a.example"]).unwrap();
     let api = settings.api.unwrap().config;
-    assert_eq!(api.max_body_bytes, 5);
-    assert!(api.allowed_origins.check(Some("https://a.example"), Some("127.0.0.1:8081"), false).is_ok());
-    assert!(api.allowed_origins.check(Some("https://b.example"), Some("127.0.0.1:8081"), false).is_err());
+    assert_eq!(api.limits.max_body_bytes, 5);
+    assert!(
+        api.limits.allowed_origins.check(Some("https://a.example"), Some("127.0.0.1:8081"), false).is_ok()
+    );
+    assert!(
+        api.limits.allowed_origins.check(Some("https://b.example"), Some("127.0.0.1:8081"), false).is_err()
+    );
 }
 
 #[test]
@@ -248,4 +254,191 @@ fn token_limits_above_other_limits_are_warned_about() {
 fn a_queue_smaller_than_a_message_is_warned_about() {
     let settings = settings(&["--max-queue-bytes=1000"]).unwrap();
     assert!(settings.warnings[0].starts_with("--max-queue-bytes is 1000 bytes"), "{settings:?}");
+}
+
+/// Settings that others in [`OTHER_VALUES`] need.
+const BASE: [(&str, &str); 10] = [
+    ("tls_cert", "before/server.pem"),
+    ("tls_key", "before/server.pkcs8.key"),
+    ("tls_client_ca", "before/ca.pem"),
+    ("api_tls_cert", "before/server.pem"),
+    ("api_tls_key", "before/server.pkcs8.key"),
+    ("auth_jwks_file", "before/jwks.json"),
+    ("byte_rate_limit", "1000"),
+    ("cluster", "nats://hub:before@h"),
+    ("cluster_ca", "before/ca.pem"),
+    ("api_key", "before"),
+];
+
+/// Each setting, and a value that is neither its default nor that of [`BASE`].
+const OTHER_VALUES: [(&str, &str); 83] = [
+    ("workers", "3"),
+    ("io_uring", "off"),
+    ("node_id", "n"),
+    ("drain_timeout", "7s"),
+    ("restart_time", "7s"),
+    ("host", "::1"),
+    ("port", "9"),
+    ("path", "/a"),
+    ("probe_path", "/probe"),
+    ("trusted_proxy", "10.0.0.0/8"),
+    ("forwarded_header", "forwarded"),
+    ("proxy_protocol", "off"),
+    ("tls_cert", "after/server.pem"),
+    ("tls_key", "after/server.pkcs8.key"),
+    ("tls_client_ca", "after/ca.pem"),
+    ("tls_client_auth", "optional"),
+    ("api_listen", "127.0.0.1:9"),
+    ("api_key", "after"),
+    ("api_tls_cert", "after/server.pem"),
+    ("api_tls_key", "after/server.pkcs8.key"),
+    ("max_api_connections", "7"),
+    ("api_idle_timeout", "7s"),
+    ("api_timeout", "7s"),
+    ("max_api_bytes", "7"),
+    ("max_event_streams", "7"),
+    ("max_event_bytes", "7"),
+    ("canary_interval", "7s"),
+    ("canary_timeout", "7s"),
+    ("max_batch_calls", "7"),
+    ("max_batch_bytes", "7"),
+    ("idempotency_ttl", "7s"),
+    ("max_idempotency_keys", "7"),
+    ("max_idempotency_bytes", "7"),
+    ("auth_secret_file", "after/ca.pem"),
+    ("auth_jwks_file", "after/jwks.json"),
+    ("auth_required", "true"),
+    ("auth_grace", "7s"),
+    ("auth_audience", "a"),
+    ("auth_issuer", "a"),
+    ("auth_leeway", "7s"),
+    ("max_token_bytes", "77"),
+    ("max_connections", "7"),
+    ("max_connections_per_ip", "7"),
+    ("connection_rate_per_ip", "7"),
+    ("max_message_bytes", "7"),
+    ("max_fragments", "7"),
+    ("max_json_depth", "7"),
+    ("max_subscriptions", "7"),
+    ("max_queue_bytes", "7"),
+    ("round_bytes", "4097"),
+    ("round_time", "7ms"),
+    ("limits", "observe"),
+    ("max_memory", "0"),
+    ("reconnect_rate", "7"),
+    ("rate_limit", "7"),
+    ("rate_burst", "7"),
+    ("byte_rate_limit", "7"),
+    ("byte_rate_burst", "7"),
+    ("control_rate_limit", "7"),
+    ("token_rate_limit", "7"),
+    ("burst_rate_per_ip", "7"),
+    ("max_handshake_bytes", "777"),
+    ("max_handshake_headers", "77"),
+    ("handshake_timeout", "7s"),
+    ("ping_interval", "7s"),
+    ("pong_timeout", "7s"),
+    ("no_compression", "true"),
+    ("compression_threshold", "7"),
+    ("compression_level", "7"),
+    ("client_context_takeover", "true"),
+    ("allowed_origin", "https://a.example"),
+    ("cluster", "nats://hub:after@h"),
+    ("cluster_prefix", "p"),
+    ("cluster_queue_bytes", "77777"),
+    ("cluster_unavailable", "ready"),
+    ("cluster_credentials", "after/hub.nk"),
+    ("cluster_ca", "after/ca.pem"),
+    ("log_level", "warn"),
+    ("log_format", "json"),
+    ("log_queue_bytes", "7777"),
+    ("otlp_endpoint", "http://h:4317"),
+    ("trace_sample_ratio", "0.7"),
+    ("trace_client_rate", "7"),
+];
+
+/// A directory in which `before` and `after` have the files of [`BASE`] and [`OTHER_VALUES`], with
+/// the same contents.
+struct SettingFiles(PathBuf);
+
+impl SettingFiles {
+    fn new() -> Self {
+        const FIXTURES: &str =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates/deeperhub-security/tests/fixtures");
+        let seed = nkeys::KeyPair::new_user().seed().unwrap();
+        let dir = std::env::temp_dir().join(format!("deeperhub-{}-settings", std::process::id()));
+        for part in ["before", "after"] {
+            let part = dir.join(part);
+            fs::create_dir_all(&part).unwrap();
+            for name in ["server.pem", "server.pkcs8.key", "ca.pem", "jwks.json"] {
+                fs::copy(Path::new(FIXTURES).join(name), part.join(name)).unwrap();
+            }
+            fs::write(part.join("hub.nk"), &seed).unwrap();
+        }
+        Self(dir)
+    }
+
+    /// Resolves [`BASE`], in which `changed` has another value.
+    fn settings(&self, changed: Option<(&str, &str)>) -> Settings {
+        let unchanged =
+            BASE.into_iter().filter(|(key, _)| changed.is_none_or(|(changed, _)| changed != *key));
+        let flags: Vec<String> = unchanged
+            .chain(changed)
+            .map(|(key, value)| match value.split_once('/') {
+                Some(("before" | "after", _)) => format!("{}={}", flag(key), self.0.join(value).display()),
+                _ => format!("{}={value}", flag(key)),
+            })
+            .collect();
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        settings(&flags).unwrap_or_else(|errors| panic!("{changed:?}: {errors}"))
+    }
+}
+
+impl Drop for SettingFiles {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Returns all that a reload applies, as text.
+fn applied_on_reload(settings: &Settings) -> String {
+    let api = settings.api.as_ref().map(|api| &api.config.limits);
+    let key = api.and_then(|api| api.api_key.as_ref()).map(|key| key.expose());
+    format!("{:?} {api:?} {key:?} {:?}", settings.node.limits(), settings.log.level)
+}
+
+#[test]
+fn a_setting_is_marked_as_applied_on_reload_exactly_if_it_is_part_of_what_a_reload_applies() {
+    assert_eq!(OTHER_VALUES.map(|(key, _)| key).as_slice(), &Options::keys()[1..], "a setting has no value");
+    let files = SettingFiles::new();
+    let before = files.settings(None);
+    for changed in OTHER_VALUES {
+        let key = changed.0;
+        let after = files.settings(Some(changed));
+        let pairs = before.effective.iter().zip(&after.effective);
+        let differing: Vec<_> = pairs.filter(|(one, other)| !one.has_value_of(other)).collect();
+        assert_eq!(differing.iter().map(|(_, after)| after.key).collect::<Vec<_>>(), [key]);
+        let setting = differing[0].1;
+        let is_applied = applied_on_reload(&before) != applied_on_reload(&after);
+        assert_eq!(is_applied, setting.on_reload == OnReload::Applied, "{key}");
+        assert_eq!(setting.is_secret(), SECRET_KEYS.contains(&key), "{key}");
+        let shows_change = differing[0].0.toml != setting.toml;
+        assert_eq!(
+            shows_change,
+            !setting.is_secret(),
+            "the value of {key} is masked exactly if it is secret"
+        );
+    }
+}
+
+#[test]
+fn the_server_api_applies_its_settings_only_if_it_is_on() {
+    let off = settings(&["--api-listen=off"]).unwrap().effective;
+    for setting in settings(&[]).unwrap().effective {
+        let api = ["api_key", "max_batch", "idempotency", "max_idempotency"];
+        let is_of_api = api.iter().any(|start| setting.key.starts_with(start));
+        let with_api_off = off.iter().find(|off| off.key == setting.key).map(|off| off.on_reload);
+        let expected = if is_of_api { OnReload::RestartRequired } else { setting.on_reload };
+        assert_eq!(with_api_off, Some(expected), "{}", setting.key);
+    }
 }

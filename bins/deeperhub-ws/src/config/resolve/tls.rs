@@ -1,6 +1,7 @@
 //! Resolves the options under "TLS".
 
 use super::Resolver;
+use crate::config::effective::OnReload;
 use crate::config::options::{TlsOptions, flag, variable};
 use crate::reload::tls::{MissingSetting, Tls, TlsFileOptions, TlsKeys};
 
@@ -10,10 +11,10 @@ pub(super) fn resolve(resolver: &mut Resolver, options: TlsOptions) -> Option<Tl
     let TlsOptions { tls_cert, tls_key, tls_client_ca, tls_client_auth } = options;
     let files = TlsFileOptions {
         keys: TlsKeys::CLIENTS,
-        cert: take!(resolver, tls_cert),
-        key: take!(resolver, tls_key),
-        client_ca: take!(resolver, tls_client_ca),
-        client_auth: take!(resolver, tls_client_auth).map(Into::into),
+        cert: take!(resolver, fixed tls_cert),
+        key: take!(resolver, fixed tls_key),
+        client_ca: take!(resolver, fixed tls_client_ca),
+        client_auth: take!(resolver, fixed tls_client_auth).map(Into::into),
     };
     load(resolver, files)
 }

@@ -7,6 +7,7 @@ use deeperhub_node::AuthConfig;
 use deeperhub_security::auth;
 
 use super::Resolver;
+use crate::config::effective::OnReload;
 use crate::config::options::{TokenOptions, flag};
 use crate::config::origin::SettingOrigin;
 use crate::reload::keys::{Auth, AuthSources};
@@ -27,17 +28,17 @@ pub(super) fn resolve(
         auth_leeway,
         max_token_bytes,
     } = options;
-    let secret_file = take!(resolver, auth_secret_file);
-    let jwks_file = take!(resolver, auth_jwks_file);
-    config.required = take!(resolver, auth_required, config.required);
-    config.grace = take_nonzero!(resolver, auth_grace, config.grace);
+    let secret_file = take!(resolver, fixed auth_secret_file);
+    let jwks_file = take!(resolver, fixed auth_jwks_file);
+    config.required = take!(resolver, fixed auth_required, config.required);
+    config.grace = take_nonzero!(resolver, fixed auth_grace, config.grace);
     let sources = AuthSources {
         secret_file,
         jwks_file,
-        audience: take!(resolver, auth_audience, Vec::new()),
-        issuer: take!(resolver, auth_issuer, Vec::new()),
-        leeway: take!(resolver, auth_leeway, Time(auth::Config::default().leeway)).0,
-        max_token_bytes: take!(resolver, max_token_bytes, auth::DEFAULT_MAX_TOKEN_BYTES),
+        audience: take!(resolver, fixed auth_audience, Vec::new()),
+        issuer: take!(resolver, fixed auth_issuer, Vec::new()),
+        leeway: take!(resolver, fixed auth_leeway, Time(auth::Config::default().leeway)).0,
+        max_token_bytes: take!(resolver, fixed max_token_bytes, auth::DEFAULT_MAX_TOKEN_BYTES),
     };
     let max_token_bytes = sources.max_token_bytes;
     let auth = load(resolver, sources, config.required);
@@ -107,13 +108,13 @@ fn check_without_keys(resolver: &mut Resolver, sources: &AuthSources, required: 
 pub(super) fn warn_of_long_tokens(
     resolver: &mut Resolver,
     max_token_bytes: usize,
-    listener: &deeperhub_listener::Config,
+    limits: &deeperhub_listener::Limits,
 ) {
     if resolver.origin("max_token_bytes") == SettingOrigin::Default {
         return;
     }
     for (key, limit) in
-        [("max_handshake_bytes", listener.max_head_bytes), ("max_message_bytes", listener.max_message_bytes)]
+        [("max_handshake_bytes", limits.max_head_bytes), ("max_message_bytes", limits.max_message_bytes)]
     {
         if limit <= max_token_bytes {
             let warning = format!(

@@ -3,22 +3,31 @@
 use std::convert::Infallible;
 
 use deeperhub_cluster::{BrokerUrl, BrokerUrlError};
+use deeperhub_security::Secret;
 
 use super::{ToToml, quoted};
 
 /// URL of a broker, or the error of parsing it. The parser accepts any text, because its error
 /// would show a password in the text. `resolve` reports the error.
 #[derive(Debug, Clone)]
-pub(crate) struct ClusterUrl(pub(crate) Result<BrokerUrl, BrokerUrlError>);
+pub(crate) struct ClusterUrl {
+    pub(crate) url: Result<BrokerUrl, BrokerUrlError>,
+    /// The URL as given, with its password.
+    text: Secret,
+}
 
 /// Parses a URL; never fails.
 pub(crate) fn cluster_url(text: &str) -> Result<ClusterUrl, Infallible> {
-    Ok(ClusterUrl(BrokerUrl::parse(text)))
+    Ok(ClusterUrl { url: BrokerUrl::parse(text), text: Secret::new(text) })
 }
 
 impl ToToml for ClusterUrl {
     fn to_toml(&self) -> String {
-        self.0.as_ref().map_or_else(|_| quoted("********"), quoted)
+        self.url.as_ref().map_or_else(|_| quoted("********"), quoted)
+    }
+
+    fn secret(&self) -> Option<Secret> {
+        Some(self.text.clone())
     }
 }
 

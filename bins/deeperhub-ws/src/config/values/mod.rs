@@ -18,6 +18,11 @@ pub(crate) use cluster::{ClusterUrl, UnavailableReadiness, cluster_url};
 pub(crate) trait ToToml {
     /// Returns the value as TOML; secrets are masked.
     fn to_toml(&self) -> String;
+
+    /// Returns the text that [`to_toml`](Self::to_toml) masks, if any.
+    fn secret(&self) -> Option<Secret> {
+        None
+    }
 }
 
 /// Name of a node: 1 to 32 of `A-Z a-z 0-9 _ -`.
@@ -162,6 +167,10 @@ impl From<ProxyProtocol> for deeperhub_listener::ProxyProtocol {
 impl ToToml for Secret {
     fn to_toml(&self) -> String {
         quoted("********")
+    }
+
+    fn secret(&self) -> Option<Self> {
+        Some(self.clone())
     }
 }
 
