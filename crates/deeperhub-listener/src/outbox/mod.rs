@@ -43,6 +43,16 @@ impl Outbox {
         self.len == 0
     }
 
+    /// Returns `true` if a piece may be in the arena. Returns `false` after
+    /// [`detach`](Self::detach), until the next piece is queued.
+    pub(crate) fn may_be_in_arena(&self) -> bool {
+        match &self.pieces {
+            Pieces::Empty => false,
+            Pieces::One(piece) => piece.is_in_arena(),
+            Pieces::Many(queue) => queue.detached < queue.pieces.len(),
+        }
+    }
+
     /// Returns the memory of the outbox: all queued bytes, even of shared frames, and the queue.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.len
