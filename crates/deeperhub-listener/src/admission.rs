@@ -171,8 +171,14 @@ impl Admission {
 
     /// Returns the number of connections of one worker.
     #[cfg(test)]
-    fn load(&self, worker: usize) -> usize {
+    pub(crate) fn load(&self, worker: usize) -> usize {
         self.loads[worker].load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of addresses with open connections.
+    #[cfg(test)]
+    pub(crate) fn address_count(&self) -> usize {
+        self.lock().len()
     }
 
     /// Waits until no connection is open.

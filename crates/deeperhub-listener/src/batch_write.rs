@@ -195,6 +195,8 @@ impl<S> Connection<S> {
         let (start, len) = (staged.len(), self.outbox.len());
         match &mut self.transport {
             Transport::Tcp(_) if self.outbox.contiguous(arena).is_some() => Plan::Batch(Source::Outbox),
+            #[cfg(test)]
+            Transport::Scripted(_) => Plan::Individual,
             _ if len == 0 || len > GATHER_LIMIT => Plan::Individual,
             Transport::Tcp(_) if start + len > MAX_STAGED_BYTES => Plan::NextBatch,
             Transport::Tcp(_) => {

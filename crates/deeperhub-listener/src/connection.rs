@@ -172,6 +172,7 @@ impl<S> Connection<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::Tcp;
 
     /// An idle connection should cost at most 1 KiB in total, including the reactor's state, the
     /// session's subscriptions and allocator overhead. Before raising a number here, move rarely
@@ -185,5 +186,7 @@ mod tests {
         let transport = size_of::<Transport>();
         assert!(transport <= 48, "a transport has {transport} bytes");
         assert_eq!(size_of::<FrameDecoder>(), 8);
+        // TLS does not make plain connections larger.
+        assert!(transport <= size_of::<Tcp>() + size_of::<usize>());
     }
 }

@@ -161,15 +161,7 @@ impl Listener {
             stop_accepting,
         };
         for index in 0..worker_count {
-            let cells = WorkerCells {
-                received: metrics.received_bytes.cell(index)?,
-                sent: metrics.sent_bytes.cell(index)?,
-                deferred: metrics.turns_deferred.cell(index)?,
-                queue: metrics.queue_bytes.cell(index)?,
-                io_uring: metrics.io_uring_workers.cell(index)?,
-                compression: metrics.compression_cells(index)?,
-                round: metrics.round_seconds.cell(index)?,
-            };
+            let cells = WorkerCells::new(&metrics, index)?;
             let runtime = worker::runtime().map_err(StartError::Thread)?;
             let application = Arc::clone(&application);
             let (config, metrics, control) = (Arc::clone(&config), metrics.clone(), Arc::clone(&control));

@@ -9,6 +9,7 @@
 //! ([`Worker::apply`]). Phases do not call each other in circles, and none of them ends a session.
 
 mod apply;
+mod arrivals;
 #[cfg(feature = "io-uring")]
 mod batch_read;
 mod callback;
@@ -31,21 +32,14 @@ use std::pin::Pin;
 use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
-use deeperhub_metrics::{CounterCell, GaugeCell, HistogramCell};
-use deeperhub_protocol::frame;
+use deeperhub_metrics::{CellError, CounterCell, GaugeCell, HistogramCell};
 
-use crate::admission::ConnectionPermit;
-use crate::connection::{Connection, Flags, State};
 use crate::connections::Connections;
-use crate::control::{Arrival, Control, Phase};
+use crate::control::Control;
 use crate::drain::WorkerDrain;
-use crate::handshake::{ClientSource, Handshake};
-use crate::metrics::{CompressionCells, HandshakeOutcome};
-use crate::outbox::Outbox;
+use crate::metrics::{CompressionCells, Metrics};
 use crate::session::{Application, WorkerState};
 use crate::table::ConnectionTable;
-use crate::transport::Transport;
-use crate::waker::ConnectionWaker;
 
 pub(crate) use self::core::{PhaseContext, WorkerCore};
 pub(crate) use next::{Next, slow_consumer_reason};
@@ -53,19 +47,11 @@ pub(crate) use supervise::{run, runtime};
 
 use deadlines::DeadlineSweep;
 
-/// Maximum new connections taken in one round. A flood of new connections thus cannot delay the
-/// open ones.
-const ARRIVALS_PER_ROUND: usize = 64;
-
 /// Size of the read buffer that all connections of a worker share.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Upper bound of [`coalesce_delay`].
 const MAX_COALESCE_DELAY: Duration = Duration::from_micros(500);
-
-/// Maximum time that a refused connection has for its handshake. Only few refused connections are
-/// answered at one time, so each one must end soon.
-const MAX_REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Maximum interval between rounds while input must wait: sessions paused reading, or the intake
 /// limit is used up.
@@ -83,6 +69,25 @@ pub(crate) struct WorkerCells {
     pub(crate) compression: CompressionCells,
     /// Duration of each round.
     pub(crate) round: HistogramCell,
+}
+
+impl WorkerCells {
+    /// Takes the cells of a worker.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the metrics have too few cells, or another worker has taken them.
+    pub(crate) fn new(metrics: &Metrics, worker: usize) -> Result<Self, CellError> {
+        Ok(Self {
+            received: metrics.received_bytes.cell(worker)?,
+            sent: metrics.sent_bytes.cell(worker)?,
+            deferred: metrics.turns_deferred.cell(worker)?,
+            queue: metrics.queue_bytes.cell(worker)?,
+            io_uring: metrics.io_uring_workers.cell(worker)?,
+            compression: metrics.compression_cells(worker)?,
+            round: metrics.round_seconds.cell(worker)?,
+        })
+    }
 }
 
 /// A worker's loop.
@@ -225,105 +230,11 @@ impl<'a, A: Application> Worker<'a, A> {
         self.sleep.as_mut().poll(cx).is_pending() && self.ctx.shared.ready.sleep(cx.waker())
     }
 
-    /// Reads the listener's phase and takes new connections, if the mailbox was notified since the
-    /// last call. Returns `true` if more connections may be queued, and `None` if the listener is
-    /// stopping.
-    fn take_arrivals(&mut self) -> Option<bool> {
-        let mailbox = self.control.mailbox(self.index);
-        if !mailbox.take_notification() {
-            return Some(false);
-        }
-        match self.control.phase() {
-            Phase::Running => {}
-            Phase::Draining(plan) => {
-                if self.ctx.drain.as_ref().is_none_or(|drain| !drain.is_of(&plan)) {
-                    self.ctx.drain = Some(WorkerDrain::new(plan));
-                }
-            }
-            Phase::Stopping => return None,
-        }
-        let now = self.ctx.round.clock.now();
-        for _ in 0..ARRIVALS_PER_ROUND {
-            let Some(arrival) = mailbox.pop() else { return Some(false) };
-            let waited = now.saturating_duration_since(arrival.accepted_at);
-            self.ctx.shared.metrics.accept_seconds.observe_duration(waited);
-            self.register(arrival);
-        }
-        mailbox.notify_self(now);
-        Some(true)
-    }
-
-    /// Registers the socket of a new connection.
-    fn register(&mut self, Arrival { socket, peer, permit, refusal, accepted_at }: Arrival) {
-        let config = &self.ctx.shared.config;
-        let client_source = if config.trusted_proxies.trusts(peer.ip()) {
-            ClientSource::ProxyHeader
-        } else {
-            ClientSource::Peer
-        };
-        match Transport::new(socket, config, client_source == ClientSource::ProxyHeader) {
-            Ok(transport) => {
-                self.add(transport, permit, Handshake::new(peer, client_source, refusal, accepted_at));
-            }
-            Err(error) => {
-                self.ctx.shared.metrics.record_handshake(HandshakeOutcome::Lost);
-                tracing::debug!(%error, "Socket registration failed");
-            }
-        }
-    }
-
-    /// Adds a new connection, which begins with its handshake.
-    fn add(&mut self, transport: Transport, permit: ConnectionPermit, handshake: Handshake<A::Session>) {
-        let mut timeout = self.ctx.shared.config.handshake_timeout;
-        if handshake.refusal.is_some() {
-            timeout = timeout.min(MAX_REFUSAL_TIMEOUT);
-        }
-        let entry = self.table.slab.vacant_entry();
-        let Ok(key) = u32::try_from(entry.key()) else { return };
-        entry.insert(Connection {
-            transport,
-            waker: ConnectionWaker::waker(key, &self.ctx.shared.ready),
-            state: State::Handshake(Box::new(handshake)),
-            decoder: frame::FrameDecoder::new(),
-            outbox: Outbox::default(),
-            deadline: self.ctx.round.clock.deadline(timeout),
-            flags: Flags::default(),
-            permit,
-        });
-        self.ctx.round.lists.arrived.push(key);
-    }
-
     /// Applies the listed verdicts: closes that the worker state asked for, and slow consumers.
     fn apply_listed(&mut self) {
         while let Some((key, next)) = self.ctx.round.lists.verdicts.pop() {
             self.apply(key, next);
         }
-    }
-
-    /// Writes the queues of all dirty connections, and empties the arena.
-    fn write_dirty(&mut self) {
-        // A failed write ends a session, whose connection is marked dirty before it is removed.
-        while !self.ctx.round.lists.dirty.is_empty() {
-            let lists = &mut self.ctx.round.lists;
-            let mut dirty = std::mem::take(&mut lists.dirty);
-            let mut individually = std::mem::take(&mut lists.write_individually);
-            let mut remaining = &dirty[..];
-            while !remaining.is_empty() {
-                let handled = self.ctx.round.begin_writing(self.table, remaining, &mut individually);
-                remaining = &remaining[handled..];
-                for key in individually.drain(..) {
-                    let Some(connection) = self.table.get_mut(key) else { continue };
-                    let next = write::write(connection, &mut self.ctx.round.buffers);
-                    self.apply(key, next);
-                }
-            }
-            let lists = &mut self.ctx.round.lists;
-            lists.write_individually = individually;
-            dirty.clear();
-            dirty.append(&mut lists.dirty);
-            lists.dirty = dirty;
-        }
-        self.ctx.round.buffers.arena.clear();
     }
 }
 

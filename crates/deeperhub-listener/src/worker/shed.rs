@@ -39,7 +39,7 @@ impl<A: Application> Worker<'_, A> {
 
 /// Returns the heap bytes that the worker holds because of a connection's peer. These are queued
 /// frames, input that was not handled yet, and the bytes that the session reports.
-fn held_bytes<A: Application>(
+pub(super) fn held_bytes<A: Application>(
     connection: &Connection<A::Session>,
     key: u32,
     unread: Option<&UnreadInput>,

@@ -1,3 +1,13 @@
+//! Tests of the worker without sockets.
+
+mod fixture;
+mod phases;
+mod script;
+mod scripted_client;
+mod scripted_server;
+mod timers;
+mod verdicts;
+
 use super::*;
 
 #[test]
