@@ -105,7 +105,7 @@ impl RoundBudget {
         turn.remaining = turn.remaining.saturating_sub(cost);
         self.remaining = self.remaining.saturating_sub(cost);
         self.spent = self.spent.saturating_add(cost);
-        self.cost_since_clock_check += cost;
+        self.cost_since_clock_check = self.cost_since_clock_check.saturating_add(cost);
         if self.cost_since_clock_check >= CLOCK_CHECK_COST {
             self.check_clock(turn);
         }
@@ -212,6 +212,7 @@ mod tests {
         let mut round = RoundBudget::new(0, Duration::MAX, Instant::now());
         assert!(!round.turn().is_over());
         let mut turn = round.turn();
+        round.spend(&mut turn, usize::MAX);
         round.spend(&mut turn, usize::MAX);
         assert!(round.is_spent());
     }

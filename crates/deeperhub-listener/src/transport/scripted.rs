@@ -83,9 +83,13 @@ impl Scripted {
         stream.wake();
     }
 
-    /// Sends bytes to the connection.
+    /// Sends bytes to the connection, unless the peer has shut down its sending side.
     pub(crate) fn send(&self, bytes: &[u8]) {
-        self.change(|stream| stream.input.extend(bytes));
+        self.change(|stream| {
+            if !stream.is_ended {
+                stream.input.extend(bytes);
+            }
+        });
     }
 
     /// Shuts down the peer's sending side.
@@ -119,6 +123,16 @@ impl Scripted {
 
     pub(crate) fn is_shut_down(&self) -> bool {
         self.0.borrow().is_shut_down
+    }
+
+    /// Returns `true` if the peer sent bytes that were not read.
+    pub(crate) fn has_input(&self) -> bool {
+        !self.0.borrow().input.is_empty()
+    }
+
+    /// Returns `true` if the socket takes bytes.
+    pub(crate) fn has_room(&self) -> bool {
+        self.0.borrow().room > 0
     }
 
     /// Returns `true` if the connection tried to send after it had shut down its sending side.

@@ -194,6 +194,11 @@ impl<A: Application> Worker<'_, A> {
         let State::Handshake(handshake) = &connection.state else { return };
         let round = &mut *self.ctx.round;
         let is_head = handshake.is_head;
+        // Input that arrived during the application's decision was not read. A closing connection
+        // is read to its end, since unread input would reset it.
+        if handshake.decision.is_some() {
+            round.lists.run_queue.push(key);
+        }
         let arena = &mut round.buffers.arena;
         let start = arena.len();
         write(arena.replies(), is_head);

@@ -2,6 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use deeperhub_protocol::CloseReason;
+
 use super::next::internal_error_reason;
 use super::{Next, PhaseContext};
 use crate::connection::{Connection, State};
@@ -34,16 +36,17 @@ pub(super) fn call<A: Application>(
     };
     let result = catch_unwind(AssertUnwindSafe(|| call(session, &mut cx)));
     match (result, close) {
-        (Err(_), _) => close_after_panic(&ctx.shared.metrics),
+        (Err(_), _) => Next::close(record_panic(&ctx.shared.metrics)),
         (Ok(()), Some(reason)) => Next::close(reason),
         (Ok(()), None) if pause => Next::Pause,
         (Ok(()), None) => Next::Continue,
     }
 }
 
-/// Counts the panic of a session, and returns the verdict that closes its connection.
-pub(super) fn close_after_panic(metrics: &Metrics) -> Next {
+/// Counts the panic of a session, and returns the reason to close its connection with.
+#[cold]
+pub(super) fn record_panic(metrics: &Metrics) -> CloseReason {
     metrics.session_panics.inc();
     tracing::error!("Session panicked; closing its connection with 1011");
-    Next::close(internal_error_reason())
+    internal_error_reason()
 }

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use deeperhub_protocol::frame::{self, FrameError, Incoming};
 
-use super::callback::close_after_panic;
+use super::callback::record_panic;
 use super::next::slow_consumer_reason;
 use super::{Next, PhaseContext};
 use crate::connection::{Connection, State};
@@ -142,7 +142,7 @@ fn decode_until_queue_full<A: Application>(
             let reply_bytes = arena.len().saturating_sub(reply_start);
             let frames = decoder.take_frame_count() as usize * FRAME_COST;
             let cost = MESSAGE_COST + (*pos - message_start) + frames;
-            budget.spend(turn, cost + compression_cost + reply_bytes + charged);
+            budget.spend(turn, (cost + compression_cost + reply_bytes).saturating_add(charged));
             if close.is_some() {
                 return Decoded::Stopped;
             }
@@ -154,6 +154,10 @@ fn decode_until_queue_full<A: Application>(
             }
         }
     }));
+    let decoded = result.unwrap_or_else(|_| {
+        close = Some(record_panic(&ctx.shared.metrics));
+        Decoded::Stopped
+    });
     let is_over_limit = outbox.len() > max_queue_bytes;
     if is_over_limit || (outbox.len() >= EARLY_WRITE_BYTES && !flags.write_blocked) {
         let buffers = &mut ctx.round.buffers;
@@ -169,17 +173,16 @@ fn decode_until_queue_full<A: Application>(
         return Some(Next::close(reason));
     }
     let stopped = if pause { Next::Pause } else { Next::Continue };
-    match result {
-        Ok(Decoded::All | Decoded::Stopped) => Some(stopped),
-        Ok(Decoded::QueueFull) if connection.outbox.len() > max_queue_bytes => {
+    match decoded {
+        Decoded::All | Decoded::Stopped => Some(stopped),
+        Decoded::QueueFull if connection.outbox.len() > max_queue_bytes => {
             Some(Next::close(slow_consumer_reason()))
         }
-        Ok(Decoded::QueueFull) => (pause || turn.is_over()).then_some(stopped),
-        Ok(Decoded::PeerClose(code)) => Some(Next::AnswerClose(code)),
-        Ok(Decoded::Invalid(error)) => {
+        Decoded::QueueFull => (pause || turn.is_over()).then_some(stopped),
+        Decoded::PeerClose(code) => Some(Next::AnswerClose(code)),
+        Decoded::Invalid(error) => {
             ctx.shared.metrics.record_too_big(&error);
             Some(Next::close(error.close_reason()))
         }
-        Err(_) => Some(close_after_panic(&ctx.shared.metrics)),
     }
 }

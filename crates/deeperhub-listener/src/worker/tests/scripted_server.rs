@@ -29,6 +29,8 @@ pub(super) struct Ends {
     /// Number of calls to sessions after their end. A panic would not fail the test, because the
     /// worker catches it.
     pub(super) late_calls: u32,
+    /// Number of panics that the worker must count.
+    pub(super) panics: u64,
     /// `true` to leave sessions alone, so that the script comes to its end.
     pub(super) is_quiet: bool,
 }
@@ -55,16 +57,18 @@ impl ScriptedServer {
         self.random.lock().unwrap().usize(0..end)
     }
 
-    /// Panics without a message on standard error, once in `times` calls.
+    /// Panics once in `times` calls.
     fn panic_once_in(&self, times: u32) {
         if self.once_in(times) {
-            panic_silently();
+            self.panic();
         }
     }
-}
 
-fn panic_silently() -> ! {
-    resume_unwind(Box::new("this panic was injected by a test"))
+    /// Panics without a message on standard error.
+    fn panic(&self) -> ! {
+        self.ends.lock().unwrap().panics += 1;
+        resume_unwind(Box::new("this panic was injected by a test"))
+    }
 }
 
 impl Application for ScriptedServer {
@@ -82,7 +86,11 @@ impl Application for ScriptedServer {
     ) -> impl Future<Output = Result<Accepted<ScriptedSession>, Refusal>> + 'static {
         let server = self.clone();
         let mut polls_left = server.below(3);
+        let never_decides = server.once_in(15);
         std::future::poll_fn(move |cx| {
+            if never_decides {
+                return Poll::Pending;
+            }
             if polls_left > 0 {
                 polls_left -= 1;
                 cx.waker().wake_by_ref();
@@ -102,7 +110,9 @@ impl Application for ScriptedServer {
     }
 
     fn is_ready(&self) -> bool {
-        self.panic_once_in(5);
+        if self.once_in(5) {
+            resume_unwind(Box::new("this panic was injected by a test"));
+        }
         true
     }
 }
@@ -205,7 +215,7 @@ impl Session for ScriptedSession {
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, ScriptedWorkerState>) {
         self.check_is_open();
         match message {
-            Message::Text("panic") => panic_silently(),
+            Message::Text("panic") => self.server.panic(),
             Message::Text("pause") => self.pause(cx),
             Message::Text("close") => cx.close(CloseReason::new(CloseCode::Disconnected, "as asked")),
             Message::Text("close and pause") => {
