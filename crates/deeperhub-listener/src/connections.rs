@@ -106,8 +106,8 @@ fn open_receiver<S>(table: &mut ConnectionTable<S>, key: ConnectionKey) -> Optio
     (matches!(connection.state, State::Open(_)) && !connection.flags.over_queue_limit).then_some(connection)
 }
 
-/// Charges `bytes` queued for a connection, marks it dirty, and lists it for closing if its queue is
-/// over the limit.
+/// Charges `bytes` queued for a connection, marks it dirty, and lists it for closing if its queue
+/// is over the limit.
 #[inline(always)]
 fn after_queueing<'a, S>(
     connection: &'a mut Connection<S>,

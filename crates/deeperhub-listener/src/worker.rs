@@ -14,7 +14,7 @@ mod arrivals;
 mod batch_read;
 mod callback;
 mod closing;
-mod core;
+mod context;
 mod deadlines;
 mod decode;
 mod handshake;
@@ -41,7 +41,7 @@ use crate::metrics::{CompressionCells, Metrics};
 use crate::session::{Application, WorkerState};
 use crate::table::ConnectionTable;
 
-pub(crate) use self::core::{PhaseContext, WorkerCore};
+pub(crate) use context::{PhaseContext, WorkerCore};
 pub(crate) use next::{Next, slow_consumer_reason};
 pub(crate) use supervise::{run, runtime};
 

@@ -48,8 +48,8 @@ pub(super) fn decode<A: Application>(
     }
 }
 
-/// Decodes input from `pos` on, until the turn is over or the queue passes its limit. Returns `None`
-/// if the socket then took enough of the queue, so that decoding continues.
+/// Decodes input from `pos` on, until the turn is over or the queue passes its limit. Returns
+/// `None` if the socket then took enough of the queue, so that decoding continues.
 fn decode_until_queue_full<A: Application>(
     connection: &mut Connection<A::Session>,
     key: u32,

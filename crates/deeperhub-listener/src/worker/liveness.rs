@@ -118,8 +118,8 @@ pub(super) fn record_sign_of_life<A: Application>(
     }
 }
 
-/// Marks a connection as silent if its [final read](Liveness::FinalRead) found no input. Called when
-/// the socket had no input.
+/// Marks a connection as silent if its [final read](Liveness::FinalRead) found no input. Called
+/// when the socket had no input.
 pub(super) fn mark_silent<S>(connection: &mut Connection<S>, clock: &Clock) {
     if connection.flags.liveness == Liveness::FinalRead {
         connection.flags.liveness = Liveness::Silent;

@@ -126,8 +126,8 @@ impl ScriptedClient {
     }
 }
 
-/// Splits a server's frame from the start of `bytes`, if it is complete. Returns its first byte, its
-/// payload and the rest.
+/// Splits a server's frame from the start of `bytes`, if it is complete. Returns its first byte,
+/// its payload and the rest.
 fn split_frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (header, len) = match *bytes {
         [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),

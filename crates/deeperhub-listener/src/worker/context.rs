@@ -1,4 +1,4 @@
-//! State of a worker that survives its panics.
+//! State of a worker: the part that survives its panics, and what phases get of it.
 
 use std::sync::Arc;
 use std::time::Instant;
