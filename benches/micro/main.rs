@@ -14,7 +14,7 @@ mod wire;
 #[path = "../../crates/deeperhub-listener/src/arena.rs"]
 mod arena;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "the listener uses more of it")]
-#[path = "../../crates/deeperhub-listener/src/outbox.rs"]
+#[path = "../../crates/deeperhub-listener/src/outbox/mod.rs"]
 mod outbox;
 
 fn main() {

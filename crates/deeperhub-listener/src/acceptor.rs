@@ -1,24 +1,29 @@
 //! The acceptor thread: accepts new connections and hands each to a worker.
 
+mod admit;
+mod listen;
+
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deeperhub_protocol::handshake::Refusal;
 use deeperhub_security::LimitMode;
 use deeperhub_security::proxy::TrustedProxies;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::admission::{Admission, AdmissionError, ConnectionPermit};
+use crate::admission::Admission;
 use crate::config::Config;
-use crate::control::{Arrival, Control, Phase};
+use crate::control::Control;
 use crate::memory_budget::MemoryBudget;
 use crate::metrics::Metrics;
 use crate::reconnect_pacer::ReconnectPacer;
 use crate::restart::RestartDelay;
+
+pub use listen::ListenOn;
+pub(crate) use listen::listen_on;
 
 /// Pause after an error of `accept` or of polling that concerns the whole process, such as a lack
 /// of file descriptors.
@@ -52,92 +57,6 @@ const MAX_BACKPRESSURE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Interval at which the acceptor checks for stalled workers while connections are queued.
 const REASSIGN_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Maximum attempts to find a port that is free on both loopback addresses.
-const MAX_PORT_ATTEMPTS: u32 = 100;
-
-/// Addresses that a listener binds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ListenOn {
-    /// One address. `[::]` also accepts IPv4 if the system allows it, as most do. Port 0 picks any
-    /// free port.
-    Address(SocketAddr),
-    /// Both loopback addresses, 127.0.0.1 and ::1, because `localhost` may resolve to either. A
-    /// system that has only one of them binds that one.
-    Loopback {
-        /// Port of both addresses; 0 picks one that is free on both.
-        port: u16,
-    },
-}
-
-/// Opens the listening sockets, at least one.
-///
-/// # Errors
-///
-/// Returns the address that could not be bound, with the system's error.
-pub(crate) fn listen_on(on: ListenOn, backlog: u32) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
-    let port = match on {
-        ListenOn::Address(address) => {
-            return listen(address, backlog).map(|socket| vec![socket]).map_err(|error| (address, error));
-        }
-        ListenOn::Loopback { port } => port,
-    };
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        match listen_on_loopback(port, backlog) {
-            // The port that the system chose for the first address is taken on the second: retry.
-            Err((_, error))
-                if port == 0 && error.kind() == io::ErrorKind::AddrInUse && attempts < MAX_PORT_ATTEMPTS => {}
-            result => return result,
-        }
-    }
-}
-
-/// Opens listening sockets on the loopback addresses that the system has, all with the same port.
-fn listen_on_loopback(port: u16, backlog: u32) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
-    let mut sockets = Vec::with_capacity(2);
-    let mut unavailable = None;
-    let mut port = port;
-    for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
-        let address = SocketAddr::new(ip, port);
-        let opened = listen(address, backlog).and_then(|socket| Ok((socket.local_addr()?.port(), socket)));
-        match opened {
-            Ok((bound_port, socket)) => {
-                port = bound_port;
-                sockets.push(socket);
-            }
-            Err(error) if is_unavailable(&error) => unavailable = Some((address, error)),
-            Err(error) => return Err((address, error)),
-        }
-    }
-    match unavailable {
-        Some(unavailable) if sockets.is_empty() => Err(unavailable),
-        _ => Ok(sockets),
-    }
-}
-
-/// Returns `true` if the system lacks the address or its protocol family.
-fn is_unavailable(error: &io::Error) -> bool {
-    const EPROTONOSUPPORT: i32 = if cfg!(target_vendor = "apple") { 43 } else { 93 };
-    const EAFNOSUPPORT: i32 = if cfg!(target_vendor = "apple") { 47 } else { 97 };
-    error.kind() == io::ErrorKind::AddrNotAvailable
-        || matches!(error.raw_os_error(), Some(EPROTONOSUPPORT | EAFNOSUPPORT))
-}
-
-/// Opens a listening socket.
-fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
-    let domain = socket2::Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    socket.set_reuse_address(true)?;
-    // Accepted sockets inherit this option on Linux, which saves a system call for each.
-    socket.set_tcp_nodelay(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    Ok(TcpListener::from_std(socket.into()))
-}
 
 /// Accepts connections on a thread of its own. Accepted sockets are non-blocking already, and are
 /// registered only with the reactor of their worker.
@@ -352,56 +271,6 @@ impl Acceptor {
             self.control.hand_over(worker, arrival, Instant::now());
         }
     }
-
-    /// Gives an accepted connection its permit, and a refusal if [`admit`](Self::admit) refuses it.
-    /// Returns `None` if the connection must be dropped, because too many others are being refused.
-    fn admit_arrival(&self, socket: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
-        // A socket for both families reports an IPv4 address as an IPv6 one.
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        // The address of a client behind a proxy is not known yet.
-        let address = (!self.trusted_proxies.trusts(peer.ip())).then(|| peer.ip());
-        let (permit, refusal) = match self.admit(address) {
-            Ok(permit) => (Ok(permit), None),
-            Err(refusal) => (self.refusal_admission.try_admit(None), Some(refusal)),
-        };
-        let Ok(permit) = permit else {
-            self.metrics.accept_drops.inc();
-            return None;
-        };
-        Some(Arrival { socket, peer, permit, refusal, accepted_at: Instant::now() })
-    }
-
-    /// Returns a permit for a new connection, or the refusal if the connection is over a limit or
-    /// the listener is draining or stopping. A refusal tells the client when to reconnect.
-    fn admit(&self, address: Option<IpAddr>) -> Result<ConnectionPermit, Refusal> {
-        let now = Instant::now();
-        let delay = || self.reconnect_pacer.next_delay(now, Duration::ZERO);
-        match self.control.phase() {
-            Phase::Running => {}
-            Phase::Draining(plan) => {
-                let delay = self.reconnect_pacer.next_delay(now, plan.until_first_reconnect(now));
-                return Err(Refusal::draining(delay));
-            }
-            Phase::Stopping => return Err(Refusal::draining(delay())),
-        }
-        if self.memory.as_ref().is_some_and(|memory| !memory.has_room()) {
-            self.metrics.memory_refusals.inc();
-            return Err(Refusal::too_many_connections(delay()));
-        }
-        let refuse = |error: AdmissionError| {
-            self.metrics.record_limited(error);
-            error.refusal(delay)
-        };
-        match self.admission.try_admit(address) {
-            // In observe mode, the connection is counted as limited, and admitted without being
-            // charged to its address.
-            Err(error) if error.is_per_address() && self.limit_mode == LimitMode::Observe => {
-                self.metrics.record_limited(error);
-                self.admission.try_admit(None).map_err(refuse)
-            }
-            result => result.map_err(refuse),
-        }
-    }
 }
 
 /// Returns the index of the first ready socket at or after `first_index`. If there is none, starts
@@ -421,87 +290,4 @@ fn is_connection_error(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use deeperhub_metrics::Cells;
-
-    use super::*;
-
-    fn addresses(sockets: &[TcpListener]) -> Vec<SocketAddr> {
-        sockets.iter().map(|socket| socket.local_addr().unwrap()).collect()
-    }
-
-    #[test]
-    fn both_loopback_addresses_get_the_same_port() {
-        for _ in 0..10 {
-            let sockets = listen_on(ListenOn::Loopback { port: 0 }, 16).unwrap();
-            let addresses = addresses(&sockets);
-            assert!(!addresses.is_empty() && addresses.iter().all(|address| address.ip().is_loopback()));
-            assert!(addresses[0].port() > 0);
-            assert!(addresses.iter().all(|address| address.port() == addresses[0].port()), "{addresses:?}");
-            let again = listen_on(ListenOn::Loopback { port: addresses[0].port() }, 16);
-            assert!(again.is_err_and(|(_, error)| error.kind() == io::ErrorKind::AddrInUse));
-        }
-    }
-
-    #[test]
-    fn a_port_taken_on_one_loopback_address_is_an_error() {
-        let Ok(other) = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) else { return };
-        let address = other.local_addr().unwrap();
-        let result = listen_on(ListenOn::Loopback { port: address.port() }, 16);
-        // If another program holds the port on 127.0.0.1, the error names that address.
-        let (failed_address, error) = result.unwrap_err();
-        assert_eq!((failed_address.port(), error.kind()), (address.port(), io::ErrorKind::AddrInUse));
-    }
-
-    #[test]
-    fn the_next_ready_socket_is_found_from_any_index() {
-        assert_eq!(next_ready(&[true, true], 0), Some(0));
-        assert_eq!(next_ready(&[true, true], 1), Some(1));
-        assert_eq!(next_ready(&[true, true], 2), Some(0));
-        assert_eq!(next_ready(&[true, false], 1), Some(0));
-        assert_eq!(next_ready(&[false, false], 1), None);
-    }
-
-    /// Panics if the test injected a panic.
-    pub(super) fn panic_if_injected(injected_panics: &AtomicUsize) {
-        let result =
-            injected_panics.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
-        assert!(result.is_err(), "this panic was injected by a test");
-    }
-
-    #[test]
-    fn an_acceptor_continues_with_its_listening_socket_after_a_panic() {
-        let socket = listen(([127, 0, 0, 1], 0).into(), 128).unwrap();
-        let address = socket.local_addr().unwrap();
-        let control = Arc::new(Control::new(1));
-        let admission = Arc::new(Admission::new(10, None, None, 1));
-        let metrics = Metrics::new(&Cells::new(1));
-        let config = Config { workers: 1, ..Config::default() };
-        let acceptor =
-            Acceptor::new(vec![socket], Arc::clone(&control), admission, &config, metrics.clone()).unwrap();
-        let (injected_panics, stopper) = (Arc::clone(&acceptor.injected_panics), acceptor.stopper());
-        let thread = std::thread::spawn(move || acceptor.run());
-        let check_accepts = || {
-            let client = std::net::TcpStream::connect(address).unwrap();
-            let deadline = Instant::now() + Duration::from_secs(30);
-            loop {
-                if let Some(arrival) = control.mailbox(0).pop() {
-                    assert_eq!(arrival.peer, client.local_addr().unwrap());
-                    return;
-                }
-                assert!(Instant::now() < deadline, "the connection is not accepted");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        };
-        check_accepts();
-        injected_panics.store(2, Ordering::Relaxed);
-        check_accepts();
-        check_accepts();
-        assert_eq!(metrics.acceptor_restarts.value(), 2);
-        control.stop();
-        stopper.wake().unwrap();
-        thread.join().unwrap();
-    }
-}
+mod tests;

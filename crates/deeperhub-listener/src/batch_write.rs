@@ -5,8 +5,11 @@ use std::io;
 
 use deeperhub_uring::{Batcher, MAX_BATCH, SendOp};
 
-use crate::connections::{Connection, State, WorkerCore, take_if_dirty};
+use crate::config::Config;
+use crate::connection::{Connection, State};
 use crate::outbox::GATHER_LIMIT;
+use crate::round::{Buffers, Round};
+use crate::table::{ConnectionTable, take_if_dirty};
 #[cfg(feature = "tls")]
 use crate::transport::TLS_OVERHEAD;
 use crate::transport::Transport;
@@ -81,11 +84,11 @@ impl Batch {
     }
 }
 
-impl<S> WorkerCore<S> {
+impl Round {
     /// Enables batched reads and writes, if they are configured and possible. Must be called on the
     /// worker's thread.
-    pub(crate) fn enable_batching(&mut self, worker: usize) {
-        if !self.config.io_uring {
+    pub(crate) fn enable_batching(&mut self, config: &Config, worker: usize) {
+        if !config.io_uring {
             return;
         }
         match Batch::new() {
@@ -99,10 +102,16 @@ impl<S> WorkerCore<S> {
     }
 
     /// Does the work of [`begin_writing`](Self::begin_writing) with a batch.
-    pub(crate) fn write_batch(&mut self, dirty: &[u32], individually: &mut Vec<u32>) -> usize {
+    pub(crate) fn write_batch<S>(
+        &mut self,
+        table: &mut ConnectionTable<S>,
+        dirty: &[u32],
+        individually: &mut Vec<u32>,
+    ) -> usize {
         let Some(batch) = &mut self.batch else { return 0 };
         let Batch { batcher, sends, staged } = batch;
-        let (connections, arena) = (&mut self.connections, self.arena.bytes());
+        let Buffers { arena, gather, sent: sent_bytes, .. } = &mut self.buffers;
+        let (connections, arena) = (&mut table.slab, arena.bytes());
         sends.clear();
         staged.clear();
         let mut handled = 0;
@@ -111,7 +120,7 @@ impl<S> WorkerCore<S> {
                 break;
             }
             if let Some(connection) = take_if_dirty(connections, key) {
-                match connection.plan(arena, staged, &mut self.gather) {
+                match connection.plan(arena, staged, gather) {
                     Plan::Batch(source) => sends.push(PlannedSend { key, source }),
                     Plan::Individual => individually.push(key),
                     Plan::NextBatch => {
@@ -143,7 +152,7 @@ impl<S> WorkerCore<S> {
             let sent = result.unwrap_or(0);
             match send.source {
                 Source::Outbox | Source::Gathered(_) => {
-                    self.sent += sent as u64;
+                    *sent_bytes += sent as u64;
                     connection.outbox.advance(sent);
                 }
                 // The transport keeps encrypted bytes that the socket did not take, so the whole
@@ -151,7 +160,7 @@ impl<S> WorkerCore<S> {
                 #[cfg(feature = "tls")]
                 Source::Encrypted(range) => {
                     let len = connection.outbox.len();
-                    self.sent += len as u64;
+                    *sent_bytes += len as u64;
                     connection.outbox.advance(len);
                     if let Transport::Tls(tls) = &mut connection.transport {
                         tls.keep_unsent(range.slice(staged), sent);
@@ -186,6 +195,8 @@ impl<S> Connection<S> {
         let (start, len) = (staged.len(), self.outbox.len());
         match &mut self.transport {
             Transport::Tcp(_) if self.outbox.contiguous(arena).is_some() => Plan::Batch(Source::Outbox),
+            #[cfg(test)]
+            Transport::Scripted(_) => Plan::Individual,
             _ if len == 0 || len > GATHER_LIMIT => Plan::Individual,
             Transport::Tcp(_) if start + len > MAX_STAGED_BYTES => Plan::NextBatch,
             Transport::Tcp(_) => {

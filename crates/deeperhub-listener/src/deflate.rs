@@ -153,6 +153,12 @@ impl Decompressor {
         self.histories.get(&key).map_or(0, History::heap_bytes)
     }
 
+    /// Returns the number of connections that have a history.
+    #[cfg(test)]
+    pub(crate) fn history_count(&self) -> usize {
+        self.histories.len()
+    }
+
     /// Drops the history of a connection.
     pub(crate) fn remove_history(&mut self, key: u32, params: Option<Params>) {
         if params.is_some_and(|params| !params.client_no_context_takeover()) {

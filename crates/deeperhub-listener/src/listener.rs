@@ -15,12 +15,11 @@ use tokio::sync::mpsc;
 use crate::acceptor::{Acceptor, ListenOn, listen_on};
 use crate::admission::Admission;
 use crate::config::{Config, Limits};
-use crate::connections::WorkerCore;
 use crate::control::Control;
 use crate::drain::{DrainPlan, ReconnectTo};
 use crate::metrics::Metrics;
 use crate::session::Application;
-use crate::worker;
+use crate::worker::{self, WorkerCore};
 
 /// Maximum time that [`Listener::stop`] waits for the threads. A thread that hangs thus does not
 /// keep the program from ending.

@@ -1,222 +1,119 @@
-//! Budget of a worker's round for client input.
+//! State of a worker's rounds: clock, budgets, buffers, and the lists of connections to handle.
 //!
 //! Work is counted in *byte cost*: reading and handling one byte of a message costs one. Other work
 //! costs as much as the bytes that take the same time; one unit is about a nanosecond. A *turn* is
 //! the share of a round's budget that one connection may spend.
 
-use std::time::{Duration, Instant};
+mod budget;
+mod buffers;
+mod clock;
+mod deliveries;
+mod lists;
 
-/// Fixed cost of a message, a control frame or a delivery, on top of its bytes.
-pub(crate) const MESSAGE_COST: usize = 512;
+use std::time::Instant;
 
-/// Fixed cost of a frame of a fragmented message, on top of its bytes.
-pub(crate) const FRAME_COST: usize = 64;
+#[cfg(feature = "io-uring")]
+use crate::batch_write::{self, Batch};
+use crate::config::{Config, Limits};
+use crate::deflate::DeflateCodec;
+use crate::intake_limit::IntakeLimit;
+use crate::table::{ConnectionTable, take_if_dirty};
 
-/// Cost of a handshake step: parsing a head, or polling the application's decision.
-pub(crate) const HANDSHAKE_COST: usize = 16 * 1024;
+pub(crate) use budget::{
+    COMPRESSED_BYTE_COST, COPIED_BYTES_PER_COST, FRAME_COST, HANDSHAKE_COST, MESSAGE_COST, RoundBudget,
+    TLS_STEP_COST, Turn,
+};
+pub(crate) use buffers::Buffers;
+pub(crate) use clock::Clock;
+pub(crate) use deliveries::DeliveryBudget;
+pub(crate) use lists::WorkLists;
 
-/// Cost of a TLS handshake step: about that of a P-256 signature. An RSA signature takes several
-/// times as long; the time limit of the round covers it.
-pub(crate) const TLS_STEP_COST: usize = 128 * 1024;
-
-/// Cost of compressing one byte.
-pub(crate) const COMPRESSED_BYTE_COST: usize = 8;
-
-/// Number of bytes that can be copied at the cost of one.
-pub(crate) const COPIED_BYTES_PER_COST: usize = 8;
-
-/// Divisor of a round's budget for one turn. With a smaller divisor, a few connections that send at
-/// full speed would spend the whole round. With a larger one, a long message would need several
-/// turns.
-const FULL_TURNS_PER_ROUND: usize = 16;
-
-/// Cost after which the clock is read again. The time limit is thus kept to within milliseconds,
-/// and the clock reads cost little.
-const CLOCK_CHECK_COST: usize = 16 * 1024;
-
-/// Divisor of a round's budget for the part that is reserved for the backlog. Newly ready
-/// connections get the rest first, so that they never wait for clients that send without end.
-const BACKLOG_DIVISOR: usize = 4;
-
-/// Work that a round may still do for client input, in byte cost.
-///
-/// All work that clients cause within a round is charged here: bytes received, decompressed and
-/// replied, and a fixed cost per message and frame. A time limit bounds work that costs more than
-/// estimated. When either limit is reached, the remaining connections wait for the next round. New
-/// connections, deadlines, deliveries, writes and the drain are thus never delayed for long.
+/// State of a worker's rounds.
 #[derive(Debug)]
-pub(crate) struct RoundBudget {
-    remaining: usize,
-    /// Budget of one turn.
-    per_turn: usize,
-    /// Part of `remaining` that is reserved for the backlog.
-    reserve: usize,
-    /// Time at which the round stops handling input.
-    deadline: Instant,
-    /// Time limit of the round.
-    max_time: Duration,
-    /// Cost since the clock was last read.
-    cost_since_clock_check: usize,
-    /// Cost of the round so far.
-    spent: usize,
+pub(crate) struct Round {
+    pub(crate) clock: Clock,
+    /// Budget of this round for client input.
+    pub(crate) budget: RoundBudget,
+    /// Limit of client input while memory is short.
+    pub(crate) intake: IntakeLimit,
+    /// Budget of this round for deliveries.
+    pub(crate) deliveries: DeliveryBudget,
+    pub(crate) lists: WorkLists,
+    pub(crate) buffers: Buffers,
+    pub(crate) codec: DeflateCodec,
+    /// Ring for batched reads and writes, if io_uring is used.
+    #[cfg(feature = "io-uring")]
+    pub(crate) batch: Option<Batch>,
+    /// Bytes received since the last metrics update.
+    pub(crate) received: u64,
+    /// Turns since the last metrics update that ended with bytes read but not handled.
+    pub(crate) deferred: u64,
 }
 
-/// Work that one connection may still cause in its turn, in byte cost.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Turn {
-    remaining: usize,
-}
-
-impl RoundBudget {
-    /// Creates the budget of a round that begins `now`, with limits of cost and time.
-    pub(crate) fn new(max_cost: usize, max_time: Duration, now: Instant) -> Self {
-        let max_cost = max_cost.max(1);
+impl Round {
+    pub(crate) fn new(config: &Config, limits: &Limits, now: Instant) -> Self {
         Self {
-            remaining: max_cost,
-            per_turn: (max_cost / FULL_TURNS_PER_ROUND).max(1),
-            reserve: 0,
-            // A limit beyond the clock's range becomes an hour.
-            deadline: now.checked_add(max_time).unwrap_or(now + Duration::from_secs(3600)),
-            max_time,
-            cost_since_clock_check: 0,
-            spent: 0,
+            clock: Clock::new(now),
+            budget: RoundBudget::new(limits.round_bytes, limits.round_time, now),
+            intake: IntakeLimit::new(config.memory.clone(), config.workers),
+            deliveries: DeliveryBudget::default(),
+            lists: WorkLists::default(),
+            buffers: Buffers::default(),
+            codec: DeflateCodec::new(&config.compression),
+            #[cfg(feature = "io-uring")]
+            batch: None,
+            received: 0,
+            deferred: 0,
         }
     }
 
-    /// Reserves a part of the round for the backlog.
-    pub(crate) fn reserve(&mut self) {
-        self.reserve = self.remaining / BACKLOG_DIVISOR;
+    /// Starts a round: sets the clock and resets the budgets.
+    pub(crate) fn begin(&mut self, limits: &Limits, now: Instant) {
+        self.clock.set(now);
+        self.deliveries = DeliveryBudget::default();
+        self.buffers.tls_scratch.handshake_steps = 0;
+        self.intake.begin_round(now);
+        let max_cost = limits.round_bytes.min(self.intake.remaining());
+        self.budget = RoundBudget::new(max_cost, limits.round_time, now);
     }
 
-    /// Releases the reserved part, before the backlog gets its turns.
-    pub(crate) fn release(&mut self) {
-        self.reserve = 0;
+    /// Deducts the cost of this round from the intake limit.
+    pub(crate) fn charge_intake(&mut self) {
+        self.intake.spend(self.budget.spent());
     }
 
-    /// Returns `true` if nothing is left but the reserved part, so that no connection gets a turn.
-    pub(crate) fn is_spent(&self) -> bool {
-        self.remaining <= self.reserve
+    /// Returns `true` if connections are read and written in batches.
+    pub(crate) fn is_batching(&self) -> bool {
+        #[cfg(feature = "io-uring")]
+        return self.batch.is_some();
+        #[cfg(not(feature = "io-uring"))]
+        false
     }
 
-    /// Returns a new turn for one connection.
-    pub(crate) fn turn(&self) -> Turn {
-        Turn { remaining: self.per_turn.min(self.remaining.saturating_sub(self.reserve)) }
-    }
-
-    /// Charges work for a connection to the round and to the connection's turn.
-    #[inline]
-    pub(crate) fn spend(&mut self, turn: &mut Turn, cost: usize) {
-        turn.remaining = turn.remaining.saturating_sub(cost);
-        self.remaining = self.remaining.saturating_sub(cost);
-        self.spent = self.spent.saturating_add(cost);
-        self.cost_since_clock_check += cost;
-        if self.cost_since_clock_check >= CLOCK_CHECK_COST {
-            self.check_clock(turn);
+    /// Handles connections at the start of `dirty` and returns how many. Writes some of them in a
+    /// batch, and adds those that the caller must write to `individually`.
+    pub(crate) fn begin_writing<S>(
+        &mut self,
+        table: &mut ConnectionTable<S>,
+        dirty: &[u32],
+        individually: &mut Vec<u32>,
+    ) -> usize {
+        #[cfg(feature = "io-uring")]
+        if self.batch.is_some() && dirty.len() >= batch_write::MIN_BATCH {
+            return self.write_batch(table, dirty, individually);
         }
-    }
-
-    /// Ends the turn and the round if the time limit has passed.
-    #[cold]
-    fn check_clock(&mut self, turn: &mut Turn) {
-        self.cost_since_clock_check = 0;
-        if Instant::now() < self.deadline {
-            return;
-        }
-        turn.remaining = 0;
-        if self.reserve == 0 {
-            self.remaining = 0;
-        } else {
-            // The backlog gets its part of the time, too.
-            self.remaining = self.remaining.min(self.reserve);
-            let backlog_time = self.max_time / BACKLOG_DIVISOR as u32;
-            self.deadline = self.deadline.checked_add(backlog_time).unwrap_or(self.deadline);
-        }
-    }
-
-    /// Returns `true` if a part is reserved for the backlog.
-    pub(crate) fn has_reserve(&self) -> bool {
-        self.reserve > 0
-    }
-
-    /// Returns the cost of the round so far.
-    pub(crate) fn spent(&self) -> usize {
-        self.spent
-    }
-}
-
-impl Turn {
-    /// Returns `true` if the turn's budget is spent. The rest of the connection's input then waits
-    /// for its next turn.
-    #[inline]
-    pub(crate) fn is_over(self) -> bool {
-        self.remaining == 0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    #[test]
-    fn a_round_has_sixteen_full_turns() {
-        let mut round = RoundBudget::new(1600, HOUR, Instant::now());
-        let mut turns = 0;
-        while !round.is_spent() {
-            let mut turn = round.turn();
-            while !turn.is_over() {
-                round.spend(&mut turn, 10);
+        for &key in dirty {
+            if take_if_dirty(&mut table.slab, key).is_some() {
+                individually.push(key);
             }
-            turns += 1;
         }
-        assert_eq!((turns, round.spent()), (FULL_TURNS_PER_ROUND, 1600));
+        dirty.len()
     }
 
-    #[test]
-    fn a_quarter_of_the_cost_is_reserved_for_the_backlog() {
-        let mut round = RoundBudget::new(1600, HOUR, Instant::now());
-        round.reserve();
-        while !round.is_spent() {
-            let mut turn = round.turn();
-            round.spend(&mut turn, 100);
-        }
-        assert_eq!(round.spent(), 1200);
-        round.release();
-        assert!(!round.is_spent());
-        assert!(!round.turn().is_over());
-    }
-
-    #[test]
-    fn a_round_ends_at_its_time_limit() {
-        let mut round = RoundBudget::new(usize::MAX, Duration::ZERO, Instant::now());
-        let mut turn = round.turn();
-        round.spend(&mut turn, CLOCK_CHECK_COST - 1);
-        assert!(!turn.is_over(), "the clock was not read yet");
-        round.spend(&mut turn, 1);
-        assert!(turn.is_over() && round.is_spent());
-    }
-
-    #[test]
-    fn the_backlog_gets_its_reserve_after_the_time_limit() {
-        let mut round = RoundBudget::new(64 * CLOCK_CHECK_COST, Duration::ZERO, Instant::now());
-        round.reserve();
-        let mut turn = round.turn();
-        round.spend(&mut turn, CLOCK_CHECK_COST);
-        assert!(turn.is_over() && round.is_spent());
-        round.release();
-        assert!(!round.is_spent() && !round.turn().is_over());
-        let mut turn = round.turn();
-        round.spend(&mut turn, CLOCK_CHECK_COST);
-        assert!(round.is_spent());
-    }
-
-    #[test]
-    fn a_round_with_extreme_limits_still_gives_a_turn() {
-        let mut round = RoundBudget::new(0, Duration::MAX, Instant::now());
-        assert!(!round.turn().is_over());
-        let mut turn = round.turn();
-        round.spend(&mut turn, usize::MAX);
-        assert!(round.is_spent());
+    /// Resets the state that a panic may have left inconsistent: lists, codec and TLS buffer.
+    pub(crate) fn reset_after_panic(&mut self, config: &Config) {
+        self.lists.clear();
+        self.codec = DeflateCodec::new(&config.compression);
+        self.buffers.tls_scratch = Default::default();
     }
 }

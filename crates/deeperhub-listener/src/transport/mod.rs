@@ -1,9 +1,15 @@
 //! The byte stream of a connection: a TCP socket, with or without TLS.
 
+mod scratch;
+#[cfg(test)]
+mod scripted;
 mod tcp;
 #[cfg(feature = "tls")]
 mod tls;
 
+pub(crate) use scratch::{TlsHandshakeCounts, TlsScratch};
+#[cfg(test)]
+pub(crate) use scripted::Scripted;
 pub(crate) use tcp::Tcp;
 #[cfg(all(feature = "tls", feature = "io-uring"))]
 pub(crate) use tls::TLS_OVERHEAD;
@@ -13,37 +19,9 @@ pub(crate) use tls::Tls;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
-#[cfg(feature = "tls")]
-use deeperhub_security::tls::ClientAuthFault;
 use deeperhub_uring::SendProgress;
 
 use crate::config::Config;
-
-/// Buffer and counts shared by the TLS connections of a worker.
-#[derive(Debug, Default)]
-pub(crate) struct TlsScratch {
-    /// Read and write buffer. Empty until the first TLS connection.
-    #[cfg(feature = "tls")]
-    bytes: Vec<u8>,
-    /// TLS handshake steps of the current round.
-    pub(crate) handshake_steps: usize,
-    /// `true` if the last read got any bytes, even only part of a record.
-    pub(crate) received_any: bool,
-    /// TLS handshakes that ended since the last metrics update.
-    pub(crate) ended: TlsHandshakeCounts,
-}
-
-/// Counts of TLS handshakes by result.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TlsHandshakeCounts {
-    pub(crate) full: u64,
-    pub(crate) resumed: u64,
-    pub(crate) failed: u64,
-    /// Handshakes refused because of the client's certificate, by reason. They count as `failed`,
-    /// too.
-    #[cfg(feature = "tls")]
-    pub(crate) client_auth: [u64; ClientAuthFault::COUNT],
-}
 
 /// A non-blocking byte stream.
 ///
@@ -55,6 +33,9 @@ pub(crate) enum Transport {
     /// A TLS connection. Boxed, so that plain connections stay small.
     #[cfg(feature = "tls")]
     Tls(Box<Tls>),
+    /// A stream whose input, output and failures a test scripts.
+    #[cfg(test)]
+    Scripted(Scripted),
 }
 
 impl Transport {
@@ -83,6 +64,8 @@ impl Transport {
                 tls.end_preface(rest);
                 None
             }
+            #[cfg(test)]
+            Self::Scripted(_) => Some(rest),
         }
     }
 
@@ -99,6 +82,8 @@ impl Transport {
             Self::Tcp(tcp) => tcp.read(buffer),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.read(buffer, tls_scratch),
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.read(buffer),
         }
     }
 
@@ -110,6 +95,8 @@ impl Transport {
             Self::Tcp(tcp) => tcp.write(bytes),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.write(bytes, tls_scratch),
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.write(bytes),
         }
     }
 
@@ -124,6 +111,8 @@ impl Transport {
             Self::Tcp(tcp) => tcp.write_vectored(slices),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.write_vectored(slices, tls_scratch),
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.write_vectored(slices),
         }
     }
 
@@ -133,18 +122,28 @@ impl Transport {
             Self::Tcp(_) => true,
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.is_flushed(),
+            #[cfg(test)]
+            Self::Scripted(_) => true,
         }
     }
 
     /// Sets whether writes try the socket even if the reactor has not reported it writable yet. The
     /// reactor notices only between rounds that a socket has become writable.
     pub(crate) fn set_bypass_readiness(&mut self, bypasses: bool) {
-        self.tcp_mut().set_bypass_readiness(bypasses);
+        match self {
+            #[cfg(test)]
+            Self::Scripted(_) => {}
+            _ => self.tcp_mut().set_bypass_readiness(bypasses),
+        }
     }
 
     /// Returns how many of the bytes given to the kernel the peer has acknowledged.
     pub(crate) fn progress(&self) -> io::Result<SendProgress> {
-        self.tcp().progress()
+        match self {
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.progress(),
+            _ => self.tcp().progress(),
+        }
     }
 
     /// Stops decrypting input, because decryption takes memory. Later reads return raw bytes, which
@@ -154,6 +153,8 @@ impl Transport {
             Self::Tcp(_) => {}
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.ignore_input(),
+            #[cfg(test)]
+            Self::Scripted(_) => {}
         }
     }
 
@@ -163,6 +164,8 @@ impl Transport {
             Self::Tcp(_) => 0,
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.buffered_bytes(),
+            #[cfg(test)]
+            Self::Scripted(_) => 0,
         }
     }
 
@@ -172,6 +175,8 @@ impl Transport {
             Self::Tcp(_) => Ok(()),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.flush(),
+            #[cfg(test)]
+            Self::Scripted(_) => Ok(()),
         }
     }
 
@@ -182,6 +187,8 @@ impl Transport {
             Self::Tcp(tcp) => tcp.descriptor(),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.descriptor(),
+            #[cfg(test)]
+            Self::Scripted(_) => unreachable!("a scripted stream has no descriptor"),
         }
     }
 
@@ -193,23 +200,37 @@ impl Transport {
             Self::Tcp(tcp) => tcp.clear_readiness(),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.clear_readiness(),
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.clear_readiness(),
         }
     }
 
     /// Requests a wake-up when the socket becomes readable. Returns `Ready` if it is readable now.
     pub(crate) fn arm_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp_mut().arm_read(cx)
+        match self {
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.arm_read(cx),
+            _ => self.tcp_mut().arm_read(cx),
+        }
     }
 
     /// Requests a wake-up when the socket becomes writable. Returns `Ready` if it is writable now.
     pub(crate) fn arm_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp_mut().arm_write(cx)
+        match self {
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.arm_write(cx),
+            _ => self.tcp_mut().arm_write(cx),
+        }
     }
 
     /// Shuts down the sending side. All written bytes must be [flushed](Self::is_flushed).
     pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
         self.close_notify();
-        self.tcp_mut().shutdown_write()
+        match self {
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.shutdown_write(),
+            _ => self.tcp_mut().shutdown_write(),
+        }
     }
 
     /// Sends `close_notify` if the connection uses TLS and the socket takes it at once.
@@ -218,12 +239,20 @@ impl Transport {
             Self::Tcp(_) => {}
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.close_notify(),
+            #[cfg(test)]
+            Self::Scripted(_) => {}
         }
     }
 
     /// Returns `true` if the connection is encrypted.
     pub(crate) fn is_tls(&self) -> bool {
-        !matches!(self, Self::Tcp(_))
+        match self {
+            Self::Tcp(_) => false,
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => true,
+            #[cfg(test)]
+            Self::Scripted(_) => false,
+        }
     }
 
     /// Returns `true` during the TLS handshake, which costs much more than a message.
@@ -232,6 +261,8 @@ impl Transport {
             Self::Tcp(_) => false,
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.is_handshaking(),
+            #[cfg(test)]
+            Self::Scripted(_) => false,
         }
     }
 
@@ -241,6 +272,8 @@ impl Transport {
             Self::Tcp(_) => None,
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.user(),
+            #[cfg(test)]
+            Self::Scripted(_) => None,
         }
     }
 
@@ -249,6 +282,8 @@ impl Transport {
             Self::Tcp(tcp) => tcp,
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.tcp(),
+            #[cfg(test)]
+            Self::Scripted(_) => unreachable!("a scripted stream has no socket"),
         }
     }
 
@@ -257,16 +292,8 @@ impl Transport {
             Self::Tcp(tcp) => tcp,
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.tcp_mut(),
+            #[cfg(test)]
+            Self::Scripted(_) => unreachable!("a scripted stream has no socket"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tls_does_not_make_plain_connections_larger() {
-        assert!(size_of::<Transport>() <= size_of::<Tcp>() + size_of::<usize>());
     }
 }

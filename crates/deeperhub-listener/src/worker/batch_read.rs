@@ -4,10 +4,10 @@ use std::io;
 
 use deeperhub_uring::RecvOp;
 
-use super::read::LONG_READ_BYTES;
+use super::read::{self, LONG_READ_BYTES, Received};
 use super::{READ_BUFFER_BYTES, Worker};
 use crate::batch_write::MIN_BATCH;
-use crate::connections::{Connection, State};
+use crate::connection::{Connection, State};
 use crate::session::Application;
 use crate::transport::Transport;
 
@@ -30,7 +30,7 @@ impl<A: Application> Worker<'_, A> {
         buffers.resize(MAX_BATCHED_READS * SLOT_BYTES, 0);
         let mut polled = 0;
         for keys in keys.chunks(MAX_BATCHED_READS) {
-            if self.core.round.is_spent() {
+            if self.ctx.round.budget.is_spent() {
                 break;
             }
             polled += keys.len();
@@ -43,16 +43,15 @@ impl<A: Application> Worker<'_, A> {
             }
         }
         self.batch_buffers = buffers;
-        self.core.disable_broken_batching();
+        self.ctx.round.disable_broken_batching();
         polled
     }
 
     /// Reads from the connections whose input is likely short, each into its own buffer.
     fn read_batch(&mut self, keys: &[u32], buffers: &mut [u8]) -> ReadResults {
         let mut results = [const { None }; MAX_BATCHED_READS];
-        let core = &mut *self.core;
-        let Some(batch) = &mut core.batch else { return results };
-        let connections = &core.connections;
+        let Some(batch) = &mut self.ctx.round.batch else { return results };
+        let connections = &self.table.slab;
         let mut chosen = [false; MAX_BATCHED_READS];
         for (nth, &key) in keys.iter().enumerate() {
             // A key occurs twice if its socket is both readable and writable.
@@ -80,29 +79,19 @@ impl<A: Application> Worker<'_, A> {
     /// Handles the result of a connection's batched read, then continues its turn with single
     /// reads.
     fn after_batched_read(&mut self, key: u32, slot: &mut [u8], result: io::Result<usize>) {
-        let mut turn = self.core.round.turn();
-        let core = &mut *self.core;
-        let Some(connection) = core.connections.get_mut(key as usize) else { return };
-        match result {
-            Ok(0) => return self.end_of_stream(key),
-            Ok(len) => {
-                core.received += len as u64;
-                let is_drained = len < slot.len() && connection.transport.clear_readiness();
-                connection.flags.reads_long = !is_drained;
-                self.process_input(key, &mut slot[..len], &mut turn);
-                if is_drained && !self.has_unread(key) && !self.arm(key) {
+        let mut turn = self.ctx.round.budget.turn();
+        let Some(connection) = self.table.get_mut(key) else { return };
+        match read::after_batched_read(connection, slot.len(), result, &mut self.ctx) {
+            Received::Input { len, is_drained } => {
+                self.handle_input(key, &mut slot[..len], &mut turn);
+                if is_drained && self.is_waiting_for_input(key) {
                     return;
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if connection.transport.clear_readiness() && !self.arm(key) {
-                    return self.mark_silent(key);
-                }
-            }
-            // The next read reports the error again.
-            Err(_) => {}
+            Received::Again => {}
+            Received::Nothing(next) => return self.apply(key, next),
         }
-        self.read_in_turn(key, &mut turn);
+        self.continue_turn(key, &mut turn);
     }
 }
 

@@ -8,18 +8,17 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use deeperhub_protocol::frame;
-use deeperhub_protocol::{CloseCode, CloseReason};
 use tokio::runtime::{self, Runtime};
 
-use super::Worker;
-use crate::arena::Arena;
-use crate::connections::{ClosingUntil, Connection, State, WorkerCore};
+use super::apply::report_end;
+use super::next::internal_error_reason;
+use super::{Next, Worker, WorkerCore};
+use crate::connection::{ClosingUntil, Connection, State};
 use crate::control::{Control, Mailbox};
-use crate::deflate::DeflateCodec;
 use crate::metrics::{HandshakeOutcome, WorkerMetrics};
 use crate::restart::RestartDelay;
-use crate::session::{Application, Closed, ConnectionKey, Session};
-use crate::transport::TlsScratch;
+use crate::round::Buffers;
+use crate::session::{Application, Closed, ConnectionKey};
 
 /// Work that a replacement does for the sessions of the worker that panicked.
 enum Recovery<S> {
@@ -53,10 +52,8 @@ pub(crate) fn run<A: Application>(
     mut cells: WorkerMetrics,
 ) {
     #[cfg(feature = "io-uring")]
-    core.enable_batching(index);
+    core.round.enable_batching(&core.shared.config, index);
     let mailbox = control.mailbox(index);
-    // A replacement uses the same clock, since deadlines of connections refer to it.
-    let started = Instant::now();
     runtime.block_on(tokio::task::unconstrained(async {
         mailbox.attach(&std::future::poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
         let mut restarts = RestartDelay::default();
@@ -67,15 +64,13 @@ pub(crate) fn run<A: Application>(
             mailbox.notify_self(Instant::now());
             mailbox.set_vacant(false);
             let started_at = Instant::now();
-            let exit = run_worker(
-                || Worker { started, ..Worker::new(application, index, &mut core, control, &mut cells) },
-                &mut recovery,
-            );
+            let exit =
+                run_worker(|| Worker::new(application, index, &mut core, control, &mut cells), &mut recovery);
             if exit.await == WorkerExit::Stopped {
                 return;
             }
             mailbox.set_vacant(true);
-            core.metrics.worker_restarts.inc();
+            core.shared.metrics.worker_restarts.inc();
             tracing::error!(worker = index, "Worker panicked; closing its connections with 1011");
             let delay = restarts.after(started_at.elapsed());
             // The replacement counts the queued bytes anew.
@@ -155,13 +150,8 @@ impl<A: Application> Worker<'_, A> {
             Recovery::Connections => self.close_after_panic(),
             Recovery::Sessions(sessions) => {
                 let closed = Closed::ByServer(internal_error_reason());
-                while let Some((key, mut session)) = sessions.pop() {
-                    let worker_state = &mut self.worker_state;
-                    if catch_unwind(AssertUnwindSafe(|| session.on_close(key, &closed, worker_state)))
-                        .is_err()
-                    {
-                        self.core.metrics.session_panics.inc();
-                    }
+                while let Some((key, session)) = sessions.pop() {
+                    report_end(session, key, &closed, &mut self.ctx);
                 }
             }
         }
@@ -170,46 +160,29 @@ impl<A: Application> Worker<'_, A> {
     /// Closes the open connections of the worker that panicked, after their queued frames. Clients
     /// get a close frame, and `on_close` of each session is called. Handshakes continue.
     fn close_after_panic(&mut self) {
-        let core = &mut *self.core;
-        core.begin_round(Instant::now());
-        // The panic interrupted a round: rebuild the lists from all connections.
-        core.reset_after_panic();
+        self.ctx.begin_round(Instant::now());
+        // The panic interrupted a round: rebuild the lists and counts from all connections.
+        self.ctx.round.reset_after_panic(&self.ctx.shared.config);
+        let (table, lists) = (&mut *self.table, &mut self.ctx.round.lists);
+        (table.open, table.paused) = (0, 0);
         let mut open = Vec::new();
-        for (key, connection) in &mut core.connections {
+        for (key, connection) in &mut table.slab {
             let key = key as ConnectionKey;
-            core.run_queue.push(key);
-            core.dirty.push(key);
-            connection.flags.dirty = true;
-            connection.flags.in_backlog = false;
-            connection.flags.has_unread = core.unread.contains_key(&key);
-            core.paused += usize::from(connection.flags.paused);
+            let flags = &mut connection.flags;
+            lists.run_queue.push(key);
+            flags.dirty = false;
+            lists.mark_dirty(key, flags);
+            flags.in_backlog = false;
+            flags.has_unread = table.unread.contains_key(&key);
+            table.paused += usize::from(flags.paused);
             if matches!(connection.state, State::Open(_)) {
                 open.push(key);
             }
         }
-        core.open = open.len();
+        table.open = open.len();
         for key in open {
-            self.close(key, internal_error_reason());
+            self.apply(key, Next::close(internal_error_reason()));
         }
-    }
-}
-
-impl<S> WorkerCore<S> {
-    /// Resets the state that a panic may have left inconsistent: lists, counts, codec and TLS buffer.
-    fn reset_after_panic(&mut self) {
-        for list in [
-            &mut self.run_queue,
-            &mut self.arrived,
-            &mut self.backlog,
-            &mut self.dirty,
-            &mut self.write_individually,
-        ] {
-            list.clear();
-        }
-        self.to_close.clear();
-        self.codec = DeflateCodec::new(&self.config.compression);
-        self.tls_scratch = TlsScratch::default();
-        (self.open, self.paused) = (0, 0);
     }
 }
 
@@ -219,11 +192,11 @@ fn abort_connections<S>(core: &mut WorkerCore<S>) -> Vec<(ConnectionKey, S)> {
     let mut close = Vec::new();
     let reason = internal_error_reason();
     frame::write_close(&mut close, Some(reason.code().as_u16()), reason.text());
-    core.tls_scratch = TlsScratch::default();
-    core.unread.clear();
-    core.progress.clear();
-    let mut sessions = Vec::with_capacity(core.open);
-    for (key, connection) in std::mem::take(&mut core.connections) {
+    let WorkerCore { shared, round, table } = core;
+    round.reset_after_panic(&shared.config);
+    let table = std::mem::take(table);
+    let mut sessions = Vec::with_capacity(table.open);
+    for (key, connection) in table.slab {
         let Connection { mut transport, state, outbox, flags, .. } = connection;
         // While the socket is not full, no queued frame is partly written.
         let can_send_close = match state {
@@ -234,12 +207,12 @@ fn abort_connections<S>(core: &mut WorkerCore<S>) -> Vec<(ConnectionKey, S)> {
             State::Closing(ClosingUntil::CloseFrame) => !flags.write_blocked && !outbox.is_empty(),
             State::Closing(_) => false,
             State::Handshake(handshake) => {
-                core.metrics.record_handshake(HandshakeOutcome::Lost);
+                shared.metrics.record_handshake(HandshakeOutcome::Lost);
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(handshake)));
                 false
             }
         };
-        let tls_scratch = &mut core.tls_scratch;
+        let tls_scratch = &mut round.buffers.tls_scratch;
         let _ = catch_unwind(AssertUnwindSafe(|| {
             if can_send_close {
                 let _ = transport.write(&close, tls_scratch);
@@ -248,13 +221,6 @@ fn abort_connections<S>(core: &mut WorkerCore<S>) -> Vec<(ConnectionKey, S)> {
             drop((transport, outbox));
         }));
     }
-    core.reset_after_panic();
-    core.arena = Arena::default();
-    core.gather = Vec::new();
+    round.buffers = Buffers { sent: round.buffers.sent, ..Buffers::default() };
     sessions
-}
-
-/// Returns the close reason after a panic (1011).
-pub(super) fn internal_error_reason() -> CloseReason {
-    CloseReason::new(CloseCode::InternalError, "a fault inside the server")
 }

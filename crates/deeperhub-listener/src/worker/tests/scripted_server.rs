@@ -1,0 +1,265 @@
+//! The application of the scripted test: sessions that act, fail and panic as their clients ask, or
+//! at random.
+
+use std::future::Future;
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex};
+use std::task::{self, Poll};
+use std::time::Duration;
+
+use deeperhub_protocol::frame::{self, Frame};
+use deeperhub_protocol::handshake::{Refusal, Request};
+use deeperhub_protocol::{CloseCode, CloseReason};
+use fastrand::Rng;
+
+use crate::arena::Multicast;
+use crate::connections::Connections;
+use crate::session::{
+    Accepted, Application, Closed, ConnectionKey, Context, Message, Peer, Session, WorkerState,
+};
+
+/// Bytes of a reply that is written in place if the socket takes it.
+const LONG_REPLY_BYTES: u16 = 20_000;
+
+/// What happened to the sessions of a script.
+#[derive(Default)]
+pub(super) struct Ends {
+    /// Number of `on_close` calls of each session.
+    pub(super) closes: Vec<u32>,
+    /// Number of calls to sessions after their end. A panic would not fail the test, because the
+    /// worker catches it.
+    pub(super) late_calls: u32,
+    /// Number of panics that the worker must count.
+    pub(super) panics: u64,
+    /// `true` to leave sessions alone, so that the script comes to its end.
+    pub(super) is_quiet: bool,
+}
+
+/// Shared state of the application and the test.
+#[derive(Clone)]
+pub(super) struct ScriptedServer {
+    pub(super) ends: Arc<Mutex<Ends>>,
+    random: Arc<Mutex<Rng>>,
+}
+
+impl ScriptedServer {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { ends: Arc::default(), random: Arc::new(Mutex::new(Rng::with_seed(seed))) }
+    }
+
+    /// Returns `true` once in `times` calls, unless the sessions are left alone.
+    fn once_in(&self, times: u32) -> bool {
+        !self.ends.lock().unwrap().is_quiet && self.random.lock().unwrap().u32(0..times) == 0
+    }
+
+    /// Returns a number below `end`.
+    fn below(&self, end: usize) -> usize {
+        self.random.lock().unwrap().usize(0..end)
+    }
+
+    /// Panics once in `times` calls.
+    fn panic_once_in(&self, times: u32) {
+        if self.once_in(times) {
+            self.panic();
+        }
+    }
+
+    /// Panics without a message on standard error.
+    fn panic(&self) -> ! {
+        self.ends.lock().unwrap().panics += 1;
+        resume_unwind(Box::new("this panic was injected by a test"))
+    }
+}
+
+impl Application for ScriptedServer {
+    type WorkerState = ScriptedWorkerState;
+    type Session = ScriptedSession;
+
+    fn worker_state(&self, _worker: usize) -> ScriptedWorkerState {
+        ScriptedWorkerState { server: self.clone(), paused: Vec::new() }
+    }
+
+    fn accept(
+        &self,
+        _request: Request,
+        _peer: Peer,
+    ) -> impl Future<Output = Result<Accepted<ScriptedSession>, Refusal>> + 'static {
+        let server = self.clone();
+        let mut polls_left = server.below(3);
+        let never_decides = server.once_in(15);
+        std::future::poll_fn(move |cx| {
+            if never_decides {
+                return Poll::Pending;
+            }
+            if polls_left > 0 {
+                polls_left -= 1;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            server.panic_once_in(30);
+            if server.once_in(20) {
+                return Poll::Ready(Err(Refusal::not_found()));
+            }
+            let mut ends = server.ends.lock().unwrap();
+            ends.closes.push(0);
+            let id = ends.closes.len() - 1;
+            drop(ends);
+            let session = ScriptedSession { id, server: server.clone() };
+            Poll::Ready(Ok(Accepted { session, subprotocol: None }))
+        })
+    }
+
+    fn is_ready(&self) -> bool {
+        if self.once_in(5) {
+            resume_unwind(Box::new("this panic was injected by a test"));
+        }
+        true
+    }
+}
+
+pub(super) struct ScriptedWorkerState {
+    server: ScriptedServer,
+    /// Connections whose session has paused reading at some time.
+    paused: Vec<ConnectionKey>,
+}
+
+impl WorkerState<ScriptedSession> for ScriptedWorkerState {
+    fn poll(
+        &mut self,
+        _cx: &mut task::Context<'_>,
+        connections: &mut Connections<'_, ScriptedSession>,
+    ) -> Poll<()> {
+        if self.server.ends.lock().unwrap().is_quiet || self.server.once_in(4) {
+            for key in self.paused.drain(..) {
+                connections.resume_reading(key);
+            }
+        }
+        if self.server.once_in(4) {
+            self.send_to_all(connections);
+        }
+        if self.server.once_in(25)
+            && let Some(key) = connections.next_open(self.server.below(4) as u32)
+        {
+            connections.close(key, CloseReason::new(CloseCode::Disconnected, "at random"));
+            // The frame is queued before the close frame. A second close has no effect.
+            let _ = connections.send(key, &Frame::text("before the close"));
+            connections.close(key, CloseReason::new(CloseCode::PolicyViolation, "the second"));
+        }
+        Poll::Pending
+    }
+}
+
+impl ScriptedWorkerState {
+    /// Sends the same frame to all connections, also to closing ones and to keys that do not exist.
+    fn send_to_all(&self, connections: &mut Connections<'_, ScriptedSession>) {
+        let len = [5, 300, 9000, 40_000][self.server.below(4)];
+        let multicast = Multicast::new(Frame::text(&"m".repeat(len)));
+        for _ in 0..=self.server.below(3) {
+            for key in 0..10 {
+                let session = if self.server.once_in(3) {
+                    connections.send(key, multicast.frame())
+                } else {
+                    connections.send_multicast(key, &multicast)
+                };
+                if let Some(session) = session {
+                    session.check_is_open();
+                }
+            }
+        }
+    }
+}
+
+/// Session that echoes texts, except for those that make it act otherwise.
+pub(super) struct ScriptedSession {
+    id: usize,
+    server: ScriptedServer,
+}
+
+impl ScriptedSession {
+    /// Counts a call after the session's end.
+    fn check_is_open(&self) {
+        let mut ends = self.server.ends.lock().unwrap();
+        ends.late_calls += u32::from(ends.closes[self.id] > 0);
+    }
+
+    /// Closes, pauses, replies, panics, or does nothing.
+    fn act_at_random(&self, cx: &mut Context<'_, ScriptedWorkerState>) {
+        self.check_is_open();
+        self.server.panic_once_in(100);
+        if self.server.once_in(50) {
+            cx.close(CloseReason::new(CloseCode::Disconnected, "in a callback"));
+        }
+        if self.server.once_in(20) {
+            self.pause(cx);
+        }
+        if self.server.once_in(5) {
+            cx.send(&Frame::text("from a callback"));
+        }
+        self.server.panic_once_in(100);
+    }
+
+    fn pause(&self, cx: &mut Context<'_, ScriptedWorkerState>) {
+        let key = cx.key();
+        cx.worker().paused.push(key);
+        cx.pause_reading();
+    }
+}
+
+impl Session for ScriptedSession {
+    type WorkerState = ScriptedWorkerState;
+
+    fn on_open(&mut self, cx: &mut Context<'_, ScriptedWorkerState>) {
+        self.act_at_random(cx);
+    }
+
+    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, ScriptedWorkerState>) {
+        self.check_is_open();
+        match message {
+            Message::Text("panic") => self.server.panic(),
+            Message::Text("pause") => self.pause(cx),
+            Message::Text("close") => cx.close(CloseReason::new(CloseCode::Disconnected, "as asked")),
+            Message::Text("close and pause") => {
+                self.pause(cx);
+                cx.close(CloseReason::new(CloseCode::PolicyViolation, "as asked"));
+            }
+            Message::Text("long") => cx.reply_around(&[b'r'; LONG_REPLY_BYTES as usize], |out| {
+                out.extend([0x81, 126]);
+                out.extend(LONG_REPLY_BYTES.to_be_bytes());
+                Some(out.len())
+            }),
+            Message::Text("expensive") => cx.charge(usize::MAX),
+            Message::Text(text) => cx.reply(|out| frame::write_text(out, text)),
+            Message::Binary(bytes) => cx.reply(|out| frame::write_binary(out, bytes)),
+        }
+    }
+
+    fn admit_control_frame(&mut self, cx: &mut Context<'_, ScriptedWorkerState>) -> bool {
+        self.check_is_open();
+        if self.server.once_in(20) {
+            cx.close(CloseReason::new(CloseCode::PolicyViolation, "too many control frames"));
+        }
+        self.server.panic_once_in(50);
+        !self.server.once_in(3)
+    }
+
+    fn held_bytes(&self, _key: ConnectionKey, _worker: &ScriptedWorkerState) -> usize {
+        self.check_is_open();
+        if self.server.once_in(2) { 5000 } else { 0 }
+    }
+
+    fn on_tick(&mut self, cx: &mut Context<'_, ScriptedWorkerState>) {
+        self.act_at_random(cx);
+    }
+
+    fn on_server_close(&mut self, _reason: &CloseReason, _retry: Option<Duration>, out: &mut Vec<u8>) {
+        self.check_is_open();
+        frame::write_text(out, "goodbye");
+        self.server.panic_once_in(10);
+    }
+
+    fn on_close(&mut self, key: ConnectionKey, _closed: &Closed, worker: &mut ScriptedWorkerState) {
+        self.server.ends.lock().unwrap().closes[self.id] += 1;
+        worker.paused.retain(|&paused| paused != key);
+        self.server.panic_once_in(10);
+    }
+}
