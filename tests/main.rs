@@ -30,6 +30,7 @@ mod layering;
 mod limits;
 mod memory;
 mod messages;
+mod operations;
 mod patterns;
 mod proxies;
 mod reload;

@@ -10,18 +10,18 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use deeperhub_cluster::{
-    Broker, ClusterState, Driver, DriverHandle, EnqueueError, Envelope, InterestChange, JoinOutcome, Message,
-    MessageHandler, PendingAnswer,
+    Broker, ClientRequest, ClusterState, Driver, DriverHandle, EnqueueError, Envelope, InterestChange,
+    JoinOutcome, Message, MessageHandler, PendingAnswer,
 };
-use deeperhub_protocol::frame::Frame;
-use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext};
+use deeperhub_protocol::message::{ClusterFault, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Topic};
 use deeperhub_router::Router;
 use tokio::sync::oneshot;
 
 use crate::cluster_query::{self, ClusterQuery};
-use crate::connection_id::ConnectionId;
 use crate::hub::{Delivery, Hub};
+use crate::operation::{Operation, Target};
+use crate::types::ClientNotFound;
 use crate::worker_request::WorkerRequest;
 
 /// Time that the start waits for the broker. Afterwards the node serves its own clients while the
@@ -200,44 +200,37 @@ impl ClusterReceiver {
         tokio::time::timeout(CONGESTION_TIMEOUT, self.hub.enqueue(worker, request)).await.ok()?.ok()
     }
 
-    /// Queues a request for every worker without waiting for replies.
-    async fn send_to_all_workers<T: 'static>(&self, request: impl Fn(oneshot::Sender<T>) -> WorkerRequest) {
-        for worker in 0..self.hub.request_senders.len() {
-            drop(self.enqueue(worker, &request).await);
-        }
-    }
-
-    /// Queues a request about one client. The returned future sends the requester an answer that
-    /// says whether the client was found.
-    async fn request_for_client(
+    /// Queues an operation for the workers that must execute it. If it names a client, the
+    /// returned future answers the requester.
+    async fn execute(
         &self,
         requester: &str,
-        request: u64,
-        client: &ClientId,
-        make: impl FnOnce(ConnectionId, oneshot::Sender<bool>) -> WorkerRequest,
+        operation: Operation<'_, ClientRequest>,
     ) -> Option<PendingAnswer> {
-        let broker = self.hub.broker.clone()?;
-        let reply = match self.hub.connection_id(client) {
-            Some(connection) => self.enqueue(connection.worker.into(), |reply| make(connection, reply)).await,
-            None => None,
+        let Operation { target, action } = operation;
+        let request = match &target {
+            Target::Client(ClientRequest { request, .. }) => Some(*request),
+            Target::User(_) | Target::All => None,
         };
+        let find = |named: &ClientRequest| self.hub.connection_id(&named.client).ok_or(ClientNotFound);
+        let mut last_reply = None;
+        if let Ok(target) = target.try_map_client(find) {
+            let target = target.into_owned();
+            for (worker, operation) in self.hub.worker_operations(&target, &action) {
+                last_reply = self.enqueue(worker, |reply| WorkerRequest::Execute { operation, reply }).await;
+            }
+        }
+        let (request, broker) = (request?, self.hub.broker.clone()?);
         let requester = requester.to_owned();
         Some(Box::pin(async move {
-            let found = match reply {
-                Some(reply) => reply.await.unwrap_or(false),
-                None => false,
+            // A client is on one worker, so the last reply is the only one.
+            let reached = match last_reply {
+                Some(reply) => reply.await.ok().flatten(),
+                None => None,
             };
-            broker.answer(
-                &requester,
-                request,
-                if found { cluster_query::REPLY_FOUND } else { cluster_query::REPLY_NOT_FOUND },
-            );
+            broker.answer(&requester, request, cluster_query::reply_to_operation(reached));
         }))
     }
-}
-
-fn raw_frame(payload: RawJson<'_>) -> Frame {
-    ServerMessage::Raw(payload).to_frame()
 }
 
 impl MessageHandler for ClusterReceiver {
@@ -249,77 +242,7 @@ impl MessageHandler for ClusterReceiver {
                 self.publish(&topic, payload, from.as_ref(), &trace);
                 None
             }
-            Message::Send { request, client, payload } => {
-                let frame = raw_frame(payload);
-                self.request_for_client(requester, request, &client, |to, reply| WorkerRequest::Send {
-                    to,
-                    frame,
-                    reply,
-                })
-                .await
-            }
-            Message::Disconnect { request, client } => {
-                let make = |client, reply| WorkerRequest::Disconnect { client, reply };
-                self.request_for_client(requester, request, &client, make).await
-            }
-            Message::SendToUser { user, payload } => {
-                let frame = raw_frame(payload);
-                self.send_to_all_workers(|reply| WorkerRequest::SendToUser {
-                    user: user.to_owned(),
-                    frame: frame.fork(),
-                    reply,
-                })
-                .await;
-                None
-            }
-            Message::Unsubscribe { request, client, topic } => {
-                let topic = topic.into_owned();
-                let broker = self.hub.broker.clone()?;
-                let reply = match self.hub.connection_id(&client) {
-                    Some(client) => {
-                        let make = |reply| WorkerRequest::Unsubscribe { client, topic, reply };
-                        self.enqueue(client.worker.into(), make).await
-                    }
-                    None => None,
-                };
-                let requester = requester.to_owned();
-                Some(Box::pin(async move {
-                    let was_subscribed = match reply {
-                        Some(reply) => reply.await.ok().flatten(),
-                        None => None,
-                    };
-                    let answer = match was_subscribed {
-                        Some(true) => cluster_query::REPLY_FOUND,
-                        Some(false) => cluster_query::REPLY_NOT_SUBSCRIBED,
-                        None => cluster_query::REPLY_NOT_FOUND,
-                    };
-                    broker.answer(&requester, request, answer);
-                }))
-            }
-            Message::UnsubscribeUser { user, topic } => {
-                let topic = topic.into_owned();
-                self.send_to_all_workers(|reply| WorkerRequest::UnsubscribeUser {
-                    user: user.to_owned(),
-                    topic: topic.clone(),
-                    reply,
-                })
-                .await;
-                None
-            }
-            Message::DisconnectUser { user } => {
-                self.send_to_all_workers(|reply| WorkerRequest::DisconnectUser {
-                    user: user.to_owned(),
-                    reply,
-                })
-                .await;
-                None
-            }
-            Message::Broadcast { payload } => {
-                let frame = raw_frame(payload);
-                self.send_to_all_workers(|reply| WorkerRequest::Broadcast { frame: frame.fork(), reply })
-                    .await;
-                None
-            }
+            Message::Operation(operation) => self.execute(requester, operation).await,
             Message::Query { request, text } => {
                 let broker = self.hub.broker.clone()?;
                 // A query of a later version gets no answer. The requester then lists this node

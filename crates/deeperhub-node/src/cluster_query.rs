@@ -12,6 +12,7 @@ use tracing::warn;
 
 use crate::handle::NodeHandle;
 use crate::hub::Hub;
+use crate::operation::Reached;
 use crate::stats::{Stats, Totals};
 use crate::types::{ClientInfo, CursorError, ListError, Page, TopicInfo};
 use crate::worker_request::WorkerRequest;
@@ -19,12 +20,31 @@ use crate::worker_request::WorkerRequest;
 /// Time after which a node that did not answer is listed as unanswered.
 pub(crate) const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Reply to a request about a client: the client was found, and the request executed.
-pub(crate) const REPLY_FOUND: &str = "found";
-/// Reply to a request about a client that is not connected.
-pub(crate) const REPLY_NOT_FOUND: &str = "not_found";
-/// Reply to an unsubscribe request for a client that is connected, but had no such subscription.
-pub(crate) const REPLY_NOT_SUBSCRIBED: &str = "none";
+/// Reply to an operation on a client: the operation had an effect.
+const REPLY_FOUND: &str = "found";
+/// Reply to an operation on a client that is not connected.
+const REPLY_NOT_FOUND: &str = "not_found";
+/// Reply to an operation that had no effect: the client has no such subscription.
+const REPLY_NO_EFFECT: &str = "none";
+
+/// Returns the reply to an operation on a client.
+pub(crate) const fn reply_to_operation(reached: Reached) -> &'static str {
+    match reached {
+        None => REPLY_NOT_FOUND,
+        Some(0) => REPLY_NO_EFFECT,
+        Some(_) => REPLY_FOUND,
+    }
+}
+
+/// Parses the reply to an operation on a client.
+pub(crate) fn parse_operation_reply(reply: &str) -> Reached {
+    match reply {
+        REPLY_NOT_FOUND => None,
+        REPLY_NO_EFFECT => Some(0),
+        // A later version may have other effects.
+        _ => Some(1),
+    }
+}
 
 /// Maximum bytes of an answer, so that it fits into a message of the broker. A broker with a lower
 /// limit lowers it. The entries that do not fit are on the next page.
@@ -490,6 +510,14 @@ mod tests {
         assert_eq!(names(merge_topics(vec![all()], 20)), (topics(0..20), true));
         let answers = vec![TopicsReply::Cut { cut: topics(5..6) }, TopicsReply::Cut { cut: topics(0..3) }];
         assert_eq!(names(merge_topics(answers, 100)), (topics(0..3), true));
+    }
+
+    #[test]
+    fn replies_to_operations_round_trip() {
+        for (reached, text) in [(None, "not_found"), (Some(0), "none"), (Some(1), "found")] {
+            assert_eq!(reply_to_operation(reached), text);
+            assert_eq!(parse_operation_reply(text), reached);
+        }
     }
 
     #[test]

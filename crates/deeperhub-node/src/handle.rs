@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deeperhub_cluster::{ClusterState, EnqueueError, Message, RequestError};
+use deeperhub_cluster::{ClientRequest, ClusterState, EnqueueError, Message, RequestError};
 use deeperhub_events::{EventFilter, EventStream};
 use deeperhub_listener::{ConnectionKey, Listener, ReconnectTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
-use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, check_server_object};
+use deeperhub_protocol::message::{ClusterFault, TraceContext, check_server_object};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::connection_id::{ConnectionId, is_node_id};
 use crate::health::Health;
 use crate::hub::Hub;
+use crate::operation::{Action, Operation, Target};
 use crate::phase::Phase;
 use crate::stats::Stats;
 use crate::top::Top;
@@ -144,15 +145,8 @@ impl NodeHandle {
     /// Returns [`SendError`]. A client whose connection is closing, or whose node does not answer,
     /// counts as not found.
     pub async fn send_to_client_raw(&self, client: &ClientId, message: RawJson<'_>) -> Result<(), SendError> {
-        if let Some(node) = self.remote_node(client) {
-            let make_message = |request| Message::Send { request, client: client.clone(), payload: message };
-            return self.request_for_client(node, make_message).await;
-        }
-        let to = self.local_connection(client)?;
-        let frame = ServerMessage::Raw(message).to_frame();
-        let found =
-            self.hub.request(to.worker.into(), |reply| WorkerRequest::Send { to, frame, reply }).await?;
-        if found { Ok(()) } else { Err(ClientNotFound.into()) }
+        let operation = Operation::new(Target::Client(client.clone()), Action::Send(message));
+        self.execute(&operation).await.map(drop)
     }
 
     /// Sends a message to every connection of a user on all nodes. The message must be a JSON
@@ -183,10 +177,7 @@ impl NodeHandle {
         user: &str,
         message: RawJson<'_>,
     ) -> Result<Delivered, WorkerTimeout> {
-        let frame = ServerMessage::Raw(message).to_frame();
-        let send = |reply| WorkerRequest::SendToUser { user: user.to_owned(), frame: frame.fork(), reply };
-        let count = self.hub.sum_over_workers(send).await;
-        self.with_other_nodes(count, Message::SendToUser { user, payload: message })
+        self.execute_on_several(Target::User(user.into()), Action::Send(message)).await
     }
 
     /// Sends a message to every connected client on all nodes. The message must be a JSON object
@@ -215,10 +206,7 @@ impl NodeHandle {
     /// Returns [`WorkerTimeout`] if a worker did not answer in time. Its clients may get the
     /// message later. All other clients got it.
     pub async fn broadcast_raw(&self, message: RawJson<'_>) -> Result<Delivered, WorkerTimeout> {
-        let frame = ServerMessage::Raw(message).to_frame();
-        let count =
-            self.hub.sum_over_workers(|reply| WorkerRequest::Broadcast { frame: frame.fork(), reply }).await;
-        self.with_other_nodes(count, Message::Broadcast { payload: message })
+        self.execute_on_several(Target::All, Action::Send(message)).await
     }
 
     /// Ends a client's subscription to a topic or a pattern, on any node. The client gets an
@@ -236,18 +224,9 @@ impl NodeHandle {
         client: &ClientId,
         topic: &Subscription<'_>,
     ) -> Result<bool, SendError> {
-        if let Some(node) = self.remote_node(client) {
-            let topic = topic.borrow();
-            let make_message = |request| Message::Unsubscribe { request, client: client.clone(), topic };
-            return self
-                .request_from_node(node, make_message)
-                .await
-                .map(|answer| answer == cluster_query::REPLY_FOUND);
-        }
-        let client = self.local_connection(client)?;
-        let topic = topic.borrow().into_owned();
-        let unsubscribe = |reply| WorkerRequest::Unsubscribe { client, topic, reply };
-        self.hub.request(client.worker.into(), unsubscribe).await?.ok_or(ClientNotFound.into())
+        let action = Action::Unsubscribe(topic.borrow());
+        let reached = self.execute(&Operation::new(Target::Client(client.clone()), action)).await?;
+        Ok(reached.count > 0)
     }
 
     /// Ends the subscriptions of a user's connections to a topic or a pattern, on all nodes. The
@@ -262,13 +241,18 @@ impl NodeHandle {
         user: &str,
         topic: &Subscription<'_>,
     ) -> Result<Delivered, WorkerTimeout> {
-        let unsubscribe = |reply| WorkerRequest::UnsubscribeUser {
-            user: user.to_owned(),
-            topic: topic.borrow().into_owned(),
-            reply,
-        };
-        let count = self.hub.sum_over_workers(unsubscribe).await;
-        self.with_other_nodes(count, Message::UnsubscribeUser { user, topic: topic.borrow() })
+        self.execute_on_several(Target::User(user.into()), Action::Unsubscribe(topic.borrow())).await
+    }
+
+    /// Ends all clients' subscriptions to exactly this topic or pattern, on all nodes. The returned
+    /// count covers this node only.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Subscriptions on this worker
+    /// may end later. All other subscriptions have ended.
+    pub async fn unsubscribe_all(&self, topic: &Subscription<'_>) -> Result<Delivered, WorkerTimeout> {
+        self.execute_on_several(Target::All, Action::Unsubscribe(topic.borrow())).await
     }
 
     /// Returns the node's current statistics.
@@ -297,16 +281,8 @@ impl NodeHandle {
     /// Returns [`SendError`]. A client whose connection is closing, or whose node does not answer,
     /// counts as not found.
     pub async fn disconnect(&self, client: &ClientId) -> Result<(), SendError> {
-        if let Some(node) = self.remote_node(client) {
-            let make_message = |request| Message::Disconnect { request, client: client.clone() };
-            return self.request_for_client(node, make_message).await;
-        }
-        let client = self.local_connection(client)?;
-        let found = self
-            .hub
-            .request(client.worker.into(), |reply| WorkerRequest::Disconnect { client, reply })
-            .await?;
-        if found { Ok(()) } else { Err(ClientNotFound.into()) }
+        let operation = Operation::new(Target::Client(client.clone()), Action::Disconnect);
+        self.execute(&operation).await.map(drop)
     }
 
     /// Closes every connection of a user with 4003, on all nodes. The returned count covers this
@@ -319,9 +295,59 @@ impl NodeHandle {
     /// Returns [`WorkerTimeout`] if a worker did not answer in time. Its connections may close
     /// later. All other connections are closed.
     pub async fn disconnect_user(&self, user: &str) -> Result<Delivered, WorkerTimeout> {
-        let disconnect = |reply| WorkerRequest::DisconnectUser { user: user.to_owned(), reply };
-        let count = self.hub.sum_over_workers(disconnect).await;
-        self.with_other_nodes(count, Message::DisconnectUser { user })
+        self.execute_on_several(Target::User(user.into()), Action::Disconnect).await
+    }
+
+    /// Closes every connection with 4003, on all nodes. The returned count covers this node only.
+    /// Connections that open after the call stay open.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`WorkerTimeout`] if a worker did not answer in time. Its connections may close
+    /// later. All other connections are closed.
+    pub async fn disconnect_all(&self) -> Result<Delivered, WorkerTimeout> {
+        self.execute_on_several(Target::All, Action::Disconnect).await
+    }
+
+    /// Executes an operation on all nodes. The other methods that send, unsubscribe or disconnect
+    /// are short forms of this one.
+    ///
+    /// The count covers this node only, unless the operation names a client. Then it is 1, or 0 if
+    /// the client had no such subscription.
+    ///
+    /// ```no_run
+    /// # async fn example(hub: deeperhub_node::NodeHandle) -> Result<(), Box<dyn std::error::Error>> {
+    /// use deeperhub_node::{Action, Operation, Target};
+    ///
+    /// let operation = Operation::new(Target::User("ada".into()), Action::Disconnect);
+    /// println!("{} connections closed", hub.execute(&operation).await?.count);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns [`SendError`]. A client whose connection is closing, or whose node does not answer,
+    /// counts as not found. An operation on a user or on all clients fails only with
+    /// [`SendError::WorkerTimeout`], and is executed on all other workers and nodes.
+    pub async fn execute(&self, operation: &Operation<'_>) -> Result<Delivered, SendError> {
+        let Operation { target, action } = operation;
+        if let Target::Client(client) = target
+            && let Some(node) = self.remote_node(client)
+        {
+            return self.execute_on_node(node, client, action).await;
+        }
+        let local_target = target.try_map_client(|client| self.local_connection(client))?.into_owned();
+        let reached = self.hub.execute(&local_target, action).await;
+        // The other nodes get the operation even if a worker of this node did not answer.
+        let cluster = match target.try_map_client(|_| Err(())) {
+            Ok(target) => {
+                self.hub.send_to_other_nodes(Message::Operation(Operation::new(target, action.clone())))
+            }
+            // The client is on this node.
+            Err(()) => None,
+        };
+        Ok(Delivered { count: reached?.ok_or(ClientNotFound)?, cluster })
     }
 
     /// Returns one connection, on any node.
@@ -487,39 +513,36 @@ impl NodeHandle {
         (self.hub.broker.is_some() && node != self.hub.node_id && is_node_id(node)).then_some(node)
     }
 
-    /// Sends a request about a client to another node.
-    async fn request_for_client<'m>(
+    /// Executes an operation on a user or on all clients, which fails only with a timeout.
+    async fn execute_on_several(
         &self,
-        node: &str,
-        make_message: impl FnOnce(u64) -> Message<'m>,
-    ) -> Result<(), SendError> {
-        self.request_from_node(node, make_message).await.map(drop)
+        target: Target<'_>,
+        action: Action<'_>,
+    ) -> Result<Delivered, WorkerTimeout> {
+        self.execute(&Operation::new(target, action)).await.map_err(|_| WorkerTimeout)
     }
 
-    /// Sends a request about a client to another node. Returns the answer if the client was found.
-    async fn request_from_node<'m>(
+    /// Executes an action on a client of another node.
+    async fn execute_on_node(
         &self,
         node: &str,
-        make_message: impl FnOnce(u64) -> Message<'m>,
-    ) -> Result<String, SendError> {
+        client: &ClientId,
+        action: &Action<'_>,
+    ) -> Result<Delivered, SendError> {
         let Some(broker) = &self.hub.broker else { return Err(ClientNotFound.into()) };
+        let make_message = |request| {
+            let target = Target::Client(ClientRequest { request, client: client.clone() });
+            Message::Operation(Operation::new(target, action.clone()))
+        };
         match broker.request(node, cluster_query::QUERY_TIMEOUT, make_message).await {
-            Ok(answer) if answer != cluster_query::REPLY_NOT_FOUND => Ok(answer),
+            Ok(reply) => {
+                let count = cluster_query::parse_operation_reply(&reply).ok_or(ClientNotFound)?;
+                Ok(Delivered { count, cluster: None })
+            }
             Err(RequestError::NotSent(EnqueueError::TooLarge)) => Err(SendError::TooLarge),
             Err(RequestError::NotSent(_)) => Err(SendError::ClusterUnavailable),
-            _ => Err(ClientNotFound.into()),
+            Err(_) => Err(ClientNotFound.into()),
         }
-    }
-
-    /// Sends a message to the other nodes too, even if a worker of this node did not answer.
-    /// Returns `count` with the fault of this send.
-    fn with_other_nodes(
-        &self,
-        count: Result<u64, WorkerTimeout>,
-        message: Message<'_>,
-    ) -> Result<Delivered, WorkerTimeout> {
-        let cluster = self.hub.send_to_other_nodes(message);
-        Ok(Delivered { count: count?, cluster })
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, Cache};
 use deeperhub_events::{Event, EventDetails, EventKind};
-use deeperhub_listener::{ConnectionKey, Connections, Multicast};
+use deeperhub_listener::{ConnectionKey, Connections};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
@@ -19,9 +19,10 @@ use crate::config::Config;
 use crate::connection_id::ConnectionId;
 use crate::hub::{Delivery, Hub};
 use crate::metrics::{Limit, SentType, WorkerMetrics};
+use crate::operation::{Action, Operation, Reached, Target, WorkerAction};
 use crate::phase::Phase;
 use crate::session::Session;
-use crate::sweep::{Action, SWEEP_STEPS_PER_ROUND, Sweep};
+use crate::sweep::{SWEEP_STEPS_PER_ROUND, Sweep, SweepTargets};
 use crate::top::TopWindow;
 use crate::trace::fan_out::FanOutTracker;
 use crate::types::{ClientInfo, MAX_CLIENTS_PAGE_BYTES};
@@ -246,34 +247,18 @@ impl NodeWorker {
     fn execute(&mut self, request: WorkerRequest, connections: &mut Connections<'_, Session>) {
         // A reply fails if the caller has timed out and dropped its receiver. That is no error.
         match request {
-            WorkerRequest::Send { to, frame, reply } => {
-                let is_open = Self::find_session(to, connections).is_some();
-                let _ = reply.send(is_open && self.send(SentType::Raw, to.key, &frame, connections));
-            }
-            WorkerRequest::SendToUser { user, frame, reply } => {
-                self.start_user_sweep(Action::Send(Multicast::new(frame)), &user, reply);
-            }
-            WorkerRequest::Broadcast { frame, reply } => {
-                self.sweep =
-                    Some(Sweep::for_all(Action::Send(Multicast::new(frame)), self.last_serial + 1, reply));
-            }
-            WorkerRequest::Disconnect { client, reply } => {
-                let is_open = Self::find_session(client, connections).is_some();
-                if is_open {
-                    connections.close(client.key, disconnect_reason());
+            WorkerRequest::Execute { operation: Operation { target, action }, reply } => match target {
+                Target::Client(client) => {
+                    let is_open = Self::find_session(client, connections).is_some();
+                    let effect = is_open.then(|| self.apply(&action, client.key, connections)).flatten();
+                    let _ = reply.send(effect.map(u64::from));
                 }
-                let _ = reply.send(is_open);
-            }
-            WorkerRequest::DisconnectUser { user, reply } => {
-                self.start_user_sweep(Action::Disconnect, &user, reply);
-            }
-            WorkerRequest::Unsubscribe { client, topic, reply } => {
-                let is_open = Self::find_session(client, connections).is_some();
-                let _ = reply.send(is_open.then(|| self.unsubscribe(client.key, &topic, connections)));
-            }
-            WorkerRequest::UnsubscribeUser { user, topic, reply } => {
-                self.start_user_sweep(Action::Unsubscribe(topic), &user, reply);
-            }
+                Target::User(user) => {
+                    let targets = SweepTargets::user(&user, self.users.keys(&user));
+                    self.start_sweep(targets, action, reply);
+                }
+                Target::All => self.start_sweep(SweepTargets::all(), action, reply),
+            },
             WorkerRequest::Top { reply } => {
                 let now = connections.now();
                 let top_window = self.top_window.get_or_insert_with(|| Box::new(TopWindow::new(now)));
@@ -301,10 +286,31 @@ impl NodeWorker {
         }
     }
 
-    /// Starts a sweep over the current connections of a user.
-    fn start_user_sweep(&mut self, action: Action, user: &str, reply: oneshot::Sender<u64>) {
-        let (keys, serial_limit) = (self.users.keys(user), self.last_serial + 1);
-        self.sweep = Some(Sweep::for_user(action, user, keys, serial_limit, reply));
+    /// Applies an action to an open connection. Returns `true` if it had an effect, and `None` if
+    /// the connection is about to be closed.
+    fn apply(
+        &mut self,
+        action: &WorkerAction,
+        key: ConnectionKey,
+        connections: &mut Connections<'_, Session>,
+    ) -> Option<bool> {
+        match action {
+            Action::Send(multicast) => {
+                let session = connections.send_multicast(key, multicast);
+                self.count_sent(SentType::Raw, session, multicast.frame().len()).then_some(true)
+            }
+            Action::Unsubscribe(topic) => Some(self.unsubscribe(key, topic, connections)),
+            Action::Disconnect => {
+                connections.close(key, disconnect_reason());
+                Some(true)
+            }
+        }
+    }
+
+    /// Starts a sweep over connections that are open now.
+    fn start_sweep(&mut self, targets: SweepTargets, action: WorkerAction, reply: oneshot::Sender<Reached>) {
+        let serial_limit = self.last_serial + 1;
+        self.sweep = Some(Sweep { action, targets, serial_limit, reached: 0, reply });
     }
 
     /// Continues the sweep in progress. Returns `true` if no sweep remains.
@@ -314,25 +320,15 @@ impl NodeWorker {
             if connections.send_budget() == 0 {
                 break;
             }
-            let Some(key) = sweep.next_key(connections) else {
-                let _ = sweep.reply.send(sweep.reached);
+            let Some(key) = sweep.targets.next_key(connections) else {
+                let _ = sweep.reply.send(Some(sweep.reached));
                 return true;
             };
             let is_target =
                 connections.session(key).is_some_and(|session| sweep.includes(session, &self.hub));
-            let reached = is_target
-                && match &sweep.action {
-                    Action::Send(multicast) => {
-                        let session = connections.send_multicast(key, multicast);
-                        self.count_sent(SentType::Raw, session, multicast.frame().len())
-                    }
-                    Action::Unsubscribe(topic) => self.unsubscribe(key, topic, connections),
-                    Action::Disconnect => {
-                        connections.close(key, disconnect_reason());
-                        true
-                    }
-                };
-            sweep.reached += u64::from(reached);
+            if is_target && self.apply(&sweep.action, key, connections) == Some(true) {
+                sweep.reached += 1;
+            }
         }
         self.sweep = Some(sweep);
         false

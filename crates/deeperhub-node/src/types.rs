@@ -5,11 +5,12 @@ use std::borrow::Cow;
 use deeperhub_protocol::message::ClusterFault;
 use deeperhub_protocol::{ClientId, MessageError, TopicError};
 
-/// Result of a publish or a send.
+/// Result of a publish or an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Delivered {
-    /// Subscriptions that matched on this node (publish), or connections that were reached (send).
+    /// Subscriptions that matched on this node (publish), or connections on which the operation had
+    /// an effect.
     pub count: u64,
     /// Fault that kept the message from other nodes. `None` if it was queued for them, or if there
     /// is no cluster.

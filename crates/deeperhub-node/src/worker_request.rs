@@ -3,14 +3,13 @@
 use std::time::{Duration, Instant};
 
 use deeperhub_listener::ConnectionKey;
-use deeperhub_protocol::Subscription;
-use deeperhub_protocol::frame::Frame;
 use deeperhub_router::{InboxPosition, ShardId};
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
 use crate::connection_id::ConnectionId;
 use crate::hub::Hub;
+use crate::operation::{Action, EncodedAction, Operation, Reached, Target, WorkerOperation, WorkerTarget};
 use crate::top::TopReport;
 use crate::types::{ClientInfo, WorkerTimeout};
 
@@ -21,40 +20,12 @@ pub(crate) const REQUEST_QUEUE_CAPACITY: usize = 1024;
 /// Request from a handle, or from another node, to a worker.
 #[derive(Debug)]
 pub(crate) enum WorkerRequest {
-    Send {
-        to: ConnectionId,
-        frame: Frame,
-        reply: oneshot::Sender<bool>,
-    },
-    SendToUser {
-        user: String,
-        frame: Frame,
-        reply: oneshot::Sender<u64>,
-    },
-    Broadcast {
-        frame: Frame,
-        reply: oneshot::Sender<u64>,
-    },
-    Unsubscribe {
-        client: ConnectionId,
-        topic: Subscription<'static>,
-        reply: oneshot::Sender<Option<bool>>,
-    },
-    UnsubscribeUser {
-        user: String,
-        topic: Subscription<'static>,
-        reply: oneshot::Sender<u64>,
+    Execute {
+        operation: WorkerOperation,
+        reply: oneshot::Sender<Reached>,
     },
     Top {
         reply: oneshot::Sender<TopReport>,
-    },
-    Disconnect {
-        client: ConnectionId,
-        reply: oneshot::Sender<bool>,
-    },
-    DisconnectUser {
-        user: String,
-        reply: oneshot::Sender<u64>,
     },
     Client {
         client: ConnectionId,
@@ -127,17 +98,41 @@ impl Hub {
         join_all(replies).await
     }
 
-    /// Sends a request to all workers and sums their counts.
+    /// Executes an operation on this node's clients.
     ///
     /// # Errors
     ///
     /// Returns [`WorkerTimeout`] if a worker did not answer in time. The workers that answered have
-    /// executed the request.
-    pub(crate) async fn sum_over_workers(
+    /// executed the operation.
+    pub(crate) async fn execute(
         &self,
-        make_request: impl Fn(oneshot::Sender<u64>) -> WorkerRequest,
-    ) -> Result<u64, WorkerTimeout> {
-        self.request_all(self.config.answer_timeout, make_request).await.into_iter().sum()
+        target: &WorkerTarget,
+        action: &Action<'_>,
+    ) -> Result<Reached, WorkerTimeout> {
+        let deadline = Instant::now() + self.config.answer_timeout;
+        let replies = self.worker_operations(target, action).map(|(worker, operation)| {
+            let make_request = |reply| WorkerRequest::Execute { operation, reply };
+            self.request_until(deadline, worker, make_request)
+        });
+        join_all(replies).await.into_iter().sum()
+    }
+
+    /// Returns an operation on this node's clients for each worker that must execute it, with the
+    /// number of the worker.
+    pub(crate) fn worker_operations(
+        &self,
+        target: &WorkerTarget,
+        action: &Action<'_>,
+    ) -> impl Iterator<Item = (usize, WorkerOperation)> {
+        let workers = match target {
+            Target::Client(connection) => {
+                let worker = usize::from(connection.worker);
+                worker..worker + 1
+            }
+            Target::User(_) | Target::All => 0..self.request_senders.len(),
+        };
+        let (action, is_only_worker) = (EncodedAction::new(action), workers.len() == 1);
+        workers.map(move |worker| (worker, Operation::new(target.clone(), action.for_worker(is_only_worker))))
     }
 
     async fn request_until<T>(

@@ -3,7 +3,8 @@
 use deeperhub_protocol::ClientId;
 
 use super::header::ORIGIN_OFFSET;
-use super::{ANSWER, BYE, Envelope, HELLO, Message, PROBE, TAKEN, VERSION};
+use super::{ANSWER, BYE, ClientRequest, Envelope, HELLO, Message, PROBE, TAKEN, VERSION};
+use crate::operation::{Action, Operation, Target};
 
 impl Envelope<'_> {
     /// Encodes the envelope.
@@ -25,28 +26,20 @@ impl Message<'_> {
     const fn kind(&self) -> u8 {
         match self {
             Self::Publish { .. } => 1,
-            Self::Send { .. } => 2,
-            Self::Disconnect { .. } => 3,
-            Self::SendToUser { .. } => 4,
-            Self::Broadcast { .. } => 5,
+            Self::Operation(operation) => operation.kind(),
             Self::Query { .. } => 6,
             Self::Answer { .. } => ANSWER,
             Self::Hello { .. } => HELLO,
             Self::NameTaken { .. } => TAKEN,
             Self::Bye => BYE,
-            Self::DisconnectUser { .. } => 11,
-            Self::Unsubscribe { .. } => 12,
-            Self::UnsubscribeUser { .. } => 13,
             Self::Probe { .. } => PROBE,
         }
     }
 
     pub(super) const fn payload_len(&self) -> usize {
         match self {
-            Self::Publish { payload, .. }
-            | Self::Send { payload, .. }
-            | Self::SendToUser { payload, .. }
-            | Self::Broadcast { payload } => payload.as_str().len(),
+            Self::Publish { payload, .. } => payload.as_str().len(),
+            Self::Operation(Operation { action: Action::Send(payload), .. }) => payload.as_str().len(),
             Self::Query { text, .. } | Self::Answer { text, .. } => text.len(),
             _ => 0,
         }
@@ -61,20 +54,7 @@ impl Message<'_> {
                 write_long_text(out, trace.tracestate.as_deref().unwrap_or_default());
                 out.extend(payload.as_str().as_bytes());
             }
-            Self::Send { request, client, payload } => {
-                out.extend(request.to_be_bytes());
-                write_short_text(out, client.as_str());
-                out.extend(payload.as_str().as_bytes());
-            }
-            Self::Disconnect { request, client } => {
-                out.extend(request.to_be_bytes());
-                write_short_text(out, client.as_str());
-            }
-            Self::SendToUser { user, payload } => {
-                write_long_text(out, user);
-                out.extend(payload.as_str().as_bytes());
-            }
-            Self::Broadcast { payload } => out.extend(payload.as_str().as_bytes()),
+            Self::Operation(operation) => operation.write(out),
             Self::Query { request, text } | Self::Answer { request, text } => {
                 out.extend(request.to_be_bytes());
                 out.extend(text.as_bytes());
@@ -86,17 +66,39 @@ impl Message<'_> {
             }
             Self::NameTaken { incarnation } => out.extend(incarnation.to_be_bytes()),
             Self::Bye => {}
-            Self::DisconnectUser { user } => write_long_text(out, user),
-            Self::Unsubscribe { request, client, topic } => {
+            Self::Probe { number } => out.extend(number.to_be_bytes()),
+        }
+    }
+}
+
+impl Operation<'_, ClientRequest> {
+    const fn kind(&self) -> u8 {
+        match (&self.target, &self.action) {
+            (Target::Client(_), Action::Send(_)) => 2,
+            (Target::Client(_), Action::Disconnect) => 3,
+            (Target::Client(_), Action::Unsubscribe(_)) => 12,
+            (Target::User(_), Action::Send(_)) => 4,
+            (Target::User(_), Action::Disconnect) => 11,
+            (Target::User(_), Action::Unsubscribe(_)) => 13,
+            (Target::All, Action::Send(_)) => 5,
+            (Target::All, Action::Disconnect) => 15,
+            (Target::All, Action::Unsubscribe(_)) => 16,
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        match &self.target {
+            Target::Client(ClientRequest { request, client }) => {
                 out.extend(request.to_be_bytes());
                 write_short_text(out, client.as_str());
-                write_short_text(out, topic.as_str());
             }
-            Self::UnsubscribeUser { user, topic } => {
-                write_long_text(out, user);
-                write_short_text(out, topic.as_str());
-            }
-            Self::Probe { number } => out.extend(number.to_be_bytes()),
+            Target::User(user) => write_long_text(out, user),
+            Target::All => {}
+        }
+        match &self.action {
+            Action::Send(payload) => out.extend(payload.as_str().as_bytes()),
+            Action::Unsubscribe(topic) => write_short_text(out, topic.as_str()),
+            Action::Disconnect => {}
         }
     }
 }

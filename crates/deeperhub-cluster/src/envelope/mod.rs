@@ -13,6 +13,11 @@
 //! and continues with the fields of its kind. A payload is the last field, without a length, and
 //! unchanged from the client or the backend. Parsing is strict, because everyone who has the
 //! broker's password can send messages.
+//!
+//! Nodes of different versions run in one cluster during a rolling upgrade. The bytes of a kind
+//! therefore never change. A node counts an envelope of a kind that it does not know as invalid,
+//! and handles nothing of it; a new kind is added if that is right for the nodes before it. If it
+//! is not, the version grows.
 
 mod encode;
 mod header;
@@ -20,7 +25,9 @@ mod parse;
 mod reader;
 
 use deeperhub_protocol::message::TraceContext;
-use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
+use deeperhub_protocol::{ClientId, RawJson, Topic};
+
+use crate::operation::Operation;
 
 #[cfg(feature = "nats")]
 pub(crate) use header::sort_key;
@@ -82,36 +89,17 @@ pub enum Message<'a> {
         /// The published value.
         payload: RawJson<'a>,
     },
-    /// A send to a client of the receiving node, which answers. Kind 2: request (8), client (1 +
-    /// n), payload.
-    Send {
-        /// Number that the answer repeats.
-        request: u64,
-        /// The receiver.
-        client: ClientId,
-        /// A JSON object with a string `type`.
-        payload: RawJson<'a>,
-    },
-    /// Disconnects a client of the receiving node, which answers. Kind 3: request (8), client (1 +
-    /// n).
-    Disconnect {
-        /// Number that the answer repeats.
-        request: u64,
-        /// The client to disconnect.
-        client: ClientId,
-    },
-    /// A send to all connections of a user. Kind 4: user (2 + n), payload.
-    SendToUser {
-        /// The receiver.
-        user: &'a str,
-        /// A JSON object with a string `type`.
-        payload: RawJson<'a>,
-    },
-    /// A send to all clients. Kind 5: payload.
-    Broadcast {
-        /// A JSON object with a string `type`.
-        payload: RawJson<'a>,
-    },
+    /// An operation on clients. The kind says which:
+    ///
+    /// | target | send | unsubscribe | disconnect |
+    /// |---|---|---|---|
+    /// | a client of the receiving node, which answers | 2 | 12 | 3 |
+    /// | a user | 4 | 13 | 11 |
+    /// | all clients | 5 | 16 | 15 |
+    ///
+    /// The fields of the target come first: request (8) and client (1 + n), or user (2 + n), or
+    /// none. The action has a payload, or a topic or pattern (1 + n), or nothing.
+    Operation(Operation<'a, ClientRequest>),
     /// A query of the application, which the receiving node answers. Kind 6: request (8), text.
     Query {
         /// Number that the answer repeats.
@@ -145,35 +133,21 @@ pub enum Message<'a> {
     },
     /// The origin leaves the cluster. Kind 10.
     Bye,
-    /// Disconnects all clients of a user. Kind 11: user (2 + n).
-    DisconnectUser {
-        /// The user.
-        user: &'a str,
-    },
-    /// Ends a subscription of a client of the receiving node, which answers. Kind 12: request (8),
-    /// client (1 + n), topic or pattern (1 + n).
-    Unsubscribe {
-        /// Number that the answer repeats.
-        request: u64,
-        /// The subscriber.
-        client: ClientId,
-        /// The topic or pattern.
-        topic: Subscription<'a>,
-    },
-    /// Ends a subscription of all clients of a user. Kind 13: user (2 + n), topic or pattern (1 +
-    /// n).
-    UnsubscribeUser {
-        /// The user.
-        user: &'a str,
-        /// The topic or pattern.
-        topic: Subscription<'a>,
-    },
     /// A probe of the origin to itself, which is sent and received like all messages. Kind 14:
     /// number (8).
     Probe {
         /// Number of the application.
         number: u64,
     },
+}
+
+/// Client of the receiving node, and the request that the node answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientRequest {
+    /// Number that the answer repeats.
+    pub request: u64,
+    /// The client.
+    pub client: ClientId,
 }
 
 /// Reason why bytes are not an envelope.
@@ -192,6 +166,18 @@ pub enum EnvelopeError {
     /// A field has an invalid value.
     #[error("invalid field {0} in the envelope")]
     Field(&'static str),
+}
+
+impl EnvelopeError {
+    /// Returns `true` if the sender seems to have a later version than this program.
+    #[must_use]
+    pub const fn is_of_later_version(self) -> bool {
+        match self {
+            Self::Version(version) => version > VERSION,
+            Self::Kind(_) => true,
+            Self::Length | Self::Field(_) => false,
+        }
+    }
 }
 
 /// Returns `true` if the text is a valid name of a node: 1 to 32 bytes of `A-Z a-z 0-9 _ -`.

@@ -4,7 +4,8 @@ use deeperhub_protocol::{ClientId, RawJson, Topic};
 
 use super::header::Header;
 use super::reader::Reader;
-use super::{Envelope, EnvelopeError, Message};
+use super::{ClientRequest, Envelope, EnvelopeError, Message};
+use crate::operation::{Action, Operation, Target};
 
 impl<'a> Envelope<'a> {
     /// Parses an envelope. Only client IDs are copied.
@@ -38,14 +39,6 @@ impl<'a> Message<'a> {
                     payload,
                 }
             }
-            2 => Self::Send {
-                request: reader.number()?,
-                client: reader.client()?,
-                payload: reader.server_object()?,
-            },
-            3 => Self::Disconnect { request: reader.number()?, client: reader.client()? },
-            4 => Self::SendToUser { user: reader.long_text("user")?, payload: reader.server_object()? },
-            5 => Self::Broadcast { payload: reader.server_object()? },
             6 => Self::Query { request: reader.number()?, text: reader.rest("text")? },
             7 => Self::Answer { request: reader.number()?, text: reader.rest("text")? },
             8 => Self::Hello {
@@ -56,16 +49,29 @@ impl<'a> Message<'a> {
             },
             9 => Self::NameTaken { incarnation: reader.number()? },
             10 => Self::Bye,
-            11 => Self::DisconnectUser { user: reader.long_text("user")? },
-            12 => Self::Unsubscribe {
-                request: reader.number()?,
-                client: reader.client()?,
-                topic: reader.subscription()?,
-            },
-            13 => Self::UnsubscribeUser { user: reader.long_text("user")?, topic: reader.subscription()? },
             14 => Self::Probe { number: reader.number()? },
-            unknown => return Err(EnvelopeError::Kind(unknown)),
+            other => Self::Operation(Operation::read(other, reader)?),
         };
         if reader.0.is_empty() { Ok(message) } else { Err(EnvelopeError::Length) }
+    }
+}
+
+impl<'a> Operation<'a, ClientRequest> {
+    fn read(kind: u8, reader: &mut Reader<'a>) -> Result<Self, EnvelopeError> {
+        let target = match kind {
+            2 | 3 | 12 => {
+                Target::Client(ClientRequest { request: reader.number()?, client: reader.client()? })
+            }
+            4 | 11 | 13 => Target::User(reader.long_text("user")?.into()),
+            5 | 15 | 16 => Target::All,
+            unknown => return Err(EnvelopeError::Kind(unknown)),
+        };
+        let action = match kind {
+            2 | 4 | 5 => Action::Send(reader.server_object()?),
+            12 | 13 | 16 => Action::Unsubscribe(reader.subscription()?),
+            3 | 11 | 15 => Action::Disconnect,
+            unknown => return Err(EnvelopeError::Kind(unknown)),
+        };
+        Ok(Self { target, action })
     }
 }

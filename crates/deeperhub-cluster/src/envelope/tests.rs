@@ -1,5 +1,7 @@
 use super::header::ORIGIN_OFFSET;
 use super::*;
+use crate::operation::{Action, Target};
+use deeperhub_protocol::Subscription;
 use proptest::prelude::*;
 
 const ORIGIN: Origin<'static> = Origin { node: "node-1", incarnation: 0x0102_0304_0506_0708 };
@@ -13,6 +15,19 @@ fn json(text: &str) -> RawJson<'_> {
     RawJson::parse(text).unwrap()
 }
 
+fn operation(target: Target<'static, ClientRequest>, action: Action<'static>) -> Message<'static> {
+    Message::Operation(Operation { target, action })
+}
+
+fn to_client(request: u64) -> Target<'static, ClientRequest> {
+    Target::Client(ClientRequest { request, client: client("n.0-0-0") })
+}
+
+fn unsubscribe(topic: &'static str) -> Action<'static> {
+    Action::Unsubscribe(Subscription::parse(topic).unwrap())
+}
+
+/// Returns a message of each kind.
 fn messages() -> Vec<Message<'static>> {
     vec![
         Message::Publish {
@@ -27,27 +42,25 @@ fn messages() -> Vec<Message<'static>> {
             trace: TraceContext::default(),
             payload: json("null"),
         },
-        Message::Send { request: 7, client: client("n.0-0-0"), payload: json(r#"{"type":"x"}"#) },
-        Message::Disconnect { request: u64::MAX, client: client("n.0-0-0") },
-        Message::SendToUser { user: "émile", payload: json(r#"{"type":"x","data":[1, 2]}"#) },
-        Message::Broadcast { payload: json(r#"{"type":"x"}"#) },
+        operation(to_client(7), Action::Send(json(r#"{"type":"x"}"#))),
+        operation(to_client(u64::MAX), Action::Disconnect),
+        operation(Target::User("émile".into()), Action::Send(json(r#"{"type":"x","data":[1, 2]}"#))),
+        operation(Target::All, Action::Send(json(r#"{"type":"x"}"#))),
         Message::Query { request: 1, text: "clients 10" },
         Message::Answer { request: 1, text: "" },
         Message::Hello { joined: true, wants_answer: false, connections: 5, version: "0.1.0" },
         Message::NameTaken { incarnation: 9 },
         Message::Bye,
-        Message::DisconnectUser { user: "émile" },
-        Message::Unsubscribe {
-            request: 1,
-            client: client("n.0-0-0"),
-            topic: Subscription::parse("a.*").unwrap(),
-        },
-        Message::UnsubscribeUser { user: "", topic: Subscription::parse("a").unwrap() },
+        operation(Target::User("émile".into()), Action::Disconnect),
+        operation(to_client(1), unsubscribe("a.*")),
+        operation(Target::User("".into()), unsubscribe("a")),
         Message::Probe { number: u64::MAX },
+        operation(Target::All, Action::Disconnect),
+        operation(Target::All, unsubscribe("é.>")),
     ]
 }
 
-/// Bytes of each of [`messages`], as the first version wrote them: the kind, and what follows the
+/// Bytes of each of [`messages`], as the first version to write them did: the kind, and what follows the
 /// origin. A row never changes; new kinds add rows.
 const GOLDEN: &[(u8, &[u8])] = &[
     (
@@ -69,6 +82,8 @@ const GOLDEN: &[(u8, &[u8])] = &[
     (12, b"\0\0\0\0\0\0\0\x01\x07n.0-0-0\x03a.*"),
     (13, b"\0\0\x01a"),
     (14, b"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF"),
+    (15, b""),
+    (16, b"\x04\xC3\xA9.>"),
 ];
 
 /// Nodes of different versions run in one cluster, so the bytes of a kind never change.
@@ -132,7 +147,8 @@ fn invalid_fields_are_rejected() {
         (0, 1, &b""[..], EnvelopeError::Version(0)),
         (2, 1, b"", EnvelopeError::Version(2)),
         (1, 0, b"", EnvelopeError::Kind(0)),
-        (1, 15, b"", EnvelopeError::Kind(15)),
+        (1, 17, b"", EnvelopeError::Kind(17)),
+        (1, 16, b"\x03a..", EnvelopeError::Field("topic")),
         (1, 1, b"\x03a.*\0\0\0\0\0null", EnvelopeError::Field("topic")),
         (1, 1, b"\x02\xFF\xFF\0\0\0\0\0null", EnvelopeError::Field("topic")),
         (1, 1, b"\x01a\x02a/\0\0\0\0null", EnvelopeError::Field("from")),
@@ -164,7 +180,7 @@ proptest! {
     }
 
     #[test]
-    fn every_accepted_encoding_is_canonical(index in 0_usize..200, byte: u8, which in 0_usize..15) {
+    fn every_accepted_encoding_is_canonical(index in 0_usize..200, byte: u8, which in 0_usize..17) {
         let message = messages().swap_remove(which);
         let mut bytes = Envelope { origin: ORIGIN, sequence: 3, message }.write();
         let length = bytes.len();
