@@ -23,6 +23,7 @@ mod conformance;
 mod dashboard;
 mod deploy;
 mod examples;
+mod file_layering;
 mod handshake;
 mod interop;
 mod late_readers;

@@ -61,7 +61,7 @@ async fn the_subscriptions_to_a_topic_end_for_all_clients() {
 #[tokio::test]
 async fn all_clients_are_disconnected_and_may_reconnect() {
     const CLIENTS: usize = 1000;
-    let server = Server::start(&["--workers", "2", "--rate-limit", "0"]);
+    let server = Server::start(&["--workers", "2", "--rate-limit", "0", "--max-connections", "2000"]);
     let mut connecting = JoinSet::new();
     let (url, mut clients) = (server.url("/"), Vec::new());
     for number in 0..CLIENTS {
@@ -120,17 +120,17 @@ async fn clients_without_a_required_token_are_disconnected_too() {
 
 #[tokio::test]
 async fn operations_on_all_clients_need_the_key() {
-    let server = Server::start(&["--api-key", "the key"]);
+    let server = Server::start(&["--api-key", "the-key-of-the-api"]);
     let mut client = subscribed(&server, &["a"]).await;
     for call in ["DELETE /v1/clients", "DELETE /v1/topics/a/subscriptions"] {
         let refused = http(server.api(), call, &[], "").await;
         assert_eq!((refused.status, &refused.json()["error"]["code"]), (401, &json!("unauthorized")));
-        let foreign = ["Authorization: Bearer the key", "Origin: https://elsewhere.example"];
+        let foreign = ["Authorization: Bearer the-key-of-the-api", "Origin: https://elsewhere.example"];
         let refused = http(server.api(), call, &foreign, "").await;
         assert_eq!((refused.status, &refused.json()["error"]["code"]), (403, &json!("origin_not_allowed")));
     }
     check_idle(&mut client).await;
-    let key = ["Authorization: Bearer the key"];
+    let key = ["Authorization: Bearer the-key-of-the-api"];
     let ended = http(server.api(), "DELETE /v1/topics/a/subscriptions", &key, "").await;
     assert_eq!((ended.status, ended.json()), (200, json!({"clients": 1})));
     let gone = http(server.api(), "DELETE /v1/clients", &key, "").await;

@@ -1,15 +1,15 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use deeperhub_protocol::TopicError;
+use deeperhub_protocol::{Subscription, TopicError};
 use futures_util::SinkExt;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
-use crate::Node;
 use crate::trace::{Sampler, Span, SpanSink, TraceMetrics};
-use crate::worker_request::tests::{receive, run, start, within_test_timeout};
+use crate::worker::request::tests::{receive, run, start, within_test_timeout};
+use crate::{Action, Node, Operation, SendError, Target};
 
 /// Returns a value that is nested in `levels` arrays.
 fn nested(levels: usize) -> Value {

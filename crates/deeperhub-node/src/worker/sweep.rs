@@ -6,47 +6,45 @@ use std::sync::Arc;
 use deeperhub_listener::{ConnectionKey, Connections};
 use tokio::sync::oneshot;
 
-use crate::hub::Hub;
-use crate::operation::{Action, Reached, WorkerAction};
-use crate::session::Session;
+use crate::operation::{Reached, WorkerAction};
 
 /// Maximum connections that a sweep visits per round. Bounds the time for which it delays other
 /// work.
-pub(crate) const SWEEP_STEPS_PER_ROUND: usize = 1024;
+pub(super) const SWEEP_STEPS_PER_ROUND: usize = 1024;
 
 /// Sweep in progress.
 #[derive(Debug)]
-pub(crate) struct Sweep {
-    pub(crate) action: WorkerAction,
-    pub(crate) targets: SweepTargets,
+pub(super) struct Sweep {
+    pub(super) action: WorkerAction,
+    pub(super) targets: SweepTargets,
     /// First serial that is left out. Connections with this or a later serial opened after the
     /// request.
-    pub(crate) serial_limit: u64,
+    pub(super) serial_limit: u64,
     /// Number of connections on which the action had an effect.
-    pub(crate) reached: u64,
-    pub(crate) reply: oneshot::Sender<Reached>,
+    pub(super) reached: u64,
+    pub(super) reply: oneshot::Sender<Reached>,
 }
 
 /// Connections that a sweep visits.
 #[derive(Debug)]
-pub(crate) enum SweepTargets {
+pub(super) enum SweepTargets {
     All { next: ConnectionKey },
     User { user: Arc<str>, keys: std::vec::IntoIter<ConnectionKey> },
 }
 
 impl SweepTargets {
     /// Returns targets that include all connections.
-    pub(crate) const fn all() -> Self {
+    pub(super) const fn all() -> Self {
         Self::All { next: 0 }
     }
 
     /// Returns targets that include those of `keys` that belong to `user`.
-    pub(crate) fn user(user: &str, keys: Vec<ConnectionKey>) -> Self {
+    pub(super) fn user(user: &str, keys: Vec<ConnectionKey>) -> Self {
         Self::User { user: user.into(), keys: keys.into_iter() }
     }
 
     /// Returns the next connection to visit.
-    pub(crate) fn next_key(&mut self, connections: &Connections<'_, Session>) -> Option<ConnectionKey> {
+    pub(super) fn next_key<S>(&mut self, connections: &Connections<'_, S>) -> Option<ConnectionKey> {
         match self {
             Self::All { next } => {
                 let key = connections.next_open(*next)?;
@@ -56,19 +54,5 @@ impl SweepTargets {
             }
             Self::User { keys, .. } => keys.next(),
         }
-    }
-}
-
-impl Sweep {
-    /// Returns `true` if the action applies to a visited connection.
-    pub(crate) fn includes(&self, session: &Session, hub: &Hub) -> bool {
-        session.connection_id.serial < self.serial_limit
-            && match (&self.targets, &self.action) {
-                // A broadcast leaves out clients without a required token.
-                (SweepTargets::All { .. }, Action::Send(_)) => session.is_admitted(hub),
-                (SweepTargets::All { .. }, Action::Unsubscribe(_) | Action::Disconnect) => true,
-                // The key may now belong to a connection of another user.
-                (SweepTargets::User { user, .. }, _) => session.user() == Some(user),
-            }
     }
 }

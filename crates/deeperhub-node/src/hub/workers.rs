@@ -3,54 +3,25 @@
 use std::time::{Duration, Instant};
 
 use deeperhub_listener::ConnectionKey;
-use deeperhub_router::{InboxPosition, ShardId};
+use deeperhub_protocol::ClientId;
+use deeperhub_router::ShardId;
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
+use super::Hub;
 use crate::connection_id::ConnectionId;
-use crate::hub::Hub;
 use crate::operation::{Action, EncodedAction, Operation, Reached, Target, WorkerOperation, WorkerTarget};
-use crate::top::TopReport;
-use crate::types::{ClientInfo, WorkerTimeout};
-
-/// Maximum requests in the queue of one worker. Bounds the queue's memory: callers wait while it is
-/// full.
-pub(crate) const REQUEST_QUEUE_CAPACITY: usize = 1024;
-
-/// Request from a handle, or from another node, to a worker.
-#[derive(Debug)]
-pub(crate) enum WorkerRequest {
-    Execute {
-        operation: WorkerOperation,
-        reply: oneshot::Sender<Reached>,
-    },
-    Top {
-        reply: oneshot::Sender<TopReport>,
-    },
-    Client {
-        client: ConnectionId,
-        reply: oneshot::Sender<Option<ClientInfo>>,
-    },
-    Clients {
-        from: ConnectionKey,
-        limit: usize,
-        reply: oneshot::Sender<(Vec<ClientInfo>, Option<ConnectionKey>)>,
-    },
-    /// Runs a function on the worker, for tests.
-    #[cfg(test)]
-    Run(fn()),
-}
-
-/// Request in the queue of a worker.
-#[derive(Debug)]
-pub(crate) struct QueuedRequest {
-    pub(crate) request: WorkerRequest,
-    /// Position in the worker's inbox. The worker delivers everything published before it, then
-    /// executes the request.
-    pub(crate) after: InboxPosition,
-}
+use crate::types::{ClientInfo, CursorError, ListError, MAX_CLIENTS_PAGE_BYTES, Page, WorkerTimeout};
+use crate::worker::request::{QueuedRequest, WorkerRequest};
 
 impl Hub {
+    /// Parses a client ID of this node. Returns `None` for clients of other nodes, and if there is
+    /// no worker with this number.
+    pub(crate) fn connection_id(&self, client: &ClientId) -> Option<ConnectionId> {
+        ConnectionId::from_client_id(client, &self.node_id)
+            .filter(|connection| usize::from(connection.worker) < self.request_senders.len())
+    }
+
     /// Queues a request for a worker, and waits while the queue is full. Returns the receiver of
     /// the reply.
     ///
@@ -144,7 +115,36 @@ impl Hub {
         let reply = async { self.enqueue(worker, make_request).await?.await.map_err(|_| WorkerTimeout) };
         tokio::time::timeout_at(deadline.into(), reply).await.unwrap_or(Err(WorkerTimeout))
     }
+
+    /// Implements [`NodeHandle::clients`].
+    pub(crate) async fn clients(
+        &self,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<ClientInfo>, ListError> {
+        let (mut worker, mut from) = cursor.map_or(Ok((0, 0)), parse_cursor)?;
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        while worker < self.request_senders.len() {
+            if bytes >= MAX_CLIENTS_PAGE_BYTES {
+                return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{from:x}")) });
+            }
+            let remaining = limit.saturating_sub(items.len());
+            let request = |reply| WorkerRequest::Clients { from, limit: remaining, reply };
+            let (clients, next) = self.request(worker, request).await?;
+            bytes += clients.iter().map(ClientInfo::bytes).sum::<usize>();
+            items.extend(clients);
+            if let Some(next) = next {
+                return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{next:x}")) });
+            }
+            (worker, from) = (worker + 1, 0);
+        }
+        Ok(Page { items, next_cursor: None })
+    }
 }
 
-#[cfg(test)]
-pub(crate) mod tests;
+fn parse_cursor(cursor: &str) -> Result<(usize, ConnectionKey), CursorError> {
+    let (worker, key) = cursor.split_once('-').ok_or(CursorError)?;
+    let worker = usize::from_str_radix(worker, 16).map_err(|_| CursorError)?;
+    let key = ConnectionKey::from_str_radix(key, 16).map_err(|_| CursorError)?;
+    Ok((worker, key))
+}

@@ -1,13 +1,15 @@
 use std::sync::Barrier;
+use std::time::Duration;
 
 use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
+use deeperhub_router::ShardId;
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
 use crate::connection_id::ConnectionId;
-use crate::{Config, ListError, Node, NodeHandle, SendError};
+use crate::{Action, Config, ListError, Node, NodeHandle, Operation, SendError, Target, WorkerTimeout};
 
 /// Time after which a test fails if an expected event has not happened.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
