@@ -61,7 +61,8 @@ async fn the_subscriptions_to_a_topic_end_for_all_clients() {
 #[tokio::test]
 async fn all_clients_are_disconnected_and_may_reconnect() {
     const CLIENTS: usize = 1000;
-    let server = Server::start(&["--workers", "2", "--rate-limit", "0", "--max-connections", "2000"]);
+    // One worker, so that disconnecting all takes several rounds.
+    let server = Server::start(&["--workers", "1", "--rate-limit", "0", "--max-connections", "2000"]);
     let mut connecting = JoinSet::new();
     let (url, mut clients) = (server.url("/"), Vec::new());
     for number in 0..CLIENTS {
@@ -72,11 +73,13 @@ async fn all_clients_are_disconnected_and_may_reconnect() {
             clients.append(&mut std::mem::take(&mut connecting).join_all().await);
         }
     }
-    for client in &mut clients {
-        client.send(&json!({"type": "subscribe", "data": {"topic": "room"}})).await;
-    }
-    for client in &mut clients {
-        assert_eq!(client.receive().await["type"], "subscribed");
+    for topic in ["room", "rooms.*"] {
+        for client in &mut clients {
+            client.send(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        }
+        for client in &mut clients {
+            assert_eq!(client.receive().await["type"], "subscribed");
+        }
     }
     let ended = http(server.api(), "DELETE /v1/topics/room/subscriptions", &[], "").await;
     assert_eq!((ended.status, ended.json()), (200, json!({"clients": CLIENTS})));

@@ -30,9 +30,18 @@ fn old_binary() -> Option<PathBuf> {
     None
 }
 
-/// Starts a node of the earlier version, named `old`, and one of this version, named `new`.
-async fn mixed_hub(program: &Path, url: &str, flags: &[&str]) -> [Server; 2] {
-    let hub = [node_of(program, url, "old", flags), node(url, "new", flags)];
+/// Starts a node of the earlier version, named `old`, and one of this version, named `new`. With
+/// Redis, the new one is there first, as before a downgrade.
+async fn mixed_hub(program: &Path, broker: &Broker, flags: &[&str]) -> [Server; 2] {
+    let url = broker.url();
+    let hub = match broker.engine {
+        Engine::Nats => [node_of(program, &url, "old", flags), node(&url, "new", flags)],
+        Engine::Redis => {
+            let new = node(&url, "new", flags);
+            wait_until_ready(&new).await;
+            [node_of(program, &url, "old", flags), new]
+        }
+    };
     for node in &hub {
         wait_until_ready(node).await;
         eventually("both nodes", async || names_of_nodes(node).await == ["new", "old"]).await;
@@ -115,7 +124,7 @@ async fn nodes_of_two_versions_form_one_hub() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let issuer = Issuer::new("a secret that nodes of one hub share, and nobody else");
-        let [old, new] = mixed_hub(&program, &broker.url(), &["--auth-secret-file", &issuer.file()]).await;
+        let [old, new] = mixed_hub(&program, &broker, &["--auth-secret-file", &issuer.file()]).await;
         check_calls(&old, &new, "new", &issuer).await;
         check_calls(&new, &old, "old", &issuer).await;
         for node in [&old, &new] {
@@ -169,7 +178,7 @@ async fn an_old_node_is_replaced_while_publishers_run() {
     let Some(program) = old_binary() else { return };
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
-        let [mut old, new] = mixed_hub(&program, &broker.url(), FLAGS).await;
+        let [mut old, new] = mixed_hub(&program, &broker, FLAGS).await;
         let mut staying = subscribed(&new, &["of.old", "of.new"]).await;
         let mut local = subscribed(&new, &["of.new"]).await;
         let mut moving = subscribed(&old, &["of.new"]).await;

@@ -65,7 +65,7 @@ fn messages() -> Vec<Message<'static>> {
 const GOLDEN: &[(u8, &[u8])] = &[
     (
         1,
-        b"\x06a.\xC3\xA9.c\x0Cnode-1.0-1-2\0700-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\
+        b"\x06a.\xC3\xA9.c\x0Cnode-1.0-1-2\x00700-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\
           \0\x03a=1{\"b\" : 1.0,\"a\":12345678901234567890.10e5}",
     ),
     (1, b"\x01t\0\0\0\0\0null"),

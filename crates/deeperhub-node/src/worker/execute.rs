@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::NodeWorker;
 use super::request::WorkerRequest;
-use super::sweep::{SWEEP_STEPS_PER_ROUND, Sweep, SweepTargets};
+use super::sweep::{SWEEP_COST_PER_ROUND, Sweep, SweepTargets};
 use crate::connection_id::ConnectionId;
 use crate::hub::{Delivery, Hub};
 use crate::metrics::SentType;
@@ -153,17 +153,21 @@ impl NodeWorker {
     /// Continues the sweep in progress. Returns `true` if no sweep remains.
     fn continue_sweep(&mut self, connections: &mut Connections<'_, Session>) -> bool {
         let Some(mut sweep) = self.sweep.take() else { return true };
-        for _ in 0..SWEEP_STEPS_PER_ROUND {
-            if connections.send_budget() == 0 {
-                break;
-            }
+        let mut cost = 0;
+        while cost < SWEEP_COST_PER_ROUND && connections.send_budget() > 0 {
             let Some(key) = sweep.targets.next_key(connections) else {
                 let _ = sweep.reply.send(Some(sweep.reached));
                 return true;
             };
-            let is_included =
-                connections.session(key).is_some_and(|session| is_target(&sweep, session, &self.hub));
-            if is_included && self.apply(&sweep.action, key, connections) == Some(true) {
+            cost += 1;
+            if !connections.session(key).is_some_and(|session| is_target(&sweep, session, &self.hub)) {
+                continue;
+            }
+            if matches!(sweep.action, Action::Disconnect) {
+                // They end with the connection, at the end of the round.
+                cost += self.shard.subscription_count(key);
+            }
+            if self.apply(&sweep.action, key, connections) == Some(true) {
                 sweep.reached += 1;
             }
         }

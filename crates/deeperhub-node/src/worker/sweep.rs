@@ -8,9 +8,9 @@ use tokio::sync::oneshot;
 
 use crate::operation::{Reached, WorkerAction};
 
-/// Maximum connections that a sweep visits per round. Bounds the time for which it delays other
-/// work.
-pub(super) const SWEEP_STEPS_PER_ROUND: usize = 1024;
+/// Maximum cost of a sweep per round: connections that it visits, and subscriptions that end with
+/// them. Bounds the time for which the sweep delays other work. One connection may exceed it.
+pub(super) const SWEEP_COST_PER_ROUND: usize = 1024;
 
 /// Sweep in progress.
 #[derive(Debug)]
