@@ -179,6 +179,9 @@ async fn api(traffic: &mut Traffic, server: &Server, client: &mut Client) {
         ("DELETE /v1/clients/{client_id}", "/v1/clients/nobody", ""),
         ("DELETE /v1/clients/{client_id}", &format!("/v1/clients/{id}"), ""),
         ("DELETE /v1/users/{user}", "/v1/users/ann", ""),
+        ("DELETE /v1/topics/{topic}/subscriptions", "/v1/topics/a.%3E/subscriptions", ""),
+        ("DELETE /v1/topics/{topic}/subscriptions", "/v1/topics/a..b/subscriptions", ""),
+        ("DELETE /v1/clients", "/v1/clients", ""),
     ] {
         traffic.call(server, template, path, body).await;
     }

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use deeperhub_cluster::{
-    Broker as Handle, BrokerUrl, ClusterState, Config, DriverHandle, Envelope, JoinOutcome, Message,
-    MessageHandler, PendingAnswer, connect,
+    Action, Broker as Handle, BrokerUrl, ClusterState, Config, DriverHandle, Envelope, JoinOutcome, Message,
+    MessageHandler, Operation, PendingAnswer, Target, connect,
 };
 use deeperhub_protocol::RawJson;
 
@@ -24,7 +24,7 @@ struct Busy {
 
 impl MessageHandler for Busy {
     async fn handle(&self, envelope: Envelope<'_>) -> Option<PendingAnswer> {
-        if let Message::Broadcast { payload } = envelope.message {
+        if let Message::Operation(Operation { action: Action::Send(payload), .. }) = envelope.message {
             let number = payload.as_str().rsplit_once(':')?.1.trim_end_matches('}').parse().ok()?;
             if number == 0 {
                 tokio::time::sleep(self.for_first).await;
@@ -61,7 +61,8 @@ async fn a_busy_node_keeps_its_link_and_gets_every_message() {
         for number in 0..MESSAGES {
             let payload = format!(r#"{{"type":"x","n":{number}}}"#);
             let payload = RawJson::parse(&payload).expect("it is JSON");
-            local.publish(Message::Broadcast { payload }).expect("the queue has room");
+            let broadcast = Operation::new(Target::All, Action::Send(payload));
+            local.publish(Message::Operation(broadcast)).expect("the queue has room");
         }
         eventually("all messages", async || received.lock().unwrap().len() as u64 == MESSAGES).await;
         assert_eq!(*received.lock().unwrap(), (0..MESSAGES).collect::<Vec<_>>(), "{engine:?}");

@@ -9,8 +9,10 @@ mod network;
 mod rolling;
 mod secure;
 mod servers;
+mod upgrade;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -19,13 +21,21 @@ use crate::support::{Client, Server, WAIT_TIMEOUT, http, wait_for};
 
 /// Starts a node without rate limits, because the tests send many messages.
 fn node(url: &str, id: &str, flags: &[&str]) -> Server {
-    let mut all = vec!["--cluster", url, "--node-id", id, "--rate-limit", "0", "--workers", "2"];
-    all.extend(flags);
-    Server::start(&all)
+    Server::start(&node_flags(url, id, flags))
+}
+
+/// Starts a node like [`node`], of another program.
+fn node_of(program: &Path, url: &str, id: &str, flags: &[&str]) -> Server {
+    Server::start_program(program, &node_flags(url, id, flags))
+}
+
+fn node_flags<'f>(url: &'f str, id: &'f str, flags: &[&'f str]) -> Vec<&'f str> {
+    let own = ["--cluster", url, "--node-id", id, "--rate-limit", "0", "--workers", "2"];
+    [&own[..], flags].concat()
 }
 
 /// Starts nodes with the names a, b, c… and waits until each knows all others.
-async fn nodes<const N: usize>(url: &str, flags: &[&str]) -> [Server; N] {
+pub(crate) async fn nodes<const N: usize>(url: &str, flags: &[&str]) -> [Server; N] {
     let nodes = std::array::from_fn(|index| {
         let id = char::from(b'a' + u8::try_from(index).expect("there are few nodes")).to_string();
         node(url, &id, flags)

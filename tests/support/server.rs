@@ -71,6 +71,13 @@ impl Server {
         Starting(Running::start(&["--config", text(path)], &[])).ready()
     }
 
+    /// Starts like [`Self::start`], but another program, such as one of an earlier version.
+    #[allow(dead_code, reason = "only the main suite runs other programs")]
+    pub(crate) fn start_program(program: &Path, flags: &[&str]) -> Self {
+        let arguments = Starting::arguments(flags);
+        Starting(Running::start_program(program, &arguments, &[], Reads::All)).ready()
+    }
+
     /// Starts like [`Self::start`], but leaves standard error unread until [`Self::read_stderr`].
     pub(crate) fn start_unread(flags: &[&str]) -> Self {
         Starting::with(flags, &[], Reads::Stdout).ready()
@@ -228,6 +235,10 @@ impl Starting {
     }
 
     fn with(flags: &[&str], variables: &[(&str, &str)], reads: Reads) -> Self {
+        Self(Running::start_reading(&Self::arguments(flags), variables, reads))
+    }
+
+    fn arguments<'f>(flags: &[&'f str]) -> Vec<&'f str> {
         let mut arguments = Vec::new();
         for (flag, free) in [("--port", "0"), ("--api-listen", "127.0.0.1:0")] {
             if !flags.contains(&flag) {
@@ -235,7 +246,7 @@ impl Starting {
             }
         }
         arguments.extend(flags);
-        Self(Running::start_reading(&arguments, variables, reads))
+        arguments
     }
 
     /// Waits for the start line.
@@ -306,7 +317,12 @@ impl Running {
     }
 
     fn start_reading(arguments: &[&str], variables: &[(&str, &str)], reads: Reads) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
+        let program = Path::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
+        Self::start_program(program, arguments, variables, reads)
+    }
+
+    fn start_program(program: &Path, arguments: &[&str], variables: &[(&str, &str)], reads: Reads) -> Self {
+        let mut command = Command::new(program);
         // Variables of the person who runs the tests must not reach the program.
         for (name, _) in std::env::vars_os() {
             let name_bytes = name.as_encoded_bytes();

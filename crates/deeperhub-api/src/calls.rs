@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use deeperhub_node::ClientNotFound;
+use deeperhub_node::{Action, ClientNotFound, Operation, Target};
 use deeperhub_protocol::message::{TraceContext, check_server_object_within};
 use deeperhub_protocol::{ClientId, RawJson, Subscription};
 
 use crate::Api;
 use crate::error::ApiError;
 use crate::idempotency::IdempotencyKey;
-use crate::responses::{Client, Done, Published, Sent, Topic, Unsubscribed};
+use crate::responses::{Client, Executed, Published, Topic};
 
 /// Publishes a message; with an idempotency key, only once. Returns the outcome, and `true` if it
 /// is an earlier one.
@@ -37,44 +37,33 @@ pub(crate) fn publish(
     }
 }
 
-pub(crate) async fn send_to_client(api: &Api, client_id: &str, message: &str) -> Result<Done, ApiError> {
+/// Sends an object with a string `type`.
+pub(crate) async fn send(api: &Api, target: Target<'_, &str>, message: &str) -> Result<Executed, ApiError> {
     let message = check_server_object_within(message, api.config.limits().max_json_depth)?;
-    api.node.send_to_client_raw(&parse_client_id(client_id)?, message).await?;
-    Ok(Done {})
+    execute(api, &target, Action::Send(message)).await
 }
 
-pub(crate) async fn send_to_user(api: &Api, user: &str, message: &str) -> Result<Sent, ApiError> {
-    let message = check_server_object_within(message, api.config.limits().max_json_depth)?;
-    Ok(api.node.send_to_user_raw(user, message).await?.into())
-}
-
-pub(crate) async fn broadcast(api: &Api, message: &str) -> Result<Sent, ApiError> {
-    let message = check_server_object_within(message, api.config.limits().max_json_depth)?;
-    Ok(api.node.broadcast_raw(message).await?.into())
-}
-
-pub(crate) async fn unsubscribe_client(
+/// Ends subscriptions to a topic or pattern.
+pub(crate) async fn unsubscribe(
     api: &Api,
-    client_id: &str,
+    target: Target<'_, &str>,
     topic: &str,
-) -> Result<Unsubscribed, ApiError> {
+) -> Result<Executed, ApiError> {
     let topic = Subscription::parse(topic)?;
-    let unsubscribed = api.node.unsubscribe_client(&parse_client_id(client_id)?, &topic).await?;
-    Ok(Unsubscribed { unsubscribed })
+    execute(api, &target, Action::Unsubscribe(topic)).await
 }
 
-pub(crate) async fn unsubscribe_user(api: &Api, user: &str, topic: &str) -> Result<Sent, ApiError> {
-    let topic = Subscription::parse(topic)?;
-    Ok(api.node.unsubscribe_user(user, &topic).await?.into())
+/// Closes connections.
+pub(crate) async fn disconnect(api: &Api, target: Target<'_, &str>) -> Result<Executed, ApiError> {
+    execute(api, &target, Action::Disconnect).await
 }
 
-pub(crate) async fn disconnect(api: &Api, client_id: &str) -> Result<Done, ApiError> {
-    api.node.disconnect(&parse_client_id(client_id)?).await?;
-    Ok(Done {})
-}
-
-pub(crate) async fn disconnect_user(api: &Api, user: &str) -> Result<Sent, ApiError> {
-    Ok(api.node.disconnect_user(user).await?.into())
+/// Executes an action on clients. A single client is named by the text of its ID.
+async fn execute(api: &Api, target: &Target<'_, &str>, action: Action<'_>) -> Result<Executed, ApiError> {
+    let target = target.try_map_client(|client_id| parse_client_id(client_id))?;
+    let operation = Operation::new(target, action);
+    let delivered = api.node.execute(&operation).await?;
+    Ok(Executed::new(&operation, delivered))
 }
 
 pub(crate) async fn client(api: &Api, client_id: &str) -> Result<Client, ApiError> {

@@ -52,11 +52,13 @@ const OVERLOAD_503: &str = "`too_many_connections`: `--max-api-connections` are 
         clients::clients,
         clients::client,
         clients::disconnect,
+        clients::disconnect_all,
         clients::disconnect_user,
         clients::unsubscribe_client,
         clients::unsubscribe_user,
         topics::topics,
         topics::topic,
+        topics::unsubscribe_all,
         events::events,
         cluster::nodes,
         operations::stats,
@@ -131,7 +133,10 @@ impl Modify for CommonResponses {
 
 /// Returns `true` if calls of a path wait for a worker's answer.
 fn waits_for_worker(path: &str) -> bool {
-    path.starts_with("/v1/clients") || path.starts_with("/v1/users/") || path == "/v1/broadcast"
+    path.starts_with("/v1/clients")
+        || path.starts_with("/v1/users/")
+        || path.ends_with("/subscriptions")
+        || path == "/v1/broadcast"
 }
 
 #[cfg(test)]

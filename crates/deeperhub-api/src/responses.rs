@@ -1,8 +1,8 @@
 //! Bodies of responses; their doc comments are part of the OpenAPI document.
 
 use deeperhub_node::{
-    ClientInfo, ClusterAnswer, ClusterFault, ClusterStats, Delivered, NodeInfo, Page, Phase, Stats, Top,
-    TopEntry, TopicInfo, Totals,
+    Action, ClientInfo, ClusterAnswer, ClusterFault, ClusterStats, Delivered, NodeInfo, Operation, Page,
+    Phase, Stats, Target, Top, TopEntry, TopicInfo, Totals,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -32,6 +32,15 @@ pub(crate) struct Sent {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, example = "unavailable")]
     cluster: Option<&'static str>,
+}
+
+/// Outcome of an operation on clients. Its body depends on whom the operation concerns.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Executed {
+    Done(Done),
+    Unsubscribed(Unsubscribed),
+    Sent(Sent),
 }
 
 /// Empty body of a call that took effect.
@@ -261,6 +270,18 @@ impl PublishOutcome for Published {
 impl From<Delivered> for Sent {
     fn from(delivered: Delivered) -> Self {
         Self { clients: delivered.count, cluster: cluster_fault(delivered) }
+    }
+}
+
+impl Executed {
+    pub(crate) fn new(operation: &Operation<'_>, delivered: Delivered) -> Self {
+        match (&operation.target, &operation.action) {
+            (Target::Client(_), Action::Send(_) | Action::Disconnect) => Self::Done(Done {}),
+            (Target::Client(_), Action::Unsubscribe(_)) => {
+                Self::Unsubscribed(Unsubscribed { unsubscribed: delivered.count > 0 })
+            }
+            (Target::User(_) | Target::All, _) => Self::Sent(delivered.into()),
+        }
     }
 }
 

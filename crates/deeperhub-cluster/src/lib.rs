@@ -38,6 +38,7 @@ mod metrics;
 mod names;
 #[cfg(feature = "nats")]
 mod nats;
+mod operation;
 mod peers;
 mod queue;
 #[cfg(feature = "redis")]
@@ -49,11 +50,12 @@ pub use deeperhub_protocol::message::TraceContext;
 pub use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 pub use driver::{Driver, DriverHandle, JoinOutcome, MessageHandler, PendingAnswer};
 pub use envelope::{
-    Envelope, EnvelopeError, MAX_ENVELOPE_OVERHEAD_BYTES, MAX_NODE_ID_BYTES, MAX_USER_BYTES, Message, Origin,
-    is_node_id,
+    ClientRequest, Envelope, EnvelopeError, MAX_ENVELOPE_OVERHEAD_BYTES, MAX_NODE_ID_BYTES, MAX_USER_BYTES,
+    Message, Origin, is_node_id,
 };
 #[cfg(feature = "nats")]
 pub use nats::check_credentials;
+pub use operation::{Action, Operation, Target};
 pub use peers::Peer;
 
 use std::time::SystemTime;

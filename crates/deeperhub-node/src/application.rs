@@ -9,9 +9,9 @@ use deeperhub_protocol::handshake::{Refusal, Request};
 
 use crate::auth::Login;
 use crate::hub::Hub;
-use crate::node_worker::NodeWorker;
 use crate::session::Session;
 use crate::trace::{HandshakeSpan, HandshakeTrace};
+use crate::worker::NodeWorker;
 
 /// Subprotocol of the current message version.
 const SUBPROTOCOL: &str = "deeperhub.v1.json";

@@ -1,5 +1,7 @@
 //! Configuration of a node.
 
+mod canary;
+mod cluster;
 mod custom_metric;
 
 use std::num::NonZeroU32;
@@ -9,10 +11,10 @@ use deeperhub_protocol::message;
 use deeperhub_security::{OriginPolicy, RateLimit};
 
 use crate::auth::AuthConfig;
-use crate::canary::CanaryConfig;
-use crate::cluster::ClusterConfig;
 use crate::trace::Tracer;
 
+pub use canary::CanaryConfig;
+pub use cluster::ClusterConfig;
 pub use custom_metric::{CustomGauge, CustomMetric, MetricKind};
 
 /// Default rate of pings and pongs per connection and second. Limits the CPU time of a worker that

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::time::SystemTime;
 
-use crate::canary::Canary;
 use crate::phase::Phase;
 
 /// Readiness of a node for traffic.
@@ -58,10 +57,10 @@ impl HealthCheck {
 }
 
 impl Health {
-    pub(crate) fn new(phase: Phase, canary: &Canary) -> Self {
+    pub(crate) fn new(phase: Phase, worker_reasons: Vec<UnreadyReason>) -> Self {
         let mut reasons = Vec::new();
         reasons.extend(phase_reason(phase));
-        reasons.extend(canary.unready_reasons());
+        reasons.extend(worker_reasons);
         Self { reasons }
     }
 

@@ -29,7 +29,6 @@ mod application;
 mod auth;
 mod canary;
 pub mod cluster;
-mod cluster_query;
 mod commands;
 mod config;
 mod connection_id;
@@ -38,24 +37,20 @@ mod health;
 mod hub;
 pub mod metrics;
 mod node;
-mod node_worker;
+mod operation;
 mod phase;
 mod recent_quantiles;
 mod session;
 mod stats;
-mod sweep;
 mod top;
 pub mod trace;
 mod types;
-mod users;
-mod worker_request;
+mod worker;
 
 pub use auth::AuthConfig;
-pub use canary::CanaryConfig;
-pub use cluster::ClusterConfig;
-pub use cluster_query::{ClusterAnswer, ClusterStats, NodeInfo};
 pub use config::{
-    Config, CustomGauge, CustomMetric, Limits, MetricKind, SessionLimits, burst_rate_per_ip,
+    CanaryConfig, ClusterConfig, Config, CustomGauge, CustomMetric, Limits, MetricKind, SessionLimits,
+    burst_rate_per_ip,
     control_rate_limit, token_rate_limit,
 };
 pub use deeperhub_events as events;
@@ -71,13 +66,14 @@ pub use deeperhub_security as security;
 pub use handle::NodeHandle;
 pub use health::{Health, HealthCheck, UnreadyReason};
 pub use node::{MetricsError, Node, StartError};
+pub use operation::{Action, Operation, Target};
 pub use phase::Phase;
 pub use recent_quantiles::Quantiles;
-pub use stats::{Stats, Totals};
+pub use stats::{ClusterStats, Stats, Totals};
 pub use top::{Top, TopEntry};
 pub use types::{
-    ClientInfo, ClientNotFound, CursorError, Delivered, ListError, NodeIdTaken, Page, PayloadError,
-    PublishError, SendError, TopicInfo, WorkerTimeout,
+    ClientInfo, ClientNotFound, ClusterAnswer, CursorError, Delivered, ListError, NodeIdTaken, NodeInfo,
+    Page, PayloadError, PublishError, SendError, TopicInfo, WorkerTimeout,
 };
 
 /// Runs the README's examples as doc tests.

@@ -26,7 +26,7 @@ use crate::recent_quantiles::RecentQuantiles;
 use crate::top::TopTracker;
 use crate::trace::TraceMetrics;
 use crate::types::NodeIdTaken;
-use crate::worker_request::REQUEST_QUEUE_CAPACITY;
+use crate::worker::request::REQUEST_QUEUE_CAPACITY;
 
 /// Divisor of the memory budget. The quotient is the budget for messages that are queued for all
 /// workers together.
@@ -202,7 +202,8 @@ impl Node {
             .config(listener_config)
             .metrics(&cells, listener_metrics)
             .bind(on)?;
-        let canary = CanaryThread::start(&hub).map_err(StartError::Canary)?;
+        let canary =
+            CanaryThread::start(Arc::clone(&hub.canary), Arc::clone(&hub)).map_err(StartError::Canary)?;
         if canary.is_some() {
             // The node then starts ready, unless a worker does not deliver.
             hub.canary.wait_for_first_round();

@@ -129,3 +129,28 @@ impl Stats {
         }
     }
 }
+
+/// Statistics of several nodes together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct ClusterStats {
+    /// Nodes that answered.
+    pub nodes: u64,
+    /// Sums over these nodes. A topic with subscribers on two nodes counts twice.
+    #[serde(flatten)]
+    pub totals: Totals,
+}
+
+impl From<Stats> for ClusterStats {
+    fn from(stats: Stats) -> Self {
+        Self { nodes: 1, totals: stats.totals }
+    }
+}
+
+impl ClusterStats {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.nodes += other.nodes;
+        self.totals += &other.totals;
+    }
+}

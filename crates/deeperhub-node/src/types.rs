@@ -1,15 +1,17 @@
 //! Values and errors that a node's handle returns.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use deeperhub_protocol::message::ClusterFault;
 use deeperhub_protocol::{ClientId, MessageError, TopicError};
 
-/// Result of a publish or a send.
+/// Result of a publish or an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Delivered {
-    /// Subscriptions that matched on this node (publish), or connections that were reached (send).
+    /// Subscriptions that matched on this node (publish), or connections on which the operation had
+    /// an effect.
     pub count: u64,
     /// Fault that kept the message from other nodes. `None` if it was queued for them, or if there
     /// is no cluster.
@@ -59,6 +61,33 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// URL-safe cursor of the next page. `None` on the last page.
     pub next_cursor: Option<String>,
+}
+
+/// Answer of all nodes of a cluster together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterAnswer<T> {
+    /// Answer merged from this node and all nodes that answered.
+    pub answer: T,
+    /// Names of the nodes that did not answer in time.
+    pub unanswered: Vec<String>,
+}
+
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeInfo {
+    /// Node name.
+    pub node_id: String,
+    /// Version of the node's program.
+    pub version: String,
+    /// Open connections: current for this node, as of the last heartbeat for others.
+    pub connections: u64,
+    /// Time since this node started. For another node: time since its first heartbeat arrived.
+    pub known: Duration,
+    /// Time since the node's last heartbeat. Nodes send one each second. Zero for this node.
+    pub silent: Duration,
+    /// `true` if this entry is the node that returned the list.
+    pub is_self: bool,
 }
 
 /// Error of a publish with an invalid argument. Nothing was published.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
+use deeperhub_node::Target;
 use deeperhub_protocol::message::TraceContext;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -72,10 +73,14 @@ pub(crate) enum Call<'a> {
     UnsubscribeClient { client_id: String, topic: String },
     /// Same as `DELETE /v1/users/{user}/subscriptions/{topic}`.
     UnsubscribeUser { user: String, topic: String },
+    /// Same as `DELETE /v1/topics/{topic}/subscriptions`.
+    UnsubscribeAll { topic: String },
     /// Same as `DELETE /v1/clients/{client_id}`.
     Disconnect { client_id: String },
     /// Same as `DELETE /v1/users/{user}`.
     DisconnectUser { user: String },
+    /// Same as `DELETE /v1/clients`.
+    DisconnectAll {},
     /// Same as `GET /v1/clients/{client_id}`.
     Client { client_id: String },
     /// Same as `GET /v1/topics/{topic}`.
@@ -177,32 +182,31 @@ async fn execute(
     let check_size = |message: &RawValue| {
         if message.get().len() > max_message_bytes { Err(ApiError::body_too_large()) } else { Ok(()) }
     };
+    let send = async |target: Target<'_, &str>, message: &RawValue| {
+        check_size(message)?;
+        Ok::<_, ApiError>(to_raw_json(&calls::send(api, target, message.get()).await?))
+    };
+    let unsubscribe = async |target: Target<'_, &str>, topic: &str| {
+        Ok::<_, ApiError>(to_raw_json(&calls::unsubscribe(api, target, topic).await?))
+    };
+    let disconnect = async |target: Target<'_, &str>| {
+        Ok::<_, ApiError>(to_raw_json(&calls::disconnect(api, target).await?))
+    };
     Ok(match &call {
         Call::Publish { topic, message: payload, idempotency_key } => {
             check_size(payload)?;
             let key = idempotency_key.as_deref().map(IdempotencyKey::parse).transpose()?;
             to_raw_json(&calls::publish(api, topic, payload.get(), key, trace)?.0)
         }
-        Call::SendToClient { client_id, message: payload } => {
-            check_size(payload)?;
-            to_raw_json(&calls::send_to_client(api, client_id, payload.get()).await?)
-        }
-        Call::SendToUser { user, message: payload } => {
-            check_size(payload)?;
-            to_raw_json(&calls::send_to_user(api, user, payload.get()).await?)
-        }
-        Call::Broadcast { message: payload } => {
-            check_size(payload)?;
-            to_raw_json(&calls::broadcast(api, payload.get()).await?)
-        }
-        Call::UnsubscribeClient { client_id, topic } => {
-            to_raw_json(&calls::unsubscribe_client(api, client_id, topic).await?)
-        }
-        Call::UnsubscribeUser { user, topic } => {
-            to_raw_json(&calls::unsubscribe_user(api, user, topic).await?)
-        }
-        Call::Disconnect { client_id } => to_raw_json(&calls::disconnect(api, client_id).await?),
-        Call::DisconnectUser { user } => to_raw_json(&calls::disconnect_user(api, user).await?),
+        Call::SendToClient { client_id, message } => send(Target::Client(client_id), message).await?,
+        Call::SendToUser { user, message } => send(Target::User(user.into()), message).await?,
+        Call::Broadcast { message } => send(Target::All, message).await?,
+        Call::UnsubscribeClient { client_id, topic } => unsubscribe(Target::Client(client_id), topic).await?,
+        Call::UnsubscribeUser { user, topic } => unsubscribe(Target::User(user.into()), topic).await?,
+        Call::UnsubscribeAll { topic } => unsubscribe(Target::All, topic).await?,
+        Call::Disconnect { client_id } => disconnect(Target::Client(client_id)).await?,
+        Call::DisconnectUser { user } => disconnect(Target::User(user.into())).await?,
+        Call::DisconnectAll {} => disconnect(Target::All).await?,
         Call::Client { client_id } => to_raw_json(&calls::client(api, client_id).await?),
         Call::Topic { topic } => to_raw_json(&calls::topic(api, topic)?),
     })

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
+use deeperhub_node::Target;
 
 use super::query::{Scope, paging, scope};
 use super::{PathParameter, PathParameters, json_response, path_parameter, path_parameters};
@@ -51,7 +52,7 @@ pub(crate) async fn client(State(api): State<Arc<Api>>, client_id: PathParameter
     responses((status = 200, body = Done, description = "Done"), (status = 404, body = ApiError, description = "`client_not_found`"))
 )]
 pub(crate) async fn disconnect(State(api): State<Arc<Api>>, client_id: PathParameter) -> Response {
-    let disconnect = async || calls::disconnect(&api, &path_parameter(client_id)?).await;
+    let disconnect = async || calls::disconnect(&api, Target::Client(&path_parameter(client_id)?)).await;
     json_response(disconnect().await)
 }
 
@@ -62,8 +63,19 @@ pub(crate) async fn disconnect(State(api): State<Arc<Api>>, client_id: PathParam
     responses((status = 200, body = Sent, description = "Number of connections"))
 )]
 pub(crate) async fn disconnect_user(State(api): State<Arc<Api>>, user: PathParameter) -> Response {
-    let disconnect = async || calls::disconnect_user(&api, &path_parameter(user)?).await;
+    let disconnect = async || calls::disconnect(&api, Target::User(path_parameter(user)?.into())).await;
     json_response(disconnect().await)
+}
+
+/// Disconnects all clients with close code 4003.
+///
+/// Connections that open after the call stay open.
+#[utoipa::path(
+    delete, path = "/v1/clients", tag = "clients",
+    responses((status = 200, body = Sent, description = "Number of connections"))
+)]
+pub(crate) async fn disconnect_all(State(api): State<Arc<Api>>) -> Response {
+    json_response(calls::disconnect(&api, Target::All).await)
 }
 
 /// Ends a client's subscription to a topic or pattern.
@@ -85,7 +97,7 @@ pub(crate) async fn disconnect_user(State(api): State<Arc<Api>>, user: PathParam
 pub(crate) async fn unsubscribe_client(State(api): State<Arc<Api>>, texts: PathParameters) -> Response {
     let unsubscribe = async || {
         let (client_id, topic) = path_parameters(texts)?;
-        calls::unsubscribe_client(&api, &client_id, &topic).await
+        calls::unsubscribe(&api, Target::Client(&client_id), &topic).await
     };
     json_response(unsubscribe().await)
 }
@@ -104,7 +116,7 @@ pub(crate) async fn unsubscribe_client(State(api): State<Arc<Api>>, texts: PathP
 pub(crate) async fn unsubscribe_user(State(api): State<Arc<Api>>, texts: PathParameters) -> Response {
     let unsubscribe = async || {
         let (user, topic) = path_parameters(texts)?;
-        calls::unsubscribe_user(&api, &user, &topic).await
+        calls::unsubscribe(&api, Target::User(user.into()), &topic).await
     };
     json_response(unsubscribe().await)
 }

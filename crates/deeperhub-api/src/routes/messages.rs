@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
+use deeperhub_node::Target;
 
 use super::{PathParameter, json_response, path_parameter, topic_parameter, trace_context};
 use crate::body::Body;
@@ -74,7 +75,7 @@ pub(crate) async fn send_to_client(
     client_id: PathParameter,
     body: Body,
 ) -> Response {
-    let send = async || calls::send_to_client(&api, &path_parameter(client_id)?, body.text()?).await;
+    let send = async || calls::send(&api, Target::Client(&path_parameter(client_id)?), body.text()?).await;
     json_response(send().await)
 }
 
@@ -86,7 +87,7 @@ pub(crate) async fn send_to_client(
     responses((status = 200, body = Sent, description = "Sent"))
 )]
 pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathParameter, body: Body) -> Response {
-    let send = async || calls::send_to_user(&api, &path_parameter(user)?, body.text()?).await;
+    let send = async || calls::send(&api, Target::User(path_parameter(user)?.into()), body.text()?).await;
     json_response(send().await)
 }
 
@@ -97,6 +98,6 @@ pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathParamete
     responses((status = 200, body = Sent, description = "Sent"))
 )]
 pub(crate) async fn broadcast(State(api): State<Arc<Api>>, body: Body) -> Response {
-    let send = async || calls::broadcast(&api, body.text()?).await;
+    let send = async || calls::send(&api, Target::All, body.text()?).await;
     json_response(send().await)
 }

@@ -21,13 +21,13 @@ use serde::Serialize;
 
 pub(crate) use batch::batch;
 pub(crate) use clients::{
-    client, clients, disconnect, disconnect_user, unsubscribe_client, unsubscribe_user,
+    client, clients, disconnect, disconnect_all, disconnect_user, unsubscribe_client, unsubscribe_user,
 };
 pub(crate) use cluster::nodes;
 pub(crate) use events::events;
 pub(crate) use messages::{broadcast, publish, send_to_client, send_to_user};
 pub(crate) use operations::{live, metrics, openapi_json, ready, stats, top};
-pub(crate) use topics::{topic, topics};
+pub(crate) use topics::{topic, topics, unsubscribe_all};
 
 use crate::Api;
 use crate::error::ApiError;

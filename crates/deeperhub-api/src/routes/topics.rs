@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
-
+use deeperhub_node::Target;
 use deeperhub_protocol::Subscription;
 
 use super::query::{Scope, paging, scope};
 use super::{PathParameter, json_response, topic_parameter};
 use crate::error::ApiError;
-use crate::responses::{Topic, Topics};
+use crate::responses::{Sent, Topic, Topics};
 use crate::{Api, calls};
 
 /// Lists the topics and patterns with subscribers on this node, or on all nodes, one page at a
@@ -58,4 +58,18 @@ pub(crate) async fn topic(
         }
     };
     json_response(find().await)
+}
+
+/// Ends the subscriptions of all clients to a topic or pattern.
+///
+/// Each client with the subscription gets an `unsubscribed` without an `id`. It may subscribe again
+/// unless its token forbids it.
+#[utoipa::path(
+    delete, path = "/v1/topics/{topic}/subscriptions", tag = "topics",
+    params(("topic" = String, Path, description = "Topic or pattern exactly as subscribed to, percent-encoded")),
+    responses((status = 200, body = Sent, description = "Number of connections whose subscription was ended"), (status = 400, body = ApiError, description = "`invalid_topic`"))
+)]
+pub(crate) async fn unsubscribe_all(State(api): State<Arc<Api>>, topic: PathParameter) -> Response {
+    let unsubscribe = async || calls::unsubscribe(&api, Target::All, &topic_parameter(topic)?).await;
+    json_response(unsubscribe().await)
 }

@@ -218,6 +218,7 @@ struct DriverState<I> {
     /// Start of the current outage.
     disconnected_at: Cell<Option<Instant>>,
     has_logged_invalid: Cell<bool>,
+    has_logged_later_version: Cell<bool>,
 }
 
 impl<I: MessageHandler> DriverState<I> {
@@ -235,6 +236,7 @@ impl<I: MessageHandler> DriverState<I> {
             joined: Cell::new(false),
             disconnected_at: Cell::new(None),
             has_logged_invalid: Cell::new(false),
+            has_logged_later_version: Cell::new(false),
         }
     }
 
@@ -419,7 +421,11 @@ impl<I: MessageHandler> DriverState<I> {
 
     fn on_invalid(&self, error: EnvelopeError) {
         self.shared.metrics.invalid.inc();
-        if !self.has_logged_invalid.replace(true) {
+        if error.is_of_later_version() {
+            if !self.has_logged_later_version.replace(true) {
+                warn!(%error, "Cluster message of a later version ignored");
+            }
+        } else if !self.has_logged_invalid.replace(true) {
             warn!(%error, "Invalid cluster message; another program may use the prefix");
         }
     }

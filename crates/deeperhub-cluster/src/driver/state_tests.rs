@@ -3,6 +3,7 @@
 use super::batch::RequeueOnDrop;
 use super::*;
 use crate::envelope::Message;
+use crate::operation::{Action, Operation, Target};
 use crate::queue::Lane;
 use bytes::Bytes;
 
@@ -47,7 +48,8 @@ fn hello() -> Message<'static> {
 }
 
 fn broadcast() -> Message<'static> {
-    Message::Broadcast { payload: deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap() }
+    let message = deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap();
+    Message::Operation(Operation::new(Target::All, Action::Send(message)))
 }
 
 #[test]
@@ -121,8 +123,7 @@ fn a_panic_costs_one_envelope() {
     let driver = driver(handler, 100_000);
     let broker = Broker(Arc::clone(&driver.shared));
     driver.shared.set_state(ClusterState::Up);
-    let payload = deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap();
-    broker.publish(Message::Broadcast { payload }).unwrap();
+    broker.publish(broadcast()).unwrap();
     for sequence in 0..5 {
         assert!(driver.backlog.push(&driver.shared, envelope("other", sequence, broadcast())));
     }
@@ -148,9 +149,8 @@ fn unconfirmed_messages_are_counted_at_the_end() {
     let driver = driver(RecordingHandler::default(), 100_000);
     let broker = Broker(Arc::clone(&driver.shared));
     driver.shared.set_state(ClusterState::Up);
-    let payload = deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap();
     for _ in 0..3 {
-        broker.publish(Message::Broadcast { payload }).unwrap();
+        broker.publish(broadcast()).unwrap();
     }
     let mut batch = Vec::new();
     driver.shared.queue.take(Lane::Data, 1, &mut batch);
@@ -166,4 +166,32 @@ fn unconfirmed_messages_are_counted_at_the_end() {
     // The flush waits for an unreachable broker, but not for the whole of a long drain.
     broker.stop(Instant::now() + Duration::from_secs(1000));
     assert!(driver.flush_deadline().is_some_and(|at| at <= Instant::now() + FLUSH_RECONNECT_TIMEOUT));
+}
+
+#[test]
+fn envelopes_of_a_later_version_are_counted_and_skipped() {
+    let received = Arc::<std::sync::Mutex<Vec<u64>>>::default();
+    let handler = RecordingHandler { received: Arc::clone(&received), ..RecordingHandler::default() };
+    let driver = driver(handler, 100_000);
+    let mut envelopes: Vec<_> = (0..4).map(|sequence| envelope("later", sequence, broadcast())).collect();
+    for (sequence, byte, value) in [(1, 1, 200), (2, 0, 2)] {
+        let mut bytes = envelopes[sequence].to_vec();
+        bytes[byte] = value;
+        envelopes[sequence] = bytes.into();
+    }
+    let connection = Connection {
+        driver: &driver,
+        subscribed: Notify::new(),
+        name_taken: Notify::new(),
+        last_echo: Cell::new(Instant::now()),
+    };
+    envelopes.into_iter().for_each(|envelope| connection.dispatch(envelope, Instant::now()));
+    let all = async {
+        while driver.shared.backlog_bytes.load(Ordering::Relaxed) > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    runtime().unwrap().block_on(driver.process_backlog_while(all));
+    assert_eq!(*received.lock().unwrap(), [0, 3]);
+    assert_eq!(driver.shared.metrics.invalid.value(), 2);
 }

@@ -5,8 +5,9 @@ use deeperhub_events::EventFilter;
 use deeperhub_metrics::Format;
 use deeperhub_router::ShardId;
 
+use super::target::{Probe, State};
 use super::*;
-use crate::worker_request::{QueuedRequest, WorkerRequest};
+use crate::worker::request::{QueuedRequest, WorkerRequest};
 use crate::{Config, Node, Phase};
 
 /// Time after which a test fails if a condition does not hold.

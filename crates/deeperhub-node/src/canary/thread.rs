@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::Canary;
-use crate::hub::Hub;
+use super::{Canary, ProbePublisher};
 
 /// Time that a stop waits for the thread. Protects the stop against a call of the thread that
 /// hangs.
@@ -27,16 +26,18 @@ pub(crate) struct CanaryThread {
 
 impl CanaryThread {
     /// Starts the thread, unless probes are disabled.
-    pub(crate) fn start(hub: &Arc<Hub>) -> io::Result<Option<Self>> {
-        let canary = Arc::clone(&hub.canary);
+    pub(crate) fn start<P>(canary: Arc<Canary>, publisher: Arc<P>) -> io::Result<Option<Self>>
+    where
+        P: ProbePublisher + Send + Sync + 'static,
+    {
         if canary.config.interval.is_zero() {
             return Ok(None);
         }
-        let hub = Arc::clone(hub);
+        let thread_canary = Arc::clone(&canary);
         let (open_until_end, ended) = mpsc::channel();
         let run = move || {
             let _open_until_end = open_until_end;
-            hub.canary.run(&hub);
+            thread_canary.run(&*publisher);
         };
         let thread = thread::Builder::new().name("hub-canary".to_owned()).spawn(run)?;
         Ok(Some(Self { canary, thread: Some(thread), ended }))

@@ -6,8 +6,8 @@ use deeperhub_protocol::{ErrorCode, Subscription};
 
 use crate::auth::Login;
 use crate::metrics::SentType;
-use crate::node_worker::NodeWorker;
 use crate::session::{Session, error_reply};
+use crate::worker::NodeWorker;
 
 /// Cost of verifying a token, for [`Context::charge`]. Lets other clients of the worker go first: a
 /// verification takes up to two milliseconds if all P-384 keys have to be tried, and usually a

@@ -5,8 +5,8 @@ use deeperhub_protocol::RawJson;
 use deeperhub_protocol::message::{MessageId, ServerMessage};
 
 use crate::metrics::SentType;
-use crate::node_worker::NodeWorker;
 use crate::session::Session;
+use crate::worker::NodeWorker;
 
 /// Replies with the `data` of the message.
 pub(crate) fn echo(

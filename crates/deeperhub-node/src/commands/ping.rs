@@ -4,8 +4,8 @@ use deeperhub_listener::Context;
 use deeperhub_protocol::message::{MessageId, ServerMessage};
 
 use crate::metrics::SentType;
-use crate::node_worker::NodeWorker;
 use crate::session::Session;
+use crate::worker::NodeWorker;
 
 /// Replies with `pong`. Browsers need this message, because their scripts cannot send WebSocket
 /// pings.

@@ -6,9 +6,9 @@ use deeperhub_protocol::{RawJson, Topic};
 
 use crate::hub::Publisher;
 use crate::metrics::SentType;
-use crate::node_worker::NodeWorker;
 use crate::session::{Session, forbidden_reply};
 use crate::trace::MessageSpan;
+use crate::worker::NodeWorker;
 
 /// Cost of a pattern-matching step, for [`Context::charge`]. Lets other clients of the worker go
 /// first if matching a topic takes long.

@@ -6,8 +6,8 @@ use deeperhub_protocol::{ErrorCode, Subscription};
 use deeperhub_router::Subscribed;
 
 use crate::metrics::{Limit, SentType};
-use crate::node_worker::NodeWorker;
 use crate::session::{Session, forbidden_reply};
+use crate::worker::NodeWorker;
 
 /// Subscribes the client to a topic or pattern from now on.
 pub(crate) fn subscribe(

@@ -5,8 +5,8 @@ use deeperhub_protocol::Subscription;
 use deeperhub_protocol::message::{MessageId, ServerMessage};
 
 use crate::metrics::SentType;
-use crate::node_worker::NodeWorker;
 use crate::session::Session;
+use crate::worker::NodeWorker;
 
 /// Ends a subscription of the client. The reply is the same if there was no such subscription.
 pub(crate) fn unsubscribe(

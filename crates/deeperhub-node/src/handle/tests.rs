@@ -1,16 +1,15 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use deeperhub_protocol::TopicError;
+use deeperhub_protocol::{Subscription, TopicError};
 use futures_util::SinkExt;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
-use crate::Node;
-use crate::config::Config;
 use crate::trace::{Sampler, Span, SpanSink, TraceMetrics};
-use crate::worker_request::tests::{receive, run, start, within_test_timeout};
+use crate::worker::request::tests::{receive, run, start, within_test_timeout};
+use crate::{Action, Config, Node, Operation, SendError, Target};
 
 /// Returns a value that is nested in `levels` arrays.
 fn nested(levels: usize) -> Value {
@@ -132,4 +131,47 @@ fn calls_are_send() {
     is_send(handle.broadcast(&message));
     is_send(handle.send_to_user("ada", &message));
     is_send(handle.clients(None, 10));
+}
+
+#[test]
+fn operations_are_values() {
+    let node = start(2);
+    let handle = node.handle();
+    run(async {
+        let url = format!("ws://{}/", node.local_addr());
+        let (mut client, _) = within_test_timeout(tokio_tungstenite::connect_async(url)).await.unwrap();
+        let welcome = receive(&mut client).await;
+        let id = ClientId::parse(welcome["data"]["client_id"].as_str().unwrap()).unwrap();
+        for topic in ["a", "b.*", "c"] {
+            let subscribe = format!(r#"{{"type":"subscribe","data":{{"topic":"{topic}"}}}}"#);
+            client.send(Message::text(subscribe)).await.unwrap();
+            receive(&mut client).await;
+        }
+        let topic = |name: &'static str| Subscription::parse(name).unwrap();
+        let note = RawJson::parse(r#"{"type":"note"}"#).unwrap();
+        let (one, nobody) = (Target::Client(id), Target::Client(ClientId::parse("n.0-99-1").unwrap()));
+        for (target, action, expected) in [
+            (one.clone(), Action::Send(note), Ok(1)),
+            (one.clone(), Action::Unsubscribe(topic("a")), Ok(1)),
+            (one.clone(), Action::Unsubscribe(topic("a")), Ok(0)),
+            (nobody, Action::Send(note), Err(SendError::NotFound(ClientNotFound))),
+            (Target::User("ada".into()), Action::Disconnect, Ok(0)),
+            (Target::All, Action::Unsubscribe(topic("b.c")), Ok(0)),
+            (Target::All, Action::Unsubscribe(topic("b.*")), Ok(1)),
+            (Target::All, Action::Send(note), Ok(1)),
+            (one.clone(), Action::Disconnect, Ok(1)),
+        ] {
+            let operation = Operation::new(target, action);
+            let count = handle.execute(&operation).await.map(|reached| reached.count);
+            assert_eq!(count, expected, "{operation:?}");
+        }
+        let kinds = ["note", "unsubscribed", "unsubscribed", "note", "goodbye"];
+        for kind in kinds {
+            assert_eq!(receive(&mut client).await["type"], kind);
+        }
+        let gone = handle.execute(&Operation::new(one, Action::Send(note))).await;
+        assert_eq!(gone, Err(SendError::NotFound(ClientNotFound)));
+        assert_eq!(handle.unsubscribe_all(&topic("c")).await.unwrap().count, 0);
+        assert_eq!(handle.disconnect_all().await.unwrap().count, 0);
+    });
 }

@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
 use crate::WorkerTimeout;
-use crate::worker_request::tests::{
+use crate::worker::request::tests::{
     Client, TEST_TIMEOUT, receive, run, run_on_worker, start, within_test_timeout,
 };
 

@@ -8,7 +8,7 @@ use deeperhub_security::{BurstAllowance, DrawOutcome, MAX_ADDRESSES, RateLimit, 
 
 use super::Session;
 use crate::metrics::Limit;
-use crate::node_worker::NodeWorker;
+use crate::worker::NodeWorker;
 
 /// Length of the window in which violations of rate limits are counted.
 const VIOLATION_WINDOW: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@ use deeperhub_protocol::{ErrorCode, RawJson};
 
 use super::Session;
 use crate::metrics::{ErrorLabel, SentType};
-use crate::node_worker::NodeWorker;
+use crate::worker::NodeWorker;
 
 impl Session {
     /// Sends a reply.

@@ -13,59 +13,33 @@
 //! A worker gets no new probe before the last one has returned, so that probes do not accumulate in
 //! its inbox.
 
+mod rounds;
 mod target;
 mod thread;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use deeperhub_cluster::Broker;
-use deeperhub_listener::RestartDelay;
 use deeperhub_metrics::{RegisterError, Registry, Unit};
-use deeperhub_protocol::{RawJson, Topic};
-use tracing::{error, info, warn};
+use deeperhub_protocol::Topic;
+use tracing::info;
 
+use crate::config::CanaryConfig;
 use crate::health::{HealthCheck, UnreadyReason};
-use crate::hub::Hub;
 use crate::metrics::{CanaryMetrics, ClusterCanaryMetrics};
 use target::{Probe, ProbeTarget, State};
 pub(crate) use thread::CanaryThread;
 
-/// Interval and timeout of the probes that prove delivery.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct CanaryConfig {
-    /// Time between probes. With zero, no probes are sent, and readiness does not depend on them.
-    /// Default 5 s.
-    pub interval: Duration,
-    /// Time within which a probe must return. Default 5 s.
-    pub timeout: Duration,
+/// Publisher of probes: a node.
+pub(crate) trait ProbePublisher {
+    /// Publishes a probe to a worker in the same way as any message. Returns the number of
+    /// subscribers: 1, or 0 if the worker has not subscribed yet.
+    fn publish_probe(&self, worker: usize, number: u64) -> u64;
+
+    /// Returns the connection to the other nodes, if there is a cluster.
+    fn broker(&self) -> Option<&Broker>;
 }
-
-impl CanaryConfig {
-    /// Returns a configuration without probes. Readiness then does not depend on them.
-    #[must_use]
-    pub fn disabled() -> Self {
-        Self { interval: Duration::ZERO, ..Self::default() }
-    }
-
-    /// Returns a configuration with probes at each interval, which must return within the timeout.
-    #[must_use]
-    pub const fn new(interval: Duration, timeout: Duration) -> Self {
-        Self { interval, timeout }
-    }
-}
-
-impl Default for CanaryConfig {
-    fn default() -> Self {
-        Self { interval: Duration::from_secs(5), timeout: Duration::from_secs(5) }
-    }
-}
-
-/// Number of slices in which the thread waits for the timeout. A process that was suspended uses up
-/// only one slice when it resumes, not the whole timeout.
-const TIMEOUT_SLICES: u32 = 4;
 
 /// State of the probes to all targets, with metrics.
 #[derive(Debug)]
@@ -184,8 +158,8 @@ impl Canary {
 
     /// Publishes to a worker a probe that came back from the broker. Prefers workers that are not
     /// failing. If no worker has subscribed, the probe becomes due again.
-    pub(crate) fn on_broker_probe(&self, number: u64, hub: &Hub) {
-        self.offer_to_workers(number, |worker| publish_probe(hub, worker, number));
+    pub(crate) fn on_broker_probe(&self, number: u64, publisher: &impl ProbePublisher) {
+        self.offer_to_workers(number, |worker| publisher.publish_probe(worker, number));
     }
 
     /// Publishes a probe to one worker after the other until one receives it. If no worker has
@@ -259,169 +233,11 @@ impl Canary {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Sends probes until the node stops. Restarts with a backoff after a panic.
-    fn run(&self, hub: &Hub) {
-        let mut delay = RestartDelay::default();
-        loop {
-            let began = Instant::now();
-            if catch_unwind(AssertUnwindSafe(|| self.probe_until_stopped(hub))).is_ok() {
-                return;
-            }
-            self.metrics.restarts.inc();
-            error!("Canary thread panicked; restarting");
-            if self.is_stopped_within(delay.after(began.elapsed())) {
-                return;
-            }
-        }
-    }
-
-    /// Waits for `time`, or until the canary is stopped. Returns `true` if it is stopped.
-    fn is_stopped_within(&self, time: Duration) -> bool {
-        let result = self.changed.wait_timeout_while(self.state(), time, |state| !state.is_stopped);
-        result.unwrap_or_else(PoisonError::into_inner).0.is_stopped
-    }
-
-    fn probe_until_stopped(&self, hub: &Hub) {
-        loop {
-            #[cfg(test)]
-            tests::panic_if_requested(self);
-            let began = Instant::now();
-            let broker_state = hub.broker.as_ref().map(Broker::watch);
-            self.mark_due(hub.broker.as_ref().is_some_and(Broker::is_up));
-            self.run_probes(hub);
-            let stayed_connected = broker_state.is_some_and(|state| matches!(state.has_changed(), Ok(false)));
-            self.record_missed(stayed_connected);
-            if self.is_stopped_within(self.config.interval.saturating_sub(began.elapsed())) {
-                return;
-            }
-        }
-    }
-
-    /// Marks the targets that get a probe in this interval.
-    fn mark_due(&self, is_broker_connected: bool) {
-        let mut state = self.state();
-        // A worker whose probe is open gets no other.
-        for target in state.workers.iter_mut().filter(|target| !target.probe.is_open()) {
-            target.start_probe();
-        }
-        if let Some(target) = &mut state.broker {
-            if is_broker_connected {
-                // The broker may have lost the last probe, so a new one replaces it.
-                target.start_probe();
-            } else {
-                // No probe is needed: `Hub::broker_fault` reports a disconnected broker.
-                *target = ProbeTarget { last_round_trip: target.last_round_trip, ..Default::default() };
-            }
-        }
-    }
-
-    /// Publishes due probes, and waits until all have returned or the timeout is over.
-    fn run_probes(&self, hub: &Hub) {
-        for _ in 0..TIMEOUT_SLICES {
-            let slice = self.config.timeout / TIMEOUT_SLICES;
-            // The end is `None` if it is beyond the range of the clock.
-            let slice_end = Instant::now().checked_add(slice);
-            loop {
-                self.publish_due(hub);
-                let must_wait = |state: &mut State| {
-                    !state.is_stopped && !state.has_new_subscriber && state.has_open_probe()
-                };
-                let remaining = slice_end.map_or(slice, |end| end.saturating_duration_since(Instant::now()));
-                let result = self.changed.wait_timeout_while(self.state(), remaining, must_wait);
-                let (mut state, wait) = result.unwrap_or_else(PoisonError::into_inner);
-                state.has_new_subscriber = false;
-                if state.is_stopped || !state.has_open_probe() {
-                    return;
-                }
-                if wait.timed_out() {
-                    break;
-                }
-            }
-        }
-    }
-
-    fn publish_due(&self, hub: &Hub) {
-        let (mut worker_probes, mut broker_probe) = (Vec::new(), None);
-        {
-            let mut state = self.state();
-            let State { workers, broker, next_number, .. } = &mut *state;
-            for (worker, target) in workers.iter_mut().enumerate() {
-                worker_probes.extend(target.take_due(next_number).map(|number| (worker, number)));
-            }
-            if let Some(target) = broker {
-                broker_probe = target.take_due(next_number);
-            }
-        }
-        for (worker, number) in worker_probes {
-            if publish_probe(hub, worker, number) == 0 {
-                // The worker has not subscribed yet. It calls `on_worker_subscribed` later.
-                self.mark_due_again(number);
-            }
-        }
-        if let (Some(broker), Some(number)) = (&hub.broker, broker_probe)
-            && broker.probe(number).is_err()
-        {
-            self.mark_due_again(number);
-        }
-    }
-
-    /// Makes a pending probe due again, because it was not sent, or because it returned from the
-    /// broker but reached no worker.
-    fn mark_due_again(&self, number: u64) {
-        for target in self.state().targets_mut() {
-            if target.probe.is_pending(number) {
-                target.probe = Probe::Due;
-            }
-        }
-    }
-
-    /// Counts open probes as missed, each only once. `stayed_connected` is `true` if the state of
-    /// the broker's connection did not change meanwhile. If it is `false`, the probe through the
-    /// broker does not count.
-    fn record_missed(&self, stayed_connected: bool) {
-        let mut state = self.state();
-        if state.is_stopped {
-            return;
-        }
-        for (worker, target) in state.workers.iter_mut().enumerate() {
-            let was_failing = target.is_failing();
-            if target.mark_missed() {
-                self.metrics.missed.inc();
-                if !was_failing {
-                    warn!(worker, "Probe did not return in time; node unready");
-                }
-            }
-        }
-        // Until a worker has subscribed, no probe can return, even if the broker works.
-        let can_return = stayed_connected && state.workers.iter().any(|target| target.is_subscribed);
-        if let Some(target) = &mut state.broker
-            && can_return
-        {
-            let was_failing = target.is_failing();
-            if target.mark_missed() {
-                self.cluster_metrics.missed.inc();
-                if !was_failing {
-                    warn!("Broker probe did not return in time");
-                }
-            }
-        }
-    }
 }
 
 /// Returns the topic of a worker's probes.
-fn probe_topic(worker: impl std::fmt::Display) -> Topic<'static> {
+pub(crate) fn probe_topic(worker: impl std::fmt::Display) -> Topic<'static> {
     Topic::reserved(format_args!("canary.{worker}"))
-}
-
-/// Publishes a probe to a worker in the same way as any message. Returns the number of subscribers:
-/// 1, or 0 if the worker has not subscribed yet.
-fn publish_probe(hub: &Hub, worker: usize, number: u64) -> u64 {
-    let text = number.to_string();
-    match RawJson::parse(&text) {
-        Ok(message) => hub.publish(&probe_topic(worker), message, None, Instant::now(), None).subscribers,
-        Err(_) => 0,
-    }
 }
 
 /// Returns the number at the end of a probe: `…,"message":17}}`.

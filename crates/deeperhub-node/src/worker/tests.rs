@@ -1,10 +1,17 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
+use std::time::Duration;
 
-use deeperhub_protocol::{RawJson, Topic};
+use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
+use deeperhub_router::{Shard, ShardId};
+use tokio::sync::oneshot;
 
+use super::execute::is_target;
+use super::sweep::SweepTargets;
 use super::*;
-use crate::hub::Publisher;
+use crate::connection_id::ConnectionId;
+use crate::hub::{Delivery, Hub, Publisher};
+use crate::operation::Action;
 use crate::{Config, Node};
 
 /// Returns the hub of a stopped node with two workers. Tests act as these workers.
@@ -74,4 +81,31 @@ fn a_worker_that_dies_flushes_its_deferred_wake_ups() {
     });
     thread.join().unwrap_err();
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
+}
+
+/// Returns the session of a connection without a user.
+fn session(serial: u64) -> Session {
+    let placeholder_id = ClientId::parse("n").unwrap();
+    let mut session = Session::new(([127, 0, 0, 1], 1).into(), None, placeholder_id, None, None);
+    session.connection_id.serial = serial;
+    session
+}
+
+#[test]
+fn a_sweep_leaves_out_connections_that_opened_after_the_request() {
+    let hub = hub();
+    let mut worker = NodeWorker::new(&hub, 0);
+    let before = worker.allocate_serial();
+    let topic = Subscription::parse("a").unwrap();
+    for action in [Action::Disconnect, Action::Unsubscribe(topic)] {
+        worker.start_sweep(SweepTargets::all(), action, oneshot::channel().0);
+        let sweep = worker.sweep.take().unwrap();
+        assert!(is_target(&sweep, &session(before), &hub));
+        assert!(!is_target(&sweep, &session(worker.last_serial + 1), &hub));
+    }
+    let serial = worker.allocate_serial();
+    assert!(serial > before);
+    worker.start_sweep(SweepTargets::user("ada", vec![1]), Action::Disconnect, oneshot::channel().0);
+    let sweep = worker.sweep.take().unwrap();
+    assert!(!is_target(&sweep, &session(before), &hub), "another user has the key");
 }

@@ -8,14 +8,14 @@ use deeperhub_listener::ConnectionKey;
 /// Connections of one worker by user. A user can have any number of connections, for example if all
 /// devices of one kind share a user.
 #[derive(Debug, Default)]
-pub(crate) struct Users(HashMap<Arc<str>, BTreeSet<ConnectionKey>>);
+pub(super) struct Users(HashMap<Arc<str>, BTreeSet<ConnectionKey>>);
 
 impl Users {
-    pub(crate) fn add(&mut self, user: &Arc<str>, key: ConnectionKey) {
+    pub(super) fn add(&mut self, user: &Arc<str>, key: ConnectionKey) {
         self.0.entry(Arc::clone(user)).or_default().insert(key);
     }
 
-    pub(crate) fn remove(&mut self, user: &Arc<str>, key: ConnectionKey) {
+    pub(super) fn remove(&mut self, user: &Arc<str>, key: ConnectionKey) {
         let Some(keys) = self.0.get_mut(user) else { return };
         keys.remove(&key);
         if keys.is_empty() {
@@ -26,7 +26,7 @@ impl Users {
         }
     }
 
-    pub(crate) fn keys(&self, user: &str) -> Vec<ConnectionKey> {
+    pub(super) fn keys(&self, user: &str) -> Vec<ConnectionKey> {
         self.0.get(user).map(|keys| keys.iter().copied().collect()).unwrap_or_default()
     }
 }

@@ -1,42 +1,19 @@
-//! State that all workers and handles of a node share.
+//! Publishing on this node and to the other nodes.
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
-use deeperhub_cluster::Broker;
-use deeperhub_events::EventBus;
+use deeperhub_cluster::{EnqueueError, Message};
 use deeperhub_listener::Multicast;
-use deeperhub_metrics::Registry;
-use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, WelcomeLimits};
+use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Topic};
-use deeperhub_router::{Published, Router, Shard};
-use deeperhub_security::BurstPool;
-use tokio::sync::{mpsc, watch};
+use deeperhub_router::{Published, Shard};
 
-use crate::canary::Canary;
-use crate::config::{Config, Limits};
+use super::{Delivery, Hub};
 use crate::connection_id::ConnectionId;
-use crate::health::{Health, UnreadyReason};
-use crate::metrics::Metrics;
-use crate::phase::Phase;
-use crate::recent_quantiles::RecentQuantiles;
-use crate::top::TopTracker;
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
-use crate::worker_request::QueuedRequest;
-
-/// Published message for the subscribers of one worker.
-#[derive(Debug)]
-pub(crate) struct Delivery {
-    pub(crate) frame: Multicast,
-    /// Publisher, if it is excluded from its own message.
-    pub(crate) excluded: Option<ConnectionId>,
-    /// Topic name, if sent messages were observed at the time of the publish.
-    pub(crate) topic: Option<Arc<str>>,
-    pub(crate) stamp: PublishStamp,
-}
 
 /// Client that publishes a message.
 #[derive(Debug)]
@@ -77,61 +54,7 @@ pub(crate) struct PublishOutcome {
     pub(crate) cluster: Option<ClusterFault>,
 }
 
-/// State that all workers and handles of a node share.
-#[derive(Debug)]
-pub(crate) struct Hub {
-    /// Settings that are fixed at the start. The current limits are in `limits`.
-    pub(crate) config: Config,
-    pub(crate) limits: Arc<ArcSwap<Limits>>,
-    pub(crate) node_id: String,
-    pub(crate) router: Router<Delivery>,
-    pub(crate) bus: EventBus,
-    pub(crate) metrics: Metrics,
-    pub(crate) listener_metrics: deeperhub_listener::Metrics,
-    pub(crate) top: TopTracker,
-    /// Recent latencies of deliveries.
-    pub(crate) publish_latency: RecentQuantiles,
-    pub(crate) registry: Registry,
-    pub(crate) phase: watch::Sender<Phase>,
-    pub(crate) canary: Arc<Canary>,
-    /// Connection to the other nodes, if there is a cluster.
-    pub(crate) broker: Option<Broker>,
-    pub(crate) started: Instant,
-    pub(crate) request_senders: Vec<mpsc::Sender<QueuedRequest>>,
-    /// Pool of bursts for new connections, by address. With `None`, each connection has its own
-    /// bursts.
-    pub(crate) burst_pool: Option<BurstPool>,
-    /// Deadline of the drain, once it has started.
-    pub(crate) drain_deadline: OnceLock<Instant>,
-    /// Receiving ends of the workers' request queues. Each worker takes its receiver. A worker that
-    /// dies returns the receiver for its replacement.
-    pub(crate) request_receivers: Vec<Mutex<Option<mpsc::Receiver<QueuedRequest>>>>,
-}
-
 impl Hub {
-    /// Returns whether the node should get traffic, and the reasons if not.
-    pub(crate) fn health(&self) -> Health {
-        let mut health = Health::new(*self.phase.borrow(), &self.canary);
-        let needs_cluster = self.config.cluster.as_ref().is_some_and(|cluster| !cluster.ready_alone);
-        if needs_cluster {
-            let fault = self.broker_fault().map(UnreadyReason::for_cluster);
-            health.reasons.extend(fault.or_else(|| self.canary.cluster_unready_reason()));
-        }
-        health
-    }
-
-    /// Returns the limits that the `welcome` message announces.
-    pub(crate) fn welcome_limits(&self, limits: &Limits) -> WelcomeLimits {
-        let max_message_bytes = limits.listener.max_message_bytes as u64;
-        let ping_interval = self.config.listener.ping_interval;
-        WelcomeLimits {
-            max_message_bytes,
-            max_delivery_bytes: ServerMessage::max_delivery_bytes(max_message_bytes),
-            max_subscriptions: limits.session.max_subscriptions as u64,
-            ping_interval_ms: u64::try_from(ping_interval.as_millis()).unwrap_or(u64::MAX),
-        }
-    }
-
     /// Publishes on this node and, in a cluster, to the other nodes. `published_at` is the start of
     /// the publish. `span` is the span of the publish, if its trace is sampled.
     pub(crate) fn publish(
@@ -222,15 +145,27 @@ impl Hub {
         }
     }
 
-    /// Takes the receiving end of a worker's request queue.
-    pub(crate) fn take_request_receiver(&self, worker: usize) -> Option<mpsc::Receiver<QueuedRequest>> {
-        self.request_receivers.get(worker)?.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Queues a publish of this node for the other nodes. Returns the fault if it cannot be queued.
+    pub(crate) fn publish_to_other_nodes(
+        &self,
+        topic: &Topic<'_>,
+        payload: RawJson<'_>,
+        from: Option<&ClientId>,
+        trace: TraceContext<'_>,
+    ) -> Option<ClusterFault> {
+        if topic.as_str().starts_with('$') {
+            return None;
+        }
+        let message = Message::Publish { topic: topic.borrow(), from: from.cloned(), trace, payload };
+        self.send_to_other_nodes(message)
     }
 
-    /// Stores the receiving end of a dead worker's request queue for its replacement.
-    pub(crate) fn return_request_receiver(&self, worker: usize, receiver: mpsc::Receiver<QueuedRequest>) {
-        if let Some(slot) = self.request_receivers.get(worker) {
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
+    /// Queues a message for other nodes. Returns the fault if it cannot be queued.
+    pub(crate) fn send_to_other_nodes(&self, message: Message<'_>) -> Option<ClusterFault> {
+        match self.broker.as_ref()?.publish(message) {
+            Ok(()) => None,
+            Err(EnqueueError::TooLarge) => Some(ClusterFault::TooLarge),
+            Err(_) => Some(ClusterFault::Unavailable),
         }
     }
 }

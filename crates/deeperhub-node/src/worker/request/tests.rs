@@ -1,13 +1,15 @@
 use std::sync::Barrier;
+use std::time::Duration;
 
 use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
+use deeperhub_router::ShardId;
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
 use crate::connection_id::ConnectionId;
-use crate::{Config, ListError, Node, NodeHandle, SendError};
+use crate::{Action, Config, ListError, Node, NodeHandle, Operation, SendError, Target, WorkerTimeout};
 
 /// Time after which a test fails if an expected event has not happened.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,6 +73,8 @@ fn calls_to_a_stuck_worker_time_out() {
         assert_eq!(handle.broadcast_raw(message()).await, Err(WorkerTimeout));
         assert_eq!(handle.unsubscribe_user("u", &topic).await, Err(WorkerTimeout));
         assert_eq!(handle.disconnect_user("u").await, Err(WorkerTimeout));
+        assert_eq!(handle.unsubscribe_all(&topic).await, Err(WorkerTimeout));
+        assert_eq!(handle.disconnect_all().await, Err(WorkerTimeout));
         assert!(matches!(handle.clients(None, 10).await, Err(ListError::WorkerTimeout(_))));
 
         STUCK.wait();
@@ -105,12 +109,13 @@ fn a_request_does_not_overtake_earlier_publishes() {
         publish("1");
         let name = Subscription::parse("a").unwrap();
         let connection = ConnectionId::from_client_id(&ClientId::parse(&id).unwrap(), "n").unwrap();
-        let unsubscribe =
-            |reply| WorkerRequest::Unsubscribe { client: connection, topic: name.into_owned(), reply };
+        let action = Action::Unsubscribe(name.into_owned());
+        let operation = Operation::new(Target::Client(connection), action);
+        let unsubscribe = |reply| WorkerRequest::Execute { operation, reply };
         let unsubscribed = handle.hub.enqueue(0, unsubscribe).await.unwrap();
         publish("2");
         STUCK.wait();
-        assert_eq!(unsubscribed.await, Ok(Some(true)));
+        assert_eq!(unsubscribed.await, Ok(Some(1)));
         assert_eq!(receive(&mut client).await["data"]["message"], 1);
         assert_eq!(receive(&mut client).await["type"], "unsubscribed", "later publishes are not delivered");
     });

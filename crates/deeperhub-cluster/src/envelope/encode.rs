@@ -1,0 +1,118 @@
+//! Encoding of envelopes.
+
+use deeperhub_protocol::ClientId;
+
+use super::header::ORIGIN_OFFSET;
+use super::{ANSWER, BYE, ClientRequest, Envelope, HELLO, Message, PROBE, TAKEN, VERSION};
+use crate::operation::{Action, Operation, Target};
+
+impl Envelope<'_> {
+    /// Encodes the envelope.
+    ///
+    /// Truncates a text that is too long for its field. Topics, clients and traces always fit,
+    /// because their types limit the length.
+    pub fn write(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(ORIGIN_OFFSET + 96 + self.message.payload_len());
+        out.extend([VERSION, self.message.kind()]);
+        out.extend(self.origin.incarnation.to_be_bytes());
+        out.extend(self.sequence.to_be_bytes());
+        write_short_text(&mut out, self.origin.node);
+        self.message.write(&mut out);
+        out
+    }
+}
+
+impl Message<'_> {
+    const fn kind(&self) -> u8 {
+        match self {
+            Self::Publish { .. } => 1,
+            Self::Operation(operation) => operation.kind(),
+            Self::Query { .. } => 6,
+            Self::Answer { .. } => ANSWER,
+            Self::Hello { .. } => HELLO,
+            Self::NameTaken { .. } => TAKEN,
+            Self::Bye => BYE,
+            Self::Probe { .. } => PROBE,
+        }
+    }
+
+    pub(super) const fn payload_len(&self) -> usize {
+        match self {
+            Self::Publish { payload, .. } => payload.as_str().len(),
+            Self::Operation(Operation { action: Action::Send(payload), .. }) => payload.as_str().len(),
+            Self::Query { text, .. } | Self::Answer { text, .. } => text.len(),
+            _ => 0,
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Publish { topic, from, trace, payload } => {
+                write_short_text(out, topic.as_str());
+                write_short_text(out, from.as_ref().map_or("", ClientId::as_str));
+                write_long_text(out, trace.traceparent.as_deref().unwrap_or_default());
+                write_long_text(out, trace.tracestate.as_deref().unwrap_or_default());
+                out.extend(payload.as_str().as_bytes());
+            }
+            Self::Operation(operation) => operation.write(out),
+            Self::Query { request, text } | Self::Answer { request, text } => {
+                out.extend(request.to_be_bytes());
+                out.extend(text.as_bytes());
+            }
+            Self::Hello { joined, wants_answer, connections, version } => {
+                out.extend([u8::from(*joined), u8::from(*wants_answer)]);
+                out.extend(connections.to_be_bytes());
+                write_short_text(out, version);
+            }
+            Self::NameTaken { incarnation } => out.extend(incarnation.to_be_bytes()),
+            Self::Bye => {}
+            Self::Probe { number } => out.extend(number.to_be_bytes()),
+        }
+    }
+}
+
+impl Operation<'_, ClientRequest> {
+    const fn kind(&self) -> u8 {
+        match (&self.target, &self.action) {
+            (Target::Client(_), Action::Send(_)) => 2,
+            (Target::Client(_), Action::Disconnect) => 3,
+            (Target::Client(_), Action::Unsubscribe(_)) => 12,
+            (Target::User(_), Action::Send(_)) => 4,
+            (Target::User(_), Action::Disconnect) => 11,
+            (Target::User(_), Action::Unsubscribe(_)) => 13,
+            (Target::All, Action::Send(_)) => 5,
+            (Target::All, Action::Disconnect) => 15,
+            (Target::All, Action::Unsubscribe(_)) => 16,
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        match &self.target {
+            Target::Client(ClientRequest { request, client }) => {
+                out.extend(request.to_be_bytes());
+                write_short_text(out, client.as_str());
+            }
+            Target::User(user) => write_long_text(out, user),
+            Target::All => {}
+        }
+        match &self.action {
+            Action::Send(payload) => out.extend(payload.as_str().as_bytes()),
+            Action::Unsubscribe(topic) => write_short_text(out, topic.as_str()),
+            Action::Disconnect => {}
+        }
+    }
+}
+
+/// Writes a text after its length in one byte.
+fn write_short_text(out: &mut Vec<u8>, text: &str) {
+    let text = text.get(..text.floor_char_boundary(u8::MAX.into())).unwrap_or_default();
+    out.push(text.len() as u8);
+    out.extend(text.as_bytes());
+}
+
+/// Writes a text after its length in two bytes.
+fn write_long_text(out: &mut Vec<u8>, text: &str) {
+    let text = text.get(..text.floor_char_boundary(u16::MAX.into())).unwrap_or_default();
+    out.extend((text.len() as u16).to_be_bytes());
+    out.extend(text.as_bytes());
+}

@@ -1,0 +1,138 @@
+//! Handling of messages from other nodes.
+
+use std::future::poll_fn;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use deeperhub_cluster::{ClientRequest, Envelope, Message, MessageHandler, PendingAnswer};
+use deeperhub_protocol::message::TraceContext;
+use deeperhub_protocol::{ClientId, RawJson, Topic};
+use tokio::sync::oneshot;
+
+use super::answer::answer_query;
+use super::query::{self, ClusterQuery};
+use crate::hub::Hub;
+use crate::operation::{Operation, Target};
+use crate::types::ClientNotFound;
+use crate::worker::request::WorkerRequest;
+
+/// Maximum time that a message from another node waits while a worker is congested. Afterwards the
+/// message is delivered anyway, so that one stuck worker does not stop all messages of the cluster.
+const CONGESTION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Handler of messages from other nodes.
+#[derive(Debug)]
+pub(super) struct ClusterReceiver {
+    hub: Arc<Hub>,
+    hasher: RandomState,
+}
+
+impl ClusterReceiver {
+    pub(super) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub, hasher: RandomState::new() }
+    }
+
+    fn publish(
+        &self,
+        topic: &Topic<'_>,
+        payload: RawJson<'_>,
+        from: Option<&ClientId>,
+        trace: &TraceContext<'_>,
+    ) {
+        // No client of this node has a source number with the highest bit. The messages of a remote
+        // publisher thus keep the order in which the broker sent them, also across topics.
+        let source = from.map(|from| self.hasher.hash_one(from) | 1 << 63);
+        self.hub.deliver_remote(topic, payload, from, source, trace);
+    }
+
+    /// Waits until no worker is congested, for at most [`CONGESTION_TIMEOUT`].
+    async fn wait_until_uncongested(&self) {
+        let router = &self.hub.router;
+        if router.is_congested() {
+            let uncongested = poll_fn(|cx| {
+                if router.wake_when_uncongested(cx.waker()) { Poll::Pending } else { Poll::Ready(()) }
+            });
+            let _ = tokio::time::timeout(CONGESTION_TIMEOUT, uncongested).await;
+        }
+    }
+
+    /// Queues a request for a worker and returns the receiver of its reply. A stuck worker delays
+    /// other messages only for [`CONGESTION_TIMEOUT`].
+    async fn enqueue<T>(
+        &self,
+        worker: usize,
+        request: impl FnOnce(oneshot::Sender<T>) -> WorkerRequest,
+    ) -> Option<oneshot::Receiver<T>> {
+        tokio::time::timeout(CONGESTION_TIMEOUT, self.hub.enqueue(worker, request)).await.ok()?.ok()
+    }
+
+    /// Queues an operation for the workers that must execute it. If it names a client, the
+    /// returned future answers the requester.
+    async fn execute(
+        &self,
+        requester: &str,
+        operation: Operation<'_, ClientRequest>,
+    ) -> Option<PendingAnswer> {
+        let Operation { target, action } = operation;
+        let request = match &target {
+            Target::Client(ClientRequest { request, .. }) => Some(*request),
+            Target::User(_) | Target::All => None,
+        };
+        let find = |named: &ClientRequest| self.hub.connection_id(&named.client).ok_or(ClientNotFound);
+        let mut last_reply = None;
+        if let Ok(target) = target.try_map_client(find) {
+            let target = target.into_owned();
+            for (worker, operation) in self.hub.worker_operations(&target, &action) {
+                last_reply = self.enqueue(worker, |reply| WorkerRequest::Execute { operation, reply }).await;
+            }
+        }
+        let (request, broker) = (request?, self.hub.broker.clone()?);
+        let requester = requester.to_owned();
+        Some(Box::pin(async move {
+            // A client is on one worker, so the last reply is the only one.
+            let reached = match last_reply {
+                Some(reply) => reply.await.ok().flatten(),
+                None => None,
+            };
+            broker.answer(&requester, request, query::reply_to_operation(reached));
+        }))
+    }
+}
+
+impl MessageHandler for ClusterReceiver {
+    async fn handle(&self, envelope: Envelope<'_>) -> Option<PendingAnswer> {
+        let requester = envelope.origin.node;
+        match envelope.message {
+            Message::Publish { topic, from, trace, payload } => {
+                self.wait_until_uncongested().await;
+                self.publish(&topic, payload, from.as_ref(), &trace);
+                None
+            }
+            Message::Operation(operation) => self.execute(requester, operation).await,
+            Message::Query { request, text } => {
+                let broker = self.hub.broker.clone()?;
+                // A query of a later version gets no answer. The requester then lists this node
+                // among the unanswered.
+                let query = ClusterQuery::parse(text)?;
+                let (hub, requester) = (Arc::clone(&self.hub), requester.to_owned());
+                Some(Box::pin(async move {
+                    if let Some(answer) = answer_query(&hub, query).await {
+                        broker.answer(&requester, request, &answer);
+                    }
+                }))
+            }
+            Message::Probe { number } => {
+                self.hub.canary.on_broker_probe(number, &*self.hub);
+                None
+            }
+            // Other kinds are handled by the driver, or belong to a later version.
+            _ => None,
+        }
+    }
+
+    fn connections(&self) -> u64 {
+        self.hub.metrics.connections()
+    }
+}

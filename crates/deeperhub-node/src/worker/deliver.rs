@@ -1,0 +1,89 @@
+//! Delivery of published messages to the subscribers of one worker.
+
+use std::sync::Arc;
+use std::task::{self, Poll};
+use std::time::SystemTime;
+
+use deeperhub_events::{Event, EventDetails};
+use deeperhub_listener::Connections;
+use deeperhub_router::{DeliveryFlow, InboxPosition, WORKER_SUBSCRIBER};
+
+use super::NodeWorker;
+use crate::hub::Delivery;
+use crate::metrics::SentType;
+use crate::session::Session;
+
+/// Messages that a call of [`NodeWorker::deliver`] delivers.
+pub(super) enum DeliveryScope<'c, 'w> {
+    /// All queued messages. If none remain, the worker registers for a wake-up.
+    All(&'c mut task::Context<'w>),
+    /// Messages published before a position.
+    Until(InboxPosition),
+}
+
+impl NodeWorker {
+    /// Delivers messages published before `position`. Returns `false` if the round's budget ended
+    /// before all were delivered.
+    pub(super) fn deliver_until(
+        &mut self,
+        position: InboxPosition,
+        connections: &mut Connections<'_, Session>,
+    ) -> bool {
+        self.deliver(DeliveryScope::Until(position), connections).is_pending()
+    }
+
+    /// Delivers queued messages. Returns `Ready` if some of `scope` may remain.
+    pub(super) fn deliver(
+        &mut self,
+        scope: DeliveryScope<'_, '_>,
+        connections: &mut Connections<'_, Session>,
+    ) -> Poll<()> {
+        let Self { shard, metrics, hub, index, fan_out_tracker, .. } = self;
+        let mut sent = 0;
+        let now = connections.now();
+        let deliver_to_one = |key, delivery: &Delivery| {
+            if let Some(publisher) = delivery.excluded
+                && publisher.key == key
+                && publisher.worker == *index
+                && Self::find_session(publisher, connections).is_some()
+            {
+                return DeliveryFlow::Continue;
+            }
+            if let Some(session) = connections.send_multicast(key, &delivery.frame) {
+                sent += 1;
+                session.sent += 1;
+                let bytes = delivery.frame.frame().len();
+                if let Some(traced_index) =
+                    fan_out_tracker.record_delivery(&delivery.stamp, bytes, now, metrics)
+                {
+                    fan_out_tracker.record_subscriber(
+                        traced_index,
+                        &session.client_id,
+                        session.handshake_span(),
+                        bytes,
+                        now,
+                    );
+                }
+                if let Some(topic) = &delivery.topic {
+                    let details = EventDetails::MessageSent {
+                        message_type: SentType::Message.name(),
+                        topic: Some(Arc::clone(topic)),
+                        bytes,
+                    };
+                    hub.bus.publish(Event::new(SystemTime::now(), session.client_id.clone(), details));
+                }
+            } else if key == WORKER_SUBSCRIBER {
+                // Usual deliveries find a connection and do not reach this check.
+                hub.canary.on_probe_delivered(*index, delivery.frame.frame().as_bytes());
+            }
+            if connections.send_budget() == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
+        };
+        let poll = match scope {
+            DeliveryScope::All(cx) => shard.poll_deliver(cx, deliver_to_one),
+            DeliveryScope::Until(position) if shard.deliver_until(position, deliver_to_one) => Poll::Pending,
+            DeliveryScope::Until(_) => Poll::Ready(()),
+        };
+        metrics.count_sent(SentType::Message, sent);
+        poll
+    }
+}
