@@ -164,8 +164,8 @@ impl<L: Label> Instrument for CounterVec<L> {
 }
 
 /// Returns the index of a label value. Returns `None` if [`Label::index`] is wrong, since the next
-/// slots belong to another instrument. For an enum of [`labels!`](crate::labels!), the compiler knows
-/// that this cannot happen.
+/// slots belong to another instrument. For an enum of [`labels!`](crate::labels!), the compiler
+/// knows that this cannot happen.
 #[inline]
 fn offset<L: Label>(label: L) -> Option<usize> {
     let index = label.index();

@@ -18,7 +18,8 @@
 ///         /// Received messages.
 ///         pub received: CounterVec<MessageType> = "hub_messages_received_total", per worker;
 ///         /// Sizes of received messages.
-///         pub sizes: Histogram = "hub_message_size_bytes", per worker, bounds: Bounds::bytes(max_bytes);
+///         pub sizes: Histogram = "hub_message_size_bytes", per worker,
+///             bounds: Bounds::bytes(max_bytes);
 ///         /// Restarts of workers.
 ///         pub restarts: Counter = "hub_worker_restarts_total";
 ///     }
@@ -186,7 +187,8 @@ macro_rules! metrics {
         }
 
         $crate::metrics! {
-            @worker $vis struct $Metrics { $($fields)+ } $(#[$worker_attribute])* $worker_vis struct $WorkerMetrics
+            @worker $vis struct $Metrics { $($fields)+ }
+            $(#[$worker_attribute])* $worker_vis struct $WorkerMetrics
         }
     };
 }

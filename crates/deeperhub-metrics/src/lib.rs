@@ -20,9 +20,9 @@
 //! write with atomic additions, so that is for code that does not run often.
 //!
 //! [`metrics!`] declares a struct of instruments, each with its name and HELP, and a struct of a
-//! worker's cells. [`labels!`] declares the values of labels. [`Cells`] is the storage of the cells.
-//! A [`Registry`] returns all metrics as numbers ([`Registry::snapshot`]), and writes Prometheus
-//! text and OpenMetrics text from them. The example of [`metrics!`] shows all of it.
+//! worker's cells. [`labels!`] declares the values of labels. [`Cells`] is the storage of the
+//! cells. A [`Registry`] returns all metrics as numbers ([`Registry::snapshot`]), and writes
+//! Prometheus text and OpenMetrics text from them. The example of [`metrics!`] shows all of it.
 //!
 //! When a worker drops the handle of a cell, the cell stays with its number, and another worker can
 //! take it. A worker that replaces a crashed one therefore continues with its counts. The number of

@@ -23,9 +23,9 @@ impl Metric {
     /// Returns a metric of numbers that are stored outside this crate. `read` returns them for
     /// every snapshot, and once for the checks on registration.
     ///
-    /// `name` is the full name, as in the text and on dashboards. It consists of lower-case letters,
-    /// digits and underscores, and ends with the unit. The name of a counter has `_total` after the
-    /// unit. `help` describes the metric in one sentence; its full stop may be absent.
+    /// `name` is the full name, as in the text and on dashboards. It consists of lower-case
+    /// letters, digits and underscores, and ends with the unit. The name of a counter has `_total`
+    /// after the unit. `help` describes the metric in one sentence; its full stop may be absent.
     #[must_use]
     pub fn new(
         name: &str,

@@ -62,7 +62,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Adds an instrument: [`Metric::of`]. Returns the errors of [`add`](Self::add).
+    /// Adds an instrument. Fails like [`add`](Self::add).
     pub fn register(
         &mut self,
         name: &str,
@@ -73,7 +73,7 @@ impl Registry {
         self.add(Metric::of(name, help, unit, instrument))
     }
 
-    /// Adds a counter whose number `read` returns: [`Metric::new`]. Returns the errors of [`add`](Self::add).
+    /// Adds a counter whose number `read` returns. Fails like [`add`](Self::add).
     pub fn register_counter_fn(
         &mut self,
         name: &str,
@@ -84,7 +84,7 @@ impl Registry {
         self.add(Metric::new(name, help, unit, move || MetricData::counter(read())))
     }
 
-    /// Adds a gauge whose number `read` returns: [`Metric::new`]. Returns the errors of [`add`](Self::add).
+    /// Adds a gauge whose number `read` returns. Fails like [`add`](Self::add).
     pub fn register_gauge_fn(
         &mut self,
         name: &str,
@@ -95,8 +95,7 @@ impl Registry {
         self.add(Metric::new(name, help, unit, move || MetricData::Gauge(read().into())))
     }
 
-    /// Adds a gauge of a duration that `read` returns, in seconds. Returns the errors of
-    /// [`add`](Self::add).
+    /// Adds a gauge of a duration that `read` returns, in seconds. Fails like [`add`](Self::add).
     pub fn register_time_fn(
         &mut self,
         name: &str,
@@ -108,7 +107,7 @@ impl Registry {
     }
 
     /// Adds a metric whose value is always 1 and whose labels contain information, such as
-    /// `deeperhub_build_info{version="0.1.0"}`. Returns the errors of [`add`](Self::add).
+    /// `deeperhub_build_info{version="0.1.0"}`. Fails like [`add`](Self::add).
     pub fn register_info(
         &mut self,
         name: &str,

@@ -54,7 +54,7 @@ labels! {
         FirstBurst = "first_burst",
     }
 
-    /// Way in which a connection ends: by the client, by a loss, or with a close code of the server.
+    /// Cause of a connection's end: the client, a loss, or the server with a close code.
     pub(crate) enum ClosedBy("by") {
         Client = "client",
         Lost = "lost",
@@ -153,9 +153,9 @@ metrics! {
         /// Subscriptions of all connections.
         pub(crate) subscriptions: Gauge = "deeperhub_subscriptions", per worker;
         /// Time from a publish to the write to a subscriber, per delivery.
-        // To the end of the write to the subscriber's socket. The publish of a client starts with the
-        // round in which its worker read it. Bytes that a full socket does not take at once count as
-        // written.
+        // To the end of the write to the subscriber's socket. The publish of a client starts with
+        // the round in which its worker read it. Bytes that a full socket does not take at once
+        // count as written.
         pub(crate) latency: Histogram = "deeperhub_publish_latency_seconds", per worker,
             bounds: latency_bounds();
         /// Time from a publish to its first delivery on a worker.
