@@ -40,8 +40,8 @@ const MIN_SLAB_CAPACITY: usize = 1024;
 const MAX_DELIVERIES_PER_ROUND: usize = 16 * MAX_RECEIVERS_PER_ROUND;
 
 /// Budget for the deliveries of one round, in [byte cost](crate::round): eight times the default of
-/// [`Limits::round_bytes`](crate::Limits::round_bytes). It limits rounds with long messages, or with
-/// messages to compress.
+/// [`Limits::round_bytes`](crate::Limits::round_bytes). It limits rounds with long messages, or
+/// with messages to compress.
 const DELIVERY_COST_PER_ROUND: usize = 32 * 1024 * 1024;
 
 /// Minimum receivers with which a round counts as part of a burst. With fewer, waiting for more

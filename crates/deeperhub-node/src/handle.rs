@@ -32,8 +32,8 @@ use crate::worker_request::WorkerRequest;
 /// be used on any thread.
 ///
 /// An asynchronous call waits at most [`Config::answer_timeout`](crate::Config::answer_timeout) for
-/// a worker of this node, and at most two seconds for another node. Before a worker executes a call,
-/// it delivers everything that was published earlier.
+/// a worker of this node, and at most two seconds for another node. Before a worker executes a
+/// call, it delivers everything that was published earlier.
 ///
 /// A message can have any type that implements [`Serialize`]. Methods whose names end in `_raw`
 /// take parsed JSON text instead and send it unchanged.
