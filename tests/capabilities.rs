@@ -4,8 +4,8 @@ use std::process::Command;
 
 use crate::support::{Capability, REQUIRED, SKIPPED, TemporaryDir, text};
 
-/// Runs a test of this program in a process of its own. Returns `true` if it passed, its output, and
-/// the lines of the file of skips.
+/// Runs a test of this program in a process of its own. Returns `true` if it passed, its output,
+/// and the lines of the file of skips.
 fn run_test(name: &str, variables: &[(&str, &str)]) -> (bool, String, String) {
     let dir = TemporaryDir::new();
     let skipped = dir.path("skipped");

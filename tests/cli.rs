@@ -30,7 +30,7 @@ fn check_refused(arguments: &[&str], variables: &[(&str, &str)], named: &[&str])
     }
 }
 
-/// Returns the source files below a directory of the workspace that declare flags, with their texts.
+/// Returns the source files below a directory that declare flags, with their texts.
 fn sources_with_flags(directory: &Path) -> Vec<(PathBuf, String)> {
     let entries = std::fs::read_dir(directory).expect("a directory can be read");
     let mut sources = Vec::new();

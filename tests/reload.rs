@@ -338,7 +338,8 @@ impl Reloaded {
         assert!(!publish("one").await, "only one key is remembered");
     }
 
-    /// Connects until the result is the expected one. Connections that close still count for a while.
+    /// Connects until the result is the expected one: connections that close still count for a
+    /// while.
     async fn connect_until(&self, address: [u8; 4], expected: Result<(), u16>) -> impl Sized {
         wait_for("the expected result of a connection", async {
             loop {

@@ -5,6 +5,8 @@
 # Input variables: PORT and API_PORT for the page's server, PYTHON, NODE_PATH.
 set -euo pipefail
 cd "$1"
+# Variables of the tests, or of the person who runs them, are not a reader's.
+unset "${!DEEPERHUB_@}"
 export DEEPERHUB_PORT=$PORT DEEPERHUB_API_LISTEN=127.0.0.1:$API_PORT
 declare -A servers=()
 out=/dev/null

@@ -10,8 +10,8 @@ use cargo_metadata::MetadataCommand;
 use serde_json::{Deserializer, Value};
 
 use crate::support::{
-    Client, Peer, REQUIRED, ROOT, SKIPPED, Server, TemporaryDir, WAIT_TIMEOUT, free_port, has_brokers,
-    has_browser, install, python_bin, run, run_peer, script, text,
+    Client, Peer, ROOT, Server, TemporaryDir, WAIT_TIMEOUT, free_port, has_brokers, has_browser, install,
+    python_bin, run, run_peer, script, text,
 };
 
 use super::Page;
@@ -110,9 +110,7 @@ fn run_page(page: &Page) {
         let folder = files.path(".");
         // Not as a file: bash reads a script while it runs, and a checkout may change it meanwhile.
         let arguments = ["bash", "-c", include_str!("page.sh"), "page.sh", text(&folder)];
-        // The variables of the tests are not a reader's.
-        let unset = ["-u", REQUIRED, "-u", SKIPPED];
-        let arguments = unset.into_iter().chain(environment.iter().map(String::as_str)).chain(arguments);
+        let arguments = environment.iter().map(String::as_str).chain(arguments);
         let finished = run_peer("env", arguments);
         if finished.code == Some(0) {
             return;

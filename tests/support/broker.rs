@@ -65,8 +65,8 @@ pub(crate) struct Broker {
     files: TemporaryDir,
 }
 
-/// Returns a port that is free now and that no other call returns, for servers that cannot bind port
-/// 0 or do not report the port.
+/// Returns a port that is free now and that no other call returns, for servers that cannot bind
+/// port 0 or do not report the port.
 ///
 /// The port is below those that the system gives to clients. Otherwise a client of another test
 /// could take it before the server binds it.

@@ -1,9 +1,9 @@
-//! What some tests need of the machine. A test that cannot have it is skipped, and says so; it never
-//! passes as if it had run. Tests of the crates include this file too.
+//! What some tests need of the machine. A test that cannot have it is skipped and says so; it
+//! never passes as if it had run. Tests of the crates include this file too.
 //!
 //! `DEEPERHUB_TESTS_REQUIRE` names what must be there, separated by commas. The absence of one of
-//! these is then a failure. If `DEEPERHUB_TESTS_SKIPPED` names a file, each skip also adds a line to
-//! it: `.ci/run` prints the file at its end.
+//! these is then a failure. If `DEEPERHUB_TESTS_SKIPPED` names a file, each skip also adds a line
+//! to it: `.ci/run` prints the file at its end.
 
 #![allow(dead_code, reason = "no test uses all of it")]
 

@@ -115,7 +115,7 @@ impl ApiConfig {
         self
     }
 
-    /// Sets [`api_key`](ApiLimits::api_key) of [`limits`](Self::limits).
+    /// Sets [`api_key`](ApiLimits::api_key).
     #[must_use]
     pub fn with_api_key(mut self, api_key: impl Into<Arc<Secret>>) -> Self {
         self.limits.api_key = Some(api_key.into());
@@ -151,7 +151,7 @@ impl ApiConfig {
         self
     }
 
-    /// Sets [`allowed_origins`](ApiLimits::allowed_origins) of [`limits`](Self::limits).
+    /// Sets [`allowed_origins`](ApiLimits::allowed_origins).
     #[must_use]
     pub fn with_allowed_origins(mut self, allowed_origins: OriginPolicy) -> Self {
         self.limits.allowed_origins = allowed_origins;
@@ -200,35 +200,35 @@ impl ApiConfig {
         self
     }
 
-    /// Sets [`max_body_bytes`](ApiLimits::max_body_bytes) of [`limits`](Self::limits).
+    /// Sets [`max_body_bytes`](ApiLimits::max_body_bytes).
     #[must_use]
     pub fn with_max_body_bytes(mut self, max_body_bytes: usize) -> Self {
         self.limits.max_body_bytes = max_body_bytes;
         self
     }
 
-    /// Sets [`max_json_depth`](ApiLimits::max_json_depth) of [`limits`](Self::limits).
+    /// Sets [`max_json_depth`](ApiLimits::max_json_depth).
     #[must_use]
     pub fn with_max_json_depth(mut self, max_json_depth: usize) -> Self {
         self.limits.max_json_depth = max_json_depth;
         self
     }
 
-    /// Sets [`max_batch_calls`](ApiLimits::max_batch_calls) of [`limits`](Self::limits).
+    /// Sets [`max_batch_calls`](ApiLimits::max_batch_calls).
     #[must_use]
     pub fn with_max_batch_calls(mut self, max_batch_calls: usize) -> Self {
         self.limits.max_batch_calls = max_batch_calls;
         self
     }
 
-    /// Sets [`max_batch_bytes`](ApiLimits::max_batch_bytes) of [`limits`](Self::limits).
+    /// Sets [`max_batch_bytes`](ApiLimits::max_batch_bytes).
     #[must_use]
     pub fn with_max_batch_bytes(mut self, max_batch_bytes: usize) -> Self {
         self.limits.max_batch_bytes = max_batch_bytes;
         self
     }
 
-    /// Sets [`idempotency`](ApiLimits::idempotency) of [`limits`](Self::limits).
+    /// Sets [`idempotency`](ApiLimits::idempotency).
     #[must_use]
     pub fn with_idempotency(mut self, idempotency: IdempotencyConfig) -> Self {
         self.limits.idempotency = idempotency;

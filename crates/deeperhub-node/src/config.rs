@@ -193,7 +193,7 @@ impl Config {
         self
     }
 
-    /// Sets [`origins`](SessionLimits::origins) of [`session`](Self::session).
+    /// Sets [`origins`](SessionLimits::origins).
     #[must_use]
     pub fn with_origins(mut self, origins: OriginPolicy) -> Self {
         self.session.origins = origins;
@@ -207,28 +207,28 @@ impl Config {
         self
     }
 
-    /// Sets [`rate_limit`](SessionLimits::rate_limit) of [`session`](Self::session).
+    /// Sets [`rate_limit`](SessionLimits::rate_limit).
     #[must_use]
     pub fn with_rate_limit(mut self, rate_limit: Option<RateLimit>) -> Self {
         self.session.rate_limit = rate_limit;
         self
     }
 
-    /// Sets [`byte_rate_limit`](SessionLimits::byte_rate_limit) of [`session`](Self::session).
+    /// Sets [`byte_rate_limit`](SessionLimits::byte_rate_limit).
     #[must_use]
     pub fn with_byte_rate_limit(mut self, byte_rate_limit: Option<RateLimit>) -> Self {
         self.session.byte_rate_limit = byte_rate_limit;
         self
     }
 
-    /// Sets [`control_rate_limit`](SessionLimits::control_rate_limit) of [`session`](Self::session).
+    /// Sets [`control_rate_limit`](SessionLimits::control_rate_limit).
     #[must_use]
     pub fn with_control_rate_limit(mut self, control_rate_limit: Option<RateLimit>) -> Self {
         self.session.control_rate_limit = control_rate_limit;
         self
     }
 
-    /// Sets [`token_rate_limit`](SessionLimits::token_rate_limit) of [`session`](Self::session).
+    /// Sets [`token_rate_limit`](SessionLimits::token_rate_limit).
     #[must_use]
     pub fn with_token_rate_limit(mut self, token_rate_limit: Option<RateLimit>) -> Self {
         self.session.token_rate_limit = token_rate_limit;
@@ -242,14 +242,14 @@ impl Config {
         self
     }
 
-    /// Sets [`max_json_depth`](SessionLimits::max_json_depth) of [`session`](Self::session).
+    /// Sets [`max_json_depth`](SessionLimits::max_json_depth).
     #[must_use]
     pub fn with_max_json_depth(mut self, max_json_depth: usize) -> Self {
         self.session.max_json_depth = max_json_depth;
         self
     }
 
-    /// Sets [`max_subscriptions`](SessionLimits::max_subscriptions) of [`session`](Self::session).
+    /// Sets [`max_subscriptions`](SessionLimits::max_subscriptions).
     #[must_use]
     pub fn with_max_subscriptions(mut self, max_subscriptions: usize) -> Self {
         self.session.max_subscriptions = max_subscriptions;

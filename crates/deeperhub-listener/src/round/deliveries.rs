@@ -12,7 +12,7 @@ const MAX_RECEIVERS_PER_ROUND: usize = 1024;
 const MAX_DELIVERIES_PER_ROUND: usize = 16 * MAX_RECEIVERS_PER_ROUND;
 
 /// Budget for the deliveries of one round, in [byte cost](crate::round): eight times the default of
-/// [`Config::round_bytes`](crate::Config::round_bytes). It limits rounds with long messages, or
+/// [`Limits::round_bytes`](crate::Limits::round_bytes). It limits rounds with long messages, or
 /// with messages to compress.
 const DELIVERY_COST_PER_ROUND: usize = 32 * 1024 * 1024;
 

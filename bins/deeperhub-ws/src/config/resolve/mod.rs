@@ -2,7 +2,7 @@
 //!
 //! Each file resolves the options under one heading. It destructures the options without `..`, so
 //! that the compiler reports a new option that is not resolved. It takes each option either as
-//! `fixed`, which needs a restart, or as `live`, which SIGHUP applies: the value then belongs to the
+//! `fixed`, which needs a restart, or as `live`, which SIGHUP applies. A `live` value belongs to the
 //! limits that `reload::settings` hands to the running server.
 
 /// Resolves a field of the options. The field's name is the key of the setting.
