@@ -15,11 +15,15 @@ pub struct BudgetLimits {
     /// Time for which a stream without messages and subscribers is kept, so that positions in it
     /// stay good. Counted in whole seconds. Default one hour.
     pub forget: Duration,
+    /// Bytes that are charged for each message besides its own bytes and its place in the ring, such
+    /// as its reference counts and what the allocator adds. Only [`Self::bytes`] counts them, not
+    /// the bounds of a stream. Default 0.
+    pub message_overhead: u32,
 }
 
 impl Default for BudgetLimits {
     fn default() -> Self {
-        Self { bytes: 256 << 20, streams: 1_000_000, forget: Duration::from_secs(3600) }
+        Self { bytes: 256 << 20, streams: 1_000_000, forget: Duration::from_secs(3600), message_overhead: 0 }
     }
 }
 
@@ -44,6 +48,13 @@ impl BudgetLimits {
         self.forget = forget;
         self
     }
+
+    /// Sets [`Self::message_overhead`].
+    #[must_use]
+    pub const fn with_message_overhead(mut self, bytes: u32) -> Self {
+        self.message_overhead = bytes;
+        self
+    }
 }
 
 /// What one rule's streams use, and what is reserved for them.
@@ -65,7 +76,8 @@ pub struct RuleUsage {
 /// Rules share the bytes by weight. A rule may use what others leave free. If all bytes are used,
 /// the oldest messages of rules above their share are evicted, so no rule takes another's share.
 ///
-/// A message is charged its bytes and its place in the ring. A sixteenth of the bytes belongs to no
+/// A message is charged its bytes, its place in the ring and
+/// [`message_overhead`](BudgetLimits::message_overhead). A sixteenth of the bytes belongs to no
 /// rule. It absorbs what rules are above their shares by less than a message, since nobody else may
 /// evict that message.
 #[derive(Debug)]
@@ -77,6 +89,7 @@ pub struct Budget {
     limit_bytes: AtomicU64,
     max_streams: u64,
     forget_seconds: u32,
+    message_overhead: u32,
     total_bytes: AtomicU64,
     total_streams: AtomicU64,
 }
@@ -123,6 +136,7 @@ impl Budget {
             limit_bytes: AtomicU64::new(limits.bytes),
             max_streams: limits.streams,
             forget_seconds: u32::try_from(limits.forget.as_secs()).unwrap_or(u32::MAX),
+            message_overhead: limits.message_overhead,
             total_bytes: AtomicU64::new(0),
             total_streams: AtomicU64::new(0),
             rules,
@@ -180,6 +194,10 @@ impl Budget {
     /// Returns the time in seconds after which a stream without messages and subscribers is removed.
     pub(crate) const fn forget_seconds(&self) -> u32 {
         self.forget_seconds
+    }
+
+    pub(crate) const fn message_overhead(&self) -> u32 {
+        self.message_overhead
     }
 
     fn share(&self, usage: &Usage) -> u64 {

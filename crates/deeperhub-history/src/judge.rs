@@ -108,10 +108,8 @@ impl fmt::Display for NotRecovered {
 /// With `partial`, it starts before all that is kept.
 ///
 /// ```
-/// use deeperhub_history::{
-///     Delivery, Epoch, Evicted, NotRecovered, Recover, Retention, Seconds, Stream, SubscribeRequest,
-///     SubscriptionScope, judge,
-/// };
+/// use deeperhub_history::{Delivery, Epoch, Evicted, Retention, Seconds, Stream};
+/// use deeperhub_history::{NotRecovered, Recover, SubscribeRequest, SubscriptionScope, judge};
 ///
 /// let bounds = Retention { messages: 2, bytes: 1000, ttl_seconds: 60 };
 /// let mut stream = Stream::new(Epoch::from_random(7));

@@ -281,7 +281,9 @@ mod tests {
     proptest! {
         /// Below the limits, the window answers like a list of all publishes.
         #[test]
-        fn the_window_agrees_with_a_list(publishes in proptest::collection::vec((0..30_u32, 0..3_u8, 0..40_u32), 0..300)) {
+        fn the_window_agrees_with_a_list(
+            publishes in proptest::collection::vec((0..30_u32, 0..3_u8, 0..40_u32), 0..300),
+        ) {
             let mut window = OnceWindow::new([3, 4], OnceLimits::default());
             let (mut list, mut now) = (Vec::<(u32, u8, u32)>::new(), 0);
             for (number, (text, user, pause)) in (0_u32..).zip(publishes) {

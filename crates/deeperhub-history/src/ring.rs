@@ -23,14 +23,15 @@ impl<M> Slot<M> {
     /// Bytes that a message takes in a ring, with the usual unused capacity.
     const RING_BYTES: u64 = 2 * size_of::<Self>() as u64;
 
-    /// Returns the bytes that a message of `bytes` is charged in a budget.
-    pub(crate) const fn charge_of(bytes: u32) -> u64 {
-        bytes as u64 + Self::RING_BYTES
+    /// Returns the bytes that a message of `bytes` is charged in a budget with `overhead` for each
+    /// message.
+    pub(crate) const fn charge_of(bytes: u32, overhead: u32) -> u64 {
+        bytes as u64 + overhead as u64 + Self::RING_BYTES
     }
 
-    /// Returns the bytes that the message is charged in a budget.
-    pub(crate) const fn charge(&self) -> u64 {
-        Self::charge_of(self.bytes)
+    /// Returns the bytes that the message is charged, like [`Self::charge_of`].
+    pub(crate) const fn charge(&self, overhead: u32) -> u64 {
+        Self::charge_of(self.bytes, overhead)
     }
 }
 
@@ -51,9 +52,9 @@ impl<M> Ring<M> {
         self.bytes
     }
 
-    /// Returns the bytes that all messages are charged in a budget.
-    pub(crate) fn charge(&self) -> u64 {
-        u64::from(self.bytes) + Slot::<M>::RING_BYTES * self.len() as u64
+    /// Returns the bytes that all messages are charged, like [`Slot::charge_of`].
+    pub(crate) fn charge(&self, overhead: u32) -> u64 {
+        u64::from(self.bytes) + Slot::<M>::charge_of(0, overhead) * self.len() as u64
     }
 
     pub(crate) fn oldest(&self) -> Option<&Slot<M>> {
@@ -115,7 +116,7 @@ mod tests {
             assert_eq!(ring.pop().map(|slot| slot.message), Some(1000 - left as u64));
             assert!(ring.heap_bytes() <= slot * MIN_CAPACITY.max(4 * ring.len()), "{left}");
         }
-        assert_eq!((ring.heap_bytes(), ring.bytes(), ring.charge()), (0, 0, 0));
+        assert_eq!((ring.heap_bytes(), ring.bytes(), ring.charge(7)), (0, 0, 0));
         assert!(ring.pop().is_none());
     }
 

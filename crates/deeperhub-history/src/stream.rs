@@ -3,7 +3,7 @@
 use crate::evicted::{Evicted, EvictionReason};
 use crate::policy::Retention;
 use crate::position::{Epoch, Position};
-use crate::ring::{Ring, Slot};
+use crate::ring::Ring;
 use crate::seconds::Seconds;
 
 /// The messages of one topic that are kept, with the topic's epoch and newest offset.
@@ -18,7 +18,8 @@ use crate::seconds::Seconds;
 /// let mut stream = Stream::new(Epoch::from_random(7));
 /// let mut evicted = Evicted::new();
 /// for text in ["a", "b", "c"] {
-///     stream.append(&bounds, Seconds::new(0), &mut evicted, |_epoch, offset| (format!("{offset}{text}"), 2));
+///     let seal = |_epoch, offset| (format!("{offset}{text}"), 2);
+///     stream.append(&bounds, Seconds::new(0), &mut evicted, seal);
 /// }
 /// assert_eq!((stream.oldest(), stream.newest()), (2, 3));
 /// assert_eq!(evicted.messages(), ["1a"]);
@@ -252,14 +253,15 @@ impl<M> Stream<M> {
         self.ring.oldest().map(|slot| slot.at)
     }
 
-    /// Returns the bytes that the oldest kept message is charged in a budget.
-    pub(crate) fn oldest_charge(&self) -> Option<u64> {
-        self.ring.oldest().map(Slot::charge)
+    /// Returns the bytes that the oldest kept message is charged in a budget with `overhead` for
+    /// each message.
+    pub(crate) fn oldest_charge(&self, overhead: u32) -> Option<u64> {
+        self.ring.oldest().map(|slot| slot.charge(overhead))
     }
 
-    /// Returns the bytes that the kept messages are charged in a budget.
-    pub(crate) fn charge(&self) -> u64 {
-        self.ring.charge()
+    /// Returns the bytes that the kept messages are charged, like [`Self::oldest_charge`].
+    pub(crate) fn charge(&self, overhead: u32) -> u64 {
+        self.ring.charge(overhead)
     }
 
     /// Returns the memory of the stream on the heap, without what messages point to.

@@ -17,6 +17,10 @@ use std::sync::Arc;
 /// that a table with steady traffic gets rid of expired messages without any sweep.
 const MAX_EXPIRED_PER_APPEND: usize = 4;
 
+/// Maximum number of messages that one append evicts for the budget, which bounds the time under the
+/// lock after the limit was lowered. A message of 64 KiB replaces about as many of the shortest.
+const MAX_EVICTED_PER_APPEND: usize = 512;
+
 /// Streams under one lock. The table has no lock itself: its owner calls it under its own.
 ///
 /// `M` is the kept message, ideally a handle such as an `Arc`. `N` is the caller's name of a stream,
@@ -103,8 +107,9 @@ pub struct Appended {
     pub epoch: Epoch,
     /// The message's offset.
     pub offset: u64,
-    /// `true` if the budget is exceeded and this table has nothing left that it may evict. The
-    /// caller should then sweep another table, after it released the lock of this one.
+    /// `true` if the budget is exceeded and this table cannot help: it has nothing left that it may
+    /// evict, or has evicted as much as one append may. The caller should then sweep the next table,
+    /// after it released the lock of this one.
     pub is_over_budget: bool,
 }
 
@@ -240,7 +245,7 @@ impl<M, N> StreamTable<M, N> {
                 return Err(OpenError::TooManyStreams);
             }
         }
-        let (added, messages) = (stream.charge(), stream.len() as u64);
+        let (added, messages) = (stream.charge(self.budget.message_overhead()), stream.len() as u64);
         self.generation = self.generation.wrapping_add(1);
         let entry = Box::new(Entry {
             stream,
@@ -266,7 +271,7 @@ impl<M, N> StreamTable<M, N> {
         self.budget.adjust(rule, added, 0);
         let id = StreamId { index, generation: self.generation };
         self.enqueue(id);
-        self.evict_over_budget(Some(rule), now, usize::MAX, evicted);
+        self.evict_over_budget(Some(rule), now, MAX_EVICTED_PER_APPEND, evicted);
         Ok(Opened { id, replaced })
     }
 
@@ -288,17 +293,19 @@ impl<M, N> StreamTable<M, N> {
         let bounds = self.policy(rule)?.retention();
         let entry = self.entries[id.index as usize].as_mut()?;
         let stream = &mut entry.stream;
+        let overhead = self.budget.message_overhead();
         entry.touched = now;
         let (epoch, offset) = (stream.epoch(), stream.newest() + 1);
-        let (before, messages) = (stream.charge(), stream.len());
+        let (before, messages) = (stream.charge(overhead), stream.len());
         let (message, bytes) = seal(epoch, offset);
         let kept = stream.make_room(&bounds, bytes, now, evicted);
-        let freed = before - stream.charge();
+        let freed = before - stream.charge(overhead);
         self.messages -= (messages - stream.len()) as u64;
-        self.budget.adjust(rule, kept.map_or(0, Slot::<M>::charge_of), freed);
+        let added = kept.map_or(0, |bytes| Slot::<M>::charge_of(bytes, overhead));
+        self.budget.adjust(rule, added, freed);
         self.expire(rule, now, MAX_EXPIRED_PER_APPEND, evicted);
         // The new message is not in the stream yet, so it is not a candidate.
-        self.evict_over_budget(Some(rule), now, usize::MAX, evicted);
+        self.evict_over_budget(Some(rule), now, MAX_EVICTED_PER_APPEND, evicted);
         let stream = &mut self.entries[id.index as usize].as_mut()?.stream;
         match kept {
             Some(bytes) => {
@@ -338,7 +345,7 @@ impl<M, N> StreamTable<M, N> {
         self.free.push(id.index);
         self.queues[rule.index()].streams -= 1;
         self.messages -= entry.stream.len() as u64;
-        self.budget.adjust(rule, 0, entry.stream.charge());
+        self.budget.adjust(rule, 0, entry.stream.charge(self.budget.message_overhead()));
         self.budget.remove_stream(rule);
         while entry.stream.evict(EvictionReason::Removed, evicted) {}
         Some(entry.name)
@@ -404,14 +411,17 @@ impl<M, N> StreamTable<M, N> {
         }
         let previous = std::mem::replace(&mut self.budget, budget);
         self.queues = RuleQueues::for_rules(&self.budget);
+        let overhead = self.budget.message_overhead();
         for (id, rule) in kept {
             let Some(entry) = self.entry_mut(id) else { continue };
-            let (previous_rule, charge) = (std::mem::replace(&mut entry.rule, rule), entry.stream.charge());
+            let previous_rule = std::mem::replace(&mut entry.rule, rule);
+            let freed = entry.stream.charge(previous.message_overhead());
             entry.queued = Queued::default();
-            previous.adjust(previous_rule, 0, charge);
+            let added = entry.stream.charge(overhead);
+            previous.adjust(previous_rule, 0, freed);
             previous.remove_stream(previous_rule);
             self.budget.add_stream(rule);
-            self.budget.adjust(rule, charge, 0);
+            self.budget.adjust(rule, added, 0);
             self.queues[rule.index()].streams += 1;
             self.enqueue(id);
         }
@@ -450,10 +460,11 @@ impl<M, N> StreamTable<M, N> {
     /// Changes a stream by evictions and updates all counts. Returns `false` if the stream was
     /// removed.
     fn change(&mut self, id: StreamId, now: Seconds, change: impl FnOnce(&mut Stream<M>)) -> bool {
+        let overhead = self.budget.message_overhead();
         let Some(entry) = self.entry_mut(id) else { return false };
-        let (rule, charge, messages) = (entry.rule, entry.stream.charge(), entry.stream.len());
+        let (rule, charge, messages) = (entry.rule, entry.stream.charge(overhead), entry.stream.len());
         change(&mut entry.stream);
-        let (left, messages_left) = (entry.stream.charge(), entry.stream.len());
+        let (left, messages_left) = (entry.stream.charge(overhead), entry.stream.len());
         self.messages -= (messages - messages_left) as u64;
         self.budget.adjust(rule, left, charge);
         if messages != messages_left {
@@ -585,7 +596,10 @@ impl<M, N> StreamTable<M, N> {
                 continue;
             }
             let Some((at, id)) = self.oldest_of(rule) else { continue };
-            let Some(charge) = self.get(id).and_then(Stream::oldest_charge) else { continue };
+            let overhead = self.budget.message_overhead();
+            let Some(charge) = self.get(id).and_then(|stream| stream.oldest_charge(overhead)) else {
+                continue;
+            };
             let is_older = oldest.is_none_or(|(oldest_at, ..)| at < oldest_at);
             if is_older && self.budget.may_take(rule, charge, own == Some(rule)) {
                 oldest = Some((at, rule, id, charge));
@@ -599,7 +613,7 @@ impl<M, N> StreamTable<M, N> {
 impl<M, N> Drop for StreamTable<M, N> {
     fn drop(&mut self) {
         for entry in self.entries.iter().flatten() {
-            self.budget.adjust(entry.rule, 0, entry.stream.charge());
+            self.budget.adjust(entry.rule, 0, entry.stream.charge(self.budget.message_overhead()));
             self.budget.remove_stream(entry.rule);
         }
     }

@@ -191,13 +191,13 @@ struct Client {
 
 impl Client {
     fn wants(&self, message: u64) -> bool {
-        self.wants_all || message % 3 != 0
+        self.wants_all || !message.is_multiple_of(3)
     }
 
     /// Takes a step and checks it. Returns `false` if there is none.
     fn step(&mut self, stream: &Stream<u64>, published: &BTreeMap<(Epoch, u64), u64>) -> bool {
         let wants_all = self.wants_all;
-        let wants = move |message: &u64| wants_all || message % 3 != 0;
+        let wants = move |message: &u64| wants_all || !message.is_multiple_of(3);
         let expected_end = stream.newest();
         let Some(step) = self.cursor.advance_where(stream, self.delivery, wants) else {
             let may_skip = |offset| {

@@ -190,9 +190,11 @@ proptest! {
             .zip(has_tail)
             .map(|(pattern, has_tail)| if has_tail { format!("{pattern}.>") } else { pattern })
             .collect();
-        let rules = Rules::new(patterns.iter().map(|pattern| parse(&format!("{pattern}: history=1")))).unwrap();
+        let all = patterns.iter().map(|pattern| parse(&format!("{pattern}: history=1")));
+        let rules = Rules::new(all).unwrap();
         let topic = Topic::parse(topic).unwrap();
-        let first = patterns.iter().position(|pattern| Subscription::parse(&**pattern).unwrap().matches(&topic));
+        let matches = |pattern: &String| Subscription::parse(&**pattern).unwrap().matches(&topic);
+        let first = patterns.iter().position(matches);
         prop_assert_eq!(rules.find(&topic).map(RuleId::index), first);
     }
 

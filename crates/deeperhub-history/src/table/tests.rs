@@ -359,7 +359,7 @@ struct Published {
     stream: StreamId,
     offset: u64,
     at: u32,
-    charge: u64,
+    bytes: u64,
     is_kept: bool,
 }
 
@@ -459,7 +459,7 @@ impl Model {
                         stream: id,
                         offset: appended.offset,
                         at: self.now,
-                        charge: bytes as u64 + 32,
+                        bytes: bytes as u64,
                         is_kept: true,
                     });
                     self.check_shares(&before, Some(Self::rule_of(topic)));
@@ -506,6 +506,7 @@ impl Model {
             }
             Step::Reload(rules) => {
                 let limits = BudgetLimits::default().with_bytes(self.budget.limit_bytes()).with_streams(20);
+                let limits = limits.with_message_overhead(rules as u32 * 10);
                 let new = budget(&RULES[rules], limits.with_forget(std::time::Duration::from_secs(15)));
                 let old = std::mem::replace(&mut self.budget, Arc::clone(&new));
                 for table in &mut self.tables {
@@ -571,13 +572,14 @@ impl Model {
     fn check(&mut self) {
         self.note_evicted();
         let kept = || self.published.iter().filter(|message| message.is_kept);
-        assert_eq!(self.budget.bytes(), kept().map(|message| message.charge).sum::<u64>());
+        let each = 32 + u64::from(self.budget.message_overhead());
+        assert_eq!(self.budget.bytes(), kept().map(|message| message.bytes + each).sum::<u64>());
         assert_eq!(self.budget.streams(), self.streams.len() as u64);
         assert_eq!(self.tables.iter().map(|table| table.len()).sum::<usize>(), self.streams.len());
         assert_eq!(self.tables.iter().map(Table::messages).sum::<u64>(), kept().count() as u64);
         for (index, usage) in self.usages().into_iter().enumerate() {
             let own = kept().filter(|message| message.topic % 3 == index);
-            assert_eq!(usage.bytes, own.map(|message| message.charge).sum::<u64>());
+            assert_eq!(usage.bytes, own.map(|message| message.bytes + each).sum::<u64>());
             assert_eq!(usage.streams, self.streams.keys().filter(|topic| *topic % 3 == index).count() as u64);
         }
         for (topic, id) in &self.streams {
