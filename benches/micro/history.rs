@@ -41,7 +41,7 @@ fn table(streams: u64, messages: u64, budget_bytes: u64) -> (Table, Vec<StreamId
 }
 
 /// Appends a message to a stream that is full, which evicts the oldest one.
-#[divan::bench]
+#[divan::bench(sample_size = 10_000)]
 fn append_to_a_full_stream(bencher: Bencher<'_, '_>) {
     let (mut table, ids, frame) = table(1, 1000, 256 << 20);
     let mut evicted = Evicted::new();
@@ -53,7 +53,7 @@ fn append_to_a_full_stream(bencher: Bencher<'_, '_>) {
 
 /// Appends to one stream after the other in a table that fills its budget. Each append evicts the
 /// oldest message of all streams.
-#[divan::bench(args = [1, 100, 10_000])]
+#[divan::bench(args = [1, 100, 10_000], sample_size = 10_000)]
 fn append_within_a_full_budget(bencher: Bencher<'_, '_>, streams: u64) {
     let messages = (100_000 / streams).min(1000);
     let (mut table, ids, frame) = table(streams, messages, 300 * streams * messages / 2);
@@ -67,7 +67,7 @@ fn append_within_a_full_budget(bencher: Bencher<'_, '_>, streams: u64) {
 }
 
 /// Recovers a subscriber that missed messages, and copies them for it.
-#[divan::bench(args = [0, 1, 50, 1000])]
+#[divan::bench(args = [0, 1, 50, 1000], sample_size = 100)]
 fn judge_and_replay(bencher: Bencher<'_, '_>, missed: u64) {
     let (mut table, ids, _) = table(1, 1000, 256 << 20);
     let (mut evicted, mut copy) = (Evicted::new(), Vec::with_capacity(1 << 20));

@@ -240,10 +240,9 @@ impl<M, N> StreamTable<M, N> {
         stream.trim(&bounds, evicted);
         let mut replaced = None;
         if !self.budget.try_add_stream(rule) {
-            replaced = self.remove_idlest(rule, evicted);
-            if replaced.is_none() || !self.budget.try_add_stream(rule) {
-                return Err(OpenError::TooManyStreams);
-            }
+            let idlest = self.idlest(rule).ok_or(OpenError::TooManyStreams)?;
+            // The new stream is counted in its place, so no other thread can take it meanwhile.
+            replaced = self.take(idlest, evicted);
         }
         let (added, messages) = (stream.charge(self.budget.message_overhead()), stream.len() as u64);
         self.generation = self.generation.wrapping_add(1);
@@ -341,12 +340,19 @@ impl<M, N> StreamTable<M, N> {
     /// Removes a stream and returns its name.
     pub fn remove(&mut self, id: StreamId, evicted: &mut Evicted<M>) -> Option<N> {
         let rule = self.entry(id)?.rule;
+        let name = self.take(id, evicted)?;
+        self.budget.remove_stream(rule);
+        Some(name)
+    }
+
+    /// Removes a stream, but leaves it in the budget's number of streams.
+    fn take(&mut self, id: StreamId, evicted: &mut Evicted<M>) -> Option<N> {
+        let rule = self.entry(id)?.rule;
         let mut entry = self.entries[id.index as usize].take()?;
         self.free.push(id.index);
         self.queues[rule.index()].streams -= 1;
         self.messages -= entry.stream.len() as u64;
         self.budget.adjust(rule, 0, entry.stream.charge(self.budget.message_overhead()));
-        self.budget.remove_stream(rule);
         while entry.stream.evict(EvictionReason::Removed, evicted) {}
         Some(entry.name)
     }
@@ -354,13 +360,19 @@ impl<M, N> StreamTable<M, N> {
     /// Removes the stream of a rule that has no subscriber and was idle longest. Returns its name,
     /// or `None` if all streams of the rule in this table have subscribers.
     pub fn remove_idlest(&mut self, rule: RuleId, evicted: &mut Evicted<M>) -> Option<N> {
+        let id = self.idlest(rule)?;
+        self.remove(id, evicted)
+    }
+
+    /// Returns the stream of a rule that has no subscriber and was idle longest.
+    fn idlest(&mut self, rule: RuleId) -> Option<StreamId> {
         let (queues, entries) = (self.queues.get_mut(rule.index())?, &mut self.entries);
         let (_, id) = queues.idle.front(|id| {
             let entry = live_entry(entries, id)?;
             entry.queued.idle = !entry.is_followed;
             entry.queued.idle.then_some(entry.touched)
         })?;
-        self.remove(id, evicted)
+        Some(id)
     }
 
     /// Evicts expired messages, removes streams without messages and subscribers, and evicts what
