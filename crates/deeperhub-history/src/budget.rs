@@ -84,8 +84,6 @@ pub struct RuleUsage {
 pub struct Budget {
     rules: Rules,
     usage: Box<[Usage]>,
-    /// Sum of the weights of the rules that keep messages; at least 1.
-    weights: u64,
     limit_bytes: AtomicU64,
     max_streams: u64,
     forget_seconds: u32,
@@ -104,6 +102,8 @@ struct Usage {
     /// 0 for a rule that keeps nothing.
     weight: u64,
     max_streams: u64,
+    /// The rule's part of the limit, which evictions compare with `bytes`.
+    share_bytes: AtomicU64,
     bytes: AtomicU64,
     streams: AtomicU64,
 }
@@ -113,7 +113,6 @@ impl Budget {
     #[must_use]
     pub fn new(rules: Rules, limits: BudgetLimits) -> Self {
         let keeping = || rules.iter().map(|(_, rule)| rule.policy()).filter(|policy| policy.keeps_history());
-        let weights = keeping().map(|policy| u64::from(policy.share())).sum::<u64>().max(1);
         // Rules without a `max_streams` share what the others leave free.
         let named = keeping().filter_map(|policy| policy.max_streams()).map(u64::from).sum();
         let unnamed_weights: u64 = keeping()
@@ -128,19 +127,21 @@ impl Budget {
                 Some(streams) => u64::from(streams).min(limits.streams),
                 None => portion(free, weight, unnamed_weights.max(1)).max(1),
             };
-            Usage { weight, max_streams, bytes: AtomicU64::new(0), streams: AtomicU64::new(0) }
+            let [share_bytes, bytes, streams] = [const { AtomicU64::new(0) }; 3];
+            Usage { weight, max_streams, share_bytes, bytes, streams }
         });
-        Self {
+        let budget = Self {
             usage: usage.collect(),
-            weights,
-            limit_bytes: AtomicU64::new(limits.bytes),
+            limit_bytes: AtomicU64::new(0),
             max_streams: limits.streams,
             forget_seconds: u32::try_from(limits.forget.as_secs()).unwrap_or(u32::MAX),
             message_overhead: limits.message_overhead,
             total_bytes: AtomicU64::new(0),
             total_streams: AtomicU64::new(0),
             rules,
-        }
+        };
+        budget.set_limit_bytes(limits.bytes);
+        budget
     }
 
     /// Returns the rules.
@@ -170,6 +171,11 @@ impl Budget {
     /// Changes the maximum bytes of all kept messages, for example while memory is short. Appends
     /// and sweeps then evict down to it.
     pub fn set_limit_bytes(&self, bytes: u64) {
+        let weights = self.usage.iter().map(|usage| usage.weight).sum::<u64>().max(1);
+        for usage in &self.usage {
+            let share = portion(bytes - bytes / UNSHARED, usage.weight, weights);
+            usage.share_bytes.store(share, Ordering::Relaxed);
+        }
         self.limit_bytes.store(bytes, Ordering::Relaxed);
     }
 
@@ -185,7 +191,7 @@ impl Budget {
         let usage = self.usage.get(rule.index())?;
         Some(RuleUsage {
             bytes: usage.bytes.load(Ordering::Relaxed),
-            share_bytes: self.share(usage),
+            share_bytes: usage.share_bytes.load(Ordering::Relaxed),
             streams: usage.streams.load(Ordering::Relaxed),
             max_streams: usage.max_streams,
         })
@@ -198,11 +204,6 @@ impl Budget {
 
     pub(crate) const fn message_overhead(&self) -> u32 {
         self.message_overhead
-    }
-
-    fn share(&self, usage: &Usage) -> u64 {
-        let limit = self.limit_bytes();
-        portion(limit - limit / UNSHARED, usage.weight, self.weights)
     }
 
     /// Counts bytes that were added to a rule's streams, and bytes that left them.
@@ -219,9 +220,7 @@ impl Budget {
 
     /// Returns `true` if a rule uses more than its share.
     pub(crate) fn is_over_share(&self, rule: RuleId) -> bool {
-        self.usage
-            .get(rule.index())
-            .is_some_and(|usage| usage.bytes.load(Ordering::Relaxed) > self.share(usage))
+        self.usage(rule).is_some_and(|usage| usage.bytes > usage.share_bytes)
     }
 
     /// Takes `charge` bytes from a rule that uses more than its share. If `is_own` is `false`,
@@ -229,7 +228,7 @@ impl Budget {
     /// was taken.
     pub(crate) fn try_take(&self, rule: RuleId, charge: u64, is_own: bool) -> bool {
         let Some(usage) = self.usage.get(rule.index()) else { return false };
-        let share = self.share(usage);
+        let share = usage.share_bytes.load(Ordering::Relaxed);
         // The exchange makes the check hold even if other threads evict messages of this rule.
         let taken = usage.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bytes| {
             let left = bytes.checked_sub(charge)?;
@@ -244,9 +243,12 @@ impl Budget {
 
     /// Returns `true` if [`Self::try_take`] would take the bytes now.
     pub(crate) fn may_take(&self, rule: RuleId, charge: u64, is_own: bool) -> bool {
-        self.usage.get(rule.index()).is_some_and(|usage| {
-            let (bytes, share) = (usage.bytes.load(Ordering::Relaxed), self.share(usage));
-            if is_own { bytes > share } else { bytes.saturating_sub(charge) >= share }
+        self.usage(rule).is_some_and(|usage| {
+            if is_own {
+                usage.bytes > usage.share_bytes
+            } else {
+                usage.bytes.saturating_sub(charge) >= usage.share_bytes
+            }
         })
     }
 

@@ -2,7 +2,7 @@
 
 use crate::gap::{Gap, GapReason};
 use crate::policy::Delivery;
-use crate::position::Epoch;
+use crate::position::{Epoch, Position};
 use crate::stream::Stream;
 
 /// The place of one subscriber in a stream. A subscriber that is behind gets the steps of its
@@ -79,6 +79,13 @@ impl Cursor {
         self.told
     }
 
+    /// Returns the position at which the subscriber stands. `time_ms` is the time of this look in
+    /// milliseconds since the Unix epoch.
+    #[must_use]
+    pub const fn position(&self, time_ms: u64) -> Position {
+        Position { epoch: self.epoch, offset: self.told, time_ms }
+    }
+
     /// Returns `true` if the stream has a step for the subscriber.
     #[must_use]
     pub fn is_behind<M>(&self, stream: &Stream<M>) -> bool {
@@ -147,7 +154,7 @@ impl Cursor {
                 first => (first, GapReason::Dropped),
             },
             Delivery::Latest | Delivery::Sample { .. } => {
-                let mut newest_first = stream.messages_from(from).rev();
+                let mut newest_first = stream.messages(from..).rev();
                 match newest_first.find(|(_, message)| is_wanted(message)) {
                     Some((offset, _)) => (offset, GapReason::Conflated),
                     // First tell what is not kept, then pass over what is not wanted.

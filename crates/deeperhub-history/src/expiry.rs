@@ -35,6 +35,11 @@ impl<K: Copy + Ord> TimeQueue<K> {
         self.heap.push(Reverse((time, key)));
     }
 
+    /// Returns `true` if there are no entries, not even of removed streams.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+
     /// Returns `true` if the front, corrected or not, is at or before `time`.
     pub(crate) fn may_have(&self, time: Seconds) -> bool {
         self.heap.peek().is_some_and(|Reverse((front, _))| *front <= time)

@@ -1,6 +1,6 @@
 //! Ranges of offsets that a subscriber does not get.
 
-use crate::Epoch;
+use crate::{Epoch, Position};
 use std::fmt;
 
 /// Offsets that a subscriber will not get. A gap is a position too: after it, the subscriber stands
@@ -16,6 +16,15 @@ pub struct Gap {
     pub to: u64,
     /// Reason for the gap.
     pub reason: GapReason,
+}
+
+impl Gap {
+    /// Returns the position at which the subscriber stands after the gap. `time_ms` is the present
+    /// time in milliseconds since the Unix epoch.
+    #[must_use]
+    pub const fn position(&self, time_ms: u64) -> Position {
+        Position { epoch: self.epoch, offset: self.to, time_ms }
+    }
 }
 
 /// Reason for a [`Gap`].

@@ -5,6 +5,7 @@ use crate::policy::Retention;
 use crate::position::{Epoch, Position};
 use crate::ring::Ring;
 use crate::seconds::Seconds;
+use std::ops::{Bound, RangeBounds};
 
 /// The messages of one topic that are kept, with the topic's epoch and newest offset.
 ///
@@ -23,7 +24,7 @@ use crate::seconds::Seconds;
 /// }
 /// assert_eq!((stream.oldest(), stream.newest()), (2, 3));
 /// assert_eq!(evicted.messages(), ["1a"]);
-/// assert!(stream.messages_from(1).map(|(_, text)| text.as_str()).eq(["2b", "3c"]));
+/// assert!(stream.messages(1..).map(|(_, text)| text.as_str()).eq(["2b", "3c"]));
 /// ```
 #[derive(Debug)]
 pub struct Stream<M> {
@@ -142,12 +143,21 @@ impl<M> Stream<M> {
         self.ring.get(usize::try_from(index).ok()?)
     }
 
-    /// Returns the kept messages from `offset` on, with their offsets. The iterator has two ends, so
-    /// it can also be read from the newest message back.
-    pub fn messages_from(&self, offset: u64) -> impl DoubleEndedIterator<Item = (u64, &M)> {
-        let oldest = self.oldest();
-        let first = offset.clamp(oldest, self.newest + 1);
-        (first..self.newest + 1)
+    /// Returns the kept messages in a range of offsets, oldest first. The iterator has two ends, so it
+    /// can also be read from the newest message back. Messages outside of the range cost nothing.
+    pub fn messages(&self, offsets: impl RangeBounds<u64>) -> impl DoubleEndedIterator<Item = (u64, &M)> {
+        let (oldest, end) = (self.oldest(), self.newest + 1);
+        let from = match offsets.start_bound() {
+            Bound::Included(&offset) => offset,
+            Bound::Excluded(&offset) => offset.saturating_add(1),
+            Bound::Unbounded => oldest,
+        };
+        let to = match offsets.end_bound() {
+            Bound::Included(&offset) => offset.saturating_add(1),
+            Bound::Excluded(&offset) => offset,
+            Bound::Unbounded => end,
+        };
+        (from.clamp(oldest, end)..to.clamp(oldest, end))
             .filter_map(move |offset| Some((offset, self.ring.get(usize::try_from(offset - oldest).ok()?)?)))
     }
 

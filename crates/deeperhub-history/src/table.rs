@@ -604,7 +604,7 @@ impl<M, N> StreamTable<M, N> {
         let mut oldest: Option<(Seconds, RuleId, StreamId, u64)> = None;
         for index in 0..self.queues.len() {
             let rule = RuleId::from_index(index);
-            if !self.budget.is_over_share(rule) {
+            if self.queues[index].by_age.is_empty() || !self.budget.is_over_share(rule) {
                 continue;
             }
             let Some((at, id)) = self.oldest_of(rule) else { continue };

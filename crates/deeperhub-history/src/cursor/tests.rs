@@ -232,13 +232,14 @@ impl Client {
                 (self.epoch, self.offset) = (gap.epoch, gap.to);
             }
             Step::Gap(gap) => {
+                assert_eq!(gap.position(5), self.cursor.position(5));
                 assert_eq!((gap.epoch, gap.from), (self.epoch, Some(self.offset + 1)), "{self:?}");
                 assert!(gap.to > self.offset && gap.to <= stream.newest());
                 match (gap.reason, self.delivery) {
                     (GapReason::Trimmed, delivery) => {
                         assert_ne!(delivery, SAMPLE);
                         assert_eq!(gap.to + 1, stream.oldest());
-                        let none_wanted = stream.messages_from(0).all(|(_, message)| !self.wants(*message));
+                        let none_wanted = stream.messages(..).all(|(_, message)| !self.wants(*message));
                         assert!(delivery != Delivery::Latest || none_wanted);
                     }
                     (GapReason::Dropped, Delivery::DropOldest { keep }) => {
@@ -256,6 +257,8 @@ impl Client {
                 return false;
             }
         }
+        let position = self.cursor.position(5);
+        assert_eq!((position.epoch, position.offset, position.time_ms), (self.epoch, self.offset, 5));
         assert_eq!((self.cursor.epoch(), self.cursor.offset()), (self.epoch, self.offset));
         true
     }

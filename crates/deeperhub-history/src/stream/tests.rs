@@ -13,8 +13,8 @@ fn append(stream: &mut Stream<u64>, bounds: &Retention, bytes: usize, now: u32, 
 
 /// Returns the offsets of the kept messages.
 fn kept(stream: &Stream<u64>) -> Vec<u64> {
-    let kept: Vec<u64> = stream.messages_from(0).map(|(offset, _)| offset).collect();
-    assert!(stream.messages_from(0).all(|(offset, message)| offset == *message));
+    let kept: Vec<u64> = stream.messages(..).map(|(offset, _)| offset).collect();
+    assert!(stream.messages(..).all(|(offset, message)| offset == *message));
     assert_eq!(kept.len(), stream.len());
     kept
 }
@@ -97,10 +97,14 @@ fn a_restored_stream_continues_its_offsets() {
 fn messages_are_read_from_both_ends() {
     let (mut stream, mut evicted) = (Stream::new(Epoch::from_random(1)), Evicted::new());
     (0..6).for_each(|_| append(&mut stream, &bounds(4, 100, 10), 1, 0, &mut evicted));
-    let from = |offset| stream.messages_from(offset).map(|(offset, _)| offset).collect::<Vec<_>>();
+    let from = |offset| stream.messages(offset..).map(|(offset, _)| offset).collect::<Vec<_>>();
     assert_eq!((from(0), from(5), from(6)), (vec![3, 4, 5, 6], vec![5, 6], vec![6]));
     assert_eq!((from(7), from(u64::MAX)), (vec![], vec![]));
-    assert!(stream.messages_from(4).rev().map(|(offset, _)| offset).eq([6, 5, 4]));
+    let within = |from, to| stream.messages(from..=to).map(|(offset, _)| offset).collect::<Vec<_>>();
+    assert_eq!((within(0, 4), within(4, 5), within(6, u64::MAX)), (vec![3, 4], vec![4, 5], vec![6]));
+    assert_eq!((within(0, 2), within(7, 9), within(5, 4)), (vec![], vec![], vec![]));
+    assert!(stream.messages(..5).rev().map(|(offset, _)| offset).eq([4, 3]));
+    assert!(stream.messages(4..).rev().map(|(offset, _)| offset).eq([6, 5, 4]));
     assert_eq!((stream.message(2), stream.message(3), stream.message(7)), (None, Some(&3), None));
 }
 

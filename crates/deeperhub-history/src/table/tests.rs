@@ -31,7 +31,7 @@ fn append(table: &mut Table, id: StreamId, now: u32, evicted: &mut Evicted<u64>)
 }
 
 fn kept(table: &Table, id: StreamId) -> Vec<u64> {
-    table.get(id).unwrap().messages_from(0).map(|(offset, _)| offset).collect()
+    table.get(id).unwrap().messages(..).map(|(offset, _)| offset).collect()
 }
 
 #[test]
@@ -591,7 +591,7 @@ impl Model {
                 .filter(|message| message.stream == *id && message.topic == *topic)
                 .map(|message| message.offset)
                 .collect();
-            assert!(stream.messages_from(0).map(|(offset, _)| offset).eq(offsets.iter().copied()));
+            assert!(stream.messages(..).map(|(offset, _)| offset).eq(offsets.iter().copied()));
             assert_eq!(offsets, (stream.oldest()..=stream.newest()).collect::<Vec<_>>(), "there is a hole");
         }
     }
