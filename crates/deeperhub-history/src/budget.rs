@@ -346,6 +346,21 @@ mod tests {
     }
 
     #[test]
+    fn threads_together_leave_the_whole_share() {
+        let budget = budget(&["a: history=1", "b: history=1"], BudgetLimits::default().with_bytes(1066));
+        let rule = RuleId::from_index(0);
+        budget.adjust(rule, 100_000, 0);
+        let taken: u64 = std::thread::scope(|scope| {
+            let take = || (0..100_000).filter(|_| budget.try_take(rule, 7, false)).count() as u64 * 7;
+            let threads = [(); 3].map(|()| scope.spawn(take));
+            threads.map(|thread| thread.join().unwrap()).iter().sum()
+        });
+        let left = 100_000 - taken;
+        assert_eq!((budget.bytes(), usages(&budget)[0].bytes), (left, left));
+        assert!((500..507).contains(&left), "{left}");
+    }
+
+    #[test]
     fn shares_of_large_limits_do_not_overflow() {
         let rules: Vec<_> =
             (0..Rules::MAX).map(|number| format!("a{number}: history=1 share=1000")).collect();

@@ -55,7 +55,8 @@ pub enum Step<'a, M> {
     },
     /// Offsets that the subscriber will not get.
     Gap(Gap),
-    /// The subscriber has missed a message and must be disconnected ([`Delivery::Close`]).
+    /// The subscriber has missed a message and must be disconnected ([`Delivery::Close`]). The cursor
+    /// stays where it is, so further calls return the same.
     Close,
 }
 

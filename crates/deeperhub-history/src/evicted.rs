@@ -45,7 +45,7 @@ impl fmt::Display for EvictionReason {
 ///
 /// Freeing a message can take longer than evicting it. Callers that hold a lock therefore collect
 /// the messages here and call [`Evicted::clear`] after they released the lock. The buffer can be
-/// used again.
+/// used again. It grows by what one call evicts, so clear it after each call.
 #[derive(Debug)]
 pub struct Evicted<M> {
     messages: Vec<M>,
