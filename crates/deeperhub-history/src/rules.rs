@@ -10,6 +10,18 @@ use std::str::FromStr;
 /// The text form is `PATTERN: key=value …`. `Display` writes it, without settings that have their
 /// default, and its text parses to the same rule.
 ///
+/// | key | value | default |
+/// |---|---|---|
+/// | `history` | messages kept of each topic; 0 keeps none | 0 |
+/// | `history_bytes` | bytes kept of each topic, such as `64KiB` | `4MiB` |
+/// | `ttl` | maximum age of a message, from `1s` to `168h` | `10m` |
+/// | `delivery` | how a subscriber that is behind moves: `lossless`, `drop_oldest`, `latest`, `sample` or `close` | `lossless` with a history, otherwise `close` |
+/// | `keep` | messages that `drop_oldest` does not skip | 16, at most `history` |
+/// | `every` | interval of `sample`, from `10ms` to `1h` | `500ms` |
+/// | `ack` | when a publish is acknowledged: `memory` or `disk` | `memory` |
+/// | `share` | weight among the rules for bytes and streams | 1 |
+/// | `max_streams` | maximum number of topics with a stream | the rule's share of the budget |
+///
 /// ```
 /// use deeperhub_history::Rule;
 ///
