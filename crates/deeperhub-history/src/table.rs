@@ -31,7 +31,7 @@ const MAX_EVICTED_PER_APPEND: usize = 512;
 /// it may evict ([`Appended::is_over_budget`]), the caller lets another one [`sweep`](Self::sweep).
 ///
 /// Streams without messages and subscribers are removed after some time
-/// ([`BudgetLimits::forget`](crate::BudgetLimits::forget)). The table keeps eight bytes for each of
+/// ([`BudgetLimits::forget`](crate::BudgetLimits::forget)). The table keeps twelve bytes for each of
 /// the streams that it had at its largest.
 #[derive(Debug)]
 pub struct StreamTable<M, N> {

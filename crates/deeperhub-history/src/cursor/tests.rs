@@ -38,6 +38,7 @@ fn steps_where(
         if steps.last().is_some_and(|step| step == "close") {
             break;
         }
+        assert!(steps.len() < 100, "the cursor does not end: {steps:?}");
     }
     steps.join(" ")
 }

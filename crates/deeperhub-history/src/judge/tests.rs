@@ -230,6 +230,7 @@ proptest! {
                 Step::Gap(gap) => gaps.push(gap),
                 Step::Close => prop_assert!(false, "nothing is missed"),
             }
+            prop_assert!(messages.len() + gaps.len() <= 100, "the cursor does not end");
         }
         prop_assert_eq!(messages.len() as u64, start.replay);
         if expected.is_ok() {
