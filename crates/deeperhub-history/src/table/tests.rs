@@ -127,9 +127,15 @@ fn a_stream_is_forgotten_some_time_after_its_last_message_and_subscriber() {
     let mut evicted = Evicted::new();
     append(&mut table, used, 0, &mut evicted);
     table.set_followed(followed, true, at(0));
+    // A subscriber came and left before anybody looked.
+    let visited = open(&mut table, 0, 3, 0).id;
+    table.set_followed(visited, true, at(10));
+    table.set_followed(visited, false, at(30));
     let mut sweep = |table: &mut Table, now| table.sweep(at(now), 1000, &mut evicted).removed;
     assert_eq!(sweep(&mut table, 60), []);
     assert_eq!(sweep(&mut table, 61), [0]);
+    assert_eq!(sweep(&mut table, 90), []);
+    assert_eq!(sweep(&mut table, 91), [3]);
     // The message expires at 101, so that the stream is spent from then on.
     assert_eq!(sweep(&mut table, 101), []);
     assert_eq!(sweep(&mut table, 161), []);
@@ -213,6 +219,34 @@ fn the_oldest_messages_of_a_table_are_evicted_first() {
     }
     assert_eq!(ids.iter().map(|id| kept(&table, *id).len()).collect::<Vec<_>>(), [0, 0, 10]);
     assert_eq!((shared.bytes(), shared.excess()), (1000, 0));
+}
+
+#[test]
+fn the_oldest_messages_of_all_rules_above_their_shares_are_evicted_first() {
+    let rules = ["b: history=1000", "a: history=1000", "c: history=1000"];
+    // Shares of 5000 bytes: 50 messages.
+    let shared = budget(&rules, BudgetLimits::default().with_bytes(16_000));
+    let mut table = Table::new(shared);
+    let ids = [0, 1, 2].map(|name| open(&mut table, name, name, 0).id);
+    let mut evicted = Evicted::new();
+    let lens = |table: &Table| ids.map(|id| kept(table, id).len());
+    for (id, now) in [(ids[1], 1), (ids[0], 2)] {
+        (0..75).for_each(|_| {
+            append(&mut table, id, now, &mut evicted);
+        });
+    }
+    let mut append_to_c = |table: &mut Table, count| {
+        (0..count).for_each(|_| {
+            append(table, ids[2], 3, &mut evicted);
+        });
+        lens(table)
+    };
+    assert_eq!(append_to_c(&mut table, 10), [75, 75, 10]);
+    assert_eq!(append_to_c(&mut table, 20), [75, 55, 30]);
+    // The older one is at its share, so the other one gives way.
+    assert_eq!(append_to_c(&mut table, 20), [60, 50, 50]);
+    assert_eq!(append_to_c(&mut table, 20), [50, 50, 60]);
+    assert_eq!(append_to_c(&mut table, 20), [50, 50, 60]);
 }
 
 #[test]
@@ -317,6 +351,19 @@ fn memory_of_streams_and_messages_is_bounded() {
     let each = (table.heap_bytes() - empty) / 1000;
     assert!(each <= 17, "a message takes {each} bytes beside its own");
     assert_eq!(table.budget().bytes(), 32_000);
+}
+
+#[test]
+fn replaced_streams_leave_no_memory_behind() {
+    let mut table = Table::new(budget(&["a: history=2 max_streams=10"], BudgetLimits::default()));
+    let mut evicted = Evicted::new();
+    for name in 0..10_000 {
+        let id = open(&mut table, 0, name, 0).id;
+        append(&mut table, id, 0, &mut evicted);
+        evicted.clear();
+    }
+    assert_eq!((table.len(), table.messages()), (10, 10));
+    assert!(table.heap_bytes() < 10_000, "{}", table.heap_bytes());
 }
 
 const TOPICS: usize = 8;
