@@ -264,6 +264,22 @@ mod tests {
     }
 
     #[test]
+    fn a_publish_that_comes_again_after_the_window_is_remembered_anew() {
+        let mut window = OnceWindow::new([1, 2], OnceLimits::default());
+        let keys: Vec<_> =
+            (0..10).map(|number| window.key("a", EPOCH(1), None, &number.to_string())).collect();
+        keys.iter().for_each(|key| assert!(window.insert(*key, 0, Seconds::new(0))));
+        let last = &keys[9];
+        assert_eq!(window.get(last, Seconds::new(121)), None);
+        assert!(window.insert(*last, 1, Seconds::new(121)));
+        // The entries of the first time are forgotten meanwhile.
+        for _ in 0..10 {
+            assert_eq!(window.get(last, Seconds::new(241)), Some(&1));
+        }
+        assert_eq!((window.len(), window.order.len(), window.users.values().sum::<u32>()), (1, 1, 1));
+    }
+
+    #[test]
     fn memory_is_free_after_the_window() {
         let mut window = OnceWindow::new([1, 2], OnceLimits::default());
         for number in 0..1000_u32 {
