@@ -87,7 +87,8 @@ fn crate_dependencies_match_the_architecture() {
 #[test]
 fn pure_crates_do_not_depend_on_a_runtime() {
     let metadata = metadata();
-    for name in ["deeperhub-types", "deeperhub-protocol", "deeperhub-router", "deeperhub-metrics"] {
+    for name in ["types", "protocol", "router", "history", "metrics"] {
+        let name = &format!("deeperhub-{name}");
         let dependencies = dependencies_of(&metadata, name);
         for runtime in ["tokio", "mio", "async-std", "smol", "socket2"] {
             assert!(!dependencies.contains(runtime), "{name} depends on {runtime}: {dependencies:?}");

@@ -4,6 +4,7 @@
 //! of a step; they do not add up to a server. The program `compare` measures whole servers.
 
 mod counting;
+mod history;
 mod messages;
 mod queueing;
 mod routing;

@@ -1,0 +1,285 @@
+//! The stream of one topic: its epoch, its newest offset, and the messages that are kept.
+
+use crate::evicted::{Evicted, EvictionReason};
+use crate::policy::Retention;
+use crate::position::{Epoch, Position};
+use crate::ring::Ring;
+use crate::seconds::Seconds;
+use std::ops::{Bound, RangeBounds};
+
+/// The messages of one topic that are kept, with the topic's epoch and newest offset.
+///
+/// Offsets start at 1 and are dense: the message after offset 41 has offset 42. Kept messages are
+/// always the newest ones without a hole.
+///
+/// ```
+/// use deeperhub_history::{Epoch, Evicted, Retention, Seconds, Stream};
+///
+/// let bounds = Retention { messages: 2, bytes: 1000, ttl_seconds: 60 };
+/// let mut stream = Stream::new(Epoch::from_random(7));
+/// let mut evicted = Evicted::new();
+/// for text in ["a", "b", "c"] {
+///     let seal = |_epoch, offset| (format!("{offset}{text}"), 2);
+///     stream.append(&bounds, Seconds::new(0), &mut evicted, seal);
+/// }
+/// assert_eq!((stream.oldest(), stream.newest()), (2, 3));
+/// assert_eq!(evicted.messages(), ["1a"]);
+/// assert!(stream.messages(1..).map(|(_, text)| text.as_str()).eq(["2b", "3c"]));
+/// ```
+#[derive(Debug)]
+pub struct Stream<M> {
+    epoch: Epoch,
+    /// Offset of the newest message, kept or not; 0 before the first one.
+    newest: u64,
+    ring: Ring<M>,
+    predecessor: Option<Box<Predecessor>>,
+}
+
+/// The epoch that a stream had before it was restored, for example after a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Predecessor {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Newest offset of that epoch that was restored. A position up to it is valid in the new
+    /// epoch. A position beyond it has seen messages that are lost.
+    pub newest: u64,
+}
+
+/// A message of a restored stream.
+#[derive(Debug)]
+pub struct Restored<M> {
+    /// The message.
+    pub message: M,
+    /// Its bytes.
+    pub bytes: usize,
+    /// Time of its publish.
+    pub at: Seconds,
+}
+
+impl<M> Stream<M> {
+    /// Creates an empty stream.
+    #[must_use]
+    pub const fn new(epoch: Epoch) -> Self {
+        Self { epoch, newest: 0, ring: Ring::new(), predecessor: None }
+    }
+
+    /// Creates a stream from what a store has kept. `messages` are the last ones up to the offset
+    /// `newest`, oldest first and without holes.
+    ///
+    /// After an unclean stop, the caller chooses a new epoch and names the old one as
+    /// `predecessor`. Clients that saw no more than the store has are then recovered.
+    #[must_use]
+    pub fn restore(
+        epoch: Epoch,
+        newest: u64,
+        predecessor: Option<Predecessor>,
+        messages: impl IntoIterator<Item = Restored<M>>,
+    ) -> Self {
+        let mut stream = Self { epoch, newest, ring: Ring::new(), predecessor: predecessor.map(Box::new) };
+        for Restored { message, bytes, at } in messages {
+            // A stream has no more messages than offsets.
+            if stream.ring.len() as u64 == newest {
+                stream.ring.pop();
+            }
+            stream.ring.push(message, u32::try_from(bytes).unwrap_or(u32::MAX), at);
+        }
+        stream
+    }
+
+    /// Returns the epoch.
+    #[must_use]
+    pub const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Returns the predecessor that [`Self::restore`] was given.
+    #[must_use]
+    pub fn predecessor(&self) -> Option<&Predecessor> {
+        self.predecessor.as_deref()
+    }
+
+    /// Returns the offset of the newest message, kept or not; 0 before the first one.
+    #[must_use]
+    pub const fn newest(&self) -> u64 {
+        self.newest
+    }
+
+    /// Returns the offset of the oldest kept message, or the next offset if none is kept.
+    #[must_use]
+    pub fn oldest(&self) -> u64 {
+        // A stream never has more messages than offsets.
+        self.newest - self.ring.len() as u64 + 1
+    }
+
+    /// Returns the position of the newest message. `time_ms` is the time of this look in
+    /// milliseconds since the Unix epoch.
+    #[must_use]
+    pub const fn position(&self, time_ms: u64) -> Position {
+        Position { epoch: self.epoch, offset: self.newest, time_ms }
+    }
+
+    /// Returns the number of kept messages.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ring.len()
+    }
+
+    /// Returns `true` if no message is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ring.len() == 0
+    }
+
+    /// Returns the bytes of the kept messages, as they were counted when they were appended.
+    #[must_use]
+    pub const fn bytes(&self) -> u32 {
+        self.ring.bytes()
+    }
+
+    /// Returns the kept message with an offset.
+    #[must_use]
+    pub fn message(&self, offset: u64) -> Option<&M> {
+        let index = offset.checked_sub(self.oldest())?;
+        self.ring.get(usize::try_from(index).ok()?)
+    }
+
+    /// Returns the kept messages in a range of offsets, oldest first. The iterator has two ends, so it
+    /// can also be read from the newest message back. Messages outside of the range cost nothing.
+    pub fn messages(&self, offsets: impl RangeBounds<u64>) -> impl DoubleEndedIterator<Item = (u64, &M)> {
+        let (oldest, end) = (self.oldest(), self.newest + 1);
+        let from = match offsets.start_bound() {
+            Bound::Included(&offset) => offset,
+            Bound::Excluded(&offset) => offset.saturating_add(1),
+            Bound::Unbounded => oldest,
+        };
+        let to = match offsets.end_bound() {
+            Bound::Included(&offset) => offset.saturating_add(1),
+            Bound::Excluded(&offset) => offset,
+            Bound::Unbounded => end,
+        };
+        (from.clamp(oldest, end)..to.clamp(oldest, end))
+            .filter_map(move |offset| Some((offset, self.ring.get(usize::try_from(offset - oldest).ok()?)?)))
+    }
+
+    /// Appends a message and returns its offset. Evicts the oldest messages until `bounds` hold.
+    ///
+    /// `seal` gets the epoch and the message's offset, so that the message can contain them. It
+    /// returns the message and its bytes. A message that alone exceeds the bounds is not kept, but
+    /// its offset is used.
+    pub fn append(
+        &mut self,
+        bounds: &Retention,
+        now: Seconds,
+        evicted: &mut Evicted<M>,
+        seal: impl FnOnce(Epoch, u64) -> (M, usize),
+    ) -> u64 {
+        let offset = self.newest + 1;
+        let (message, bytes) = seal(self.epoch, offset);
+        match self.make_room(bounds, bytes, now, evicted) {
+            Some(bytes) => self.push(message, bytes, now),
+            None => {
+                self.newest = offset;
+                evicted.push(message, EvictionReason::Bytes);
+            }
+        }
+        offset
+    }
+
+    /// Evicts messages until one more message of `bytes` fits into `bounds`. Returns its bytes, or
+    /// `None` if the message alone exceeds the bounds; then the stream is empty.
+    pub(crate) fn make_room(
+        &mut self,
+        bounds: &Retention,
+        bytes: usize,
+        now: Seconds,
+        evicted: &mut Evicted<M>,
+    ) -> Option<u32> {
+        self.expire(bounds.ttl_seconds, now, evicted);
+        let bytes = u32::try_from(bytes).ok().filter(|bytes| bounds.messages > 0 && *bytes <= bounds.bytes);
+        match bytes {
+            Some(bytes) => {
+                let rest =
+                    Retention { messages: bounds.messages - 1, bytes: bounds.bytes - bytes, ..*bounds };
+                self.trim(&rest, evicted);
+            }
+            // Kept messages have no holes, so none may stay if the newest one is not kept.
+            None => while self.evict(EvictionReason::Bytes, evicted) {},
+        }
+        bytes
+    }
+
+    /// Evicts messages until `bounds` hold, except for their age.
+    pub(crate) fn trim(&mut self, bounds: &Retention, evicted: &mut Evicted<M>) {
+        while self.ring.len() > bounds.messages as usize {
+            self.evict(EvictionReason::Messages, evicted);
+        }
+        while self.ring.bytes() > bounds.bytes {
+            self.evict(EvictionReason::Bytes, evicted);
+        }
+    }
+
+    /// Adds the message after the newest one. The caller has made room for it.
+    pub(crate) fn push(&mut self, message: M, bytes: u32, now: Seconds) {
+        self.ring.push(message, bytes, now);
+        self.newest += 1;
+    }
+
+    /// Uses the next offset for a message that is not kept. The stream must be empty.
+    pub(crate) fn skip(&mut self) {
+        debug_assert!(self.is_empty(), "a hole between kept messages");
+        self.newest += 1;
+    }
+
+    /// Evicts the messages that are older than `ttl_seconds`.
+    pub fn expire(&mut self, ttl_seconds: u32, now: Seconds, evicted: &mut Evicted<M>) {
+        while self.oldest_at().is_some_and(|at| now.since(at) > ttl_seconds) {
+            self.evict(EvictionReason::Age, evicted);
+        }
+    }
+
+    /// Empties the stream and starts a new epoch. The offset goes on, so it is never given twice.
+    ///
+    /// `random` gives the new epoch ([`Epoch::from_random`]). It differs from the present one.
+    pub fn clear(&mut self, random: u64, evicted: &mut Evicted<M>) {
+        let epoch = Epoch::from_random(random);
+        self.epoch = if epoch == self.epoch { Epoch::from_random(random ^ 1) } else { epoch };
+        self.predecessor = None;
+        while self.evict(EvictionReason::Removed, evicted) {}
+    }
+
+    /// Evicts the oldest message. Returns `false` if there is none.
+    pub(crate) fn evict(&mut self, reason: EvictionReason, evicted: &mut Evicted<M>) -> bool {
+        match self.ring.pop() {
+            Some(slot) => {
+                evicted.push(slot.message, reason);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Returns the time of the oldest kept message.
+    pub(crate) fn oldest_at(&self) -> Option<Seconds> {
+        self.ring.oldest().map(|slot| slot.at)
+    }
+
+    /// Returns the bytes that the oldest kept message is charged in a budget with `overhead` for
+    /// each message.
+    pub(crate) fn oldest_charge(&self, overhead: u32) -> Option<u64> {
+        self.ring.oldest().map(|slot| slot.charge(overhead))
+    }
+
+    /// Returns the bytes that the kept messages are charged, like [`Self::oldest_charge`].
+    pub(crate) fn charge(&self, overhead: u32) -> u64 {
+        self.ring.charge(overhead)
+    }
+
+    /// Returns the memory of the stream on the heap, without what messages point to.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        self.ring.heap_bytes() + self.predecessor.as_deref().map_or(0, size_of_val)
+    }
+}
+
+#[cfg(test)]
+mod tests;
