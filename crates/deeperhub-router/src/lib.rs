@@ -61,6 +61,7 @@ mod arena;
 mod fanout;
 mod inbox;
 mod inline_list;
+mod kept;
 mod level_subsets;
 #[cfg(all(test, loom))]
 mod loom_models;
@@ -78,6 +79,7 @@ mod wakeups;
 mod wildcard;
 
 pub use deeperhub_types::{Subscription, Topic, TopicError, TopicPattern};
+pub use kept::{DeliveryState, Keep, Outgoing};
 pub use page::{InvalidCursor, TopicPage};
 pub use router::{Config, InboxPosition, InterestChange, Published, Router, ShardId};
 pub use shard::{DeliveryFlow, Shard, Subscribed, SubscriberKey, WORKER_SUBSCRIBER};

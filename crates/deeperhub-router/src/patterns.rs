@@ -149,12 +149,11 @@ impl Patterns {
     pub(crate) fn subtract(&mut self, key: &PatternKey<'_>, shard: u16) -> bool {
         let Some(number) = self.number(key) else { return false };
         let Some(pattern) = self.patterns.get_mut(number) else { return false };
-        pattern.entry.subtract(shard);
-        let is_empty = pattern.entry.shards.is_empty();
-        if is_empty {
+        let is_last = pattern.entry.subtract(shard);
+        if is_last {
             self.remove(number, key);
         }
-        is_empty
+        is_last
     }
 
     /// Removes all subscribers of a worker. Calls `on_removed` with each pattern that is removed
@@ -169,8 +168,7 @@ impl Patterns {
             let key = PatternKey::new(&name, &self.hasher);
             let Some(number) = self.number(&key) else { continue };
             let Some(pattern) = self.patterns.get_mut(number) else { continue };
-            pattern.entry.remove_shard(shard);
-            if pattern.entry.shards.is_empty() {
+            if pattern.entry.remove_shard(shard) {
                 self.remove(number, &key);
                 on_removed(&name);
             }
