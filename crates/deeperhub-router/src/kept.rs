@@ -91,8 +91,8 @@ impl<V: Send + 'static> Keep for Option<V> {
 pub struct Outgoing<F> {
     /// Bytes that count against [`Config::inbox_soft_limit_bytes`](crate::Config).
     pub bytes: usize,
-    /// Returns the message. It is called once for each shard with a subscriber, under a lock, so it
-    /// must be quick.
+    /// Returns the message. It is called once for each shard with a subscriber that is not
+    /// suspended, under a lock, so it must be quick.
     pub make: F,
 }
 
@@ -122,7 +122,7 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
     /// The call and the pushes are one critical section of the topic: all inboxes have its messages
     /// in the order in which `prepare` was called, and a [`Shard::subscribe_at`] happens before or
     /// after both. If `prepare` returns no message, nothing is pushed, and
-    /// [`Published::subscribers`] is 0. Patterns that match the topic get the message as usual.
+    /// [`Published::subscribers`] is 0. Suspended subscriptions count as subscribers. Patterns that match the topic get the message as usual.
     ///
     /// `prepare` runs under a lock, so it must be quick and must not call the router. What it takes
     /// out of the kept value can be returned, and is then dropped outside of the lock.

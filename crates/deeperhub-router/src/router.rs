@@ -1,7 +1,7 @@
 //! The routing table that all threads share, and publishing through it.
 
 use crate::inbox::{Congestion, Inbox, ListIds, OrderingKeys, SoftLimits};
-use crate::kept::{Keep, Outgoing};
+use crate::kept::{DeliveryState, Keep, Outgoing};
 use crate::matched_lists::MatchedLists;
 use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
@@ -131,9 +131,12 @@ impl<M, T: Keep> Shared<M, T> {
     }
 
     pub(crate) fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe<T>> {
+        lock(&self.stripes[self.stripe_index(hash)].0)
+    }
+
+    fn stripe_index(&self, hash: u64) -> usize {
         // The hash table of the stripe uses the lowest and the highest bits.
-        let index = (hash >> 32) as usize % STRIPES;
-        lock(&self.stripes[index].0)
+        (hash >> 32) as usize % STRIPES
     }
 
     pub(crate) fn stripe_at(&self, index: usize) -> Option<MutexGuard<'_, Stripe<T>>> {
@@ -215,7 +218,9 @@ impl<M, T: Keep> Shared<M, T> {
             if let Some(outgoing) = &mut outgoing {
                 for share in route.into_iter().flat_map(|route| route.shards.as_slice()) {
                     subscribers += u64::from(share.subscribers);
-                    push(outgoing, share.shard, ListIds::One(share.list));
+                    if share.state == DeliveryState::Live {
+                        push(outgoing, share.shard, ListIds::One(share.list));
+                    }
                 }
             }
         } else {
@@ -224,7 +229,9 @@ impl<M, T: Keep> Shared<M, T> {
             let mut add = |route: &RouteEntry| {
                 for share in route.shards.as_slice() {
                     matching_subscribers += u64::from(share.subscribers);
-                    matched.push(share.shard, share.list);
+                    if share.state == DeliveryState::Live {
+                        matched.push(share.shard, share.list);
+                    }
                 }
             };
             // Hold this lock until all messages are pushed, because subscribing to a pattern relies
@@ -255,6 +262,7 @@ impl<M, T: Keep> Shared<M, T> {
 
     /// Locks the stripe of a topic. If there are patterns that the topic could match, locks nothing
     /// and returns `None`.
+    #[inline]
     fn lock_unless_patterns_match(&self, hash: u64, name: &str) -> Option<MutexGuard<'_, Stripe<T>>> {
         let may_match_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_reserved(name);
         if may_match_patterns() {
@@ -426,6 +434,20 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
     pub(crate) fn heap_bytes(&self) -> usize {
         let stripes = (0..STRIPES).filter_map(|index| self.shared.stripe_at(index));
         stripes.map(|stripe| stripe.heap_bytes()).sum::<usize>() + read(&self.shared.patterns).heap_bytes()
+    }
+
+    /// Returns the number of topics with an entry, which all have subscribers or a kept value.
+    #[cfg(test)]
+    pub(crate) fn entry_count(&self) -> usize {
+        let stripes = (0..STRIPES).filter_map(|index| self.shared.stripe_at(index));
+        stripes.map(|stripe| stripe.entry_count()).sum()
+    }
+
+    /// Returns `true` if the stripe of a topic is locked.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn is_locked(&self, topic: &str) -> bool {
+        let index = self.shared.stripe_index(self.shared.hash(topic));
+        self.shared.stripes[index].0.try_lock().is_err()
     }
 
     pub(crate) fn shared(&self) -> &Shared<M, T> {

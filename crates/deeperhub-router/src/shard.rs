@@ -10,7 +10,9 @@ use crate::stripe::{RouteEntry, Stripe, arc_bytes};
 use crate::sync::{Arc, write};
 use crate::wakeups::{ShardSet, Wakeups};
 use crate::wildcard::is_match;
+use ahash::RandomState;
 use deeperhub_types::{Subscription, Topic};
+use std::collections::HashMap;
 use std::fmt;
 use std::task::{Context, Poll};
 
@@ -73,6 +75,8 @@ pub(crate) struct SubscriptionTables {
     clients: Vec<PositionList>,
     /// Positions of [`WORKER_SUBSCRIBER`].
     worker_positions: PositionList,
+    /// Number of suspended subscribers of each list that has some.
+    suspended: HashMap<u32, u32, RandomState>,
     /// Number of positions that [`since`](Self::since) has visited.
     #[cfg(test)]
     positions_visited: std::cell::Cell<usize>,
@@ -158,9 +162,41 @@ impl SubscriptionTables {
         self.positions(key).get(self.find(key, name)?).copied()
     }
 
-    fn subscriber_mut(&mut self, position: ListPosition) -> Option<&mut Subscriber> {
+    /// Sets [`Subscriber::since`] and returns the value from before.
+    fn set_since(&mut self, position: ListPosition, since: u64) -> Option<u64> {
         let subscribers = self.lists.get_mut(position.list)?.subscribers.as_mut_slice();
-        subscribers.get_mut(position.index as usize)
+        let subscriber = subscribers.get_mut(position.index as usize)?;
+        let before = std::mem::replace(&mut subscriber.since, since);
+        if before == SUSPENDED {
+            self.subtract_suspended(position.list);
+        }
+        if since == SUSPENDED {
+            self.add_suspended(position.list);
+        }
+        Some(before)
+    }
+
+    #[cold]
+    fn add_suspended(&mut self, list: u32) {
+        *self.suspended.entry(list).or_default() += 1;
+    }
+
+    #[cold]
+    fn subtract_suspended(&mut self, list: u32) {
+        if let Some(count) = self.suspended.get_mut(&list) {
+            *count -= 1;
+            if *count == 0 {
+                self.suspended.remove(&list);
+            }
+        }
+    }
+
+    /// Returns [`DeliveryState::Suspended`] if all subscribers of a list are suspended.
+    fn list_state(&self, list: u32) -> DeliveryState {
+        match self.suspended.get(&list) {
+            Some(count) if *count as usize == self.subscribers(list).len() => DeliveryState::Suspended,
+            _ => DeliveryState::Live,
+        }
     }
 
     fn add(&mut self, key: SubscriberKey, list: u32, since: u64) {
@@ -175,6 +211,9 @@ impl SubscriptionTables {
         let subscriber = Subscriber { since, key, subscription_index: positions.len() as u32 };
         positions.push(ListPosition { list, index: subscriber_list.subscribers.len() as u32 });
         subscriber_list.subscribers.push(subscriber);
+        if since == SUSPENDED {
+            self.add_suspended(list);
+        }
     }
 
     /// Removes a client from one of its lists.
@@ -213,6 +252,9 @@ impl SubscriptionTables {
             }
         }
         self.lists.get_mut(position.list)?.subscribers.swap_remove(last as usize);
+        if subscriber.since == SUSPENDED {
+            self.subtract_suspended(position.list);
+        }
         while self.clients.last().is_some_and(InlineList::is_empty) {
             self.clients.pop();
         }
@@ -269,6 +311,8 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
             lists: Arena::new(),
             clients: Vec::new(),
             worker_positions: InlineList::new(),
+            // Fixed seeds are safe: clients cannot choose the numbers of lists.
+            suspended: HashMap::with_hasher(RandomState::with_seeds(1, 2, 3, 4)),
             #[cfg(test)]
             positions_visited: std::cell::Cell::new(0),
         };
@@ -348,13 +392,24 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
     /// Suspends a client's subscription to a topic: nothing more is delivered through it, not even
     /// messages that were published before. It still counts as a subscription.
     ///
-    /// Returns `false` if the client has no such subscription. Takes no lock.
+    /// While all subscriptions of this worker to the topic are suspended, publishes to it push
+    /// nothing to the worker and do not wake it. Returns `false` if the client has no such
+    /// subscription.
     pub fn suspend(&mut self, key: SubscriberKey, topic: &Topic<'_>) -> bool {
-        let Some(position) = self.tables.find_position(key, topic.as_str()) else { return false };
-        let Some(subscriber) = self.tables.subscriber_mut(position) else { return false };
-        let since = std::mem::replace(&mut subscriber.since, SUSPENDED);
+        let name = topic.as_str();
+        let Some(position) = self.tables.find_position(key, name) else { return false };
+        let Some(since) = self.tables.set_since(position, SUSPENDED) else { return false };
         for running in &mut self.fanouts.running {
             running.subscriber_suspended(position.list, position.index, key, since);
+        }
+        let state = self.tables.list_state(position.list);
+        if since != SUSPENDED && state == DeliveryState::Suspended {
+            let (shared, shard) = (&*self.shared, self.id.0);
+            let hash = shared.hash(name);
+            let mut stripe = shared.stripe(hash);
+            if shared.inboxes[usize::from(shard)].generation() == self.generation {
+                stripe.set_state(hash, name, shard, state);
+            }
         }
         true
     }
@@ -373,19 +428,24 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
     ) -> Option<R> {
         let name = topic.as_str();
         let position = self.tables.find_position(key, name)?;
-        let subscriber = self.tables.subscriber_mut(position)?;
-        if subscriber.since != SUSPENDED {
+        if self.tables.subscriber(position)?.since != SUSPENDED {
             return None;
         }
-        let shared = &*self.shared;
-        let inbox = &shared.inboxes[usize::from(self.id.0)];
+        let (shared, shard) = (&*self.shared, self.id.0);
+        let inbox = &shared.inboxes[usize::from(shard)];
         let hash = shared.hash(name);
         let mut stripe = shared.stripe(hash);
         if inbox.generation() != self.generation {
             return None;
         }
         let (_, (state, output)) = stripe.update_kept(hash, name, &shared.hasher, catch_up);
-        subscriber.since = live_since(state, inbox.last_sequence());
+        if state == DeliveryState::Live {
+            // A publish to this list needs the lock that is held here, so no push happens now.
+            if self.tables.list_state(position.list) == DeliveryState::Suspended {
+                stripe.set_state(hash, name, shard, state);
+            }
+            self.tables.set_since(position, inbox.last_sequence());
+        }
         Some(output)
     }
 
@@ -404,10 +464,14 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         if inbox.generation() != self.generation {
             return stripe.update_kept(hash, name, &shared.hasher, judge).1.1;
         }
-        let add = |entry: &mut RouteEntry| add_subscriber(shared, shard, lists, entry);
+        let add =
+            |entry: &mut RouteEntry, (state, _): &_| add_subscriber(shared, shard, lists, entry, *state);
         let (list, (state, output)) = stripe.subscribe(hash, name, &shared.hasher, add, judge);
         // A publish to this list needs the lock that is held here, so no push happens now.
-        let since = live_since(state, inbox.last_sequence());
+        let since = match state {
+            DeliveryState::Live => inbox.last_sequence(),
+            DeliveryState::Suspended => SUSPENDED,
+        };
         drop(stripe);
         self.tables.add(key, list, since);
         output
@@ -423,7 +487,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
             return;
         }
         let entry = patterns.get_or_insert(&pattern);
-        let list = add_subscriber(shared, shard, &mut self.tables.lists, entry);
+        let list = add_subscriber(shared, shard, &mut self.tables.lists, entry, DeliveryState::Live);
         // A publish to this list needs the lock that is held here, so no push happens now.
         let since = inbox.last_sequence();
         shared.count_patterns(&patterns);
@@ -474,6 +538,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         let Some(name) = self.tables.lists.get(list).map(|list| std::sync::Arc::clone(&list.name)) else {
             return false;
         };
+        let state = self.tables.list_state(list);
         if is_empty {
             self.tables.lists.remove(list);
         }
@@ -490,7 +555,9 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         } else {
             let hash = shared.hash(&name);
             let mut stripe = shared.stripe(hash);
-            if inbox.generation() == self.generation && stripe.subtract(hash, &name, shard, &shared.hasher) {
+            if inbox.generation() == self.generation
+                && stripe.subtract(hash, &name, shard, state, &shared.hasher)
+            {
                 shared.notify_interest_change(&name, InterestChange::Lost);
             }
         }
@@ -642,30 +709,25 @@ impl<M, T> Drop for Shard<M, T> {
 
 /// Adds one subscriber of a worker to an entry, and reports the entry's first subscriber. Returns
 /// the number of the worker's list.
+#[inline]
 fn add_subscriber<M, T: Keep>(
     shared: &Shared<M, T>,
     shard: u16,
     lists: &mut Arena<SubscriberList>,
     entry: &mut RouteEntry,
+    state: DeliveryState,
 ) -> u32 {
     let name = std::sync::Arc::clone(&entry.name);
     if entry.shards.is_empty() {
         shared.notify_interest_change(&name, InterestChange::Gained);
     }
-    entry.add(shard, || lists.insert(SubscriberList { name, subscribers: InlineList::new() }))
-}
-
-/// Returns [`Subscriber::since`] of a subscription in this state. `last_sequence` is that of the
-/// inbox, read in the critical section that decided on the state.
-fn live_since(state: DeliveryState, last_sequence: u64) -> u64 {
-    match state {
-        DeliveryState::Live => last_sequence,
-        DeliveryState::Suspended => SUSPENDED,
-    }
+    entry.add(shard, state, || lists.insert(SubscriberList { name, subscribers: InlineList::new() }))
 }
 
 /// Returns `true` if a name is a pattern: one of its levels is `*` or `>`. Topics have no such
 /// level.
 fn is_pattern(name: &str) -> bool {
-    name.split('.').any(|level| level == "*" || level == ">")
+    // Few topics have these characters at all.
+    name.bytes().any(|byte| matches!(byte, b'*' | b'>'))
+        && name.split('.').any(|level| level == "*" || level == ">")
 }

@@ -2,7 +2,7 @@
 //! the number of subscribers that each worker has and the value that is kept for each topic.
 
 use crate::inline_list::InlineList;
-use crate::kept::Keep;
+use crate::kept::{DeliveryState, Keep};
 use ahash::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table;
@@ -23,6 +23,8 @@ pub(crate) struct ShardShare {
     /// Number of the worker's subscriber list.
     pub(crate) list: u32,
     pub(crate) subscribers: u32,
+    /// Suspended if all these subscribers are. Publishes then push nothing to the worker.
+    pub(crate) state: DeliveryState,
 }
 
 impl RouteEntry {
@@ -38,24 +40,38 @@ impl RouteEntry {
         self.shards.as_slice().iter().find(|share| share.shard == shard).map(|share| share.list)
     }
 
-    /// Adds one subscriber of a worker and returns the number of the worker's list. Calls
-    /// `create_list` to create the list if the worker has no subscriber yet.
-    pub(crate) fn add(&mut self, shard: u16, create_list: impl FnOnce() -> u32) -> u32 {
-        if let Some(share) = self.shards.as_mut_slice().iter_mut().find(|share| share.shard == shard) {
+    fn share_mut(&mut self, shard: u16) -> Option<&mut ShardShare> {
+        self.shards.as_mut_slice().iter_mut().find(|share| share.shard == shard)
+    }
+
+    /// Adds one subscriber of a worker in this state, and returns the number of the worker's list.
+    /// Calls `create_list` to create the list if the worker has no subscriber yet.
+    pub(crate) fn add(&mut self, shard: u16, state: DeliveryState, create_list: impl FnOnce() -> u32) -> u32 {
+        if let Some(share) = self.share_mut(shard) {
             share.subscribers += 1;
+            if state == DeliveryState::Live {
+                share.state = state;
+            }
             return share.list;
         }
         let list = create_list();
-        self.shards.push(ShardShare { shard, list, subscribers: 1 });
+        self.shards.push(ShardShare { shard, list, subscribers: 1, state });
         list
     }
 
-    /// Subtracts one subscriber of a worker. Returns `true` if no worker has a subscriber any more.
-    pub(crate) fn subtract(&mut self, shard: u16) -> bool {
+    /// Subtracts one subscriber of a worker, whose other subscribers are together in this state.
+    /// Returns `true` if no worker has a subscriber any more.
+    pub(crate) fn subtract(&mut self, shard: u16, state: DeliveryState) -> bool {
         let shards = self.shards.as_mut_slice();
-        let Some(share) = shards.iter_mut().find(|share| share.shard == shard) else { return false };
-        share.subscribers = share.subscribers.saturating_sub(1);
-        share.subscribers == 0 && self.remove_shard(shard)
+        let Some(index) = shards.iter().position(|share| share.shard == shard) else { return false };
+        if let Some(share) = shards.get_mut(index) {
+            share.subscribers = share.subscribers.saturating_sub(1);
+            share.state = state;
+            if share.subscribers == 0 {
+                self.shards.swap_remove(index);
+            }
+        }
+        self.shards.is_empty()
     }
 
     #[cfg(test)]
@@ -117,14 +133,14 @@ impl<T: Keep> Stripe<T> {
         self.topics.find(hash, |entry| *entry.route.name == *name).map(|entry| &entry.route)
     }
 
-    /// Calls `update` with the topic's name and kept value, then adds subscribers with `add`.
-    /// Inserts the topic if needed. Returns the results of both calls.
+    /// Calls `update` with the topic's name and kept value, then `add` with its result, which adds
+    /// subscribers. Inserts the topic if needed. Returns the results of both calls.
     pub(crate) fn subscribe<A, R>(
         &mut self,
         hash: u64,
         name: &str,
         hasher: &RandomState,
-        add: impl FnOnce(&mut RouteEntry) -> A,
+        add: impl FnOnce(&mut RouteEntry, &R) -> A,
         update: impl FnOnce(&Arc<str>, &mut T) -> R,
     ) -> (A, R) {
         let equal = |entry: &TopicEntry<T>| *entry.route.name == *name;
@@ -142,16 +158,24 @@ impl<T: Keep> Stripe<T> {
             }
         };
         self.listed += usize::from(route.shards.is_empty() && !is_reserved(name));
-        (add(route), output)
+        (add(route, &output), output)
     }
 
-    /// Subtracts one subscriber of a worker from a topic. Returns `true` if it was the topic's last
-    /// subscriber. The topic is then removed, unless something is kept for it.
-    pub(crate) fn subtract(&mut self, hash: u64, name: &str, shard: u16, hasher: &RandomState) -> bool {
+    /// Subtracts one subscriber of a worker from a topic; see [`RouteEntry::subtract`]. Returns
+    /// `true` if it was the topic's last subscriber. The topic is then removed, unless something is
+    /// kept for it.
+    pub(crate) fn subtract(
+        &mut self,
+        hash: u64,
+        name: &str,
+        shard: u16,
+        state: DeliveryState,
+        hasher: &RandomState,
+    ) -> bool {
         let Ok(mut occupied) = self.topics.find_entry(hash, |entry| *entry.route.name == *name) else {
             return false;
         };
-        let is_last = occupied.get_mut().route.subtract(shard);
+        let is_last = occupied.get_mut().route.subtract(shard, state);
         if is_last {
             self.listed -= usize::from(!is_reserved(name));
             if !occupied.get().is_used() {
@@ -160,6 +184,14 @@ impl<T: Keep> Stripe<T> {
             }
         }
         is_last
+    }
+
+    /// Sets the state in which all subscribers of a worker are together.
+    pub(crate) fn set_state(&mut self, hash: u64, name: &str, shard: u16, state: DeliveryState) {
+        let entry = self.topics.find_mut(hash, |entry| *entry.route.name == *name);
+        if let Some(share) = entry.and_then(|entry| entry.route.share_mut(shard)) {
+            share.state = state;
+        }
     }
 
     /// Removes all subscribers of a worker. Calls `on_last` with each topic that has no other
@@ -214,11 +246,7 @@ impl<T: Keep> Stripe<T> {
 
     /// Calls `visit` with the name, the number of subscribers and the kept value of each topic for
     /// which something is kept. Removes topics that are not used any more.
-    pub(crate) fn visit_kept(
-        &mut self,
-        hasher: &RandomState,
-        mut visit: impl FnMut(&Arc<str>, u64, &mut T),
-    ) {
+    pub(crate) fn visit_kept(&mut self, hasher: &RandomState, mut visit: impl FnMut(&Arc<str>, u64, &mut T)) {
         self.topics.retain(|entry| {
             if !entry.kept.is_spent() {
                 visit(&entry.route.name, entry.route.subscribers(), &mut entry.kept);
@@ -226,6 +254,12 @@ impl<T: Keep> Stripe<T> {
             entry.is_used()
         });
         self.shrink(hasher);
+    }
+
+    /// Returns the number of topics with an entry.
+    #[cfg(test)]
+    pub(crate) fn entry_count(&self) -> usize {
+        self.topics.len()
     }
 
     #[cfg(test)]
@@ -267,10 +301,10 @@ mod tests {
         let mut stripe = Stripe::<()>::new();
         let names: Vec<_> = (0..10_000).map(|number| format!("topic.{number}")).collect();
         for name in &names {
-            let add = |entry: &mut RouteEntry| {
-                entry.add(3, || 7);
-                entry.add(4, || 8);
-                entry.add(3, || unreachable!("the worker has a list"));
+            let add = |entry: &mut RouteEntry, (): &()| {
+                entry.add(3, DeliveryState::Live, || 7);
+                entry.add(4, DeliveryState::Live, || 8);
+                entry.add(3, DeliveryState::Live, || unreachable!("the worker has a list"));
                 assert_eq!((entry.subscribers(), entry.list(3), entry.list(5)), (3, Some(7), None));
             };
             stripe.subscribe(hasher.hash_one(name.as_str()), name, &hasher, add, |_, ()| ());
@@ -279,9 +313,9 @@ mod tests {
         assert_eq!(stripe.listed(), 10_000);
         for name in &names {
             let hash = hasher.hash_one(name.as_str());
-            assert!(!stripe.subtract(hash, name, 3, &hasher));
+            assert!(!stripe.subtract(hash, name, 3, DeliveryState::Live, &hasher));
             assert_eq!(stripe.find(hash, name).unwrap().subscribers(), 1);
-            assert!(stripe.subtract(hash, name, 3, &hasher));
+            assert!(stripe.subtract(hash, name, 3, DeliveryState::Live, &hasher));
             assert!(stripe.find(hash, name).is_none());
         }
         assert_eq!(stripe.listed(), 0);
@@ -295,9 +329,9 @@ mod tests {
         for number in 0..10_000 {
             let name = format!("topic.{number}");
             let hash = hasher.hash_one(name.as_str());
-            let add = |entry: &mut RouteEntry| entry.add(3, || 7);
+            let add = |entry: &mut RouteEntry, (): &()| entry.add(3, DeliveryState::Live, || 7);
             stripe.subscribe(hash, &name, &hasher, add, |_, kept| *kept = Some(number));
-            assert!(stripe.subtract(hash, &name, 3, &hasher));
+            assert!(stripe.subtract(hash, &name, 3, DeliveryState::Live, &hasher));
         }
         assert_eq!((stripe.listed(), stripe.iter_listed().count(), stripe.topics.len()), (0, 0, 10_000));
         stripe.remove_shard(3, &hasher, |name| unreachable!("{name} has no subscriber"));
@@ -324,6 +358,7 @@ mod tests {
     fn an_entry_without_a_kept_value_takes_40_bytes() {
         assert_eq!(size_of::<TopicEntry<()>>(), 40);
         assert_eq!(size_of::<RouteEntry>(), 40);
+        assert_eq!(size_of::<ShardShare>(), 12);
         assert_eq!(size_of::<TopicEntry<Option<Box<u64>>>>(), 48);
     }
 }
