@@ -1,6 +1,7 @@
 //! Values that the router keeps for topics, for example their last messages.
 
 use crate::router::{Published, Router, STRIPES, Shared};
+use crate::stripe::RouteEntry;
 use crate::wakeups::{WakeOnDrop, Wakeups};
 use deeperhub_types::Topic;
 use std::ops::Range;
@@ -43,7 +44,7 @@ mod tests;
 /// let mut shard = router.attach(ShardId(0));
 /// let room = Topic::parse("room.7")?;
 /// let publish = |text: &'static str| {
-///     let (_, evicted) = router.publish_kept(&room, None, |_name, kept| {
+///     let (_, evicted) = router.publish_kept(&room, None, |_topic, kept| {
 ///         let evicted = if kept.0.len() == 2 { kept.0.pop_front() } else { None };
 ///         kept.0.push_back(text);
 ///         (Some(Outgoing { bytes: text.len(), make: move || text }), evicted)
@@ -53,8 +54,9 @@ mod tests;
 /// };
 /// ["good", "morning", "all"].map(publish);
 ///
-/// let (_, mut received) =
-///     shard.subscribe_at(1, &room, |_name, kept| (DeliveryState::Live, Vec::from(kept.0.clone())));
+/// let (_, mut received) = shard.subscribe_at(1, &room, |_topic, kept| {
+///     (DeliveryState::Live, Vec::from(kept.0.clone()))
+/// });
 /// publish("welcome");
 /// let mut cx = Context::from_waker(Waker::noop());
 /// let _ = shard.poll_deliver(&mut cx, |_subscriber, text| {
@@ -105,9 +107,32 @@ pub enum DeliveryState {
     Suspended,
 }
 
+/// A topic as a function sees it that gets the topic's kept value.
+#[derive(Debug, Clone, Copy)]
+pub struct TopicView<'a>(&'a RouteEntry);
+
+impl<'a> TopicView<'a> {
+    pub(crate) fn new(route: &'a RouteEntry) -> Self {
+        Self(route)
+    }
+
+    /// Returns the topic's name. Clones share the memory of the router's own copy.
+    #[must_use]
+    pub fn name(&self) -> &'a Arc<str> {
+        &self.0.name
+    }
+
+    /// Returns the number of the topic's subscribers on all shards, suspended ones included. It
+    /// does not count patterns, and no subscription that the call is about to add.
+    #[must_use]
+    pub fn subscribers(&self) -> u64 {
+        self.0.subscribers()
+    }
+}
+
 impl<M, T: Keep> Shared<M, T> {
     /// Calls `update` with a kept value; see [`Router::update_kept`].
-    pub(crate) fn update_kept<R>(&self, name: &str, update: impl FnOnce(&Arc<str>, &mut T) -> R) -> R {
+    pub(crate) fn update_kept<R>(&self, name: &str, update: impl FnOnce(TopicView<'_>, &mut T) -> R) -> R {
         let hash = self.hash(name);
         let mut stripe = self.stripe(hash);
         let (_, output) = stripe.update_kept(hash, name, &self.hasher, update);
@@ -117,12 +142,13 @@ impl<M, T: Keep> Shared<M, T> {
 }
 
 impl<M: Send + 'static, T: Keep> Router<M, T> {
-    /// Publishes a message that `prepare` makes from the topic's name and kept value.
+    /// Publishes a message that `prepare` makes from the topic and its kept value.
     ///
     /// The call and the pushes are one critical section of the topic: all inboxes have its messages
     /// in the order in which `prepare` was called, and a [`Shard::subscribe_at`] happens before or
-    /// after both. If `prepare` returns no message, nothing is pushed, and
-    /// [`Published::subscribers`] is 0. Suspended subscriptions count as subscribers. Patterns that match the topic get the message as usual.
+    /// after both. Suspended subscriptions count as subscribers. Patterns that match the topic get
+    /// the message as usual. If `prepare` returns no message, nothing is pushed, and
+    /// [`Published::subscribers`] is 0.
     ///
     /// `prepare` runs under a lock, so it must be quick and must not call the router. What it takes
     /// out of the kept value can be returned, and is then dropped outside of the lock.
@@ -133,14 +159,14 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
         &self,
         topic: &Topic<'_>,
         source: Option<u64>,
-        prepare: impl FnOnce(&Arc<str>, &mut T) -> (Option<Outgoing<F>>, R),
+        prepare: impl FnOnce(TopicView<'_>, &mut T) -> (Option<Outgoing<F>>, R),
     ) -> (Published, R) {
         self.shared().publish_kept(topic, source, prepare, Wakeups::Immediate(WakeOnDrop::default()))
     }
 
-    /// Calls `update` with the name and kept value of a topic, and returns its result. The call is
-    /// a critical section of the topic, as in [`publish_kept`](Self::publish_kept).
-    pub fn update_kept<R>(&self, topic: &Topic<'_>, update: impl FnOnce(&Arc<str>, &mut T) -> R) -> R {
+    /// Calls `update` with a topic and its kept value, and returns the result. The call is a
+    /// critical section of the topic, as in [`publish_kept`](Self::publish_kept).
+    pub fn update_kept<R>(&self, topic: &Topic<'_>, update: impl FnOnce(TopicView<'_>, &mut T) -> R) -> R {
         self.shared().update_kept(topic.as_str(), update)
     }
 
@@ -150,12 +176,11 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
         0..STRIPES
     }
 
-    /// Calls `visit` with the name, the number of subscribers and the kept value of each topic of a
-    /// stripe for which something is kept, reserved topics included. Does nothing if there is no
-    /// such stripe.
+    /// Calls `visit` with each topic of a stripe for which something is kept, and its kept value.
+    /// Reserved topics are included. Does nothing if there is no such stripe.
     ///
     /// All calls happen under the lock of the stripe, so publishes to its topics wait meanwhile.
-    pub fn visit_kept(&self, stripe: usize, visit: impl FnMut(&Arc<str>, u64, &mut T)) {
+    pub fn visit_kept(&self, stripe: usize, visit: impl FnMut(TopicView<'_>, &mut T)) {
         if let Some(mut stripe) = self.shared().stripe_at(stripe) {
             stripe.visit_kept(&self.shared().hasher, visit);
         }

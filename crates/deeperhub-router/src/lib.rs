@@ -26,14 +26,15 @@
 //!   pushes it in the same critical section.
 //! - [`Shard::subscribe_at`] reads the value, and decides whether deliveries start at once or after
 //!   a replay of older messages.
-//! - [`Shard::suspend`] stops the deliveries of a subscription, for example because its client reads
-//!   too slowly. [`Shard::resume_at`] reads the value, and continues them if nothing is missing.
+//! - [`Shard::suspend`] stops the deliveries of a subscription, for example because its client
+//!   reads too slowly. [`Shard::resume_at`] reads the value, and continues them if nothing is
+//!   missing.
 //! - [`Router::update_kept`] and [`Router::visit_kept`] are for reads and for expiry.
 //!
 //! What a subscriber reads from the value and what is then delivered make up all messages of the
 //! topic, each once and in order. Suspension is per subscription: a pattern of the same client still
-//! delivers. The router does not tell which message a client got last, so messages that need it
-//! carry a number of their own.
+//! delivers, so what the client reads may repeat its messages. The router does not tell which
+//! message a client got last. Messages that need it carry a number of their own.
 //!
 //! A topic without subscribers stays in the table while something is kept for it. Counts, lists and
 //! [`Router::observe_interest`] only see topics with subscribers. Routers that keep nothing
@@ -43,8 +44,8 @@
 //! Inboxes have only a soft limit ([`Config`]). A push happens under a lock, so it never waits;
 //! above the limit, the publisher is asked to pause. The tables grow with the subscriptions and the
 //! topics with a kept value, and free memory when these end. The caller limits the subscriptions of
-//! a client, and what is kept. [`Shard::held_bytes`] returns the memory that a client's subscriptions
-//! hold.
+//! a client, and what is kept. [`Shard::held_bytes`] returns the memory that a client's
+//! subscriptions hold.
 //!
 //! The shape of a pattern says which of its levels are wildcards. A publish makes one hash lookup
 //! for each shape that its topic could match. There are at most as many shapes as patterns, and at
@@ -100,7 +101,7 @@ mod wakeups;
 mod wildcard;
 
 pub use deeperhub_types::{Subscription, Topic, TopicError, TopicPattern};
-pub use kept::{DeliveryState, Keep, Outgoing};
+pub use kept::{DeliveryState, Keep, Outgoing, TopicView};
 pub use page::{InvalidCursor, TopicPage};
 pub use router::{Config, InboxPosition, InterestChange, Published, Router, ShardId};
 pub use shard::{DeliveryFlow, Shard, Subscribed, SubscriberKey, WORKER_SUBSCRIBER};

@@ -3,7 +3,7 @@
 //!
 //! Run them with `RUSTFLAGS="--cfg loom" cargo test -p deeperhub-router --lib --release models`.
 
-use crate::{Config, DeliveryFlow, DeliveryState, Outgoing, Router, Shard, ShardId};
+use crate::{Config, DeliveryFlow, DeliveryState, Outgoing, Router, Shard, ShardId, TopicView};
 use ahash::RandomState;
 use deeperhub_types::{Subscription, Topic};
 use std::sync::Arc;
@@ -264,13 +264,13 @@ fn check_received(worker: impl Fn(&mut Shard<u32, Log>) -> Vec<u32> + Copy + Sen
 
 /// Subscribes, reads the log, and starts with this state.
 fn subscribe_at(shard: &mut Shard<u32, Log>, state: DeliveryState) -> Vec<u32> {
-    let read = |_: &Arc<str>, log: &mut Log| (state, log.clone().unwrap_or_default());
+    let read = |_: TopicView<'_>, log: &mut Log| (state, log.clone().unwrap_or_default());
     shard.subscribe_at(0, &Topic::parse("a").unwrap(), read).1
 }
 
 /// Reads the log after the received messages, and resumes the subscription.
 fn resume_at(shard: &mut Shard<u32, Log>, received: &mut Vec<u32>) {
-    let read = |_: &Arc<str>, log: &mut Log| {
+    let read = |_: TopicView<'_>, log: &mut Log| {
         received.extend(log.iter().flatten().skip(received.len()));
         (DeliveryState::Live, ())
     };

@@ -1,7 +1,7 @@
 //! The routing table that all threads share, and publishing through it.
 
 use crate::inbox::{Congestion, Inbox, ListIds, OrderingKeys, SoftLimits};
-use crate::kept::{DeliveryState, Keep, Outgoing};
+use crate::kept::{DeliveryState, Keep, Outgoing, TopicView};
 use crate::matched_lists::MatchedLists;
 use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
@@ -176,7 +176,7 @@ impl<M, T: Keep> Shared<M, T> {
         &self,
         topic: &Topic<'_>,
         source: Option<u64>,
-        prepare: impl FnOnce(&std::sync::Arc<str>, &mut T) -> (Option<Outgoing<F>>, R),
+        prepare: impl FnOnce(TopicView<'_>, &mut T) -> (Option<Outgoing<F>>, R),
         wakeups: Wakeups<'_>,
     ) -> (Published, R) {
         let name = topic.as_str();

@@ -3,7 +3,7 @@
 use crate::arena::Arena;
 use crate::fanout::Fanouts;
 use crate::inline_list::{InlineList, shrink};
-use crate::kept::{DeliveryState, Keep, Outgoing};
+use crate::kept::{DeliveryState, Keep, Outgoing, TopicView};
 use crate::patterns::{PatternKey, Patterns};
 use crate::router::{InboxPosition, InterestChange, Published, ShardId, Shared};
 use crate::stripe::{RouteEntry, Stripe, arc_bytes};
@@ -343,7 +343,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         &mut self,
         topic: &Topic<'_>,
         source: Option<u64>,
-        prepare: impl FnOnce(&std::sync::Arc<str>, &mut T) -> (Option<Outgoing<F>>, R),
+        prepare: impl FnOnce(TopicView<'_>, &mut T) -> (Option<Outgoing<F>>, R),
     ) -> (Published, R) {
         self.shared.inboxes[usize::from(self.id.0)].disarm(self.generation);
         self.shared.publish_kept(topic, source, prepare, Wakeups::Deferred(&mut self.deferred_wakeups))
@@ -366,9 +366,9 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         Subscribed::New
     }
 
-    /// Subscribes a client to a topic, and calls `judge` with the topic's name and kept value. Both
-    /// happen in one critical section of the topic: what `judge` sees contains exactly the messages
-    /// that are not delivered.
+    /// Subscribes a client to a topic, and calls `judge` with the topic and its kept value. Both
+    /// happen in one critical section of the topic: messages whose publish `judge` sees are not
+    /// delivered, and later ones are.
     ///
     /// The result of `judge` says whether deliveries start at once or after
     /// [`resume_at`](Self::resume_at). If the client already had the subscription, or the worker of
@@ -380,7 +380,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         &mut self,
         key: SubscriberKey,
         topic: &Topic<'_>,
-        judge: impl FnOnce(&std::sync::Arc<str>, &mut T) -> (DeliveryState, R),
+        judge: impl FnOnce(TopicView<'_>, &mut T) -> (DeliveryState, R),
     ) -> (Subscribed, R) {
         let name = topic.as_str();
         if self.tables.find(key, name).is_some() {
@@ -414,7 +414,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         true
     }
 
-    /// Calls `catch_up` with the name and kept value of a topic, and resumes a client's suspended
+    /// Calls `catch_up` with a topic and its kept value, and resumes a client's suspended
     /// subscription to it if the result is [`DeliveryState::Live`]. Both happen in one critical
     /// section of the topic, as in [`subscribe_at`](Self::subscribe_at).
     ///
@@ -424,7 +424,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         &mut self,
         key: SubscriberKey,
         topic: &Topic<'_>,
-        catch_up: impl FnOnce(&std::sync::Arc<str>, &mut T) -> (DeliveryState, R),
+        catch_up: impl FnOnce(TopicView<'_>, &mut T) -> (DeliveryState, R),
     ) -> Option<R> {
         let name = topic.as_str();
         let position = self.tables.find_position(key, name)?;
@@ -454,7 +454,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         &mut self,
         key: SubscriberKey,
         name: &str,
-        judge: impl FnOnce(&std::sync::Arc<str>, &mut T) -> (DeliveryState, R),
+        judge: impl FnOnce(TopicView<'_>, &mut T) -> (DeliveryState, R),
     ) -> R {
         let (shared, shard) = (&*self.shared, self.id.0);
         let inbox = &shared.inboxes[usize::from(shard)];

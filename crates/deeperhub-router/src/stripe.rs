@@ -2,7 +2,7 @@
 //! the number of subscribers that each worker has and the value that is kept for each topic.
 
 use crate::inline_list::InlineList;
-use crate::kept::{DeliveryState, Keep};
+use crate::kept::{DeliveryState, Keep, TopicView};
 use ahash::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table;
@@ -133,7 +133,7 @@ impl<T: Keep> Stripe<T> {
         self.topics.find(hash, |entry| *entry.route.name == *name).map(|entry| &entry.route)
     }
 
-    /// Calls `update` with the topic's name and kept value, then `add` with its result, which adds
+    /// Calls `update` with the topic and its kept value, then `add` with the result, which adds
     /// subscribers. Inserts the topic if needed. Returns the results of both calls.
     pub(crate) fn subscribe<A, R>(
         &mut self,
@@ -141,19 +141,19 @@ impl<T: Keep> Stripe<T> {
         name: &str,
         hasher: &RandomState,
         add: impl FnOnce(&mut RouteEntry, &R) -> A,
-        update: impl FnOnce(&Arc<str>, &mut T) -> R,
+        update: impl FnOnce(TopicView<'_>, &mut T) -> R,
     ) -> (A, R) {
         let equal = |entry: &TopicEntry<T>| *entry.route.name == *name;
         // `update` may panic, so the table changes only after it.
         let (route, output) = match self.topics.entry(hash, equal, hash_with(hasher)) {
             hash_table::Entry::Occupied(occupied) => {
                 let entry = occupied.into_mut();
-                let output = update(&entry.route.name, &mut entry.kept);
+                let output = update(TopicView::new(&entry.route), &mut entry.kept);
                 (&mut entry.route, output)
             }
             hash_table::Entry::Vacant(vacant) => {
                 let mut entry = TopicEntry { route: RouteEntry::new(name), kept: T::default() };
-                let output = update(&entry.route.name, &mut entry.kept);
+                let output = update(TopicView::new(&entry.route), &mut entry.kept);
                 (&mut vacant.insert(entry).into_mut().route, output)
             }
         };
@@ -212,7 +212,7 @@ impl<T: Keep> Stripe<T> {
         self.shrink(hasher);
     }
 
-    /// Calls `update` with the topic's name and kept value. Inserts the topic if something is kept
+    /// Calls `update` with the topic and its kept value. Inserts the topic if something is kept
     /// afterwards, and removes it if nothing is kept and it has no subscribers. Returns the topic's
     /// entry, if it has one, and the result of the call.
     pub(crate) fn update_kept<R>(
@@ -220,13 +220,13 @@ impl<T: Keep> Stripe<T> {
         hash: u64,
         name: &str,
         hasher: &RandomState,
-        update: impl FnOnce(&Arc<str>, &mut T) -> R,
+        update: impl FnOnce(TopicView<'_>, &mut T) -> R,
     ) -> (Option<&RouteEntry>, R) {
         let equal = |entry: &TopicEntry<T>| *entry.route.name == *name;
         match self.topics.entry(hash, equal, hash_with(hasher)) {
             hash_table::Entry::Occupied(mut occupied) => {
                 let entry = occupied.get_mut();
-                let output = update(&entry.route.name, &mut entry.kept);
+                let output = update(TopicView::new(&entry.route), &mut entry.kept);
                 if entry.is_used() {
                     return (Some(&occupied.into_mut().route), output);
                 }
@@ -235,7 +235,7 @@ impl<T: Keep> Stripe<T> {
             }
             hash_table::Entry::Vacant(vacant) => {
                 let mut entry = TopicEntry { route: RouteEntry::new(name), kept: T::default() };
-                let output = update(&entry.route.name, &mut entry.kept);
+                let output = update(TopicView::new(&entry.route), &mut entry.kept);
                 if entry.is_used() {
                     return (Some(&vacant.insert(entry).into_mut().route), output);
                 }
@@ -244,12 +244,12 @@ impl<T: Keep> Stripe<T> {
         }
     }
 
-    /// Calls `visit` with the name, the number of subscribers and the kept value of each topic for
-    /// which something is kept. Removes topics that are not used any more.
-    pub(crate) fn visit_kept(&mut self, hasher: &RandomState, mut visit: impl FnMut(&Arc<str>, u64, &mut T)) {
+    /// Calls `visit` with each topic for which something is kept, and its kept value. Removes topics
+    /// that are not used any more.
+    pub(crate) fn visit_kept(&mut self, hasher: &RandomState, mut visit: impl FnMut(TopicView<'_>, &mut T)) {
         self.topics.retain(|entry| {
             if !entry.kept.is_spent() {
-                visit(&entry.route.name, entry.route.subscribers(), &mut entry.kept);
+                visit(TopicView::new(&entry.route), &mut entry.kept);
             }
             entry.is_used()
         });
@@ -336,8 +336,8 @@ mod tests {
         assert_eq!((stripe.listed(), stripe.iter_listed().count(), stripe.topics.len()), (0, 0, 10_000));
         stripe.remove_shard(3, &hasher, |name| unreachable!("{name} has no subscriber"));
         let mut kept = Vec::new();
-        stripe.visit_kept(&hasher, |_, subscribers, value| {
-            kept.push((subscribers, *value));
+        stripe.visit_kept(&hasher, |topic, value| {
+            kept.push((topic.subscribers(), *value));
             value.take_if(|number| *number >= 100);
         });
         kept.sort_unstable();

@@ -6,12 +6,13 @@
 
 use crate::{
     Config, DeliveryFlow, DeliveryState, InterestChange, Keep, Outgoing, Published, Router, Shard, ShardId,
-    Subscribed, SubscriberKey,
+    Subscribed, SubscriberKey, TopicView,
 };
 use deeperhub_types::{Subscription, Topic};
 use proptest::prelude::*;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 
@@ -244,9 +245,9 @@ impl Model {
     }
 
     fn subscribe(&mut self, client: Client, name: &'static str, behind: u64) {
-        let expected = &self.logs[name];
-        let judge = |judged: &Arc<str>, log: &mut Log| {
-            assert_eq!((&**judged, &log.0), (name, expected));
+        let (expected, subscribers) = (&self.logs[name], self.subscribers(name));
+        let judge = |judged: TopicView<'_>, log: &mut Log| {
+            assert_eq!((&**judged.name(), judged.subscribers(), &log.0), (name, subscribers, expected));
             let top = log.0.len() as u64;
             let start = top.saturating_sub(behind);
             let state = if start == top { DeliveryState::Live } else { DeliveryState::Suspended };
@@ -272,7 +273,7 @@ impl Model {
         if !is_new {
             return;
         }
-        for (&other, _) in &*subscriptions {
+        for &other in subscriptions.keys() {
             if let Some(cursor) = self.cursors.get_mut(&(client, other)) {
                 cursor.is_overlapped |= matches(name, other);
             }
@@ -299,8 +300,8 @@ impl Model {
             }
         }
         let made = Cell::new(0);
-        let prepare = |prepared: &Arc<str>, log: &mut Log| {
-            assert_eq!(&**prepared, name);
+        let prepare = |prepared: TopicView<'_>, log: &mut Log| {
+            assert_eq!(&**prepared.name(), name);
             if is_refused {
                 return (None, None);
             }
@@ -411,9 +412,9 @@ impl Model {
     fn forget_all(&mut self) {
         let mut seen = BTreeMap::new();
         for stripe in self.router.stripes() {
-            self.router.visit_kept(stripe, |name, subscribers, log| {
-                assert_eq!(seen.insert(name.to_string(), (subscribers, log.0.len())), None);
-                if subscribers == 0 {
+            self.router.visit_kept(stripe, |topic, log| {
+                assert_eq!(seen.insert(topic.name().to_string(), (topic.subscribers(), log.0.len())), None);
+                if topic.subscribers() == 0 {
                     log.0.clear();
                 }
             });
@@ -517,7 +518,7 @@ proptest! {
 
 /// Appends a message to the log of topic `a`, and publishes it.
 fn publish(router: &Router<u32, Option<Vec<u32>>>, message: u32) -> Published {
-    let prepare = |_: &Arc<str>, log: &mut Option<Vec<u32>>| {
+    let prepare = |_: TopicView<'_>, log: &mut Option<Vec<u32>>| {
         log.get_or_insert_default().push(message);
         (Some(Outgoing { bytes: 1, make: move || message }), ())
     };
@@ -551,7 +552,7 @@ fn a_suspended_subscription_gets_nothing_that_was_published_before() {
     assert_eq!(deliver(&mut shard, |_| false), [(1, 1), (1, 2)]);
 
     publish(&router, 3);
-    let read = |state| move |_: &Arc<str>, log: &mut Option<Vec<u32>>| (state, log.clone());
+    let read = |state| move |_: TopicView<'_>, log: &mut Option<Vec<u32>>| (state, log.clone());
     let log = shard.resume_at(0, &topic("a"), read(DeliveryState::Suspended));
     assert_eq!(log, Some(Some(vec![1, 2, 3])));
     let log = shard.resume_at(0, &topic("a"), read(DeliveryState::Live));
@@ -603,7 +604,7 @@ fn a_value_stays_when_a_worker_is_replaced() {
     publish(&router, 1);
     let mut next = router.attach(ShardId(0));
     assert_eq!((router.topic_count(), router.entry_count()), (0, 1));
-    let read = |_: &Arc<str>, log: &mut Option<Vec<u32>>| (DeliveryState::Live, log.clone());
+    let read = |_: TopicView<'_>, log: &mut Option<Vec<u32>>| (DeliveryState::Live, log.clone());
     assert_eq!(next.subscribe_at(0, &topic("a"), read), (Subscribed::New, Some(vec![1])));
     assert_eq!(deliver(&mut next, |_| false), []);
 }
@@ -613,7 +614,7 @@ fn a_panic_leaves_no_subscription() {
     let router = Router::<u32, Option<Vec<u32>>>::keeping(1, Config::default());
     let mut shard = router.attach(ShardId(0));
     let panics = |shard: &mut Shard<u32, Option<Vec<u32>>>| {
-        let judge = |_: &Arc<str>, log: &mut Option<Vec<u32>>| -> (DeliveryState, ()) {
+        let judge = |_: TopicView<'_>, log: &mut Option<Vec<u32>>| -> (DeliveryState, ()) {
             log.get_or_insert_default().push(9);
             panic!("a function fails in a test")
         };
@@ -631,19 +632,23 @@ fn a_panic_leaves_no_subscription() {
     assert_eq!(deliver(&mut shard, |_| false), [(0, 2)]);
 }
 
-/// Checks that the stripe of topic `a` is not locked when it is dropped.
-struct DroppedUnlocked(Router<u32, Option<Self>>);
+/// Counts the drops while the stripe of topic `a` is locked.
+struct CountLocked {
+    router: Router<u32, Option<Self>>,
+    dropped_locked: Arc<AtomicUsize>,
+}
 
-impl Drop for DroppedUnlocked {
+impl Drop for CountLocked {
     fn drop(&mut self) {
-        assert!(!self.0.is_locked("a"), "dropped under the lock");
+        self.dropped_locked.fetch_add(usize::from(self.router.is_locked("a")), Ordering::Relaxed);
     }
 }
 
 #[test]
 fn evicted_values_are_dropped_after_the_lock() {
-    let router = Router::<u32, Option<DroppedUnlocked>>::keeping(1, Config::default());
-    let guard = || DroppedUnlocked(router.clone());
+    let router = Router::<u32, Option<CountLocked>>::keeping(1, Config::default());
+    let dropped_locked = Arc::new(AtomicUsize::new(0));
+    let value = || CountLocked { router: router.clone(), dropped_locked: Arc::clone(&dropped_locked) };
     let topic = topic("a");
     for has_pattern in [false, true] {
         let mut shard = router.attach(ShardId(0));
@@ -651,22 +656,23 @@ fn evicted_values_are_dropped_after_the_lock() {
             shard.subscribe(5, &subscription("*"));
         }
         for _ in 0..2 {
-            // The function that makes the message owns something too.
-            let owned = guard();
+            // The function that makes the message owns a value too.
+            let owned = value();
             let make = move || {
-                assert!(owned.0.is_locked("a"));
+                assert!(owned.router.is_locked("a"));
                 1
             };
             router.publish_kept(&topic, None, |_, kept| {
-                (Some(Outgoing { bytes: 1, make }), kept.replace(guard()))
+                (Some(Outgoing { bytes: 1, make }), kept.replace(value()))
             });
             let (_, evicted) =
                 shard.subscribe_at(0, &topic, |_, kept| (DeliveryState::Suspended, kept.take()));
             assert!(evicted.is_some() && shard.suspend(0, &topic));
-            let evicted = shard.resume_at(0, &topic, |_, kept| (DeliveryState::Live, kept.replace(guard())));
+            let evicted = shard.resume_at(0, &topic, |_, kept| (DeliveryState::Live, kept.replace(value())));
             assert!(evicted.is_some_and(|evicted| evicted.is_none()));
-            drop(router.update_kept(&topic, |_, kept| kept.replace(guard())));
+            drop(router.update_kept(&topic, |_, kept| kept.replace(value())));
         }
     }
     drop(router.update_kept(&topic, |_, kept| kept.take()));
+    assert_eq!(dropped_locked.load(Ordering::Relaxed), 0);
 }
