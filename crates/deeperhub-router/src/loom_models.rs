@@ -232,34 +232,42 @@ fn publish_kept(router: &Router<u32, Log>, message: u32) {
         log.get_or_insert_default().push(message);
         (Some(Outgoing { bytes: 1, make: move || message }), ())
     });
-    assert!(published.subscribers <= 1);
+    assert!(published.subscribers <= 2);
 }
 
-/// Appends what is delivered now.
+/// Appends what subscriber 0 gets now.
 fn receive_now(shard: &mut Shard<u32, Log>, received: &mut Vec<u32>) {
     let mut cx = Context::from_waker(Waker::noop());
     while shard
-        .poll_deliver(&mut cx, |_, message| {
-            received.push(*message);
+        .poll_deliver(&mut cx, |key, message| {
+            if key == 0 {
+                received.push(*message);
+            }
             DeliveryFlow::Continue
         })
         .is_ready()
     {}
 }
 
-/// Runs a model with a worker, while another thread publishes the messages 1 and 2. The worker must
-/// receive both, once and in order.
+/// Runs a model with a worker, while another thread publishes the messages 1 and 2. Subscriber 0
+/// must receive both, once and in order. A second subscriber of the worker makes the publishes push
+/// messages even if subscriber 0 is not there yet, or suspended.
 fn check_received(worker: impl Fn(&mut Shard<u32, Log>) -> Vec<u32> + Copy + Send + Sync + 'static) {
-    check(3, move || {
-        let hasher = RandomState::with_seeds(1, 2, 3, 4);
-        let router = Router::<u32, Log>::with_hasher(1, Config::default(), hasher);
-        let mut shard = router.attach(ShardId(0));
-        let publisher = loom::thread::spawn(move || [1, 2].map(|message| publish_kept(&router, message)));
-        let mut received = worker(&mut shard);
-        publisher.join().unwrap();
-        receive_now(&mut shard, &mut received);
-        assert_eq!(received, [1, 2]);
-    });
+    for has_second in [false, true] {
+        check(3, move || {
+            let hasher = RandomState::with_seeds(1, 2, 3, 4);
+            let router = Router::<u32, Log>::with_hasher(1, Config::default(), hasher);
+            let mut shard = router.attach(ShardId(0));
+            if has_second {
+                shard.subscribe(1, &Subscription::parse("a").unwrap());
+            }
+            let publisher = loom::thread::spawn(move || [1, 2].map(|message| publish_kept(&router, message)));
+            let mut received = worker(&mut shard);
+            publisher.join().unwrap();
+            receive_now(&mut shard, &mut received);
+            assert_eq!(received, [1, 2]);
+        });
+    }
 }
 
 /// Subscribes, reads the log, and starts with this state.
