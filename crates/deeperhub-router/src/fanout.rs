@@ -106,15 +106,21 @@ impl<M> RunningFanout<M> {
 
     /// Adjusts the fan-out after the subscriber at `index` has left a list.
     pub(crate) fn subscriber_left(&mut self, list: u32, index: u32, key: SubscriberKey, since: u64) {
+        self.subscriber_suspended(list, index, key, since);
+        if self.position(list).is_some_and(|next| index < next) {
+            self.subscriber_index -= 1;
+        }
+    }
+
+    /// Adjusts the fan-out after the subscriber at `index` of a list was suspended. `since` is from
+    /// before that.
+    pub(crate) fn subscriber_suspended(&mut self, list: u32, index: u32, key: SubscriberKey, since: u64) {
         // Lists are in ascending order.
         let Ok(list_index) = self.lists().binary_search(&list) else { return };
         let was_visited =
             list_index < self.list_index || (list_index == self.list_index && index < self.subscriber_index);
         if was_visited && self.lists().len() > 1 && since < self.last_sequence() {
             self.delivered_to.insert(key);
-        }
-        if list_index == self.list_index && index < self.subscriber_index {
-            self.subscriber_index -= 1;
         }
     }
 

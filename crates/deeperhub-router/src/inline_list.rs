@@ -44,6 +44,7 @@ impl<T> InlineList<T> {
         }
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, item: T) {
         *self = match std::mem::replace(self, Self::new()) {
             Self::One(first) => Self::Heap(vec![first, item]),
@@ -57,6 +58,7 @@ impl<T> InlineList<T> {
 
     /// Removes and returns the item at `index`. The last item moves to its position. Returns `None`
     /// if there is no such item.
+    #[inline]
     pub(crate) fn swap_remove(&mut self, index: usize) -> Option<T> {
         if index >= self.len() {
             return None;

@@ -19,11 +19,33 @@
 //!   interrupt it after any client ([`DeliveryFlow::Pause`]). Fan-outs of other topics and sources
 //!   continue between its parts.
 //!
+//! # Kept values
+//! A router can keep a value for each topic, such as its last messages ([`Keep`],
+//! [`Router::keeping`]). Functions that get the value run under the lock of the topic:
+//! - [`Router::publish_kept`] makes a message from the value, for example gives it a number, and
+//!   pushes it in the same critical section.
+//! - [`Shard::subscribe_at`] reads the value, and decides whether deliveries start at once or after
+//!   a replay of older messages.
+//! - [`Shard::suspend`] stops the deliveries of a subscription, for example because its client
+//!   reads too slowly. [`Shard::resume_at`] reads the value, and continues them if nothing is
+//!   missing.
+//! - [`Router::update_kept`] and [`Router::visit_kept`] are for reads and for expiry.
+//!
+//! What a subscriber reads from the value and what is then delivered make up all messages of the
+//! topic, each once and in order. Suspension is per subscription: a pattern of the same client still
+//! delivers, so what the client reads may repeat its messages. The router does not tell which
+//! message a client got last. Messages that need it carry a number of their own.
+//!
+//! A topic without subscribers stays in the table while something is kept for it. Counts, lists and
+//! [`Router::observe_interest`] only see topics with subscribers. Routers that keep nothing
+//! (`T = ()`) pay nothing for this.
+//!
 //! # Bounds
 //! Inboxes have only a soft limit ([`Config`]). A push happens under a lock, so it never waits;
-//! above the limit, the publisher is asked to pause. The tables grow with the subscriptions, and
-//! free memory when subscriptions end. The caller limits the subscriptions of a client.
-//! [`Shard::held_bytes`] returns the memory that a client's subscriptions hold.
+//! above the limit, the publisher is asked to pause. The tables grow with the subscriptions and the
+//! topics with a kept value, and free memory when these end. The caller limits the subscriptions of
+//! a client, and what is kept. [`Shard::held_bytes`] returns the memory that a client's
+//! subscriptions hold.
 //!
 //! The shape of a pattern says which of its levels are wildcards. A publish makes one hash lookup
 //! for each shape that its topic could match. There are at most as many shapes as patterns, and at
@@ -61,6 +83,7 @@ mod arena;
 mod fanout;
 mod inbox;
 mod inline_list;
+mod kept;
 mod level_subsets;
 #[cfg(all(test, loom))]
 mod loom_models;
@@ -78,6 +101,7 @@ mod wakeups;
 mod wildcard;
 
 pub use deeperhub_types::{Subscription, Topic, TopicError, TopicPattern};
+pub use kept::{DeliveryState, Keep, Outgoing, TopicView};
 pub use page::{InvalidCursor, TopicPage};
 pub use router::{Config, InboxPosition, InterestChange, Published, Router, ShardId};
 pub use shard::{DeliveryFlow, Shard, Subscribed, SubscriberKey, WORKER_SUBSCRIBER};

@@ -3,7 +3,7 @@
 //!
 //! Run them with `RUSTFLAGS="--cfg loom" cargo test -p deeperhub-router --lib --release models`.
 
-use crate::{Config, DeliveryFlow, Router, ShardId};
+use crate::{Config, DeliveryFlow, DeliveryState, Outgoing, Router, Shard, ShardId, TopicView};
 use ahash::RandomState;
 use deeperhub_types::{Subscription, Topic};
 use std::sync::Arc;
@@ -221,5 +221,94 @@ fn a_replaced_worker_leaves_no_subscriptions() {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(shard.poll_deliver(&mut cx, |_, _| unreachable!("nobody is subscribed")).is_pending());
         assert!(!router.is_congested());
+    });
+}
+
+/// All messages of a topic, as its kept value.
+type Log = Option<Vec<u32>>;
+
+fn publish_kept(router: &Router<u32, Log>, message: u32) {
+    let (published, ()) = router.publish_kept(&Topic::parse("a").unwrap(), None, |_, log| {
+        log.get_or_insert_default().push(message);
+        (Some(Outgoing { bytes: 1, make: move || message }), ())
+    });
+    assert!(published.subscribers <= 2);
+}
+
+/// Appends what subscriber 0 gets now.
+fn receive_now(shard: &mut Shard<u32, Log>, received: &mut Vec<u32>) {
+    let mut cx = Context::from_waker(Waker::noop());
+    while shard
+        .poll_deliver(&mut cx, |key, message| {
+            if key == 0 {
+                received.push(*message);
+            }
+            DeliveryFlow::Continue
+        })
+        .is_ready()
+    {}
+}
+
+/// Runs a model with a worker, while another thread publishes the messages 1 and 2. Subscriber 0
+/// must receive both, once and in order. A second subscriber of the worker makes the publishes push
+/// messages even if subscriber 0 is not there yet, or suspended.
+fn check_received(worker: impl Fn(&mut Shard<u32, Log>) -> Vec<u32> + Copy + Send + Sync + 'static) {
+    for has_second in [false, true] {
+        check(3, move || {
+            let hasher = RandomState::with_seeds(1, 2, 3, 4);
+            let router = Router::<u32, Log>::with_hasher(1, Config::default(), hasher);
+            let mut shard = router.attach(ShardId(0));
+            if has_second {
+                shard.subscribe(1, &Subscription::parse("a").unwrap());
+            }
+            let publisher = loom::thread::spawn(move || [1, 2].map(|message| publish_kept(&router, message)));
+            let mut received = worker(&mut shard);
+            publisher.join().unwrap();
+            receive_now(&mut shard, &mut received);
+            assert_eq!(received, [1, 2]);
+        });
+    }
+}
+
+/// Subscribes, reads the log, and starts with this state.
+fn subscribe_at(shard: &mut Shard<u32, Log>, state: DeliveryState) -> Vec<u32> {
+    let read = |_: TopicView<'_>, log: &mut Log| (state, log.clone().unwrap_or_default());
+    shard.subscribe_at(0, &Topic::parse("a").unwrap(), read).1
+}
+
+/// Reads the log after the received messages, and resumes the subscription.
+fn resume_at(shard: &mut Shard<u32, Log>, received: &mut Vec<u32>) {
+    let read = |_: TopicView<'_>, log: &mut Log| {
+        received.extend(log.iter().flatten().skip(received.len()));
+        (DeliveryState::Live, ())
+    };
+    shard.resume_at(0, &Topic::parse("a").unwrap(), read).unwrap();
+}
+
+#[test]
+fn a_subscription_starts_where_its_look_at_the_kept_value_ends() {
+    check_received(|shard| subscribe_at(shard, DeliveryState::Live));
+}
+
+#[test]
+fn a_resumed_subscription_starts_where_its_look_at_the_kept_value_ends() {
+    check_received(|shard| {
+        let mut received = subscribe_at(shard, DeliveryState::Suspended);
+        receive_now(shard, &mut received);
+        resume_at(shard, &mut received);
+        receive_now(shard, &mut received);
+        received
+    });
+}
+
+#[test]
+fn a_subscription_that_is_suspended_and_resumed_loses_nothing() {
+    check_received(|shard| {
+        let mut received = subscribe_at(shard, DeliveryState::Live);
+        receive_now(shard, &mut received);
+        assert!(shard.suspend(0, &Topic::parse("a").unwrap()));
+        receive_now(shard, &mut received);
+        resume_at(shard, &mut received);
+        received
     });
 }

@@ -1,6 +1,7 @@
 //! Pages of the topics and patterns that have subscribers. The routing table is read in parts: each
 //! stripe is a part, and the patterns are the last part.
 
+use crate::kept::Keep;
 use crate::router::{Router, STRIPES};
 use crate::stripe::RouteEntry;
 use crate::sync::read;
@@ -63,7 +64,7 @@ impl PageCursor {
     }
 }
 
-impl<M: Send + 'static> Router<M> {
+impl<M: Send + 'static, T: Keep> Router<M, T> {
     /// Returns a page of the topics and patterns that have subscribers, without reserved topics.
     ///
     /// `cursor` is the `next_cursor` of the previous page. `limit` is the maximum number of topics
@@ -118,7 +119,7 @@ impl<M: Send + 'static> Router<M> {
     fn names_after(&self, part: usize, after: &str, limit: usize) -> (Vec<(String, u64)>, bool) {
         let mut lowest = LowestNames { after, limit, heap: BinaryHeap::new(), has_more: false };
         if let Some(stripe) = self.shared().stripe_at(part) {
-            stripe.iter().for_each(|entry| lowest.add(entry));
+            stripe.iter_listed().for_each(|entry| lowest.add(entry));
             return lowest.into_sorted();
         }
         // Release the lock of the patterns now and then, because publishers need it. A pattern

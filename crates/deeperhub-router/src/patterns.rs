@@ -1,6 +1,7 @@
 //! Patterns with their subscribers, and a lookup of the patterns that match a topic.
 
 use crate::arena::Arena;
+use crate::kept::DeliveryState;
 use crate::shape_index::{MAX_LEVELS, MatchCost, PatternShape, ShapeIndex, hash_level, length_seed};
 use crate::stripe::RouteEntry;
 use ahash::RandomState;
@@ -149,12 +150,11 @@ impl Patterns {
     pub(crate) fn subtract(&mut self, key: &PatternKey<'_>, shard: u16) -> bool {
         let Some(number) = self.number(key) else { return false };
         let Some(pattern) = self.patterns.get_mut(number) else { return false };
-        pattern.entry.subtract(shard);
-        let is_empty = pattern.entry.shards.is_empty();
-        if is_empty {
+        let is_last = pattern.entry.subtract(shard, DeliveryState::Live);
+        if is_last {
             self.remove(number, key);
         }
-        is_empty
+        is_last
     }
 
     /// Removes all subscribers of a worker. Calls `on_removed` with each pattern that is removed
@@ -169,8 +169,7 @@ impl Patterns {
             let key = PatternKey::new(&name, &self.hasher);
             let Some(number) = self.number(&key) else { continue };
             let Some(pattern) = self.patterns.get_mut(number) else { continue };
-            pattern.entry.remove_shard(shard);
-            if pattern.entry.shards.is_empty() {
+            if pattern.entry.remove_shard(shard) {
                 self.remove(number, &key);
                 on_removed(&name);
             }
@@ -221,7 +220,7 @@ mod tests {
     fn index(names: impl IntoIterator<Item = impl AsRef<str>>) -> Patterns {
         let mut patterns = Patterns::new(&hasher());
         for name in names {
-            patterns.get_or_insert(&key(name.as_ref())).add(0, || 0);
+            patterns.get_or_insert(&key(name.as_ref())).add(0, DeliveryState::Live, || 0);
         }
         patterns
     }
@@ -265,7 +264,7 @@ mod tests {
     fn patterns_without_subscribers_are_removed() {
         let names = ["a.*", "a.b.c.d.>", ">", "*.b", "*.*.*", "a.b.*"];
         let mut patterns = index(names);
-        patterns.get_or_insert(&key("a.*")).add(1, || 0);
+        patterns.get_or_insert(&key("a.*")).add(1, DeliveryState::Live, || 0);
         for name in names {
             patterns.subtract(&key(name), 0);
             patterns.subtract(&key(name), 0);

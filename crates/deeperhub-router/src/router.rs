@@ -1,6 +1,7 @@
 //! The routing table that all threads share, and publishing through it.
 
 use crate::inbox::{Congestion, Inbox, ListIds, OrderingKeys, SoftLimits};
+use crate::kept::{DeliveryState, Keep, Outgoing, TopicView};
 use crate::matched_lists::MatchedLists;
 use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
@@ -62,17 +63,19 @@ impl Default for Config {
 }
 
 /// The routing table. Clones are handles to the same table.
-pub struct Router<M> {
-    shared: Arc<Shared<M>>,
+///
+/// `M` is a message. `T` is a value that the router keeps for each topic; see [`Keep`].
+pub struct Router<M, T = ()> {
+    shared: Arc<Shared<M, T>>,
 }
 
-impl<M> Clone for Router<M> {
+impl<M, T> Clone for Router<M, T> {
     fn clone(&self) -> Self {
         Self { shared: Arc::clone(&self.shared) }
     }
 }
 
-impl<M> fmt::Debug for Router<M> {
+impl<M, T> fmt::Debug for Router<M, T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Router").field("shards", &self.shared.inboxes.len()).finish_non_exhaustive()
     }
@@ -81,19 +84,29 @@ impl<M> fmt::Debug for Router<M> {
 /// A value that shares its cache lines with no other value. Processors fetch cache lines in pairs,
 /// so the value gets two.
 #[repr(align(128))]
-struct CachePadded<T>(T);
+struct CachePadded<V>(V);
 
 /// State that all threads share. Lock order: patterns, one stripe, one inbox; never two stripes.
-pub(crate) struct Shared<M> {
+pub(crate) struct Shared<M, T> {
     pub(crate) config: Config,
     pub(crate) hasher: RandomState,
     pub(crate) inboxes: Box<[Inbox<M>]>,
     pub(crate) congestion: Congestion,
-    stripes: Box<[CachePadded<Mutex<Stripe>>]>,
+    stripes: Box<[CachePadded<Mutex<Stripe<T>>>]>,
     pub(crate) patterns: RwLock<Patterns>,
     /// Number of patterns, so that publishes skip the lock of the patterns if there are none.
     pattern_count: AtomicUsize,
     observer: std::sync::OnceLock<InterestObserver>,
+}
+
+/// What a publish finds under the lock of the topic's stripe.
+struct Prepared<'s, F, R> {
+    /// The topic's entry, if it has one.
+    route: Option<&'s RouteEntry>,
+    /// The message, unless nothing is pushed.
+    outgoing: Option<Outgoing<F>>,
+    /// Result for the caller.
+    output: R,
 }
 
 /// Callback that is called for each change of interest.
@@ -108,7 +121,7 @@ pub enum InterestChange {
     Lost,
 }
 
-impl<M> Shared<M> {
+impl<M, T: Keep> Shared<M, T> {
     pub(crate) fn hash(&self, name: &str) -> u64 {
         self.hasher.hash_one(name)
     }
@@ -117,13 +130,16 @@ impl<M> Shared<M> {
         SoftLimits { config: &self.config, congestion: &self.congestion }
     }
 
-    pub(crate) fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
-        // The hash table of the stripe uses the lowest and the highest bits.
-        let index = (hash >> 32) as usize % STRIPES;
-        lock(&self.stripes[index].0)
+    pub(crate) fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe<T>> {
+        lock(&self.stripes[self.stripe_index(hash)].0)
     }
 
-    pub(crate) fn stripe_at(&self, index: usize) -> Option<MutexGuard<'_, Stripe>> {
+    fn stripe_index(&self, hash: u64) -> usize {
+        // The hash table of the stripe uses the lowest and the highest bits.
+        (hash >> 32) as usize % STRIPES
+    }
+
+    pub(crate) fn stripe_at(&self, index: usize) -> Option<MutexGuard<'_, Stripe<T>>> {
         Some(lock(&self.stripes.get(index)?.0))
     }
 
@@ -141,29 +157,113 @@ impl<M> Shared<M> {
         topic: &Topic<'_>,
         source: Option<u64>,
         bytes: usize,
-        mut make: impl FnMut() -> M,
-        mut wakeups: Wakeups<'_>,
+        make: impl FnMut() -> M,
+        wakeups: Wakeups<'_>,
     ) -> Published {
         let name = topic.as_str();
-        let hash = self.hash(name);
-        let mut congested = false;
-        let mut push = |shard: u16, lists| {
-            if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
-                let keys = OrderingKeys { topic: hash, source };
-                congested |= inbox.push(keys, lists, bytes, make(), self.soft_limits(), &mut wakeups);
-            }
-        };
-        let (subscribers, steps) = match self.push_to_topic(hash, name, &mut push) {
-            Some(subscribers) => (subscribers, 0),
-            None => self.push_to_topic_and_patterns(hash, name, &mut push),
-        };
-        drop(wakeups);
-        Published { subscribers, congested, steps }
+        let outgoing = Some(Outgoing { bytes, make });
+        self.publish_prepared(
+            name,
+            source,
+            |stripe, hash| Prepared { route: stripe.find(hash, name), outgoing, output: () },
+            wakeups,
+        )
+        .0
     }
 
-    /// Pushes to the subscribers of the topic itself and returns their number. If there are
-    /// patterns that the topic could match, pushes nothing and returns `None`.
-    fn push_to_topic(&self, hash: u64, name: &str, push: &mut impl FnMut(u16, ListIds)) -> Option<u64> {
+    /// Publishes a message that is made from the topic's kept value; see [`Router::publish_kept`].
+    pub(crate) fn publish_kept<F: FnMut() -> M, R>(
+        &self,
+        topic: &Topic<'_>,
+        source: Option<u64>,
+        prepare: impl FnOnce(TopicView<'_>, &mut T) -> (Option<Outgoing<F>>, R),
+        wakeups: Wakeups<'_>,
+    ) -> (Published, R) {
+        let name = topic.as_str();
+        self.publish_prepared(
+            name,
+            source,
+            |stripe, hash| {
+                let (route, (outgoing, output)) = stripe.update_kept(hash, name, &self.hasher, prepare);
+                Prepared { route, outgoing, output }
+            },
+            wakeups,
+        )
+    }
+
+    /// Pushes a message to each shard with a matching subscription.
+    ///
+    /// `prepare` is called under the lock of the topic's stripe, before the pushes.
+    fn publish_prepared<F: FnMut() -> M, R>(
+        &self,
+        name: &str,
+        source: Option<u64>,
+        prepare: impl for<'s> FnOnce(&'s mut Stripe<T>, u64) -> Prepared<'s, F, R>,
+        mut wakeups: Wakeups<'_>,
+    ) -> (Published, R) {
+        let hash = self.hash(name);
+        // What `make` owns is freed after the locks are released.
+        let (mut outgoing, output);
+        let (mut subscribers, mut congested, mut steps) = (0, false, 0);
+        let mut push = |outgoing: &mut Outgoing<F>, shard: u16, lists: ListIds| {
+            if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
+                let keys = OrderingKeys { topic: hash, source };
+                let (bytes, message) = (outgoing.bytes, (outgoing.make)());
+                congested |= inbox.push(keys, lists, bytes, message, self.soft_limits(), &mut wakeups);
+            }
+        };
+        if let Some(mut stripe) = self.lock_unless_patterns_match(hash, name) {
+            let route;
+            Prepared { route, outgoing, output } = prepare(&mut stripe, hash);
+            if let Some(outgoing) = &mut outgoing {
+                for share in route.into_iter().flat_map(|route| route.shards.as_slice()) {
+                    subscribers += u64::from(share.subscribers);
+                    if share.state == DeliveryState::Live {
+                        push(outgoing, share.shard, ListIds::One(share.list));
+                    }
+                }
+            }
+        } else {
+            let mut matched = MatchedLists::new();
+            let mut matching_subscribers = 0;
+            let mut add = |route: &RouteEntry| {
+                for share in route.shards.as_slice() {
+                    matching_subscribers += u64::from(share.subscribers);
+                    if share.state == DeliveryState::Live {
+                        matched.push(share.shard, share.list);
+                    }
+                }
+            };
+            // Hold this lock until all messages are pushed, because subscribing to a pattern relies
+            // on it. Match before locking the stripe, so that matching delays no other publish.
+            let patterns = read(&self.patterns);
+            let cost = patterns.matching(name, &mut add);
+            steps = cost.lookups + cost.additions;
+            let mut stripe = self.stripe(hash);
+            let route;
+            Prepared { route, outgoing, output } = prepare(&mut stripe, hash);
+            if let Some(outgoing) = &mut outgoing {
+                route.into_iter().for_each(&mut add);
+                subscribers = matching_subscribers;
+                matched.for_each_shard(|shard, lists| {
+                    let lists = match lists {
+                        [list] => ListIds::One(*list as u32),
+                        lists => ListIds::Many(lists.iter().map(|list| *list as u32).collect()),
+                    };
+                    push(outgoing, shard, lists);
+                });
+            }
+            drop(stripe);
+            drop(patterns);
+        }
+        drop(wakeups);
+        (Published { subscribers, congested, steps }, output)
+    }
+
+    /// Locks the stripe of a topic. If there are patterns that the topic could match, locks nothing
+    /// and returns `None`.
+    #[inline]
+    fn lock_unless_patterns_match(&self, hash: u64, name: &str) -> Option<MutexGuard<'_, Stripe<T>>> {
         let may_match_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_reserved(name);
         if may_match_patterns() {
             return None;
@@ -174,49 +274,7 @@ impl<M> Shared<M> {
         // Check again: the first pattern may have been added before the stripe was locked. Its
         // subscriber may already have a message of this topic from another thread, so it must get
         // this one too.
-        if may_match_patterns() {
-            return None;
-        }
-        let mut subscribers = 0;
-        for share in stripe.find(hash, name).into_iter().flat_map(|entry| entry.shards.as_slice()) {
-            subscribers += u64::from(share.subscribers);
-            push(share.shard, ListIds::One(share.list));
-        }
-        Some(subscribers)
-    }
-
-    /// Pushes to the subscribers of the topic and of patterns that match it. Returns the number of
-    /// subscriptions, and the steps of matching.
-    fn push_to_topic_and_patterns(
-        &self,
-        hash: u64,
-        name: &str,
-        push: &mut impl FnMut(u16, ListIds),
-    ) -> (u64, usize) {
-        let mut subscribers = 0;
-        let mut matched = MatchedLists::new();
-        let mut add = |entry: &RouteEntry| {
-            for share in entry.shards.as_slice() {
-                subscribers += u64::from(share.subscribers);
-                matched.push(share.shard, share.list);
-            }
-        };
-        // Hold this lock until all messages are pushed, because subscribing to a pattern relies on
-        // it. Match before locking the stripe, so that matching delays no other publish.
-        let patterns = read(&self.patterns);
-        let cost = patterns.matching(name, &mut add);
-        let stripe = self.stripe(hash);
-        stripe.find(hash, name).into_iter().for_each(&mut add);
-        matched.for_each_shard(|shard, lists| {
-            let lists = match lists {
-                [list] => ListIds::One(*list as u32),
-                lists => ListIds::Many(lists.iter().map(|list| *list as u32).collect()),
-            };
-            push(shard, lists);
-        });
-        drop(stripe);
-        drop(patterns);
-        (subscribers, cost.lookups + cost.additions)
+        (!may_match_patterns()).then_some(stripe)
     }
 
     /// Updates the number of patterns. Callers hold the lock of the patterns, and call this method
@@ -227,9 +285,19 @@ impl<M> Shared<M> {
 }
 
 impl<M: Send + 'static> Router<M> {
-    /// Creates an empty table for `shards` workers.
+    /// Creates an empty table for `shards` workers, which keeps no values for topics.
+    /// [`keeping`](Self::keeping) creates one that does.
     #[must_use]
     pub fn new(shards: u16, config: Config) -> Self {
+        Self::keeping(shards, config)
+    }
+}
+
+impl<M: Send + 'static, T: Keep> Router<M, T> {
+    /// Creates an empty table for `shards` workers, which keeps a value for each topic; see
+    /// [`Keep`].
+    #[must_use]
+    pub fn keeping(shards: u16, config: Config) -> Self {
         Self::with_hasher(shards, config, RandomState::new())
     }
 
@@ -267,13 +335,13 @@ impl<M: Send + 'static> Router<M> {
     /// Returns the shard of one worker, which is the only consumer of the shard's inbox.
     ///
     /// Another call with the same number replaces the worker, for example after it died. It removes
-    /// the subscriptions of the replaced worker and empties the inbox. A remaining [`Shard`] of the
-    /// replaced worker no longer has an effect.
+    /// the subscriptions of the replaced worker and empties the inbox. Values that are kept for
+    /// topics stay. A remaining [`Shard`] of the replaced worker no longer has an effect.
     ///
     /// # Panics
     /// Panics if there is no such shard.
     #[must_use]
-    pub fn attach(&self, shard: ShardId) -> Shard<M> {
+    pub fn attach(&self, shard: ShardId) -> Shard<M, T> {
         let shared = &self.shared;
         let inbox = &shared.inboxes[usize::from(shard.0)];
         // From here on, calls of a replaced worker change nothing. A subscribe or unsubscribe in
@@ -357,7 +425,7 @@ impl<M: Send + 'static> Router<M> {
     #[must_use]
     pub fn topic_count(&self) -> u64 {
         let topics: usize =
-            (0..STRIPES).filter_map(|index| self.shared.stripe_at(index)).map(|stripe| stripe.len()).sum();
+            (0..STRIPES).filter_map(|index| self.shared.stripe_at(index)).map(|stripe| stripe.listed()).sum();
         (topics + read(&self.shared.patterns).len()) as u64
     }
 
@@ -368,7 +436,21 @@ impl<M: Send + 'static> Router<M> {
         stripes.map(|stripe| stripe.heap_bytes()).sum::<usize>() + read(&self.shared.patterns).heap_bytes()
     }
 
-    pub(crate) fn shared(&self) -> &Shared<M> {
+    /// Returns the number of topics with an entry, which all have subscribers or a kept value.
+    #[cfg(test)]
+    pub(crate) fn entry_count(&self) -> usize {
+        let stripes = (0..STRIPES).filter_map(|index| self.shared.stripe_at(index));
+        stripes.map(|stripe| stripe.entry_count()).sum()
+    }
+
+    /// Returns `true` if the stripe of a topic is locked.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn is_locked(&self, topic: &str) -> bool {
+        let index = self.shared.stripe_index(self.shared.hash(topic));
+        self.shared.stripes[index].0.try_lock().is_err()
+    }
+
+    pub(crate) fn shared(&self) -> &Shared<M, T> {
         &self.shared
     }
 }

@@ -3,13 +3,16 @@
 use crate::arena::Arena;
 use crate::fanout::Fanouts;
 use crate::inline_list::{InlineList, shrink};
+use crate::kept::{DeliveryState, Keep, Outgoing, TopicView};
 use crate::patterns::{PatternKey, Patterns};
 use crate::router::{InboxPosition, InterestChange, Published, ShardId, Shared};
-use crate::stripe::{Stripe, arc_bytes};
+use crate::stripe::{RouteEntry, Stripe, arc_bytes};
 use crate::sync::{Arc, write};
 use crate::wakeups::{ShardSet, Wakeups};
 use crate::wildcard::is_match;
+use ahash::RandomState;
 use deeperhub_types::{Subscription, Topic};
+use std::collections::HashMap;
 use std::fmt;
 use std::task::{Context, Poll};
 
@@ -50,8 +53,8 @@ pub enum DeliveryFlow {
 /// other threads.
 ///
 /// Dropping a shard flushes its deferred wake-ups; see [`publish`](Self::publish).
-pub struct Shard<M> {
-    shared: Arc<Shared<M>>,
+pub struct Shard<M, T = ()> {
+    shared: Arc<Shared<M, T>>,
     id: ShardId,
     /// Distinguishes this worker from earlier workers of the same shard.
     generation: u64,
@@ -72,10 +75,15 @@ pub(crate) struct SubscriptionTables {
     clients: Vec<PositionList>,
     /// Positions of [`WORKER_SUBSCRIBER`].
     worker_positions: PositionList,
+    /// Number of suspended subscribers of each list that has some.
+    suspended: HashMap<u32, u32, RandomState>,
     /// Number of positions that [`since`](Self::since) has visited.
     #[cfg(test)]
     positions_visited: std::cell::Cell<usize>,
 }
+
+/// [`Subscriber::since`] of a suspended subscription: no envelope has a later sequence.
+const SUSPENDED: u64 = u64::MAX;
 
 /// The subscribers of one topic or pattern.
 #[derive(Debug)]
@@ -87,8 +95,8 @@ struct SubscriberList {
 /// A subscriber in a list.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subscriber {
-    /// Sequence of the last envelope that was pushed before the subscription. Only later envelopes
-    /// are delivered.
+    /// Sequence of the last envelope that was pushed before the subscription started or was
+    /// resumed. Only later envelopes are delivered. [`SUSPENDED`] while it is suspended.
     pub(crate) since: u64,
     pub(crate) key: SubscriberKey,
     /// Index of this subscription in the client's positions.
@@ -149,6 +157,48 @@ impl SubscriptionTables {
         self.names(key).position(|subscribed| subscribed == name)
     }
 
+    /// Returns the position of a client's subscription with this name.
+    fn find_position(&self, key: SubscriberKey, name: &str) -> Option<ListPosition> {
+        self.positions(key).get(self.find(key, name)?).copied()
+    }
+
+    /// Sets [`Subscriber::since`] and returns the value from before.
+    fn set_since(&mut self, position: ListPosition, since: u64) -> Option<u64> {
+        let subscribers = self.lists.get_mut(position.list)?.subscribers.as_mut_slice();
+        let subscriber = subscribers.get_mut(position.index as usize)?;
+        let before = std::mem::replace(&mut subscriber.since, since);
+        if before == SUSPENDED {
+            self.subtract_suspended(position.list);
+        }
+        if since == SUSPENDED {
+            self.add_suspended(position.list);
+        }
+        Some(before)
+    }
+
+    #[cold]
+    fn add_suspended(&mut self, list: u32) {
+        *self.suspended.entry(list).or_default() += 1;
+    }
+
+    #[cold]
+    fn subtract_suspended(&mut self, list: u32) {
+        if let Some(count) = self.suspended.get_mut(&list) {
+            *count -= 1;
+            if *count == 0 {
+                self.suspended.remove(&list);
+            }
+        }
+    }
+
+    /// Returns [`DeliveryState::Suspended`] if all subscribers of a list are suspended.
+    fn list_state(&self, list: u32) -> DeliveryState {
+        match self.suspended.get(&list) {
+            Some(count) if *count as usize == self.subscribers(list).len() => DeliveryState::Suspended,
+            _ => DeliveryState::Live,
+        }
+    }
+
     fn add(&mut self, key: SubscriberKey, list: u32, since: u64) {
         let client = key as usize;
         if key != WORKER_SUBSCRIBER && self.clients.len() <= client {
@@ -161,6 +211,9 @@ impl SubscriptionTables {
         let subscriber = Subscriber { since, key, subscription_index: positions.len() as u32 };
         positions.push(ListPosition { list, index: subscriber_list.subscribers.len() as u32 });
         subscriber_list.subscribers.push(subscriber);
+        if since == SUSPENDED {
+            self.add_suspended(list);
+        }
     }
 
     /// Removes a client from one of its lists.
@@ -199,6 +252,9 @@ impl SubscriptionTables {
             }
         }
         self.lists.get_mut(position.list)?.subscribers.swap_remove(last as usize);
+        if subscriber.since == SUSPENDED {
+            self.subtract_suspended(position.list);
+        }
         while self.clients.last().is_some_and(InlineList::is_empty) {
             self.clients.pop();
         }
@@ -239,7 +295,7 @@ fn positions_mut<'t>(
     if key == WORKER_SUBSCRIBER { Some(worker_positions) } else { clients.get_mut(key as usize) }
 }
 
-impl<M> fmt::Debug for Shard<M> {
+impl<M, T> fmt::Debug for Shard<M, T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Shard")
@@ -249,12 +305,14 @@ impl<M> fmt::Debug for Shard<M> {
     }
 }
 
-impl<M: Send + 'static> Shard<M> {
-    pub(crate) fn new(shared: Arc<Shared<M>>, id: ShardId, generation: u64) -> Self {
+impl<M: Send + 'static, T: Keep> Shard<M, T> {
+    pub(crate) fn new(shared: Arc<Shared<M, T>>, id: ShardId, generation: u64) -> Self {
         let tables = SubscriptionTables {
             lists: Arena::new(),
             clients: Vec::new(),
             worker_positions: InlineList::new(),
+            // Fixed seeds are safe: clients cannot choose the numbers of lists.
+            suspended: HashMap::with_hasher(RandomState::with_seeds(1, 2, 3, 4)),
             #[cfg(test)]
             positions_visited: std::cell::Cell::new(0),
         };
@@ -279,6 +337,18 @@ impl<M: Send + 'static> Shard<M> {
         self.shared.publish(topic, source, bytes, make, Wakeups::Deferred(&mut self.deferred_wakeups))
     }
 
+    /// Publishes like [`Router::publish_kept`](crate::Router::publish_kept), but defers wake-ups
+    /// like [`publish`](Self::publish).
+    pub fn publish_kept<F: FnMut() -> M, R>(
+        &mut self,
+        topic: &Topic<'_>,
+        source: Option<u64>,
+        prepare: impl FnOnce(TopicView<'_>, &mut T) -> (Option<Outgoing<F>>, R),
+    ) -> (Published, R) {
+        self.shared.inboxes[usize::from(self.id.0)].disarm(self.generation);
+        self.shared.publish_kept(topic, source, prepare, Wakeups::Deferred(&mut self.deferred_wakeups))
+    }
+
     /// Subscribes a client to a topic or pattern. The client gets everything that is published from
     /// now on, and nothing that was published before.
     ///
@@ -289,41 +359,140 @@ impl<M: Send + 'static> Shard<M> {
         if self.tables.find(key, name).is_some() {
             return Subscribed::Already;
         }
+        match subscription {
+            Subscription::Topic(_) => self.subscribe_to_topic(key, name, |_, _| (DeliveryState::Live, ())),
+            Subscription::Pattern(_) => self.subscribe_to_pattern(key, name),
+        }
+        Subscribed::New
+    }
+
+    /// Subscribes a client to a topic, and calls `judge` with the topic and its kept value. Both
+    /// happen in one critical section of the topic: messages whose publish `judge` sees are not
+    /// delivered, and later ones are.
+    ///
+    /// The result of `judge` says whether deliveries start at once or after
+    /// [`resume_at`](Self::resume_at). If the client already had the subscription, or the worker of
+    /// this shard was replaced, `judge` is called, but its [`DeliveryState`] has no effect.
+    ///
+    /// `judge` runs under a lock, so it must be quick and must not call the router. What it takes
+    /// out of the kept value can be returned, and is then dropped outside of the lock.
+    pub fn subscribe_at<R>(
+        &mut self,
+        key: SubscriberKey,
+        topic: &Topic<'_>,
+        judge: impl FnOnce(TopicView<'_>, &mut T) -> (DeliveryState, R),
+    ) -> (Subscribed, R) {
+        let name = topic.as_str();
+        if self.tables.find(key, name).is_some() {
+            return (Subscribed::Already, self.shared.update_kept(name, judge).1);
+        }
+        (Subscribed::New, self.subscribe_to_topic(key, name, judge))
+    }
+
+    /// Suspends a client's subscription to a topic: nothing more is delivered through it, not even
+    /// messages that were published before. It still counts as a subscription.
+    ///
+    /// While all subscriptions of this worker to the topic are suspended, publishes to it push
+    /// nothing to the worker and do not wake it. Returns `false` if the client has no such
+    /// subscription.
+    pub fn suspend(&mut self, key: SubscriberKey, topic: &Topic<'_>) -> bool {
+        let name = topic.as_str();
+        let Some(position) = self.tables.find_position(key, name) else { return false };
+        let Some(since) = self.tables.set_since(position, SUSPENDED) else { return false };
+        for running in &mut self.fanouts.running {
+            running.subscriber_suspended(position.list, position.index, key, since);
+        }
+        let state = self.tables.list_state(position.list);
+        if since != SUSPENDED && state == DeliveryState::Suspended {
+            let (shared, shard) = (&*self.shared, self.id.0);
+            let hash = shared.hash(name);
+            let mut stripe = shared.stripe(hash);
+            if shared.inboxes[usize::from(shard)].generation() == self.generation {
+                stripe.set_state(hash, name, shard, state);
+            }
+        }
+        true
+    }
+
+    /// Calls `catch_up` with a topic and its kept value, and resumes a client's suspended
+    /// subscription to it if the result is [`DeliveryState::Live`]. Both happen in one critical
+    /// section of the topic, as in [`subscribe_at`](Self::subscribe_at).
+    ///
+    /// Returns `None`, without a call, if the client has no suspended subscription to the topic, or
+    /// the worker of this shard was replaced.
+    pub fn resume_at<R>(
+        &mut self,
+        key: SubscriberKey,
+        topic: &Topic<'_>,
+        catch_up: impl FnOnce(TopicView<'_>, &mut T) -> (DeliveryState, R),
+    ) -> Option<R> {
+        let name = topic.as_str();
+        let position = self.tables.find_position(key, name)?;
+        if self.tables.subscriber(position)?.since != SUSPENDED {
+            return None;
+        }
         let (shared, shard) = (&*self.shared, self.id.0);
         let inbox = &shared.inboxes[usize::from(shard)];
-        let lists = &mut self.tables.lists;
-        let mut add = |entry: &mut crate::stripe::RouteEntry| {
-            let name = std::sync::Arc::clone(&entry.name);
-            if entry.shards.is_empty() {
-                shared.notify_interest_change(&name, InterestChange::Gained);
-            }
-            let list =
-                entry.add(shard, || lists.insert(SubscriberList { name, subscribers: InlineList::new() }));
+        let hash = shared.hash(name);
+        let mut stripe = shared.stripe(hash);
+        if inbox.generation() != self.generation {
+            return None;
+        }
+        let (_, (state, output)) = stripe.update_kept(hash, name, &shared.hasher, catch_up);
+        if state == DeliveryState::Live {
             // A publish to this list needs the lock that is held here, so no push happens now.
-            (list, inbox.last_sequence())
-        };
-        let (list, since) = match subscription {
-            Subscription::Topic(_) => {
-                let hash = shared.hash(name);
-                let mut stripe = shared.stripe(hash);
-                if inbox.generation() != self.generation {
-                    return Subscribed::New;
-                }
-                add(stripe.get_or_insert(hash, name, &shared.hasher))
+            if self.tables.list_state(position.list) == DeliveryState::Suspended {
+                stripe.set_state(hash, name, shard, state);
             }
-            Subscription::Pattern(_) => {
-                let pattern = PatternKey::new(name, &shared.hasher);
-                let mut patterns = write(&shared.patterns);
-                if inbox.generation() != self.generation {
-                    return Subscribed::New;
-                }
-                let added = add(patterns.get_or_insert(&pattern));
-                shared.count_patterns(&patterns);
-                added
-            }
+            self.tables.set_since(position, inbox.last_sequence());
+        }
+        Some(output)
+    }
+
+    /// Subscribes a client to a topic that it is not subscribed to.
+    fn subscribe_to_topic<R>(
+        &mut self,
+        key: SubscriberKey,
+        name: &str,
+        judge: impl FnOnce(TopicView<'_>, &mut T) -> (DeliveryState, R),
+    ) -> R {
+        let (shared, shard) = (&*self.shared, self.id.0);
+        let inbox = &shared.inboxes[usize::from(shard)];
+        let hash = shared.hash(name);
+        let lists = &mut self.tables.lists;
+        let mut stripe = shared.stripe(hash);
+        if inbox.generation() != self.generation {
+            return stripe.update_kept(hash, name, &shared.hasher, judge).1.1;
+        }
+        let add =
+            |entry: &mut RouteEntry, (state, _): &_| add_subscriber(shared, shard, lists, entry, *state);
+        let (list, (state, output)) = stripe.subscribe(hash, name, &shared.hasher, add, judge);
+        // A publish to this list needs the lock that is held here, so no push happens now.
+        let since = match state {
+            DeliveryState::Live => inbox.last_sequence(),
+            DeliveryState::Suspended => SUSPENDED,
         };
+        drop(stripe);
         self.tables.add(key, list, since);
-        Subscribed::New
+        output
+    }
+
+    /// Subscribes a client to a pattern that it is not subscribed to.
+    fn subscribe_to_pattern(&mut self, key: SubscriberKey, name: &str) {
+        let (shared, shard) = (&*self.shared, self.id.0);
+        let inbox = &shared.inboxes[usize::from(shard)];
+        let pattern = PatternKey::new(name, &shared.hasher);
+        let mut patterns = write(&shared.patterns);
+        if inbox.generation() != self.generation {
+            return;
+        }
+        let entry = patterns.get_or_insert(&pattern);
+        let list = add_subscriber(shared, shard, &mut self.tables.lists, entry, DeliveryState::Live);
+        // A publish to this list needs the lock that is held here, so no push happens now.
+        let since = inbox.last_sequence();
+        shared.count_patterns(&patterns);
+        drop(patterns);
+        self.tables.add(key, list, since);
     }
 
     /// Ends a subscription and returns `true` if it existed. Undelivered messages no longer reach
@@ -369,6 +538,7 @@ impl<M: Send + 'static> Shard<M> {
         let Some(name) = self.tables.lists.get(list).map(|list| std::sync::Arc::clone(&list.name)) else {
             return false;
         };
+        let state = self.tables.list_state(list);
         if is_empty {
             self.tables.lists.remove(list);
         }
@@ -385,7 +555,9 @@ impl<M: Send + 'static> Shard<M> {
         } else {
             let hash = shared.hash(&name);
             let mut stripe = shared.stripe(hash);
-            if inbox.generation() == self.generation && stripe.subtract(hash, &name, shard, &shared.hasher) {
+            if inbox.generation() == self.generation
+                && stripe.subtract(hash, &name, shard, state, &shared.hasher)
+            {
                 shared.notify_interest_change(&name, InterestChange::Lost);
             }
         }
@@ -415,7 +587,8 @@ impl<M: Send + 'static> Shard<M> {
             .iter()
             .filter_map(|position| {
                 let list = self.tables.lists.get(position.list)?;
-                let entry = if is_pattern(&list.name) { Patterns::ENTRY_BYTES } else { Stripe::ENTRY_BYTES };
+                let is_pattern = is_pattern(&list.name);
+                let entry = if is_pattern { Patterns::ENTRY_BYTES } else { Stripe::<T>::ENTRY_BYTES };
                 let shared_bytes = entry + LIST_BYTES + arc_bytes(&list.name) + per_topic;
                 Some(SUBSCRIPTION_BYTES + shared_bytes / list.subscribers.len().max(1))
             })
@@ -516,7 +689,7 @@ impl<M: Send + 'static> Shard<M> {
     }
 }
 
-impl<M> Shard<M> {
+impl<M, T> Shard<M, T> {
     /// Wakes each worker whose wake-up [`publish`](Self::publish) deferred, if the worker still
     /// sleeps.
     pub fn flush_wakeups(&mut self) {
@@ -528,14 +701,33 @@ impl<M> Shard<M> {
     }
 }
 
-impl<M> Drop for Shard<M> {
+impl<M, T> Drop for Shard<M, T> {
     fn drop(&mut self) {
         self.flush_wakeups();
     }
 }
 
+/// Adds one subscriber of a worker to an entry, and reports the entry's first subscriber. Returns
+/// the number of the worker's list.
+#[inline]
+fn add_subscriber<M, T: Keep>(
+    shared: &Shared<M, T>,
+    shard: u16,
+    lists: &mut Arena<SubscriberList>,
+    entry: &mut RouteEntry,
+    state: DeliveryState,
+) -> u32 {
+    let name = std::sync::Arc::clone(&entry.name);
+    if entry.shards.is_empty() {
+        shared.notify_interest_change(&name, InterestChange::Gained);
+    }
+    entry.add(shard, state, || lists.insert(SubscriberList { name, subscribers: InlineList::new() }))
+}
+
 /// Returns `true` if a name is a pattern: one of its levels is `*` or `>`. Topics have no such
 /// level.
 fn is_pattern(name: &str) -> bool {
-    name.split('.').any(|level| level == "*" || level == ">")
+    // Few topics have these characters at all.
+    name.bytes().any(|byte| matches!(byte, b'*' | b'>'))
+        && name.split('.').any(|level| level == "*" || level == ">")
 }

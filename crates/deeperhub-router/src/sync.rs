@@ -15,9 +15,9 @@ use std::sync::PoisonError;
 
 /// Locks a mutex, even if it is poisoned.
 ///
-/// A panic under a lock can only come from the caller's code: `make` of a publish, a waker, or the
-/// observer of interest. The tables are consistent while `make` and wakers run. Observers must not
-/// panic.
+/// A panic under a lock can only come from the caller's code: `make` of a publish, a function for a
+/// kept value, a waker, or the observer of interest. The tables are consistent while these run,
+/// except for observers, which must not panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
