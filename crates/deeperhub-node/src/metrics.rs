@@ -15,9 +15,9 @@ use deeperhub_protocol::message::ServerMessage;
 /// Labels of received messages: `Command::TYPES`, then `binary`, then `invalid` for messages that
 /// cannot be parsed or exceed a rate limit.
 pub(crate) const RECEIVED_TYPES: &[&str] =
-    &["echo", "subscribe", "unsubscribe", "publish", "authenticate", "ping", "binary", "invalid"];
-pub(crate) const RECEIVED_BINARY_INDEX: usize = 6;
-pub(crate) const RECEIVED_INVALID_INDEX: usize = 7;
+    &["echo", "subscribe", "unsubscribe", "publish", "authenticate", "ping", "history", "binary", "invalid"];
+pub(crate) const RECEIVED_BINARY_INDEX: usize = 7;
+pub(crate) const RECEIVED_INVALID_INDEX: usize = 8;
 
 /// Labels of sent messages: `ServerMessage::TYPES`, then `raw` for messages of backends.
 const SENT_TYPES: &[&str] = &{
@@ -40,7 +40,8 @@ pub(crate) enum SentType {
     Message,
     Goodbye,
     Error,
-    Raw,
+    /// Types of topics with history are between.
+    Raw = SENT_TYPES.len() as isize - 1,
 }
 
 impl SentType {
@@ -61,6 +62,8 @@ const ERROR_CODES: &[&str] = &[
     "token_expired",
     "rate_limited",
     "too_many_subscriptions",
+    "too_many_topics",
+    "unavailable",
     "internal",
 ];
 
