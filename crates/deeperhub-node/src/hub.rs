@@ -9,7 +9,7 @@ use deeperhub_cluster::Broker;
 use deeperhub_events::EventBus;
 use deeperhub_listener::Multicast;
 use deeperhub_metrics::Registry;
-use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, WelcomeLimits};
+use deeperhub_protocol::message::{ClusterFault, Features, ServerMessage, TraceContext, WelcomeLimits};
 use deeperhub_protocol::{ClientId, RawJson, Topic};
 use deeperhub_router::{Published, Router, Shard};
 use deeperhub_security::BurstPool;
@@ -126,7 +126,10 @@ impl Hub {
         let listener = &config.listener;
         WelcomeLimits {
             max_message_bytes: listener.max_message_bytes as u64,
-            max_delivery_bytes: ServerMessage::max_delivery_bytes(listener.max_message_bytes as u64),
+            max_delivery_bytes: ServerMessage::max_delivery_bytes(
+                listener.max_message_bytes as u64,
+                Features::NONE,
+            ),
             max_subscriptions: config.max_subscriptions as u64,
             ping_interval_ms: u64::try_from(listener.ping_interval.as_millis()).unwrap_or(u64::MAX),
         }

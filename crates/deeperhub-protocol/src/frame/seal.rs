@@ -13,7 +13,7 @@ const END: &str = "}}";
 const MAX_DIGITS: usize = 20;
 
 /// Bytes reserved for the position and the end: any offset alone, or an offset and a `prev` of up to
-/// ten digits each. A longer `prev` costs a reallocation.
+/// ten digits each.
 const RESERVED_TAIL_BYTES: usize = Epoch::BYTES + OFFSET_KEY.len() + PREV_KEY.len() + MAX_DIGITS + END.len();
 
 /// Maximum length of the position and the end.
@@ -60,6 +60,12 @@ impl Unsealed {
             // Escapes made the text longer than expected, so that it needs a longer header.
             bytes.splice(0..0, std::iter::repeat_n(0, longest_header - header_space));
         }
+        // Escapes can also have used up the reserved bytes, or have made the buffer grow much.
+        bytes.reserve_exact(RESERVED_TAIL_BYTES);
+        let needed = bytes.len() + RESERVED_TAIL_BYTES;
+        if bytes.capacity() - needed > needed / 8 + 64 {
+            bytes.shrink_to(needed);
+        }
         Self {
             frame: Frame::from_incomplete(bytes),
             header_space: longest_header.max(header_space),
@@ -69,6 +75,8 @@ impl Unsealed {
 
     /// Adds the position, and returns the frame. `prev` is the offset of the previous message of
     /// the topic's subscribers, if it is not `offset - 1`.
+    ///
+    /// Only if `offset` and `prev` have more than 20 digits together, the buffer can be reallocated.
     #[must_use]
     pub fn seal(self, epoch: Epoch, offset: u64, prev: Option<u64>) -> Frame {
         let Self { mut frame, header_space, meta_len } = self;

@@ -129,6 +129,7 @@ mod tests {
     fn sealing_does_not_move_the_payload() {
         let client_id = ClientId::parse("n1-0-4a-7f3b21").unwrap();
         let payload = format!("\"{}\"", "x".repeat(70_000));
+        let escaped = "\"".repeat(255);
         for length in [3, 60, 128, 4096, 65_300, 65_450, 70_000] {
             let payload = format!("{}\"", &payload[..length - 1]);
             for traceparent in [None, Some(TRACEPARENT)] {
@@ -141,11 +142,15 @@ mod tests {
                     tracestate: traceparent.map(|_| "vendor=1"),
                 };
                 for (offset, prev) in [(1, None), (u64::MAX, None), (1_234_567_890, Some(1_234_567_880))] {
+                    let topic = if offset == 1 { delivery.topic } else { escaped.as_str() };
+                    let delivery = StreamMessage { topic, ..delivery };
                     let mut unsealed = delivery.encode();
                     let range = unsealed.buffer();
                     let frame = unsealed.seal(Epoch::from_bits(9), offset, prev);
                     let bytes = frame.as_bytes().as_ptr_range();
                     assert!(range.contains(&bytes.start) && bytes.end <= range.end, "{length} bytes");
+                    let unused = (range.end as usize - range.start as usize) - frame.len();
+                    assert!(unused <= frame.len() / 8 + 140, "{unused} bytes unused of {}", frame.len());
                 }
             }
         }

@@ -675,6 +675,28 @@ fn each_entry_of_a_list_is_judged_for_itself() {
 }
 
 #[test]
+fn an_entry_of_a_list_is_judged_like_a_subscribe_of_its_own() {
+    let members = |key: &str| VALUES.iter().map(|value| format!(r#""{key}":{value}"#)).collect::<Vec<_>>();
+    let mut entries: Vec<_> = [members("history"), members("recover"), members("other")].concat();
+    for key in ["epoch", "offset", "time", "partial"] {
+        let others = r#""epoch":"a","offset":1,"#.replace(&format!(r#""{key}":"#), r#""x":"#);
+        entries.extend(members(key).iter().map(|member| format!(r#""recover":{{{others}{member}}}"#)));
+    }
+    for topic in ["a", "a.*", "a..b", r"\ud800"] {
+        for entry in &entries {
+            let entry = format!(r#"{{{entry},"topic":"{topic}"}}"#);
+            let one = format!(r#"{{"type":"subscribe","data":{entry}}}"#);
+            let several = format!(r#"{{"type":"subscribe","data":{{"topics":[{{"topic":"x"}},{entry}]}}}}"#);
+            let of_list = list(&several).entries().last().unwrap().request;
+            match (ClientMessage::parse(&one), of_list) {
+                (Ok(message), Ok(request)) => assert_eq!(message.command, Command::Subscribe(request)),
+                (one, of_list) => assert_eq!(one.unwrap_err(), of_list.unwrap_err(), "{entry}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn a_list_of_anything_else_is_rejected_as_a_whole() {
     for topics in [
         "1",

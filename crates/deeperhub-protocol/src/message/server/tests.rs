@@ -594,16 +594,24 @@ fn remove_nulls(value: &mut Value) {
     }
 }
 
-/// Returns the JSON of a delivery of `message`. If `from` is `None`, a backend published it.
-fn delivery(topic: &str, message: &str, from: Option<&ClientId>, tracestate: &str) -> String {
+/// Returns the JSON of the longest delivery of `message` by a server with the given features. If
+/// `from` is `None`, a backend published it.
+fn delivery(
+    features: Features,
+    topic: &str,
+    message: &str,
+    from: Option<&ClientId>,
+    tracestate: &str,
+) -> String {
+    let has_history = features.contains(Features::HISTORY);
     let traceparent = SpanContext::new(u128::MAX, u64::MAX, true).unwrap().to_string();
     let context = TraceContext::new(Some(traceparent.into()), Some(tracestate.into()));
     written(&ServerMessage::Message {
         topic: Topic::parse(topic).unwrap().as_str(),
         message: raw(message),
         from,
-        position: Some(LONGEST_POSITION),
-        prev: Some(u64::MAX),
+        position: has_history.then_some(LONGEST_POSITION),
+        prev: has_history.then_some(u64::MAX),
         traceparent: context.traceparent.as_deref(),
         tracestate: context.tracestate.as_deref(),
     })
@@ -614,9 +622,12 @@ fn the_longest_delivery_has_max_delivery_bytes() {
     let (topic, tracestate) =
         ("\"".repeat(Topic::MAX_BYTES), "\\".repeat(TraceContext::MAX_TRACESTATE_BYTES));
     for max_message_bytes in [1, 100, 65_536] {
-        let max_delivery_bytes = ServerMessage::max_delivery_bytes(max_message_bytes);
         let payload = "7".repeat(max_message_bytes as usize);
-        assert_eq!(delivery(&topic, &payload, None, &tracestate).len() as u64, max_delivery_bytes);
+        for features in [Features::NONE, Features::HISTORY] {
+            let max_delivery_bytes = ServerMessage::max_delivery_bytes(max_message_bytes, features);
+            let longest = delivery(features, &topic, &payload, None, &tracestate);
+            assert_eq!(longest.len() as u64, max_delivery_bytes);
+        }
     }
     // The delivery of a client's publish is always shorter, whatever its topic.
     let client_id = ClientId::parse(&"x".repeat(ClientId::MAX_BYTES)).unwrap();
@@ -627,10 +638,42 @@ fn the_longest_delivery_has_max_delivery_bytes() {
         assert_eq!(text.len(), 65_536);
         let message = ClientMessage::parse(&text).unwrap();
         let Command::Publish { message, .. } = message.command else { panic!("it publishes") };
-        let length = delivery(topic, message.as_str(), Some(&client_id), &tracestate).len() as u64;
-        assert!(length < ServerMessage::max_delivery_bytes(65_536), "{length}");
+        for features in [Features::NONE, Features::HISTORY] {
+            let length =
+                delivery(features, topic, message.as_str(), Some(&client_id), &tracestate).len() as u64;
+            assert!(length < ServerMessage::max_delivery_bytes(65_536, features), "{length}");
+        }
     }
-    assert_eq!(ServerMessage::max_delivery_bytes(u64::MAX), u64::MAX);
+    assert_eq!(ServerMessage::max_delivery_bytes(u64::MAX, Features::HISTORY), u64::MAX);
+}
+
+#[test]
+fn a_history_reply_with_any_one_message_is_shorter_than_the_longest_delivery() {
+    let client_id = ClientId::parse(&"x".repeat(ClientId::MAX_BYTES)).unwrap();
+    let topic = "\"".repeat(Topic::MAX_BYTES);
+    let escaped_id = format!("\"{}\"", "\\u0078".repeat(MessageId::MAX_BYTES));
+    // A client's publish has a client ID, and its payload is shorter than that of a backend.
+    let overhead = r#"{"type":"publish","topic":,"message":}"#.len() + 2 * Topic::MAX_BYTES + 2;
+    for (from, payload) in [(None, 65_536), (Some(&client_id), 65_536 - overhead)] {
+        let frame = ServerMessage::Message {
+            topic: &topic,
+            message: raw(&"7".repeat(payload)),
+            from,
+            position: Some(LONGEST_POSITION),
+            prev: Some(u64::MAX),
+            traceparent: None,
+            tracestate: None,
+        }
+        .to_frame();
+        let reply = written(&ServerMessage::History {
+            id: id(&escaped_id),
+            topic: &topic,
+            position: Some(LONGEST_POSITION),
+            messages: &[crate::message::delivery_data(&frame).unwrap()],
+            next: Some(u64::MAX),
+        });
+        assert!((reply.len() as u64) < ServerMessage::max_delivery_bytes(65_536, Features::HISTORY));
+    }
 }
 
 #[test]
@@ -644,7 +687,7 @@ fn other_messages_are_shorter_than_the_longest_delivery() {
         max_subscriptions: u64::MAX,
         ping_interval_ms: u64::MAX,
     };
-    let shortest = ServerMessage::max_delivery_bytes(1);
+    let shortest = ServerMessage::max_delivery_bytes(1, Features::NONE);
     for message in [
         ServerMessage::Welcome {
             client_id: &client_id,
@@ -666,7 +709,7 @@ fn other_messages_are_shorter_than_the_longest_delivery() {
             id: id(&escaped_id),
             topic: &topic,
             subscribers: u64::MAX,
-            position: None,
+            position: Some(LONGEST_POSITION),
             cluster: Some(ClusterFault::Unavailable),
         },
         ServerMessage::Error {
