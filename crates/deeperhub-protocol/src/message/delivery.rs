@@ -7,6 +7,7 @@ use crate::json::Scanner;
 
 const HEAD: &str = r#"{"type":"message","data":"#;
 const META: &str = r#","meta":{"traceparent":"#;
+const META_END: &str = r#""}}"#;
 const PREV: &str = r#","prev":"#;
 
 /// Returns the `data` of an encoded delivery: an object with `topic`, `message` and the other keys,
@@ -59,9 +60,11 @@ pub fn with_prev(frame: &Frame, prev: u64) -> Option<Frame> {
 /// Splits the text of a delivery into `data` and the text after it.
 fn split_delivery(text: &str) -> Option<(&str, &str)> {
     let rest = text.strip_prefix(HEAD)?;
-    // A quote inside a string is escaped, so `META` occurs only as a key. The last occurrence is the
-    // message's own `meta` if only the end of the message follows it. Otherwise it is in a payload.
-    if let Some(at) = rest.rfind(META)
+    // `meta` ends with a string, and a position ends with a number. A quote inside a string is
+    // escaped, so `META` occurs only as a key. The last occurrence is the message's own `meta` if
+    // only the end of the message follows it. Otherwise it is in a payload.
+    if rest.ends_with(META_END)
+        && let Some(at) = rest.rfind(META)
         && rest[..at].ends_with('}')
         && is_last_member(&rest[at + r#","meta":"#.len()..])
     {
