@@ -129,8 +129,8 @@ mod tests {
         let mut out = Vec::new();
         encoder.write_subscribe(&mut out, 42, [1, 2, 3, 4]);
         parsed(out, |command| match command {
-            Command::Subscribe { subscription } => {
-                assert_eq!(subscription.as_str(), "bench.00000abc.00000042");
+            Command::Subscribe(request) => {
+                assert_eq!(request.subscription.as_str(), "bench.00000abc.00000042");
             }
             other => panic!("{other:?}"),
         });

@@ -16,7 +16,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn Error>> {
     let mut events = hub.events(filter).ok_or("too many observers")?;
     while events.recv().await.is_some() {
         let online = hub.stats().totals.connections;
-        hub.broadcast(&json!({ "type": "presence", "data": { "online": online } })).await?;
+        hub.broadcast(&json!({ "type": "online", "data": { "clients": online } })).await?;
     }
     Ok(())
 }

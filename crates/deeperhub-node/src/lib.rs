@@ -50,8 +50,7 @@ mod worker;
 pub use auth::AuthConfig;
 pub use config::{
     CanaryConfig, ClusterConfig, Config, CustomGauge, CustomMetric, Limits, MetricKind, SessionLimits,
-    burst_rate_per_ip,
-    control_rate_limit, token_rate_limit,
+    burst_rate_per_ip, control_rate_limit, token_rate_limit,
 };
 pub use deeperhub_events as events;
 pub use deeperhub_events::{Event, EventDetails, EventFilter, EventKind, EventStream, Received};

@@ -20,6 +20,7 @@ labels! {
         Publish = "publish",
         Authenticate = "authenticate",
         Ping = "ping",
+        History = "history",
         Binary = "binary",
         /// The message cannot be parsed, or exceeds a rate limit.
         Invalid = "invalid",
@@ -37,6 +38,9 @@ labels! {
         Message = "message",
         Goodbye = "goodbye",
         Error = "error",
+        Gap = "gap",
+        Position = "position",
+        History = "history",
         /// The message of a backend.
         Raw = "raw",
     }
@@ -76,11 +80,12 @@ impl From<&Command<'_>> for ReceivedType {
     fn from(command: &Command<'_>) -> Self {
         match command {
             Command::Echo { .. } => Self::Echo,
-            Command::Subscribe { .. } => Self::Subscribe,
+            Command::Subscribe(_) | Command::SubscribeList { .. } => Self::Subscribe,
             Command::Unsubscribe { .. } => Self::Unsubscribe,
             Command::Publish { .. } => Self::Publish,
             Command::Authenticate { .. } => Self::Authenticate,
             Command::Ping => Self::Ping,
+            Command::History(_) => Self::History,
         }
     }
 }

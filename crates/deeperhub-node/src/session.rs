@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use deeperhub_events::{EventDetails, EventKind};
 use deeperhub_listener::{Closed, ConnectionKey, Context, Message};
-use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage, SpanContext};
-use deeperhub_protocol::{ClientId, CloseCode, CloseReason};
+use deeperhub_protocol::message::{ClientMessage, Command, MessageError, ServerMessage, SpanContext};
+use deeperhub_protocol::{ClientId, CloseCode, CloseReason, ErrorCode};
 
 use crate::auth::Login;
 use crate::commands;
@@ -170,9 +170,9 @@ impl Session {
         }
         match &message.command {
             Command::Echo { data } => commands::echo(self, id, *data, cx),
-            Command::Subscribe { subscription } => commands::subscribe(self, id, subscription, cx),
+            Command::Subscribe(request) => commands::subscribe(self, id, &request.subscription, cx),
             Command::Unsubscribe { subscription } => commands::unsubscribe(self, id, subscription, cx),
-            Command::Publish { topic, message: payload, exclude_self } => {
+            Command::Publish { topic, message: payload, exclude_self, .. } => {
                 let publish = commands::Publish { topic, message: *payload, exclude_self: *exclude_self };
                 commands::publish(self, id, &publish, span, cx);
             }
@@ -181,6 +181,16 @@ impl Session {
                 Err(wait) => self.reply_rate_limited(id, wait, cx),
             },
             Command::Ping => commands::ping(self, id, cx),
+            // The protocol has these messages, but `welcome` does not announce the feature.
+            Command::SubscribeList { .. } => {
+                let text = "this server does not accept `topics`; send one `subscribe` for each `topic`";
+                let error = error_reply(id, ErrorCode::InvalidMessage, text);
+                self.reply_error(&MessageError { field: Some("topics"), ..error }.to_message(), cx);
+            }
+            Command::History(_) => {
+                let error = error_reply(id, ErrorCode::UnknownType, "this server keeps no history");
+                self.reply_error(&MessageError { field: Some("type"), ..error }.to_message(), cx);
+            }
         }
     }
 }
@@ -214,6 +224,8 @@ impl deeperhub_listener::Session for Session {
             client_id: &client_id,
             server: "deeperhub-ws",
             version: env!("CARGO_PKG_VERSION"),
+            features: None,
+            server_time: None,
             limits,
         };
         self.reply(SentType::Welcome, &welcome, cx);
@@ -341,11 +353,14 @@ impl deeperhub_listener::Session for Session {
 /// Returns the topic or pattern of a command, if it has one.
 fn command_topic<'m>(command: &'m Command<'_>) -> Option<&'m str> {
     match command {
-        Command::Subscribe { subscription } | Command::Unsubscribe { subscription } => {
-            Some(subscription.as_str())
-        }
+        Command::Subscribe(request) => Some(request.subscription.as_str()),
+        Command::Unsubscribe { subscription } => Some(subscription.as_str()),
         Command::Publish { topic, .. } => Some(topic.as_str()),
-        Command::Echo { .. } | Command::Authenticate { .. } | Command::Ping => None,
+        Command::History(request) => Some(request.topic.as_str()),
+        Command::Echo { .. }
+        | Command::SubscribeList { .. }
+        | Command::Authenticate { .. }
+        | Command::Ping => None,
     }
 }
 

@@ -81,10 +81,10 @@ async fn tick_publishes_one_number_after_another() {
 async fn presence_tells_clients_how_many_are_online() {
     let (_example, url) = start("presence_process");
     let mut first = connect(&url).await;
-    assert_eq!(receive(&mut first, "presence").await["data"]["online"], 1);
+    assert_eq!(receive(&mut first, "online").await["data"]["clients"], 1);
     let mut second = connect(&url).await;
-    assert_eq!(receive(&mut second, "presence").await["data"]["online"], 2);
-    assert_eq!(receive(&mut first, "presence").await["data"]["online"], 2);
+    assert_eq!(receive(&mut second, "online").await["data"]["clients"], 2);
+    assert_eq!(receive(&mut first, "online").await["data"]["clients"], 2);
     drop(second);
-    assert_eq!(receive(&mut first, "presence").await["data"]["online"], 1);
+    assert_eq!(receive(&mut first, "online").await["data"]["clients"], 1);
 }

@@ -53,7 +53,8 @@ pub mod message;
 pub mod schema;
 
 pub use deeperhub_types::{
-    ClientId, CloseCode, CloseReason, ErrorCode, Subscription, Topic, TopicError, TopicPattern, code,
+    ClientId, CloseCode, CloseReason, Epoch, ErrorCode, GapReason, NotRecovered, Position, Subscription,
+    Topic, TopicError, TopicPattern, code,
 };
 pub use json::RawJson;
 pub use message::{ClientMessage, MessageError, MessageId, ServerMessage};

@@ -32,6 +32,11 @@ pub enum ErrorCode {
     RateLimited,
     /// The connection has reached its subscription limit.
     TooManySubscriptions,
+    /// The server keeps history for as many topics as its limit allows.
+    TooManyTopics,
+    /// The store of a topic with history cannot be reached. Nothing was done. The error reply has
+    /// the delay before a retry.
+    Unavailable,
     /// The server has an internal error.
     Internal,
 }
@@ -49,6 +54,8 @@ impl ErrorCode {
         Self::TokenExpired,
         Self::RateLimited,
         Self::TooManySubscriptions,
+        Self::TooManyTopics,
+        Self::Unavailable,
         Self::Internal,
     ];
 
@@ -66,6 +73,8 @@ impl ErrorCode {
             Self::TokenExpired => "token_expired",
             Self::RateLimited => "rate_limited",
             Self::TooManySubscriptions => "too_many_subscriptions",
+            Self::TooManyTopics => "too_many_topics",
+            Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }
     }

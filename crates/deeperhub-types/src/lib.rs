@@ -6,6 +6,8 @@
 //! - [`ClientId`] identifies a connection.
 //! - [`ErrorCode`] and [`CloseCode`] list the codes that clients and backends see. [`CloseReason`]
 //!   is a close code with its text.
+//! - [`Position`] is a position in the stream of a topic with history, and [`Epoch`] identifies the
+//!   stream. [`GapReason`] and [`NotRecovered`] say why a subscriber misses messages.
 //!
 //! ```
 //! use deeperhub_types::{Topic, TopicError, TopicPattern};
@@ -18,10 +20,12 @@
 
 mod client_id;
 pub mod code;
+mod stream;
 mod topic;
 
 pub use client_id::ClientId;
 pub use code::{CloseCode, CloseReason, ErrorCode};
+pub use stream::{Epoch, GapReason, NotRecovered, Position};
 pub use topic::{Subscription, Topic, TopicError, TopicPattern};
 
 /// Runs the README's example as a doc test.

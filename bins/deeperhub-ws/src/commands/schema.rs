@@ -1,6 +1,7 @@
 //! `schema`: machine-readable descriptions of the protocol and the server API.
 
 use clap::ValueEnum;
+use deeperhub_protocol::message::Features;
 use deeperhub_protocol::schema;
 
 /// A description that the subcommand prints.
@@ -14,6 +15,9 @@ pub(crate) enum Schema {
     Messages,
 }
 
+/// The optional features that this server implements.
+const FEATURES: Features = Features::NONE;
+
 /// Returns the description as indented JSON with a final line feed.
 ///
 /// # Errors
@@ -22,8 +26,8 @@ pub(crate) enum Schema {
 pub(crate) fn text(kind: Schema) -> serde_json::Result<String> {
     let mut text = match kind {
         Schema::Openapi => deeperhub_api::openapi().to_pretty_json()?,
-        Schema::Asyncapi => serde_json::to_string_pretty(&schema::asyncapi())?,
-        Schema::Messages => serde_json::to_string_pretty(&schema::messages())?,
+        Schema::Asyncapi => serde_json::to_string_pretty(&schema::asyncapi(FEATURES))?,
+        Schema::Messages => serde_json::to_string_pretty(&schema::messages(FEATURES))?,
     };
     text.push('\n');
     Ok(text)

@@ -52,12 +52,13 @@ fn feed_head<A: Application>(
 ) -> Next {
     let State::Handshake(handshake) = &mut connection.state else { return Next::Continue };
     let shared = &*ctx.shared;
-    let (request, accept_key) = match handshake.feed(bytes, &shared.config, shared.limits.head(), &shared.metrics) {
-        None => return Next::Continue,
-        Some(Err(refusal)) => return Next::refuse(refusal),
-        Some(Ok(HandshakeRequest::Probe)) => return answer_probe(ctx),
-        Some(Ok(HandshakeRequest::Upgrade(request, accept_key))) => (request, accept_key),
-    };
+    let (request, accept_key) =
+        match handshake.feed(bytes, &shared.config, shared.limits.head(), &shared.metrics) {
+            None => return Next::Continue,
+            Some(Err(refusal)) => return Next::refuse(refusal),
+            Some(Ok(HandshakeRequest::Probe)) => return answer_probe(ctx),
+            Some(Ok(HandshakeRequest::Upgrade(request, accept_key))) => (request, accept_key),
+        };
     if let Some(drain) = &ctx.drain {
         return Next::refuse(Refusal::draining(drain.reconnect_delay(ctx.round.clock.now())));
     }

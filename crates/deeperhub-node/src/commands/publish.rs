@@ -67,6 +67,7 @@ pub(crate) fn publish(
             id,
             topic: publish.topic.as_str(),
             subscribers: outcome.subscribers.saturating_sub(excluded),
+            position: None,
             cluster: outcome.cluster,
         };
         session.reply(SentType::Published, &reply, cx);

@@ -1,7 +1,7 @@
 //! The `subscribe` message.
 
 use deeperhub_listener::Context;
-use deeperhub_protocol::message::{MessageId, ServerMessage};
+use deeperhub_protocol::message::{MessageId, ServerMessage, SubscriptionStart};
 use deeperhub_protocol::{ErrorCode, Subscription};
 use deeperhub_router::Subscribed;
 
@@ -41,5 +41,7 @@ pub(crate) fn subscribe(
     if worker.shard.subscribe(key, subscription) == Subscribed::New {
         worker.metrics.subscriptions.inc();
     }
-    session.reply(SentType::Subscribed, &ServerMessage::Subscribed { id, topic: subscription.as_str() }, cx);
+    let topic = subscription.as_str();
+    let reply = ServerMessage::Subscribed { id, topic, start: SubscriptionStart::default() };
+    session.reply(SentType::Subscribed, &reply, cx);
 }

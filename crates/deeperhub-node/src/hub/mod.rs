@@ -12,7 +12,7 @@ use deeperhub_cluster::{Broker, ClusterState};
 use deeperhub_events::EventBus;
 use deeperhub_listener::Multicast;
 use deeperhub_metrics::Registry;
-use deeperhub_protocol::message::{ServerMessage, WelcomeLimits};
+use deeperhub_protocol::message::{Features, ServerMessage, WelcomeLimits};
 use deeperhub_router::Router;
 use deeperhub_security::BurstPool;
 use tokio::sync::{mpsc, watch};
@@ -89,7 +89,7 @@ impl Hub {
         let ping_interval = self.config.listener.ping_interval;
         WelcomeLimits {
             max_message_bytes,
-            max_delivery_bytes: ServerMessage::max_delivery_bytes(max_message_bytes),
+            max_delivery_bytes: ServerMessage::max_delivery_bytes(max_message_bytes, Features::NONE),
             max_subscriptions: limits.session.max_subscriptions as u64,
             ping_interval_ms: u64::try_from(ping_interval.as_millis()).unwrap_or(u64::MAX),
         }

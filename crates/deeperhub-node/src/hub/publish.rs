@@ -122,6 +122,8 @@ impl Hub {
             topic: topic.as_str(),
             message,
             from,
+            position: None,
+            prev: None,
             traceparent: trace.traceparent.as_deref(),
             tracestate: trace.tracestate.as_deref(),
         }

@@ -62,9 +62,9 @@ impl MessageSpan {
             Command::Publish { topic, message, .. } => {
                 (SpanKind::Producer, Some(topic.as_str()), Some(message.as_str().len()))
             }
-            Command::Subscribe { subscription } | Command::Unsubscribe { subscription } => {
-                (SpanKind::Server, Some(subscription.as_str()), None)
-            }
+            Command::Subscribe(request) => (SpanKind::Server, Some(request.subscription.as_str()), None),
+            Command::Unsubscribe { subscription } => (SpanKind::Server, Some(subscription.as_str()), None),
+            Command::History(request) => (SpanKind::Server, Some(request.topic.as_str()), None),
             _ => (SpanKind::Server, None, None),
         };
         self.describe(name, kind, topic, bytes)

@@ -2,8 +2,13 @@
 
 #![no_main]
 
-use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage, check_server_object};
-use deeperhub_protocol::{ErrorCode, RawJson, Subscription};
+use std::collections::BTreeMap;
+
+use deeperhub_protocol::message::{
+    ClientMessage, Command, HistoryRequest, HistoryStart, ServerMessage, StreamMessage, SubscribeRequest,
+    SubscribedEntry, SubscriptionStart, check_server_object, delivery_data, with_prev,
+};
+use deeperhub_protocol::{Epoch, ErrorCode, Position, RawJson, Subscription, Topic};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -15,6 +20,9 @@ fuzz_target!(|bytes: &[u8]| {
     parsed(text, value);
     if let Ok(object) = check_server_object(text) {
         assert_eq!(Some(object.as_str()), value);
+        let tree = serde_json::from_str::<Value>(text).ok();
+        let is_reserved = |tree: Value| ServerMessage::TYPES.iter().any(|name| tree["type"] == *name);
+        assert!(!tree.is_some_and(is_reserved), "clients can trust the server's types");
     }
     if let Ok(subscription) = Subscription::parse(text) {
         assert!(subscription.covers(&subscription));
@@ -62,17 +70,61 @@ fn parsed(text: &str, value: Option<&str>) {
             let echo = written(&ServerMessage::Echo { id, data });
             assert!(echo.ends_with(&format!("\"data\":{data}}}")), "the payload's bytes are kept");
         }
-        Command::Subscribe { subscription } | Command::Unsubscribe { subscription } => {
-            assert!(same(subscription.as_str(), "topic"));
-            written(&ServerMessage::Subscribed { id, topic: subscription.as_str() });
+        Command::Subscribe(request) => {
+            assert!(same(request.subscription.as_str(), "topic"));
+            if let Some(tree) = &tree {
+                requested(&request, &tree["data"]);
+            }
+            let start = SubscriptionStart::default();
+            written(&ServerMessage::Subscribed { id, topic: request.subscription.as_str(), start });
         }
-        Command::Publish { topic, message, exclude_self } => {
+        Command::SubscribeList { topics } => {
+            let list = tree.as_ref().map(|tree| tree["data"]["topics"].as_array().expect("a list"));
+            assert_eq!(topics.entries().count(), topics.len());
+            assert!(list.is_none_or(|list| list.len() == topics.len()));
+            let mut replies = Vec::new();
+            for (at, entry) in topics.entries().enumerate() {
+                if let (Ok(request), Some(list)) = (&entry.request, list) {
+                    assert_eq!(list[at]["topic"], request.subscription.as_str());
+                    requested(request, &list[at]);
+                }
+                let result = entry.request.map(|_| SubscriptionStart::default()).map_err(Into::into);
+                replies.push(SubscribedEntry { topic: entry.topic, result });
+            }
+            written(&ServerMessage::SubscribedList { id, topics: &replies });
+        }
+        Command::Unsubscribe { subscription } => {
+            assert!(same(subscription.as_str(), "topic"));
+            written(&ServerMessage::Unsubscribed { id, topic: subscription.as_str() });
+        }
+        Command::History(request) => {
+            assert!(same(request.topic.as_str(), "topic"));
+            assert!((1..=HistoryRequest::MAX_LIMIT).contains(&request.limit));
+            if let Some(tree) = &tree {
+                let data = &tree["data"];
+                assert_eq!(u64::from(request.limit), data["limit"].as_u64().unwrap_or(100));
+                assert_eq!(request.order.as_str(), data["order"].as_str().unwrap_or("asc"));
+                let from = match request.from {
+                    None => Value::Null,
+                    Some(HistoryStart::Offset(offset)) => offset.into(),
+                    Some(HistoryStart::FromEnd(number)) => 0i64.wrapping_sub_unsigned(number).into(),
+                };
+                assert_eq!(data["from"], from);
+            }
+        }
+        Command::Publish { topic, message, exclude_self, once } => {
             assert!(same(topic.as_str(), "topic"));
-            assert!(tree.is_none_or(|tree| (tree["data"]["exclude_self"] == true) == exclude_self));
+            assert!(once.as_ref().is_none_or(|once| once.len() <= Command::MAX_ONCE_BYTES));
+            if let Some(tree) = &tree {
+                assert_eq!(tree["data"]["exclude_self"] == true, exclude_self);
+                assert_eq!(tree["data"]["once"].as_str(), once.as_deref());
+            }
             let delivery = ServerMessage::Message {
                 topic: topic.as_str(),
                 message,
                 from: None,
+                position: None,
+                prev: None,
                 traceparent: None,
                 tracestate: None,
             };
@@ -82,12 +134,55 @@ fn parsed(text: &str, value: Option<&str>) {
                 "the payload's bytes are kept"
             );
             assert!(depth(&delivery) <= deeperhub_protocol::message::MAX_NESTING);
+            sealed(&topic, message, text);
         }
         Command::Authenticate { token } => assert!(same(&token, "token")),
         Command::Ping => {
             written(&ServerMessage::Pong { id });
         }
     }
+}
+
+/// Compares the options of a subscription with serde_json's tree of the same object.
+fn requested(request: &SubscribeRequest<'_>, tree: &Value) {
+    assert_eq!(request.history, tree["history"].as_u64().unwrap_or(0));
+    assert_eq!(request.recover.is_none(), tree["recover"].is_null());
+    if let Some(recover) = request.recover {
+        let tree = &tree["recover"];
+        assert_eq!(tree["offset"], recover.offset);
+        assert_eq!(tree["time"].as_u64(), recover.time);
+        assert_eq!(tree["partial"] == true, recover.partial);
+        let epoch = tree["epoch"].as_str().expect("a text");
+        assert_eq!(Epoch::parse(epoch), recover.epoch);
+    }
+}
+
+/// Compares a delivery that is encoded in two steps with one that is encoded at once. The numbers
+/// depend on the length of `text`.
+fn sealed(topic: &Topic<'_>, message: RawJson<'_>, text: &str) {
+    let number = (text.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let (epoch, offset) = (Epoch::from_bits(number), number >> (text.len() % 64));
+    let prev = (offset % 2 == 0).then_some(offset / 2);
+    let traceparent = (offset % 3 == 0).then_some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let (topic, tracestate) = (topic.as_str(), Some(topic.as_str()));
+    let stream = StreamMessage { topic, message, from: None, time: number, traceparent, tracestate };
+    let frame = stream.encode().seal(epoch, offset, prev);
+    let delivery = |prev| ServerMessage::Message {
+        topic,
+        message,
+        from: None,
+        position: Some(Position { epoch, offset, time: number }),
+        prev,
+        traceparent,
+        tracestate,
+    };
+    let whole = written(&delivery(prev));
+    assert_eq!(frame.as_bytes(), delivery(prev).to_frame().as_bytes());
+    let data = delivery_data(&frame).expect("it is a delivery");
+    let members = serde_json::from_str::<BTreeMap<&str, &RawValue>>(&whole).expect("it is an object");
+    assert_eq!(data.as_str(), members["data"].get());
+    let changed = with_prev(&frame, number).expect("it has a position");
+    assert_eq!(changed.as_bytes(), delivery(Some(number)).to_frame().as_bytes());
 }
 
 /// Returns the JSON of the message's frame.

@@ -81,6 +81,22 @@ pub(crate) fn text_header(length: usize) -> ([u8; MAX_SERVER_HEADER_BYTES], usiz
     header(TEXT, length)
 }
 
+/// Returns the payload of the text frame in `bytes`. Returns `None` if `bytes` are not exactly one
+/// unmasked, unfragmented text frame.
+pub(crate) fn text_payload(bytes: &[u8]) -> Option<&str> {
+    let header_len = match bytes.get(1)? {
+        126 => 4,
+        127 => MAX_SERVER_HEADER_BYTES,
+        _ => 2,
+    };
+    let (head, payload) = bytes.split_at_checked(header_len)?;
+    let (expected, expected_len) = text_header(payload.len());
+    if head != expected.get(..expected_len)? {
+        return None;
+    }
+    simdutf8::basic::from_utf8(payload).ok()
+}
+
 /// The parsed header of a server frame.
 #[cfg(feature = "deflate")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //!   place and borrows messages from the caller's buffer. Only incomplete messages are copied.
 //! - [`Frame`] is a server frame, encoded once and sent to many connections. The `write_…`
 //!   functions append a frame for one connection to its buffer.
+//! - [`Unsealed`] is a delivery without its position, which [`Unsealed::seal`] adds.
 //!
 //! ```
 //! use deeperhub_protocol::frame::{FrameDecoder, FrameLimits, Incoming, write_text};
@@ -28,18 +29,20 @@ mod error;
 mod header;
 mod incoming;
 mod mask;
+mod seal;
 mod shared;
 #[cfg(test)]
 mod tests;
 mod utf8;
 
 pub use decoder::{FrameDecoder, FrameLimits};
-pub(crate) use encode::text_header;
 #[cfg(feature = "deflate")]
 pub(crate) use encode::{rsv1_header, server_frame, write_rsv1};
+pub(crate) use encode::{text_header, text_payload};
 pub use encode::{write_binary, write_close, write_ping, write_pong, write_text, write_text_with};
 pub use error::FrameError;
 #[cfg(feature = "deflate")]
 pub(crate) use header::TEXT;
 pub use incoming::{Extended, Incoming, MessageKind};
+pub use seal::Unsealed;
 pub use shared::Frame;

@@ -21,6 +21,7 @@ pub struct Frame(Arc<Handle>);
 ///
 /// The two levels of `Arc` keep a [`Frame`] at one pointer, and let each worker count its
 /// references separately ([`Frame::fork`]).
+#[derive(Clone)]
 struct Handle {
     content: Arc<Content>,
     /// This fork's handle of the compressed form, which has a separate reference count too.
@@ -29,11 +30,31 @@ struct Handle {
 }
 
 /// The content shared by all forks.
+#[derive(Clone)]
 struct Content {
+    /// The frame, after `start` unused bytes.
     bytes: Vec<u8>,
+    /// Number of unused bytes, which is less than the length of the longest header.
+    start: u8,
     /// The compressed form, made on first use; `None` if the frame is sent uncompressed.
     #[cfg(feature = "deflate")]
     deflated: OnceLock<Option<Arc<Self>>>,
+}
+
+impl Content {
+    const fn new(bytes: Vec<u8>, start: u8) -> Self {
+        Self {
+            bytes,
+            start,
+            #[cfg(feature = "deflate")]
+            deflated: OnceLock::new(),
+        }
+    }
+
+    #[inline]
+    fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(usize::from(self.start)..).unwrap_or_default()
+    }
 }
 
 impl Frame {
@@ -78,20 +99,20 @@ impl Frame {
     /// Returns the frame's bytes on the wire.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0.content.bytes
+        self.0.content.as_bytes()
     }
 
     /// Returns the length on the wire, header included.
     #[inline]
     pub fn len(&self) -> usize {
-        self.0.content.bytes.len()
+        self.as_bytes().len()
     }
 
     /// Returns `true` if there are no bytes to send. Every frame has a header, so only
     /// [`Self::from_encoded`] and [`Self::encode_with`] can create an empty value.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.content.bytes.is_empty()
+        self.as_bytes().is_empty()
     }
 
     /// Returns a fork: the same frame with a separate reference count. Clones of the fork on
@@ -134,7 +155,7 @@ impl Frame {
         }
         let compressed = self.0.deflated.get_or_init(|| {
             let content = &self.0.content;
-            let shared = content.deflated.get_or_init(|| compress_content(deflater, &content.bytes));
+            let shared = content.deflated.get_or_init(|| compress_content(deflater, content.as_bytes()));
             shared.clone().map(Self::from_content)
         });
         compressed.as_ref().unwrap_or(self)
@@ -146,11 +167,20 @@ impl Frame {
     }
 
     fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self::from_content(Arc::new(Content {
-            bytes,
-            #[cfg(feature = "deflate")]
-            deflated: OnceLock::new(),
-        }))
+        Self::from_content(Arc::new(Content::new(bytes, 0)))
+    }
+
+    /// Creates a frame from a buffer whose content [`Self::buffer_mut`] completes later.
+    pub(super) fn from_incomplete(bytes: Vec<u8>) -> Self {
+        Self::from_bytes(bytes)
+    }
+
+    /// Returns the buffer of the frame, and the number of unused bytes at its start. Copies the
+    /// content if the frame has clones or forks.
+    #[inline]
+    pub(super) fn buffer_mut(&mut self) -> (&mut Vec<u8>, &mut u8) {
+        let content = Arc::make_mut(&mut Arc::make_mut(&mut self.0).content);
+        (&mut content.bytes, &mut content.start)
     }
 
     fn from_content(content: Arc<Content>) -> Self {
@@ -171,7 +201,7 @@ fn compress_content(deflater: &mut Deflater, bytes: &[u8]) -> Option<Arc<Content
     let deflated = deflater.deflate(payload)?;
     let mut bytes = Vec::with_capacity(encode::header_len(deflated.len()) + deflated.len());
     encode::write_rsv1(&mut bytes, frame.opcode(), deflated);
-    Some(Arc::new(Content { bytes, deflated: OnceLock::new() }))
+    Some(Arc::new(Content::new(bytes, 0)))
 }
 
 impl fmt::Debug for Frame {

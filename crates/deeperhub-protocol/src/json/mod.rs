@@ -3,7 +3,7 @@
 mod scan;
 mod string;
 
-pub(crate) use scan::{Key, MAX_NESTING, NotJson, ScannedText, Scanner, SyntaxError};
+pub(crate) use scan::{Elements, Key, MAX_NESTING, NotJson, ScannedText, Scanner, SyntaxError};
 pub(crate) use string::{escape, unescape};
 
 use crate::MessageError;

@@ -1,7 +1,8 @@
 //! Messages from clients.
 
-use super::envelope::{Envelope, MessageKey, decode_string};
-use super::{MessageError, MessageId, TraceContext};
+use super::envelope::{Envelope, MessageKey, decode_string, is_not_null, parse_flag};
+use super::subscribe::decode_topic;
+use super::{HistoryRequest, MessageError, MessageId, SubscribeList, SubscribeRequest, TraceContext};
 use crate::json::clamp_nesting;
 use crate::{ErrorCode, RawJson, Subscription, Topic};
 use std::borrow::Cow;
@@ -26,9 +27,11 @@ pub enum Command<'a> {
         data: RawJson<'a>,
     },
     /// `subscribe`: start delivering messages.
-    Subscribe {
-        /// The topic or pattern in `topic`.
-        subscription: Subscription<'a>,
+    Subscribe(SubscribeRequest<'a>),
+    /// `subscribe` with `topics`: the same for several topics or patterns.
+    SubscribeList {
+        /// The list in `topics`.
+        topics: SubscribeList<'a>,
     },
     /// `unsubscribe`: stop delivering messages.
     Unsubscribe {
@@ -44,6 +47,9 @@ pub enum Command<'a> {
         message: RawJson<'a>,
         /// If `true`, the publisher's own subscriptions do not get the message.
         exclude_self: bool,
+        /// An arbitrary text of at most [`Self::MAX_ONCE_BYTES`]. A topic with history stores the
+        /// messages of a user with the same text once.
+        once: Option<Cow<'a, str>>,
     },
     /// `authenticate`: set or renew the token.
     Authenticate {
@@ -52,23 +58,29 @@ pub enum Command<'a> {
     },
     /// `ping`: reply with `pong`.
     Ping,
+    /// `history`: read kept messages of a topic.
+    History(HistoryRequest<'a>),
 }
 
 impl Command<'_> {
     /// The names of all types, in the order of [`Self::index`].
     pub const TYPES: &'static [&'static str] =
-        &["echo", "subscribe", "unsubscribe", "publish", "authenticate", "ping"];
+        &["echo", "subscribe", "unsubscribe", "publish", "authenticate", "ping", "history"];
+
+    /// Maximum length of `once` in bytes of UTF-8.
+    pub const MAX_ONCE_BYTES: usize = 64;
 
     /// Returns the position of the type in [`Self::TYPES`], an index for arrays of counters.
     #[must_use]
     pub const fn index(&self) -> usize {
         match self {
             Self::Echo { .. } => 0,
-            Self::Subscribe { .. } => 1,
+            Self::Subscribe(_) | Self::SubscribeList { .. } => 1,
             Self::Unsubscribe { .. } => 2,
             Self::Publish { .. } => 3,
             Self::Authenticate { .. } => 4,
             Self::Ping => 5,
+            Self::History(_) => 6,
         }
     }
 }
@@ -80,6 +92,9 @@ impl<'a> ClientMessage<'a> {
     /// may have any order and may contain escapes (`"\u0074ype"` is `type`). Unknown keys are
     /// ignored in the envelope, in `data` and in `meta`. For older clients, `topic` and `message`
     /// are also accepted in the envelope instead of in `data`.
+    ///
+    /// A `subscribe` has either `topic` or `topics`. Each entry of `topics` is checked separately
+    /// ([`SubscribeList::entries`]), so that an invalid entry does not affect the others.
     ///
     /// If an optional key has the value `null`, the key counts as absent. If `message` has the
     /// value `null`, or `data` in an `echo`, then `null` is the payload.
@@ -99,7 +114,9 @@ impl<'a> ClientMessage<'a> {
     /// 4. [`ErrorCode::InvalidMessage`]: a key of the command is invalid in one of these ways:
     ///    - A required key is missing.
     ///    - The value of a key has the wrong JSON type.
+    ///    - The value of a key is out of range.
     ///    - A key occurs twice, for example once in `data` and once in the envelope.
+    ///    - `topics` is not an array of objects with a string `topic`, or is beside `topic`.
     /// 5. [`ErrorCode::InvalidTopic`]: `topic` breaks a rule of [`TopicError`](crate::TopicError).
     ///
     /// The error has the message's ID if `id` is present and valid. If one key is missing or
@@ -148,7 +165,7 @@ fn parse_command<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Comma
     let Some(message_type) = message_type.filter(|json| is_string(json)) else {
         return Err(MessageError::invalid("`type` is missing or not a string").at("type"));
     };
-    let keys = CommandKeys { envelope, data: data.filter(is_not_null) };
+    let keys = || CommandKeys::new(envelope, data);
     // A type that is not Unicode text is decoded as empty text, which is an unknown type.
     let command = match &*decode_string(message_type).unwrap_or_default() {
         "echo" => match data {
@@ -159,16 +176,17 @@ fn parse_command<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Comma
                 );
             }
         },
-        "subscribe" => Command::Subscribe { subscription: keys.subscription()? },
-        "unsubscribe" => Command::Unsubscribe { subscription: keys.subscription()? },
-        "publish" => keys.publish()?,
-        "authenticate" => Command::Authenticate { token: keys.token()? },
+        "subscribe" => keys()?.subscribe()?,
+        "unsubscribe" => Command::Unsubscribe { subscription: keys()?.subscription()? },
+        "publish" => keys()?.publish()?,
+        "authenticate" => Command::Authenticate { token: keys()?.token()? },
         "ping" => Command::Ping,
+        "history" => Command::History(keys()?.history()?),
         _ => {
             return Err(MessageError {
                 code: ErrorCode::UnknownType,
                 ..MessageError::invalid(
-                    "unknown type; use echo, subscribe, unsubscribe, publish, authenticate or ping",
+                    "unknown type; use echo, subscribe, unsubscribe, publish, authenticate, ping or history",
                 )
                 .at("type")
             });
@@ -178,13 +196,18 @@ fn parse_command<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Comma
 }
 
 /// Access to the keys of a command, in `data` or in the envelope.
-struct CommandKeys<'e, 'a> {
-    envelope: &'e Envelope<'a>,
-    /// The value of `data`; `None` if it is absent or `null`.
-    data: Option<&'a str>,
-}
+struct CommandKeys<'e, 'a>(&'e Envelope<'a>);
 
-impl<'a> CommandKeys<'_, 'a> {
+impl<'e, 'a> CommandKeys<'e, 'a> {
+    /// Checks that `data` is absent, `null` or an object.
+    #[inline]
+    fn new(envelope: &'e Envelope<'a>, data: Option<&'a str>) -> Result<Self, MessageError<'a>> {
+        if data.filter(is_not_null).is_some_and(|data| !is_object(data)) {
+            return Err(MessageError::invalid("`data` must be an object for this type").at("data"));
+        }
+        Ok(Self(envelope))
+    }
+
     fn publish(&self) -> Result<Command<'a>, MessageError<'a>> {
         // All keys are checked before the topic's syntax, so `invalid_message` precedes
         // `invalid_topic`.
@@ -193,17 +216,45 @@ impl<'a> CommandKeys<'_, 'a> {
             return Err(MessageError::invalid("`message` is missing; `publish` requires it, with any JSON")
                 .at("message"));
         };
-        let exclude_self = match self.value(MessageKey::ExcludeSelf)? {
-            None | Some("false" | "null") => false,
-            Some("true") => true,
-            Some(_) => {
-                return Err(
-                    MessageError::invalid("`exclude_self` must be `true` or `false`").at("exclude_self")
-                );
-            }
+        let Some(exclude_self) = parse_flag(self.value(MessageKey::ExcludeSelf)?) else {
+            return Err(MessageError::invalid("`exclude_self` must be `true` or `false`").at("exclude_self"));
+        };
+        let once = match self.value(MessageKey::Once)? {
+            None => None,
+            Some(json) => parse_once(json)?,
         };
         let topic = Topic::parse(decode_topic(topic)?)?;
-        Ok(Command::Publish { topic, message: RawJson::scanned(message), exclude_self })
+        Ok(Command::Publish { topic, message: RawJson::scanned(message), exclude_self, once })
+    }
+
+    fn subscribe(&self) -> Result<Command<'a>, MessageError<'a>> {
+        if let Some(topics) = self.value(MessageKey::Topics)?.filter(is_not_null) {
+            return self.subscribe_list(topics);
+        }
+        let topic = self.topic_json()?;
+        let (recover, history) = (self.value(MessageKey::Recover)?, self.value(MessageKey::History)?);
+        Ok(Command::Subscribe(SubscribeRequest::from_json(topic, recover, history)?))
+    }
+
+    #[cold]
+    fn subscribe_list(&self, topics: &'a str) -> Result<Command<'a>, MessageError<'a>> {
+        if self.value(MessageKey::Topic)?.filter(is_not_null).is_some() {
+            let text = "`topic` and `topics` exclude each other; send one of them";
+            return Err(MessageError::invalid(text).at("topics"));
+        }
+        let Some(topics) = SubscribeList::from_json(topics) else {
+            let text = "`topics` must be an array of objects with a string `topic`";
+            return Err(MessageError::invalid(text).at("topics"));
+        };
+        Ok(Command::SubscribeList { topics })
+    }
+
+    #[cold]
+    fn history(&self) -> Result<HistoryRequest<'a>, MessageError<'a>> {
+        let topic = self.topic_json()?;
+        let from = self.value(MessageKey::From)?;
+        let limit = self.value(MessageKey::Limit)?;
+        HistoryRequest::from_json(topic, from, limit, self.value(MessageKey::Order)?)
     }
 
     fn subscription(&self) -> Result<Subscription<'a>, MessageError<'a>> {
@@ -222,25 +273,22 @@ impl<'a> CommandKeys<'_, 'a> {
     }
 
     /// Returns the value of a key. The envelope's scan has collected the keys in `data`, too.
+    #[inline]
     fn value(&self, key: MessageKey) -> Result<Option<&'a str>, MessageError<'a>> {
-        if self.data.is_some_and(|data| !is_object(data)) {
-            return Err(MessageError::invalid("`data` must be an object for this type").at("data"));
-        }
-        self.envelope.unique_value(key)
+        self.0.unique_value(key)
     }
 }
 
-/// Decodes the JSON string of a topic or pattern, without checking its syntax.
-fn decode_topic(json: &str) -> Result<Cow<'_, str>, MessageError<'_>> {
-    decode_string(json).ok_or_else(|| MessageError {
-        code: ErrorCode::InvalidTopic,
-        ..MessageError::invalid("topic contains an unpaired surrogate; remove it").at("topic")
-    })
-}
-
-/// Returns `false` for `null`, which counts as absent for an optional key.
-fn is_not_null(json: &&str) -> bool {
-    *json != "null"
+/// Parses the value of `once`.
+#[cold]
+fn parse_once(json: &str) -> Result<Option<Cow<'_, str>>, MessageError<'_>> {
+    if json == "null" {
+        return Ok(None);
+    }
+    match decode_string(json) {
+        Some(text) if text.len() <= Command::MAX_ONCE_BYTES => Ok(Some(text)),
+        _ => Err(MessageError::invalid("`once` must be a string of at most 64 bytes").at("once")),
+    }
 }
 
 fn is_object(json: &str) -> bool {

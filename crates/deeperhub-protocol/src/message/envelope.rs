@@ -17,10 +17,17 @@ pub(super) enum MessageKey {
     Message,
     ExcludeSelf,
     Token,
+    Topics,
+    Recover,
+    History,
+    Once,
+    From,
+    Limit,
+    Order,
 }
 
 impl MessageKey {
-    const COUNT: usize = 8;
+    const COUNT: usize = 15;
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -32,6 +39,13 @@ impl MessageKey {
             Self::Message => "message",
             Self::ExcludeSelf => "exclude_self",
             Self::Token => "token",
+            Self::Topics => "topics",
+            Self::Recover => "recover",
+            Self::History => "history",
+            Self::Once => "once",
+            Self::From => "from",
+            Self::Limit => "limit",
+            Self::Order => "order",
         }
     }
 
@@ -58,6 +72,13 @@ impl MessageKey {
             "message" => Self::Message,
             "exclude_self" => Self::ExcludeSelf,
             "token" => Self::Token,
+            "topics" => Self::Topics,
+            "recover" => Self::Recover,
+            "history" => Self::History,
+            "once" => Self::Once,
+            "from" => Self::From,
+            "limit" => Self::Limit,
+            "order" => Self::Order,
             _ => return None,
         })
     }
@@ -86,7 +107,7 @@ impl TraceKey {
 pub(super) struct Envelope<'a> {
     values: [Option<&'a str>; MessageKey::COUNT],
     /// One bit for each [`MessageKey`], set if the key is duplicated.
-    duplicates: u8,
+    duplicates: u16,
     traceparent: Option<&'a str>,
     tracestate: Option<&'a str>,
     /// The nesting limit if the message exceeds it, otherwise `None`.
@@ -182,8 +203,67 @@ impl<'a> Envelope<'a> {
     }
 }
 
-const fn bit(key: MessageKey) -> u8 {
-    1 << key as u8
+const fn bit(key: MessageKey) -> u16 {
+    1 << key as u16
+}
+
+/// The values of some keys of an object inside a message that was scanned before, as JSON text.
+#[derive(Debug)]
+pub(super) struct Members<'a, const N: usize> {
+    names: [&'static str; N],
+    values: [Option<&'a str>; N],
+    is_duplicate: [bool; N],
+}
+
+impl<'a, const N: usize> Members<'a, N> {
+    /// Finds the keys `names` in `object`, a valid JSON value. Returns `None` if it is not an
+    /// object.
+    pub(super) fn find(object: &'a str, names: [&'static str; N]) -> Option<Self> {
+        let mut members = Self { names, values: [None; N], is_duplicate: [false; N] };
+        let mut scanner = Scanner::new(object, crate::json::MAX_NESTING);
+        let scanned = scanner.scan_object(|scanner, key| {
+            let value = scanner.scan_value(0)?;
+            if let Some(at) = key.find(|key| names.iter().position(|name| *name == key)) {
+                members.is_duplicate[at] |= members.values[at].replace(value).is_some();
+            }
+            Ok(())
+        });
+        scanned.is_ok().then_some(members)
+    }
+
+    /// Returns the value of the key at index `at` of the names, or `None` if the key is absent.
+    ///
+    /// # Errors
+    /// Returns an error that names the key if the key is duplicated.
+    pub(super) fn unique_value(&self, at: usize) -> Result<Option<&'a str>, MessageError<'a>> {
+        if self.is_duplicate[at] {
+            return Err(MessageError::invalid("duplicate key").at(self.names[at]));
+        }
+        Ok(self.values[at])
+    }
+}
+
+/// Returns `false` for `null`, which counts as absent for an optional key.
+pub(super) fn is_not_null(json: &&str) -> bool {
+    *json != "null"
+}
+
+/// Parses an unsigned 64-bit integer of digits only: `1.0`, `1e3` and `-0` are not integers.
+pub(super) fn parse_unsigned(json: &str) -> Option<u64> {
+    // The largest `u64` has 20 digits, and JSON allows no leading zeros.
+    if json.len() > 20 || !json.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    json.parse().ok()
+}
+
+/// Parses the value of an optional key that is `true` or `false`.
+pub(super) fn parse_flag(value: Option<&str>) -> Option<bool> {
+    match value {
+        None | Some("false" | "null") => Some(false),
+        Some("true") => Some(true),
+        Some(_) => None,
+    }
 }
 
 /// Decodes a JSON string. Returns `None` for other values, and for strings that are not Unicode

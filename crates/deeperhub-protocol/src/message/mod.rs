@@ -20,23 +20,39 @@
 //! assert_eq!(&out[2..], br#"{"type":"echo","id":"a","data":{"n":1.0}}"#);
 //! # Ok::<(), deeperhub_protocol::MessageError<'_>>(())
 //! ```
+//!
+//! Messages of topics with history carry a [`Position`](crate::Position). A server gives an offset
+//! under a lock. [`StreamMessage::encode`] therefore encodes a delivery before the lock, and
+//! [`Unsealed::seal`](crate::frame::Unsealed::seal) adds the position.
 
 mod client;
+mod delivery;
 mod envelope;
 mod error;
+mod features;
+mod history;
 mod id;
 mod server;
 mod sink;
 mod span;
+mod stream_message;
+mod subscribe;
+mod subscribed;
 mod trace;
 
 pub use client::{ClientMessage, Command};
+pub use delivery::{delivery_data, with_prev};
 pub use error::MessageError;
+pub use features::Features;
+pub use history::{HistoryOrder, HistoryRequest, HistoryStart};
 pub use id::MessageId;
 pub use server::{
     ClusterFault, ServerMessage, WelcomeLimits, check_server_object, check_server_object_within,
 };
 pub use span::SpanContext;
+pub use stream_message::StreamMessage;
+pub use subscribe::{Recover, SubscribeList, SubscribeListEntries, SubscribeListEntry, SubscribeRequest};
+pub use subscribed::{SubscribedEntry, SubscribedError, SubscriptionStart};
 pub use trace::TraceContext;
 
 /// Maximum nesting of arrays and objects in a message. The message's own object is the first level.

@@ -1,20 +1,19 @@
 //! The AsyncAPI document of the WebSocket endpoint. It reuses the definitions of the JSON Schema.
 
-use crate::message::{Command, ServerMessage};
+use crate::message::Features;
 use serde_json::{Map, Value, json};
 
-use super::messages::{self, client, server};
+use super::messages::{self, client, client_types, server, server_types};
 
 /// Returns the AsyncAPI document from the server's point of view: the server receives the clients'
-/// messages.
+/// messages. The server has the given features.
 #[must_use]
-pub fn document() -> Value {
-    let mut schemas = messages::schema();
+pub fn document(features: Features) -> Value {
+    let mut schemas = messages::schema(features);
     let mut schemas = schemas.get_mut("$defs").map(Value::take).unwrap_or_default();
     rewrite_references(&mut schemas);
-    let client_messages: Vec<String> = Command::TYPES.iter().map(|kind| client(kind)).collect();
-    let server_messages: Vec<String> =
-        ServerMessage::TYPES.iter().chain(&["raw"]).map(|kind| server(kind)).collect();
+    let client_messages: Vec<String> = client_types(features).map(client).collect();
+    let server_messages: Vec<String> = server_types(features).chain(["raw"]).map(server).collect();
 
     let (mut components, mut channel) = (Map::new(), Map::new());
     for name in client_messages.iter().chain(&server_messages) {
@@ -28,7 +27,7 @@ pub fn document() -> Value {
     };
     let hub = json!({ "$ref": "#/channels/hub" });
     let mut operations = Map::new();
-    for kind in Command::TYPES {
+    for kind in client_types(features) {
         let replies = [server(reply(kind)), server("error")];
         let operation = json!({
             "action": "receive",
@@ -36,10 +35,14 @@ pub fn document() -> Value {
             "messages": channel_references(&[client(kind)]),
             "reply": { "channel": hub, "messages": channel_references(&replies) },
         });
-        operations.insert((*kind).to_owned(), operation);
+        operations.insert(kind.to_owned(), operation);
     }
-    let unsolicited: Vec<String> =
-        ["welcome", "message", "unsubscribed", "goodbye", "raw"].iter().map(|kind| server(kind)).collect();
+    let unsolicited = ["welcome", "message", "gap", "position", "unsubscribed", "goodbye", "raw"];
+    let unsolicited: Vec<String> = unsolicited
+        .into_iter()
+        .filter(|kind| *kind == "raw" || server_types(features).any(|offered| offered == *kind))
+        .map(server)
+        .collect();
     operations.insert(
         "deliver".to_owned(),
         json!({ "action": "send", "channel": hub, "messages": channel_references(&unsolicited) }),
@@ -77,6 +80,7 @@ fn reply(kind: &str) -> &'static str {
         "publish" => "published",
         "authenticate" => "authenticated",
         "ping" => "pong",
+        "history" => "history",
         _ => "echo",
     }
 }

@@ -1,8 +1,10 @@
 //! The JSON Schema of client and server messages, generated from the protocol's tables.
 
-use crate::message::{ClusterFault, Command, MessageId, ServerMessage};
+use crate::message::{ClusterFault, Command, Features, MessageId, ServerMessage};
 use crate::{CloseCode, ErrorCode, Topic};
 use serde_json::{Map, Value, json};
+
+use super::streams;
 
 /// Returns the definition name of a client message.
 pub(crate) fn client(kind: &str) -> String {
@@ -14,21 +16,37 @@ pub(crate) fn server(kind: &str) -> String {
     format!("server.{kind}")
 }
 
-/// Returns the schema of all messages. `#/$defs/client` describes the messages of clients, and
-/// `#/$defs/server` those of the server.
+/// Returns the types of client messages that a server with the given features accepts.
+pub(crate) fn client_types(features: Features) -> impl Iterator<Item = &'static str> {
+    let needs_history = |kind: &str| kind == "history";
+    Command::TYPES.iter().copied().filter(move |kind| has_history(features) || !needs_history(kind))
+}
+
+/// Returns the types of messages that a server with the given features sends.
+pub(crate) fn server_types(features: Features) -> impl Iterator<Item = &'static str> {
+    let needs_history = |kind: &str| matches!(kind, "gap" | "position" | "history");
+    ServerMessage::TYPES.iter().copied().filter(move |kind| has_history(features) || !needs_history(kind))
+}
+
+pub(super) const fn has_history(features: Features) -> bool {
+    features.contains(Features::HISTORY)
+}
+
+/// Returns the schema of all messages of a server with the given features. `#/$defs/client`
+/// describes the messages of clients, and `#/$defs/server` those of the server.
 #[must_use]
-pub fn schema() -> Value {
+pub fn schema(features: Features) -> Value {
     let reference = |name: String| json!({ "$ref": format!("#/$defs/{name}") });
-    let mut definitions = common();
-    let client_messages: Vec<Value> = Command::TYPES.iter().map(|kind| reference(client(kind))).collect();
+    let mut definitions = common(features);
+    let client_messages: Vec<Value> = client_types(features).map(|kind| reference(client(kind))).collect();
     let mut server_messages: Vec<Value> =
-        ServerMessage::TYPES.iter().map(|kind| reference(server(kind))).collect();
+        server_types(features).map(|kind| reference(server(kind))).collect();
     server_messages.push(reference(server("raw")));
-    for kind in Command::TYPES {
-        definitions.insert(client(kind), client_message(kind));
+    for kind in client_types(features) {
+        definitions.insert(client(kind), client_message(kind, features));
     }
-    for kind in ServerMessage::TYPES {
-        definitions.insert(server(kind), server_message(kind));
+    for kind in server_types(features) {
+        definitions.insert(server(kind), server_message(kind, features));
     }
     definitions.insert(server("raw"), raw());
     definitions.insert("client".to_owned(), json!({ "oneOf": client_messages }));
@@ -43,8 +61,10 @@ pub fn schema() -> Value {
 }
 
 /// Returns the definitions shared by all messages.
-fn common() -> Map<String, Value> {
-    let errors: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
+fn common(features: Features) -> Map<String, Value> {
+    let errors =
+        ErrorCode::ALL.iter().filter(|code| has_history(features) || !streams::needs_history(**code));
+    let errors: Vec<_> = errors.map(|code| code.as_str()).collect();
     let closes: Vec<_> =
         CloseCode::ALL.iter().filter(|code| code.sends_goodbye()).map(|code| code.as_u16()).collect();
     let definitions = json!({
@@ -75,22 +95,28 @@ fn common() -> Map<String, Value> {
         "error_code": { "enum": errors },
         "goodbye_code": { "enum": closes },
     });
-    match definitions {
+    let mut definitions = match definitions {
         Value::Object(definitions) => definitions,
         _ => Map::new(),
+    };
+    if has_history(features) {
+        definitions.extend(streams::definitions());
     }
+    definitions
 }
 
 /// Returns the definition of a client message.
-fn client_message(kind: &str) -> Value {
+fn client_message(kind: &str, features: Features) -> Value {
     let (data, required) = match kind {
         "echo" => (json!({ "description": "Any JSON, returned unchanged." }), true),
+        "subscribe" if has_history(features) => (streams::subscribe(), true),
+        "history" => (streams::history_request(), true),
         "subscribe" | "unsubscribe" => {
             let properties = json!({ "topic": { "$ref": "#/$defs/subscription" } });
             (json!({ "type": "object", "required": ["topic"], "properties": properties }), true)
         }
         "publish" => {
-            let properties = json!({
+            let mut properties = json!({
                 "topic": { "$ref": "#/$defs/topic" },
                 "message": { "description": "Any JSON." },
                 "exclude_self": {
@@ -98,6 +124,9 @@ fn client_message(kind: &str) -> Value {
                     "type": ["boolean", "null"],
                 },
             });
+            if has_history(features) {
+                properties["once"] = streams::once();
+            }
             (json!({ "type": "object", "required": ["topic", "message"], "properties": properties }), true)
         }
         "authenticate" => {
@@ -121,12 +150,12 @@ fn client_message(kind: &str) -> Value {
 }
 
 /// Returns the definition of a server message.
-fn server_message(kind: &str) -> Value {
+fn server_message(kind: &str, features: Features) -> Value {
     let topic = json!({ "$ref": "#/$defs/subscription" });
     let number = json!({ "type": "integer", "minimum": 0 });
-    let (required, properties) = match kind {
+    let (mut required, mut properties) = match kind {
         "welcome" => (
-            &["client_id", "server", "version", "limits"][..],
+            vec!["client_id", "server", "version", "limits"],
             json!({
                 "client_id": { "$ref": "#/$defs/client_id" },
                 "server": { "type": "string" },
@@ -149,24 +178,25 @@ fn server_message(kind: &str) -> Value {
                 },
             }),
         ),
-        "subscribed" | "unsubscribed" => (&["topic"][..], json!({ "topic": topic })),
+        "subscribed" | "unsubscribed" => (vec!["topic"], json!({ "topic": topic })),
         "published" => (
-            &["topic", "subscribers"][..],
+            vec!["topic", "subscribers"],
             json!({ "topic": topic, "subscribers": number, "cluster": { "enum": [ClusterFault::Unavailable.as_str(), ClusterFault::TooLarge.as_str()] } }),
         ),
         "authenticated" => {
-            (&["user", "expires_at"][..], json!({ "user": { "type": "string" }, "expires_at": number }))
+            (vec!["user", "expires_at"], json!({ "user": { "type": "string" }, "expires_at": number }))
         }
         "message" => (
-            &["topic", "message"][..],
+            vec!["topic", "message"],
             json!({
                 "topic": topic,
                 "message": { "description": "The payload as published." },
                 "from": { "description": "The publisher; absent if a backend published.", "$ref": "#/$defs/client_id" },
             }),
         ),
+        "gap" | "position" | "history" => return envelope(kind, Some(streams::server_data(kind))),
         "goodbye" => (
-            &["code", "reason", "reconnect"][..],
+            vec!["code", "reason", "reconnect"],
             json!({
                 "code": { "$ref": "#/$defs/goodbye_code" },
                 "reason": { "type": "string" },
@@ -175,7 +205,7 @@ fn server_message(kind: &str) -> Value {
             }),
         ),
         "error" => (
-            &["code", "message"][..],
+            vec!["code", "message"],
             json!({
                 "code": { "$ref": "#/$defs/error_code" },
                 "message": { "description": "Description for people.", "type": "string" },
@@ -188,7 +218,16 @@ fn server_message(kind: &str) -> Value {
         "echo" => return envelope(kind, Some(json!({ "description": "The payload as sent." }))),
         _ => return envelope(kind, None),
     };
-    let data = json!({ "type": "object", "required": required, "properties": properties, "additionalProperties": false });
+    if has_history(features) {
+        if kind == "subscribed" {
+            return envelope(kind, Some(streams::subscribed()));
+        }
+        streams::extend(kind, features, &mut required, &mut properties);
+    }
+    let mut data = json!({ "type": "object", "required": required, "properties": properties, "additionalProperties": false });
+    if has_history(features) && matches!(kind, "message" | "published") {
+        data["dependentRequired"] = streams::position_dependencies();
+    }
     envelope(kind, Some(data))
 }
 
@@ -199,7 +238,7 @@ fn envelope(kind: &str, data: Option<Value>) -> Value {
     properties.insert("type".to_owned(), json!({ "const": kind }));
     if matches!(
         kind,
-        "echo" | "subscribed" | "unsubscribed" | "published" | "authenticated" | "pong" | "error"
+        "echo" | "subscribed" | "unsubscribed" | "published" | "authenticated" | "pong" | "history" | "error"
     ) {
         properties.insert("id".to_owned(), json!({ "$ref": "#/$defs/id" }));
     }

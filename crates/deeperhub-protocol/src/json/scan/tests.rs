@@ -333,3 +333,19 @@ proptest! {
         prop_assert_eq!(scan(&text).ok(), serde_json_value(&text));
     }
 }
+
+#[test]
+fn the_elements_of_an_array_are_returned_in_order() {
+    let elements = |array| Elements::new(array).map(Iterator::collect::<Vec<_>>);
+    for empty in ["[]", "[ ]", "[\n\t]"] {
+        assert_eq!(elements(empty), Some(vec![]), "{empty:?}");
+    }
+    assert_eq!(elements("[1]"), Some(vec!["1"]));
+    let array = r#"[ {"a":[1,2]} ,"],[" , [] ,null,-1.5e3 ]"#;
+    assert_eq!(elements(array), Some(vec![r#"{"a":[1,2]}"#, r#""],[""#, "[]", "null", "-1.5e3"]));
+    for other in ["{}", r#""[]""#, "1", "null"] {
+        assert_eq!(elements(other), None, "{other}");
+    }
+    let mut ended = Elements::new("[1]").unwrap();
+    assert_eq!((ended.next(), ended.next(), ended.next()), (Some("1"), None, None));
+}

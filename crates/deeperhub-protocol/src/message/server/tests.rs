@@ -1,7 +1,8 @@
 use super::*;
 use crate::CloseCode;
+use crate::NotRecovered;
 use crate::frame::write_text;
-use crate::message::{ClientMessage, Command, SpanContext};
+use crate::message::{ClientMessage, Command, SpanContext, SubscribedError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -43,6 +44,16 @@ fn raw(json: &str) -> RawJson<'_> {
     RawJson::parse(json).unwrap()
 }
 
+/// The position with the longest text.
+const LONGEST_POSITION: Position =
+    Position { epoch: Epoch::from_bits(u64::MAX), offset: u64::MAX, time: u64::MAX };
+
+const LONGEST_START: SubscriptionStart = SubscriptionStart {
+    position: Some(LONGEST_POSITION),
+    recovery: Some(Err(NotRecovered::NoHistory)),
+    replay: u64::MAX,
+};
+
 #[test]
 fn every_message_has_its_keys_in_order() {
     let client_id = ClientId::parse("n1-42").unwrap();
@@ -76,6 +87,8 @@ fn every_message_has_its_keys_in_order() {
                 client_id: &client_id,
                 server: "deeperhub-ws",
                 version: "0.1.0",
+                features: None,
+                server_time: None,
                 limits,
             },
             r#"{"type":"welcome","data":{"client_id":"n1-42","server":"deeperhub-ws","version":"0.1.0","limits":{"max_message_bytes":65536,"max_delivery_bytes":67000,"max_subscriptions":128,"ping_interval_ms":25000}}}"#,
@@ -86,7 +99,11 @@ fn every_message_has_its_keys_in_order() {
         ),
         (ServerMessage::Echo { id: None, data: raw("null") }, r#"{"type":"echo","data":null}"#),
         (
-            ServerMessage::Subscribed { id: id(r#""a\/b""#), topic: "a.*" },
+            ServerMessage::Subscribed {
+                id: id(r#""a\/b""#),
+                topic: "a.*",
+                start: SubscriptionStart::default(),
+            },
             r#"{"type":"subscribed","id":"a\/b","data":{"topic":"a.*"}}"#,
         ),
         (
@@ -94,7 +111,13 @@ fn every_message_has_its_keys_in_order() {
             r#"{"type":"unsubscribed","data":{"topic":"q\"\\"}}"#,
         ),
         (
-            ServerMessage::Published { id: id("7"), topic: "é", subscribers: 0, cluster: None },
+            ServerMessage::Published {
+                id: id("7"),
+                topic: "é",
+                subscribers: 0,
+                position: None,
+                cluster: None,
+            },
             r#"{"type":"published","id":7,"data":{"topic":"é","subscribers":0}}"#,
         ),
         (
@@ -102,6 +125,7 @@ fn every_message_has_its_keys_in_order() {
                 id: id("7"),
                 topic: "a",
                 subscribers: u64::MAX,
+                position: None,
                 cluster: Some(ClusterFault::Unavailable),
             },
             r#"{"type":"published","id":7,"data":{"topic":"a","subscribers":18446744073709551615,"cluster":"unavailable"}}"#,
@@ -111,6 +135,7 @@ fn every_message_has_its_keys_in_order() {
                 id: None,
                 topic: "a",
                 subscribers: 1,
+                position: None,
                 cluster: Some(ClusterFault::TooLarge),
             },
             r#"{"type":"published","data":{"topic":"a","subscribers":1,"cluster":"too_large"}}"#,
@@ -126,6 +151,8 @@ fn every_message_has_its_keys_in_order() {
                 topic: "a",
                 message: raw("1.0"),
                 from: None,
+                position: None,
+                prev: None,
                 traceparent: None,
                 tracestate: Some("left=out"),
             },
@@ -136,6 +163,8 @@ fn every_message_has_its_keys_in_order() {
                 topic: "a",
                 message: raw("{}"),
                 from: Some(&client_id),
+                position: None,
+                prev: None,
                 traceparent: Some("00-1"),
                 tracestate: None,
             },
@@ -146,6 +175,8 @@ fn every_message_has_its_keys_in_order() {
                 topic: "a",
                 message: raw("1"),
                 from: None,
+                position: None,
+                prev: None,
                 traceparent: Some("00-1"),
                 tracestate: Some("a=\"1\""),
             },
@@ -173,6 +204,249 @@ fn every_message_has_its_keys_in_order() {
             assert_eq!(value["type"], message.type_name());
         }
     }
+}
+
+#[test]
+fn every_message_of_streams_has_its_keys_in_order() {
+    let client_id = ClientId::parse("n1.0-1-2").unwrap();
+    let position = |text, offset, time| Position { epoch: Epoch::parse(text).unwrap(), offset, time };
+    let at = |offset| Some(position("k3J9aQx2", offset, 1_796_000_000_123));
+    let start = |position, recovery, replay| SubscriptionStart { position, recovery, replay };
+    let entries = [
+        SubscribedEntry { topic: raw(r#""a\u002eb""#), result: Ok(start(at(41), Some(Ok(())), 3)) },
+        SubscribedEntry {
+            topic: raw(r#""c""#),
+            result: Err(SubscribedError {
+                code: ErrorCode::Unavailable,
+                message: "no \"store\"".into(),
+                field: None,
+                retry_after_ms: Some(250),
+            }),
+        },
+        SubscribedEntry {
+            topic: raw(r#""d..e""#),
+            result: Err(MessageError::invalid("no").at("topic").into()),
+        },
+        SubscribedEntry { topic: raw(r#""f""#), result: Ok(SubscriptionStart::default()) },
+    ];
+    let messages = [raw(r#"{"topic":"a","message":1}"#), raw("{}")];
+    let subscribed = |start| ServerMessage::Subscribed { id: id("1"), topic: "chat.42", start };
+    for (message, expected) in [
+        (
+            subscribed(start(at(41), Some(Ok(())), 3)),
+            r#"{"type":"subscribed","id":1,"data":{"topic":"chat.42","time":1796000000123,"epoch":"k3J9aQx2","offset":41,"recovered":true,"replay":3}}"#,
+        ),
+        (
+            subscribed(start(at(41), Some(Ok(())), 0)),
+            r#"{"type":"subscribed","id":1,"data":{"topic":"chat.42","time":1796000000123,"epoch":"k3J9aQx2","offset":41,"recovered":true,"replay":0}}"#,
+        ),
+        (
+            subscribed(start(
+                Some(position("Zp0vT6bw", 70, 1_796_000_000_123)),
+                Some(Err(NotRecovered::Epoch)),
+                0,
+            )),
+            r#"{"type":"subscribed","id":1,"data":{"topic":"chat.42","time":1796000000123,"epoch":"Zp0vT6bw","offset":70,"recovered":false,"reason":"epoch"}}"#,
+        ),
+        (
+            subscribed(start(at(1), None, 20)),
+            r#"{"type":"subscribed","id":1,"data":{"topic":"chat.42","time":1796000000123,"epoch":"k3J9aQx2","offset":1,"replay":20}}"#,
+        ),
+        (
+            subscribed(start(None, Some(Err(NotRecovered::NoHistory)), 0)),
+            r#"{"type":"subscribed","id":1,"data":{"topic":"chat.42","recovered":false,"reason":"no_history"}}"#,
+        ),
+        (
+            ServerMessage::SubscribedList { id: id("1"), topics: &entries },
+            r#"{"type":"subscribed","id":1,"data":{"topics":[{"topic":"a\u002eb","time":1796000000123,"epoch":"k3J9aQx2","offset":41,"recovered":true,"replay":3},{"topic":"c","error":{"code":"unavailable","message":"no \"store\"","retry_after_ms":250}},{"topic":"d..e","error":{"code":"invalid_message","message":"no","field":"topic"}},{"topic":"f"}]}}"#,
+        ),
+        (
+            ServerMessage::SubscribedList { id: None, topics: &[] },
+            r#"{"type":"subscribed","data":{"topics":[]}}"#,
+        ),
+        (
+            ServerMessage::Message {
+                topic: "chat.42",
+                message: raw("{}"),
+                from: Some(&client_id),
+                position: at(42),
+                prev: None,
+                traceparent: None,
+                tracestate: None,
+            },
+            r#"{"type":"message","data":{"topic":"chat.42","message":{},"from":"n1.0-1-2","time":1796000000123,"epoch":"k3J9aQx2","offset":42}}"#,
+        ),
+        (
+            ServerMessage::Message {
+                topic: "chat.42",
+                message: raw("1"),
+                from: None,
+                position: at(42),
+                prev: Some(7),
+                traceparent: Some("00-1"),
+                tracestate: None,
+            },
+            r#"{"type":"message","data":{"topic":"chat.42","message":1,"time":1796000000123,"epoch":"k3J9aQx2","offset":42,"prev":7},"meta":{"traceparent":"00-1"}}"#,
+        ),
+        (
+            ServerMessage::Gap {
+                topic: "chat.42",
+                from: Some(43),
+                position: position("k3J9aQx2", 57, 5),
+                reason: GapReason::Trimmed,
+            },
+            r#"{"type":"gap","data":{"topic":"chat.42","time":5,"epoch":"k3J9aQx2","offset":57,"from":43,"to":57,"reason":"trimmed"}}"#,
+        ),
+        (
+            ServerMessage::Gap {
+                topic: "q\"",
+                from: None,
+                position: position("Zp0vT6bw", 0, 5),
+                reason: GapReason::Epoch,
+            },
+            r#"{"type":"gap","data":{"topic":"q\"","time":5,"epoch":"Zp0vT6bw","offset":0,"reason":"epoch"}}"#,
+        ),
+        (
+            ServerMessage::Position {
+                topic: "chat.42",
+                position: position("k3J9aQx2", 9017, 1_796_000_300_000),
+            },
+            r#"{"type":"position","data":{"topic":"chat.42","time":1796000300000,"epoch":"k3J9aQx2","offset":9017}}"#,
+        ),
+        (
+            ServerMessage::Published {
+                id: id("7"),
+                topic: "chat.42",
+                subscribers: 3,
+                position: at(42),
+                cluster: Some(ClusterFault::Unavailable),
+            },
+            r#"{"type":"published","id":7,"data":{"topic":"chat.42","subscribers":3,"time":1796000000123,"epoch":"k3J9aQx2","offset":42,"cluster":"unavailable"}}"#,
+        ),
+        (
+            ServerMessage::History {
+                id: id("1"),
+                topic: "a",
+                position: at(9),
+                messages: &messages,
+                next: Some(8),
+            },
+            r#"{"type":"history","id":1,"data":{"topic":"a","time":1796000000123,"epoch":"k3J9aQx2","offset":9,"messages":[{"topic":"a","message":1},{}],"next":8}}"#,
+        ),
+        (
+            ServerMessage::History { id: None, topic: "a", position: None, messages: &[], next: None },
+            r#"{"type":"history","data":{"topic":"a","messages":[]}}"#,
+        ),
+    ] {
+        let text = written(&message);
+        assert_eq!(text, expected);
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["type"], message.type_name());
+    }
+}
+
+#[test]
+fn welcome_announces_features_and_time() {
+    let client_id = ClientId::parse("c").unwrap();
+    let limits = WelcomeLimits {
+        max_message_bytes: 1,
+        max_delivery_bytes: 2,
+        max_subscriptions: 3,
+        ping_interval_ms: 4,
+    };
+    let welcome = |features, server_time| {
+        written(&ServerMessage::Welcome {
+            client_id: &client_id,
+            server: "s",
+            version: "v",
+            features,
+            server_time,
+            limits,
+        })
+    };
+    for (features, expected) in [
+        (None, ""),
+        (Some(Features::NONE), r#","features":[]"#),
+        (Some(Features::HISTORY), r#","features":["history"]"#),
+    ] {
+        let text = welcome(features, Some(9));
+        assert!(text.contains(&format!(r#""version":"v"{expected},"server_time":9,"limits":"#)), "{text}");
+    }
+}
+
+#[test]
+fn a_position_parses_as_recover_unchanged() {
+    let position =
+        Position { epoch: Epoch::from_bits(u64::MAX / 3), offset: u64::MAX, time: 1_796_000_000_123 };
+    for message in [
+        ServerMessage::Position { topic: "a", position },
+        ServerMessage::Gap { topic: "a", from: Some(1), position, reason: GapReason::Lost },
+        ServerMessage::Published {
+            id: None,
+            topic: "a",
+            subscribers: 1,
+            position: Some(position),
+            cluster: None,
+        },
+    ] {
+        let text = written(&message);
+        let tree: Value = serde_json::from_str(&text).unwrap();
+        let subscribe =
+            json!({"type": "subscribe", "data": {"topic": "a", "recover": tree["data"]}}).to_string();
+        let Command::Subscribe(request) = ClientMessage::parse(&subscribe).unwrap().command else {
+            panic!("it subscribes")
+        };
+        let recover = request.recover.unwrap();
+        assert_eq!(recover.epoch, Some(position.epoch));
+        assert_eq!((recover.offset, recover.time), (position.offset, Some(position.time)));
+    }
+}
+
+#[test]
+fn types_of_the_server_are_reserved() {
+    for name in ServerMessage::TYPES.iter().chain(&["presence"]) {
+        for text in [
+            format!(r#"{{"type":"{name}"}}"#),
+            format!(r#"{{"data":1,"type":"\u{:04x}{}"}}"#, name.as_bytes()[0], &name[1..]),
+        ] {
+            let error = check_server_object(&text).unwrap_err();
+            assert_eq!((error.code, error.field), (ErrorCode::InvalidMessage, Some("type")), "{text}");
+            assert!(error.message.contains(name), "{error}");
+        }
+    }
+    for name in ["Message", "messages", "raw", "subscribe", "publish", "ping", "", r"\ud800"] {
+        let text = format!(r#"{{"type":"{name}"}}"#);
+        assert!(check_server_object(&text).is_ok(), "{text}");
+    }
+}
+
+#[test]
+fn the_reply_to_a_list_is_within_its_bound() {
+    const MAX_ERROR_BYTES: usize = 80;
+    let topic = format!("\"{}\"", "x".repeat(Topic::MAX_BYTES));
+    let longest_error = SubscribedError {
+        code: ErrorCode::TooManySubscriptions,
+        message: "x".repeat(MAX_ERROR_BYTES).into(),
+        field: Some("partial"),
+        retry_after_ms: Some(u64::MAX),
+    };
+    for result in [Ok(LONGEST_START), Err(longest_error)] {
+        for count in [0, 1, 128] {
+            let request = format!(
+                r#"{{"type":"subscribe","id":1,"data":{{"topics":[{}]}}}}"#,
+                vec![format!(r#"{{"topic":{topic}}}"#); count].join(",")
+            );
+            let entry = SubscribedEntry { topic: raw(&topic), result: result.clone() };
+            let entries = vec![entry; count];
+            let reply = written(&ServerMessage::SubscribedList { id: id("1"), topics: &entries });
+            let bound = ServerMessage::max_subscribed_list_bytes(
+                request.len() as u64,
+                count as u64,
+                MAX_ERROR_BYTES as u64,
+            );
+            assert!(reply.len() as u64 <= bound, "{} of {bound}", reply.len());
+        }
+    }
+    assert_eq!(ServerMessage::max_subscribed_list_bytes(u64::MAX, u64::MAX, u64::MAX), u64::MAX);
 }
 
 #[test]
@@ -253,7 +527,7 @@ proptest! {
         let some = |text| if flag { Some(text) } else { None };
         for (message, mut expected) in [
             (
-                ServerMessage::Subscribed { id: None, topic: a },
+                ServerMessage::Subscribed { id: None, topic: a, start: SubscriptionStart::default() },
                 json!({"type": "subscribed", "data": {"topic": a}}),
             ),
             (
@@ -261,6 +535,7 @@ proptest! {
                     id: None,
                     topic: a,
                     subscribers: m,
+                    position: None,
                     cluster: flag.then_some(ClusterFault::Unavailable),
                 },
                 json!({"type": "published", "data": {"topic": a, "subscribers": m, "cluster": flag.then_some("unavailable")}}),
@@ -274,7 +549,7 @@ proptest! {
                     topic: a,
                     message: RawJson::parse(&payload_text).unwrap(),
                     from: flag.then_some(&client_id),
-                    traceparent: some(b.as_str()),
+                    position: None,                    prev: None,                    traceparent: some(b.as_str()),
                     tracestate: some(a.as_str()),
                 },
                 json!({
@@ -319,14 +594,24 @@ fn remove_nulls(value: &mut Value) {
     }
 }
 
-/// Returns the JSON of a delivery of `message`. If `from` is `None`, a backend published it.
-fn delivery(topic: &str, message: &str, from: Option<&ClientId>, tracestate: &str) -> String {
+/// Returns the JSON of the longest delivery of `message` by a server with the given features. If
+/// `from` is `None`, a backend published it.
+fn delivery(
+    features: Features,
+    topic: &str,
+    message: &str,
+    from: Option<&ClientId>,
+    tracestate: &str,
+) -> String {
+    let has_history = features.contains(Features::HISTORY);
     let traceparent = SpanContext::new(u128::MAX, u64::MAX, true).unwrap().to_string();
     let context = TraceContext::new(Some(traceparent.into()), Some(tracestate.into()));
     written(&ServerMessage::Message {
         topic: Topic::parse(topic).unwrap().as_str(),
         message: raw(message),
         from,
+        position: has_history.then_some(LONGEST_POSITION),
+        prev: has_history.then_some(u64::MAX),
         traceparent: context.traceparent.as_deref(),
         tracestate: context.tracestate.as_deref(),
     })
@@ -337,9 +622,12 @@ fn the_longest_delivery_has_max_delivery_bytes() {
     let (topic, tracestate) =
         ("\"".repeat(Topic::MAX_BYTES), "\\".repeat(TraceContext::MAX_TRACESTATE_BYTES));
     for max_message_bytes in [1, 100, 65_536] {
-        let max_delivery_bytes = ServerMessage::max_delivery_bytes(max_message_bytes);
         let payload = "7".repeat(max_message_bytes as usize);
-        assert_eq!(delivery(&topic, &payload, None, &tracestate).len() as u64, max_delivery_bytes);
+        for features in [Features::NONE, Features::HISTORY] {
+            let max_delivery_bytes = ServerMessage::max_delivery_bytes(max_message_bytes, features);
+            let longest = delivery(features, &topic, &payload, None, &tracestate);
+            assert_eq!(longest.len() as u64, max_delivery_bytes);
+        }
     }
     // The delivery of a client's publish is always shorter, whatever its topic.
     let client_id = ClientId::parse(&"x".repeat(ClientId::MAX_BYTES)).unwrap();
@@ -350,10 +638,42 @@ fn the_longest_delivery_has_max_delivery_bytes() {
         assert_eq!(text.len(), 65_536);
         let message = ClientMessage::parse(&text).unwrap();
         let Command::Publish { message, .. } = message.command else { panic!("it publishes") };
-        let length = delivery(topic, message.as_str(), Some(&client_id), &tracestate).len() as u64;
-        assert!(length < ServerMessage::max_delivery_bytes(65_536), "{length}");
+        for features in [Features::NONE, Features::HISTORY] {
+            let length =
+                delivery(features, topic, message.as_str(), Some(&client_id), &tracestate).len() as u64;
+            assert!(length < ServerMessage::max_delivery_bytes(65_536, features), "{length}");
+        }
     }
-    assert_eq!(ServerMessage::max_delivery_bytes(u64::MAX), u64::MAX);
+    assert_eq!(ServerMessage::max_delivery_bytes(u64::MAX, Features::HISTORY), u64::MAX);
+}
+
+#[test]
+fn a_history_reply_with_any_one_message_is_shorter_than_the_longest_delivery() {
+    let client_id = ClientId::parse(&"x".repeat(ClientId::MAX_BYTES)).unwrap();
+    let topic = "\"".repeat(Topic::MAX_BYTES);
+    let escaped_id = format!("\"{}\"", "\\u0078".repeat(MessageId::MAX_BYTES));
+    // A client's publish has a client ID, and its payload is shorter than that of a backend.
+    let overhead = r#"{"type":"publish","topic":,"message":}"#.len() + 2 * Topic::MAX_BYTES + 2;
+    for (from, payload) in [(None, 65_536), (Some(&client_id), 65_536 - overhead)] {
+        let frame = ServerMessage::Message {
+            topic: &topic,
+            message: raw(&"7".repeat(payload)),
+            from,
+            position: Some(LONGEST_POSITION),
+            prev: Some(u64::MAX),
+            traceparent: None,
+            tracestate: None,
+        }
+        .to_frame();
+        let reply = written(&ServerMessage::History {
+            id: id(&escaped_id),
+            topic: &topic,
+            position: Some(LONGEST_POSITION),
+            messages: &[crate::message::delivery_data(&frame).unwrap()],
+            next: Some(u64::MAX),
+        });
+        assert!((reply.len() as u64) < ServerMessage::max_delivery_bytes(65_536, Features::HISTORY));
+    }
 }
 
 #[test]
@@ -367,19 +687,29 @@ fn other_messages_are_shorter_than_the_longest_delivery() {
         max_subscriptions: u64::MAX,
         ping_interval_ms: u64::MAX,
     };
-    let shortest = ServerMessage::max_delivery_bytes(1);
+    let shortest = ServerMessage::max_delivery_bytes(1, Features::NONE);
     for message in [
         ServerMessage::Welcome {
             client_id: &client_id,
             server: "deeperhub-ws",
             version: "100.100.100",
+            features: Some(Features::HISTORY),
+            server_time: Some(u64::MAX),
             limits,
         },
-        ServerMessage::Subscribed { id: id(&escaped_id), topic: &topic },
+        ServerMessage::Subscribed { id: id(&escaped_id), topic: &topic, start: LONGEST_START },
+        ServerMessage::Gap {
+            topic: &topic,
+            from: Some(u64::MAX),
+            position: LONGEST_POSITION,
+            reason: GapReason::Conflated,
+        },
+        ServerMessage::Position { topic: &topic, position: LONGEST_POSITION },
         ServerMessage::Published {
             id: id(&escaped_id),
             topic: &topic,
             subscribers: u64::MAX,
+            position: Some(LONGEST_POSITION),
             cluster: Some(ClusterFault::Unavailable),
         },
         ServerMessage::Error {

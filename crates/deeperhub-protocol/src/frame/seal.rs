@@ -1,0 +1,118 @@
+//! Frames of deliveries whose position is added last.
+
+use super::Frame;
+use super::encode::{header_len, text_header};
+use crate::Epoch;
+
+/// The text between epoch and offset.
+const OFFSET_KEY: &str = r#"","offset":"#;
+const PREV_KEY: &str = r#","prev":"#;
+const END: &str = "}}";
+
+/// Maximum number of digits of an offset.
+const MAX_DIGITS: usize = 20;
+
+/// Bytes reserved for the position and the end: any offset alone, or an offset and a `prev` of up to
+/// ten digits each.
+const RESERVED_TAIL_BYTES: usize = Epoch::BYTES + OFFSET_KEY.len() + PREV_KEY.len() + MAX_DIGITS + END.len();
+
+/// Maximum length of the position and the end.
+const MAX_TAIL_BYTES: usize = RESERVED_TAIL_BYTES + MAX_DIGITS;
+
+/// A delivery that is encoded except for its epoch and offset.
+///
+/// A server gives an offset under the lock of the stream. Encoding the rest before the lock keeps
+/// the time under the lock short and independent of the payload's length. The position follows the
+/// payload in the text, and the buffer has space for the frame header before the text. So
+/// [`Self::seal`] neither moves nor copies the payload.
+///
+/// [`StreamMessage::encode`](crate::message::StreamMessage::encode) creates it.
+pub struct Unsealed {
+    /// Space for the header, the text up to the epoch, then `meta` up to the end of the text. The
+    /// frame is allocated before the lock, too.
+    frame: Frame,
+    /// Length of the space for the header, at most ten bytes.
+    header_space: usize,
+    /// Length of `meta`; 0 without trace context.
+    meta_len: usize,
+}
+
+impl Unsealed {
+    /// Creates a delivery from the bytes that `write` and then `write_meta` append. `write` writes
+    /// the text up to the epoch. `write_meta` writes the end of `data`, `meta` and the end of the
+    /// message, or nothing without trace context. `capacity` is the expected length of both.
+    pub(crate) fn encode_with(
+        capacity: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+        write_meta: impl FnOnce(&mut Vec<u8>),
+    ) -> Self {
+        // The longest text determines the space, so that a header of any length fits. The text is
+        // at most a few bytes shorter, so the space is nearly always exact.
+        let header_space = header_len(capacity + MAX_TAIL_BYTES);
+        let mut bytes = Vec::with_capacity(header_space + capacity + RESERVED_TAIL_BYTES);
+        bytes.resize(header_space, 0);
+        write(&mut bytes);
+        let meta_start = bytes.len();
+        write_meta(&mut bytes);
+        let meta_len = bytes.len() - meta_start;
+        let longest_header = header_len(bytes.len() - header_space + MAX_TAIL_BYTES);
+        if longest_header > header_space {
+            // Escapes made the text longer than expected, so that it needs a longer header.
+            bytes.splice(0..0, std::iter::repeat_n(0, longest_header - header_space));
+        }
+        // Escapes can also have used up the reserved bytes, or have made the buffer grow much.
+        bytes.reserve_exact(RESERVED_TAIL_BYTES);
+        let needed = bytes.len() + RESERVED_TAIL_BYTES;
+        if bytes.capacity() - needed > needed / 8 + 64 {
+            bytes.shrink_to(needed);
+        }
+        Self {
+            frame: Frame::from_incomplete(bytes),
+            header_space: longest_header.max(header_space),
+            meta_len,
+        }
+    }
+
+    /// Adds the position, and returns the frame. `prev` is the offset of the previous message of
+    /// the topic's subscribers, if it is not `offset - 1`.
+    ///
+    /// Only if `offset` and `prev` have more than 20 digits together, the buffer can be reallocated.
+    #[must_use]
+    pub fn seal(self, epoch: Epoch, offset: u64, prev: Option<u64>) -> Frame {
+        let Self { mut frame, header_space, meta_len } = self;
+        let (bytes, start) = frame.buffer_mut();
+        let position_start = bytes.len() - meta_len;
+        bytes.extend_from_slice(&epoch.to_bytes());
+        bytes.extend_from_slice(OFFSET_KEY.as_bytes());
+        bytes.extend_from_slice(itoa::Buffer::new().format(offset).as_bytes());
+        if let Some(prev) = prev {
+            bytes.extend_from_slice(PREV_KEY.as_bytes());
+            bytes.extend_from_slice(itoa::Buffer::new().format(prev).as_bytes());
+        }
+        if meta_len == 0 {
+            bytes.extend_from_slice(END.as_bytes());
+        } else {
+            bytes[position_start..].rotate_left(meta_len);
+        }
+        let (header, header_len) = text_header(bytes.len() - header_space);
+        let header_start = header_space - header_len;
+        bytes[header_start..header_space].copy_from_slice(&header[..header_len]);
+        // At most eight: the longest header minus the shortest.
+        *start = header_start as u8;
+        frame
+    }
+
+    /// Returns the addresses of the allocated buffer.
+    #[cfg(test)]
+    pub(crate) fn buffer(&mut self) -> std::ops::Range<*const u8> {
+        let (bytes, _) = self.frame.buffer_mut();
+        let start = bytes.as_ptr();
+        start..start.wrapping_add(bytes.capacity())
+    }
+}
+
+impl std::fmt::Debug for Unsealed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unsealed").field("len", &self.frame.len()).finish_non_exhaustive()
+    }
+}
