@@ -151,15 +151,18 @@ impl<W> Context<'_, W> {
 
     /// Charges work to the connection's turn, if it costs much more than the message that caused
     /// it. One unit of `cost` stands for about a nanosecond. Once the turn is over, the rest of the
-    /// client's input waits for the next turn. Works in [`Session::on_message`] and
-    /// [`Session::admit_control_frame`] only; other methods have no turn.
+    /// client's input waits for the next turn. Works in
+    /// [`Session::on_message`](super::Session::on_message) and
+    /// [`Session::admit_control_frame`](super::Session::admit_control_frame) only; other methods
+    /// have no turn.
     pub fn charge(&mut self, cost: usize) {
         *self.charged = self.charged.saturating_add(cost);
     }
 
-    /// Stops reading from this connection until [`Connections::resume_reading`] is called. Further
-    /// input waits in the kernel, so TCP slows the client down. Bytes that were read already are
-    /// handled after that call.
+    /// Stops reading from this connection until
+    /// [`Connections::resume_reading`](crate::Connections::resume_reading) is called. Further input
+    /// waits in the kernel, so TCP slows the client down. Bytes that were read already are handled
+    /// after that call.
     pub fn pause_reading(&mut self) {
         *self.pause = true;
     }
