@@ -1,7 +1,7 @@
 //! A rolling upgrade: nodes of an earlier version and nodes of this one form one hub. The variable
 //! `DEEPERHUB_OLD_BINARY` names the program of the earlier version.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,24 +11,7 @@ use super::{
     check_no_message, eventually, metric, names_of_nodes, node, node_of, publish, read_until_end, subscribe,
     subscribed, wait_until_linked, wait_until_ready,
 };
-use crate::support::{Broker, Client, Engine, Issuer, Server, from_now, http, wait_for, with_token};
-
-/// Returns the program of the earlier version. Prints the reason and returns `None` if there is
-/// none, unless `DEEPERHUB_TESTS_REQUIRE` has `old_binary`.
-fn old_binary() -> Option<PathBuf> {
-    let path = std::env::var_os("DEEPERHUB_OLD_BINARY").map(PathBuf::from);
-    if let Some(path) = &path {
-        assert!(path.is_file(), "DEEPERHUB_OLD_BINARY names no file: {}", path.display());
-        return Some(path.clone());
-    }
-    let required = std::env::var("DEEPERHUB_TESTS_REQUIRE").unwrap_or_default();
-    assert!(
-        !required.split(',').any(|name| name.trim() == "old_binary"),
-        "DEEPERHUB_OLD_BINARY is not set: set it to the program of an earlier version"
-    );
-    eprintln!("Skipped: DEEPERHUB_OLD_BINARY is not set");
-    None
-}
+use crate::support::{Broker, Client, Engine, Issuer, Server, from_now, http, old_binary, wait_for, with_token};
 
 /// Starts a node of the earlier version, named `old`, and one of this version, named `new`. With
 /// Redis, the new one is there first, as before a downgrade.

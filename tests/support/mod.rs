@@ -18,7 +18,7 @@ pub(crate) mod wire;
 use std::time::Duration;
 
 pub(crate) use broker::{Broker, Engine, Proxy, free_port, has_brokers};
-pub(crate) use capability::{Capability, REQUIRED, SKIPPED};
+pub(crate) use capability::{Capability, REQUIRED, SKIPPED, old_binary};
 pub(crate) use client::Client;
 pub(crate) use collector::Collector;
 pub(crate) use http::{Response, http, metric};
