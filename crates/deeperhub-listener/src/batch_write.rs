@@ -7,7 +7,7 @@ use deeperhub_uring::{Batcher, MAX_BATCH, SendOp};
 
 use crate::config::Config;
 use crate::connection::{Connection, State};
-use crate::outbox::GATHER_LIMIT;
+use crate::outbox::write::GATHER_LIMIT;
 use crate::round::{Buffers, Round};
 use crate::table::{ConnectionTable, take_if_dirty};
 #[cfg(feature = "tls")]

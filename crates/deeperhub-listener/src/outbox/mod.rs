@@ -4,7 +4,7 @@
 //! memory: a shared frame, or a range of the worker's [`Arena`].
 
 mod pieces;
-mod write;
+pub(crate) mod write;
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use deeperhub_protocol::frame::Frame;
 use crate::arena::Arena;
 
 use pieces::{Piece, Pieces, Queue};
-pub(crate) use write::{GATHER_LIMIT, NextWrite};
+pub(crate) use write::NextWrite;
 
 /// Maximum pongs queued for one connection. It bounds the memory for a client that sends many pings
 /// and does not read.
