@@ -14,7 +14,8 @@ use deeperhub_protocol::{ClientId, RawJson, Subscription};
 /// use deeperhub_cluster::{Action, Operation, Subscription, Target};
 ///
 /// let topic = Subscription::parse("rooms.7").unwrap();
-/// let operation = Operation::new(Target::User("ada".into()), Action::Unsubscribe(topic));
+/// let target = Target::User("ada".into());
+/// let operation: Operation = Operation::new(target, Action::Unsubscribe(topic));
 /// assert_eq!(operation.target, Target::User("ada".into()));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
