@@ -11,7 +11,9 @@ use super::{
     check_no_message, eventually, metric, names_of_nodes, node, node_of, publish, read_until_end, subscribe,
     subscribed, wait_until_linked, wait_until_ready,
 };
-use crate::support::{Broker, Client, Engine, Issuer, Server, from_now, http, old_binary, wait_for, with_token};
+use crate::support::{
+    Broker, Client, Engine, Issuer, Server, from_now, http, old_binary, wait_for, with_token,
+};
 
 /// Starts a node of the earlier version, named `old`, and one of this version, named `new`. With
 /// Redis, the new one is there first, as before a downgrade.
