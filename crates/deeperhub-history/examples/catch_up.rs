@@ -7,7 +7,7 @@ use deeperhub_history::{Cursor, Delivery, Epoch, Evicted, Rule, Seconds, Stream}
 pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rule: Rule = "chat.>: history=3 ttl=1h".parse()?;
     // A server draws a random number for the epoch.
-    let mut stream = Stream::new(Epoch::from_random(7));
+    let mut stream = Stream::new(Epoch::from_bits(7));
     let position = Cursor::new(stream.epoch(), stream.newest());
 
     // The subscriber is away while five messages are published. Three of them are kept.

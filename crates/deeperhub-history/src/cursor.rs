@@ -1,9 +1,9 @@
 //! A subscriber's place in a stream, and how it moves while it is behind.
 
-use crate::gap::{Gap, GapReason};
+use crate::gap::Gap;
 use crate::policy::Delivery;
-use crate::position::{Epoch, Position};
 use crate::stream::Stream;
+use deeperhub_types::{Epoch, GapReason, Position};
 
 /// The place of one subscriber in a stream. A subscriber that is behind gets the steps of its
 /// cursor; one at the newest message gets live deliveries.
@@ -15,7 +15,7 @@ use crate::stream::Stream;
 /// use deeperhub_history::{Cursor, Delivery, Epoch, Evicted, Retention, Seconds, Step, Stream};
 ///
 /// let bounds = Retention { messages: 2, bytes: 1000, ttl_seconds: 60 };
-/// let mut stream = Stream::new(Epoch::from_random(7));
+/// let mut stream = Stream::new(Epoch::from_bits(7));
 /// for text in ["a", "b", "c"] {
 ///     stream.append(&bounds, Seconds::new(0), &mut Evicted::new(), |_, _| (text, 1));
 /// }
@@ -84,7 +84,7 @@ impl Cursor {
     /// milliseconds since the Unix epoch.
     #[must_use]
     pub const fn position(&self, time_ms: u64) -> Position {
-        Position { epoch: self.epoch, offset: self.told, time_ms }
+        Position { epoch: self.epoch, offset: self.told, time: time_ms }
     }
 
     /// Returns `true` if the stream has a step for the subscriber.

@@ -3,7 +3,7 @@
 use crate::cursor::Cursor;
 use crate::policy::Delivery;
 use crate::stream::Stream;
-use std::fmt;
+use deeperhub_types::NotRecovered;
 
 /// What a client asks for when it subscribes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,50 +54,6 @@ pub struct Start {
     pub replay: u64,
 }
 
-/// Reason why a position could not be continued from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum NotRecovered {
-    /// The position belongs to another epoch: the stream was emptied or replaced, or lost messages
-    /// that the client has seen.
-    Epoch,
-    /// The position is beyond the newest message.
-    Ahead,
-    /// Messages after the position are not kept any more.
-    Trimmed,
-    /// The topic has no history.
-    NoHistory,
-    /// The subscription is a pattern.
-    Pattern,
-    /// Another subscription of the client matches the topic.
-    Overlap,
-}
-
-impl NotRecovered {
-    /// All reasons, for example for the labels of a metric.
-    pub const ALL: [Self; 6] =
-        [Self::Epoch, Self::Ahead, Self::Trimmed, Self::NoHistory, Self::Pattern, Self::Overlap];
-
-    /// Returns the reason's name in messages and metrics.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Epoch => "epoch",
-            Self::Ahead => "ahead",
-            Self::Trimmed => "trimmed",
-            Self::NoHistory => "no_history",
-            Self::Pattern => "pattern",
-            Self::Overlap => "overlap",
-        }
-    }
-}
-
-impl fmt::Display for NotRecovered {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.as_str())
-    }
-}
-
 /// Decides where a subscription starts.
 ///
 /// `stream` is `None` if the topic has no history. A position is good if the stream still has all
@@ -112,7 +68,7 @@ impl fmt::Display for NotRecovered {
 /// use deeperhub_history::{NotRecovered, Recover, SubscribeRequest, SubscriptionScope, judge};
 ///
 /// let bounds = Retention { messages: 2, bytes: 1000, ttl_seconds: 60 };
-/// let mut stream = Stream::new(Epoch::from_random(7));
+/// let mut stream = Stream::new(Epoch::from_bits(7));
 /// for text in ["a", "b", "c"] {
 ///     stream.append(&bounds, Seconds::new(0), &mut Evicted::new(), |_, _| (text, 1));
 /// }

@@ -18,7 +18,7 @@
 //! use deeperhub_history::{Cursor, Delivery, Epoch, Evicted, Retention, Seconds, Step, Stream};
 //!
 //! let bounds = Retention { messages: 100, bytes: 64 << 10, ttl_seconds: 600 };
-//! let mut stream = Stream::new(Epoch::from_random(7));
+//! let mut stream = Stream::new(Epoch::from_bits(7));
 //! let mut subscriber = Cursor::new(stream.epoch(), stream.newest());
 //! for text in ["first", "second"] {
 //!     stream.append(&bounds, Seconds::new(0), &mut Evicted::new(), |_, _| (text, text.len()));
@@ -38,7 +38,6 @@ mod gap;
 mod judge;
 mod once;
 mod policy;
-mod position;
 mod ring;
 mod rules;
 mod seconds;
@@ -47,13 +46,14 @@ mod table;
 
 pub use budget::{Budget, BudgetLimits, RuleUsage};
 pub use cursor::{Cursor, Step};
-pub use deeperhub_types::{Subscription, Topic, TopicError, TopicPattern};
+pub use deeperhub_types::{
+    Epoch, GapReason, NotRecovered, Position, Subscription, Topic, TopicError, TopicPattern,
+};
 pub use evicted::{Evicted, EvictionReason};
-pub use gap::{Gap, GapReason};
-pub use judge::{NotRecovered, Recover, Start, SubscribeRequest, SubscriptionScope, judge};
+pub use gap::Gap;
+pub use judge::{Recover, Start, SubscribeRequest, SubscriptionScope, judge};
 pub use once::{OnceKey, OnceLimits, OnceWindow};
 pub use policy::{Acknowledge, Delivery, Policy, PolicySettings, Retention, RuleError};
-pub use position::{Epoch, Position};
 pub use rules::{Rule, RuleId, Rules};
 pub use seconds::Seconds;
 pub use stream::{Predecessor, Restored, Stream};

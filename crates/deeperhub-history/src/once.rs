@@ -1,7 +1,7 @@
 //! Publishes that arrive twice because a client repeats them after a reconnect.
 
-use crate::position::Epoch;
 use crate::seconds::Seconds;
+use deeperhub_types::Epoch;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
@@ -50,7 +50,7 @@ impl OnceLimits {
 /// use deeperhub_history::{Epoch, OnceLimits, OnceWindow, Seconds};
 ///
 /// let mut window = OnceWindow::new([1, 2], OnceLimits::default());
-/// let key = window.key("orders", Epoch::from_random(7), Some("ada"), "order-17");
+/// let key = window.key("orders", Epoch::from_bits(7), Some("ada"), "order-17");
 /// assert_eq!(window.get(&key, Seconds::new(0)), None);
 /// window.insert(key, "offset 41", Seconds::new(0));
 /// assert_eq!(window.get(&key, Seconds::new(119)), Some(&"offset 41"));
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const EPOCH: fn(u64) -> Epoch = Epoch::from_random;
+    const EPOCH: fn(u64) -> Epoch = Epoch::from_bits;
 
     #[test]
     fn topic_epoch_user_and_text_make_a_publish() {

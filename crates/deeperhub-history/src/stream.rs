@@ -2,9 +2,9 @@
 
 use crate::evicted::{Evicted, EvictionReason};
 use crate::policy::Retention;
-use crate::position::{Epoch, Position};
 use crate::ring::Ring;
 use crate::seconds::Seconds;
+use deeperhub_types::{Epoch, Position};
 use std::ops::{Bound, RangeBounds};
 
 /// The messages of one topic that are kept, with the topic's epoch and newest offset.
@@ -16,7 +16,7 @@ use std::ops::{Bound, RangeBounds};
 /// use deeperhub_history::{Epoch, Evicted, Retention, Seconds, Stream};
 ///
 /// let bounds = Retention { messages: 2, bytes: 1000, ttl_seconds: 60 };
-/// let mut stream = Stream::new(Epoch::from_random(7));
+/// let mut stream = Stream::new(Epoch::from_bits(7));
 /// let mut evicted = Evicted::new();
 /// for text in ["a", "b", "c"] {
 ///     let seal = |_epoch, offset| (format!("{offset}{text}"), 2);
@@ -115,7 +115,7 @@ impl<M> Stream<M> {
     /// milliseconds since the Unix epoch.
     #[must_use]
     pub const fn position(&self, time_ms: u64) -> Position {
-        Position { epoch: self.epoch, offset: self.newest, time_ms }
+        Position { epoch: self.epoch, offset: self.newest, time: time_ms }
     }
 
     /// Returns the number of kept messages.
@@ -239,10 +239,10 @@ impl<M> Stream<M> {
 
     /// Empties the stream and starts a new epoch. The offset goes on, so it is never given twice.
     ///
-    /// `random` gives the new epoch ([`Epoch::from_random`]). It differs from the present one.
+    /// `random` gives the new epoch ([`Epoch::from_bits`]). It differs from the present one.
     pub fn clear(&mut self, random: u64, evicted: &mut Evicted<M>) {
-        let epoch = Epoch::from_random(random);
-        self.epoch = if epoch == self.epoch { Epoch::from_random(random ^ 1) } else { epoch };
+        let epoch = Epoch::from_bits(random);
+        self.epoch = if epoch == self.epoch { Epoch::from_bits(random ^ 1) } else { epoch };
         self.predecessor = None;
         while self.evict(EvictionReason::Removed, evicted) {}
     }

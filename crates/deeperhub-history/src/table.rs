@@ -5,11 +5,11 @@ mod queues;
 use crate::budget::Budget;
 use crate::evicted::{Evicted, EvictionReason};
 use crate::policy::Policy;
-use crate::position::Epoch;
 use crate::ring::Slot;
 use crate::rules::RuleId;
 use crate::seconds::Seconds;
 use crate::stream::Stream;
+use deeperhub_types::Epoch;
 use queues::{Queued, RuleQueues};
 use std::error::Error;
 use std::fmt;
@@ -182,7 +182,7 @@ impl<M, N> StreamTable<M, N> {
         self.get(id)
     }
 
-    /// Adds an empty stream with the epoch of `random` ([`Epoch::from_random`]). It has no
+    /// Adds an empty stream with the epoch of `random` ([`Epoch::from_bits`]). It has no
     /// subscriber yet ([`Self::set_followed`]).
     ///
     /// If the rule may have no more streams, the stream of this rule takes the place of the one in
@@ -198,7 +198,7 @@ impl<M, N> StreamTable<M, N> {
         now: Seconds,
         evicted: &mut Evicted<M>,
     ) -> Result<Opened<N>, OpenError> {
-        self.insert(rule, name, Stream::new(Epoch::from_random(random)), now, evicted)
+        self.insert(rule, name, Stream::new(Epoch::from_bits(random)), now, evicted)
     }
 
     /// Adds a stream that a store has kept ([`Stream::restore`]). Evicts what exceeds the rule and

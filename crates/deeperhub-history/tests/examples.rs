@@ -17,10 +17,10 @@ fn catch_up_process() {
 #[test]
 fn catch_up_tells_messages_and_gaps() {
     let expected = [
-        "lossless: Gap(Gap { epoch: Epoch(70000000), from: Some(1), to: 2, reason: Trimmed })",
+        "lossless: Gap(Gap { epoch: Epoch(00000007), from: Some(1), to: 2, reason: Trimmed })",
         "lossless: Message { offset: 3, prev: None, message: \"milk?\" }",
         "lossless: Message { offset: 5, prev: None, message: \"here you are\" }",
-        "latest: Gap(Gap { epoch: Epoch(70000000), from: Some(1), to: 4, reason: Conflated })",
+        "latest: Gap(Gap { epoch: Epoch(00000007), from: Some(1), to: 4, reason: Conflated })",
         "latest: Message { offset: 5, prev: None, message: \"here you are\" }",
     ];
     check("catch_up_process", &expected);

@@ -10,7 +10,7 @@ const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 ///
 /// An epoch is a number below 62⁸, written as eight characters of `0-9 A-Z a-z`. It needs no
 /// escaping in JSON or in a URL. Epochs are ordered like their numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Epoch([u8; Self::BYTES]);
 
 impl Epoch {
@@ -71,6 +71,12 @@ impl Epoch {
 impl fmt::Display for Epoch {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(self.as_str())
+    }
+}
+
+impl fmt::Debug for Epoch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Epoch({self})")
     }
 }
 
@@ -183,6 +189,8 @@ impl fmt::Display for NotRecovered {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -219,6 +227,25 @@ mod tests {
     fn other_text_is_not_an_epoch() {
         for text in ["", "1234567", "123456789", "1234 678", "1234-678", "éééé", "\"\"\"\"\"\"\"\""] {
             assert_eq!(Epoch::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn only_eight_letters_and_digits_are_an_epoch() {
+        assert_eq!(Epoch::parse("k3J9aQx2").map(|epoch| epoch.to_string()), Some("k3J9aQx2".to_owned()));
+        for text in ["", "k3J9aQx", "k3J9aQx22", "k3J9aQx-", "k3J9aQ\u{e9}", "k3J9 Qx2"] {
+            assert_eq!(Epoch::parse(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_lowest_bits_alone_determine_the_epoch(one: u64, other: u64) {
+            let bits = |random: u64| random << (64 - Epoch::BITS);
+            let (first, second) = (Epoch::from_bits(one), Epoch::from_bits(other));
+            prop_assert_eq!(first == second, bits(one) == bits(other));
+            prop_assert_eq!(Epoch::from_bits(one | 1 << 63), Epoch::from_bits(one));
+            prop_assert_eq!(Epoch::parse(first.as_str()), Some(first));
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 const SAMPLE: Delivery = Delivery::Sample { every: Duration::from_secs(1) };
 
 fn stream(messages: u64, kept: u32) -> Stream<u64> {
-    let mut stream = Stream::new(Epoch::from_random(1));
+    let mut stream = Stream::new(Epoch::from_bits(1));
     publish(&mut stream, messages, kept);
     stream
 }
@@ -259,7 +259,7 @@ impl Client {
             }
         }
         let position = self.cursor.position(5);
-        assert_eq!((position.epoch, position.offset, position.time_ms), (self.epoch, self.offset, 5));
+        assert_eq!((position.epoch, position.offset, position.time), (self.epoch, self.offset, 5));
         assert_eq!((self.cursor.epoch(), self.cursor.offset()), (self.epoch, self.offset));
         true
     }
@@ -275,7 +275,7 @@ proptest! {
         changes in proptest::collection::vec(change(), 1..120),
         messages in 1..20_u32,
     ) {
-        let mut stream = Stream::new(Epoch::from_random(0));
+        let mut stream = Stream::new(Epoch::from_bits(0));
         let bounds = Retention { messages, bytes: 1000, ttl_seconds: 10 };
         let (mut published, mut now, mut next_epoch) = (BTreeMap::new(), 0, 0);
         let mut clients: Vec<Client> = (0..SUBSCRIBERS)

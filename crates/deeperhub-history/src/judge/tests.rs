@@ -6,7 +6,7 @@ use std::time::Duration;
 const BOUNDS: Retention = Retention { messages: 6, bytes: 1000, ttl_seconds: 10 };
 
 fn epoch() -> Epoch {
-    Epoch::from_random(1)
+    Epoch::from_bits(1)
 }
 
 /// A stream with the offsets 5 to 10.
@@ -54,7 +54,7 @@ fn a_good_position_is_recovered() {
 
 #[test]
 fn each_bad_position_has_its_reason() {
-    let (stream, epoch, other) = (stream(), epoch(), Epoch::from_random(2));
+    let (stream, epoch, other) = (stream(), epoch(), Epoch::from_bits(2));
     assert_eq!(judged(&stream, &recover(&epoch, 3)), ("trimmed", Some(10), 0));
     assert_eq!(judged(&stream, &recover(&epoch, 0)), ("trimmed", Some(10), 0));
     assert_eq!(judged(&stream, &recover(&epoch, 11)), ("ahead", Some(10), 0));
@@ -104,7 +104,7 @@ fn a_subscription_that_no_stream_serves_has_no_position() {
 
 #[test]
 fn history_and_partial_start_before_kept_messages() {
-    let (stream, epoch, other) = (stream(), epoch(), Epoch::from_random(2));
+    let (stream, epoch, other) = (stream(), epoch(), Epoch::from_bits(2));
     let last = |history| SubscribeRequest { recover: None, history };
     for (history, offset) in [(0, 10), (1, 9), (6, 4), (7, 4), (u64::MAX, 4)] {
         assert_eq!(judged(&stream, &last(history)), ("fresh", Some(offset), 10 - offset));
@@ -142,7 +142,7 @@ fn a_delivery_that_skips_replays_what_really_comes() {
 
 #[test]
 fn a_position_of_the_predecessor_is_good_up_to_what_was_restored() {
-    let (old, new) = (Epoch::from_random(1), Epoch::from_random(2));
+    let (old, new) = (Epoch::from_bits(1), Epoch::from_bits(2));
     let messages = (35..=40).map(|message| Restored { message, bytes: 1, at: Seconds::new(0) });
     let predecessor = Predecessor { epoch: old, newest: 40 };
     let mut stream = Stream::restore(new, 40, Some(predecessor), messages);
@@ -154,7 +154,7 @@ fn a_position_of_the_predecessor_is_good_up_to_what_was_restored() {
         (old, 41, ("epoch", Some(41), 0)),
         (new, 41, ("recovered", Some(41), 0)),
         (new, 42, ("ahead", Some(41), 0)),
-        (Epoch::from_random(3), 40, ("epoch", Some(41), 0)),
+        (Epoch::from_bits(3), 40, ("epoch", Some(41), 0)),
     ] {
         assert_eq!(judged(&stream, &recover(&epoch, offset)), expected, "{epoch} {offset}");
     }
@@ -200,7 +200,7 @@ proptest! {
             .map(|(offset, _)| *offset).collect();
 
         let (is_first_epoch, offset) = position;
-        let asked = if is_first_epoch { epoch() } else { Epoch::from_random(9) };
+        let asked = if is_first_epoch { epoch() } else { Epoch::from_bits(9) };
         let mut request = recover(&asked, offset);
         request.history = history.unwrap_or(0);
         if is_partial {

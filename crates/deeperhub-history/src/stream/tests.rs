@@ -21,15 +21,15 @@ fn kept(stream: &Stream<u64>) -> Vec<u64> {
 
 #[test]
 fn a_new_stream_stands_before_its_first_message() {
-    let stream = Stream::<u64>::new(Epoch::from_random(1));
+    let stream = Stream::<u64>::new(Epoch::from_bits(1));
     assert_eq!((stream.newest(), stream.oldest(), stream.len(), stream.bytes()), (0, 1, 0, 0));
-    assert_eq!(stream.position(5), Position { epoch: Epoch::from_random(1), offset: 0, time_ms: 5 });
+    assert_eq!(stream.position(5), Position { epoch: Epoch::from_bits(1), offset: 0, time: 5 });
     assert_eq!((stream.message(0), stream.message(1), stream.heap_bytes()), (None, None, 0));
 }
 
 #[test]
 fn each_bound_evicts_with_its_reason() {
-    let (mut stream, mut evicted) = (Stream::new(Epoch::from_random(1)), Evicted::new());
+    let (mut stream, mut evicted) = (Stream::new(Epoch::from_bits(1)), Evicted::new());
     let bounds = bounds(3, 100, 10);
     (1..=4).for_each(|now| append(&mut stream, &bounds, 10, now, &mut evicted));
     assert_eq!((kept(&stream), evicted.messages()), (vec![2, 3, 4], &[1][..]));
@@ -51,7 +51,7 @@ fn each_bound_evicts_with_its_reason() {
 
 #[test]
 fn a_message_over_the_bounds_leaves_no_hole() {
-    let (mut stream, mut evicted) = (Stream::new(Epoch::from_random(1)), Evicted::new());
+    let (mut stream, mut evicted) = (Stream::new(Epoch::from_bits(1)), Evicted::new());
     let bounds = bounds(10, 100, 10);
     append(&mut stream, &bounds, 60, 0, &mut evicted);
     append(&mut stream, &bounds, 101, 0, &mut evicted);
@@ -66,7 +66,7 @@ fn a_message_over_the_bounds_leaves_no_hole() {
 
 #[test]
 fn an_emptied_stream_has_another_epoch_and_goes_on() {
-    let (mut stream, mut evicted) = (Stream::new(Epoch::from_random(1)), Evicted::new());
+    let (mut stream, mut evicted) = (Stream::new(Epoch::from_bits(1)), Evicted::new());
     append(&mut stream, &bounds(10, 100, 10), 1, 0, &mut evicted);
     for random in [2, 2, 2] {
         let before = stream.epoch();
@@ -80,22 +80,22 @@ fn an_emptied_stream_has_another_epoch_and_goes_on() {
 
 #[test]
 fn a_restored_stream_continues_its_offsets() {
-    let predecessor = Predecessor { epoch: Epoch::from_random(1), newest: 40 };
+    let predecessor = Predecessor { epoch: Epoch::from_bits(1), newest: 40 };
     let messages = (38..=40).map(|offset| Restored { message: offset, bytes: 5, at: Seconds::new(0) });
-    let mut stream = Stream::restore(Epoch::from_random(2), 40, Some(predecessor), messages);
+    let mut stream = Stream::restore(Epoch::from_bits(2), 40, Some(predecessor), messages);
     assert_eq!((kept(&stream), stream.bytes()), (vec![38, 39, 40], 15));
     assert_eq!(stream.predecessor(), Some(&predecessor));
     append(&mut stream, &bounds(2, 100, 10), 5, 0, &mut Evicted::new());
     assert_eq!(kept(&stream), [40, 41]);
     // More messages than offsets cannot be right; the newest ones stay.
     let messages = (1..=3).map(|message| Restored { message, bytes: 5, at: Seconds::new(0) });
-    let stream = Stream::<u64>::restore(Epoch::from_random(2), 2, None, messages);
+    let stream = Stream::<u64>::restore(Epoch::from_bits(2), 2, None, messages);
     assert_eq!((stream.oldest(), stream.message(1), stream.message(2)), (1, Some(&2), Some(&3)));
 }
 
 #[test]
 fn messages_are_read_from_both_ends() {
-    let (mut stream, mut evicted) = (Stream::new(Epoch::from_random(1)), Evicted::new());
+    let (mut stream, mut evicted) = (Stream::new(Epoch::from_bits(1)), Evicted::new());
     (0..6).for_each(|_| append(&mut stream, &bounds(4, 100, 10), 1, 0, &mut evicted));
     let from = |offset| stream.messages(offset..).map(|(offset, _)| offset).collect::<Vec<_>>();
     assert_eq!((from(0), from(5), from(6)), (vec![3, 4, 5, 6], vec![5, 6], vec![6]));
@@ -126,7 +126,7 @@ proptest! {
         max_bytes in 20..200_u32,
         ttl in 1..15_u32,
     ) {
-        let (mut stream, mut evicted) = (Stream::new(Epoch::from_random(1)), Evicted::new());
+        let (mut stream, mut evicted) = (Stream::new(Epoch::from_bits(1)), Evicted::new());
         let mut published = Vec::<Published>::new();
         let (mut oldest, mut now) = (0, 0);
         for (step, bytes, pause, messages) in steps {

@@ -320,7 +320,7 @@ fn a_restored_stream_is_cut_to_its_rule() {
         bytes: 68,
         at: at(number),
     });
-    let stream = Stream::restore(Epoch::from_random(1), 100, None, restored);
+    let stream = Stream::restore(Epoch::from_bits(1), 100, None, restored);
     let mut evicted = Evicted::new();
     let id = table.insert(rule(0), 0, stream, at(13), &mut evicted).unwrap().id;
     assert_eq!((kept(&table, id), table.messages(), shared.bytes()), (vec![99, 100], 2, 200));
@@ -473,7 +473,7 @@ impl Model {
                     assert_eq!(replaced % 3, topic % 3, "a stream of another rule was replaced");
                     self.streams.remove(&replaced);
                 }
-                assert_eq!(table.get(id).unwrap().epoch(), Epoch::from_random(random));
+                assert_eq!(table.get(id).unwrap().epoch(), Epoch::from_bits(random));
                 self.streams.insert(topic, id);
                 self.tables[topic % 2].set_followed(id, self.followed[topic], now);
                 Some(id)
