@@ -113,7 +113,7 @@ fn the_printed_default_file_is_valid() {
     assert!(shown.stdout.lines().any(|line| line.starts_with("port = 9090")), "{}", shown.stdout);
 }
 
-/// What happens to a changed setting on SIGHUP.
+/// Effect of SIGHUP on a changed setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Effect {
     Applied,

@@ -1,5 +1,5 @@
-//! What some tests need of the machine. A test that cannot have it is skipped and says so; it
-//! never passes as if it had run. Tests of the crates include this file too.
+//! Capabilities that some tests need of the machine. A test without them is skipped and says so;
+//! it never passes as if it had run. Tests of the crates include this file too.
 //!
 //! `DEEPERHUB_TESTS_REQUIRE` names what must be there, separated by commas. The absence of one of
 //! these is then a failure. If `DEEPERHUB_TESTS_SKIPPED` names a file, each skip also adds a line

@@ -22,7 +22,7 @@ use deeperhub_protocol::{ClientId, RawJson, Subscription};
 pub struct Operation<'a, C = ClientId, M = RawJson<'a>> {
     /// The clients that the action concerns.
     pub target: Target<'a, C>,
-    /// What is done.
+    /// The action.
     pub action: Action<'a, M>,
 }
 
@@ -37,7 +37,7 @@ pub enum Target<'a, C = ClientId> {
     All,
 }
 
-/// What an operation does to each of its clients.
+/// Effect of an operation on each of its clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action<'a, M = RawJson<'a>> {
     /// Sends a message, a JSON object with a string `type`. With [`Target::All`], clients without a

@@ -57,7 +57,7 @@ impl BudgetLimits {
     }
 }
 
-/// What one rule's streams use, and what is reserved for them.
+/// Usage of one rule's streams, and their reserved share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RuleUsage {
     /// Bytes of the kept messages.

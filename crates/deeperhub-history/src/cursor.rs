@@ -40,7 +40,7 @@ pub struct Cursor {
     next: u64,
 }
 
-/// What a subscriber that is behind gets next.
+/// Next step of a subscriber that is behind.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<'a, M> {
     /// A message.

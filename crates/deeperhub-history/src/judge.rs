@@ -5,7 +5,7 @@ use crate::policy::Delivery;
 use crate::stream::Stream;
 use deeperhub_types::NotRecovered;
 
-/// What a client asks for when it subscribes.
+/// Wishes of a client that subscribes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SubscribeRequest<'a> {
     /// The position to continue from, if the client has one.

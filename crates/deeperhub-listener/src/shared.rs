@@ -1,4 +1,4 @@
-//! What a worker shares with the other threads of its listener.
+//! State that a worker shares with the other threads of its listener.
 
 use std::sync::Arc;
 

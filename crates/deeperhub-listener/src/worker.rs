@@ -4,7 +4,7 @@
 //! gives ready connections a *turn*, in which their input is read and handled. It then polls the
 //! application's worker state, checks deadlines, and writes the bytes queued for connections.
 //!
-//! What happens with a connection is decided in *phases*: functions over one connection and a
+//! *Phases* decide about a connection. They are functions over one connection and a
 //! [`PhaseContext`] that return a verdict ([`Next`]). The worker applies verdicts in one place
 //! ([`Worker::apply`]). Phases do not call each other in circles, and none of them ends a session.
 

@@ -62,7 +62,7 @@
 /// with `per worker`.
 #[macro_export]
 macro_rules! metrics {
-    // What `per worker` of a field stands for.
+    // Expansions of `per worker` in a field.
     (@storage $cells:ident worker) => { $cells };
     (@storage $cells:ident) => { $cells.shared() };
     (@cell worker $Instrument:ty) => { <$Instrument as $crate::Instrument>::Cell };

@@ -65,7 +65,7 @@ impl fmt::Debug for Metric {
     }
 }
 
-/// What is counted. Instruments are cheap to clone; clones are the same instrument.
+/// A counter, gauge or histogram. Instruments are cheap to clone; clones are the same instrument.
 pub trait Instrument: Clone + Send + Sync + 'static {
     /// The handle of a worker's cell.
     type Cell;

@@ -31,8 +31,8 @@
 //!   missing.
 //! - [`Router::update_kept`] and [`Router::visit_kept`] are for reads and for expiry.
 //!
-//! What a subscriber reads from the value and what is then delivered make up all messages of the
-//! topic, each once and in order. Suspension is per subscription: a pattern of the same client still
+//! A subscriber gets all messages of the topic, each once and in order: the first ones from the
+//! value, the others by delivery. Suspension is per subscription: a pattern of the same client still
 //! delivers, so what the client reads may repeat its messages. The router does not tell which
 //! message a client got last. Messages that need it carry a number of their own.
 //!

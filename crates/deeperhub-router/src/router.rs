@@ -99,7 +99,7 @@ pub(crate) struct Shared<M, T> {
     observer: std::sync::OnceLock<InterestObserver>,
 }
 
-/// What a publish finds under the lock of the topic's stripe.
+/// State that a publish finds under the lock of the topic's stripe.
 struct Prepared<'s, F, R> {
     /// The topic's entry, if it has one.
     route: Option<&'s RouteEntry>,
@@ -202,7 +202,7 @@ impl<M, T: Keep> Shared<M, T> {
         mut wakeups: Wakeups<'_>,
     ) -> (Published, R) {
         let hash = self.hash(name);
-        // What `make` owns is freed after the locks are released.
+        // Values that `make` owns are freed after the locks are released.
         let (mut outgoing, output);
         let (mut subscribers, mut congested, mut steps) = (0, false, 0);
         let mut push = |outgoing: &mut Outgoing<F>, shard: u16, lists: ListIds| {

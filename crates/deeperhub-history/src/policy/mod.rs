@@ -1,4 +1,4 @@
-//! What a rule says for a topic: how much is kept, and how slow subscribers move.
+//! The settings of a rule for a topic: how much is kept, and how slow subscribers move.
 
 mod error;
 mod settings;

@@ -1,4 +1,4 @@
-//! What a session can do with its connection.
+//! Operations of a session on its connection.
 
 use std::io::IoSlice;
 use std::time::Instant;

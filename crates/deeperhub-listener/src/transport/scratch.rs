@@ -1,4 +1,4 @@
-//! What the TLS connections of a worker share.
+//! Buffers and counts that the TLS connections of a worker share.
 
 #[cfg(feature = "tls")]
 use deeperhub_security::tls::ClientAuthFault;

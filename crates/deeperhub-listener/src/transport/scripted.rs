@@ -68,7 +68,7 @@ impl Stream {
     }
 }
 
-/// What the peer does.
+/// Actions of the peer.
 impl Scripted {
     /// Creates a stream whose socket takes `room` bytes until the peer reads.
     pub(crate) fn new(room: usize) -> Self {
@@ -146,7 +146,7 @@ impl Scripted {
     }
 }
 
-/// What the connection does.
+/// Operations of the connection.
 impl Scripted {
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut stream = self.0.borrow_mut();

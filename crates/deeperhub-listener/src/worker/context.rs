@@ -34,7 +34,7 @@ impl<S> WorkerCore<S> {
     }
 }
 
-/// What phases use besides their connection.
+/// State that phases use besides their connection.
 pub(crate) struct PhaseContext<'a, A: Application> {
     pub(crate) application: &'a A,
     pub(crate) worker_state: A::WorkerState,

@@ -28,7 +28,7 @@ use crate::worker::{Next, PhaseContext, RoundEnd, Worker, WorkerCore, runtime};
 pub(super) const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// What a worker borrows.
+/// State that a worker borrows.
 pub(super) struct Fixture<A: Application> {
     application: A,
     core: WorkerCore<A::Session>,

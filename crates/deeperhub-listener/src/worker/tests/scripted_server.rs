@@ -21,7 +21,7 @@ use crate::session::{
 /// Bytes of a reply that is written in place if the socket takes it.
 const LONG_REPLY_BYTES: u16 = 20_000;
 
-/// What happened to the sessions of a script.
+/// Outcomes of the sessions of a script.
 #[derive(Default)]
 pub(super) struct Ends {
     /// Number of `on_close` calls of each session.

@@ -1,4 +1,4 @@
-//! What the worker does with a verdict.
+//! Effects of verdicts on the worker.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
