@@ -3,6 +3,7 @@
 mod canary;
 mod cluster;
 mod custom_metric;
+mod history;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::trace::Tracer;
 pub use canary::CanaryConfig;
 pub use cluster::ClusterConfig;
 pub use custom_metric::{CustomGauge, CustomMetric, MetricKind};
+pub use history::HistoryLimits;
 
 /// Default rate of pings and pongs per connection and second. Limits the CPU time of a worker that
 /// one client can use. A client that measures round-trip times needs far fewer.
@@ -60,6 +62,8 @@ pub struct Limits {
     pub listener: deeperhub_listener::Limits,
     /// Origins and limits of sessions.
     pub session: SessionLimits,
+    /// Rules and limits of topics with history.
+    pub history: HistoryLimits,
 }
 
 /// Origins and limits of sessions.
@@ -122,6 +126,9 @@ pub struct Config {
     /// Origins and limits of sessions. Like the limits of [`listener`](Self::listener), and unlike
     /// all other settings, they can change while the node runs (see [`Limits`]).
     pub session: SessionLimits,
+    /// Rules and limits of topics with history. They can change while the node runs, too. Default:
+    /// no topic keeps messages.
+    pub history: HistoryLimits,
     /// Authentication by token. Default: no token is required, and none is valid.
     pub auth: AuthConfig,
     /// Rate at which new connections of one address (for IPv6: of one /64) get bursts, for all rate
@@ -157,6 +164,7 @@ impl Default for Config {
         Self {
             listener: deeperhub_listener::Config::default(),
             session: SessionLimits::default(),
+            history: HistoryLimits::default(),
             auth: AuthConfig::default(),
             burst_rate_per_ip: Some(burst_rate_per_ip(DEFAULT_BURST_RATE)),
             node_id: None,
@@ -176,7 +184,11 @@ impl Config {
     /// Returns the limits that can change while the node runs.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        Limits { listener: self.listener.limits.clone(), session: self.session.clone() }
+        Limits {
+            listener: self.listener.limits.clone(),
+            session: self.session.clone(),
+            history: self.history.clone(),
+        }
     }
 
     /// Changes [`listener`](Self::listener) in place.
@@ -197,6 +209,20 @@ impl Config {
     #[must_use]
     pub fn with_origins(mut self, origins: OriginPolicy) -> Self {
         self.session.origins = origins;
+        self
+    }
+
+    /// Sets [`history`](Self::history).
+    #[must_use]
+    pub fn with_history(mut self, history: HistoryLimits) -> Self {
+        self.history = history;
+        self
+    }
+
+    /// Sets the [`rules`](HistoryLimits::rules) of topics with history.
+    #[must_use]
+    pub fn with_history_rules(mut self, rules: deeperhub_history::Rules) -> Self {
+        self.history.rules = rules;
         self
     }
 

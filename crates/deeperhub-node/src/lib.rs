@@ -19,8 +19,8 @@
 //! ```
 //!
 //! The types in this crate's signatures are re-exported: [`Topic`], [`ClientId`] and [`Event`] at
-//! the root, everything else in [`listener`], [`security`], [`events`], [`metrics`] and
-//! [`cluster`].
+//! the root, everything else in [`listener`], [`security`], [`events`], [`history`],
+//! [`metrics`] and [`cluster`].
 //!
 //! The crate has no HTTP API; `deeperhub-api` adds one. Signals, logging and flags concern the
 //! whole process, so they belong to the program.
@@ -49,11 +49,12 @@ mod worker;
 
 pub use auth::AuthConfig;
 pub use config::{
-    CanaryConfig, ClusterConfig, Config, CustomGauge, CustomMetric, Limits, MetricKind, SessionLimits,
-    burst_rate_per_ip, control_rate_limit, token_rate_limit,
+    CanaryConfig, ClusterConfig, Config, CustomGauge, CustomMetric, HistoryLimits, Limits, MetricKind,
+    SessionLimits, burst_rate_per_ip, control_rate_limit, token_rate_limit,
 };
 pub use deeperhub_events as events;
 pub use deeperhub_events::{Event, EventDetails, EventFilter, EventKind, EventStream, Received};
+pub use deeperhub_history as history;
 pub use deeperhub_listener as listener;
 pub use deeperhub_protocol::message::{ClusterFault, SpanContext, TraceContext, check_server_object};
 pub use deeperhub_protocol::{
