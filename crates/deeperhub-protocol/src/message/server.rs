@@ -187,7 +187,9 @@ pub enum ServerMessage<'a> {
         topic: &'a str,
         /// The position of the newest message; `None` if the topic has no history.
         position: Option<Position>,
-        /// The messages, each the `data` of a delivery ([`delivery_data`](super::delivery_data)).
+        /// The messages, each the `data` of a delivery ([`EncodedDelivery::data`]).
+        ///
+        /// [`EncodedDelivery::data`]: super::EncodedDelivery::data
         messages: &'a [RawJson<'a>],
         /// The offset with which to continue; `None` if there are no more messages.
         next: Option<u64>,
