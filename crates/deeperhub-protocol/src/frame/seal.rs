@@ -139,3 +139,33 @@ impl std::fmt::Debug for Unsealed {
         f.debug_struct("Unsealed").field("len", &self.frame.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_frame_has_little_unused_capacity() {
+        for (offset, prev) in [(1, None), (1, Some(0)), (u64::MAX, None), (u64::MAX, Some(u64::MAX))] {
+            for text_len in [1, 60, 1000, 70_000] {
+                let text = vec![b'x'; text_len];
+                // An expected length that is too short, exact or too long.
+                for expected in [0, text_len, text_len + 500] {
+                    let write = |out: &mut Vec<u8>| out.extend_from_slice(&text);
+                    let mut frame = Unsealed::encode_with(expected, write, |_| {}).seal(
+                        Epoch::from_bits(1),
+                        offset,
+                        prev,
+                    );
+                    let length = frame.len();
+                    let (buffer, _) = frame.buffer_mut();
+                    let unused = buffer.capacity() - length;
+                    assert!(
+                        unused <= 8 + RESERVED_DIGITS + MAX_SPARE_BYTES,
+                        "{unused} bytes unused of {length}"
+                    );
+                }
+            }
+        }
+    }
+}
