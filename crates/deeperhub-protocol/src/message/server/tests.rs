@@ -1,8 +1,9 @@
 use super::*;
-use crate::CloseCode;
-use crate::NotRecovered;
 use crate::frame::write_text;
-use crate::message::{ClientMessage, Command, EncodedDelivery, SpanContext, SubscribedError};
+use crate::message::{
+    ClientMessage, Command, EncodedDelivery, MessageError, SpanContext, SubscribedError, TraceContext,
+};
+use crate::{CloseCode, Epoch, NotRecovered, Topic};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
