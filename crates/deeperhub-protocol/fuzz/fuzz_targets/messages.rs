@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use deeperhub_protocol::message::{
-    ClientMessage, Command, HistoryRequest, HistoryStart, ServerMessage, StreamMessage, SubscribeRequest,
-    SubscribedEntry, SubscriptionStart, check_server_object, delivery_data, with_prev,
+    ClientMessage, Command, EncodedDelivery, HistoryRequest, HistoryStart, ServerMessage, StreamMessage,
+    SubscribeRequest, SubscribedEntry, SubscriptionStart, check_server_object,
 };
-use deeperhub_protocol::{Epoch, ErrorCode, Position, RawJson, Subscription, Topic};
+use deeperhub_protocol::{ClientId, Epoch, ErrorCode, Position, RawJson, Subscription, Topic};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -157,32 +157,37 @@ fn requested(request: &SubscribeRequest<'_>, tree: &Value) {
     }
 }
 
-/// Compares a delivery that is encoded in two steps with one that is encoded at once. The numbers
-/// depend on the length of `text`.
+/// Compares a delivery that is encoded in two steps with one that is encoded at once, and reads its
+/// parts. The numbers depend on the length of `text`.
 fn sealed(topic: &Topic<'_>, message: RawJson<'_>, text: &str) {
     let number = (text.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let (epoch, offset) = (Epoch::from_bits(number), number >> (text.len() % 64));
     let prev = (offset % 2 == 0).then_some(offset / 2);
     let traceparent = (offset % 3 == 0).then_some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
     let (topic, tracestate) = (topic.as_str(), Some(topic.as_str()));
-    let stream = StreamMessage { topic, message, from: None, time: number, traceparent, tracestate };
-    let frame = stream.encode().seal(epoch, offset, prev);
-    let delivery = |prev| ServerMessage::Message {
-        topic,
-        message,
-        from: None,
-        position: Some(Position { epoch, offset, time: number }),
-        prev,
-        traceparent,
-        tracestate,
-    };
-    let whole = written(&delivery(prev));
-    assert_eq!(frame.as_bytes(), delivery(prev).to_frame().as_bytes());
-    let data = delivery_data(&frame).expect("it is a delivery");
-    let members = serde_json::from_str::<BTreeMap<&str, &RawValue>>(&whole).expect("it is an object");
-    assert_eq!(data.as_str(), members["data"].get());
-    let changed = with_prev(&frame, number).expect("it has a position");
-    assert_eq!(changed.as_bytes(), delivery(Some(number)).to_frame().as_bytes());
+    let client_id = ClientId::parse("victim").expect("it is an ID");
+    for from in [None, Some(&client_id)] {
+        let stream = StreamMessage { topic, message, from, time: number, traceparent, tracestate };
+        let frame = stream.encode().excluding_publisher().seal(epoch, offset, prev);
+        assert_eq!(frame.keep().is_for(&client_id), from.is_none());
+        let delivery = |prev| ServerMessage::Message {
+            topic,
+            message,
+            from,
+            position: Some(Position { epoch, offset, time: number }),
+            prev,
+            traceparent,
+            tracestate,
+        };
+        let whole = written(&delivery(prev));
+        assert_eq!(frame.as_bytes(), delivery(prev).to_frame().as_bytes());
+        let encoded = EncodedDelivery::parse(frame.as_bytes()).expect("it is a delivery");
+        let members = serde_json::from_str::<BTreeMap<&str, &RawValue>>(&whole).expect("it is an object");
+        assert_eq!(encoded.data().as_str(), members["data"].get());
+        assert_eq!((encoded.payload(), encoded.from()), (message, from.map(ClientId::as_str)));
+        let changed = encoded.with_prev(number).expect("it has a position");
+        assert_eq!(changed.as_bytes(), delivery(Some(number)).to_frame().as_bytes());
+    }
 }
 
 /// Returns the JSON of the message's frame.

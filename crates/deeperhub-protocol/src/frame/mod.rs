@@ -4,6 +4,7 @@
 //!   place and borrows messages from the caller's buffer. Only incomplete messages are copied.
 //! - [`Frame`] is a server frame, encoded once and sent to many connections. The `write_…`
 //!   functions append a frame for one connection to its buffer.
+//! - [`KeptFrame`] is the handle of a history on a frame.
 //! - [`Unsealed`] is a delivery without its position, which [`Unsealed::seal`] adds.
 //!
 //! ```
@@ -28,6 +29,7 @@ mod encode;
 mod error;
 mod header;
 mod incoming;
+mod kept;
 mod mask;
 mod seal;
 mod shared;
@@ -44,5 +46,6 @@ pub use error::FrameError;
 #[cfg(feature = "deflate")]
 pub(crate) use header::TEXT;
 pub use incoming::{Extended, Incoming, MessageKind};
+pub use kept::KeptFrame;
 pub use seal::Unsealed;
 pub use shared::Frame;

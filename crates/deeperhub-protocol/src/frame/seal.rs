@@ -12,12 +12,20 @@ const END: &str = "}}";
 /// Maximum number of digits of an offset.
 const MAX_DIGITS: usize = 20;
 
-/// Bytes reserved for the position and the end: any offset alone, or an offset and a `prev` of up to
-/// ten digits each.
-const RESERVED_TAIL_BYTES: usize = Epoch::BYTES + OFFSET_KEY.len() + PREV_KEY.len() + MAX_DIGITS + END.len();
+/// Number of digits for which bytes are reserved: offsets of a stream with a million messages in a
+/// second for 11 days, or with 1000 messages in a second for 31 years. A history keeps the unused
+/// bytes of each message, so the maximum would waste memory.
+const RESERVED_DIGITS: usize = 12;
+
+/// Bytes reserved for the position without `prev`, and the end.
+const RESERVED_TAIL_BYTES: usize = Epoch::BYTES + OFFSET_KEY.len() + RESERVED_DIGITS + END.len();
 
 /// Maximum length of the position and the end.
-const MAX_TAIL_BYTES: usize = RESERVED_TAIL_BYTES + MAX_DIGITS;
+const MAX_TAIL_BYTES: usize =
+    Epoch::BYTES + OFFSET_KEY.len() + MAX_DIGITS + PREV_KEY.len() + MAX_DIGITS + END.len();
+
+/// Maximum unused capacity that is kept besides the reserved bytes.
+const MAX_SPARE_BYTES: usize = 16;
 
 /// A delivery that is encoded except for its epoch and offset.
 ///
@@ -63,7 +71,7 @@ impl Unsealed {
         // Escapes can also have used up the reserved bytes, or have made the buffer grow much.
         bytes.reserve_exact(RESERVED_TAIL_BYTES);
         let needed = bytes.len() + RESERVED_TAIL_BYTES;
-        if bytes.capacity() - needed > needed / 8 + 64 {
+        if bytes.capacity() - needed > MAX_SPARE_BYTES {
             bytes.shrink_to(needed);
         }
         Self {
@@ -73,21 +81,36 @@ impl Unsealed {
         }
     }
 
+    /// Marks the delivery as one that its publisher does not get: [`KeptFrame::is_for`] returns
+    /// `false` for the publisher. The bytes stay the same.
+    ///
+    /// [`KeptFrame::is_for`]: super::KeptFrame::is_for
+    #[must_use]
+    pub fn excluding_publisher(mut self) -> Self {
+        self.frame.exclude_publisher();
+        self
+    }
+
     /// Adds the position, and returns the frame. `prev` is the offset of the previous message of
     /// the topic's subscribers, if it is not `offset - 1`.
     ///
-    /// Only if `offset` and `prev` have more than 20 digits together, the buffer can be reallocated.
+    /// The buffer is reallocated only with `prev`, or if `offset` has more than 12 digits.
     #[must_use]
     pub fn seal(self, epoch: Epoch, offset: u64, prev: Option<u64>) -> Frame {
         let Self { mut frame, header_space, meta_len } = self;
         let (bytes, start) = frame.buffer_mut();
         let position_start = bytes.len() - meta_len;
+        let (mut offset_digits, mut prev_digits) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let offset = offset_digits.format(offset);
+        let prev = prev.map(|prev| prev_digits.format(prev));
+        let prev_len = prev.map_or(0, |prev| PREV_KEY.len() + prev.len());
+        bytes.reserve_exact(Epoch::BYTES + OFFSET_KEY.len() + offset.len() + prev_len + END.len());
         bytes.extend_from_slice(&epoch.to_bytes());
         bytes.extend_from_slice(OFFSET_KEY.as_bytes());
-        bytes.extend_from_slice(itoa::Buffer::new().format(offset).as_bytes());
+        bytes.extend_from_slice(offset.as_bytes());
         if let Some(prev) = prev {
             bytes.extend_from_slice(PREV_KEY.as_bytes());
-            bytes.extend_from_slice(itoa::Buffer::new().format(prev).as_bytes());
+            bytes.extend_from_slice(prev.as_bytes());
         }
         if meta_len == 0 {
             bytes.extend_from_slice(END.as_bytes());
@@ -114,5 +137,35 @@ impl Unsealed {
 impl std::fmt::Debug for Unsealed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Unsealed").field("len", &self.frame.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_frame_has_little_unused_capacity() {
+        for (offset, prev) in [(1, None), (1, Some(0)), (u64::MAX, None), (u64::MAX, Some(u64::MAX))] {
+            for text_len in [1, 60, 1000, 70_000] {
+                let text = vec![b'x'; text_len];
+                // An expected length that is too short, exact or too long.
+                for expected in [0, text_len, text_len + 500] {
+                    let write = |out: &mut Vec<u8>| out.extend_from_slice(&text);
+                    let mut frame = Unsealed::encode_with(expected, write, |_| {}).seal(
+                        Epoch::from_bits(1),
+                        offset,
+                        prev,
+                    );
+                    let length = frame.len();
+                    let (buffer, _) = frame.buffer_mut();
+                    let unused = buffer.capacity() - length;
+                    assert!(
+                        unused <= 8 + RESERVED_DIGITS + MAX_SPARE_BYTES,
+                        "{unused} bytes unused of {length}"
+                    );
+                }
+            }
+        }
     }
 }

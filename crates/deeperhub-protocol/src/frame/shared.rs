@@ -5,6 +5,7 @@ use std::sync::Arc;
 #[cfg(feature = "deflate")]
 use std::sync::OnceLock;
 
+use super::KeptFrame;
 use super::encode;
 use super::header::{BINARY, TEXT};
 #[cfg(feature = "deflate")]
@@ -30,12 +31,17 @@ struct Handle {
 }
 
 /// The content shared by all forks.
+///
+/// A history keeps one for each message, so its size matters. With the reference counts, it fills
+/// the allocator's size class of 64 bytes (48 bytes without compression).
 #[derive(Clone)]
-struct Content {
+pub(super) struct Content {
     /// The frame, after `start` unused bytes.
     bytes: Vec<u8>,
     /// Number of unused bytes, which is less than the length of the longest header.
     start: u8,
+    /// `true` if the frame is a delivery that its publisher does not get.
+    pub(super) excludes_publisher: bool,
     /// The compressed form, made on first use; `None` if the frame is sent uncompressed.
     #[cfg(feature = "deflate")]
     deflated: OnceLock<Option<Arc<Self>>>,
@@ -46,13 +52,14 @@ impl Content {
         Self {
             bytes,
             start,
+            excludes_publisher: false,
             #[cfg(feature = "deflate")]
             deflated: OnceLock::new(),
         }
     }
 
     #[inline]
-    fn as_bytes(&self) -> &[u8] {
+    pub(super) fn as_bytes(&self) -> &[u8] {
         self.bytes.get(usize::from(self.start)..).unwrap_or_default()
     }
 }
@@ -121,6 +128,18 @@ impl Frame {
         Self::from_content(Arc::clone(&self.0.content))
     }
 
+    /// Returns a handle for a history, which needs less memory than a frame.
+    ///
+    /// ```
+    /// use deeperhub_protocol::frame::Frame;
+    ///
+    /// let kept = Frame::text("hello").keep();
+    /// assert_eq!(kept.to_frame().as_bytes(), b"\x81\x05hello");
+    /// ```
+    pub fn keep(&self) -> KeptFrame {
+        KeptFrame(Arc::clone(&self.0.content))
+    }
+
     /// Returns the form of this frame for a client with `params`: the compressed form, or the frame
     /// itself in one of these cases:
     ///
@@ -179,11 +198,22 @@ impl Frame {
     /// content if the frame has clones or forks.
     #[inline]
     pub(super) fn buffer_mut(&mut self) -> (&mut Vec<u8>, &mut u8) {
-        let content = Arc::make_mut(&mut Arc::make_mut(&mut self.0).content);
+        let content = self.content_mut();
         (&mut content.bytes, &mut content.start)
     }
 
-    fn from_content(content: Arc<Content>) -> Self {
+    /// Marks the frame as a delivery that its publisher does not get. Copies the content if the
+    /// frame has clones or forks.
+    pub(super) fn exclude_publisher(&mut self) {
+        self.content_mut().excludes_publisher = true;
+    }
+
+    #[inline]
+    fn content_mut(&mut self) -> &mut Content {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.0).content)
+    }
+
+    pub(super) fn from_content(content: Arc<Content>) -> Self {
         Self(Arc::new(Handle {
             content,
             #[cfg(feature = "deflate")]

@@ -23,7 +23,8 @@
 //!
 //! Messages of topics with history carry a [`Position`](crate::Position). A server gives an offset
 //! under a lock. [`StreamMessage::encode`] therefore encodes a delivery before the lock, and
-//! [`Unsealed::seal`](crate::frame::Unsealed::seal) adds the position.
+//! [`Unsealed::seal`](crate::frame::Unsealed::seal) adds the position. [`EncodedDelivery`] reads a
+//! delivery from its bytes.
 
 mod client;
 mod delivery;
@@ -41,7 +42,7 @@ mod subscribed;
 mod trace;
 
 pub use client::{ClientMessage, Command};
-pub use delivery::{delivery_data, with_prev};
+pub use delivery::EncodedDelivery;
 pub use error::MessageError;
 pub use features::Features;
 pub use history::{HistoryOrder, HistoryRequest, HistoryStart};

@@ -1,8 +1,9 @@
 use super::*;
-use crate::CloseCode;
-use crate::NotRecovered;
 use crate::frame::write_text;
-use crate::message::{ClientMessage, Command, SpanContext, SubscribedError};
+use crate::message::{
+    ClientMessage, Command, EncodedDelivery, MessageError, SpanContext, SubscribedError, TraceContext,
+};
+use crate::{CloseCode, Epoch, NotRecovered, Topic};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -669,7 +670,7 @@ fn a_history_reply_with_any_one_message_is_shorter_than_the_longest_delivery() {
             id: id(&escaped_id),
             topic: &topic,
             position: Some(LONGEST_POSITION),
-            messages: &[crate::message::delivery_data(&frame).unwrap()],
+            messages: &[EncodedDelivery::parse(frame.as_bytes()).unwrap().data()],
             next: Some(u64::MAX),
         });
         assert!((reply.len() as u64) < ServerMessage::max_delivery_bytes(65_536, Features::HISTORY));
