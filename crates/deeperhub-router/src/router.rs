@@ -1,7 +1,7 @@
 //! The routing table that all threads share, and publishing through it.
 
 use crate::inbox::{Congestion, Inbox, ListIds, OrderingKeys, SoftLimits};
-use crate::kept::{DeliveryState, Keep, Outgoing, TopicView};
+use crate::kept::{DeliveryState, Keep, Outgoing, Reach, TopicView};
 use crate::matched_lists::MatchedLists;
 use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
@@ -31,7 +31,8 @@ pub struct InboxPosition(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
     /// Number of matching subscriptions to topics and patterns, on all shards. A client with two
-    /// matching subscriptions counts twice.
+    /// matching subscriptions counts twice. Patterns count only if they are in the message's
+    /// [`Reach`].
     pub subscribers: u64,
     /// `true` if an inbox that got the message is over its soft limit. The publisher should then
     /// pause until [`Router::is_congested`] returns `false`.
@@ -65,17 +66,17 @@ impl Default for Config {
 /// The routing table. Clones are handles to the same table.
 ///
 /// `M` is a message. `T` is a value that the router keeps for each topic; see [`Keep`].
-pub struct Router<M, T = ()> {
+pub struct Router<M, T: Keep = ()> {
     shared: Arc<Shared<M, T>>,
 }
 
-impl<M, T> Clone for Router<M, T> {
+impl<M, T: Keep> Clone for Router<M, T> {
     fn clone(&self) -> Self {
         Self { shared: Arc::clone(&self.shared) }
     }
 }
 
-impl<M, T> fmt::Debug for Router<M, T> {
+impl<M, T: Keep> fmt::Debug for Router<M, T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Router").field("shards", &self.shared.inboxes.len()).finish_non_exhaustive()
     }
@@ -87,7 +88,7 @@ impl<M, T> fmt::Debug for Router<M, T> {
 struct CachePadded<V>(V);
 
 /// State that all threads share. Lock order: patterns, one stripe, one inbox; never two stripes.
-pub(crate) struct Shared<M, T> {
+pub(crate) struct Shared<M, T: Keep> {
     pub(crate) config: Config,
     pub(crate) hasher: RandomState,
     pub(crate) inboxes: Box<[Inbox<M>]>,
@@ -161,7 +162,7 @@ impl<M, T: Keep> Shared<M, T> {
         wakeups: Wakeups<'_>,
     ) -> Published {
         let name = topic.as_str();
-        let outgoing = Some(Outgoing { bytes, make });
+        let outgoing = Some(Outgoing { bytes, make, reach: Reach::Matching });
         self.publish_prepared(
             name,
             source,
@@ -176,7 +177,7 @@ impl<M, T: Keep> Shared<M, T> {
         &self,
         topic: &Topic<'_>,
         source: Option<u64>,
-        prepare: impl FnOnce(TopicView<'_>, &mut T) -> (Option<Outgoing<F>>, R),
+        prepare: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> (Option<Outgoing<F>>, R),
         wakeups: Wakeups<'_>,
     ) -> (Published, R) {
         let name = topic.as_str();
@@ -225,26 +226,20 @@ impl<M, T: Keep> Shared<M, T> {
             }
         } else {
             let mut matched = MatchedLists::new();
-            let mut matching_subscribers = 0;
-            let mut add = |route: &RouteEntry| {
-                for share in route.shards.as_slice() {
-                    matching_subscribers += u64::from(share.subscribers);
-                    if share.state == DeliveryState::Live {
-                        matched.push(share.shard, share.list);
-                    }
-                }
-            };
             // Hold this lock until all messages are pushed, because subscribing to a pattern relies
             // on it. Match before locking the stripe, so that matching delays no other publish.
             let patterns = read(&self.patterns);
-            let cost = patterns.matching(name, &mut add);
+            let cost = patterns.matching(name, &mut |route| matched.add(route));
             steps = cost.lookups + cost.additions;
             let mut stripe = self.stripe(hash);
             let route;
             Prepared { route, outgoing, output } = prepare(&mut stripe, hash);
             if let Some(outgoing) = &mut outgoing {
-                route.into_iter().for_each(&mut add);
-                subscribers = matching_subscribers;
+                if outgoing.reach == Reach::Topic {
+                    matched.clear();
+                }
+                route.into_iter().for_each(|route| matched.add(route));
+                subscribers = matched.subscribers();
                 matched.for_each_shard(|shard, lists| {
                     let lists = match lists {
                         [list] => ListIds::One(*list as u32),
@@ -297,11 +292,27 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
     /// Creates an empty table for `shards` workers, which keeps a value for each topic; see
     /// [`Keep`].
     #[must_use]
-    pub fn keeping(shards: u16, config: Config) -> Self {
-        Self::with_hasher(shards, config, RandomState::new())
+    pub fn keeping(shards: u16, config: Config) -> Self
+    where
+        T::Stripe: Default,
+    {
+        Self::keeping_with(shards, config, |_stripe| T::Stripe::default())
     }
 
-    pub(crate) fn with_hasher(shards: u16, config: Config, hasher: RandomState) -> Self {
+    /// Creates a table like [`keeping`](Self::keeping). Calls `stripe_value` with the number of
+    /// each stripe ([`stripes`](Self::stripes)) for the value that its topics share.
+    #[must_use]
+    pub fn keeping_with(shards: u16, config: Config, stripe_value: impl FnMut(usize) -> T::Stripe) -> Self {
+        Self::with_hasher(shards, config, RandomState::new(), stripe_value)
+    }
+
+    pub(crate) fn with_hasher(
+        shards: u16,
+        config: Config,
+        hasher: RandomState,
+        mut stripe_value: impl FnMut(usize) -> T::Stripe,
+    ) -> Self {
+        let stripe = |index| CachePadded(Mutex::new(Stripe::new(stripe_value(index))));
         let patterns = Patterns::new(&hasher);
         Self {
             shared: Arc::new(Shared {
@@ -309,7 +320,7 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
                 hasher,
                 inboxes: (0..shards).map(Inbox::new).collect(),
                 congestion: Congestion::new(),
-                stripes: (0..STRIPES).map(|_| CachePadded(Mutex::new(Stripe::new()))).collect(),
+                stripes: (0..STRIPES).map(stripe).collect(),
                 patterns: RwLock::new(patterns),
                 pattern_count: AtomicUsize::new(0),
                 observer: std::sync::OnceLock::new(),
@@ -336,7 +347,8 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
     ///
     /// Another call with the same number replaces the worker, for example after it died. It removes
     /// the subscriptions of the replaced worker and empties the inbox. Values that are kept for
-    /// topics stay. A remaining [`Shard`] of the replaced worker no longer has an effect.
+    /// topics stay, and learn if their topics lost the last subscriber ([`Keep::on_followed`]). A
+    /// remaining [`Shard`] of the replaced worker no longer has an effect.
     ///
     /// # Panics
     /// Panics if there is no such shard.

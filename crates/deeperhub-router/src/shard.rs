@@ -53,7 +53,7 @@ pub enum DeliveryFlow {
 /// other threads.
 ///
 /// Dropping a shard flushes its deferred wake-ups; see [`publish`](Self::publish).
-pub struct Shard<M, T = ()> {
+pub struct Shard<M, T: Keep = ()> {
     shared: Arc<Shared<M, T>>,
     id: ShardId,
     /// Distinguishes this worker from earlier workers of the same shard.
@@ -295,7 +295,7 @@ fn positions_mut<'t>(
     if key == WORKER_SUBSCRIBER { Some(worker_positions) } else { clients.get_mut(key as usize) }
 }
 
-impl<M, T> fmt::Debug for Shard<M, T> {
+impl<M, T: Keep> fmt::Debug for Shard<M, T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Shard")
@@ -343,7 +343,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         &mut self,
         topic: &Topic<'_>,
         source: Option<u64>,
-        prepare: impl FnOnce(TopicView<'_>, &mut T) -> (Option<Outgoing<F>>, R),
+        prepare: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> (Option<Outgoing<F>>, R),
     ) -> (Published, R) {
         self.shared.inboxes[usize::from(self.id.0)].disarm(self.generation);
         self.shared.publish_kept(topic, source, prepare, Wakeups::Deferred(&mut self.deferred_wakeups))
@@ -360,15 +360,15 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
             return Subscribed::Already;
         }
         match subscription {
-            Subscription::Topic(_) => self.subscribe_to_topic(key, name, |_, _| (DeliveryState::Live, ())),
+            Subscription::Topic(_) => self.subscribe_to_topic(key, name, |_, _, _| (DeliveryState::Live, ())),
             Subscription::Pattern(_) => self.subscribe_to_pattern(key, name),
         }
         Subscribed::New
     }
 
-    /// Subscribes a client to a topic, and calls `judge` with the topic and its kept value. Both
-    /// happen in one critical section of the topic: messages whose publish `judge` sees are not
-    /// delivered, and later ones are.
+    /// Subscribes a client to a topic, and calls `judge` with the topic, its kept value and the
+    /// value of its stripe. Both happen in one critical section of the topic: messages whose publish
+    /// `judge` sees are not delivered, and later ones are.
     ///
     /// The result of `judge` says whether deliveries start at once or after
     /// [`resume_at`](Self::resume_at). If the client already had the subscription, or the worker of
@@ -380,7 +380,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         &mut self,
         key: SubscriberKey,
         topic: &Topic<'_>,
-        judge: impl FnOnce(TopicView<'_>, &mut T) -> (DeliveryState, R),
+        judge: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> (DeliveryState, R),
     ) -> (Subscribed, R) {
         let name = topic.as_str();
         if self.tables.find(key, name).is_some() {
@@ -414,9 +414,9 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         true
     }
 
-    /// Calls `catch_up` with a topic and its kept value, and resumes a client's suspended
-    /// subscription to it if the result is [`DeliveryState::Live`]. Both happen in one critical
-    /// section of the topic, as in [`subscribe_at`](Self::subscribe_at).
+    /// Calls `catch_up` with a topic, its kept value and the value of its stripe, and resumes a
+    /// client's suspended subscription to it if the result is [`DeliveryState::Live`]. Both happen
+    /// in one critical section of the topic, as in [`subscribe_at`](Self::subscribe_at).
     ///
     /// Returns `None`, without a call, if the client has no suspended subscription to the topic, or
     /// the worker of this shard was replaced.
@@ -424,7 +424,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         &mut self,
         key: SubscriberKey,
         topic: &Topic<'_>,
-        catch_up: impl FnOnce(TopicView<'_>, &mut T) -> (DeliveryState, R),
+        catch_up: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> (DeliveryState, R),
     ) -> Option<R> {
         let name = topic.as_str();
         let position = self.tables.find_position(key, name)?;
@@ -454,7 +454,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
         &mut self,
         key: SubscriberKey,
         name: &str,
-        judge: impl FnOnce(TopicView<'_>, &mut T) -> (DeliveryState, R),
+        judge: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> (DeliveryState, R),
     ) -> R {
         let (shared, shard) = (&*self.shared, self.id.0);
         let inbox = &shared.inboxes[usize::from(shard)];
@@ -689,7 +689,7 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
     }
 }
 
-impl<M, T> Shard<M, T> {
+impl<M, T: Keep> Shard<M, T> {
     /// Wakes each worker whose wake-up [`publish`](Self::publish) deferred, if the worker still
     /// sleeps.
     pub fn flush_wakeups(&mut self) {
@@ -701,7 +701,7 @@ impl<M, T> Shard<M, T> {
     }
 }
 
-impl<M, T> Drop for Shard<M, T> {
+impl<M, T: Keep> Drop for Shard<M, T> {
     fn drop(&mut self) {
         self.flush_wakeups();
     }
