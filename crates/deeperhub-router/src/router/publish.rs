@@ -17,7 +17,7 @@ pub struct Published {
     /// [`Reach`].
     pub subscribers: u64,
     /// `true` if an inbox that got the message is over its soft limit. The publisher should then
-    /// pause until [`Router::is_congested`] returns `false`.
+    /// pause until [`Router::is_congested`](crate::Router::is_congested) returns `false`.
     pub congested: bool,
     /// Cost of matching patterns: the number of lookups in their table, plus the number of
     /// additions of level hashes. Callers can charge it to the publisher. 0 if there are no
@@ -36,7 +36,7 @@ struct Prepared<'s, F, R> {
 }
 
 impl<M, T: Keep> Shared<M, T> {
-    /// Publishes a message; see [`Router::publish`].
+    /// Publishes a message; see [`Router::publish`](super::Router::publish).
     pub(crate) fn publish(
         &self,
         topic: &Topic<'_>,
@@ -56,7 +56,8 @@ impl<M, T: Keep> Shared<M, T> {
         .0
     }
 
-    /// Publishes a message that is made from the topic's kept value; see [`Router::publish_kept`].
+    /// Publishes a message that is made from the topic's kept value; see
+    /// [`Router::publish_kept`](super::Router::publish_kept).
     pub(crate) fn publish_kept<F: FnMut() -> M, R>(
         &self,
         topic: &Topic<'_>,
