@@ -31,6 +31,12 @@
 //!   missing.
 //! - [`Router::update_kept`] and [`Router::visit_kept`] are for reads and for expiry.
 //!
+//! Topics of one stripe share a value under the same lock ([`Keep::Stripe`]), such as a table of
+//! their messages. The functions above get it too, and [`Router::update_stripe`] gets it alone.
+//! [`Keep::on_followed`] tells a topic's value when the topic gets its first subscriber, and when
+//! it has lost its last one. A message made from a kept value can be for subscribers of exactly its
+//! topic ([`Reach::Topic`]), and then reaches no patterns.
+//!
 //! A subscriber gets all messages of the topic, each once and in order: the first ones from the
 //! value, the others by delivery. Suspension is per subscription: a pattern of the same client still
 //! delivers, so what the client reads may repeat its messages. The router does not tell which
@@ -101,7 +107,7 @@ mod wakeups;
 mod wildcard;
 
 pub use deeperhub_types::{Subscription, Topic, TopicError, TopicPattern};
-pub use kept::{DeliveryState, Keep, Outgoing, TopicView};
+pub use kept::{DeliveryState, Keep, Outgoing, Reach, TopicView};
 pub use page::{InvalidCursor, TopicPage};
 pub use router::{Config, InboxPosition, InterestChange, Published, Router, ShardId};
 pub use shard::{DeliveryFlow, Shard, Subscribed, SubscriberKey, WORKER_SUBSCRIBER};

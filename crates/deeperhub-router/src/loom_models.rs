@@ -3,7 +3,7 @@
 //!
 //! Run them with `RUSTFLAGS="--cfg loom" cargo test -p deeperhub-router --lib --release models`.
 
-use crate::{Config, DeliveryFlow, DeliveryState, Outgoing, Router, Shard, ShardId, TopicView};
+use crate::{Config, DeliveryFlow, DeliveryState, Outgoing, Reach, Router, Shard, ShardId, TopicView};
 use ahash::RandomState;
 use deeperhub_types::{Subscription, Topic};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::task::{Context, Wake, Waker};
 
 /// Creates a router with fixed seeds: hashes must be the same in each run of a model.
 fn router(shards: u16) -> Router<u32> {
-    Router::with_hasher(shards, Config::default(), RandomState::with_seeds(1, 2, 3, 4))
+    Router::with_hasher(shards, Config::default(), RandomState::with_seeds(1, 2, 3, 4), |_| ())
 }
 
 fn publish(router: &Router<u32>, message: u32) -> u64 {
@@ -228,9 +228,9 @@ fn a_replaced_worker_leaves_no_subscriptions() {
 type Log = Option<Vec<u32>>;
 
 fn publish_kept(router: &Router<u32, Log>, message: u32) {
-    let (published, ()) = router.publish_kept(&Topic::parse("a").unwrap(), None, |_, log| {
+    let (published, ()) = router.publish_kept(&Topic::parse("a").unwrap(), None, |_, log, ()| {
         log.get_or_insert_default().push(message);
-        (Some(Outgoing { bytes: 1, make: move || message }), ())
+        (Some(Outgoing { bytes: 1, make: move || message, reach: Reach::Matching }), ())
     });
     assert!(published.subscribers <= 2);
 }
@@ -256,7 +256,7 @@ fn check_received(worker: impl Fn(&mut Shard<u32, Log>) -> Vec<u32> + Copy + Sen
     for has_second in [false, true] {
         check(3, move || {
             let hasher = RandomState::with_seeds(1, 2, 3, 4);
-            let router = Router::<u32, Log>::with_hasher(1, Config::default(), hasher);
+            let router = Router::<u32, Log>::with_hasher(1, Config::default(), hasher, |_| ());
             let mut shard = router.attach(ShardId(0));
             if has_second {
                 shard.subscribe(1, &Subscription::parse("a").unwrap());
@@ -272,13 +272,13 @@ fn check_received(worker: impl Fn(&mut Shard<u32, Log>) -> Vec<u32> + Copy + Sen
 
 /// Subscribes, reads the log, and starts with this state.
 fn subscribe_at(shard: &mut Shard<u32, Log>, state: DeliveryState) -> Vec<u32> {
-    let read = |_: TopicView<'_>, log: &mut Log| (state, log.clone().unwrap_or_default());
+    let read = |_: TopicView<'_>, log: &mut Log, (): &mut ()| (state, log.clone().unwrap_or_default());
     shard.subscribe_at(0, &Topic::parse("a").unwrap(), read).1
 }
 
 /// Reads the log after the received messages, and resumes the subscription.
 fn resume_at(shard: &mut Shard<u32, Log>, received: &mut Vec<u32>) {
-    let read = |_: TopicView<'_>, log: &mut Log| {
+    let read = |_: TopicView<'_>, log: &mut Log, (): &mut ()| {
         received.extend(log.iter().flatten().skip(received.len()));
         (DeliveryState::Live, ())
     };

@@ -1,5 +1,8 @@
 //! Subscriber lists that a publish matched, grouped by worker.
 
+use crate::kept::DeliveryState;
+use crate::stripe::RouteEntry;
+
 /// Maximum matches that need no heap memory.
 const MAX_INLINE_MATCHES: usize = 16;
 
@@ -11,14 +14,39 @@ pub(crate) struct MatchedLists {
     len: usize,
     /// All matches, if there are more than [`MAX_INLINE_MATCHES`].
     spilled: Vec<u64>,
+    /// Number of subscribers that match, suspended ones included.
+    subscribers: u64,
 }
 
 impl MatchedLists {
     pub(crate) const fn new() -> Self {
-        Self { inline: [0; MAX_INLINE_MATCHES], len: 0, spilled: Vec::new() }
+        Self { inline: [0; MAX_INLINE_MATCHES], len: 0, spilled: Vec::new(), subscribers: 0 }
     }
 
-    pub(crate) fn push(&mut self, shard: u16, list: u32) {
+    /// Adds the lists of a topic or pattern that matches. Leaves out the lists of workers whose
+    /// subscribers are all suspended.
+    #[inline]
+    pub(crate) fn add(&mut self, route: &RouteEntry) {
+        for share in route.shards.as_slice() {
+            self.subscribers += u64::from(share.subscribers);
+            if share.state == DeliveryState::Live {
+                self.push(share.shard, share.list);
+            }
+        }
+    }
+
+    /// Removes all matches.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+        self.spilled.clear();
+        self.subscribers = 0;
+    }
+
+    pub(crate) fn subscribers(&self) -> u64 {
+        self.subscribers
+    }
+
+    fn push(&mut self, shard: u16, list: u32) {
         let matched = u64::from(shard) << 32 | u64::from(list);
         match self.inline.get_mut(self.len) {
             Some(slot) => *slot = matched,

@@ -1,11 +1,14 @@
 //! The routing table that all threads share, and publishing through it.
 
-use crate::inbox::{Congestion, Inbox, ListIds, OrderingKeys, SoftLimits};
-use crate::kept::{DeliveryState, Keep, Outgoing, TopicView};
-use crate::matched_lists::MatchedLists;
+mod publish;
+
+pub use publish::Published;
+
+use crate::inbox::{Congestion, Inbox, SoftLimits};
+use crate::kept::Keep;
 use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
-use crate::stripe::{RouteEntry, Stripe, is_reserved};
+use crate::stripe::Stripe;
 use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock, read, write};
 use crate::wakeups::{WakeOnDrop, Wakeups};
 use ahash::RandomState;
@@ -26,21 +29,6 @@ pub struct ShardId(pub u16);
 /// A position in a shard's inbox, after all messages published before it was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InboxPosition(pub(crate) u64);
-
-/// Result of a publish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Published {
-    /// Number of matching subscriptions to topics and patterns, on all shards. A client with two
-    /// matching subscriptions counts twice.
-    pub subscribers: u64,
-    /// `true` if an inbox that got the message is over its soft limit. The publisher should then
-    /// pause until [`Router::is_congested`] returns `false`.
-    pub congested: bool,
-    /// Cost of matching patterns: the number of lookups in their table, plus the number of
-    /// additions of level hashes. Callers can charge it to the publisher. 0 if there are no
-    /// patterns.
-    pub steps: usize,
-}
 
 /// Options of a router.
 #[derive(Debug, Clone, Copy)]
@@ -65,17 +53,17 @@ impl Default for Config {
 /// The routing table. Clones are handles to the same table.
 ///
 /// `M` is a message. `T` is a value that the router keeps for each topic; see [`Keep`].
-pub struct Router<M, T = ()> {
+pub struct Router<M, T: Keep = ()> {
     shared: Arc<Shared<M, T>>,
 }
 
-impl<M, T> Clone for Router<M, T> {
+impl<M, T: Keep> Clone for Router<M, T> {
     fn clone(&self) -> Self {
         Self { shared: Arc::clone(&self.shared) }
     }
 }
 
-impl<M, T> fmt::Debug for Router<M, T> {
+impl<M, T: Keep> fmt::Debug for Router<M, T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Router").field("shards", &self.shared.inboxes.len()).finish_non_exhaustive()
     }
@@ -87,7 +75,7 @@ impl<M, T> fmt::Debug for Router<M, T> {
 struct CachePadded<V>(V);
 
 /// State that all threads share. Lock order: patterns, one stripe, one inbox; never two stripes.
-pub(crate) struct Shared<M, T> {
+pub(crate) struct Shared<M, T: Keep> {
     pub(crate) config: Config,
     pub(crate) hasher: RandomState,
     pub(crate) inboxes: Box<[Inbox<M>]>,
@@ -97,16 +85,6 @@ pub(crate) struct Shared<M, T> {
     /// Number of patterns, so that publishes skip the lock of the patterns if there are none.
     pattern_count: AtomicUsize,
     observer: std::sync::OnceLock<InterestObserver>,
-}
-
-/// State that a publish finds under the lock of the topic's stripe.
-struct Prepared<'s, F, R> {
-    /// The topic's entry, if it has one.
-    route: Option<&'s RouteEntry>,
-    /// The message, unless nothing is pushed.
-    outgoing: Option<Outgoing<F>>,
-    /// Result for the caller.
-    output: R,
 }
 
 /// Callback that is called for each change of interest.
@@ -151,132 +129,6 @@ impl<M, T: Keep> Shared<M, T> {
         }
     }
 
-    /// Publishes a message; see [`Router::publish`].
-    pub(crate) fn publish(
-        &self,
-        topic: &Topic<'_>,
-        source: Option<u64>,
-        bytes: usize,
-        make: impl FnMut() -> M,
-        wakeups: Wakeups<'_>,
-    ) -> Published {
-        let name = topic.as_str();
-        let outgoing = Some(Outgoing { bytes, make });
-        self.publish_prepared(
-            name,
-            source,
-            |stripe, hash| Prepared { route: stripe.find(hash, name), outgoing, output: () },
-            wakeups,
-        )
-        .0
-    }
-
-    /// Publishes a message that is made from the topic's kept value; see [`Router::publish_kept`].
-    pub(crate) fn publish_kept<F: FnMut() -> M, R>(
-        &self,
-        topic: &Topic<'_>,
-        source: Option<u64>,
-        prepare: impl FnOnce(TopicView<'_>, &mut T) -> (Option<Outgoing<F>>, R),
-        wakeups: Wakeups<'_>,
-    ) -> (Published, R) {
-        let name = topic.as_str();
-        self.publish_prepared(
-            name,
-            source,
-            |stripe, hash| {
-                let (route, (outgoing, output)) = stripe.update_kept(hash, name, &self.hasher, prepare);
-                Prepared { route, outgoing, output }
-            },
-            wakeups,
-        )
-    }
-
-    /// Pushes a message to each shard with a matching subscription.
-    ///
-    /// `prepare` is called under the lock of the topic's stripe, before the pushes.
-    fn publish_prepared<F: FnMut() -> M, R>(
-        &self,
-        name: &str,
-        source: Option<u64>,
-        prepare: impl for<'s> FnOnce(&'s mut Stripe<T>, u64) -> Prepared<'s, F, R>,
-        mut wakeups: Wakeups<'_>,
-    ) -> (Published, R) {
-        let hash = self.hash(name);
-        // Values that `make` owns are freed after the locks are released.
-        let (mut outgoing, output);
-        let (mut subscribers, mut congested, mut steps) = (0, false, 0);
-        let mut push = |outgoing: &mut Outgoing<F>, shard: u16, lists: ListIds| {
-            if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
-                let keys = OrderingKeys { topic: hash, source };
-                let (bytes, message) = (outgoing.bytes, (outgoing.make)());
-                congested |= inbox.push(keys, lists, bytes, message, self.soft_limits(), &mut wakeups);
-            }
-        };
-        if let Some(mut stripe) = self.lock_unless_patterns_match(hash, name) {
-            let route;
-            Prepared { route, outgoing, output } = prepare(&mut stripe, hash);
-            if let Some(outgoing) = &mut outgoing {
-                for share in route.into_iter().flat_map(|route| route.shards.as_slice()) {
-                    subscribers += u64::from(share.subscribers);
-                    if share.state == DeliveryState::Live {
-                        push(outgoing, share.shard, ListIds::One(share.list));
-                    }
-                }
-            }
-        } else {
-            let mut matched = MatchedLists::new();
-            let mut matching_subscribers = 0;
-            let mut add = |route: &RouteEntry| {
-                for share in route.shards.as_slice() {
-                    matching_subscribers += u64::from(share.subscribers);
-                    if share.state == DeliveryState::Live {
-                        matched.push(share.shard, share.list);
-                    }
-                }
-            };
-            // Hold this lock until all messages are pushed, because subscribing to a pattern relies
-            // on it. Match before locking the stripe, so that matching delays no other publish.
-            let patterns = read(&self.patterns);
-            let cost = patterns.matching(name, &mut add);
-            steps = cost.lookups + cost.additions;
-            let mut stripe = self.stripe(hash);
-            let route;
-            Prepared { route, outgoing, output } = prepare(&mut stripe, hash);
-            if let Some(outgoing) = &mut outgoing {
-                route.into_iter().for_each(&mut add);
-                subscribers = matching_subscribers;
-                matched.for_each_shard(|shard, lists| {
-                    let lists = match lists {
-                        [list] => ListIds::One(*list as u32),
-                        lists => ListIds::Many(lists.iter().map(|list| *list as u32).collect()),
-                    };
-                    push(outgoing, shard, lists);
-                });
-            }
-            drop(stripe);
-            drop(patterns);
-        }
-        drop(wakeups);
-        (Published { subscribers, congested, steps }, output)
-    }
-
-    /// Locks the stripe of a topic. If there are patterns that the topic could match, locks nothing
-    /// and returns `None`.
-    #[inline]
-    fn lock_unless_patterns_match(&self, hash: u64, name: &str) -> Option<MutexGuard<'_, Stripe<T>>> {
-        let may_match_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_reserved(name);
-        if may_match_patterns() {
-            return None;
-        }
-        // All pushes of a topic happen under its stripe's lock, so every inbox has them in the same
-        // order.
-        let stripe = self.stripe(hash);
-        // Check again: the first pattern may have been added before the stripe was locked. Its
-        // subscriber may already have a message of this topic from another thread, so it must get
-        // this one too.
-        (!may_match_patterns()).then_some(stripe)
-    }
-
     /// Updates the number of patterns. Callers hold the lock of the patterns, and call this method
     /// after each change.
     pub(crate) fn count_patterns(&self, patterns: &Patterns) {
@@ -297,11 +149,27 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
     /// Creates an empty table for `shards` workers, which keeps a value for each topic; see
     /// [`Keep`].
     #[must_use]
-    pub fn keeping(shards: u16, config: Config) -> Self {
-        Self::with_hasher(shards, config, RandomState::new())
+    pub fn keeping(shards: u16, config: Config) -> Self
+    where
+        T::Stripe: Default,
+    {
+        Self::keeping_with(shards, config, |_stripe| T::Stripe::default())
     }
 
-    pub(crate) fn with_hasher(shards: u16, config: Config, hasher: RandomState) -> Self {
+    /// Creates a table like [`keeping`](Self::keeping). Calls `stripe_value` with the number of
+    /// each stripe ([`stripes`](Self::stripes)) for the value that its topics share.
+    #[must_use]
+    pub fn keeping_with(shards: u16, config: Config, stripe_value: impl FnMut(usize) -> T::Stripe) -> Self {
+        Self::with_hasher(shards, config, RandomState::new(), stripe_value)
+    }
+
+    pub(crate) fn with_hasher(
+        shards: u16,
+        config: Config,
+        hasher: RandomState,
+        mut stripe_value: impl FnMut(usize) -> T::Stripe,
+    ) -> Self {
+        let stripe = |index| CachePadded(Mutex::new(Stripe::new(stripe_value(index))));
         let patterns = Patterns::new(&hasher);
         Self {
             shared: Arc::new(Shared {
@@ -309,7 +177,7 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
                 hasher,
                 inboxes: (0..shards).map(Inbox::new).collect(),
                 congestion: Congestion::new(),
-                stripes: (0..STRIPES).map(|_| CachePadded(Mutex::new(Stripe::new()))).collect(),
+                stripes: (0..STRIPES).map(stripe).collect(),
                 patterns: RwLock::new(patterns),
                 pattern_count: AtomicUsize::new(0),
                 observer: std::sync::OnceLock::new(),
@@ -336,7 +204,8 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
     ///
     /// Another call with the same number replaces the worker, for example after it died. It removes
     /// the subscriptions of the replaced worker and empties the inbox. Values that are kept for
-    /// topics stay. A remaining [`Shard`] of the replaced worker no longer has an effect.
+    /// topics stay, and learn if their topics lost the last subscriber ([`Keep::on_followed`]). A
+    /// remaining [`Shard`] of the replaced worker no longer has an effect.
     ///
     /// # Panics
     /// Panics if there is no such shard.

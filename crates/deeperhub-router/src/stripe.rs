@@ -1,5 +1,6 @@
 //! Stripes of the routing table. A stripe contains some of the exact topics under one lock, with
-//! the number of subscribers that each worker has and the value that is kept for each topic.
+//! the number of subscribers that each worker has, the value that is kept for each topic, and a
+//! value that these topics share.
 
 use crate::inline_list::InlineList;
 use crate::kept::{DeliveryState, Keep, TopicView};
@@ -104,19 +105,20 @@ impl<T: Keep> TopicEntry<T> {
 /// Topics under one lock, by name.
 ///
 /// A topic without subscribers stays while something is kept for it. Lists and counts leave it out.
-#[derive(Debug)]
-pub(crate) struct Stripe<T> {
+pub(crate) struct Stripe<T: Keep> {
     topics: HashTable<TopicEntry<T>>,
     /// Number of topics in lists and counts: those with subscribers, without reserved ones.
     listed: usize,
+    /// Value that the topics share.
+    pub(crate) value: T::Stripe,
 }
 
 impl<T: Keep> Stripe<T> {
     /// Memory of a topic without its name, in a table whose capacity doubles as it grows.
     pub(crate) const ENTRY_BYTES: usize = 2 * (size_of::<TopicEntry<T>>() + 1);
 
-    pub(crate) const fn new() -> Self {
-        Self { topics: HashTable::new(), listed: 0 }
+    pub(crate) const fn new(value: T::Stripe) -> Self {
+        Self { topics: HashTable::new(), listed: 0, value }
     }
 
     pub(crate) fn listed(&self) -> usize {
@@ -133,37 +135,41 @@ impl<T: Keep> Stripe<T> {
         self.topics.find(hash, |entry| *entry.route.name == *name).map(|entry| &entry.route)
     }
 
-    /// Calls `update` with the topic and its kept value, then `add` with the result, which adds
-    /// subscribers. Inserts the topic if needed. Returns the results of both calls.
+    /// Calls `update` with the topic, its kept value and the stripe's value, then `add` with the
+    /// result, which adds subscribers. Inserts the topic if needed. Returns the results of both
+    /// calls.
     pub(crate) fn subscribe<A, R>(
         &mut self,
         hash: u64,
         name: &str,
         hasher: &RandomState,
         add: impl FnOnce(&mut RouteEntry, &R) -> A,
-        update: impl FnOnce(TopicView<'_>, &mut T) -> R,
+        update: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> R,
     ) -> (A, R) {
         let equal = |entry: &TopicEntry<T>| *entry.route.name == *name;
         // `update` may panic, so the table changes only after it.
-        let (route, output) = match self.topics.entry(hash, equal, hash_with(hasher)) {
+        let (entry, output) = match self.topics.entry(hash, equal, hash_with(hasher)) {
             hash_table::Entry::Occupied(occupied) => {
                 let entry = occupied.into_mut();
-                let output = update(TopicView::new(&entry.route), &mut entry.kept);
-                (&mut entry.route, output)
+                let output = update(TopicView::new(&entry.route), &mut entry.kept, &mut self.value);
+                (entry, output)
             }
             hash_table::Entry::Vacant(vacant) => {
                 let mut entry = TopicEntry { route: RouteEntry::new(name), kept: T::default() };
-                let output = update(TopicView::new(&entry.route), &mut entry.kept);
-                (&mut vacant.insert(entry).into_mut().route, output)
+                let output = update(TopicView::new(&entry.route), &mut entry.kept, &mut self.value);
+                (vacant.insert(entry).into_mut(), output)
             }
         };
-        self.listed += usize::from(route.shards.is_empty() && !is_reserved(name));
-        (add(route, &output), output)
+        if entry.route.shards.is_empty() {
+            entry.kept.on_followed(true, &mut self.value);
+            self.listed += usize::from(!is_reserved(name));
+        }
+        (add(&mut entry.route, &output), output)
     }
 
     /// Subtracts one subscriber of a worker from a topic; see [`RouteEntry::subtract`]. Returns
-    /// `true` if it was the topic's last subscriber. The topic is then removed, unless something is
-    /// kept for it.
+    /// `true` if it was the topic's last subscriber. The kept value then learns it, and the topic
+    /// is removed, unless something is still kept for it.
     pub(crate) fn subtract(
         &mut self,
         hash: u64,
@@ -175,10 +181,12 @@ impl<T: Keep> Stripe<T> {
         let Ok(mut occupied) = self.topics.find_entry(hash, |entry| *entry.route.name == *name) else {
             return false;
         };
-        let is_last = occupied.get_mut().route.subtract(shard, state);
+        let entry = occupied.get_mut();
+        let is_last = entry.route.subtract(shard, state);
         if is_last {
             self.listed -= usize::from(!is_reserved(name));
-            if !occupied.get().is_used() {
+            entry.kept.on_followed(false, &mut self.value);
+            if !entry.is_used() {
                 occupied.remove();
                 self.shrink(hasher);
             }
@@ -195,7 +203,8 @@ impl<T: Keep> Stripe<T> {
     }
 
     /// Removes all subscribers of a worker. Calls `on_last` with each topic that has no other
-    /// subscribers. These topics are removed, unless something is kept for them.
+    /// subscribers. The kept values of these topics learn it, and the topics are removed, unless
+    /// something is still kept for them.
     pub(crate) fn remove_shard(
         &mut self,
         shard: u16,
@@ -205,6 +214,7 @@ impl<T: Keep> Stripe<T> {
         self.topics.retain(|entry| {
             if entry.route.remove_shard(shard) {
                 self.listed -= usize::from(!is_reserved(&entry.route.name));
+                entry.kept.on_followed(false, &mut self.value);
                 on_last(&entry.route.name);
             }
             entry.is_used()
@@ -212,21 +222,21 @@ impl<T: Keep> Stripe<T> {
         self.shrink(hasher);
     }
 
-    /// Calls `update` with the topic and its kept value. Inserts the topic if something is kept
-    /// afterwards, and removes it if nothing is kept and it has no subscribers. Returns the topic's
-    /// entry, if it has one, and the result of the call.
+    /// Calls `update` with the topic, its kept value and the stripe's value. Inserts the topic if
+    /// something is kept afterwards, and removes it if nothing is kept and it has no subscribers.
+    /// Returns the topic's entry, if it has one, and the result of the call.
     pub(crate) fn update_kept<R>(
         &mut self,
         hash: u64,
         name: &str,
         hasher: &RandomState,
-        update: impl FnOnce(TopicView<'_>, &mut T) -> R,
+        update: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> R,
     ) -> (Option<&RouteEntry>, R) {
         let equal = |entry: &TopicEntry<T>| *entry.route.name == *name;
         match self.topics.entry(hash, equal, hash_with(hasher)) {
             hash_table::Entry::Occupied(mut occupied) => {
                 let entry = occupied.get_mut();
-                let output = update(TopicView::new(&entry.route), &mut entry.kept);
+                let output = update(TopicView::new(&entry.route), &mut entry.kept, &mut self.value);
                 if entry.is_used() {
                     return (Some(&occupied.into_mut().route), output);
                 }
@@ -235,7 +245,7 @@ impl<T: Keep> Stripe<T> {
             }
             hash_table::Entry::Vacant(vacant) => {
                 let mut entry = TopicEntry { route: RouteEntry::new(name), kept: T::default() };
-                let output = update(TopicView::new(&entry.route), &mut entry.kept);
+                let output = update(TopicView::new(&entry.route), &mut entry.kept, &mut self.value);
                 if entry.is_used() {
                     return (Some(&vacant.insert(entry).into_mut().route), output);
                 }
@@ -244,12 +254,16 @@ impl<T: Keep> Stripe<T> {
         }
     }
 
-    /// Calls `visit` with each topic for which something is kept, and its kept value. Removes topics
-    /// that are not used any more.
-    pub(crate) fn visit_kept(&mut self, hasher: &RandomState, mut visit: impl FnMut(TopicView<'_>, &mut T)) {
+    /// Calls `visit` with each topic for which something is kept, its kept value and the stripe's
+    /// value. Removes topics that are not used any more.
+    pub(crate) fn visit_kept(
+        &mut self,
+        hasher: &RandomState,
+        mut visit: impl FnMut(TopicView<'_>, &mut T, &mut T::Stripe),
+    ) {
         self.topics.retain(|entry| {
             if !entry.kept.is_spent() {
-                visit(TopicView::new(&entry.route), &mut entry.kept);
+                visit(TopicView::new(&entry.route), &mut entry.kept, &mut self.value);
             }
             entry.is_used()
         });
@@ -298,7 +312,7 @@ mod tests {
     #[test]
     fn topics_without_subscribers_are_removed() {
         let hasher = RandomState::with_seeds(1, 2, 3, 4);
-        let mut stripe = Stripe::<()>::new();
+        let mut stripe = Stripe::<()>::new(());
         let names: Vec<_> = (0..10_000).map(|number| format!("topic.{number}")).collect();
         for name in &names {
             let add = |entry: &mut RouteEntry, (): &()| {
@@ -307,7 +321,7 @@ mod tests {
                 entry.add(3, DeliveryState::Live, || unreachable!("the worker has a list"));
                 assert_eq!((entry.subscribers(), entry.list(3), entry.list(5)), (3, Some(7), None));
             };
-            stripe.subscribe(hasher.hash_one(name.as_str()), name, &hasher, add, |_, ()| ());
+            stripe.subscribe(hasher.hash_one(name.as_str()), name, &hasher, add, |_, (), ()| ());
         }
         stripe.remove_shard(4, &hasher, |name| unreachable!("{name} has a subscriber"));
         assert_eq!(stripe.listed(), 10_000);
@@ -325,18 +339,18 @@ mod tests {
     #[test]
     fn topics_stay_until_nothing_is_kept() {
         let hasher = RandomState::with_seeds(1, 2, 3, 4);
-        let mut stripe = Stripe::<Option<u32>>::new();
+        let mut stripe = Stripe::<Option<u32>>::new(());
         for number in 0..10_000 {
             let name = format!("topic.{number}");
             let hash = hasher.hash_one(name.as_str());
             let add = |entry: &mut RouteEntry, (): &()| entry.add(3, DeliveryState::Live, || 7);
-            stripe.subscribe(hash, &name, &hasher, add, |_, kept| *kept = Some(number));
+            stripe.subscribe(hash, &name, &hasher, add, |_, kept, ()| *kept = Some(number));
             assert!(stripe.subtract(hash, &name, 3, DeliveryState::Live, &hasher));
         }
         assert_eq!((stripe.listed(), stripe.iter_listed().count(), stripe.topics.len()), (0, 0, 10_000));
         stripe.remove_shard(3, &hasher, |name| unreachable!("{name} has no subscriber"));
         let mut kept = Vec::new();
-        stripe.visit_kept(&hasher, |topic, value| {
+        stripe.visit_kept(&hasher, |topic, value, ()| {
             kept.push((topic.subscribers(), *value));
             value.take_if(|number| *number >= 100);
         });
@@ -347,7 +361,7 @@ mod tests {
         for number in 0..200 {
             let name = format!("topic.{number}");
             let hash = hasher.hash_one(name.as_str());
-            let (entry, taken) = stripe.update_kept(hash, &name, &hasher, |_, kept| kept.take());
+            let (entry, taken) = stripe.update_kept(hash, &name, &hasher, |_, kept, ()| kept.take());
             assert!(entry.is_none());
             assert_eq!(taken, (number < 100).then_some(number));
         }
@@ -358,6 +372,7 @@ mod tests {
     fn an_entry_without_a_kept_value_takes_40_bytes() {
         assert_eq!(size_of::<TopicEntry<()>>(), 40);
         assert_eq!(size_of::<RouteEntry>(), 40);
+        assert_eq!(size_of::<Stripe<()>>(), size_of::<HashTable<TopicEntry<()>>>() + size_of::<usize>());
         assert_eq!(size_of::<ShardShare>(), 12);
         assert_eq!(size_of::<TopicEntry<Option<Box<u64>>>>(), 48);
     }

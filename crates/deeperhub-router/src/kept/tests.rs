@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::{
-    Config, DeliveryFlow, DeliveryState, InterestChange, Keep, Outgoing, Published, Router, Shard, ShardId,
-    Subscribed, SubscriberKey, TopicView,
+    Config, DeliveryFlow, DeliveryState, InterestChange, Keep, Outgoing, Published, Reach, Router, Shard,
+    ShardId, Subscribed, SubscriberKey, TopicView,
 };
 use deeperhub_types::{Subscription, Topic};
 use proptest::prelude::*;
@@ -23,11 +23,26 @@ const NAMES: [&str; 6] = ["a", "a.b", "b.b", "a.*", ">", "*.b"];
 
 /// All messages of a topic: the value that is kept for it.
 #[derive(Debug, Default)]
-struct Log(Vec<Message>);
+struct Log {
+    messages: Vec<Message>,
+    is_followed: bool,
+}
+
+/// Number of followed topics of a stripe.
+#[derive(Debug, Default)]
+struct FollowedTopics(usize);
 
 impl Keep for Log {
+    type Stripe = FollowedTopics;
+
     fn is_spent(&self) -> bool {
-        self.0.is_empty()
+        self.messages.is_empty()
+    }
+
+    fn on_followed(&mut self, is_followed: bool, stripe: &mut FollowedTopics) {
+        assert_ne!(self.is_followed, is_followed, "a change is reported twice");
+        self.is_followed = is_followed;
+        stripe.0 = if is_followed { stripe.0 + 1 } else { stripe.0.checked_sub(1).unwrap() };
     }
 }
 
@@ -38,6 +53,7 @@ struct Message {
     offset: u64,
     /// Number among the messages of all topics.
     number: usize,
+    reach: Reach,
 }
 
 type Client = (u16, SubscriberKey);
@@ -67,6 +83,7 @@ enum Step {
         source: Option<u64>,
         /// The worker that publishes it; `None` for another thread.
         from: Option<u16>,
+        reach: Reach,
         /// `true` if the function that prepares the message decides against it.
         is_refused: bool,
     },
@@ -104,15 +121,17 @@ fn step() -> impl Strategy<Value = Step> {
     let client = || (0..SHARDS, 0..KEYS);
     let topic = || proptest::sample::select(&TOPICS[..]);
     let name = || proptest::sample::select(&NAMES[..]);
+    let reach = || prop_oneof![3 => Just(Reach::Matching), 1 => Just(Reach::Topic)];
     prop_oneof![
         12 => (client(), topic(), 0..5_u64)
             .prop_map(|(client, topic, behind)| Step::Subscribe { client, topic, behind }),
         5 => (client(), name()).prop_map(|(client, name)| Step::SubscribeLive { client, name }),
         5 => (client(), name()).prop_map(|(client, name)| Step::Unsubscribe { client, name }),
         1 => client().prop_map(|client| Step::Remove { client }),
-        16 => (topic(), proptest::option::of(0..3_u64), proptest::option::of(shard()), 0..8_u32).prop_map(
-            |(topic, source, from, chance)| Step::Publish { topic, source, from, is_refused: chance == 0 }
-        ),
+        16 => (topic(), proptest::option::of(0..3_u64), proptest::option::of(shard()), reach(), 0..8_u32)
+            .prop_map(|(topic, source, from, reach, chance)| {
+                Step::Publish { topic, source, from, reach, is_refused: chance == 0 }
+            }),
         5 => (client(), topic()).prop_map(|(client, topic)| Step::Suspend { client, topic }),
         12 => (client(), topic(), 0..6_usize)
             .prop_map(|(client, topic, limit)| Step::Replay { client, topic, limit }),
@@ -144,8 +163,8 @@ struct Model {
     subscriptions: BTreeMap<Client, BTreeMap<&'static str, usize>>,
     cursors: BTreeMap<(Client, &'static str), Cursor>,
     logs: BTreeMap<&'static str, Vec<Message>>,
-    /// Topics of all messages, by number.
-    published: Vec<&'static str>,
+    /// All messages, by number.
+    published: Vec<Message>,
     /// The messages that each client got live, by number, in order.
     received: BTreeMap<Client, Vec<usize>>,
     /// Topics and patterns with subscribers, as reported to the observer.
@@ -162,6 +181,14 @@ fn topic(name: &str) -> Topic<'_> {
 
 fn matches(name: &str, topic_name: &str) -> bool {
     subscription(name).matches(&topic(topic_name))
+}
+
+/// Returns `true` if subscribers of this topic or pattern get the message.
+fn is_reached(name: &str, message: &Message) -> bool {
+    match message.reach {
+        Reach::Matching => matches(name, message.topic),
+        Reach::Topic => name == message.topic,
+    }
 }
 
 impl Model {
@@ -214,8 +241,10 @@ impl Model {
                     dead.remove_subscriber(client.1);
                 }
             }
-            Step::Publish { topic, source, from, is_refused } => {
-                self.publish(topic, source, from, is_refused);
+            Step::Publish { topic, source, from, reach, is_refused } => {
+                let offset = self.logs[topic].len() as u64 + 1;
+                let message = Message { topic, offset, number: self.published.len(), reach };
+                self.publish(message, source, from, is_refused);
             }
             Step::Suspend { client, topic: name } => {
                 let shard = &mut self.shards[usize::from(client.0)];
@@ -235,7 +264,8 @@ impl Model {
             Step::Replace { shard } => self.replace(shard),
             Step::Forget { topic: name } => {
                 if self.subscribers(name) == 0 {
-                    let log = self.router.update_kept(&topic(name), |_, log| std::mem::take(&mut log.0));
+                    let log =
+                        self.router.update_kept(&topic(name), |_, log, _| std::mem::take(&mut log.messages));
                     assert_eq!(log, std::mem::take(self.logs.get_mut(name).unwrap()));
                 }
             }
@@ -246,9 +276,13 @@ impl Model {
 
     fn subscribe(&mut self, client: Client, name: &'static str, behind: u64) {
         let (expected, subscribers) = (&self.logs[name], self.subscribers(name));
-        let judge = |judged: TopicView<'_>, log: &mut Log| {
-            assert_eq!((&**judged.name(), judged.subscribers(), &log.0), (name, subscribers, expected));
-            let top = log.0.len() as u64;
+        let judge = |judged: TopicView<'_>, log: &mut Log, _: &mut FollowedTopics| {
+            assert_eq!(log.is_followed, subscribers > 0);
+            assert_eq!(
+                (&**judged.name(), judged.subscribers(), &log.messages),
+                (name, subscribers, expected)
+            );
+            let top = log.messages.len() as u64;
             let start = top.saturating_sub(behind);
             let state = if start == top { DeliveryState::Live } else { DeliveryState::Suspended };
             (state, (start, state))
@@ -286,12 +320,12 @@ impl Model {
         subscriptions.insert(name, self.published.len());
     }
 
-    fn publish(&mut self, name: &'static str, source: Option<u64>, from: Option<u16>, is_refused: bool) {
-        let number = self.published.len();
+    fn publish(&mut self, message: Message, source: Option<u64>, from: Option<u16>, is_refused: bool) {
+        let name = message.topic;
         let mut subscribers = 0;
         let mut shards = BTreeSet::new();
         for (client, names) in &self.subscriptions {
-            for subscribed in names.keys().filter(|subscribed| matches(subscribed, name)) {
+            for subscribed in names.keys().filter(|subscribed| is_reached(subscribed, &message)) {
                 subscribers += 1;
                 let cursor = self.cursors.get(&(*client, *subscribed));
                 if cursor.is_none_or(|cursor| !cursor.is_suspended) {
@@ -300,30 +334,30 @@ impl Model {
             }
         }
         let made = Cell::new(0);
-        let prepare = |prepared: TopicView<'_>, log: &mut Log| {
-            assert_eq!(&**prepared.name(), name);
+        let prepare = |prepared: TopicView<'_>, log: &mut Log, _: &mut FollowedTopics| {
+            assert_eq!((&**prepared.name(), log.messages.len() as u64 + 1), (name, message.offset));
+            assert_eq!(log.is_followed, prepared.subscribers() > 0);
             if is_refused {
-                return (None, None);
+                return (None, ());
             }
-            let message = Message { topic: name, offset: log.0.len() as u64 + 1, number };
-            log.0.push(message);
+            log.messages.push(message);
             let made = &made;
             let make = move || {
                 made.set(made.get() + 1);
                 message
             };
-            (Some(Outgoing { bytes: 10, make }), Some(message))
+            (Some(Outgoing { bytes: 10, make, reach: message.reach }), ())
         };
-        let (published, message) = match from {
+        let (published, ()) = match from {
             Some(shard) => self.shards[usize::from(shard)].publish_kept(&topic(name), source, prepare),
             None => self.router.publish_kept(&topic(name), source, prepare),
         };
-        let Some(message) = message else {
+        if is_refused {
             assert_eq!((published.subscribers, made.get()), (0, 0));
             return;
-        };
+        }
         assert_eq!((published.subscribers, made.get()), (subscribers, shards.len()));
-        self.published.push(name);
+        self.published.push(message);
         self.logs.get_mut(name).unwrap().push(message);
     }
 
@@ -331,8 +365,8 @@ impl Model {
         let cursor = self.cursors.get_mut(&(client, name));
         let next = cursor.as_ref().map_or(1, |cursor| cursor.next);
         let shard = &mut self.shards[usize::from(client.0)];
-        let replayed = shard.resume_at(client.1, &topic(name), |_, log| {
-            let rest = log.0.get(next as usize - 1..).unwrap();
+        let replayed = shard.resume_at(client.1, &topic(name), |_, log, _| {
+            let rest = log.messages.get(next as usize - 1..).unwrap();
             let part = rest.get(..limit).unwrap_or(rest).to_vec();
             let state = if part.len() == rest.len() { DeliveryState::Live } else { DeliveryState::Suspended };
             (state, (state, part))
@@ -347,7 +381,7 @@ impl Model {
             cursor.is_suspended = state == DeliveryState::Suspended;
         }
         for dead in self.dead_workers(client.0) {
-            let resumed = dead.resume_at(client.1, &topic(name), |_, _| (DeliveryState::Live, ()));
+            let resumed = dead.resume_at(client.1, &topic(name), |_, _, _| (DeliveryState::Live, ()));
             assert_eq!(resumed, None);
         }
     }
@@ -367,7 +401,7 @@ impl Model {
             let client = (shard, key);
             let mut names = subscriptions[&client].iter();
             assert!(
-                names.any(|(name, start)| matches(name, message.topic) && *start <= message.number),
+                names.any(|(name, start)| is_reached(name, message) && *start <= message.number),
                 "{client:?} got {message:?} without a subscription"
             );
             if let Some(cursor) = cursors.get_mut(&(client, message.topic))
@@ -401,7 +435,10 @@ impl Model {
         let index = usize::from(shard);
         let mut dead = std::mem::replace(&mut self.shards[index], self.router.attach(ShardId(shard)));
         for key in 0..2 {
-            let (_, seen) = dead.subscribe_at(key, &topic("a"), |_, log| (DeliveryState::Live, log.0.len()));
+            let judge = |_: TopicView<'_>, log: &mut Log, _: &mut FollowedTopics| {
+                (DeliveryState::Live, log.messages.len())
+            };
+            let (_, seen) = dead.subscribe_at(key, &topic("a"), judge);
             assert_eq!(seen, self.logs["a"].len());
         }
         self.dead.push((shard, dead));
@@ -412,10 +449,13 @@ impl Model {
     fn forget_all(&mut self) {
         let mut seen = BTreeMap::new();
         for stripe in self.router.stripes() {
-            self.router.visit_kept(stripe, |topic, log| {
-                assert_eq!(seen.insert(topic.name().to_string(), (topic.subscribers(), log.0.len())), None);
+            self.router.visit_kept(stripe, |topic, log, _| {
+                assert_eq!(
+                    seen.insert(topic.name().to_string(), (topic.subscribers(), log.messages.len())),
+                    None
+                );
                 if topic.subscribers() == 0 {
-                    log.0.clear();
+                    log.messages.clear();
                 }
             });
         }
@@ -442,6 +482,12 @@ impl Model {
         for (name, count) in &counts {
             assert_eq!(self.router.subscriber_count(&subscription(name)), *count, "{name}");
         }
+        let followed: usize = self
+            .router
+            .stripes()
+            .map(|stripe| self.router.update_stripe(stripe, |followed| followed.0).unwrap())
+            .sum();
+        assert_eq!(followed, TOPICS.iter().filter(|name| counts[*name] > 0).count());
         let subscribed: Vec<_> = counts
             .iter()
             .filter(|(_, count)| **count > 0)
@@ -478,17 +524,17 @@ impl Model {
         for (client, names) in &self.subscriptions {
             let received = self.received.get(client).unwrap_or(&nothing);
             for (name, start) in names.iter().filter(|(name, _)| !TOPICS.contains(name)) {
-                for (number, topic) in self.published.iter().enumerate().skip(*start) {
+                for message in self.published.iter().skip(*start) {
                     assert!(
-                        !matches(name, topic) || received.contains(&number),
-                        "{client:?} did not get {number} through {name}"
+                        !is_reached(name, message) || received.contains(&message.number),
+                        "{client:?} did not get {message:?} through {name}"
                     );
                 }
             }
         }
         for (client, received) in &self.received {
             for topic in TOPICS {
-                let numbers = received.iter().filter(|number| self.published[**number] == topic);
+                let numbers = received.iter().filter(|number| self.published[**number].topic == topic);
                 assert!(numbers.is_sorted(), "{client:?} got messages of {topic} in another order");
             }
         }
@@ -518,9 +564,9 @@ proptest! {
 
 /// Appends a message to the log of topic `a`, and publishes it.
 fn publish(router: &Router<u32, Option<Vec<u32>>>, message: u32) -> Published {
-    let prepare = |_: TopicView<'_>, log: &mut Option<Vec<u32>>| {
+    let prepare = |_: TopicView<'_>, log: &mut Option<Vec<u32>>, (): &mut ()| {
         log.get_or_insert_default().push(message);
-        (Some(Outgoing { bytes: 1, make: move || message }), ())
+        (Some(Outgoing { bytes: 1, make: move || message, reach: Reach::Matching }), ())
     };
     router.publish_kept(&topic("a"), None, prepare).0
 }
@@ -552,7 +598,7 @@ fn a_suspended_subscription_gets_nothing_that_was_published_before() {
     assert_eq!(deliver(&mut shard, |_| false), [(1, 1), (1, 2)]);
 
     publish(&router, 3);
-    let read = |state| move |_: TopicView<'_>, log: &mut Option<Vec<u32>>| (state, log.clone());
+    let read = |state| move |_: TopicView<'_>, log: &mut Option<Vec<u32>>, (): &mut ()| (state, log.clone());
     let log = shard.resume_at(0, &topic("a"), read(DeliveryState::Suspended));
     assert_eq!(log, Some(Some(vec![1, 2, 3])));
     let log = shard.resume_at(0, &topic("a"), read(DeliveryState::Live));
@@ -593,7 +639,7 @@ fn a_plain_publish_leaves_the_kept_value_alone() {
     shard.subscribe(0, &subscription("a"));
     router.publish(&topic("a"), None, 1, || 2);
     assert_eq!(deliver(&mut shard, |_| false), [(0, 2)]);
-    assert_eq!(router.update_kept(&topic("a"), |_, log| log.take()), Some(vec![1]));
+    assert_eq!(router.update_kept(&topic("a"), |_, log, ()| log.take()), Some(vec![1]));
 }
 
 #[test]
@@ -604,7 +650,7 @@ fn a_value_stays_when_a_worker_is_replaced() {
     publish(&router, 1);
     let mut next = router.attach(ShardId(0));
     assert_eq!((router.topic_count(), router.entry_count()), (0, 1));
-    let read = |_: TopicView<'_>, log: &mut Option<Vec<u32>>| (DeliveryState::Live, log.clone());
+    let read = |_: TopicView<'_>, log: &mut Option<Vec<u32>>, (): &mut ()| (DeliveryState::Live, log.clone());
     assert_eq!(next.subscribe_at(0, &topic("a"), read), (Subscribed::New, Some(vec![1])));
     assert_eq!(deliver(&mut next, |_| false), []);
 }
@@ -614,7 +660,7 @@ fn a_panic_leaves_no_subscription() {
     let router = Router::<u32, Option<Vec<u32>>>::keeping(1, Config::default());
     let mut shard = router.attach(ShardId(0));
     let panics = |shard: &mut Shard<u32, Option<Vec<u32>>>| {
-        let judge = |_: TopicView<'_>, log: &mut Option<Vec<u32>>| -> (DeliveryState, ()) {
+        let judge = |_: TopicView<'_>, log: &mut Option<Vec<u32>>, (): &mut ()| -> (DeliveryState, ()) {
             log.get_or_insert_default().push(9);
             panic!("a function fails in a test")
         };
@@ -626,7 +672,7 @@ fn a_panic_leaves_no_subscription() {
     assert_eq!(router.entry_count(), 0, "the value is gone with the topic");
     publish(&router, 1);
     panics(&mut shard);
-    assert_eq!(router.update_kept(&topic("a"), |_, log| log.clone()), Some(vec![1, 9]));
+    assert_eq!(router.update_kept(&topic("a"), |_, log, ()| log.clone()), Some(vec![1, 9]));
     shard.subscribe(0, &subscription("a"));
     publish(&router, 2);
     assert_eq!(deliver(&mut shard, |_| false), [(0, 2)]);
@@ -662,17 +708,19 @@ fn evicted_values_are_dropped_after_the_lock() {
                 assert!(owned.router.is_locked("a"));
                 1
             };
-            router.publish_kept(&topic, None, |_, kept| {
-                (Some(Outgoing { bytes: 1, make }), kept.replace(value()))
+            router.publish_kept(&topic, None, |_, kept, ()| {
+                let outgoing = Outgoing { bytes: 1, make, reach: Reach::Matching };
+                (Some(outgoing), kept.replace(value()))
             });
             let (_, evicted) =
-                shard.subscribe_at(0, &topic, |_, kept| (DeliveryState::Suspended, kept.take()));
+                shard.subscribe_at(0, &topic, |_, kept, ()| (DeliveryState::Suspended, kept.take()));
             assert!(evicted.is_some() && shard.suspend(0, &topic));
-            let evicted = shard.resume_at(0, &topic, |_, kept| (DeliveryState::Live, kept.replace(value())));
+            let evicted =
+                shard.resume_at(0, &topic, |_, kept, ()| (DeliveryState::Live, kept.replace(value())));
             assert!(evicted.is_some_and(|evicted| evicted.is_none()));
-            drop(router.update_kept(&topic, |_, kept| kept.replace(value())));
+            drop(router.update_kept(&topic, |_, kept, ()| kept.replace(value())));
         }
     }
-    drop(router.update_kept(&topic, |_, kept| kept.take()));
+    drop(router.update_kept(&topic, |_, kept, ()| kept.take()));
     assert_eq!(dropped_locked.load(Ordering::Relaxed), 0);
 }
