@@ -167,7 +167,8 @@ impl Round {
                     }
                 }
             }
-            if !connection.is_written() || !matches!(connection.state, State::Open(_)) {
+            let flags = &connection.flags;
+            if !connection.is_written() || !matches!(connection.state, State::Open(_)) || flags.wants_drain {
                 individually.push(send.key);
             }
         }

@@ -76,6 +76,9 @@ pub(crate) struct Flags {
     pub(crate) write_shutdown: bool,
     /// `true` if the last read was long. The next read is then not batched.
     pub(crate) reads_long: bool,
+    /// `true` if the worker state waits for the queue to drain. Only open connections have this
+    /// flag.
+    pub(crate) wants_drain: bool,
     /// Parameters of the negotiated compression.
     pub(crate) deflate: Option<Params>,
 }
@@ -103,11 +106,23 @@ impl<S> Connection<S> {
         self.outbox.is_empty() && self.transport.is_flushed()
     }
 
+    /// Returns the number of queued bytes, including those that TLS holds until the socket takes
+    /// them.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.outbox.len() + self.transport.unflushed_bytes()
+    }
+
     /// Returns `true` if the connection must be in the dirty list: it has bytes to write, or its
-    /// socket is full and queued bytes are still in the arena.
+    /// socket is full and queued bytes are still in the arena. A connection that waits for its
+    /// queue to drain is listed too once a read has written all of it, since only the write phase
+    /// reports that.
     #[inline]
     pub(crate) fn needs_write(&self) -> bool {
-        if self.flags.write_blocked { self.outbox.may_be_in_arena() } else { !self.is_written() }
+        if self.flags.write_blocked {
+            self.outbox.may_be_in_arena()
+        } else {
+            !self.is_written() || self.flags.wants_drain
+        }
     }
 
     /// Writes like [`flush`](Self::flush), but tries the socket even if the reactor has not

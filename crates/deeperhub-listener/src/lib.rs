@@ -71,7 +71,7 @@ pub use acceptor::ListenOn;
 pub use arena::Multicast;
 pub use builder::Builder;
 pub use config::{Config, Limits, connection_rate_limit};
-pub use connections::Connections;
+pub use connections::{Connections, QueueFull};
 pub use drain::ReconnectTo;
 pub use listener::{Listener, StartError};
 pub use memory_budget::MemoryBudget;

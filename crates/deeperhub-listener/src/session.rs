@@ -85,6 +85,15 @@ pub trait WorkerState<S>: 'static {
     /// arranges that `cx`'s waker is woken when frames are pending, and returns `Pending`.
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, S>) -> Poll<()>;
 
+    /// Called after [`Connections::notify_when_drained`], once for each connection: its queue was
+    /// written until at most a quarter of
+    /// [`Limits::max_queue_bytes`](crate::Limits::max_queue_bytes) was left. Calls come at the end
+    /// of a round, and the next round with its [`poll`](Self::poll) follows at once. A connection
+    /// that closes first gets no call, only [`Session::on_close`].
+    fn on_drained(&mut self, key: ConnectionKey) {
+        let _ = key;
+    }
+
     /// Called at the end of each round, after the connections' queues were written. Bytes for full
     /// sockets are still queued then.
     fn on_written(&mut self, now: Instant) {

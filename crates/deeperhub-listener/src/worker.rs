@@ -147,6 +147,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.check_deadlines();
         self.shed();
         self.write_dirty();
+        has_more_work |= self.report_drained();
         let written_at = Instant::now();
         self.ctx.worker_state.on_written(written_at);
         let duration = written_at.saturating_duration_since(now);

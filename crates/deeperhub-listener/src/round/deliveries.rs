@@ -47,11 +47,12 @@ impl DeliveryBudget {
         if self.deliveries == 0 || self.cost == 0 { 0 } else { self.receivers }
     }
 
-    /// Charges the delivery of `bytes`, with the cost of their compression.
+    /// Charges `count` deliveries of `bytes` in total, with the cost of their compression.
     #[inline(always)]
-    pub(crate) fn charge(&mut self, bytes: usize, compression_cost: usize) {
-        self.deliveries = self.deliveries.saturating_sub(1);
-        self.cost = self.cost.saturating_sub(MESSAGE_COST + bytes + compression_cost);
+    pub(crate) fn charge(&mut self, count: usize, bytes: usize, compression_cost: usize) {
+        self.deliveries = self.deliveries.saturating_sub(count);
+        let cost = count.saturating_mul(MESSAGE_COST).saturating_add(bytes).saturating_add(compression_cost);
+        self.cost = self.cost.saturating_sub(cost);
     }
 
     /// Charges a connection that a delivery marked dirty.

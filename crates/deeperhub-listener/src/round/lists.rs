@@ -19,6 +19,9 @@ pub(crate) struct WorkLists {
     /// Connections of a write step that are not written in a batch. The list is empty between steps
     /// and kept for its capacity.
     pub(crate) write_individually: Vec<u32>,
+    /// Open connections whose queues have drained. Their keys are reported to the worker state at
+    /// the end of the round.
+    pub(crate) drained: Vec<u32>,
     /// Verdicts to apply once [`WorkerState::poll`](crate::WorkerState::poll) has returned.
     pub(crate) verdicts: Vec<(u32, Next)>,
 }
@@ -52,15 +55,16 @@ impl WorkLists {
 
     /// Frees memory after many connections have closed.
     pub(crate) fn shrink_to(&mut self, connections: usize) {
-        for list in [&mut self.run_queue, &mut self.backlog, &mut self.dirty, &mut self.write_individually] {
+        let Self { run_queue, backlog, dirty, write_individually, drained, .. } = self;
+        for list in [run_queue, backlog, dirty, write_individually, drained] {
             list.shrink_to(connections);
         }
     }
 
     /// Empties the lists.
     pub(crate) fn clear(&mut self) {
-        let Self { run_queue, arrived, backlog, dirty, write_individually, verdicts } = self;
-        for list in [run_queue, arrived, backlog, dirty, write_individually] {
+        let Self { run_queue, arrived, backlog, dirty, write_individually, drained, verdicts } = self;
+        for list in [run_queue, arrived, backlog, dirty, write_individually, drained] {
             list.clear();
         }
         verdicts.clear();

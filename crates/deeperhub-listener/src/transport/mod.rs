@@ -127,6 +127,18 @@ impl Transport {
         }
     }
 
+    /// Returns the number of written bytes that the kernel has not taken yet. With TLS, these are
+    /// encrypted bytes.
+    pub(crate) fn unflushed_bytes(&self) -> usize {
+        match self {
+            Self::Tcp(_) => 0,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.unflushed_bytes(),
+            #[cfg(test)]
+            Self::Scripted(_) => 0,
+        }
+    }
+
     /// Sets whether writes try the socket even if the reactor has not reported it writable yet. The
     /// reactor notices only between rounds that a socket has become writable.
     pub(crate) fn set_bypass_readiness(&mut self, bypasses: bool) {

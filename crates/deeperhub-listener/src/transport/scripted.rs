@@ -116,6 +116,12 @@ impl Scripted {
         });
     }
 
+    /// Reads everything, and makes room for `bytes` more.
+    pub(crate) fn make_room(&self, bytes: usize) {
+        self.receive(usize::MAX);
+        self.change(|stream| stream.room += bytes);
+    }
+
     /// Returns all bytes that the connection has sent.
     pub(crate) fn output(&self) -> Vec<u8> {
         self.0.borrow().output.clone()

@@ -129,6 +129,10 @@ impl Tls {
     pub(super) fn is_flushed(&self) -> bool {
         self.outgoing.is_empty()
     }
+
+    pub(super) fn unflushed_bytes(&self) -> usize {
+        self.outgoing.len()
+    }
 }
 
 impl std::fmt::Debug for Tls {

@@ -45,6 +45,10 @@ impl<A: Application> Worker<'_, A> {
                     lists.mark_dirty(key, &mut connection.flags);
                     return;
                 }
+                Next::Drained => {
+                    lists.drained.push(key);
+                    Next::Continue
+                }
                 Next::PollAgain => {
                     lists.run_queue.push(key);
                     Next::Continue
@@ -238,6 +242,7 @@ impl<A: Application> Worker<'_, A> {
         let flags = &mut connection.flags;
         connection.deadline = round.clock.deadline(self.ctx.shared.config.close_timeout);
         flags.awaiting_pong = false;
+        flags.wants_drain = false;
         flags.liveness = Liveness::Alive;
         let was_paused = std::mem::take(&mut flags.paused);
         if was_paused {

@@ -20,6 +20,9 @@ pub(crate) enum Next {
     Continue,
     /// The connection is written at the end of the round, even if nothing new is queued.
     Write,
+    /// The worker state waited for the connection's queue to drain, and it has. The worker state is
+    /// told at the end of the round.
+    Drained,
     /// The connection gets a turn in the next round.
     PollAgain,
     /// The turn is over with input left. The next turn comes from the backlog.
@@ -65,7 +68,7 @@ impl Next {
     /// Returns `true` if the connection's state changes, so that the rest of the same input is
     /// handled in the new state. Otherwise, the rest waits for the connection's next turn.
     pub(super) fn changes_state(&self) -> bool {
-        !matches!(self, Self::Continue | Self::PollAgain | Self::Defer | Self::Pause)
+        !matches!(self, Self::Continue | Self::Drained | Self::PollAgain | Self::Defer | Self::Pause)
     }
 }
 

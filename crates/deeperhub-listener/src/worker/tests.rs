@@ -1,5 +1,6 @@
 //! Tests of the worker without sockets.
 
+mod drained;
 mod fixture;
 mod phases;
 mod script;

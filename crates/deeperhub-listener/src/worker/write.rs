@@ -1,20 +1,32 @@
 //! Phase that writes a connection's queue, and the writes at the end of a round.
 
 use super::{Next, Worker, closing};
+use crate::config::Limits;
 use crate::connection::Connection;
 use crate::round::Buffers;
-use crate::session::Application;
+use crate::session::{Application, WorkerState};
+
+/// Divisor of `max_queue_bytes` for the length at which a queue has drained. Peers that read slowly
+/// then still have bytes to read while more are queued, and each refill is long enough to pay for
+/// its round.
+pub(super) const DRAINED_DIVISOR: usize = 4;
 
 /// Writes a connection's queue. Continues the close of a closing connection once all is written.
-pub(super) fn write<S>(connection: &mut Connection<S>, buffers: &mut Buffers) -> Next {
-    if connection.flags.write_blocked {
+/// Reports an open connection whose queue has drained, if the worker state waits for that.
+pub(super) fn write<S>(connection: &mut Connection<S>, limits: &Limits, buffers: &mut Buffers) -> Next {
+    let next = if connection.flags.write_blocked {
         connection.outbox.detach(&buffers.arena);
-        return Next::Continue;
+        Next::Continue
+    } else if connection.flush(buffers).is_ok() {
+        closing::advance(connection)
+    } else {
+        return Next::Lost;
+    };
+    if connection.flags.wants_drain && connection.queued_bytes() <= limits.max_queue_bytes / DRAINED_DIVISOR {
+        connection.flags.wants_drain = false;
+        return Next::Drained;
     }
-    match connection.flush(buffers) {
-        Ok(()) => closing::advance(connection),
-        Err(_) => Next::Lost,
-    }
+    next
 }
 
 /// Returns a verdict to write a connection again if its last write was blocked. Called when its
@@ -38,7 +50,7 @@ impl<A: Application> Worker<'_, A> {
                 remaining = &remaining[handled..];
                 for key in individually.drain(..) {
                     let Some(connection) = self.table.get_mut(key) else { continue };
-                    let next = write(connection, &mut self.ctx.round.buffers);
+                    let next = write(connection, &self.ctx.shared.limits, &mut self.ctx.round.buffers);
                     self.apply(key, next);
                 }
             }
@@ -49,5 +61,16 @@ impl<A: Application> Worker<'_, A> {
             lists.dirty = dirty;
         }
         self.ctx.round.buffers.arena.clear();
+    }
+
+    /// Tells the worker state which queues have drained. Returns `true` if there were any: the next
+    /// round then follows at once, in which the worker state can fill them again.
+    pub(super) fn report_drained(&mut self) -> bool {
+        let drained = &mut self.ctx.round.lists.drained;
+        let has_drained = !drained.is_empty();
+        for key in drained.drain(..) {
+            self.ctx.worker_state.on_drained(key);
+        }
+        has_drained
     }
 }

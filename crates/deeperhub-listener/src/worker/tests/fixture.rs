@@ -17,10 +17,13 @@ use tokio::runtime::Runtime;
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::connection::Connection;
+use crate::connections::Connections;
 use crate::control::Control;
 use crate::handshake::{ClientSource, Handshake};
 use crate::metrics::{Metrics, WorkerMetrics};
-use crate::session::{Accepted, Application, Closed, ConnectionKey, Context, Message, Peer, Session};
+use crate::session::{
+    Accepted, Application, Closed, ConnectionKey, Context, Message, Peer, Session, WorkerState,
+};
 use crate::transport::{Scripted, Transport};
 use crate::worker::{Next, PhaseContext, RoundEnd, Worker, WorkerCore, runtime};
 
@@ -40,7 +43,9 @@ pub(super) struct Fixture<A: Application> {
 }
 
 impl<A: Application> Fixture<A> {
-    pub(super) fn new(application: A, config: Config) -> Self {
+    pub(super) fn new(application: A, mut config: Config) -> Self {
+        // Turns must not end earlier on a busy machine.
+        config.limits.round_time = Duration::from_secs(3600);
         let metrics = Metrics::new(&Cells::new(1));
         let limits = Arc::new(ArcSwap::from_pointee(config.limits.clone()));
         let config = Arc::new(Config { workers: 1, ..config });
@@ -125,6 +130,12 @@ impl<A: Application> TestWorker<'_, A> {
         self.worker.table.get_mut(key)
     }
 
+    /// Returns the operations of a worker state. What they queue is written in the next round.
+    pub(super) fn connections(&mut self) -> Connections<'_, A::Session> {
+        let Worker { table, ctx, .. } = &mut self.worker;
+        Connections { shared: &*ctx.shared, round: &mut *ctx.round, table: &mut **table }
+    }
+
     pub(super) fn apply(&mut self, key: u32, next: Next) {
         self.worker.apply(key, next);
     }
@@ -164,14 +175,36 @@ pub(super) struct Obedient {
     pub(super) closed: Arc<AtomicUsize>,
 }
 
+/// Worker state that records which queues have drained.
+#[derive(Default)]
+pub(super) struct ObedientWorkerState {
+    pub(super) drained: Vec<ConnectionKey>,
+}
+
+impl WorkerState<ObedientSession> for ObedientWorkerState {
+    fn poll(
+        &mut self,
+        _cx: &mut task::Context<'_>,
+        _connections: &mut Connections<'_, ObedientSession>,
+    ) -> task::Poll<()> {
+        task::Poll::Pending
+    }
+
+    fn on_drained(&mut self, key: ConnectionKey) {
+        self.drained.push(key);
+    }
+}
+
 /// Session that echoes texts, except for those that tell it to do something else.
 pub(super) struct ObedientSession(Arc<AtomicUsize>);
 
 impl Application for Obedient {
-    type WorkerState = ();
+    type WorkerState = ObedientWorkerState;
     type Session = ObedientSession;
 
-    fn worker_state(&self, _worker: usize) {}
+    fn worker_state(&self, _worker: usize) -> ObedientWorkerState {
+        ObedientWorkerState::default()
+    }
 
     fn accept(
         &self,
@@ -190,9 +223,9 @@ impl Application for Obedient {
 }
 
 impl Session for ObedientSession {
-    type WorkerState = ();
+    type WorkerState = ObedientWorkerState;
 
-    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, ()>) {
+    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, ObedientWorkerState>) {
         match message {
             Message::Text("pause") => cx.pause_reading(),
             Message::Text("close") => cx.close(CloseReason::new(CloseCode::Disconnected, "as asked")),
@@ -201,11 +234,11 @@ impl Session for ObedientSession {
         }
     }
 
-    fn held_bytes(&self, _key: ConnectionKey, _worker: &()) -> usize {
+    fn held_bytes(&self, _key: ConnectionKey, _worker: &ObedientWorkerState) -> usize {
         5000
     }
 
-    fn on_close(&mut self, _key: ConnectionKey, _closed: &Closed, _worker: &mut ()) {
+    fn on_close(&mut self, _key: ConnectionKey, _closed: &Closed, _worker: &mut ObedientWorkerState) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -210,7 +210,9 @@ fn a_blocked_write_continues_when_the_socket_has_room() {
     let message = client_text(&"x".repeat(100)).repeat(5);
     let _ = decode(&mut tester, key, message);
     let write = |tester: &mut Tester<'_>| {
-        tester.phase(key, |connection, ctx| write::write(connection, &mut ctx.round.buffers))
+        tester.phase(key, |connection, ctx| {
+            write::write(connection, &ctx.shared.limits, &mut ctx.round.buffers)
+        })
     };
     assert!(matches!(write(&mut tester), Next::Continue));
     let is_blocked = |tester: &mut Tester<'_>| tester.connection(key).unwrap().flags.write_blocked;

@@ -10,7 +10,7 @@ use fastrand::Rng;
 
 use super::fixture::{Fixture, TestWorker};
 use super::scripted_client::ScriptedClient;
-use super::scripted_server::ScriptedServer;
+use super::scripted_server::{Ends, ScriptedServer};
 use crate::config::Config;
 use crate::connection::{ClosingUntil, Connection, State};
 use crate::drain::{DrainPlan, ReconnectTo};
@@ -18,7 +18,9 @@ use crate::handshake::ClientSource;
 use crate::memory_budget::MemoryBudget;
 use crate::session::Application;
 use crate::transport::Transport;
+use crate::worker::RoundEnd;
 use crate::worker::shed::held_bytes;
+use crate::worker::write::DRAINED_DIVISOR;
 
 /// Number of scripts in one run.
 const SCRIPTS: u64 = 2000;
@@ -78,6 +80,12 @@ fn run_script(seed: u64) -> Vec<(&'static str, u64)> {
     }
     let mut worker = fixture.worker();
     let mut clients = Vec::new();
+    let mut drained = 0;
+    let mut run_round = |worker: &mut TestWorker<'_, ScriptedServer>| {
+        let end = worker.round();
+        check_consistency(worker);
+        drained += check_drained(worker, end, &mut server.ends.lock().unwrap());
+    };
     for round in 0..ROUNDS {
         if round < 4 || (clients.len() < 10 && random.u32(0..10) == 0) {
             let client = ScriptedClient::new(&mut random);
@@ -95,17 +103,26 @@ fn run_script(seed: u64) -> Vec<(&'static str, u64)> {
         if random.u32(0..8) == 0 {
             memory.update(held_by_all(&worker) as u64);
         }
-        worker.round();
-        check_consistency(&mut worker);
+        run_round(&mut worker);
+    }
+
+    server.ends.lock().unwrap().is_quiet = true;
+    memory.update(0);
+    // The clients of some scripts read everything, so that all queues drain.
+    if random.bool() {
+        for _ in 0..20 {
+            clients.iter().for_each(|client| client.stream.make_room(1 << 20));
+            run_round(&mut worker);
+        }
+        let mut connections = worker.worker.table.slab.iter();
+        assert!(connections.all(|(_, connection)| connection.is_written()), "bytes are not written");
+        assert!(server.ends.lock().unwrap().awaiting_drain.is_empty(), "a drained queue is not reported");
     }
 
     // The clients do nothing more, and time passes until every connection has timed out.
-    server.ends.lock().unwrap().is_quiet = true;
-    memory.update(0);
     for _ in 0..300 {
         worker.advance(Duration::from_secs(1));
-        worker.round();
-        check_consistency(&mut worker);
+        run_round(&mut worker);
     }
     let table = &*worker.worker.table;
     assert!(table.slab.is_empty(), "{} connections are left", table.slab.len());
@@ -119,7 +136,7 @@ fn run_script(seed: u64) -> Vec<(&'static str, u64)> {
     }
     let ends = server.ends.lock().unwrap();
     assert!(ends.closes.iter().all(|&closes| closes == 1), "on_close calls: {:?}", ends.closes);
-    assert_eq!(ends.late_calls, 0);
+    assert_eq!((ends.late_calls, ends.unrequested_drains, ends.awaiting_drain.len()), (0, 0, 0));
     assert_eq!(ends.panics, metrics.session_panics.value(), "an unexpected panic");
     assert_eq!((admission.open(), admission.load(0), admission.address_count()), (0, 0, 0));
     assert_eq!(metrics.queue_bytes.value(), 0);
@@ -131,6 +148,8 @@ fn run_script(seed: u64) -> Vec<(&'static str, u64)> {
         ("sheds", metrics.memory_sheds.value()),
         ("pong timeouts", metrics.pong_timeouts.value()),
         ("deferred turns", metrics.turns_deferred.value()),
+        ("full queues", ends.full_queues),
+        ("drained queues", drained),
     ]
 }
 
@@ -142,6 +161,26 @@ fn held_by_all<A: Application>(worker: &TestWorker<'_, A>) -> usize {
         held_bytes(connection, key, table.unread.get(&key), ctx)
     });
     held.sum()
+}
+
+/// Checks the reports of drained queues in the last round, and that none is missing. Returns their
+/// number.
+fn check_drained(worker: &TestWorker<'_, ScriptedServer>, end: RoundEnd, ends: &mut Ends) -> u64 {
+    let (table, shared) = (&*worker.worker.table, &worker.worker.ctx.shared);
+    let drained_bytes = shared.limits.max_queue_bytes / DRAINED_DIVISOR;
+    for &key in &ends.drained {
+        let connection = table.get(key).expect("a reported connection exists");
+        assert!(matches!(connection.state, State::Open(_)), "the session has ended");
+        assert!(connection.queued_bytes() <= drained_bytes, "the queue has not drained");
+    }
+    assert!(ends.drained.is_empty() || end == RoundEnd::MoreWork, "no round follows");
+    for (key, connection) in &table.slab {
+        let is_awaited = ends.awaiting_drain.contains(&(key as u32));
+        assert_eq!(connection.flags.wants_drain, is_awaited);
+        // While the socket is full, a later write reports the queue.
+        assert!(!is_awaited || connection.flags.write_blocked, "a drained queue is not reported");
+    }
+    ends.drained.drain(..).count() as u64
 }
 
 /// Checks that a closing connection whose bytes are all written has advanced.

@@ -1,6 +1,7 @@
 //! The application of the scripted test: sessions that act, fail and panic as their clients ask, or
 //! at random.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,7 @@ use deeperhub_protocol::{CloseCode, CloseReason};
 use fastrand::Rng;
 
 use crate::arena::Multicast;
-use crate::connections::Connections;
+use crate::connections::{Connections, QueueFull};
 use crate::session::{
     Accepted, Application, Closed, ConnectionKey, Context, Message, Peer, Session, WorkerState,
 };
@@ -31,6 +32,14 @@ pub(super) struct Ends {
     pub(super) late_calls: u32,
     /// Number of panics that the worker must count.
     pub(super) panics: u64,
+    /// Open connections for which a call of `on_drained` is due.
+    pub(super) awaiting_drain: HashSet<ConnectionKey>,
+    /// Keys of the `on_drained` calls that the test has not checked yet.
+    pub(super) drained: Vec<ConnectionKey>,
+    /// Number of `on_drained` calls that nothing had requested.
+    pub(super) unrequested_drains: u32,
+    /// Number of frames that were refused because a queue was full.
+    pub(super) full_queues: u64,
     /// `true` to leave sessions alone, so that the script comes to its end.
     pub(super) is_quiet: bool,
 }
@@ -145,7 +154,16 @@ impl WorkerState<ScriptedSession> for ScriptedWorkerState {
             let _ = connections.send(key, &Frame::text("before the close"));
             connections.close(key, CloseReason::new(CloseCode::PolicyViolation, "the second"));
         }
+        if self.server.once_in(2) {
+            self.await_drain(self.server.below(10) as u32, connections);
+        }
         Poll::Pending
+    }
+
+    fn on_drained(&mut self, key: ConnectionKey) {
+        let mut ends = self.server.ends.lock().unwrap();
+        ends.unrequested_drains += u32::from(!ends.awaiting_drain.remove(&key));
+        ends.drained.push(key);
     }
 }
 
@@ -156,15 +174,56 @@ impl ScriptedWorkerState {
         let multicast = Multicast::new(Frame::text(&"m".repeat(len)));
         for _ in 0..=self.server.below(3) {
             for key in 0..10 {
-                let session = if self.server.once_in(3) {
-                    connections.send(key, multicast.frame())
-                } else {
-                    connections.send_multicast(key, &multicast)
+                let session = match self.server.below(5) {
+                    0 => connections.send(key, multicast.frame()),
+                    1 => connections.send_multicast(key, &multicast),
+                    2 if !connections.is_compressed(key) => {
+                        let frames =
+                            [multicast.frame().as_bytes(), Frame::text("encoded").as_bytes()].concat();
+                        connections.send_encoded(key, &frames, 2)
+                    }
+                    _ => {
+                        self.try_send(key, &multicast, connections);
+                        connections.session(key)
+                    }
                 };
                 if let Some(session) = session {
                     session.check_is_open();
                 }
             }
+        }
+    }
+
+    /// Tries to send a frame, and checks that this neither fills the queue nor closes the
+    /// connection.
+    fn try_send(
+        &self,
+        key: ConnectionKey,
+        multicast: &Multicast,
+        connections: &mut Connections<'_, ScriptedSession>,
+    ) {
+        let (before, max_bytes) = (connections.queued_bytes(key), connections.max_queue_bytes());
+        let result = connections.try_send_multicast(key, multicast).map(|session| session.is_some());
+        let after = connections.queued_bytes(key);
+        match (before, result) {
+            (None, result) => assert_eq!(result, Ok(false)),
+            (Some(_), Ok(true)) => assert!(after.is_some_and(|after| after <= max_bytes), "{after:?}"),
+            (Some(_), Ok(false)) => assert!(multicast.frame().len() > max_bytes, "a slow consumer"),
+            (Some(before), Err(QueueFull)) => {
+                assert!(after.is_some_and(|after| after <= before), "{before} {after:?}");
+                self.server.ends.lock().unwrap().full_queues += 1;
+                if self.server.once_in(2) {
+                    self.await_drain(key, connections);
+                }
+            }
+        }
+    }
+
+    /// Requests a call of `on_drained`, also for connections that are not open.
+    fn await_drain(&self, key: ConnectionKey, connections: &mut Connections<'_, ScriptedSession>) {
+        connections.notify_when_drained(key);
+        if connections.queued_bytes(key).is_some() {
+            self.server.ends.lock().unwrap().awaiting_drain.insert(key);
         }
     }
 }
@@ -258,7 +317,10 @@ impl Session for ScriptedSession {
     }
 
     fn on_close(&mut self, key: ConnectionKey, _closed: &Closed, worker: &mut ScriptedWorkerState) {
-        self.server.ends.lock().unwrap().closes[self.id] += 1;
+        let mut ends = self.server.ends.lock().unwrap();
+        ends.closes[self.id] += 1;
+        ends.awaiting_drain.remove(&key);
+        drop(ends);
         worker.paused.retain(|&paused| paused != key);
         self.server.panic_once_in(10);
     }
