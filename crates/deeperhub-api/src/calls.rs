@@ -24,12 +24,12 @@ pub(crate) fn publish(
     let topic = deeperhub_protocol::Topic::parse(topic_text)?;
     let message = RawJson::parse_within(message, api.config.limits().max_json_depth)?;
     let publish = |before: Option<Published>| match before {
-        None => Published::from(api.node.publish_raw(&topic, message, trace)),
+        None => Ok(Published::from(api.node.publish_raw(&topic, message, trace)?)),
         // This node's subscribers already have the message.
-        Some(before) => before.with_other_nodes(api.node.publish_to_other_nodes(&topic, message, trace)),
+        Some(before) => Ok(before.with_other_nodes(api.node.publish_to_other_nodes(&topic, message, trace))),
     };
     match key {
-        None => Ok((publish(None), false)),
+        None => Ok((publish(None)?, false)),
         Some(key) => {
             let config = api.config.limits().idempotency;
             api.publishes.run_once(key, (topic_text, message.as_str()), &config, Instant::now(), publish)

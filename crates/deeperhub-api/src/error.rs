@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use deeperhub_node::{ClientNotFound, CursorError, ListError, SendError, WorkerTimeout};
+use deeperhub_node::{ClientNotFound, CursorError, ListError, PublishError, SendError, WorkerTimeout};
 use deeperhub_protocol::{MessageError, TopicError};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -25,6 +25,9 @@ type Headers = &'static [(&'static str, &'static str)];
 
 /// Headers of an error that does not depend on the request. A retry may succeed soon.
 const RETRY: Headers = &[("retry-after", "1")];
+
+/// Headers of an error that lasts until others use fewer topics.
+const RETRY_LATER: Headers = &[("retry-after", "10")];
 
 /// Headers of an error sent before the whole request was read. The connection takes no other
 /// request.
@@ -186,6 +189,22 @@ impl From<TopicError> for ApiError {
 impl From<ClientNotFound> for ApiError {
     fn from(error: ClientNotFound) -> Self {
         Self::new(StatusCode::NOT_FOUND, "client_not_found", error.to_string())
+    }
+}
+
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Topic { source, .. } => source.into(),
+            PublishError::Payload(error) => {
+                Self::new(StatusCode::BAD_REQUEST, "invalid_message", error.to_string())
+            }
+            PublishError::TooManyTopics => Self {
+                headers: RETRY_LATER,
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_topics", error.to_string())
+            },
+            other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", other.to_string()),
+        }
     }
 }
 

@@ -103,17 +103,18 @@ impl<A: PublishOutcome> PublishStore<A> {
     ///
     /// # Errors
     ///
-    /// Returns 422 `idempotency_key_reused` if another request has used this key.
+    /// Returns 422 `idempotency_key_reused` if another request has used this key, and the error of
+    /// `publish`. A publish that failed is not remembered.
     pub(crate) fn run_once(
         &self,
         key: IdempotencyKey<'_>,
         request: (&str, &str),
         config: &IdempotencyConfig,
         now: Instant,
-        publish: impl FnOnce(Option<A>) -> A,
+        publish: impl FnOnce(Option<A>) -> Result<A, ApiError>,
     ) -> Result<(A, bool), ApiError> {
         if config.ttl.is_zero() {
-            return Ok((publish(None), false));
+            return Ok((publish(None)?, false));
         }
         let request = [self.hashers[0].hash_one(request), self.hashers[1].hash_one(request)];
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,7 +125,7 @@ impl<A: PublishOutcome> PublishStore<A> {
         if let Some(known) = state.entries.get_mut(key.0) {
             if known.request == request {
                 if known.outcome.is_incomplete() {
-                    known.outcome = publish(Some(known.outcome));
+                    known.outcome = publish(Some(known.outcome))?;
                     // Counts as a replay only if nothing more was done.
                     return Ok((known.outcome, known.outcome.is_incomplete()));
                 }
@@ -136,7 +137,7 @@ impl<A: PublishOutcome> PublishStore<A> {
                 "this idempotency key was used with another topic or message; use a new key",
             ));
         }
-        let outcome = publish(None);
+        let outcome = publish(None)?;
         let name: Arc<str> = key.0.into();
         state.bytes += name.len() + ENTRY_OVERHEAD_BYTES;
         state.order.push_back((now, Arc::clone(&name)));
@@ -197,7 +198,7 @@ mod tests {
         let publish = |before: Option<u32>| {
             assert_eq!(before, None);
             *done += 1;
-            *done
+            Ok(*done)
         };
         store.run_once(IdempotencyKey::parse(key).unwrap(), ("topic", body), config, now, publish).ok()
     }
@@ -221,7 +222,7 @@ mod tests {
         let ask = |outcome: u32, expected: Option<u32>| {
             let publish = |before: Option<u32>| {
                 assert_eq!(before, expected);
-                outcome
+                Ok(outcome)
             };
             store
                 .run_once(IdempotencyKey::parse("a").unwrap(), ("topic", "1"), &config(), now, publish)

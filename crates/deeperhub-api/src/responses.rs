@@ -4,6 +4,7 @@ use deeperhub_node::{
     Action, ClientInfo, ClusterAnswer, ClusterFault, ClusterStats, Delivered, NodeInfo, Operation, Page,
     Phase, Stats, Target, Top, TopEntry, TopicInfo, Totals,
 };
+use deeperhub_protocol::{Epoch, Position};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -20,6 +21,30 @@ pub(crate) struct Published {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, example = "unavailable")]
     cluster: Option<&'static str>,
+    #[serde(flatten)]
+    position: Option<Place>,
+}
+
+/// Place of a message in the stream of a topic with history.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(crate) struct Place {
+    /// Epoch of the stream.
+    #[serde(serialize_with = "serialize_epoch")]
+    #[schema(value_type = String, example = "k3J9aQx2")]
+    epoch: Epoch,
+    offset: u64,
+    /// Time of the publish in milliseconds since the Unix epoch.
+    time: u64,
+}
+
+impl From<Position> for Place {
+    fn from(Position { epoch, offset, time }: Position) -> Self {
+        Self { epoch, offset, time }
+    }
+}
+
+fn serialize_epoch<S: serde::Serializer>(epoch: &Epoch, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(epoch.as_str())
 }
 
 /// Outcome of a call that may concern several connections.
@@ -249,7 +274,11 @@ pub(crate) struct BusyClient {
 
 impl From<Delivered> for Published {
     fn from(delivered: Delivered) -> Self {
-        Self { subscribers: delivered.count, cluster: cluster_fault(delivered) }
+        Self {
+            subscribers: delivered.count,
+            cluster: cluster_fault(delivered),
+            position: delivered.position.map(Place::from),
+        }
     }
 }
 

@@ -125,6 +125,10 @@ impl Login {
         self.grants.may_publish(topic)
     }
 
+    pub(crate) fn may_read_history(&self, of: &Subscription<'_>) -> bool {
+        self.grants.may_read_history(of)
+    }
+
     pub(crate) fn is_unrestricted(&self) -> bool {
         self.grants.is_unrestricted()
     }

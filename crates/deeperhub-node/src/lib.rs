@@ -40,8 +40,10 @@ mod node;
 mod operation;
 mod phase;
 mod recent_quantiles;
+mod replay;
 mod session;
 mod stats;
+mod streams;
 mod top;
 pub mod trace;
 mod types;
@@ -56,20 +58,23 @@ pub use deeperhub_events as events;
 pub use deeperhub_events::{Event, EventDetails, EventFilter, EventKind, EventStream, Received};
 pub use deeperhub_history as history;
 pub use deeperhub_listener as listener;
-pub use deeperhub_protocol::message::{ClusterFault, SpanContext, TraceContext, check_server_object};
+pub use deeperhub_protocol::message::{
+    ClusterFault, HistoryOrder, HistoryRequest, HistoryStart, SpanContext, TraceContext, check_server_object,
+};
 pub use deeperhub_protocol::{
-    ClientId, CloseCode, CloseReason, ErrorCode, MessageError, RawJson, Subscription, Topic, TopicError,
-    TopicPattern,
+    ClientId, CloseCode, CloseReason, Epoch, ErrorCode, MessageError, NotRecovered, Position, RawJson,
+    Subscription, Topic, TopicError, TopicPattern,
 };
 pub use deeperhub_router::Config as RouterConfig;
 pub use deeperhub_security as security;
-pub use handle::NodeHandle;
+pub use handle::{History, KeptMessage, NodeHandle, StreamEvent, SubscribeError, SubscribeFrom, Subscriber};
 pub use health::{Health, HealthCheck, UnreadyReason};
 pub use node::{MetricsError, Node, StartError};
 pub use operation::{Action, Operation, Target};
 pub use phase::Phase;
 pub use recent_quantiles::Quantiles;
 pub use stats::{ClusterStats, Stats, Totals};
+pub use streams::TopicHistory;
 pub use top::{Top, TopEntry};
 pub use types::{
     ClientInfo, ClientNotFound, ClusterAnswer, CursorError, Delivered, ListError, NodeIdTaken, NodeInfo,

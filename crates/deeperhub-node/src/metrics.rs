@@ -7,9 +7,10 @@ pub use deeperhub_metrics::{
 
 use std::time::Duration;
 
+use deeperhub_history::EvictionReason;
 use deeperhub_metrics::{Bounds, Counter, CounterVec, Gauge, Histogram, Label, labels, metrics};
 use deeperhub_protocol::message::Command;
-use deeperhub_protocol::{CloseCode, ErrorCode};
+use deeperhub_protocol::{CloseCode, ErrorCode, GapReason, NotRecovered};
 
 labels! {
     /// Type of a received message: the types of `Command`, then two more.
@@ -56,6 +57,17 @@ labels! {
         JsonDepth = "json_depth",
         /// First burst of a new connection, from its address's pool.
         FirstBurst = "first_burst",
+    }
+
+    /// Result of a subscribe with a position.
+    pub(crate) enum RecoveryResult("result") {
+        Recovered = "recovered",
+        Epoch = "epoch",
+        Ahead = "ahead",
+        Trimmed = "trimmed",
+        NoHistory = "no_history",
+        Pattern = "pattern",
+        Overlap = "overlap",
     }
 
     /// Cause of a connection's end: the client, a loss, or the server with a close code.
@@ -117,6 +129,62 @@ impl Label for ErrorLabel {
     }
 }
 
+impl From<Result<(), NotRecovered>> for RecoveryResult {
+    fn from(recovery: Result<(), NotRecovered>) -> Self {
+        match recovery {
+            Ok(()) => Self::Recovered,
+            Err(NotRecovered::Epoch) => Self::Epoch,
+            Err(NotRecovered::Ahead) => Self::Ahead,
+            Err(NotRecovered::Trimmed) => Self::Trimmed,
+            Err(NotRecovered::Pattern) => Self::Pattern,
+            Err(NotRecovered::Overlap) => Self::Overlap,
+            Err(_) => Self::NoHistory,
+        }
+    }
+}
+
+/// Reason for a gap.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GapLabel(pub(crate) GapReason);
+
+impl Label for GapLabel {
+    const NAME: &'static str = "reason";
+    const VALUES: &'static [&'static str] = &{
+        let mut values = [""; GapReason::ALL.len()];
+        let mut index = 0;
+        while index < values.len() {
+            values[index] = GapReason::ALL[index].as_str();
+            index += 1;
+        }
+        values
+    };
+
+    fn index(self) -> usize {
+        self.0.index()
+    }
+}
+
+/// Reason for which a message left a history.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EvictionLabel(pub(crate) EvictionReason);
+
+impl Label for EvictionLabel {
+    const NAME: &'static str = "reason";
+    const VALUES: &'static [&'static str] = &{
+        let mut values = [""; EvictionReason::ALL.len()];
+        let mut index = 0;
+        while index < values.len() {
+            values[index] = EvictionReason::ALL[index].as_str();
+            index += 1;
+        }
+        values
+    };
+
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 impl From<CloseCode> for ClosedBy {
     fn from(code: CloseCode) -> Self {
         match code {
@@ -157,6 +225,16 @@ metrics! {
         limited: CounterVec<Limit> = "deeperhub_messages_limited_total", per worker;
         /// Subscriptions of all connections.
         pub(crate) subscriptions: Gauge = "deeperhub_subscriptions", per worker;
+        /// Subscribes with a position, by result.
+        pub(crate) recoveries: CounterVec<RecoveryResult> = "deeperhub_recoveries_total", per worker;
+        /// Messages sent from the history to subscribers that were behind.
+        pub(crate) recovered: Counter = "deeperhub_recovered_messages_total", per worker;
+        /// Subscriptions that are behind the newest message.
+        pub(crate) behind: Gauge = "deeperhub_subscriptions_behind", per worker;
+        /// Subscriptions that fell behind because the client read too slowly.
+        pub(crate) suspensions: Counter = "deeperhub_subscriptions_suspended_total", per worker;
+        /// Gaps told to subscribers, by reason.
+        pub(crate) gaps: CounterVec<GapLabel> = "deeperhub_gaps_total", per worker;
         /// Time from a publish to the write to a subscriber, per delivery.
         // To the end of the write to the subscriber's socket. The publish of a client starts with
         // the round in which its worker read it. Bytes that a full socket does not take at once
@@ -176,6 +254,14 @@ metrics! {
 /// Returns bounds that resolve the 99.9th percentile.
 fn latency_bounds() -> Bounds {
     Bounds::fine_seconds(Duration::from_micros(10), Duration::from_secs(10))
+}
+
+metrics! {
+    /// Metrics of the streams of all topics.
+    pub(crate) struct HistoryMetrics {
+        /// Messages that left the history, by reason.
+        pub(crate) evicted: CounterVec<EvictionLabel> = "deeperhub_history_evicted_total";
+    }
 }
 
 metrics! {

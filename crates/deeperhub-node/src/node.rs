@@ -19,10 +19,11 @@ use crate::cluster::{ClusterThread, forward_interest};
 use crate::config::Config;
 use crate::connection_id::{is_node_id, random_node_id};
 use crate::handle::NodeHandle;
-use crate::hub::Hub;
-use crate::metrics::Metrics;
+use crate::hub::{Hub, Watchers};
+use crate::metrics::{HistoryMetrics, Metrics};
 use crate::phase::Phase;
 use crate::recent_quantiles::RecentQuantiles;
+use crate::streams::{Clock, StreamRouter, StreamSweeper, Streams};
 use crate::top::TopTracker;
 use crate::trace::TraceMetrics;
 use crate::types::NodeIdTaken;
@@ -39,6 +40,7 @@ pub struct Node {
     handle: NodeHandle,
     canary: Option<CanaryThread>,
     cluster: Option<ClusterThread>,
+    sweeper: StreamSweeper,
 }
 
 /// Error of a node that could not be started.
@@ -69,6 +71,12 @@ pub enum StartError {
     /// The thread that connects to the cluster could not be started.
     #[error("the cluster thread cannot be started")]
     Cluster(#[source] std::io::Error),
+    /// A rule keeps messages, and the node is in a cluster.
+    #[error("topics with history cannot be used in a cluster yet: remove the rules or the cluster")]
+    HistoryInCluster,
+    /// The thread that expires kept messages could not be started.
+    #[error("the history thread cannot be started")]
+    History(#[source] std::io::Error),
     /// The metrics could not be registered.
     #[error("metrics cannot be registered")]
     Metrics(#[from] MetricsError),
@@ -112,6 +120,9 @@ impl Node {
         if config.auth.required && config.auth.authenticator.is_none() {
             return Err(StartError::NoAuthenticator);
         }
+        if config.cluster.is_some() && config.history.rules.keep_history() {
+            return Err(StartError::HistoryInCluster);
+        }
         let node_id = match config.node_id.take() {
             Some(node_id) if is_node_id(&node_id) => node_id,
             Some(node_id) => return Err(StartError::NodeId(node_id)),
@@ -124,11 +135,17 @@ impl Node {
         let cells = Cells::new(workers);
         let metrics = Metrics::new(&cells, config.listener.limits.max_message_bytes);
         let listener_metrics = deeperhub_listener::Metrics::new(&cells);
-        let router = Router::new(shards, router_config(&config, shards));
+        let started = Instant::now();
+        let clock = Arc::new(Clock::new(started));
+        let compression = &config.listener.compression;
+        let threshold = compression.enabled.then_some(compression.threshold_bytes);
+        let streams = Streams::new(&config.history, clock, threshold, HistoryMetrics::new(&cells));
+        let router = Router::keeping_with(shards, router_config(&config, shards), |_| streams.stripe());
         let bus = EventBus::new(config.events.clone());
         let canary = Arc::new(Canary::new(config.canary.clone(), workers, config.cluster.is_some()));
         let mut registry = registry(&metrics, &listener_metrics, &router, &bus, config.tracer.metrics())
             .map_err(MetricsError::Register)?;
+        streams.register(&router, &mut registry).map_err(MetricsError::Register)?;
         canary.register(&mut registry).map_err(MetricsError::Register)?;
         for gauge in &config.custom_gauges {
             registry
@@ -160,13 +177,14 @@ impl Node {
             .unzip();
         #[cfg(feature = "tls")]
         let registry = register_certificate(registry, &config.listener).map_err(MetricsError::Register)?;
-        let started = Instant::now();
         let listener_config = config.listener.clone();
         let hub = Arc::new(Hub {
             limits: Arc::new(ArcSwap::from_pointee(config.limits())),
             burst_pool: config.burst_rate_per_ip.map(deeperhub_security::BurstPool::new),
             config,
             router,
+            streams,
+            watchers: Watchers::default(),
             bus,
             metrics,
             listener_metrics: listener_metrics.clone(),
@@ -208,8 +226,9 @@ impl Node {
             // The node then starts ready, unless a worker does not deliver.
             hub.canary.wait_for_first_round();
         }
+        let sweeper = StreamSweeper::start(Arc::clone(&hub)).map_err(StartError::History)?;
         hub.phase.send_replace(Phase::Serving);
-        Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)), canary, cluster })
+        Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)), canary, cluster, sweeper })
     }
 
     /// Returns a handle for backends and embedding programs.
@@ -236,6 +255,7 @@ impl Node {
     /// a close frame.
     pub async fn stop(mut self) {
         drop(self.canary.take());
+        drop(self.sweeper);
         self.handle.hub.phase.send_replace(Phase::Stopped);
         if let Some(cluster) = self.cluster.take() {
             // Flushes queued messages to the other nodes.
@@ -268,7 +288,7 @@ fn register_certificate(
 fn registry(
     metrics: &Metrics,
     listener: &deeperhub_listener::Metrics,
-    router: &Router<crate::hub::Delivery>,
+    router: &StreamRouter,
     bus: &EventBus,
     traces: &TraceMetrics,
 ) -> Result<Registry, RegisterError> {

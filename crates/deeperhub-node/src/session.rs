@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use deeperhub_events::{EventDetails, EventKind};
 use deeperhub_listener::{Closed, ConnectionKey, Context, Message};
-use deeperhub_protocol::message::{ClientMessage, Command, MessageError, ServerMessage, SpanContext};
-use deeperhub_protocol::{ClientId, CloseCode, CloseReason, ErrorCode};
+use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage, SpanContext};
+use deeperhub_protocol::{ClientId, CloseCode, CloseReason};
 
 use crate::auth::Login;
 use crate::commands;
@@ -170,10 +170,12 @@ impl Session {
         }
         match &message.command {
             Command::Echo { data } => commands::echo(self, id, *data, cx),
-            Command::Subscribe(request) => commands::subscribe(self, id, &request.subscription, cx),
+            Command::Subscribe(request) => commands::subscribe(self, id, request, cx),
+            Command::SubscribeList { topics } => commands::subscribe_list(self, id, *topics, cx),
             Command::Unsubscribe { subscription } => commands::unsubscribe(self, id, subscription, cx),
-            Command::Publish { topic, message: payload, exclude_self, .. } => {
-                let publish = commands::Publish { topic, message: *payload, exclude_self: *exclude_self };
+            Command::Publish { topic, message: payload, exclude_self, once } => {
+                let (message, exclude_self, once) = (*payload, *exclude_self, once.as_deref());
+                let publish = commands::Publish { topic, message, exclude_self, once };
                 commands::publish(self, id, &publish, span, cx);
             }
             Command::Authenticate { token } => match self.check_token_rate(cx) {
@@ -181,16 +183,7 @@ impl Session {
                 Err(wait) => self.reply_rate_limited(id, wait, cx),
             },
             Command::Ping => commands::ping(self, id, cx),
-            // The protocol has these messages, but `welcome` does not announce the feature.
-            Command::SubscribeList { .. } => {
-                let text = "this server does not accept `topics`; send one `subscribe` for each `topic`";
-                let error = error_reply(id, ErrorCode::InvalidMessage, text);
-                self.reply_error(&MessageError { field: Some("topics"), ..error }.to_message(), cx);
-            }
-            Command::History(_) => {
-                let error = error_reply(id, ErrorCode::UnknownType, "this server keeps no history");
-                self.reply_error(&MessageError { field: Some("type"), ..error }.to_message(), cx);
-            }
+            Command::History(request) => commands::history(self, id, request, cx),
         }
     }
 }
@@ -224,8 +217,8 @@ impl deeperhub_listener::Session for Session {
             client_id: &client_id,
             server: "deeperhub-ws",
             version: env!("CARGO_PKG_VERSION"),
-            features: None,
-            server_time: None,
+            features: Some(worker.hub.streams.features()),
+            server_time: Some(worker.hub.streams.clock.unix_ms(now)),
             limits,
         };
         self.reply(SentType::Welcome, &welcome, cx);
@@ -279,7 +272,7 @@ impl deeperhub_listener::Session for Session {
             .rare_limiters
             .as_ref()
             .map_or(0, |rare_limiters| rare_limiters.publishes.bytes(worker.uncongested_rounds));
-        worker.shard.held_bytes(key, per_topic) + queued_publishes
+        worker.shard.held_bytes(key, per_topic) + worker.replays.bytes(key) + queued_publishes
     }
 
     fn on_tick(&mut self, cx: &mut Context<'_, NodeWorker>) {
@@ -308,6 +301,7 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn on_close(&mut self, key: ConnectionKey, closed: &Closed, worker: &mut NodeWorker) {
+        worker.replays.remove(key);
         let subscriptions = worker.shard.remove_subscriber(key);
         worker.metrics.subscriptions.add(-(subscriptions as i64));
         worker.metrics.active.dec();

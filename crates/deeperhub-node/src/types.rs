@@ -4,7 +4,9 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use deeperhub_protocol::message::ClusterFault;
-use deeperhub_protocol::{ClientId, MessageError, TopicError};
+use deeperhub_protocol::{ClientId, MessageError, Position, TopicError};
+
+use crate::streams::PublishRefusal;
 
 /// Result of a publish or an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +18,8 @@ pub struct Delivered {
     /// Fault that kept the message from other nodes. `None` if it was queued for them, or if there
     /// is no cluster.
     pub cluster: Option<ClusterFault>,
+    /// Position of a published message, if its topic has history.
+    pub position: Option<Position>,
 }
 
 /// One connection, as an entry of a list.
@@ -105,6 +109,17 @@ pub enum PublishError {
     /// The message is invalid.
     #[error("invalid message for a topic")]
     Payload(#[from] PayloadError),
+    /// The topic's rule has as many topics as it may have, and all of them have subscribers.
+    #[error("too many topics with history are in use: raise `max_streams` of the topic's rule")]
+    TooManyTopics,
+}
+
+impl From<PublishRefusal> for PublishError {
+    fn from(refusal: PublishRefusal) -> Self {
+        match refusal {
+            PublishRefusal::TooManyTopics => Self::TooManyTopics,
+        }
+    }
 }
 
 /// Error of a message that has no valid JSON form.

@@ -150,6 +150,12 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
 }
 
 impl<M, T: Keep> Shard<M, T> {
+    /// Returns the number of the shard.
+    #[must_use]
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
     /// Wakes each worker whose wake-up [`publish`](Self::publish) deferred, if the worker still
     /// sleeps.
     pub fn flush_wakeups(&mut self) {

@@ -29,6 +29,8 @@ pub struct Grants {
 struct Lists {
     subscribe: Vec<Subscription<'static>>,
     publish: Vec<Subscription<'static>>,
+    /// `None` allows the history of all topics in `subscribe`.
+    history: Option<Vec<Subscription<'static>>>,
 }
 
 impl Grants {
@@ -41,7 +43,20 @@ impl Grants {
     /// Returns grants for the listed topics and patterns. An empty list allows nothing.
     #[must_use]
     pub fn only(subscribe: Vec<Subscription<'static>>, publish: Vec<Subscription<'static>>) -> Self {
-        Self { lists: Some(Arc::new(Lists { subscribe, publish })) }
+        Self { lists: Some(Arc::new(Lists { subscribe, publish, history: None })) }
+    }
+
+    /// Narrows the topics whose history the client may read to the listed ones. It must be allowed
+    /// to subscribe to them as well.
+    #[must_use]
+    pub fn with_history(self, history: Vec<Subscription<'static>>) -> Self {
+        // `>` matches all topics.
+        let all = || Subscription::parse(">").into_iter().collect::<Vec<_>>();
+        let (subscribe, publish) = match &self.lists {
+            Some(lists) => (lists.subscribe.clone(), lists.publish.clone()),
+            None => (all(), all()),
+        };
+        Self { lists: Some(Arc::new(Lists { subscribe, publish, history: Some(history) })) }
     }
 
     /// Returns `true` if all topics are allowed.
@@ -68,6 +83,13 @@ impl Grants {
     #[must_use]
     pub fn may_subscribe(&self, to: &Subscription<'_>) -> bool {
         self.subscribe().is_none_or(|grants| grants.iter().any(|grant| grant.covers(to)))
+    }
+
+    /// Returns `true` if the client may subscribe to a topic and read its history.
+    #[must_use]
+    pub fn may_read_history(&self, of: &Subscription<'_>) -> bool {
+        let history = self.lists.as_deref().and_then(|lists| lists.history.as_deref());
+        self.may_subscribe(of) && history.is_none_or(|grants| grants.iter().any(|grant| grant.covers(of)))
     }
 
     /// Returns `true` if a grant matches the topic.
@@ -113,6 +135,19 @@ mod tests {
         assert!(may_subscribe(&grants, "news") && !may_publish(&grants, "news"));
         let grants = Grants::only(Vec::new(), subscriptions(&["news"]));
         assert!(!may_subscribe(&grants, "news") && may_publish(&grants, "news"));
+    }
+
+    #[test]
+    fn a_list_of_history_narrows_the_subscriptions() {
+        let may_read = |grants: &Grants, text| grants.may_read_history(&Subscription::parse(text).unwrap());
+        let without = Grants::only(subscriptions(&["room.*"]), Vec::new());
+        assert!(may_read(&without, "room.a") && !may_read(&without, "other"));
+        assert!(may_read(&Grants::unrestricted(), "other"));
+        let grants = without.with_history(subscriptions(&["room.a", "other"]));
+        assert!(may_read(&grants, "room.a") && !may_read(&grants, "room.b") && !may_read(&grants, "other"));
+        assert!(may_subscribe(&grants, "room.b") && !may_publish(&grants, "room.a"));
+        let grants = Grants::unrestricted().with_history(Vec::new());
+        assert!(may_subscribe(&grants, "a.b") && may_publish(&grants, "a.b") && !may_read(&grants, "a.b"));
     }
 
     #[test]

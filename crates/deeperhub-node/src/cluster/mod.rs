@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deeperhub_cluster::{Broker, Driver, DriverHandle, InterestChange, JoinOutcome};
-use deeperhub_router::Router;
 
-use crate::hub::{Delivery, Hub};
+use crate::hub::Hub;
+use crate::streams::StreamRouter;
 use receive::ClusterReceiver;
 
 /// Time that the start waits for the broker. Afterwards the node serves its own clients while the
@@ -73,7 +73,7 @@ impl Drop for ClusterThread {
 
 /// Registers an observer of the router that tells the broker which topics have a subscriber on this
 /// node.
-pub(crate) fn forward_interest(router: &Router<Delivery>, broker: &Broker) {
+pub(crate) fn forward_interest(router: &StreamRouter, broker: &Broker) {
     let broker = broker.clone();
     router.observe_interest(move |name, change| {
         // Topics that start with `$` are reserved and stay on this node.

@@ -62,10 +62,7 @@ pub(crate) fn authenticate(
     session.reply(SentType::Authenticated, &reply, cx);
     session.login = Some(Box::new(login));
     for subscription in revoked {
-        let worker = cx.worker();
-        if worker.shard.unsubscribe(key, &subscription) {
-            worker.metrics.subscriptions.dec();
-        }
+        cx.worker().unsubscribe(key, &subscription);
         let notice = ServerMessage::Unsubscribed { id: None, topic: subscription.as_str() };
         session.reply(SentType::Unsubscribed, &notice, cx);
     }

@@ -2,6 +2,7 @@
 
 mod authenticate;
 mod echo;
+mod history;
 mod ping;
 mod publish;
 mod subscribe;
@@ -9,7 +10,8 @@ mod unsubscribe;
 
 pub(crate) use authenticate::authenticate;
 pub(crate) use echo::echo;
+pub(crate) use history::history;
 pub(crate) use ping::ping;
 pub(crate) use publish::{Publish, publish};
-pub(crate) use subscribe::subscribe;
+pub(crate) use subscribe::{subscribe, subscribe_list};
 pub(crate) use unsubscribe::unsubscribe;

@@ -7,6 +7,7 @@ use deeperhub_protocol::{RawJson, Topic};
 use crate::hub::Publisher;
 use crate::metrics::SentType;
 use crate::session::{Session, forbidden_reply};
+use crate::streams::{Once, PublishRefusal};
 use crate::trace::MessageSpan;
 use crate::worker::NodeWorker;
 
@@ -20,6 +21,7 @@ pub(crate) struct Publish<'a> {
     pub(crate) topic: &'a Topic<'a>,
     pub(crate) message: RawJson<'a>,
     pub(crate) exclude_self: bool,
+    pub(crate) once: Option<&'a str>,
 }
 
 /// Delivers a message to all subscribers of a topic. Replies only if the message has an `id`.
@@ -36,15 +38,22 @@ pub(crate) fn publish(
         return session.reply_error(&error, cx);
     }
     let (key, now) = (cx.key(), cx.now());
+    let user = session.user().cloned();
+    let once = publish.once.map(|text| Once { user: user.as_deref(), text });
     let worker = cx.worker();
     let publisher = Publisher {
         id: &session.client_id,
         connection_id: session.connection_id,
         is_excluded: publish.exclude_self,
         shard: &mut worker.shard,
+        once,
     };
     let active_span = span.as_ref().map(|span| &span.span);
-    let outcome = worker.hub.publish(publish.topic, publish.message, Some(publisher), now, active_span);
+    let published = worker.hub.publish(publish.topic, publish.message, Some(publisher), now, active_span);
+    let outcome = match published {
+        Ok(outcome) => outcome,
+        Err(refusal) => return reply_refused(session, id, publish.topic, refusal, cx),
+    };
     if let Some(span) = span {
         span.subscribers = Some(outcome.subscribers);
     }
@@ -67,9 +76,29 @@ pub(crate) fn publish(
             id,
             topic: publish.topic.as_str(),
             subscribers: outcome.subscribers.saturating_sub(excluded),
-            position: None,
+            position: outcome.position,
             cluster: outcome.cluster,
         };
         session.reply(SentType::Published, &reply, cx);
     }
+}
+
+/// Replies that nothing was published.
+#[cold]
+fn reply_refused(
+    session: &mut Session,
+    id: Option<MessageId<'_>>,
+    topic: &Topic<'_>,
+    refusal: PublishRefusal,
+    cx: &mut Context<'_, NodeWorker>,
+) {
+    let error = ServerMessage::Error {
+        id,
+        code: refusal.code(),
+        message: refusal.text(),
+        field: None,
+        topic: Some(topic.as_str()),
+        retry_after_ms: Some(refusal.retry_after_ms()),
+    };
+    session.reply_error(&error, cx);
 }

@@ -17,9 +17,7 @@ pub(crate) fn unsubscribe(
 ) {
     let key = cx.key();
     let worker = cx.worker();
-    if worker.shard.unsubscribe(key, subscription) {
-        worker.metrics.subscriptions.dec();
-    }
+    worker.unsubscribe(key, subscription);
     session.reply(
         SentType::Unsubscribed,
         &ServerMessage::Unsubscribed { id, topic: subscription.as_str() },

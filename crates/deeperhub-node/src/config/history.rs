@@ -14,7 +14,7 @@ use deeperhub_history::{BudgetLimits, OnceLimits, Rules};
 /// assert!(config.history.rules.keep_history());
 /// # Ok::<(), deeperhub_node::history::RuleError>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HistoryLimits {
     /// Rules: which topics keep messages. The first rule that matches a topic counts. Default: no
@@ -24,4 +24,18 @@ pub struct HistoryLimits {
     pub budget: BudgetLimits,
     /// Limits for publishes with `once` that are remembered.
     pub once: OnceLimits,
+    /// Subscribers in this process ([`NodeHandle::subscribe`](crate::NodeHandle::subscribe)).
+    /// Default 1,000.
+    pub max_local_subscribers: usize,
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self {
+            rules: Rules::default(),
+            budget: BudgetLimits::default(),
+            once: OnceLimits::default(),
+            max_local_subscribers: 1000,
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! The handle with which backends and embedding programs use a running node.
 
 mod cluster;
+mod history;
 mod lists;
 mod operations;
+mod subscriber;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use deeperhub_cluster::ClusterState;
 use deeperhub_events::{EventFilter, EventStream};
+use deeperhub_history::Rules;
 use deeperhub_listener::{Listener, ReconnectTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
 use deeperhub_protocol::message::{ClusterFault, TraceContext};
@@ -20,7 +23,7 @@ use tokio::sync::watch;
 use crate::config::Limits;
 use crate::connection_id::{ConnectionId, is_node_id};
 use crate::health::Health;
-use crate::hub::Hub;
+use crate::hub::{Hub, PublishOutcome};
 use crate::phase::Phase;
 use crate::stats::Stats;
 use crate::top::Top;
@@ -66,7 +69,8 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// Returns [`PublishError`] if the topic is invalid, or if the message has no valid JSON form.
+    /// Returns [`PublishError`] if the topic is invalid, if the message has no valid JSON form, or
+    /// if the topic should have a history and cannot.
     pub fn publish<M>(&self, topic: &str, message: &M) -> Result<Delivered, PublishError>
     where
         M: Serialize + ?Sized,
@@ -75,28 +79,33 @@ impl NodeHandle {
             Topic::parse(topic).map_err(|source| PublishError::Topic { topic: topic.to_owned(), source })?;
         let text = to_json(message)?;
         let message = RawJson::parse(&text).map_err(PayloadError::from)?;
-        Ok(self.publish_raw(&topic, message, &TraceContext::default()))
+        self.publish_raw(&topic, message, &TraceContext::default())
     }
 
     /// Publishes JSON text to the subscribers of a topic on all nodes. Never waits.
     ///
     /// If `trace` names a trace, the publish belongs to it.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`PublishError::TooManyTopics`] if the topic should have a history and cannot.
     pub fn publish_raw(
         &self,
         topic: &Topic<'_>,
         message: RawJson<'_>,
         trace: &TraceContext<'_>,
-    ) -> Delivered {
+    ) -> Result<Delivered, PublishError> {
         let tracer = &self.hub.config.tracer;
         let span = MessageSpan::begin_for_server(tracer, trace);
         let active_span = span.as_ref().map(|span| &span.span);
-        let published = self.hub.publish(topic, message, None, Instant::now(), active_span);
+        let published = self.hub.publish(topic, message, None, Instant::now(), active_span)?;
         self.hub.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
         if let Some(mut span) = span {
             span.subscribers = Some(published.subscribers);
             tracer.record(|| span.end_publish(topic.as_str(), message.as_str().len()));
         }
-        Delivered { count: published.subscribers, cluster: published.cluster }
+        let PublishOutcome { subscribers: count, cluster, position, .. } = published;
+        Ok(Delivered { count, cluster, position })
     }
 
     /// Publishes to the other nodes only. Completes a publish that returned a fault in
@@ -157,9 +166,16 @@ impl NodeHandle {
     }
 
     /// Replaces the limits. Workers apply them in their next round, within a second, to open
-    /// connections too.
-    pub fn set_limits(&self, limits: Limits) {
+    /// connections too. Topics that no rule keeps any more lose their history. In a cluster, rules
+    /// that keep messages have no effect.
+    pub fn set_limits(&self, mut limits: Limits) {
+        if self.hub.config.cluster.is_some() && limits.history.rules.keep_history() {
+            limits.history.rules = Rules::default();
+        }
         self.listener.set_limits(limits.listener.clone());
+        if self.hub.limits.load().history != limits.history {
+            self.hub.streams.set_limits(&self.hub.router, &limits.history);
+        }
         self.hub.limits.store(Arc::new(limits));
     }
 
@@ -245,6 +261,9 @@ impl NodeHandle {
 fn to_json<M: Serialize + ?Sized>(message: &M) -> Result<String, PayloadError> {
     serde_json::to_string(message).map_err(|error| PayloadError::Serialize(error.to_string()))
 }
+
+pub use history::{History, KeptMessage};
+pub use subscriber::{StreamEvent, SubscribeError, SubscribeFrom, Subscriber};
 
 #[cfg(test)]
 mod tests;

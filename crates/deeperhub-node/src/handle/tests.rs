@@ -115,7 +115,7 @@ fn the_client_trace_limit_does_not_apply_to_handles() {
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let trace = TraceContext::new(Some(parent.into()), None);
     let (topic, message) = (Topic::parse("a").unwrap(), RawJson::parse("1").unwrap());
-    handle.publish_raw(&topic, message, &trace);
+    handle.publish_raw(&topic, message, &trace).unwrap();
     assert_eq!(spans.0.load(Ordering::Relaxed), 1);
     handle.publish_to_other_nodes(&topic, message, &trace);
     assert_eq!(spans.0.load(Ordering::Relaxed), 2);

@@ -2,6 +2,7 @@
 
 mod probe;
 mod publish;
+mod watchers;
 mod workers;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -13,7 +14,7 @@ use deeperhub_events::EventBus;
 use deeperhub_listener::Multicast;
 use deeperhub_metrics::Registry;
 use deeperhub_protocol::message::{Features, ServerMessage, WelcomeLimits};
-use deeperhub_router::Router;
+use deeperhub_router::Shard;
 use deeperhub_security::BurstPool;
 use tokio::sync::{mpsc, watch};
 
@@ -24,10 +25,18 @@ use crate::health::{Health, UnreadyReason};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
 use crate::recent_quantiles::RecentQuantiles;
+use crate::streams::{KeptStream, Sequenced, StreamRouter, Streams};
 use crate::top::TopTracker;
 use crate::trace::fan_out::PublishStamp;
 use crate::worker::request::QueuedRequest;
-pub(crate) use publish::Publisher;
+pub(crate) use publish::{PublishOutcome, Publisher};
+pub(crate) use watchers::Watchers;
+
+/// One worker's part of the router.
+pub(crate) type HubShard = Shard<Delivery, KeptStream>;
+
+/// Maximum length of the error message of one entry in a `subscribed` with `topics`.
+const MAX_ENTRY_ERROR_BYTES: u64 = 160;
 
 /// Published message for the subscribers of one worker.
 #[derive(Debug)]
@@ -38,6 +47,8 @@ pub(crate) struct Delivery {
     /// Topic name, if sent messages were observed at the time of the publish.
     pub(crate) topic: Option<Arc<str>>,
     pub(crate) stamp: PublishStamp,
+    /// Place in the topic's stream, if the topic has history.
+    pub(crate) sequenced: Option<Sequenced>,
 }
 
 /// State that all workers and handles of a node share.
@@ -47,7 +58,10 @@ pub(crate) struct Hub {
     pub(crate) config: Config,
     pub(crate) limits: Arc<ArcSwap<Limits>>,
     pub(crate) node_id: String,
-    pub(crate) router: Router<Delivery>,
+    pub(crate) router: StreamRouter,
+    pub(crate) streams: Streams,
+    /// Subscribers in this process.
+    pub(crate) watchers: Watchers,
     pub(crate) bus: EventBus,
     pub(crate) metrics: Metrics,
     pub(crate) listener_metrics: deeperhub_listener::Metrics,
@@ -89,10 +103,27 @@ impl Hub {
         let ping_interval = self.config.listener.ping_interval;
         WelcomeLimits {
             max_message_bytes,
-            max_delivery_bytes: ServerMessage::max_delivery_bytes(max_message_bytes, Features::NONE),
+            max_delivery_bytes: self.max_delivery_bytes(limits),
             max_subscriptions: limits.session.max_subscriptions as u64,
             ping_interval_ms: u64::try_from(ping_interval.as_millis()).unwrap_or(u64::MAX),
         }
+    }
+
+    /// Returns the length of the longest message that a client must be able to receive.
+    fn max_delivery_bytes(&self, limits: &Limits) -> u64 {
+        let max_message_bytes = limits.listener.max_message_bytes as u64;
+        let features = self.streams.features();
+        let delivery = ServerMessage::max_delivery_bytes(max_message_bytes, features);
+        if features == Features::NONE {
+            return delivery;
+        }
+        let max_subscriptions = limits.session.max_subscriptions as u64;
+        let list = ServerMessage::max_subscribed_list_bytes(
+            max_message_bytes,
+            max_subscriptions,
+            MAX_ENTRY_ERROR_BYTES,
+        );
+        delivery.max(list)
     }
 
     /// Returns the reason why the cluster is unreachable, or `None` if it is reachable or there is

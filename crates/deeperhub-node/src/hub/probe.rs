@@ -12,9 +12,9 @@ impl ProbePublisher for Hub {
     fn publish_probe(&self, worker: usize, number: u64) -> u64 {
         let text = number.to_string();
         match RawJson::parse(&text) {
-            Ok(message) => {
-                self.publish(&probe_topic(worker), message, None, Instant::now(), None).subscribers
-            }
+            Ok(message) => self
+                .publish(&probe_topic(worker), message, None, Instant::now(), None)
+                .map_or(0, |outcome| outcome.subscribers),
             Err(_) => 0,
         }
     }

@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use deeperhub_cluster::{EnqueueError, Message};
 use deeperhub_listener::Multicast;
-use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext};
-use deeperhub_protocol::{ClientId, RawJson, Topic};
-use deeperhub_router::{Published, Shard};
+use deeperhub_protocol::message::{ClusterFault, ServerMessage, StreamMessage, TraceContext};
+use deeperhub_protocol::{ClientId, Position, RawJson, Topic};
+use deeperhub_router::Published;
 
-use super::{Delivery, Hub};
+use super::{Delivery, Hub, HubShard};
 use crate::connection_id::ConnectionId;
+use crate::streams::{Once, PublishRefusal, StreamPublish};
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
 
@@ -24,7 +25,9 @@ pub(crate) struct Publisher<'a> {
     pub(crate) is_excluded: bool,
     /// Shard of the client's worker. It defers wake-ups of other workers until the client's worker
     /// flushes them.
-    pub(crate) shard: &'a mut Shard<Delivery>,
+    pub(crate) shard: &'a mut HubShard,
+    /// Identity of a publish that the client may repeat.
+    pub(crate) once: Option<Once<'a>>,
 }
 
 /// Message that is published to a topic.
@@ -38,6 +41,7 @@ struct Publication<'a> {
     published_at: Instant,
     /// Span of the publish, if it is sampled.
     span: Option<&'a ActiveSpan>,
+    once: Option<Once<'a>>,
 }
 
 /// Result of a publish.
@@ -52,11 +56,18 @@ pub(crate) struct PublishOutcome {
     /// Fault that kept the message from other nodes. `None` if it was queued for them, or if there
     /// is no cluster.
     pub(crate) cluster: Option<ClusterFault>,
+    /// Position of the message, if the topic has history.
+    pub(crate) position: Option<Position>,
 }
 
 impl Hub {
     /// Publishes on this node and, in a cluster, to the other nodes. `published_at` is the start of
     /// the publish. `span` is the span of the publish, if its trace is sampled.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`PublishRefusal`] if the topic should have a stream and cannot. Nothing is then
+    /// published.
     pub(crate) fn publish(
         &self,
         topic: &Topic<'_>,
@@ -64,7 +75,7 @@ impl Hub {
         publisher: Option<Publisher<'_>>,
         published_at: Instant,
         span: Option<&ActiveSpan>,
-    ) -> PublishOutcome {
+    ) -> Result<PublishOutcome, PublishRefusal> {
         let traceparent = span.map(|span| span.context().to_string());
         let trace = TraceContext {
             traceparent: traceparent.as_deref().map(Cow::Borrowed),
@@ -76,19 +87,21 @@ impl Hub {
             .filter(|publisher| publisher.is_excluded)
             .map(|publisher| publisher.connection_id);
         let source = publisher.as_ref().map(|publisher| publisher.connection_id.publisher_source());
+        let once = publisher.as_ref().and_then(|publisher| publisher.once);
         let shard = publisher.map(|publisher| publisher.shard);
-        let publication = Publication { topic, message, from, trace: &trace, published_at, span };
-        let published = self.deliver(&publication, excluded, source, shard);
+        let publication = Publication { topic, message, from, trace: &trace, published_at, span, once };
+        let (published, position) = self.deliver(&publication, excluded, source, shard)?;
         let cluster = match self.broker {
             Some(_) => self.publish_to_other_nodes(topic, message, from, trace.borrow()),
             None => None,
         };
-        PublishOutcome {
+        Ok(PublishOutcome {
             subscribers: published.subscribers,
             is_congested: published.congested,
             matching_steps: published.steps,
             cluster,
-        }
+            position,
+        })
     }
 
     /// Delivers a publish of another node. `trace` is the trace context that it carries.
@@ -101,23 +114,63 @@ impl Hub {
         trace: &TraceContext<'_>,
     ) {
         let publication =
-            Publication { topic, message, from, trace, published_at: Instant::now(), span: None };
-        let published = self.deliver(&publication, None, source, None);
+            Publication { topic, message, from, trace, published_at: Instant::now(), span: None, once: None };
+        let published = self.deliver_live(&publication, None, source, None);
         self.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
+    }
+
+    /// Delivers a message to the subscribers on this node. If the topic has history, appends the
+    /// message to its stream and returns its position.
+    #[inline]
+    fn deliver(
+        &self,
+        publication: &Publication<'_>,
+        excluded: Option<ConnectionId>,
+        source: Option<u64>,
+        mut shard: Option<&mut HubShard>,
+    ) -> Result<(Published, Option<Position>), PublishRefusal> {
+        if let Some((budget, rule)) = self.streams.rule(publication.topic) {
+            let Publication { topic, message, from, trace, published_at, span, once } = *publication;
+            let message = StreamMessage {
+                topic: topic.as_str(),
+                message,
+                from,
+                time: self.streams.clock.unix_ms(published_at),
+                traceparent: trace.traceparent.as_deref(),
+                tracestate: trace.tracestate.as_deref(),
+            };
+            let publish = StreamPublish {
+                topic,
+                message: &message,
+                once,
+                excluded,
+                source,
+                is_observed: self.bus.is_observed(deeperhub_events::EventKind::MessageSent),
+                span: span.filter(|_| self.config.tracer.is_recording()),
+                published_at,
+            };
+            let rule = (&budget, rule);
+            let published = self.streams.publish(&self.router, shard.as_deref_mut(), &publish, rule)?;
+            if let Some((published, position)) = published {
+                self.watchers.wake(topic.as_str());
+                return Ok((published, Some(position)));
+            }
+        }
+        Ok((self.deliver_live(publication, excluded, source, shard), None))
     }
 
     /// Encodes a message once and pushes it to every worker with a subscriber.
     ///
     /// The connection `excluded` does not get the message. `source` is the publisher's source
     /// number. `shard` is the shard of the calling worker, or `None` on other threads.
-    fn deliver(
+    fn deliver_live(
         &self,
         publication: &Publication<'_>,
         excluded: Option<ConnectionId>,
         source: Option<u64>,
-        shard: Option<&mut Shard<Delivery>>,
+        shard: Option<&mut HubShard>,
     ) -> Published {
-        let Publication { topic, message, from, trace, published_at, span } = *publication;
+        let Publication { topic, message, from, trace, published_at, span, .. } = *publication;
         let frame = ServerMessage::Message {
             topic: topic.as_str(),
             message,
@@ -140,6 +193,7 @@ impl Hub {
             excluded,
             topic: name.clone(),
             stamp: PublishStamp::new(published_at, span),
+            sequenced: None,
         };
         match shard {
             Some(shard) => shard.publish(topic, source, frame.len(), make),

@@ -47,6 +47,31 @@ impl Session {
         Ok(())
     }
 
+    /// Checks the rate of messages for a message that counts as `count` more than one.
+    ///
+    /// # Errors
+    ///
+    /// Returns the time to wait if the rate is exceeded and limits are enforced.
+    pub(crate) fn check_more_messages(
+        &mut self,
+        count: usize,
+        cx: &mut Context<'_, NodeWorker>,
+    ) -> Result<(), Duration> {
+        let now = cx.now();
+        let worker = cx.worker();
+        let Some(limit) = worker.limits.session.rate_limit.filter(|_| count > 0) else { return Ok(()) };
+        let now = now.saturating_duration_since(worker.hub.started);
+        // A message cannot count as more than the burst, or it would never be accepted.
+        let amount = count.min(limit.burst.get() as usize);
+        match self.message_limiter.limiter.check_amount(&limit, amount, now) {
+            Ok(()) => Ok(()),
+            Err(retry) => {
+                let check = RateCheck { kind: RateKind::Messages, limit, amount, now };
+                self.on_rate_exceeded(check, retry, worker)
+            }
+        }
+    }
+
     /// Handles a rejection by a limiter. If the connection's burst comes from its address's pool,
     /// draws from the pool and checks the limiter again. If the limiter still rejects the amount,
     /// counts it as over the limit.

@@ -88,7 +88,7 @@ impl Session {
     }
 
     /// Replies to a message over a rate limit, and counts a violation.
-    pub(super) fn reply_rate_limited(
+    pub(crate) fn reply_rate_limited(
         &mut self,
         id: Option<MessageId<'_>>,
         wait: Duration,

@@ -1,16 +1,19 @@
 //! Delivery of published messages to the subscribers of one worker.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::SystemTime;
 
 use deeperhub_events::{Event, EventDetails};
 use deeperhub_listener::Connections;
+use deeperhub_protocol::GapReason;
 use deeperhub_router::{DeliveryFlow, InboxPosition, WORKER_SUBSCRIBER};
 
 use super::NodeWorker;
 use crate::hub::Delivery;
-use crate::metrics::SentType;
+use crate::metrics::{GapLabel, SentType};
+use crate::replay::{ConnectionOutlet, ReplayCounts};
 use crate::session::Session;
 
 /// Messages that a call of [`NodeWorker::deliver`] delivers.
@@ -38,7 +41,7 @@ impl NodeWorker {
         scope: DeliveryScope<'_, '_>,
         connections: &mut Connections<'_, Session>,
     ) -> Poll<()> {
-        let Self { shard, metrics, hub, index, fan_out_tracker, .. } = self;
+        let Self { shard, metrics, hub, index, fan_out_tracker, replays, refusals, .. } = self;
         let mut sent = 0;
         let now = connections.now();
         let deliver_to_one = |key, delivery: &Delivery| {
@@ -49,7 +52,12 @@ impl NodeWorker {
             {
                 return DeliveryFlow::Continue;
             }
-            if let Some(session) = connections.send_multicast(key, &delivery.frame) {
+            let session = match &delivery.sequenced {
+                None => connections.send_multicast(key, &delivery.frame),
+                Some(sequenced) if replays.withholds(key, sequenced) => None,
+                Some(sequenced) => refusals.send_or_keep(key, (delivery, sequenced), connections),
+            };
+            if let Some(session) = session {
                 sent += 1;
                 session.sent += 1;
                 let bytes = delivery.frame.frame().len();
@@ -84,6 +92,41 @@ impl NodeWorker {
             DeliveryScope::Until(_) => Poll::Ready(()),
         };
         metrics.count_sent(SentType::Message, sent);
+        self.settle_refusals(connections);
         poll
+    }
+
+    /// Continues the replays of subscriptions that are behind. Returns `Ready` if more can be sent
+    /// at once.
+    pub(super) fn replay(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        connections: &mut Connections<'_, Session>,
+    ) -> Poll<()> {
+        let Self { replays, hub, shard, metrics, tick_timer, .. } = self;
+        let now = connections.now();
+        let mut outlet = ConnectionOutlet { connections, hub };
+        let mut has_more = replays.run((&hub.streams, &hub.router, shard), now, &mut outlet);
+        let ReplayCounts { messages, gaps } = replays.take_counts();
+        metrics.behind.set(i64::try_from(replays.behind()).unwrap_or(i64::MAX));
+        if messages > 0 {
+            metrics.recovered.add(messages);
+            metrics.count_sent(SentType::Message, messages);
+        }
+        for (reason, count) in GapReason::ALL.iter().zip(gaps).filter(|(_, count)| *count > 0) {
+            metrics.gaps.add(GapLabel(*reason), count);
+            metrics.count_sent(SentType::Gap, count);
+        }
+        match replays.next_tick() {
+            None => *tick_timer = None,
+            Some(tick) => {
+                let timer = tick_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(tick.into())));
+                if timer.deadline() != tick.into() {
+                    timer.as_mut().reset(tick.into());
+                }
+                has_more |= timer.as_mut().poll(cx).is_ready();
+            }
+        }
+        if has_more { Poll::Ready(()) } else { Poll::Pending }
     }
 }

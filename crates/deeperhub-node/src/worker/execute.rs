@@ -7,14 +7,13 @@ use deeperhub_listener::{ConnectionKey, Connections};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{CloseCode, CloseReason, Subscription};
-use deeperhub_router::Shard;
 use tokio::sync::oneshot;
 
 use super::NodeWorker;
 use super::request::WorkerRequest;
 use super::sweep::{SWEEP_COST_PER_ROUND, Sweep, SweepTargets};
 use crate::connection_id::ConnectionId;
-use crate::hub::{Delivery, Hub};
+use crate::hub::{Hub, HubShard};
 use crate::metrics::SentType;
 use crate::operation::{Action, Operation, Reached, Target, WorkerAction};
 use crate::session::Session;
@@ -60,16 +59,15 @@ impl NodeWorker {
 
     /// Ends a client's subscription at the request of a backend, and notifies the client. Returns
     /// `false` if there was no such subscription.
-    fn unsubscribe(
+    fn unsubscribe_and_notify(
         &mut self,
         key: ConnectionKey,
         topic: &Subscription<'_>,
         connections: &mut Connections<'_, Session>,
     ) -> bool {
-        if !self.shard.unsubscribe(key, topic) {
+        if !self.unsubscribe(key, topic) {
             return false;
         }
-        self.metrics.subscriptions.dec();
         let notice = ServerMessage::Unsubscribed { id: None, topic: topic.as_str() };
         self.send(SentType::Unsubscribed, key, &notice.to_frame(), connections);
         true
@@ -131,7 +129,7 @@ impl NodeWorker {
                 let session = connections.send_multicast(key, multicast);
                 self.count_sent(SentType::Raw, session, multicast.frame().len()).then_some(true)
             }
-            Action::Unsubscribe(topic) => Some(self.unsubscribe(key, topic, connections)),
+            Action::Unsubscribe(topic) => Some(self.unsubscribe_and_notify(key, topic, connections)),
             Action::Disconnect => {
                 connections.close(key, disconnect_reason());
                 Some(true)
@@ -224,7 +222,7 @@ fn disconnect_reason() -> CloseReason {
     CloseReason::new(CloseCode::Disconnected, "disconnected by the server API")
 }
 
-fn client_info(session: &Session, shard: &Shard<Delivery>) -> ClientInfo {
+fn client_info(session: &Session, shard: &HubShard) -> ClientInfo {
     ClientInfo {
         client_id: session.client_id.clone(),
         user: session.user().map(|user| user.to_string()),

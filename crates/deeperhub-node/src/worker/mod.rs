@@ -2,6 +2,7 @@
 
 mod deliver;
 mod execute;
+mod refusals;
 pub(crate) mod request;
 mod state;
 mod sweep;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Instant;
 
-use deeperhub_listener::Connections;
+use deeperhub_listener::{ConnectionKey, Connections};
 
 use crate::session::Session;
 use crate::top::TopWindow;
@@ -21,6 +22,10 @@ pub(crate) use state::NodeWorker;
 impl deeperhub_listener::WorkerState<Session> for NodeWorker {
     fn on_written(&mut self, now: Instant) {
         self.fan_out_tracker.on_round_written(now, self.index, &self.hub.config.tracer, &mut self.metrics);
+    }
+
+    fn on_drained(&mut self, key: ConnectionKey) {
+        self.replays.on_drained(key);
     }
 
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
@@ -44,7 +49,13 @@ impl deeperhub_listener::WorkerState<Session> for NodeWorker {
                 connections.resume_reading(key);
             }
         }
-        if requests.is_ready() || deliveries.is_ready() { Poll::Ready(()) } else { Poll::Pending }
+        // Live deliveries go first, so that a storm of recoveries delays none of them.
+        let replays = self.replay(cx, connections);
+        if requests.is_ready() || deliveries.is_ready() || replays.is_ready() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! State of one worker.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -7,23 +8,26 @@ use arc_swap::{ArcSwap, Cache};
 use deeperhub_events::{Event, EventDetails, EventKind};
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::{ClientId, Subscription};
-use deeperhub_router::{Shard, ShardId, WORKER_SUBSCRIBER};
+use deeperhub_router::{ShardId, WORKER_SUBSCRIBER};
 use deeperhub_security::{LimitMode, RetryAfter};
 use tokio::sync::mpsc;
+use tokio::time::Sleep;
 
+use super::refusals::Refusals;
 use super::request::QueuedRequest;
 use super::sweep::Sweep;
 use super::users::Users;
 use crate::auth::unix_seconds;
 use crate::config::Limits;
-use crate::hub::{Delivery, Hub};
+use crate::hub::{Hub, HubShard};
 use crate::metrics::{Limit, WorkerMetrics};
 use crate::phase::Phase;
+use crate::replay::Replays;
 use crate::top::TopWindow;
 use crate::trace::fan_out::FanOutTracker;
 
 /// Messages that a worker handles before it flushes deferred wake-ups of other workers
-/// ([`Shard::publish`]). A round rarely reads more messages, so its publishes wake each worker
+/// ([`HubShard::publish`]). A round rarely reads more messages, so its publishes wake each worker
 /// once. If a round reads more (up to 256 KiB from each of 256 sockets), the other workers still
 /// start within a fraction of a millisecond.
 ///
@@ -36,7 +40,7 @@ pub(crate) struct NodeWorker {
     pub(crate) hub: Arc<Hub>,
     /// Number of the worker, which is also the number of its shard.
     pub(crate) index: u16,
-    pub(crate) shard: Shard<Delivery>,
+    pub(crate) shard: HubShard,
     pub(crate) metrics: WorkerMetrics,
     /// Serial of the worker's latest connection.
     pub(super) last_serial: u64,
@@ -51,6 +55,12 @@ pub(crate) struct NodeWorker {
     /// Code of the last error reply, for the span of the message that is being handled.
     pub(crate) last_error_code: Option<&'static str>,
     pub(super) fan_out_tracker: FanOutTracker,
+    /// Subscriptions that are behind their topic's stream.
+    pub(crate) replays: Replays,
+    /// Deliveries for which a connection's queue had no room.
+    pub(super) refusals: Refusals,
+    /// Timer of the next tick of sampled topics.
+    pub(super) tick_timer: Option<Pin<Box<Sleep>>>,
     /// Messages since the last flush of deferred wake-ups.
     messages_since_wake_up: u32,
     pub(super) requests: Option<mpsc::Receiver<QueuedRequest>>,
@@ -77,6 +87,7 @@ impl NodeWorker {
         // A replaced worker's subscriptions ended with its shard. This worker closes the sessions
         // of the replaced one, and each decrements the gauge of active connections.
         metrics.subscriptions.set(0);
+        metrics.behind.set(0);
         // Without system randomness, the clock makes serials differ across restarts.
         let random = getrandom::u64().unwrap_or_else(|_| {
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
@@ -98,6 +109,9 @@ impl NodeWorker {
             unix_clock: None,
             last_error_code: None,
             fan_out_tracker: FanOutTracker::default(),
+            replays: Replays::new(),
+            refusals: Refusals::default(),
+            tick_timer: None,
             messages_since_wake_up: 0,
             requests: hub.take_request_receiver(worker),
             blocked_request: None,
@@ -161,6 +175,16 @@ impl NodeWorker {
 
     pub(crate) fn remove_user(&mut self, user: &Arc<str>, key: ConnectionKey) {
         self.users.remove(user, key);
+    }
+
+    /// Ends a subscription of a connection. Returns `false` if there was none.
+    pub(crate) fn unsubscribe(&mut self, key: ConnectionKey, subscription: &Subscription<'_>) -> bool {
+        let has_ended = self.shard.unsubscribe(key, subscription);
+        if has_ended {
+            self.metrics.subscriptions.dec();
+            self.replays.end(key, subscription.as_str());
+        }
+        has_ended
     }
 
     /// Publishes an event if its kind is observed.

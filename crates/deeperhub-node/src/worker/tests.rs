@@ -3,14 +3,14 @@ use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
-use deeperhub_router::{Shard, ShardId};
+use deeperhub_router::ShardId;
 use tokio::sync::oneshot;
 
 use super::execute::is_target;
 use super::sweep::SweepTargets;
 use super::*;
 use crate::connection_id::ConnectionId;
-use crate::hub::{Delivery, Hub, Publisher};
+use crate::hub::{Hub, HubShard, Publisher};
 use crate::operation::Action;
 use crate::{Config, Node};
 
@@ -36,7 +36,7 @@ impl Wake for WakeCount {
 
 /// Returns the shard of the second worker, which has a subscriber and sleeps, and a counter of its
 /// wake-ups.
-fn sleeping_worker(hub: &Hub) -> (Shard<Delivery>, Arc<WakeCount>) {
+fn sleeping_worker(hub: &Hub) -> (HubShard, Arc<WakeCount>) {
     let mut shard = hub.router.attach(ShardId(1));
     shard.subscribe(0, &Subscription::parse("a").unwrap());
     let count = Arc::new(WakeCount::default());
@@ -50,9 +50,10 @@ fn publish(worker: &mut NodeWorker) {
     worker.on_message();
     let connection_id = ConnectionId { worker: 0, key: 0, serial: 0 };
     let id = connection_id.client_id("n").unwrap();
-    let publisher = Publisher { id: &id, connection_id, is_excluded: false, shard: &mut worker.shard };
+    let publisher =
+        Publisher { id: &id, connection_id, is_excluded: false, shard: &mut worker.shard, once: None };
     let (topic, message) = (Topic::parse("a").unwrap(), RawJson::parse("1").unwrap());
-    let outcome = worker.hub.publish(&topic, message, Some(publisher), Instant::now(), None);
+    let outcome = worker.hub.publish(&topic, message, Some(publisher), Instant::now(), None).unwrap();
     assert_eq!(outcome.subscribers, 1);
 }
 

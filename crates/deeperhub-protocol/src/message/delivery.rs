@@ -5,7 +5,7 @@ use std::fmt;
 use super::sink::JsonSink;
 use crate::frame::{Frame, KeptFrame, text_header, text_payload};
 use crate::json::Scanner;
-use crate::{ClientId, Epoch, RawJson};
+use crate::{ClientId, Epoch, Position, RawJson};
 
 const HEAD: &str = r#"{"type":"message","data":"#;
 const META: &str = r#","meta":{"traceparent":"#;
@@ -93,6 +93,16 @@ impl<'a> EncodedDelivery<'a> {
         self.from
     }
 
+    /// Returns the position of the message; `None` if the topic has no history.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        let (rest, offset) = split_number(self.until_offset?)?;
+        let rest = rest.strip_suffix(r#","offset":"#)?.strip_suffix('"')?;
+        let (rest, epoch) = rest.split_at_checked(rest.len().checked_sub(Epoch::BYTES)?)?;
+        let (_, time) = split_number(rest.strip_suffix(r#","epoch":""#)?)?;
+        Some(Position { epoch: Epoch::parse(epoch)?, offset, time })
+    }
+
     /// Encodes the same delivery with another `prev`. Returns `None` if it has no position.
     ///
     /// The new frame can be sent to the publisher
@@ -170,6 +180,12 @@ fn strip_number(text: &str) -> Option<&str> {
     (rest.len() < text.len()).then_some(rest)
 }
 
+/// Splits a number off the end of `text`.
+fn split_number(text: &str) -> Option<(&str, u64)> {
+    let rest = strip_number(text)?;
+    Some((rest, text.get(rest.len()..)?.parse().ok()?))
+}
+
 /// Splits `from` off the end of the members. Returns the members before it and the client ID, which
 /// needs no escapes.
 fn split_from(members: &str) -> Option<(&str, &str)> {
@@ -241,7 +257,7 @@ mod tests {
         let delivery = EncodedDelivery::parse(frame.as_bytes()).unwrap();
         assert_eq!(serde_json::from_str::<Value>(delivery.data().as_str()).unwrap(), tree["data"]);
         assert_eq!((delivery.payload(), delivery.from()), (message, from.map(ClientId::as_str)));
-        assert_eq!(delivery.with_prev(3).is_some(), position.is_some());
+        assert_eq!((delivery.with_prev(3).is_some(), delivery.position()), (position.is_some(), position));
 
         let [victim, x] = ["victim", "x"].map(|id| ClientId::parse(id).unwrap());
         let clients = [Some(&victim), Some(&x), from];

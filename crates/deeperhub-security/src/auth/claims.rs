@@ -82,7 +82,11 @@ fn expiry(claims: &Map<String, Value>) -> Result<u64, AuthError> {
 
 fn grants(claim: &Value) -> Result<Grants, AuthError> {
     let Value::Object(claim) = claim else { return Err(invalid("deeperhub must be an object")) };
-    Ok(Grants::only(patterns(claim.get("subscribe"))?, patterns(claim.get("publish"))?))
+    let grants = Grants::only(patterns(claim.get("subscribe"))?, patterns(claim.get("publish"))?);
+    Ok(match claim.get("history") {
+        None => grants,
+        history => grants.with_history(patterns(history)?),
+    })
 }
 
 fn patterns(list: Option<&Value>) -> Result<Vec<Subscription<'static>>, AuthError> {
@@ -90,7 +94,7 @@ fn patterns(list: Option<&Value>) -> Result<Vec<Subscription<'static>>, AuthErro
         None => return Ok(Vec::new()),
         Some(Value::Array(list)) if list.len() <= MAX_PATTERNS => list,
         Some(Value::Array(_)) => return Err(invalid("a list of deeperhub has more than 256 patterns")),
-        Some(_) => return Err(invalid("subscribe and publish of deeperhub must be lists")),
+        Some(_) => return Err(invalid("subscribe, publish and history of deeperhub must be lists")),
     };
     let pattern = |value: &Value| Subscription::parse(value.as_str()?.to_owned()).ok();
     let patterns: Option<Vec<_>> = list.iter().map(pattern).collect();

@@ -104,7 +104,7 @@ fn a_request_does_not_overtake_earlier_publishes() {
         .await;
         let topic = Topic::parse("a").unwrap();
         let publish = |number: &str| {
-            handle.publish_raw(&topic, RawJson::parse(number).unwrap(), &TraceContext::default());
+            handle.publish_raw(&topic, RawJson::parse(number).unwrap(), &TraceContext::default()).unwrap();
         };
         publish("1");
         let name = Subscription::parse("a").unwrap();

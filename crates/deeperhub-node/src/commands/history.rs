@@ -1,0 +1,44 @@
+//! The `history` message: reads kept messages.
+
+use deeperhub_listener::Context;
+use deeperhub_protocol::message::{EncodedDelivery, HistoryRequest, MessageId, ServerMessage};
+use deeperhub_protocol::{RawJson, Subscription};
+
+use crate::metrics::SentType;
+use crate::session::{Session, forbidden_reply};
+use crate::worker::NodeWorker;
+
+/// Number of requested messages that count as one more message of the client.
+const LIMIT_PER_MESSAGE: usize = 100;
+
+/// Replies with kept messages of a topic. A topic without history has none.
+pub(crate) fn history(
+    session: &mut Session,
+    id: Option<MessageId<'_>>,
+    request: &HistoryRequest<'_>,
+    cx: &mut Context<'_, NodeWorker>,
+) {
+    let topic = request.topic.as_str();
+    let subscription = Subscription::Topic(request.topic.borrow());
+    if session.login.as_ref().is_some_and(|login| !login.may_read_history(&subscription)) {
+        let text = "the token does not grant reading the history of this topic";
+        return session.reply_error(&forbidden_reply(id, topic, text), cx);
+    }
+    let more_messages = usize::from(request.limit) / LIMIT_PER_MESSAGE;
+    if let Err(wait) = session.check_more_messages(more_messages, cx) {
+        return session.reply_rate_limited(id, wait, cx);
+    }
+    let worker = cx.worker();
+    // A reply is no longer than the longest delivery, which every client must be able to take.
+    let max_bytes = worker.limits.listener.max_message_bytes;
+    let page = worker.hub.streams.read(&worker.hub.router, request, max_bytes);
+    let messages: Vec<RawJson<'_>> = page
+        .frames
+        .iter()
+        .filter_map(|frame| Some(EncodedDelivery::parse(frame.as_bytes())?.data()))
+        .collect();
+    cx.charge(messages.iter().map(|message| message.as_str().len()).sum());
+    let (position, next) = (page.position, page.next);
+    let reply = ServerMessage::History { id, topic, position, messages: &messages, next };
+    session.reply(SentType::History, &reply, cx);
+}

@@ -1,0 +1,91 @@
+//! Reads of the history of topics.
+
+use deeperhub_protocol::frame::KeptFrame;
+use deeperhub_protocol::message::{EncodedDelivery, HistoryRequest};
+use deeperhub_protocol::{Position, Topic};
+
+use super::NodeHandle;
+use crate::streams::TopicHistory;
+
+/// Kept messages of a topic.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct History {
+    /// Position of the newest message; `None` if the topic has no history.
+    pub position: Option<Position>,
+    /// The messages.
+    pub messages: Vec<KeptMessage>,
+    /// Offset with which to continue; `None` if there are no more messages.
+    pub next: Option<u64>,
+}
+
+/// A message of a topic with history. Clones share the memory.
+#[derive(Debug, Clone)]
+pub struct KeptMessage(KeptFrame);
+
+impl KeptMessage {
+    /// Returns `None` if the frame is not a delivery.
+    pub(crate) fn new(frame: KeptFrame) -> Option<Self> {
+        EncodedDelivery::parse(frame.as_bytes()).is_some().then_some(Self(frame))
+    }
+
+    fn delivery(&self) -> Option<EncodedDelivery<'_>> {
+        EncodedDelivery::parse(self.0.as_bytes())
+    }
+
+    /// Returns the `data` of the delivery as clients get it: an object with `topic`, `message`, the
+    /// position and the other keys.
+    #[must_use]
+    pub fn data(&self) -> &str {
+        self.delivery().map_or("", |delivery| delivery.data().as_str())
+    }
+
+    /// Returns the published message as JSON text.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        self.delivery().map_or("", |delivery| delivery.payload().as_str())
+    }
+
+    /// Returns the client ID of the publisher; `None` if a backend published.
+    #[must_use]
+    pub fn from(&self) -> Option<&str> {
+        self.delivery()?.from()
+    }
+
+    /// Returns the position.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        self.delivery()?.position()
+    }
+}
+
+impl NodeHandle {
+    /// Reads kept messages of a topic. A topic without history has none.
+    ///
+    /// The page ends at the request's limit, or when its messages together are longer than the
+    /// longest message that a client may send.
+    #[must_use]
+    pub fn history(&self, request: &HistoryRequest<'_>) -> History {
+        let max_bytes = self.hub.limits.load().listener.max_message_bytes;
+        let page = self.hub.streams.read(&self.hub.router, request, max_bytes);
+        History {
+            position: page.position,
+            messages: page.frames.into_iter().filter_map(KeptMessage::new).collect(),
+            next: page.next,
+        }
+    }
+
+    /// Returns the state of a topic's history; `None` if the topic has none, or if nobody used the
+    /// topic yet.
+    #[must_use]
+    pub fn topic_history(&self, topic: &Topic<'_>) -> Option<TopicHistory> {
+        self.hub.streams.topic_history(&self.hub.router, topic)
+    }
+
+    /// Empties the history of a topic. The topic's stream continues with a new epoch, and its
+    /// subscribers are told so.
+    pub fn clear_history(&self, topic: &Topic<'_>) {
+        self.hub.streams.clear(&self.hub.router, topic);
+        self.hub.watchers.wake(topic.as_str());
+    }
+}

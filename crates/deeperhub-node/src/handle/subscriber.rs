@@ -1,0 +1,219 @@
+//! Subscribers in the process of the node.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use deeperhub_history::{self as history, Cursor, Delivery, Gap, Step, SubscriptionScope, judge};
+use deeperhub_protocol::{NotRecovered, Position, Topic, TopicError};
+use futures_util::future::{Either, select};
+use tokio::sync::{Notify, watch};
+
+use super::NodeHandle;
+use super::history::KeptMessage;
+use crate::hub::Hub;
+use crate::phase::Phase;
+use crate::streams::{NoStream, Remains};
+
+/// Messages that a subscriber reads at a time.
+const MESSAGES_PER_READ: usize = 64;
+
+/// Place in a topic's stream at which a [`Subscriber`] starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SubscribeFrom {
+    /// After the newest message.
+    Newest,
+    /// Before the last messages of this number, or before all that are kept.
+    Last(u64),
+    /// After a position. If messages after it are not kept any more, the subscriber starts after the
+    /// newest message; see [`Subscriber::recovery`].
+    After(Position),
+}
+
+/// Error of a subscribe in the process of the node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubscribeError {
+    /// The topic is invalid.
+    #[error("invalid topic {topic:?}")]
+    Topic {
+        /// The rejected text.
+        topic: String,
+        /// The rule that the topic breaks.
+        source: TopicError,
+    },
+    /// No rule keeps messages of the topic.
+    #[error("the topic has no history: add a rule with `history` for it")]
+    NoHistory,
+    /// The topic's rule has as many topics as it may have, and all of them have subscribers.
+    #[error("too many topics with history are in use: raise `max_streams` of the topic's rule")]
+    TooManyTopics,
+    /// The node has as many of these subscribers as it may have.
+    #[error("too many subscribers in this process: raise `max_local_subscribers`")]
+    TooManySubscribers,
+}
+
+/// An event of a [`Subscriber`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum StreamEvent {
+    /// A message.
+    Message(KeptMessage),
+    /// Offsets that the subscriber does not get, because the messages are not kept any more, or
+    /// because the topic has a new epoch.
+    Gap(Gap),
+}
+
+/// A subscriber of a topic with history, in the process of the node. It reads from the history at
+/// its own speed, so it holds no queue, and it counts as no subscriber of the topic.
+///
+/// ```
+/// # async fn example(hub: deeperhub_node::NodeHandle) -> Result<(), Box<dyn std::error::Error>> {
+/// use deeperhub_node::{StreamEvent, SubscribeFrom};
+///
+/// let mut prices = hub.subscribe("prices.eur", SubscribeFrom::Last(10))?;
+/// while let Some(event) = prices.next().await {
+///     match event {
+///         StreamEvent::Message(message) => println!("{}", message.message()),
+///         StreamEvent::Gap(gap) => println!("missed messages up to {}", gap.to),
+///         _ => {}
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Subscriber {
+    hub: Arc<Hub>,
+    topic: Topic<'static>,
+    cursor: Cursor,
+    recovery: Option<Result<(), NotRecovered>>,
+    notify: Arc<Notify>,
+    phase: watch::Receiver<Phase>,
+    events: VecDeque<StreamEvent>,
+}
+
+impl NodeHandle {
+    /// Subscribes to a topic with history in this process.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`SubscribeError`] if the topic is invalid, or if it has no history.
+    pub fn subscribe(&self, topic: &str, from: SubscribeFrom) -> Result<Subscriber, SubscribeError> {
+        let parsed = Topic::parse(topic.to_owned())
+            .map_err(|source| SubscribeError::Topic { topic: topic.to_owned(), source })?;
+        let (streams, router) = (&self.hub.streams, &self.hub.router);
+        let (budget, rule) = streams.rule(&parsed).ok_or(SubscribeError::NoHistory)?;
+        let now = streams.clock.seconds(Instant::now());
+        let mut has_made_room = false;
+        let start = loop {
+            let mut remains = Remains::default();
+            let start = router.update_kept(&parsed, |topic, kept, stripe| {
+                stripe.find_or_open(topic, kept, (&budget, rule), now, &mut remains)?;
+                let (stream, _) = stripe.current(kept, now, &mut remains).ok_or(NoStream::NoRule)?;
+                let epoch = stream.epoch();
+                let (recover, history) = match &from {
+                    SubscribeFrom::Newest => (None, 0),
+                    SubscribeFrom::Last(count) => (None, *count),
+                    SubscribeFrom::After(Position { epoch, offset, time }) => {
+                        let (offset, time_ms) = (*offset, Some(*time));
+                        let epoch = epoch.as_str();
+                        (Some(history::Recover { epoch, offset, time_ms, partial: false }), 0)
+                    }
+                };
+                let request = history::SubscribeRequest { recover, history };
+                let start = judge(Some(stream), SubscriptionScope::Topic, &request, Delivery::Lossless);
+                let cursor = start.cursor.unwrap_or(Cursor::new(epoch, stream.newest()));
+                Ok((cursor, start.recovery))
+            });
+            streams.finish(router, remains, now);
+            match start {
+                Ok(start) => break start,
+                Err(NoStream::NoRule) => return Err(SubscribeError::NoHistory),
+                Err(NoStream::TooMany(rule)) => {
+                    if has_made_room || !streams.make_room(router, rule) {
+                        return Err(SubscribeError::TooManyTopics);
+                    }
+                    has_made_room = true;
+                }
+            }
+        };
+        let max = self.hub.limits.load().history.max_local_subscribers;
+        let notify = self.hub.watchers.add(topic, max).ok_or(SubscribeError::TooManySubscribers)?;
+        Ok(Subscriber {
+            hub: Arc::clone(&self.hub),
+            topic: parsed,
+            cursor: start.0,
+            recovery: start.1,
+            notify,
+            phase: self.hub.phase.subscribe(),
+            events: VecDeque::new(),
+        })
+    }
+}
+
+impl Subscriber {
+    /// Returns whether the position of [`SubscribeFrom::After`] was good; `None` for other starts.
+    #[must_use]
+    pub fn recovery(&self) -> Option<Result<(), NotRecovered>> {
+        self.recovery
+    }
+
+    /// Returns the topic.
+    #[must_use]
+    pub fn topic(&self) -> &Topic<'static> {
+        &self.topic
+    }
+
+    /// Returns the next event. Returns `None` when the node has stopped.
+    ///
+    /// The future can be dropped and called again without loss.
+    pub async fn next(&mut self) -> Option<StreamEvent> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(event);
+            }
+            self.read();
+            if !self.events.is_empty() {
+                continue;
+            }
+            if *self.phase.borrow_and_update() == Phase::Stopped {
+                return None;
+            }
+            let notified = std::pin::pin!(self.notify.notified());
+            let changed = std::pin::pin!(self.phase.changed());
+            // An error means that the node is gone.
+            if let Either::Right((Err(_), _)) = select(notified, changed).await {
+                return None;
+            }
+        }
+    }
+
+    /// Reads the next messages.
+    fn read(&mut self) {
+        let Hub { streams, router, .. } = &*self.hub;
+        let now = streams.clock.seconds(Instant::now());
+        let mut remains = Remains::default();
+        let (cursor, events) = (&mut self.cursor, &mut self.events);
+        router.update_kept(&self.topic, |_, kept, stripe| {
+            let Some((stream, _)) = stripe.current(kept, now, &mut remains) else { return };
+            while events.len() < MESSAGES_PER_READ {
+                match cursor.advance(stream, Delivery::Lossless) {
+                    Some(Step::Message { message, .. }) => {
+                        events.extend(KeptMessage::new(message.clone()).map(StreamEvent::Message));
+                    }
+                    Some(Step::Gap(gap)) => events.push_back(StreamEvent::Gap(gap)),
+                    Some(Step::Close) | None => break,
+                }
+            }
+        });
+        streams.finish(router, remains, now);
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.hub.watchers.remove(self.topic.as_str(), &self.notify);
+    }
+}

@@ -1,0 +1,272 @@
+//! Replay: kept messages for subscribers that are behind their topic's stream.
+//!
+//! A subscriber is behind because it asked for older messages, or because it read too slowly. Its
+//! subscription is then suspended in the router, and its cursor moves through the stream as fast as
+//! its socket takes the messages. At the newest message the subscription becomes live again. Both
+//! happen under the lock of the topic, so no message is missing and none comes twice.
+
+mod outlet;
+mod sample;
+mod step;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use ahash::RandomState;
+use deeperhub_history::{Cursor, Delivery};
+use deeperhub_listener::ConnectionKey;
+use deeperhub_protocol::GapReason;
+use deeperhub_router::InboxPosition;
+
+use crate::hub::HubShard;
+use crate::streams::{Sequenced, StreamRouter, Streams};
+pub(crate) use outlet::{ConnectionOutlet, Outlet};
+use sample::Samples;
+use step::StepItems;
+
+/// Bytes of replayed messages that a worker sends per round. Live deliveries go first, so replays
+/// delay each other and not them.
+const BYTES_PER_ROUND: usize = 1024 * 1024;
+
+/// Memory of one entry of a subscriber, for the memory budget.
+const REPLAY_BYTES: usize =
+    size_of::<Replay>() + 2 * size_of::<ConnectionKey>() + size_of::<ConnectionReplays>();
+
+/// The subscribers of one worker that are behind.
+#[derive(Debug)]
+pub(crate) struct Replays {
+    connections: HashMap<ConnectionKey, ConnectionReplays, RandomState>,
+    /// Connections whose replays continue in the next step, in turn.
+    ready: VecDeque<ConnectionKey>,
+    samples: Samples,
+    /// Subscriptions that became live, while messages from before can still be queued for patterns
+    /// of the same client.
+    resumed: Vec<(ConnectionKey, Arc<str>)>,
+    items: StepItems,
+    counts: ReplayCounts,
+    behind: usize,
+}
+
+/// Counts for the metrics, since they were last taken.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReplayCounts {
+    pub(crate) messages: u64,
+    /// Sent gaps by [`GapReason::index`].
+    pub(crate) gaps: [u64; GapReason::ALL.len()],
+}
+
+/// The subscriptions of one connection that are behind.
+#[derive(Debug, Default)]
+struct ConnectionReplays {
+    replays: Vec<Replay>,
+    /// `true` if the connection is in [`Replays::ready`].
+    is_queued: bool,
+    /// `true` if the listener reports when the connection's queue has drained.
+    is_waiting: bool,
+}
+
+/// One subscription that is or was behind.
+#[derive(Debug)]
+struct Replay {
+    topic: Arc<str>,
+    cursor: Cursor,
+    /// Newest offset of the stream at the last look.
+    newest: u64,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Messages are sent as fast as the socket takes them.
+    Replaying,
+    /// The newest message is sent at each tick.
+    Sampled,
+    /// The subscription is live. Messages up to the cursor that are still queued for the worker
+    /// must not be delivered again.
+    Resumed(InboxPosition),
+}
+
+impl Replays {
+    pub(crate) fn new() -> Self {
+        Self {
+            // Fixed seeds are safe: clients cannot choose their keys.
+            connections: HashMap::with_hasher(RandomState::with_seeds(5, 6, 7, 8)),
+            ready: VecDeque::new(),
+            samples: Samples::default(),
+            resumed: Vec::new(),
+            items: StepItems::default(),
+            counts: ReplayCounts::default(),
+            behind: 0,
+        }
+    }
+
+    /// Adds a suspended subscription, whose subscriber stands at `cursor`.
+    pub(crate) fn begin(
+        &mut self,
+        key: ConnectionKey,
+        topic: Arc<str>,
+        cursor: Cursor,
+        delivery: Delivery,
+        now: Instant,
+    ) {
+        self.end(key, &topic);
+        let phase = match delivery {
+            Delivery::Sample { every } => {
+                self.samples.add(key, &topic, every, now);
+                Phase::Sampled
+            }
+            _ => Phase::Replaying,
+        };
+        let newest = cursor.offset();
+        let connection = self.connections.entry(key).or_default();
+        connection.replays.push(Replay { topic, cursor, newest, phase });
+        if phase == Phase::Replaying {
+            self.behind += 1;
+            self.continue_soon(key);
+        }
+    }
+
+    /// Ends a replay, because its subscription has ended.
+    pub(crate) fn end(&mut self, key: ConnectionKey, topic: &str) {
+        let Some(connection) = self.connections.get_mut(&key) else { return };
+        let Some(index) = connection.replays.iter().position(|replay| *replay.topic == *topic) else {
+            return;
+        };
+        let replay = connection.replays.swap_remove(index);
+        if connection.replays.is_empty() {
+            self.connections.remove(&key);
+        }
+        self.on_ended(key, &replay);
+    }
+
+    /// Ends all replays of a connection.
+    pub(crate) fn remove(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.remove(&key) else { return };
+        for replay in &connection.replays {
+            self.on_ended(key, replay);
+        }
+    }
+
+    fn on_ended(&mut self, key: ConnectionKey, replay: &Replay) {
+        match replay.phase {
+            Phase::Replaying => self.behind -= 1,
+            Phase::Sampled => self.samples.remove(key, &replay.topic),
+            Phase::Resumed(_) => {}
+        }
+    }
+
+    /// Returns the place of a subscriber that is behind.
+    pub(crate) fn cursor(&self, key: ConnectionKey, topic: &str) -> Option<Cursor> {
+        let replay = self.find(key, topic)?;
+        (!matches!(replay.phase, Phase::Resumed(_))).then_some(replay.cursor)
+    }
+
+    fn find(&self, key: ConnectionKey, topic: &str) -> Option<&Replay> {
+        self.connections.get(&key)?.replays.iter().find(|replay| *replay.topic == *topic)
+    }
+
+    /// Returns `true` if a live delivery must not be sent, because a replay sends or has sent the
+    /// same message. Only clients with overlapping subscriptions get such deliveries.
+    #[inline]
+    pub(crate) fn withholds(&self, key: ConnectionKey, sequenced: &Sequenced) -> bool {
+        if self.connections.is_empty() {
+            return false;
+        }
+        let Some(replay) = self.find(key, &sequenced.topic) else { return false };
+        match replay.phase {
+            Phase::Replaying | Phase::Sampled => true,
+            Phase::Resumed(_) => {
+                let (cursor, before) = (&replay.cursor, &sequenced.before);
+                cursor.epoch() == before.epoch() && before.offset() < cursor.offset()
+            }
+        }
+    }
+
+    /// Continues the replays of a connection whose queue has drained.
+    pub(crate) fn on_drained(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.connections.get_mut(&key) {
+            connection.is_waiting = false;
+        }
+        self.continue_soon(key);
+    }
+
+    fn continue_soon(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.connections.get_mut(&key)
+            && !connection.is_queued
+            && !connection.is_waiting
+        {
+            connection.is_queued = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Lets a connection wait until its queue has drained.
+    fn wait(&mut self, key: ConnectionKey, outlet: &mut impl Outlet) {
+        if let Some(connection) = self.connections.get_mut(&key)
+            && !connection.is_waiting
+        {
+            connection.is_waiting = true;
+            outlet.notify_when_drained(key);
+        }
+    }
+
+    /// Returns the number of subscriptions that are behind. Sampled ones do not count.
+    pub(crate) fn behind(&self) -> usize {
+        self.behind
+    }
+
+    /// Returns the memory that is held for a connection.
+    pub(crate) fn bytes(&self, key: ConnectionKey) -> usize {
+        self.connections.get(&key).map_or(0, |connection| connection.replays.len() * REPLAY_BYTES)
+    }
+
+    /// Returns the counts since the last call.
+    pub(crate) fn take_counts(&mut self) -> ReplayCounts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// Returns the time of the next tick, if there are sampled subscriptions.
+    pub(crate) fn next_tick(&self) -> Option<Instant> {
+        self.samples.next_tick()
+    }
+
+    /// Continues the replays and the ticks that are due. Returns `true` if more can be sent at once.
+    pub(crate) fn run(
+        &mut self,
+        (streams, router, shard): (&Streams, &StreamRouter, &mut HubShard),
+        now: Instant,
+        outlet: &mut impl Outlet,
+    ) -> bool {
+        if self.connections.is_empty() {
+            return false;
+        }
+        self.tick((streams, router), now, outlet);
+        let mut budget = BYTES_PER_ROUND;
+        while budget > 0
+            && outlet.has_budget()
+            && let Some(key) = self.ready.pop_front()
+        {
+            if let Some(connection) = self.connections.get_mut(&key) {
+                connection.is_queued = false;
+            }
+            budget = budget.saturating_sub(self.step(key, (streams, router, shard), now, outlet));
+        }
+        self.resumed.retain(|(key, topic)| {
+            let Some(connection) = self.connections.get_mut(key) else { return false };
+            let has_delivered = |replay: &Replay| match replay.phase {
+                Phase::Resumed(until) => shard.has_delivered(until),
+                _ => false,
+            };
+            let index =
+                connection.replays.iter().position(|replay| replay.topic == *topic && has_delivered(replay));
+            let Some(index) = index else { return true };
+            connection.replays.swap_remove(index);
+            if connection.replays.is_empty() {
+                self.connections.remove(key);
+            }
+            false
+        });
+        !self.ready.is_empty()
+    }
+}

@@ -1,0 +1,159 @@
+//! Delivery by sample: at each tick of a topic, its subscribers get the newest message.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ahash::RandomState;
+use deeperhub_history::{Delivery, Step};
+use deeperhub_listener::ConnectionKey;
+use deeperhub_protocol::{ClientId, Topic};
+
+use super::step::Item;
+use super::{Outlet, Phase, Replays};
+use crate::streams::{Remains, StreamRouter, Streams};
+
+/// Subscribers that are moved under one lock.
+const SUBSCRIBERS_PER_LOCK: usize = 256;
+
+/// The sampled topics of one worker.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    topics: HashMap<Arc<str>, SampledTopic, RandomState>,
+    /// The next tick of each topic.
+    ticks: BTreeSet<(Instant, Arc<str>)>,
+}
+
+#[derive(Debug)]
+struct SampledTopic {
+    every: Duration,
+    next_tick: Instant,
+    subscribers: HashSet<ConnectionKey, RandomState>,
+}
+
+impl Samples {
+    /// Adds a subscriber. The first tick of a topic is at once.
+    pub(super) fn add(&mut self, key: ConnectionKey, topic: &Arc<str>, every: Duration, now: Instant) {
+        let sampled = self.topics.entry(Arc::clone(topic)).or_insert_with(|| {
+            self.ticks.insert((now, Arc::clone(topic)));
+            SampledTopic { every, next_tick: now, subscribers: HashSet::default() }
+        });
+        sampled.every = every;
+        sampled.subscribers.insert(key);
+    }
+
+    pub(super) fn remove(&mut self, key: ConnectionKey, topic: &Arc<str>) {
+        let Some(sampled) = self.topics.get_mut(topic) else { return };
+        sampled.subscribers.remove(&key);
+        if sampled.subscribers.is_empty() {
+            self.ticks.remove(&(sampled.next_tick, Arc::clone(topic)));
+            self.topics.remove(topic);
+        }
+    }
+
+    pub(super) fn next_tick(&self) -> Option<Instant> {
+        self.ticks.first().map(|(tick, _)| *tick)
+    }
+
+    /// Returns a topic whose tick is due, with its subscribers, and sets its next tick.
+    fn take_due(&mut self, now: Instant) -> Option<(Arc<str>, Vec<ConnectionKey>)> {
+        let (_, topic) = self.ticks.first().filter(|(tick, _)| *tick <= now)?.clone();
+        self.ticks.pop_first();
+        let sampled = self.topics.get_mut(&topic)?;
+        // A late tick does not make the following one early.
+        sampled.next_tick = now + sampled.every;
+        self.ticks.insert((sampled.next_tick, Arc::clone(&topic)));
+        let subscribers = sampled.subscribers.iter().copied().collect();
+        Some((topic, subscribers))
+    }
+}
+
+impl Replays {
+    /// Sends the newest messages of the topics whose tick is due.
+    pub(super) fn tick(
+        &mut self,
+        (streams, router): (&Streams, &StreamRouter),
+        now: Instant,
+        outlet: &mut impl Outlet,
+    ) {
+        while let Some((topic, subscribers)) = self.samples.take_due(now) {
+            for keys in subscribers.chunks(SUBSCRIBERS_PER_LOCK) {
+                self.send_samples(&topic, keys, (streams, router), now, outlet);
+            }
+        }
+    }
+
+    /// Sends the newest message of a topic to some of its subscribers.
+    fn send_samples(
+        &mut self,
+        topic: &Arc<str>,
+        keys: &[ConnectionKey],
+        (streams, router): (&Streams, &StreamRouter),
+        now: Instant,
+        outlet: &mut impl Outlet,
+    ) {
+        let max_queued = outlet.max_queue_bytes() / 2;
+        // A subscriber whose queue is long gets a later sample.
+        let receiver = |&key: &ConnectionKey| {
+            let has_room = outlet.queued_bytes(key).is_some_and(|queued| queued <= max_queued);
+            has_room.then(|| outlet.client_id(key)).flatten().map(|client_id| (key, client_id))
+        };
+        let receivers: Vec<(ConnectionKey, ClientId)> = keys.iter().filter_map(receiver).collect();
+        let Ok(parsed) = Topic::parse(&**topic) else { return };
+        let seconds = streams.clock.seconds(now);
+        let mut remains = Remains::default();
+        let connections = &mut self.connections;
+        let collected = router.update_kept(&parsed, |_, kept, stripe| {
+            let (stream, delivery) = stripe.current(kept, seconds, &mut remains)?;
+            let mut items: Vec<(ConnectionKey, Item)> = Vec::new();
+            for (key, client_id) in &receivers {
+                let is_sampled =
+                    |replay: &&mut super::Replay| *replay.topic == **topic && replay.phase == Phase::Sampled;
+                let connection = connections.get_mut(key);
+                let Some(replay) =
+                    connection.and_then(|connection| connection.replays.iter_mut().find(is_sampled))
+                else {
+                    continue;
+                };
+                replay.newest = stream.newest();
+                while let Some(step) =
+                    replay.cursor.advance_where(stream, delivery, |frame| frame.is_for(client_id))
+                {
+                    match step {
+                        Step::Message { prev, message, .. } => {
+                            items.push((*key, Item::Message { frame: message.clone(), prev }));
+                            break;
+                        }
+                        Step::Gap(gap) => items.push((*key, Item::Gap(gap))),
+                        Step::Close => break,
+                    }
+                }
+            }
+            Some((items, delivery))
+        });
+        streams.finish(router, remains, seconds);
+        let has_changed = !matches!(collected, Some((_, Delivery::Sample { .. })));
+        for (key, item) in collected.into_iter().flat_map(|(items, _)| items) {
+            self.items.push(item);
+            self.send_items(key, topic, streams.clock.unix_ms(now), outlet);
+        }
+        if has_changed {
+            // Another rule matches the topic now, or none. An ordinary step makes the subscriptions
+            // live.
+            for key in keys {
+                self.replay_instead(*key, topic);
+            }
+        }
+    }
+
+    /// Turns a sampled subscription into one that replays.
+    fn replay_instead(&mut self, key: ConnectionKey, topic: &Arc<str>) {
+        let Some(connection) = self.connections.get_mut(&key) else { return };
+        let replay = connection.replays.iter_mut().find(|replay| replay.topic == *topic);
+        let Some(replay) = replay.filter(|replay| replay.phase == Phase::Sampled) else { return };
+        replay.phase = Phase::Replaying;
+        self.behind += 1;
+        self.samples.remove(key, topic);
+        self.continue_soon(key);
+    }
+}

@@ -1,0 +1,233 @@
+//! One step of a replay: some messages of one subscription.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use deeperhub_history::{Delivery, Gap, Step};
+use deeperhub_listener::ConnectionKey;
+use deeperhub_protocol::frame::KeptFrame;
+use deeperhub_protocol::message::{EncodedDelivery, ServerMessage};
+use deeperhub_protocol::{ClientId, CloseCode, CloseReason, GapReason, Topic};
+use deeperhub_router::DeliveryState;
+
+use super::{Outlet, Phase, Replay, Replays};
+use crate::hub::HubShard;
+use crate::streams::{KeptStream, Remains, StreamRouter, StreamStripe, Streams};
+
+/// Maximum bytes of one step. Other connections of the worker get their steps in between.
+const BYTES_PER_STEP: usize = 64 * 1024;
+
+/// Maximum messages of one step, which bounds the time under the lock.
+const MESSAGES_PER_STEP: usize = 256;
+
+/// Messages and gaps of a step. They are collected under the lock and sent after it.
+#[derive(Debug, Default)]
+pub(super) struct StepItems {
+    items: Vec<Item>,
+    /// Encoded frames.
+    buffer: Vec<u8>,
+}
+
+impl StepItems {
+    pub(super) fn push(&mut self, item: Item) {
+        self.items.push(item);
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Item {
+    Message { frame: KeptFrame, prev: Option<u64> },
+    Gap(Gap),
+}
+
+/// Result of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StepEnd {
+    /// The subscriber is at the newest message, and its subscription is live.
+    Live,
+    /// There are more messages.
+    Behind,
+    /// The topic's delivery is by sample.
+    Sampled(std::time::Duration),
+    /// The subscriber has missed a message, and the topic's delivery is `close`.
+    Missed,
+    /// The topic has no history any more, and the subscription is live.
+    NoStream,
+}
+
+impl Replays {
+    /// Sends some messages of one of a connection's replays. Returns the bytes that were sent.
+    pub(super) fn step(
+        &mut self,
+        key: ConnectionKey,
+        (streams, router, shard): (&Streams, &StreamRouter, &mut HubShard),
+        now: Instant,
+        outlet: &mut impl Outlet,
+    ) -> usize {
+        let Some(queued) = outlet.queued_bytes(key) else {
+            // The session's end removes the replays.
+            return 0;
+        };
+        let max_queued = outlet.max_queue_bytes() / 4;
+        if queued > max_queued {
+            self.wait(key, outlet);
+            return 0;
+        }
+        let Some(client_id) = outlet.client_id(key) else { return 0 };
+        let Some(connection) = self.connections.get_mut(&key) else { return 0 };
+        let is_replaying = |replay: &Replay| replay.phase == Phase::Replaying;
+        let Some(index) = connection.replays.iter().position(is_replaying) else { return 0 };
+        let Some(replay) = connection.replays.get_mut(index) else { return 0 };
+        let topic = Arc::clone(&replay.topic);
+        let Ok(parsed) = Topic::parse(&*topic) else { return 0 };
+
+        let max_bytes = BYTES_PER_STEP.min(max_queued.saturating_sub(queued));
+        let mut remains = Remains::default();
+        let items = &mut self.items.items;
+        let seconds = streams.clock.seconds(now);
+        let advance =
+            |_: deeperhub_router::TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
+                collect(replay, &client_id, max_bytes, items, || stripe.current(kept, seconds, &mut remains))
+            };
+        let end = shard.resume_at(key, &parsed, advance);
+        streams.finish(router, remains, seconds);
+        let Some(end) = end else {
+            // The subscription has ended.
+            self.items.items.clear();
+            self.end(key, &topic);
+            return 0;
+        };
+        let (cursor, newest) = (replay.cursor, replay.newest);
+        if end == StepEnd::NoStream && newest > cursor.offset() {
+            let from = Some(cursor.offset() + 1);
+            let gap = Gap { epoch: cursor.epoch(), from, to: newest, reason: GapReason::Lost };
+            self.items.items.push(Item::Gap(gap));
+        }
+        // Several topics of one connection take turns.
+        connection.replays.rotate_left(1);
+        let sent = self.send_items(key, &topic, streams.clock.unix_ms(now), outlet);
+        match end {
+            StepEnd::Behind => self.continue_soon(key),
+            StepEnd::Missed => {
+                self.end(key, &topic);
+                outlet.close(key, CloseReason::new(CloseCode::SlowConsumer, "reads too slowly"));
+            }
+            StepEnd::Sampled(every) => {
+                self.begin(key, topic, cursor, Delivery::Sample { every }, now);
+                self.continue_soon(key);
+            }
+            StepEnd::Live | StepEnd::NoStream => {
+                self.on_live(key, &topic, &parsed, router, shard);
+                self.continue_soon(key);
+            }
+        }
+        sent
+    }
+
+    /// Ends a replay whose subscription is live. If another subscription of the client matches the
+    /// topic, messages of before can still be queued for it.
+    fn on_live(
+        &mut self,
+        key: ConnectionKey,
+        name: &Arc<str>,
+        topic: &Topic<'_>,
+        router: &StreamRouter,
+        shard: &HubShard,
+    ) {
+        if shard.count_matches(key, topic) < 2 {
+            return self.end(key, name);
+        }
+        let until = router.inbox_position(shard.id());
+        let replays =
+            self.connections.get_mut(&key).into_iter().flat_map(|connection| &mut connection.replays);
+        for replay in replays.filter(|replay| replay.topic == *name) {
+            replay.phase = Phase::Resumed(until);
+            self.behind -= 1;
+            self.resumed.push((key, Arc::clone(name)));
+        }
+    }
+
+    /// Sends the collected items to a connection. Returns their bytes.
+    pub(super) fn send_items(
+        &mut self,
+        key: ConnectionKey,
+        topic: &Arc<str>,
+        time_ms: u64,
+        outlet: &mut impl Outlet,
+    ) -> usize {
+        let StepItems { items, buffer } = &mut self.items;
+        let sends_single_frames = outlet.sends_single_frames(key);
+        let (mut bytes, count) = (0, items.len());
+        for item in items.drain(..) {
+            let changed = match &item {
+                Item::Message { frame, prev: Some(prev) } => {
+                    self.counts.messages += 1;
+                    EncodedDelivery::parse(frame.as_bytes()).and_then(|delivery| delivery.with_prev(*prev))
+                }
+                Item::Message { .. } => {
+                    self.counts.messages += 1;
+                    None
+                }
+                Item::Gap(gap) => {
+                    self.counts.gaps[gap.reason.index()] += 1;
+                    let Gap { from, reason, .. } = *gap;
+                    let position = gap.position(time_ms);
+                    Some(ServerMessage::Gap { topic, from, position, reason }.to_frame())
+                }
+            };
+            match (changed, item) {
+                (Some(frame), _) if sends_single_frames => {
+                    bytes += frame.len();
+                    outlet.send(key, topic, &frame);
+                }
+                (None, Item::Message { frame, .. }) if sends_single_frames => {
+                    bytes += frame.len();
+                    outlet.send(key, topic, &frame.to_frame());
+                }
+                (Some(frame), _) => buffer.extend_from_slice(frame.as_bytes()),
+                (None, Item::Message { frame, .. }) => buffer.extend_from_slice(frame.as_bytes()),
+                (None, Item::Gap(_)) => {}
+            }
+        }
+        if !buffer.is_empty() {
+            bytes += buffer.len();
+            outlet.send_encoded(key, buffer, count);
+            buffer.clear();
+            buffer.shrink_to(2 * BYTES_PER_STEP);
+        }
+        bytes
+    }
+}
+
+/// Collects messages and gaps for a subscriber, at most `max_bytes` but at least one message.
+/// `current` returns the stream. Returns the state of the subscription and the result of the step.
+fn collect<'s>(
+    replay: &mut Replay,
+    client_id: &ClientId,
+    max_bytes: usize,
+    items: &mut Vec<Item>,
+    current: impl FnOnce() -> Option<(&'s deeperhub_history::Stream<KeptFrame>, Delivery)>,
+) -> (DeliveryState, StepEnd) {
+    let Some((stream, delivery)) = current() else { return (DeliveryState::Live, StepEnd::NoStream) };
+    replay.newest = stream.newest();
+    if let Delivery::Sample { every } = delivery {
+        return (DeliveryState::Suspended, StepEnd::Sampled(every));
+    }
+    let mut bytes = 0;
+    while items.len() < MESSAGES_PER_STEP && (bytes < max_bytes || items.is_empty()) {
+        match replay.cursor.advance_where(stream, delivery, |frame| frame.is_for(client_id)) {
+            None => break,
+            Some(Step::Message { prev, message, .. }) => {
+                bytes += message.len();
+                items.push(Item::Message { frame: message.clone(), prev });
+            }
+            Some(Step::Gap(gap)) => items.push(Item::Gap(gap)),
+            Some(Step::Close) => return (DeliveryState::Suspended, StepEnd::Missed),
+        }
+    }
+    if replay.cursor.is_behind(stream) {
+        (DeliveryState::Suspended, StepEnd::Behind)
+    } else {
+        (DeliveryState::Live, StepEnd::Live)
+    }
+}

@@ -1,0 +1,133 @@
+//! The values that the router keeps for topics and for stripes of topics.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use deeperhub_history::{
+    Budget, Delivery, Evicted, OpenError, RuleId, Seconds, Stream, StreamId, StreamTable,
+};
+use deeperhub_protocol::Topic;
+use deeperhub_protocol::frame::KeptFrame;
+use deeperhub_router::{Keep, TopicView};
+
+use super::clock::Clock;
+
+/// Messages that leave a history, until they are dropped outside of the lock.
+pub(crate) type EvictedFrames = Evicted<KeptFrame>;
+
+/// The stream of one topic, in the table of the topic's stripe.
+#[derive(Debug, Default)]
+pub(crate) struct KeptStream(Option<StreamId>);
+
+/// The streams of one stripe.
+#[derive(Debug)]
+pub(crate) struct StreamStripe {
+    pub(crate) table: StreamTable<KeptFrame, Arc<str>>,
+    clock: Arc<Clock>,
+}
+
+/// What an operation under the lock of a stripe leaves to do after it.
+#[derive(Debug, Default)]
+pub(crate) struct Remains {
+    /// Messages to drop.
+    pub(crate) evicted: EvictedFrames,
+    /// Topics whose streams were removed, so that the router can forget them.
+    pub(crate) removed: Vec<Arc<str>>,
+    /// `true` if the budget is exceeded and this stripe cannot help.
+    pub(crate) is_over_budget: bool,
+}
+
+/// Reason why a topic has no stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoStream {
+    /// No rule keeps messages of the topic. Rules can have changed since the caller looked.
+    NoRule,
+    /// The topic's rule has as many streams as it may have.
+    TooMany(RuleId),
+}
+
+impl Keep for KeptStream {
+    type Stripe = StreamStripe;
+
+    fn is_spent(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn on_followed(&mut self, is_followed: bool, stripe: &mut StreamStripe) {
+        if let Some(id) = self.0 {
+            let now = stripe.clock.seconds(Instant::now());
+            stripe.table.set_followed(id, is_followed, now);
+        }
+    }
+}
+
+impl KeptStream {
+    /// Forgets the stream if the table has removed it.
+    pub(crate) fn forget_removed(&mut self, stripe: &StreamStripe) {
+        self.0.take_if(|id| stripe.table.get(*id).is_none());
+    }
+}
+
+impl StreamStripe {
+    pub(crate) fn new(budget: Arc<Budget>, clock: Arc<Clock>) -> Self {
+        Self { table: StreamTable::new(budget), clock }
+    }
+
+    /// Returns the number of the topic's stream, if it has one.
+    pub(crate) fn find(&self, kept: &KeptStream) -> Option<StreamId> {
+        kept.0.filter(|id| self.table.get(*id).is_some())
+    }
+
+    /// Returns the topic's stream without expired messages, if it has one.
+    pub(crate) fn current(
+        &mut self,
+        kept: &KeptStream,
+        now: Seconds,
+        remains: &mut Remains,
+    ) -> Option<(&Stream<KeptFrame>, Delivery)> {
+        let id = kept.0?;
+        let rule = self.table.rule(id)?;
+        let delivery = self.table.budget().rules().get(rule)?.policy().delivery();
+        Some((self.table.current(id, now, &mut remains.evicted)?, delivery))
+    }
+
+    /// Returns the number of the topic's stream, which is created if needed. `rule` is the topic's
+    /// rule in `budget`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`NoStream`] if the topic may have no stream.
+    pub(crate) fn find_or_open(
+        &mut self,
+        topic: TopicView<'_>,
+        kept: &mut KeptStream,
+        (budget, rule): (&Arc<Budget>, RuleId),
+        now: Seconds,
+        remains: &mut Remains,
+    ) -> Result<StreamId, NoStream> {
+        if let Some(id) = self.find(kept) {
+            return Ok(id);
+        }
+        // The rules of this stripe may be older or newer than those of the caller.
+        let rule = if Arc::ptr_eq(self.table.budget(), budget) {
+            rule
+        } else {
+            let rules = self.table.budget().rules();
+            let parsed = Topic::parse(&**topic.name()).ok();
+            parsed.and_then(|topic| rules.find(&topic)).ok_or(NoStream::NoRule)?
+        };
+        let name = Arc::clone(topic.name());
+        match self.table.open(rule, name, fastrand::u64(..), now, &mut remains.evicted) {
+            Ok(opened) => {
+                remains.removed.extend(opened.replaced);
+                if topic.subscribers() > 0 {
+                    self.table.set_followed(opened.id, true, now);
+                }
+                kept.0 = Some(opened.id);
+                Ok(opened.id)
+            }
+            Err(OpenError::TooManyStreams) => Err(NoStream::TooMany(rule)),
+            Err(_) => Err(NoStream::NoRule),
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Reads of kept messages.
+
+use std::time::Instant;
+
+use deeperhub_history::Stream;
+use deeperhub_protocol::frame::KeptFrame;
+use deeperhub_protocol::message::{HistoryOrder, HistoryRequest, HistoryStart};
+use deeperhub_protocol::{Epoch, Position, Topic};
+
+use super::kept::Remains;
+use super::{StreamRouter, Streams};
+
+/// Messages of a topic's history.
+#[derive(Debug, Clone)]
+pub(crate) struct HistoryPage {
+    /// Position of the newest message; `None` if the topic has no history.
+    pub(crate) position: Option<Position>,
+    pub(crate) frames: Vec<KeptFrame>,
+    /// Offset with which to continue; `None` if there are no more messages.
+    pub(crate) next: Option<u64>,
+}
+
+/// State of a topic's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicHistory {
+    /// Epoch of the stream.
+    pub epoch: Epoch,
+    /// Offset of the newest message, kept or not; 0 before the first message.
+    pub offset: u64,
+    /// Number of kept messages.
+    pub messages: u64,
+    /// Bytes of the kept messages.
+    pub bytes: u64,
+    /// Offset of the oldest kept message; `None` if none is kept.
+    pub oldest: Option<u64>,
+}
+
+impl Streams {
+    /// Returns kept messages whose lengths are together at most `max_bytes`, but at least one
+    /// message if there is one.
+    ///
+    /// A topic that has a rule and no stream yet gets none: reading costs no memory.
+    pub(crate) fn read(
+        &self,
+        router: &StreamRouter,
+        request: &HistoryRequest<'_>,
+        max_bytes: usize,
+    ) -> HistoryPage {
+        let at = Instant::now();
+        let (now, time) = (self.clock.seconds(at), self.clock.unix_ms(at));
+        let mut remains = Remains::default();
+        let page = router.update_kept(&request.topic, |_, kept, stripe| {
+            let Some((stream, _)) = stripe.current(kept, now, &mut remains) else {
+                return HistoryPage { position: None, frames: Vec::new(), next: None };
+            };
+            let (frames, next) = page(stream, request, max_bytes);
+            HistoryPage { position: Some(stream.position(time)), frames, next }
+        });
+        self.finish(router, remains, now);
+        page
+    }
+
+    /// Returns the state of a topic's history, or `None` if it has none.
+    pub(crate) fn topic_history(&self, router: &StreamRouter, topic: &Topic<'_>) -> Option<TopicHistory> {
+        let now = self.clock.seconds(Instant::now());
+        let mut remains = Remains::default();
+        let history = router.update_kept(topic, |_, kept, stripe| {
+            let (stream, _) = stripe.current(kept, now, &mut remains)?;
+            Some(TopicHistory {
+                epoch: stream.epoch(),
+                offset: stream.newest(),
+                messages: stream.len() as u64,
+                bytes: stream.bytes().into(),
+                oldest: (!stream.is_empty()).then(|| stream.oldest()),
+            })
+        });
+        self.finish(router, remains, now);
+        history
+    }
+}
+
+/// Returns the messages that a request names, and the offset with which to continue.
+fn page(
+    stream: &Stream<KeptFrame>,
+    request: &HistoryRequest<'_>,
+    max_bytes: usize,
+) -> (Vec<KeptFrame>, Option<u64>) {
+    let (oldest, newest) = (stream.oldest(), stream.newest());
+    let from = match (request.from, request.order) {
+        (Some(HistoryStart::Offset(offset)), _) => offset.max(oldest),
+        (Some(HistoryStart::FromEnd(count)), _) => (newest + 1).saturating_sub(count).max(oldest),
+        (None, HistoryOrder::Ascending) => oldest,
+        (None, HistoryOrder::Descending) => newest,
+    };
+    let mut messages: Box<dyn Iterator<Item = (u64, &KeptFrame)>> = match request.order {
+        HistoryOrder::Ascending => Box::new(stream.messages(from..)),
+        HistoryOrder::Descending => Box::new(stream.messages(..=from).rev()),
+    };
+    let (mut frames, mut bytes) = (Vec::new(), 0);
+    for (offset, frame) in &mut messages {
+        bytes += frame.len();
+        if frames.len() == usize::from(request.limit) || (bytes > max_bytes && !frames.is_empty()) {
+            return (frames, Some(offset));
+        }
+        frames.push(frame.clone());
+    }
+    (frames, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deeperhub_history::{Evicted, Retention, Seconds};
+    use deeperhub_protocol::frame::Frame;
+
+    /// Returns a stream in which the messages 3 to 7 are kept. Each has ten bytes.
+    fn stream() -> Stream<KeptFrame> {
+        let mut stream = Stream::new(Epoch::from_bits(7));
+        let bounds = Retention { messages: 5, bytes: 1000, ttl_seconds: 60 };
+        for number in 1..=7 {
+            stream.append(&bounds, Seconds::new(0), &mut Evicted::new(), |_, offset| {
+                assert_eq!(offset, number);
+                (Frame::text(&format!("message{offset}")).keep(), 10)
+            });
+        }
+        stream
+    }
+
+    fn read(
+        from: Option<HistoryStart>,
+        limit: u16,
+        order: HistoryOrder,
+        max_bytes: usize,
+    ) -> (Vec<u8>, Option<u64>) {
+        let topic = Topic::parse("a").unwrap();
+        let (frames, next) = page(&stream(), &HistoryRequest { topic, from, limit, order }, max_bytes);
+        (frames.iter().map(|frame| frame.as_bytes().last().unwrap() - b'0').collect(), next)
+    }
+
+    #[test]
+    fn a_page_starts_at_an_offset_or_counts_from_the_end() {
+        use HistoryOrder::{Ascending, Descending};
+        use HistoryStart::{FromEnd, Offset};
+        for (from, order, expected) in [
+            (None, Ascending, &[3, 4, 5, 6, 7][..]),
+            (None, Descending, &[7, 6, 5, 4, 3]),
+            (Some(Offset(5)), Ascending, &[5, 6, 7]),
+            (Some(Offset(5)), Descending, &[5, 4, 3]),
+            // Below the oldest message, the page starts there.
+            (Some(Offset(0)), Ascending, &[3, 4, 5, 6, 7]),
+            (Some(Offset(1)), Descending, &[3]),
+            (Some(Offset(8)), Ascending, &[]),
+            (Some(Offset(u64::MAX)), Ascending, &[]),
+            (Some(Offset(u64::MAX)), Descending, &[7, 6, 5, 4, 3]),
+            (Some(FromEnd(2)), Ascending, &[6, 7]),
+            (Some(FromEnd(2)), Descending, &[6, 5, 4, 3]),
+            (Some(FromEnd(u64::MAX)), Ascending, &[3, 4, 5, 6, 7]),
+        ] {
+            assert_eq!(read(from, 1000, order, 1000), (expected.to_vec(), None), "{from:?} {order:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_ends_at_its_limits_and_names_the_next_offset() {
+        let ascending = HistoryOrder::Ascending;
+        assert_eq!(read(None, 2, ascending, 1000), (vec![3, 4], Some(5)));
+        assert_eq!(read(None, 5, ascending, 1000), (vec![3, 4, 5, 6, 7], None));
+        assert_eq!(read(None, 1000, ascending, 25), (vec![3, 4], Some(5)));
+        assert_eq!(read(None, 1000, ascending, 1), (vec![3], Some(4)));
+        assert_eq!(read(None, 2, HistoryOrder::Descending, 1000), (vec![7, 6], Some(5)));
+    }
+}
