@@ -134,6 +134,8 @@ struct TestWorkerState {
     feeds: HashMap<ConnectionKey, Feed>,
     /// `true` once all clients have asked for their feeds.
     is_started: bool,
+    /// `true` in the round that starts the feeds.
+    is_starting: bool,
 }
 
 /// Session that gets its feed once its client sends a message.
@@ -144,7 +146,12 @@ impl Application for TestApplication {
     type Session = FedSession;
 
     fn worker_state(&self, _worker: usize) -> TestWorkerState {
-        TestWorkerState { shared: Arc::clone(&self.0), feeds: HashMap::new(), is_started: false }
+        TestWorkerState {
+            shared: Arc::clone(&self.0),
+            feeds: HashMap::new(),
+            is_started: false,
+            is_starting: false,
+        }
     }
 
     fn accept(
@@ -163,7 +170,7 @@ impl WorkerState<FedSession> for TestWorkerState {
         connections: &mut Connections<'_, FedSession>,
     ) -> Poll<()> {
         if !self.is_started && self.feeds.len() == CLIENTS {
-            self.is_started = true;
+            (self.is_started, self.is_starting) = (true, true);
             // The sockets take these frames in one batch, and each queue is reported.
             for (&key, feed) in &mut self.feeds {
                 assert!(connections.send(key, &numbered(0)).is_some(), "the connection is not open");
@@ -183,6 +190,13 @@ impl WorkerState<FedSession> for TestWorkerState {
         let feed = self.feeds.get_mut(&key).unwrap();
         assert_eq!(feed.stage, Stage::Suspended, "the call was not requested");
         feed.stage = Stage::Replay;
+    }
+
+    fn on_written(&mut self, _now: Instant) {
+        if std::mem::take(&mut self.is_starting) {
+            let is_reported = |feed: &Feed| feed.stage == Stage::Replay;
+            assert!(self.feeds.values().all(is_reported), "a queue is not reported in its round");
+        }
     }
 }
 
