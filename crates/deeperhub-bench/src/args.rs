@@ -1,5 +1,7 @@
 //! Command-line flags of each scenario.
 
+mod recover;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
@@ -7,6 +9,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use deeperhub_args::{Time, whole};
+
+pub(crate) use recover::RecoverArgs;
 
 use crate::error::BenchError;
 use crate::plan::{DEFAULT_DURATION, DEFAULT_IN_FLIGHT, DEFAULT_SLOW_RATE, DEFAULT_WARMUP};
@@ -42,7 +46,7 @@ pub struct Args {
 
 impl Args {
     /// Parses flags. The first one is the name of the scenario: `echo`, `fanout`, `topics`, `idle`,
-    /// `churn` or `slow`. `deeperhub-ws bench SCENARIO --help` lists the flags of each.
+    /// `churn`, `slow` or `recover`. `deeperhub-ws bench SCENARIO --help` lists the flags of each.
     ///
     /// # Errors
     ///
@@ -66,7 +70,8 @@ impl Args {
             ScenarioArgs::Echo { loss, .. }
             | ScenarioArgs::Fanout { loss, .. }
             | ScenarioArgs::Topics { loss, .. }
-            | ScenarioArgs::Slow { loss, .. } => loss.fail_on_loss,
+            | ScenarioArgs::Slow { loss, .. }
+            | ScenarioArgs::Recover { loss, .. } => loss.fail_on_loss,
             ScenarioArgs::Idle { .. } | ScenarioArgs::Churn { .. } => false,
         }
     }
@@ -182,6 +187,19 @@ pub(crate) enum ScenarioArgs {
         #[command(flatten)]
         loss: LossArgs,
     },
+    /// Topics with history: clients are cut, miss messages, and return in a storm
+    ///
+    /// The topics `bench.>` need a history: start the server with `--topic 'bench.>: history=1000'`.
+    Recover {
+        #[command(flatten)]
+        server: ServerArgs,
+        #[command(flatten)]
+        recover: RecoverArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        loss: LossArgs,
+    },
 }
 
 impl ScenarioArgs {
@@ -192,7 +210,8 @@ impl ScenarioArgs {
             | Self::Topics { output, .. }
             | Self::Idle { output, .. }
             | Self::Churn { output, .. }
-            | Self::Slow { output, .. } => output,
+            | Self::Slow { output, .. }
+            | Self::Recover { output, .. } => output,
         }
     }
 }
@@ -367,7 +386,7 @@ mod tests {
 
     #[test]
     fn every_scenario_runs_without_flags() {
-        for scenario in ["echo", "fanout", "topics", "idle", "churn", "slow"] {
+        for scenario in ["echo", "fanout", "topics", "idle", "churn", "slow", "recover"] {
             assert!(parse(&format!("bench {scenario}")).is_ok(), "{scenario}");
         }
     }
@@ -385,6 +404,7 @@ mod tests {
         check_rejected("bench idle --duration 10", &["--duration", "'10'", "10s"]);
         check_rejected("bench idle --duration 0s", &["--duration", "'0s'", "longer than 0"]);
         check_rejected("bench slow --slow-readers 0", &["--slow-readers", "'0'", "from 1 to"]);
+        check_rejected("bench recover --missed many", &["--missed", "many", "whole number"]);
     }
 
     #[test]

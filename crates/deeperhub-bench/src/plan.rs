@@ -1,7 +1,11 @@
 //! The plan of a run: all flags with their defaults, checked against each other.
 
+mod recover;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+pub(crate) use recover::RecoverPlan;
 
 use crate::args::{Args, MessageArgs, OutputArgs, PublisherArgs, ScenarioArgs, ServerArgs, StopArgs, Token};
 use crate::error::BenchError;
@@ -46,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) clients: usize,
     /// Number of clients that never read. They have the highest numbers of all clients.
     pub(crate) slow_readers: usize,
+    /// Clients that are cut and return, in `recover`.
+    pub(crate) recover: Option<RecoverPlan>,
     pub(crate) publishers: usize,
     pub(crate) topics: usize,
     pub(crate) size: usize,
@@ -120,6 +126,9 @@ impl Plan {
                 Self { clients, slow_readers, publishers, ..Self::base(Scenario::Slow, server, output) }
                     .with_messages(&messages, &stop)
             }
+            ScenarioArgs::Recover { server, recover, output, loss: _ } => {
+                Self::base(Scenario::Recover, server, output).with_recover(&recover)
+            }
         };
         plan.check().map_err(BenchError::InvalidArgs)
     }
@@ -145,6 +154,7 @@ impl Plan {
             threads,
             clients: 0,
             slow_readers: 0,
+            recover: None,
             publishers: 0,
             topics: 1,
             size: 0,
@@ -175,7 +185,8 @@ impl Plan {
     /// Checks numbers and flags against each other.
     fn check(self) -> Result<Self, String> {
         let Self { clients, publishers, topics, threads, .. } = self;
-        if topics > clients {
+        self.check_recover()?;
+        if topics > clients && self.recover.is_none() {
             return Err(format!(
                 "--topics {topics} is more than --subscribers {clients}: some topics would have no subscriber; use at \
                  least {topics} subscribers"
@@ -189,7 +200,7 @@ impl Plan {
         }
         // Each subscriber has a tracker for each stream of its topic.
         let trackers = clients.saturating_mul(self.streams_of_topic());
-        if trackers > MAX_STREAMS {
+        if trackers > MAX_STREAMS && self.recover.is_none() {
             return Err(format!(
                 "--subscribers {clients} with --publishers {publishers} needs {trackers} sequence trackers; the \
                  maximum is {MAX_STREAMS}: use fewer publishers"
@@ -215,6 +226,8 @@ impl Plan {
     pub(crate) fn measurement_window(&self, start: u64) -> MeasurementWindow {
         match self.stop {
             StopCondition::Messages(_) => MeasurementWindow { from: start, to: u64::MAX },
+            // `SharedState` has the time at which clients return.
+            StopCondition::AllReturned { .. } => MeasurementWindow { from: u64::MAX, to: u64::MAX },
             StopCondition::Time { warmup, measured } => {
                 let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
                 let from = start.saturating_add(nanoseconds(warmup));
@@ -239,7 +252,7 @@ impl Plan {
         }
     }
 
-    /// Returns the topic of a subscriber.
+    /// Returns the topic of a subscriber or of a stream.
     pub(crate) fn topic_of(&self, subscriber: u32) -> u32 {
         subscriber % self.topics as u32
     }
@@ -247,17 +260,24 @@ impl Plan {
     /// Returns the stream of a publisher's message number `turn`. A publisher rotates over its
     /// streams.
     pub(crate) fn stream_of(&self, publisher: u32, turn: u64) -> u32 {
+        let turn = turn % self.streams_of_publisher(publisher);
+        (u64::from(publisher) + turn * self.publishers as u64) as u32
+    }
+
+    /// Returns the number of streams of a publisher.
+    pub(crate) fn streams_of_publisher(&self, publisher: u32) -> u64 {
         let (publishers, streams) = (self.publishers as u64, self.streams() as u64);
-        let streams_of_publisher = (streams - u64::from(publisher)).div_ceil(publishers.max(1)).max(1);
-        (u64::from(publisher) + turn % streams_of_publisher * publishers) as u32
+        (streams - u64::from(publisher)).div_ceil(publishers.max(1)).max(1)
     }
 
     /// Returns all connections in the order in which they open: subscribers before publishers.
     pub(crate) fn connection_specs(&self) -> impl Iterator<Item = ConnectionSpec> {
         let readers = self.clients - self.slow_readers;
+        let returning = self.recover.as_ref().map_or(0, |recover| recover.clients);
         let role = move |number| match self.scenario {
             Scenario::Echo => Role::Echo,
             Scenario::Churn => Role::Churner,
+            _ if number < returning => Role::Returner,
             _ if number < readers => Role::Subscriber,
             _ => Role::SlowReader,
         };

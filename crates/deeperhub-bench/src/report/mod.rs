@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-pub use figures::{Churn, Connections, Load, Messages, Percentiles, ServerUsage, SlowReaders};
+pub use figures::{Churn, Connections, Load, Messages, Percentiles, Recovery, ServerUsage, SlowReaders};
 
 use crate::counters::{Counters, Faults};
 use crate::error::BenchError;
@@ -44,6 +44,9 @@ pub struct Report {
     /// Slow readers of the `slow` scenario.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_readers: Option<SlowReaders>,
+    /// Returns of the `recover` scenario.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
     /// Number of errors of each kind.
     pub errors: BTreeMap<String, u64>,
     /// Duration of the measurement.
@@ -62,7 +65,7 @@ pub struct Report {
 /// Times and usage of a run, which are not in the counters.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measurements {
-    /// Start of the load, in nanoseconds since the epoch of the run.
+    /// Start of the measured time, in nanoseconds since the epoch of the run.
     pub(crate) start: u64,
     /// Measured time in nanoseconds; shorter than planned if the run ended early.
     pub(crate) measured: u64,
@@ -97,7 +100,7 @@ impl Report {
         // A run of a fixed number of messages ends with the last delivery.
         let measured = match plan.stop {
             StopCondition::Messages(_) => counters.last_delivered.saturating_sub(measurements.start),
-            StopCondition::Time { .. } => measurements.measured,
+            StopCondition::Time { .. } | StopCondition::AllReturned { .. } => measurements.measured,
         };
         let seconds = measured as f64 / NANOS_PER_SECOND;
         let per_second = |count: u64| if seconds > 0.0 { round(count as f64 / seconds, 10.0) } else { 0.0 };
@@ -152,6 +155,7 @@ impl Report {
                 received: counters.slow_received,
                 disconnect_seen_milliseconds: Percentiles::milliseconds(&counters.slow_disconnect_times),
             }),
+            recovery: plan.recover.map(|recover| Recovery::new(recover, &counters.recovery)),
             errors: counters.errors.clone(),
             measured_seconds: round(seconds, 1e6),
             generator_cpu_percent: cpu,
@@ -182,17 +186,23 @@ impl Report {
 
     fn server_usage(&self, server: ServerMeasurements, interval: u64) -> ServerUsage {
         let share = (interval >= MIN_CPU_SAMPLE_NANOS).then(|| server.cpu as f64 / interval as f64);
-        let per_second = match (&self.messages, &self.churn) {
-            (Some(messages), _) => messages.delivered_per_second,
-            (None, Some(churn)) => churn.cycles_per_second,
-            (None, None) => 0.0,
+        let per_second = match (&self.messages, &self.churn, &self.recovery) {
+            (_, _, Some(recovery)) => recovery.replayed as f64 / self.measured_seconds,
+            (Some(messages), _, _) => messages.delivered_per_second,
+            (None, Some(churn), _) => churn.cycles_per_second,
+            (None, None, None) => 0.0,
+        };
+        let clients_per_second =
+            self.recovery.as_ref().map_or(0.0, |recovery| recovery.live as f64 / self.measured_seconds);
+        let each = |per_second: f64| {
+            let is_known = per_second > 0.0 && per_second.is_finite();
+            share.filter(|_| is_known).map(|share| round(share * 1e6 / per_second, 1000.0))
         };
         let open = self.connections.opened.saturating_sub(self.connections.dropped);
         ServerUsage {
             cpu_percent: share.map(|share| round(share * 100.0, 10.0)),
-            cpu_microseconds_per_message: share
-                .filter(|_| per_second > 0.0)
-                .map(|share| round(share * 1e6 / per_second, 1000.0)),
+            cpu_microseconds_per_message: each(per_second),
+            cpu_microseconds_per_client: each(clients_per_second),
             resident_bytes_before: server.resident_before,
             resident_bytes: server.resident,
             resident_bytes_per_connection: (self.churn.is_none() && open > 0).then(|| {
@@ -233,6 +243,18 @@ impl Report {
                 "{unsent} messages that were due were not sent: the server or the generator cannot sustain the rate"
             ));
         }
+        if let Some(recovery) = &self.recovery {
+            if recovery.live < recovery.clients as u64 {
+                let missing = recovery.clients as u64 - recovery.live;
+                warnings.push(format!("{missing} clients did not become live again"));
+            }
+            if let Some(trimmed) = recovery.not_recovered.get("trimmed") {
+                warnings.push(format!(
+                    "{trimmed} subscriptions missed more messages than their topics keep: raise `history` of the \
+                     topics' rule or the server's --history-bytes, or use a lower --missed"
+                ));
+            }
+        }
         if faults.lost > 0 && self.connections.dropped > 0 {
             warnings
                 .push("connections were dropped; messages that they missed do not count as lost".to_owned());
@@ -251,6 +273,7 @@ mod tests {
 
     use super::text::{Line, Number};
     use super::*;
+    use crate::counters::count;
     use crate::plan::tests::plan;
 
     fn report(flags: &str, change: impl FnOnce(&mut Counters)) -> Report {
@@ -306,10 +329,12 @@ mod tests {
             ("idle", [false, false, false]),
             ("churn", [false, true, false]),
             ("slow", [true, false, true]),
+            ("recover", [true, false, false]),
         ] {
             let report = report(scenario, |_| {});
             let has = [report.messages.is_some(), report.churn.is_some(), report.slow_readers.is_some()];
             assert_eq!(has, parts, "{scenario}");
+            assert_eq!(report.recovery.is_some(), scenario == "recover");
             assert!(report.to_string().starts_with(scenario));
         }
     }
@@ -358,6 +383,33 @@ mod tests {
             text.contains("5.00 µs a delivery, 5.1 MB resident, 1,000 bytes more a connection"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn returns_are_reported_per_message_and_per_client() {
+        let mut counters = Counters { opened: 100, ..Counters::default() };
+        (counters.recovery.live, counters.recovery.replayed) = (100, 5000);
+        count(&mut counters.recovery.not_recovered, "trimmed", 7);
+        let server = ServerMeasurements { cpu: 5_000_000, resident_before: 0, resident: 0 };
+        let measurements = Measurements {
+            start: 0,
+            measured: 1_000_000_000,
+            cpu: 0,
+            cpu_interval: 1_000_000_000,
+            server: Some(server),
+        };
+        let report = Report::new(&plan("recover --clients 101"), &counters, measurements);
+        let json: Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
+        assert_eq!(json["recovery"]["not_recovered"]["trimmed"], 7);
+        assert_eq!(json["server"]["cpu_microseconds_per_message"], 1.0);
+        assert_eq!(json["server"]["cpu_microseconds_per_client"], 50.0);
+        let text = report.to_string();
+        for part in ["5,000 messages replayed", "7 trimmed", "1.00 µs a replayed message, 50.00 µs a client"]
+        {
+            assert!(text.contains(part), "{part:?} is not in: {text}");
+        }
+        assert!(text.contains("warning: 1 clients did not become live again"), "{text}");
+        assert!(text.contains("raise `history`"), "{text}");
     }
 
     #[test]
