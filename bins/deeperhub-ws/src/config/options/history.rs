@@ -16,8 +16,9 @@ pub(crate) struct HistoryOptions {
     /// A rule is `PATTERN: key=value …`, such as `chat.>: history=1000 ttl=10m`. The keys are
     /// history, history_bytes, ttl, delivery, keep, every, ack, share and max_streams. The first
     /// rule that matches a topic counts: rules of flags come first, then those of the variable,
-    /// then those of the file. The file can also have rules as `[[topics]]` tables at its end.
-    /// There may be {MAX_RULES} rules. `config check --for TOPIC` says which one a topic gets.
+    /// then those of the file. They add up, to at most {MAX_RULES}. The variable separates rules by
+    /// commas; a pattern with a comma needs a flag or the file. The file can also have rules as
+    /// `[[topics]]` tables at its end. `config check --for TOPIC` says which rule a topic gets.
     #[arg(long, value_name = "RULE", value_parser = topic_rule)]
     pub(crate) topic: Option<Vec<Rule>>,
 
@@ -28,9 +29,10 @@ pub(crate) struct HistoryOptions {
     #[arg(long, value_name = "SIZE")]
     pub(crate) history_bytes: Option<Size>,
 
-    /// Keep messages of at most this many topics; further ones get `too_many_topics`
+    /// Keep messages of at most this many topics
     ///
-    /// A topic without subscribers is forgotten to make room for another one.
+    /// Another topic takes the place of the one that has been idle the longest without subscribers.
+    /// If all have subscribers, a publish to another topic gets `too_many_topics`.
     #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_COUNT))]
     pub(crate) max_streams: Option<u64>,
 
