@@ -90,10 +90,9 @@ impl TableReader<'_> {
             ),
         }
         let mut policy = PolicySettings::default();
-        for (key, value) in &entries {
+        for (key, value) in entries.iter().filter(|(key, _)| key.get_ref() != MATCH) {
             let (line, key) = (self.source.line(&key.span()), key.get_ref().as_ref());
-            if key == MATCH {
-            } else if !PolicySettings::keys().any(|known| known == key) {
+            if !PolicySettings::keys().any(|known| known == key) {
                 let (path, hint) = (self.source.path.to_owned(), self.hint(key));
                 self.errors.push(ConfigError::UnknownKey { path, line, key: key.to_owned(), hint });
             } else if let Some(text) = text(value) {

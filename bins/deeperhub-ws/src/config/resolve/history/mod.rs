@@ -6,7 +6,7 @@ mod tests;
 use deeperhub_args::{Size, Time};
 use deeperhub_listener::MemoryBudget;
 use deeperhub_node::Config;
-use deeperhub_node::history::{Acknowledge, BudgetLimits, Rule, Rules};
+use deeperhub_node::history::{Acknowledge, BudgetLimits, Rules};
 
 use super::Resolver;
 use crate::config::effective::{EffectiveSetting, OnReload};
@@ -38,7 +38,6 @@ pub(super) fn resolve(
             ));
         }
     }
-    warn_of_shadowed_rules(resolver, &rules, origins);
     node.history.rules = Rules::new(rules).unwrap_or_else(|error| {
         resolver.conflict(format!(
             "{error}, in --{RULE_KEY}, {}, {RULE_KEY} and [[topics]] together",
@@ -46,6 +45,7 @@ pub(super) fn resolve(
         ));
         Rules::default()
     });
+    warn_of_shadowed_rules(resolver, &node.history.rules, origins);
 
     let budget = BudgetLimits::default();
     let memory = node.listener.memory.as_deref().map(MemoryBudget::limit);
@@ -82,8 +82,8 @@ pub(super) fn refuse_in_cluster(resolver: &mut Resolver, node: &Config, origins:
 }
 
 /// Warns of rules that no topic gets, because an earlier rule matches all of their topics.
-fn warn_of_shadowed_rules(resolver: &mut Resolver, rules: &[Rule], origins: &[SettingOrigin]) {
-    let rules: Vec<_> = rules.iter().zip(origins).collect();
+fn warn_of_shadowed_rules(resolver: &mut Resolver, rules: &Rules, origins: &[SettingOrigin]) {
+    let rules: Vec<_> = rules.iter().map(|(_, rule)| rule).zip(origins).collect();
     for (index, (rule, origin)) in rules.iter().enumerate() {
         let earlier = rules.iter().take(index);
         let mut covering = earlier.filter(|(earlier, _)| earlier.pattern().covers(rule.pattern()));
