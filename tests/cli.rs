@@ -21,7 +21,7 @@ pub(crate) fn check_snapshot(name: &str, text: &str) {
 }
 
 /// Runs a command that must be rejected and checks that the message contains each text.
-fn check_refused(arguments: &[&str], variables: &[(&str, &str)], named: &[&str]) {
+pub(crate) fn check_refused(arguments: &[&str], variables: &[(&str, &str)], named: &[&str]) {
     let finished = run(arguments, variables);
     assert_eq!(finished.code, Some(2), "{arguments:?} {variables:?}: {finished:?}");
     assert_eq!(finished.stdout, "", "an error goes to standard error");

@@ -233,6 +233,11 @@ impl SettingFiles {
             ("handshake_timeout", NeedsRestart, "", "'9s'"),
             ("ping_interval", NeedsRestart, "", "'9s'"),
             ("pong_timeout", NeedsRestart, "", "'9s'"),
+            // A cluster has no history.
+            ("topic", Applied, "['a: history=0']", "['b.>: history=0', 'a: history=0']"),
+            ("history_bytes", Applied, "'1GiB'", "'64KiB'"),
+            ("max_streams", Applied, "", "9"),
+            ("history_forget", Applied, "", "'9s'"),
             ("no_compression", NeedsRestart, "", "true"),
             ("compression_threshold", NeedsRestart, "", "9"),
             ("compression_level", NeedsRestart, "", "9"),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use deeperhub_events::EventKind;
+use deeperhub_node::history::{PolicySettings, Rule};
 use deeperhub_protocol::{CloseCode, ErrorCode};
 use serde_json::Value;
 
@@ -112,6 +113,27 @@ fn server_api_errors_match_the_openapi_description() {
         }
     }
     assert!(checked > 20, "only {checked} errors are described");
+}
+
+#[test]
+fn keys_of_rules_match_the_parser() {
+    let page = Page::read("docs/configuration.md").text;
+    let rows = table(&page, "### Keys of a rule");
+    let keys: Vec<_> = rows.iter().map(|row| code(&row[0])).collect();
+    let expected: Vec<_> = std::iter::once("match").chain(PolicySettings::keys()).collect();
+    assert_eq!(keys, expected);
+    for row in rows.iter().filter(|row| row[2].starts_with('`') || row[2].starts_with(char::is_numeric)) {
+        let default = row[2].split([',', ';']).next().unwrap_or_default().trim_matches('`');
+        let (key, delivery) = (code(&row[0]), if row[0] == "`every`" { "sample" } else { "drop_oldest" });
+        // A value that is the default is left out of a rule's text.
+        let base = match key {
+            "history" => String::new(),
+            "keep" | "every" => format!(" history=50 delivery={delivery}"),
+            _ => " history=50".to_owned(),
+        };
+        let rule = |settings: &str| settings.parse::<Rule>().unwrap_or_else(|error| panic!("{key}: {error}"));
+        assert_eq!(rule(&format!("a:{base} {key}={default}")), rule(&format!("a:{base}")), "{row:?}");
+    }
 }
 
 #[test]

@@ -235,7 +235,12 @@ mod tests {
 
     #[test]
     fn subcommands_take_the_servers_flags_before_and_after_their_name() {
-        check("deeperhub-ws config check --port 1", Some(Action::Config(ConfigAction::Check)));
+        let checked = |for_topic| Some(Action::Config(ConfigAction::Check { for_topic }));
+        check("deeperhub-ws config check --port 1", checked(None));
+        let topic = deeperhub_node::Topic::parse("a.b").ok();
+        check("deeperhub-ws --topic a: config check --for a.b --topic b:", checked(topic));
+        check("deeperhub-ws config check --for a.>", None);
+        check("deeperhub-ws --for a.b", None);
         check("deeperhub-ws --port 1 config show", Some(Action::Config(ConfigAction::Show)));
         check("deeperhub-ws health --api-listen off --rate-limit 5", Some(Action::Health));
         let token = token_args("deeperhub-ws --port 1 token --sub ada --auth-secret-file f --ttl 48h");

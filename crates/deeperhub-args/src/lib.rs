@@ -16,12 +16,14 @@
 
 mod address;
 mod number;
+mod size;
 mod switchable;
 mod time;
 mod url;
 
 pub use address::{Address, Host};
 pub use number::{Ratio, whole};
+pub use size::Size;
 pub use switchable::Switchable;
 pub use time::Time;
 pub use url::{HttpUrl, UrlPath};

@@ -4,11 +4,13 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use deeperhub_node::Topic;
 
 use crate::config::default_file::default_file;
 use crate::config::effective::Settings;
 use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
+use crate::config::options::RULE_KEY;
 use crate::config::resolve::resolve;
 use crate::exit::{bad_configuration, print};
 use crate::serve;
@@ -17,7 +19,11 @@ use crate::serve;
 #[derive(Debug, PartialEq, Eq, Subcommand)]
 pub(crate) enum ConfigAction {
     /// Check flags, environment and file: exit 0 if they are valid, 2 if not
-    Check,
+    Check {
+        /// Say which rule of --topic applies to this topic
+        #[arg(long = "for", value_name = "TOPIC", value_parser = topic)]
+        for_topic: Option<Topic<'static>>,
+    },
     /// Print the effective configuration and the origin of each value
     Show,
     /// Print a file with every setting, its description and its default
@@ -30,15 +36,23 @@ pub(crate) fn run(
     layers: impl FnOnce() -> Result<Layers, Vec<ConfigError>>,
 ) -> ExitCode {
     let result = match action {
-        ConfigAction::Check => layers().and_then(resolve).map(|settings| check(&settings)),
+        ConfigAction::Check { for_topic } => {
+            layers().and_then(resolve).map(|settings| check(&settings, for_topic.as_ref()))
+        }
         ConfigAction::Show => layers().and_then(resolve).map(|settings| print(&settings.show())),
         ConfigAction::Default => default_file().map(|file| print(&file)),
     };
     result.unwrap_or_else(|errors| bad_configuration(&errors))
 }
 
-/// Runs the preflight of a start with valid settings, and prints warnings and the result.
-fn check(settings: &Settings) -> ExitCode {
+/// Parses a topic.
+fn topic(text: &str) -> Result<Topic<'static>, String> {
+    Topic::parse(text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// Runs the preflight of a start with valid settings. Prints warnings, the result, and the rule of
+/// `topic`.
+fn check(settings: &Settings, topic: Option<&Topic<'_>>) -> ExitCode {
     let warnings = match serve::preflight(settings) {
         Ok(warnings) => warnings,
         Err(error) => return bad_configuration(&[error]),
@@ -46,5 +60,22 @@ fn check(settings: &Settings) -> ExitCode {
     for warning in settings.warnings.iter().chain(&warnings) {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
-    print(&"The configuration is valid.\n")
+    let rule = topic.map(|topic| format!("{}\n", rule_of(settings, topic))).unwrap_or_default();
+    print(&format_args!("The configuration is valid.\n{rule}"))
+}
+
+/// Returns a sentence that names the rule of a topic, and the rule's place and origin.
+fn rule_of(settings: &Settings, topic: &Topic<'_>) -> String {
+    let rules = &settings.node.history.rules;
+    let found = rules.find(topic).and_then(|id| Some((id, settings.rule_origins.get(id.index())?)));
+    match found {
+        Some((id, origin)) => {
+            let (rule, number, origin) = (&rules[id], id.index() + 1, origin.label(RULE_KEY));
+            format!("Topic {topic} gets rule {number} of {} ({origin}): {rule}", rules.len())
+        }
+        None => match rules.len() {
+            0 => format!("Topic {topic} matches no rule, because there are none; no messages are kept."),
+            count => format!("Topic {topic} matches none of {count} rules; no messages are kept."),
+        },
+    }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Settings {
     pub(crate) telemetry: TelemetrySettings,
     /// The file that was read, and the origin of its path.
     pub(crate) config: Option<(PathBuf, SettingOrigin)>,
+    /// Origins of the rules for topics, which are `node.history.rules`, in the same order.
+    pub(crate) rule_origins: Vec<SettingOrigin>,
     /// Every setting as text, in the order of the options.
     pub(crate) effective: Vec<EffectiveSetting>,
     /// Warnings about valid settings that are probably mistakes.
@@ -94,8 +96,17 @@ pub(crate) struct EffectiveSetting {
     pub(crate) toml: Option<String>,
     /// The text that `toml` masks, if any.
     secret: Option<Secret>,
+    /// Origin of the value, or of its first item.
     pub(crate) origin: SettingOrigin,
+    /// Items of a list whose items have their own origins. Each is TOML.
+    items: Vec<(String, SettingOrigin)>,
     pub(crate) on_reload: OnReload,
+}
+
+/// A line of `config show`, with the origin that its comment names.
+struct Line {
+    text: String,
+    origin: Option<String>,
 }
 
 /// Effect of a new value of a setting on SIGHUP.
@@ -118,13 +129,43 @@ impl EffectiveSetting {
         on_reload: OnReload,
     ) -> Self {
         let toml = value.map(ToToml::to_toml);
-        Self { key, toml, secret: value.and_then(ToToml::secret), origin, on_reload }
+        let secret = value.and_then(ToToml::secret);
+        Self { key, toml, secret, origin, items: Vec::new(), on_reload }
+    }
+
+    /// Records a list whose items come from several layers. `origins` are those of the items.
+    pub(crate) fn list<T: ToToml>(
+        key: &'static str,
+        values: &[T],
+        origins: &[SettingOrigin],
+        on_reload: OnReload,
+    ) -> Self {
+        let items: Vec<_> = values.iter().map(ToToml::to_toml).zip(origins.iter().cloned()).collect();
+        let texts: Vec<_> = items.iter().map(|(toml, _)| toml.as_str()).collect();
+        let toml = Some(format!("[{}]", texts.join(", ")));
+        let origin = origins.first().cloned().unwrap_or(SettingOrigin::Default);
+        Self { key, toml, secret: None, origin, items, on_reload }
     }
 
     /// Returns `true` if the values are the same, also where they are masked.
     pub(crate) fn has_value_of(&self, other: &Self) -> bool {
         let secrets = [self, other].map(|setting| setting.secret.as_ref().map(Secret::expose));
         self.toml == other.toml && secrets[0] == secrets[1]
+    }
+
+    /// Returns the lines that `config show` writes. Items with their own origins get a line each.
+    fn lines(&self) -> Vec<Line> {
+        let Self { key, toml, origin, items, .. } = self;
+        let with_origin =
+            |text: String, origin: &SettingOrigin| Line { text, origin: Some(origin.label(key)) };
+        let Some(toml) = toml else { return vec![with_origin(format!("# {key} is not set"), origin)] };
+        if items.is_empty() {
+            return vec![with_origin(format!("{key} = {toml}"), origin)];
+        }
+        let first = Line { text: format!("{key} = ["), origin: None };
+        let items = items.iter().map(|(item, origin)| with_origin(format!("    {item},"), origin));
+        let last = Line { text: "]".to_owned(), origin: None };
+        std::iter::once(first).chain(items).chain([last]).collect()
     }
 
     /// Returns `true` if the setting has a secret value.
@@ -153,18 +194,15 @@ impl Settings {
             if let Some((path, origin)) = &self.config {
                 writeln!(f, "# File {} (from {origin}).", path.display())?;
             }
-            let assignments: Vec<_> = self
-                .effective
-                .iter()
-                .map(|EffectiveSetting { key, toml, .. }| match toml {
-                    Some(toml) => format!("{key} = {toml}"),
-                    None => format!("# {key} is not set"),
-                })
-                .collect();
-            let longest = assignments.iter().map(|assignment| assignment.chars().count()).max();
-            let width = longest.unwrap_or(0).min(48);
-            for (setting, assignment) in self.effective.iter().zip(assignments) {
-                writeln!(f, "{assignment:width$}  # {}", setting.origin.label(setting.key))?;
+            let lines: Vec<_> = self.effective.iter().flat_map(EffectiveSetting::lines).collect();
+            let longest =
+                lines.iter().filter_map(|line| Some((line.text.chars().count(), line.origin.as_ref()?)));
+            let width = longest.map(|(length, _)| length).max().unwrap_or(0).min(48);
+            for Line { text, origin } in lines {
+                match origin {
+                    Some(origin) => writeln!(f, "{text:width$}  # {origin}")?,
+                    None => writeln!(f, "{text}")?,
+                }
             }
             Ok(())
         })

@@ -20,6 +20,10 @@ pub(crate) enum ConfigError {
     #[error("{}:{line}: unknown key '{key}'; {hint}", path.display())]
     UnknownKey { path: PathBuf, line: usize, key: String, hint: String },
 
+    /// A rule for topics in the file is invalid. `rule` is its place, such as `[[topics]] 2 (a.>)`.
+    #[error("{}:{line}: {rule}: {reason}", path.display())]
+    InvalidRule { path: PathBuf, line: usize, rule: String, reason: String },
+
     /// A value is invalid.
     #[error("invalid value '{value}' for {key}: {expected}", key = origin.name_of(key))]
     Invalid { key: String, origin: SettingOrigin, value: String, expected: String },

@@ -1,6 +1,7 @@
 //! The TOML file as a layer of settings.
 
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::Path;
 
 use toml::Spanned;
@@ -8,7 +9,9 @@ use toml::de::{DeTable, DeValue};
 
 use crate::config::error::{ConfigError, similar};
 use crate::config::layers::{Layer, LayerValue};
+use crate::config::options::RULE_KEY;
 use crate::config::origin::SettingOrigin;
+use crate::config::rule_tables;
 
 /// Reads a file. Returns its valid settings and appends its errors to `errors`.
 pub(crate) fn read(
@@ -21,93 +24,151 @@ pub(crate) fn read(
         Ok(text) => parse(&text, path, keys, errors),
         Err(source) => {
             errors.push(ConfigError::Unreadable { path: path.to_owned(), origin: origin.clone(), source });
-            Layer::new()
+            Layer::default()
         }
     }
 }
 
+/// A file's path and text, to name places in it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    /// Returns the line at which a span starts, counted from 1.
+    pub(super) fn line(&self, span: &Range<usize>) -> usize {
+        self.text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1
+    }
+
+    /// Returns the origin of a value that starts with the span.
+    pub(super) fn origin(&self, span: &Range<usize>) -> SettingOrigin {
+        SettingOrigin::File { path: self.path.to_owned(), line: self.line(span) }
+    }
+
+    /// Returns the text of a span.
+    pub(super) fn text_of(&self, span: Range<usize>) -> &str {
+        self.text.get(span).unwrap_or_default()
+    }
+}
+
 /// Parses the text of a file.
-fn parse(text: &str, path: &Path, keys: &[String], errors: &mut Vec<ConfigError>) -> Layer {
+pub(super) fn parse(text: &str, path: &Path, keys: &[String], errors: &mut Vec<ConfigError>) -> Layer {
     // Some editors start a file with a byte order mark, which is not TOML.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut layer = Layer::new();
+    let source = Source { path, text };
+    let mut layer = Layer::default();
     let (table, syntax_errors) = DeTable::parse_recoverable(text);
     errors.extend(syntax_errors.iter().map(|error| ConfigError::Syntax {
         path: path.to_owned(),
-        line: line_at(text, error.span().map_or(0, |span| span.start)),
+        line: source.line(&error.span().unwrap_or_default()),
         message: error.message().lines().collect::<Vec<_>>().join("; "),
     }));
     if !syntax_errors.is_empty() {
         return layer;
     }
-    let mut entries: Vec<_> = table.get_ref().iter().collect();
-    entries.sort_by_key(|(key, _)| key.span().start);
-    for (key, value) in entries {
-        let line = line_at(text, key.span().start);
+    for (key, value) in in_order(table.get_ref()) {
         let name = key.get_ref().as_ref();
+        if name == rule_tables::KEY {
+            for rule in rule_tables::read(&source, value, keys, errors) {
+                layer.insert(RULE_KEY, rule);
+            }
+            continue;
+        }
         // `config` names the file, so it is not a key of the file.
         if name == "config" || !keys.iter().any(|known| known == name) {
             let hint = hint(name, value, keys);
+            let line = source.line(&key.span());
             errors.push(ConfigError::UnknownKey { path: path.to_owned(), line, key: name.to_owned(), hint });
             continue;
         }
-        let origin = SettingOrigin::File { path: path.to_owned(), line };
+        let origin = source.origin(&key.span());
         match texts(value) {
-            Some(texts) => {
-                layer.insert(name.to_owned(), LayerValue { origin, texts });
+            Some(texts) if name == RULE_KEY => {
+                for (rule, text) in items(value).iter().zip(texts) {
+                    layer.insert(
+                        RULE_KEY,
+                        LayerValue { origin: source.origin(&rule.span()), texts: vec![text] },
+                    );
+                }
             }
+            Some(texts) => layer.insert(name, LayerValue { origin, texts }),
             None => errors.push(ConfigError::Invalid {
                 key: name.to_owned(),
                 origin,
-                value: text.get(value.span()).unwrap_or_default().to_owned(),
-                expected: format!("expected a number, a string or a list of them, not a {}", kind(value)),
+                value: source.text_of(value.span()).to_owned(),
+                expected: expected_instead_of(name, value),
             }),
         }
     }
     layer
 }
 
+/// Returns the entries of a table in the order of the file.
+pub(super) fn in_order<'t, 'f>(
+    table: &'t DeTable<'f>,
+) -> Vec<(&'t Spanned<std::borrow::Cow<'f, str>>, &'t Spanned<DeValue<'f>>)> {
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
+}
+
 /// Returns a hint for an unknown key.
 fn hint(name: &str, value: &Spanned<DeValue<'_>>, keys: &[String]) -> String {
+    let mut keys = keys.get(1..).unwrap_or_default().to_vec();
+    keys.push(rule_tables::KEY.to_owned());
     if name == "config" {
         "a file cannot name another; use --config or DEEPERHUB_CONFIG".to_owned()
     } else if value.get_ref().is_table() {
-        "there are no sections; all keys are at the top level".to_owned()
-    } else if let Some(similar) = similar(name, keys) {
+        format!("there are no sections but [[{}]]; all other keys are at the top level", rule_tables::KEY)
+    } else if let Some(similar) = similar(name, &keys) {
         format!("did you mean '{similar}'?")
     } else {
-        format!("expected one of {}", keys[1..].join(", "))
+        format!("expected one of {}", keys.join(", "))
+    }
+}
+
+/// Returns the items of a list, or the value itself if it is not a list.
+fn items<'v, 'f>(value: &'v Spanned<DeValue<'f>>) -> &'v [Spanned<DeValue<'f>>] {
+    match value.get_ref() {
+        DeValue::Array(items) => items,
+        _ => std::slice::from_ref(value),
     }
 }
 
 /// Returns the texts that a flag would have for a value. Returns `None` for tables and nested
 /// lists, which a flag cannot express.
 fn texts(value: &Spanned<DeValue<'_>>) -> Option<Vec<OsString>> {
-    match value.get_ref() {
-        DeValue::Array(items) => items
-            .iter()
-            .map(|item| if item.get_ref().is_array() { None } else { texts(item)?.into_iter().next() })
-            .collect(),
-        DeValue::Table(_) => None,
-        DeValue::String(text) => Some(vec![OsString::from(text.as_ref())]),
+    items(value).iter().map(|item| text(item).map(OsString::from)).collect()
+}
+
+/// Returns the text that a flag would have for a value, or `None` for a list or a table.
+pub(super) fn text(value: &Spanned<DeValue<'_>>) -> Option<String> {
+    Some(match value.get_ref() {
+        DeValue::Array(_) | DeValue::Table(_) => return None,
+        DeValue::String(text) => text.clone().into_owned(),
         DeValue::Integer(number) => {
             let decimal =
                 i64::from_str_radix(number.as_str(), number.radix()).map(|number| number.to_string());
-            Some(vec![OsString::from(decimal.unwrap_or_else(|_| number.as_str().to_owned()))])
+            decimal.unwrap_or_else(|_| number.as_str().to_owned())
         }
-        DeValue::Float(number) => Some(vec![OsString::from(number.as_str())]),
-        DeValue::Boolean(switch) => Some(vec![OsString::from(switch.to_string())]),
-        DeValue::Datetime(time) => Some(vec![OsString::from(time.to_string())]),
+        DeValue::Float(number) => number.as_str().to_owned(),
+        DeValue::Boolean(switch) => switch.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+    })
+}
+
+/// Describes the expected value of a setting that has a table, or a list of lists or tables.
+fn expected_instead_of(name: &str, value: &Spanned<DeValue<'_>>) -> String {
+    if name == RULE_KEY {
+        return format!(
+            "expected texts such as \"chat.>: history=1000\"; tables are written [[{}]]",
+            rule_tables::KEY
+        );
     }
-}
-
-fn kind(value: &Spanned<DeValue<'_>>) -> &'static str {
-    if value.get_ref().is_table() { "table" } else { "list of lists or tables" }
-}
-
-/// Returns the line of an offset in a text, counted from 1.
-fn line_at(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+    let kind = if value.get_ref().is_table() { "table" } else { "list of lists or tables" };
+    format!("expected a number, a string or a list of them, not a {kind}")
 }
 
 #[cfg(test)]
@@ -160,7 +221,9 @@ mod tests {
         check(
             "[server]\nmax_connections = 5",
             &[],
-            &["hub.toml:1: unknown key 'server'; there are no sections; all keys are at the top level"],
+            &[
+                "hub.toml:1: unknown key 'server'; there are no sections but [[topics]]; all other keys are at",
+            ],
         );
         check(
             "config = 'other.toml'",
@@ -182,6 +245,11 @@ mod tests {
             "port = { a = 1 }",
             &[],
             &["invalid value '{ a = 1 }' for port in hub.toml:1: expected a number"],
+        );
+        check(
+            "topic = [{ match = 'a' }]",
+            &[],
+            &["invalid value '[{ match = 'a' }]' for topic in hub.toml:1: expected texts such as \"chat.>: "],
         );
         check(
             "path = [['/a']]",

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use clap::Command;
 use clap::builder::StyledStr;
 use deeperhub_listener::MemoryBudget;
+use deeperhub_node::history::Rules;
 use deeperhub_security::RateLimit;
 
 use super::effective::EffectiveSetting;
@@ -14,7 +15,7 @@ use super::resolve::resolve;
 
 /// Defaults in words, for settings that have no value by default, or a value that depends on the
 /// machine.
-const DEFAULTS_IN_WORDS: [(&str, &str); 19] = [
+const DEFAULTS_IN_WORDS: [(&str, &str); 21] = [
     ("workers", "number of cores"),
     ("node_id", "random"),
     ("trusted_proxy", "none"),
@@ -30,6 +31,8 @@ const DEFAULTS_IN_WORDS: [(&str, &str); 19] = [
     ("auth_audience", "any"),
     ("auth_issuer", "any"),
     ("max_memory", "what the system grants"),
+    ("topic", "none, no topic keeps messages"),
+    ("history_bytes", "256MiB, or an eighth of --max-memory if that is less"),
     ("allowed_origin", "the server's own"),
     ("cluster", "none, a single node"),
     ("cluster_credentials", "none"),
@@ -52,6 +55,7 @@ pub(crate) fn with_numbers(command: Command) -> Command {
         ("{REFUSE_PERCENT}", MemoryBudget::REFUSE_PERCENT.to_string()),
         ("{SHED_PERCENT}", MemoryBudget::SHED_PERCENT.to_string()),
         ("{INTAKE_PERCENT}", MemoryBudget::INTAKE_PERCENT.to_string()),
+        ("{MAX_RULES}", Rules::MAX.to_string()),
     ];
     let fill = |text: &StyledStr| {
         numbers.iter().fold(text.to_string(), |text, (name, number)| text.replace(name, number))
@@ -95,6 +99,8 @@ pub(crate) fn with_defaults(command: Command, defaults: &[(&'static str, String)
 
 #[cfg(test)]
 mod tests {
+    use deeperhub_args::Size;
+    use deeperhub_node::history::BudgetLimits;
     use deeperhub_node::trace::Sampler;
     use deeperhub_telemetry::{Overrides, Service, TelemetryConfig};
 
@@ -146,11 +152,18 @@ mod tests {
     }
 
     #[test]
+    fn the_default_of_history_bytes_in_words_is_that_of_the_code() {
+        let words = DEFAULTS_IN_WORDS.iter().find(|(key, _)| *key == "history_bytes").unwrap().1;
+        let default = Size(BudgetLimits::default().bytes);
+        assert!(words.starts_with(&format!("{default}, or an eighth of --max-memory")), "{words}");
+    }
+
+    #[test]
     fn only_defaults_without_a_fixed_value_are_in_words() {
         let settings = resolve(Layers::default()).unwrap().effective;
         for (key, words) in DEFAULTS_IN_WORDS.iter().chain(&DEFAULTS_OF_OPENTELEMETRY) {
             let setting = settings.iter().find(|setting| setting.key == *key).unwrap();
-            let depends_on_the_machine = ["workers", "max_memory"].contains(key);
+            let depends_on_the_machine = ["workers", "max_memory", "history_bytes"].contains(key);
             let has_value = setting.toml.as_ref().is_some_and(|toml| toml != "[]");
             assert_eq!(has_value, depends_on_the_machine, "{key} = {words}");
         }

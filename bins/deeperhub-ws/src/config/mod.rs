@@ -9,4 +9,5 @@ pub(crate) mod layers;
 pub(crate) mod options;
 pub(crate) mod origin;
 pub(crate) mod resolve;
+mod rule_tables;
 pub(crate) mod values;

@@ -24,6 +24,8 @@ pub(crate) struct SettingsReload {
     pub(crate) node: NodeHandle,
     pub(crate) api: Option<SharedApiConfig>,
     pub(crate) level: Level,
+    /// `true` if the node joined a cluster at its start.
+    pub(crate) in_cluster: bool,
 }
 
 /// All errors of a reload, as one.
@@ -40,6 +42,12 @@ impl SettingsReload {
     pub(crate) fn reload(&mut self) -> Result<(), Box<dyn Error>> {
         let settings =
             Layers::read(self.flags.iter(), std::env::vars_os()).and_then(resolve).map_err(ConfigErrors)?;
+        // The node stays in its cluster until a restart, whatever the file says now.
+        if self.in_cluster && settings.node.history.rules.keep_history() {
+            let conflict = "history in a cluster is not supported yet, and this node joined one at its start; \
+                            restart it without the cluster, or set history to 0 in all rules";
+            return Err(ConfigErrors(vec![ConfigError::Conflict(conflict.to_owned())]).into());
+        }
         for warning in &settings.warnings {
             warn!("{warning}");
         }
@@ -63,6 +71,7 @@ impl SettingsReload {
             drain_timeout: _,
             telemetry: _,
             config: _,
+            rule_origins: _,
             warnings: _,
         } = settings;
         self.node.set_limits(node.limits());

@@ -218,6 +218,7 @@ impl Server {
             node: node.handle(),
             api: api.as_ref().map(|api| api.config.clone()),
             level: log_level,
+            in_cluster: settings.node.cluster.is_some(),
         };
         Ok(Some(Self {
             node,

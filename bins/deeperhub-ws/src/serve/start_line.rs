@@ -60,6 +60,13 @@ pub(crate) fn start_line(
         if !listener.ping_interval.is_zero() {
             write!(f, " · ping every {}", Time(listener.ping_interval))?;
         }
+        let rules = &node.history.rules;
+        if rules.keep_history() {
+            let keeping = rules.iter().filter(|(_, rule)| rule.policy().keeps_history()).count();
+            let plural = if keeping == 1 { "" } else { "s" };
+            let max_bytes = usize::try_from(node.history.budget.bytes).unwrap_or(usize::MAX);
+            write!(f, " · {keeping} rule{plural} for history, up to {}", bytes(max_bytes))?;
+        }
         Ok(())
     })
 }
@@ -101,6 +108,21 @@ mod tests {
              messages up to 64 KiB, 100/s (burst 200) · 128 subscriptions and 1 MiB of queue per connection · \
              ping every 25s",
         );
+    }
+
+    #[test]
+    fn history_is_named_if_a_rule_keeps_any() {
+        let line = |rules: &[&str]| {
+            let flags = [&["--ping-interval=0", "--history-bytes=64MiB"], rules].concat();
+            let matches = Options::parser().get_matches_from(flags);
+            let settings = Layers::read([&matches], []).and_then(resolve).unwrap();
+            start_line(&settings, &[], None).to_string()
+        };
+        assert!(line(&["--topic=a: history=0"]).ends_with(" of queue per connection"));
+        let kept = line(&["--topic=a: history=0", "--topic=b: history=5"]);
+        assert!(kept.ends_with(" per connection · 1 rule for history, up to 64 MiB"), "{kept}");
+        let kept = line(&["--topic=a: history=1", "--topic=b.>: history=5"]);
+        assert!(kept.ends_with(" · 2 rules for history, up to 64 MiB"), "{kept}");
     }
 
     #[test]

@@ -111,6 +111,12 @@ impl Key {
 }
 
 impl PolicySettings {
+    /// Returns the keys of all settings, in the order of the documentation of
+    /// [`Rule`](crate::Rule).
+    pub fn keys() -> impl ExactSizeIterator<Item = &'static str> {
+        KEYS.into_iter().map(Key::name)
+    }
+
     /// Sets `key` to the value that `value` describes, as in the text form of a rule.
     ///
     /// # Errors

@@ -13,8 +13,8 @@ use crate::config::values::{IoUring, NodeId};
 pub(crate) struct GeneralOptions {
     /// Read settings from this TOML file; flags and variables override it
     ///
-    /// The keys are the names of the flags with `_` for `-`, all at the top level. An unknown key
-    /// is an error.
+    /// The keys are the names of the flags with `_` for `-`, all at the top level. Only rules for
+    /// topics may also be tables, `[[topics]]`, at the end. An unknown key is an error.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
 

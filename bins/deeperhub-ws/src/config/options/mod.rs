@@ -12,6 +12,7 @@ mod api;
 mod cluster;
 mod compression;
 mod general;
+mod history;
 mod limits;
 mod listening;
 mod logs;
@@ -26,6 +27,7 @@ pub(crate) use api::ApiOptions;
 pub(crate) use cluster::ClusterOptions;
 pub(crate) use compression::CompressionOptions;
 pub(crate) use general::GeneralOptions;
+pub(crate) use history::HistoryOptions;
 pub(crate) use limits::LimitOptions;
 pub(crate) use listening::ListeningOptions;
 pub(crate) use logs::LogOptions;
@@ -54,6 +56,8 @@ pub(crate) struct Options {
     pub(crate) tokens: TokenOptions,
     #[command(flatten)]
     pub(crate) limits: LimitOptions,
+    #[command(flatten)]
+    pub(crate) history: HistoryOptions,
     #[command(flatten)]
     pub(crate) compression: CompressionOptions,
     #[command(flatten)]
@@ -90,6 +94,9 @@ pub(crate) fn variable(key: &str) -> String {
 
 /// Settings whose values are secret, so errors do not show them.
 pub(crate) const SECRET_KEYS: &[&str] = &["api_key", "cluster"];
+
+/// Setting whose layers add up instead of overriding each other: the rules for topics.
+pub(crate) const RULE_KEY: &str = "topic";
 
 /// Prefix of the environment variables.
 pub(crate) const VARIABLE_PREFIX: &str = "DEEPERHUB_";

@@ -38,6 +38,7 @@ mod api;
 mod cluster;
 mod compression;
 mod general;
+mod history;
 mod limits;
 mod listening;
 mod logs;
@@ -63,7 +64,7 @@ use crate::config::options::Options;
 ///
 /// If settings are invalid. Returns all errors, not only the first.
 pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
-    let Layers { options, origins, warnings } = layers;
+    let Layers { options, origins, rule_origins, warnings } = layers;
     // The order of the fields is the order of `config show`.
     let Options {
         general,
@@ -72,6 +73,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
         api,
         tokens,
         limits,
+        history,
         compression,
         web_pages,
         cluster,
@@ -88,6 +90,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
     let api = api::resolve(&mut resolver, api, &mut node);
     let (auth, max_token_bytes) = tokens::resolve(&mut resolver, tokens, &mut node.auth);
     limits::resolve(&mut resolver, limits, &mut node);
+    history::resolve(&mut resolver, history, &rule_origins, &mut node);
     compression::resolve(&mut resolver, compression, &mut node.listener.compression);
     node.session.origins = web_pages::resolve(&mut resolver, web_pages);
     node.cluster = cluster::resolve(&mut resolver, cluster);
@@ -97,6 +100,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
     // These checks compare settings of several headings.
     listening::warn_of_open_address(&mut resolver, &address, node.auth.required);
     limits::warn_of_small_queue(&mut resolver, &node.listener.limits);
+    history::refuse_in_cluster(&mut resolver, &node, &rule_origins);
     tokens::warn_of_long_tokens(&mut resolver, max_token_bytes, &node.listener.limits);
     let api = api.finish(&mut resolver, &address, &node);
 
@@ -104,5 +108,18 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
     if !errors.is_empty() {
         return Err(errors);
     }
-    Ok(Settings { address, node, auth, tls, api, drain_timeout, log, telemetry, config, effective, warnings })
+    Ok(Settings {
+        address,
+        node,
+        auth,
+        tls,
+        api,
+        drain_timeout,
+        log,
+        telemetry,
+        config,
+        rule_origins,
+        effective,
+        warnings,
+    })
 }

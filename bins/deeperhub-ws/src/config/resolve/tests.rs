@@ -257,7 +257,7 @@ fn a_queue_smaller_than_a_message_is_warned_about() {
 }
 
 /// Settings that others in [`OTHER_VALUES`] need.
-const BASE: [(&str, &str); 10] = [
+const BASE: [(&str, &str); 11] = [
     ("tls_cert", "before/server.pem"),
     ("tls_key", "before/server.pkcs8.key"),
     ("tls_client_ca", "before/ca.pem"),
@@ -265,13 +265,15 @@ const BASE: [(&str, &str); 10] = [
     ("api_tls_key", "before/server.pkcs8.key"),
     ("auth_jwks_file", "before/jwks.json"),
     ("byte_rate_limit", "1000"),
+    // The default depends on max_memory.
+    ("history_bytes", "1GiB"),
     ("cluster", "nats://hub:before@h"),
     ("cluster_ca", "before/ca.pem"),
     ("api_key", "before"),
 ];
 
 /// Each setting, and a value that is neither its default nor that of [`BASE`].
-const OTHER_VALUES: [(&str, &str); 83] = [
+const OTHER_VALUES: [(&str, &str); 87] = [
     ("workers", "3"),
     ("io_uring", "off"),
     ("node_id", "n"),
@@ -338,6 +340,11 @@ const OTHER_VALUES: [(&str, &str); 83] = [
     ("handshake_timeout", "7s"),
     ("ping_interval", "7s"),
     ("pong_timeout", "7s"),
+    // A cluster has no history.
+    ("topic", "a.>: history=0"),
+    ("history_bytes", "7"),
+    ("max_streams", "7"),
+    ("history_forget", "7s"),
     ("no_compression", "true"),
     ("compression_threshold", "7"),
     ("compression_level", "7"),

@@ -2,6 +2,7 @@
 //! written as TOML that parses to the same value, unless it is secret.
 
 mod cluster;
+mod history;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -13,6 +14,7 @@ use deeperhub_security::proxy::Header;
 use deeperhub_security::{LimitMode, Secret};
 
 pub(crate) use cluster::{ClusterUrl, UnavailableReadiness, cluster_url};
+pub(crate) use history::{forget_time, topic_rule};
 
 /// A value that can be written to the configuration file.
 pub(crate) trait ToToml {

@@ -1,0 +1,44 @@
+//! Rules for topics that keep messages, and the limits of all these topics together.
+
+use clap::Args;
+use deeperhub_args::{Size, Time, whole};
+use deeperhub_node::history::Rule;
+
+use super::MAX_COUNT;
+use crate::config::values::{forget_time, topic_rule};
+
+/// Options under the heading "Topics with history".
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Topics with history")]
+pub(crate) struct HistoryOptions {
+    /// Keep messages of the topics that match a pattern; may be repeated
+    ///
+    /// A rule is `PATTERN: key=value …`, such as `chat.>: history=1000 ttl=10m`. The keys are
+    /// history, history_bytes, ttl, delivery, keep, every, ack, share and max_streams. The first
+    /// rule that matches a topic counts: rules of flags come first, then those of the variable,
+    /// then those of the file. They add up, to at most {MAX_RULES}. The variable separates rules by
+    /// commas; a pattern with a comma needs a flag or the file. The file can also have rules as
+    /// `[[topics]]` tables at its end. `config check --for TOPIC` says which rule a topic gets.
+    #[arg(long, value_name = "RULE", value_parser = topic_rule)]
+    pub(crate) topic: Option<Vec<Rule>>,
+
+    /// Keep at most this many bytes of messages, of all topics together
+    ///
+    /// A size such as `64MiB`, or a number of bytes. Over the limit, the oldest messages of rules
+    /// that use more than their share are dropped.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) history_bytes: Option<Size>,
+
+    /// Keep messages of at most this many topics
+    ///
+    /// Another topic takes the place of the one that has been idle the longest without subscribers.
+    /// If all have subscribers, a publish to another topic gets `too_many_topics`.
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_COUNT))]
+    pub(crate) max_streams: Option<u64>,
+
+    /// Forget a topic that has had neither messages nor subscribers for this time
+    ///
+    /// Clients cannot continue at a position of a topic that is forgotten. Whole seconds.
+    #[arg(long, value_name = "TIME", value_parser = forget_time)]
+    pub(crate) history_forget: Option<Time>,
+}

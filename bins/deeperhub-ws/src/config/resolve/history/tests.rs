@@ -1,0 +1,175 @@
+//! Tests of rules for topics and their limits.
+
+use std::time::Duration;
+
+use crate::config::effective::Settings;
+use crate::config::layers::Layers;
+use crate::config::options::Options;
+use crate::config::resolve::resolve;
+
+fn settings(flags: &[&str]) -> Result<Settings, String> {
+    let matches = Options::parser().get_matches_from(flags);
+    Layers::read([&matches], []).and_then(resolve).map_err(|errors| {
+        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        lines.join("\n")
+    })
+}
+
+fn bytes(flags: &[&str]) -> u64 {
+    settings(flags).unwrap().node.history.budget.bytes
+}
+
+#[test]
+fn defaults_are_as_documented() {
+    let history = settings(&["--max-memory=0"]).unwrap().node.history;
+    assert!(history.rules.is_empty());
+    assert_eq!((history.budget.bytes, history.budget.streams), (256 << 20, 1_000_000));
+    assert_eq!(history.budget.forget, Duration::from_secs(3600));
+}
+
+#[test]
+fn the_default_of_the_bytes_is_at_most_an_eighth_of_the_memory() {
+    assert_eq!(bytes(&["--max-memory=800000"]), 100_000);
+    assert_eq!(bytes(&["--max-memory=2147483647"]), (256 << 20) - 1);
+    assert_eq!(bytes(&["--max-memory=4294967296"]), 256 << 20);
+    assert_eq!(bytes(&["--max-memory=1"]), 1);
+    assert_eq!(bytes(&["--max-memory=800000", "--history-bytes=1GiB"]), 1 << 30);
+}
+
+#[test]
+fn limits_of_all_topics_reach_the_node() {
+    let flags =
+        ["--history-bytes=64KiB", "--max-streams=7", "--history-forget=90s", "--topic=a.>: history=5"];
+    let history = settings(&flags).unwrap().node.limits().history;
+    assert_eq!((history.budget.bytes, history.budget.streams), (65_536, 7));
+    assert_eq!(history.budget.forget, Duration::from_secs(90));
+    assert_eq!(history.rules.iter().next().map(|(_, rule)| rule.to_string()).unwrap(), "a.>: history=5");
+    let error = settings(&["--history-bytes=0KiB"]).unwrap_err();
+    assert_eq!(error, "invalid value '0' for --history-bytes: expected more than 0");
+}
+
+#[test]
+fn invalid_values_are_refused() {
+    for flag in [
+        "--history-bytes=-1",
+        "--history-bytes=",
+        "--history-bytes=1.5GiB",
+        "--history-bytes=4MB",
+        "--history-bytes=99999999999999999999",
+        "--max-streams=0",
+        "--max-streams=100000001",
+        "--max-streams=1MiB",
+        "--history-forget=1d",
+        "--history-forget=3600",
+        "--history-forget=1500ms",
+        "--topic=",
+        "--topic=a",
+        "--topic=a history=1",
+        "--topic=a: history=1 history=2",
+        "--topic=a: match=b",
+    ] {
+        let matches = Options::parser().try_get_matches_from([flag]);
+        assert!(matches.is_err(), "{flag}");
+    }
+}
+
+#[test]
+fn there_are_at_most_64_rules() {
+    let flags: Vec<_> = (0..65).map(|number| format!("--topic=a{number}: history=1")).collect();
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    assert_eq!(settings(&flags[1..]).unwrap().node.history.rules.len(), 64);
+    let error = settings(&flags).unwrap_err();
+    assert_eq!(
+        error,
+        "there are 65 rules; keep at most 64, in --topic, DEEPERHUB_TOPIC, topic and [[topics]] together"
+    );
+}
+
+#[test]
+fn acknowledging_on_disk_is_refused() {
+    let error = settings(&["--topic=a:", "--topic=b.>: history=5 ack=disk"]).unwrap_err();
+    assert_eq!(
+        error,
+        "the rule `b.>: history=5 ack=disk` (--topic) has ack=disk, and history on disk is not supported yet; \
+         use ack=memory"
+    );
+}
+
+#[test]
+fn history_is_refused_in_a_cluster() {
+    let error =
+        settings(&["--cluster=nats://h", "--topic=a:", "--topic=b: history=5", "--topic=c.>: history=1"])
+            .unwrap_err();
+    assert_eq!(
+        error,
+        "history in a cluster is not supported yet; run a single node without --cluster, or set history to 0 \
+         in these rules: `b` (--topic), `c.>` (--topic)"
+    );
+    let flags: Vec<_> = (0..6).map(|number| format!("--topic=a{number}: history=1")).collect();
+    let flags: Vec<_> = flags.iter().map(String::as_str).chain(["--cluster=redis://h"]).collect();
+    assert!(settings(&flags).unwrap_err().ends_with("`a3` (--topic) and 2 more"));
+    let settings = settings(&["--cluster=nats://h", "--topic=a: history=0", "--topic=b.>:"]).unwrap();
+    assert_eq!(settings.node.history.rules.len(), 2);
+}
+
+#[test]
+fn a_rule_that_no_topic_gets_is_warned_about() {
+    let flags = ["--topic=a.>: history=5", "--topic=b.*:", "--topic=a.b:", "--topic=>: history=1"];
+    let warnings = settings(&flags).unwrap().warnings;
+    assert_eq!(
+        warnings,
+        ["no topic gets the rule `a.b: history=0` (--topic), because `a.>: history=5` (--topic) comes first"]
+    );
+}
+
+#[test]
+fn a_history_as_large_as_the_memory_is_warned_about() {
+    let warnings = |bytes: &str, rule: &str| {
+        let bytes = format!("--history-bytes={bytes}");
+        settings(&["--max-memory=1000000", &bytes, rule]).unwrap().warnings
+    };
+    let expected =
+        "--history-bytes is 800000, and connections are refused from 800000 on (80 % of --max-memory)";
+    assert_eq!(warnings("800000", "--topic=a: history=1"), [expected]);
+    assert_eq!(warnings("799999", "--topic=a: history=1"), [""; 0]);
+    assert_eq!(warnings("800000", "--topic=a: history=0"), [""; 0]);
+}
+
+#[test]
+fn rules_that_leave_no_topics_to_others_are_warned_about() {
+    let warnings = |streams: &str| {
+        let rules =
+            ["--topic=a.>: history=1 max_streams=7", "--topic=b.>: history=1", "--topic=c: history=0"];
+        settings(&[&[streams], &rules[..]].concat()).unwrap().warnings
+    };
+    let expected =
+        "rules with max_streams may use all 7 of --max-streams, so each rule without it gets one topic";
+    assert_eq!(warnings("--max-streams=7"), [expected]);
+    assert_eq!(warnings("--max-streams=8"), [""; 0]);
+}
+
+#[test]
+fn each_rule_is_shown_with_its_origin() {
+    let shown = |flags: &[&str]| settings(flags).unwrap().show().to_string();
+    let rules = shown(&["--topic=say.\"hi\": history=5 delivery=lossless", "--topic=b.>: history=7 ttl=60s"]);
+    let lines: Vec<_> = rules.lines().skip_while(|line| !line.starts_with("topic = ")).take(4).collect();
+    let parts: Vec<_> =
+        lines.iter().map(|line| line.split("  #").map(str::trim).collect::<Vec<_>>()).collect();
+    assert_eq!(
+        parts,
+        [
+            vec!["topic = ["],
+            vec![r#"'say."hi": history=5',"#, "--topic"],
+            vec![r#""b.>: history=7 ttl=1m","#, "--topic"],
+            vec!["]"],
+        ]
+    );
+    let toml: toml::Table = rules.parse().unwrap();
+    assert_eq!(toml["topic"].as_array().map(Vec::len), Some(2));
+    let none = shown(&[]);
+    let line = none.lines().find(|line| line.starts_with("topic = "));
+    assert!(
+        line.is_some_and(|line| line.starts_with("topic = [] ") && line.ends_with("# default")),
+        "{none}"
+    );
+}
