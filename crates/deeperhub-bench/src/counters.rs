@@ -196,8 +196,9 @@ impl Counters {
         let mut faults = Faults::default();
         for ReceiverStream { stream, summary, end } in &self.receiver_streams {
             let sent = self.sequences.get(*stream as usize).copied().unwrap_or(0);
-            let sent = end.map_or(sent, |end| end.min(sent));
-            faults.lost += sent.saturating_sub(summary.received);
+            let awaited = end.map_or(sent, |end| end.min(sent));
+            faults.skipped += sent - awaited;
+            faults.lost += awaited.saturating_sub(summary.received);
             faults.duplicated += summary.duplicates;
             faults.out_of_order += summary.late;
         }
@@ -214,6 +215,8 @@ pub(crate) struct Faults {
     pub(crate) duplicated: u64,
     /// Deliveries that arrived after a later message of the same stream.
     pub(crate) out_of_order: u64,
+    /// Deliveries after the end of what the receiver awaits. They are no faults.
+    pub(crate) skipped: u64,
 }
 
 /// Adds `n` to the count of a kind.
@@ -245,7 +248,7 @@ mod tests {
         // A receiver that was told it gets nothing after the first message.
         let told = ReceiverStream { end: Some(1), ..account(0, 1, 0, 0) };
         all.add(Counters { receiver_streams: vec![told], ..Counters::default() });
-        assert_eq!(all.faults(), Faults { lost: 3, duplicated: 1, out_of_order: 2 });
+        assert_eq!(all.faults(), Faults { lost: 3, duplicated: 1, out_of_order: 2, skipped: 9 });
     }
 
     #[test]

@@ -161,7 +161,8 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    pub(super) fn new(plan: RecoverPlan, counters: &RecoveryCounters) -> Self {
+    /// `skipped` is the number of messages that were skipped at the end of the run.
+    pub(super) fn new(plan: RecoverPlan, counters: &RecoveryCounters, skipped: u64) -> Self {
         Self {
             clients: plan.clients,
             topics_per_client: plan.topics_per_client,
@@ -173,7 +174,7 @@ impl Recovery {
             not_recovered: counters.not_recovered.clone(),
             replayed: counters.replayed,
             gaps: counters.gaps,
-            skipped: counters.skipped,
+            skipped: counters.skipped + skipped,
             live_microseconds: Percentiles::microseconds(&counters.live_times),
         }
     }
