@@ -4,14 +4,14 @@
 "use strict";
 
 const assert = require("node:assert/strict");
+const { once } = require("node:events");
 const { readFileSync } = require("node:fs");
+const http = require("node:http");
 const { chromium } = require("playwright-core");
 const WebSocket = require("ws");
 const { path, args } = require("./chromium.cjs");
 
 const [file, url] = process.argv.slice(2);
-// A page on loopback may connect to a hub on loopback. Nothing listens on this port.
-const address = "http://localhost:9/follow.html";
 
 // Publishes a message and waits until the hub has it.
 function publish(topic, message) {
@@ -29,14 +29,23 @@ function publish(topic, message) {
   });
 }
 
+// Serves the page on loopback, from where it may connect to a hub on loopback.
+async function serve() {
+  const html = readFileSync(file, "utf8").replace("ws://localhost:8080", url);
+  const server = http.createServer((_, response) => response.setHeader("Content-Type", "text/html").end(html));
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  server.unref();
+  return `http://127.0.0.1:${server.address().port}/`;
+}
+
 async function main() {
+  const address = await serve();
   const browser = await chromium.launch({ executablePath: path, args });
   try {
     const page = await browser.newPage();
     const faults = [];
     page.on("pageerror", (error) => faults.push(String(error)));
-    const html = readFileSync(file, "utf8").replace("ws://localhost:8080", url);
-    await page.route(address, (route) => route.fulfill({ body: html, contentType: "text/html" }));
     const lines = () => page.locator("#lines li").allTextContents();
     const shown = (text) => page.locator("#lines li").filter({ hasText: text }).first().waitFor();
 
