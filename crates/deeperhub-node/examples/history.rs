@@ -19,5 +19,6 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let Some(StreamEvent::Message(message)) = prices.next().await else { break };
         println!("{} costs {}", prices.topic(), message.message());
     }
-    Ok(node.stop().await)
+    node.stop().await;
+    Ok(())
 }
