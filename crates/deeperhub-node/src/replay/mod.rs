@@ -241,7 +241,7 @@ impl Replays {
         if self.connections.is_empty() {
             return false;
         }
-        self.tick((streams, router), now, outlet);
+        let has_samples = self.tick((streams, router), now, outlet);
         let mut budget = BYTES_PER_ROUND;
         while budget > 0
             && outlet.has_budget()
@@ -267,6 +267,6 @@ impl Replays {
             }
             false
         });
-        !self.ready.is_empty()
+        has_samples || !self.ready.is_empty()
     }
 }
