@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio_tungstenite::MaybeTlsStream;
 
-use crate::support::{Authority, Client, Server, free_port, metric, python_bin, run_peer, script, wait_for};
+use crate::support::{Authority, Client, Server, free_port, metric, python_bin, run_peer, script};
 
 /// Keeps all that a test publishes.
 const RULE: &[&str] = &["--topic", "feed.>: history=1000000 history_bytes=200MiB", "--rate-limit", "0"];
@@ -259,7 +259,7 @@ async fn a_client_on_python_websockets_recovers_over_tls() {
     let arguments =
         [trust, python, client, url, "feed.tls".to_owned(), "2000".to_owned(), "publish".to_owned()];
     let finished =
-        wait_for("the peer", tokio::task::spawn_blocking(move || run_peer("env", arguments))).await;
+        wait_for_long("the peer", tokio::task::spawn_blocking(move || run_peer("env", arguments))).await;
     let finished = finished.expect("the peer ran");
     assert_eq!(finished.code, Some(0), "{}\n{}", finished.stdout, finished.stderr);
 }

@@ -29,7 +29,7 @@ async def read(url, topic, count):
         hub = await websockets.connect(url)
         welcome = json.loads(await hub.recv())
         assert "history" in welcome["data"]["features"], welcome
-        data = {"topic": topic, "history": 1000}
+        data = {"topic": topic, "history": 1_000_000}
         if position:
             data["recover"] = position
         await hub.send(json.dumps({"type": "subscribe", "id": connections, "data": data}))
