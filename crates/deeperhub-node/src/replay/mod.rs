@@ -8,6 +8,7 @@
 mod outlet;
 mod sample;
 mod step;
+mod subscribe;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

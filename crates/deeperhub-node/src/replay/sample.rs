@@ -36,7 +36,9 @@ impl Samples {
     pub(super) fn add(&mut self, key: ConnectionKey, topic: &Arc<str>, every: Duration, now: Instant) {
         let sampled = self.topics.entry(Arc::clone(topic)).or_insert_with(|| {
             self.ticks.insert((now, Arc::clone(topic)));
-            SampledTopic { every, next_tick: now, subscribers: HashSet::default() }
+            // Fixed seeds are safe: clients cannot choose their keys.
+            let subscribers = HashSet::with_hasher(RandomState::with_seeds(5, 6, 7, 8));
+            SampledTopic { every, next_tick: now, subscribers }
         });
         sampled.every = every;
         sampled.subscribers.insert(key);

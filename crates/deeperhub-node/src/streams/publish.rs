@@ -236,7 +236,7 @@ impl Streams {
     /// Empties the stream of a topic, starts a new epoch, and tells its subscribers. Does nothing if
     /// the topic has no stream.
     pub(crate) fn clear(&self, router: &StreamRouter, topic: &Topic<'_>) {
-        let at = Instant::now();
+        let at = self.clock.now();
         let (now, time) = (self.clock.seconds(at), self.clock.unix_ms(at));
         let mut remains = Remains::default();
         let clear = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {

@@ -2,7 +2,7 @@
 
 mod deliver;
 mod execute;
-mod refusals;
+pub(crate) mod refusals;
 pub(crate) mod request;
 mod state;
 mod sweep;

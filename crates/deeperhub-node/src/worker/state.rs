@@ -179,10 +179,9 @@ impl NodeWorker {
 
     /// Ends a subscription of a connection. Returns `false` if there was none.
     pub(crate) fn unsubscribe(&mut self, key: ConnectionKey, subscription: &Subscription<'_>) -> bool {
-        let has_ended = self.shard.unsubscribe(key, subscription);
+        let has_ended = self.replays.unsubscribe(key, subscription, &mut self.shard);
         if has_ended {
             self.metrics.subscriptions.dec();
-            self.replays.end(key, subscription.as_str());
         }
         has_ended
     }
