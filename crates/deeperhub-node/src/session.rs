@@ -301,8 +301,7 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn on_close(&mut self, key: ConnectionKey, closed: &Closed, worker: &mut NodeWorker) {
-        worker.replays.remove(key);
-        let subscriptions = worker.shard.remove_subscriber(key);
+        let subscriptions = worker.replays.unsubscribe_all(key, &mut worker.shard);
         worker.metrics.subscriptions.add(-(subscriptions as i64));
         worker.metrics.active.dec();
         if let Some(user) = self.user() {
