@@ -1,0 +1,222 @@
+//! The streams of a store, in memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use deeperhub_types::Epoch;
+
+use crate::location::Location;
+use crate::record::{self, Declaration, HEAD, Head, Kind};
+use crate::{Predecessor, StreamId};
+
+/// Offsets between two entries of a stream's index.
+const INDEX_STEP: u64 = 64;
+
+/// A stream as the log has it.
+#[derive(Debug, Clone)]
+pub(crate) struct Stream {
+    pub(crate) topic: Arc<str>,
+    pub(crate) epoch: Epoch,
+    pub(crate) predecessor: Option<Predecessor>,
+    /// Newest offset that was used, with or without a message.
+    pub(crate) newest: u64,
+    /// Offset of the newest message; 0 before the first one.
+    pub(crate) last_offset: u64,
+    /// Location of the newest message.
+    pub(crate) last: Location,
+    /// Segment with the declaration that counts.
+    pub(crate) declared: u32,
+    /// Offset and location of about every 64th message, in order.
+    pub(crate) index: Vec<(u64, Location)>,
+}
+
+/// All streams of a store by number.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    pub(crate) streams: HashMap<u64, Stream>,
+    /// Streams whose removal is in the newest segment.
+    pub(crate) removed: Vec<u64>,
+    /// The highest number that was seen.
+    pub(crate) highest: u64,
+    /// Messages that were withdrawn: their stream is unknown, or their offset does not rise.
+    pub(crate) withdrawn: u64,
+}
+
+impl Stream {
+    /// Notes a message as the newest one. Entries of the index at or after its offset are replaced.
+    fn note_message(&mut self, offset: u64, location: Location) {
+        while self.index.last().is_some_and(|(indexed, _)| *indexed >= offset) {
+            self.index.pop();
+        }
+        let indexed = self.index.last().map_or(self.last_offset.min(offset - 1), |(indexed, _)| *indexed);
+        if offset / INDEX_STEP != indexed / INDEX_STEP {
+            self.index.push((offset, location));
+        }
+        (self.last_offset, self.last) = (offset, location);
+        self.newest = self.newest.max(offset);
+    }
+
+    /// Returns a copy without the index.
+    pub(crate) fn without_index(&self) -> Self {
+        Self { topic: Arc::clone(&self.topic), index: Vec::new(), ..*self }
+    }
+
+    /// Appends a record that declares the stream as it is.
+    pub(crate) fn encode(&self, id: u64, buffer: &mut Vec<u8>) {
+        let head = Head::new(Kind::Declare, id, self.newest);
+        let declaration =
+            Declaration { epoch: self.epoch, predecessor: self.predecessor, topic: &self.topic };
+        declaration.encode(head, buffer);
+    }
+}
+
+impl Table {
+    /// Takes over a record that was read from the log. Messages at or below a stream's newest one are
+    /// left out: they were written again after an error.
+    pub(crate) fn apply(&mut self, head: &Head, body: &[u8], location: Location) {
+        self.highest = self.highest.max(head.stream);
+        match head.kind {
+            Kind::Void => {}
+            Kind::Declare => {
+                if let Some(declaration) = Declaration::parse(body) {
+                    self.declare(head, &declaration, location.segment());
+                }
+            }
+            Kind::Message => {
+                let stream = self.streams.get_mut(&head.stream);
+                if let Some(stream) = stream.filter(|stream| head.offset > stream.last_offset) {
+                    stream.note_message(head.offset, location);
+                }
+            }
+            Kind::Skip => self.skip(head, location.segment()),
+            Kind::Remove => self.remove(head.stream),
+        }
+    }
+
+    /// Gives a queued record its place in the log and takes it over. `again` tells that the record may
+    /// have had another place before, which was lost.
+    pub(crate) fn place(&mut self, record: &mut [u8], location: Location, again: bool) {
+        let Some(head) = Head::parse(record) else { return };
+        self.highest = self.highest.max(head.stream);
+        match head.kind {
+            Kind::Void => {}
+            Kind::Declare => {
+                let inherited = self.streams.get(&head.previous).map_or(0, |stream| stream.newest);
+                let head = Head { offset: head.offset.max(inherited), ..head };
+                record::set_offset(record, head.offset);
+                if let Some(declaration) = Declaration::parse(&record[HEAD..]) {
+                    self.declare(&head, &declaration, location.segment());
+                }
+            }
+            Kind::Message => match self.streams.get_mut(&head.stream) {
+                Some(stream) if head.offset > stream.last_offset => {
+                    record::set_previous(record, stream.last.to_bits());
+                    stream.note_message(head.offset, location);
+                }
+                // The first message of its stream that is written again. The message before it has
+                // kept its place, so the record already names it.
+                Some(stream) if again && head.offset > 0 => stream.note_message(head.offset, location),
+                _ => {
+                    record::set_kind(record, Kind::Void);
+                    self.withdrawn += 1;
+                }
+            },
+            Kind::Skip => self.skip(&head, location.segment()),
+            Kind::Remove => self.remove(head.stream),
+        }
+    }
+
+    pub(crate) fn declare(&mut self, head: &Head, declaration: &Declaration<'_>, segment: u32) {
+        let stream = self.streams.entry(head.stream).or_insert_with(|| Stream {
+            topic: declaration.topic.into(),
+            epoch: declaration.epoch,
+            predecessor: None,
+            newest: 0,
+            last_offset: 0,
+            last: Location::NONE,
+            declared: segment,
+            index: Vec::new(),
+        });
+        (stream.epoch, stream.predecessor) = (declaration.epoch, declaration.predecessor);
+        stream.newest = stream.newest.max(head.offset);
+        stream.declared = segment;
+    }
+
+    /// Takes the newest message and an entry of the index from a summary.
+    pub(crate) fn note_last(&mut self, id: u64, offset: u64, location: Location) {
+        if let Some(stream) = self.streams.get_mut(&id).filter(|stream| offset > stream.last_offset) {
+            (stream.last_offset, stream.last) = (offset, location);
+            stream.newest = stream.newest.max(offset);
+        }
+    }
+
+    pub(crate) fn note_indexed(&mut self, id: u64, offset: u64, location: Location) {
+        let stream = self.streams.get_mut(&id);
+        let rises = |stream: &&mut Stream| stream.index.last().is_none_or(|(last, _)| *last < offset);
+        if let Some(stream) = stream.filter(rises) {
+            stream.index.push((offset, location));
+        }
+    }
+
+    fn skip(&mut self, head: &Head, segment: u32) {
+        if let Some(stream) = self.streams.get_mut(&head.stream) {
+            stream.newest = stream.newest.max(head.offset);
+            // The summary of the segment then has the new offset.
+            stream.declared = segment;
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) {
+        self.highest = self.highest.max(id);
+        self.streams.remove(&id);
+        self.removed.push(id);
+    }
+
+    /// Removes all but the newest stream of each topic. An older one stays after a crash if its
+    /// removal did not reach the disk.
+    pub(crate) fn keep_newest_of_topic(&mut self) {
+        let mut newest = HashMap::<Arc<str>, u64>::new();
+        for (id, stream) in &self.streams {
+            let highest = newest.entry(Arc::clone(&stream.topic)).or_insert(*id);
+            *highest = (*highest).max(*id);
+        }
+        self.streams.retain(|id, stream| newest.get(&stream.topic) == Some(id));
+    }
+
+    /// Gives every stream a new epoch, with the present one as its predecessor.
+    pub(crate) fn renew_epochs(&mut self, mut random: impl FnMut() -> u64) {
+        for stream in self.streams.values_mut() {
+            let bits = random();
+            let epoch = Epoch::from_bits(bits);
+            let epoch = if epoch == stream.epoch { Epoch::from_bits(bits ^ 1) } else { epoch };
+            stream.predecessor = Some(Predecessor { epoch: stream.epoch, newest: stream.newest });
+            stream.epoch = epoch;
+        }
+    }
+
+    /// Forgets what lies in a segment that goes away, the oldest one. Returns declarations of the
+    /// streams that would be lost with it.
+    pub(crate) fn forget_segment(&mut self, segment: u32) -> Vec<u8> {
+        let mut declarations = Vec::new();
+        for (id, stream) in &mut self.streams {
+            let dropped = stream.index.partition_point(|(_, location)| location.segment() <= segment);
+            if dropped > 0 {
+                stream.index.drain(..dropped);
+                stream.index.shrink_to_fit();
+            }
+            let lost_last = stream.last != Location::NONE && stream.last.segment() <= segment;
+            if lost_last {
+                stream.last = Location::NONE;
+            }
+            if lost_last || stream.declared <= segment {
+                stream.encode(*id, &mut declarations);
+            }
+        }
+        declarations
+    }
+
+    /// Returns a stream with its number.
+    pub(crate) fn get(&self, id: StreamId) -> Option<&Stream> {
+        self.streams.get(&id.0)
+    }
+}
