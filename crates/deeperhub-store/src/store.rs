@@ -250,7 +250,7 @@ impl Found {
         for id in &ids {
             found.read_segment(folder, *id)?;
         }
-        found.table.keep_newest_of_topic();
+        found.table.finish();
         found.is_clean = ids.is_empty()
             || folder::is_clean(folder, found.segments.values().map(|segment| &**segment))
                 && found.lost_bytes == 0;

@@ -14,9 +14,9 @@ use crate::table::Table;
 
 const MAGIC: &[u8; 8] = b"dhsindx\n";
 
-/// The magic, number, length and newest time of the segment, then four counts: bytes of declarations,
-/// removed streams, newest messages, entries of indexes.
-const HEADER: usize = 8 + 4 + 8 + 8 + 4 * 8;
+/// The magic, number, length and newest time of the segment, then five counts: bytes of declarations,
+/// removed streams, newest messages, entries of indexes, newest offsets without messages.
+const HEADER: usize = 8 + 4 + 8 + 8 + 5 * 8;
 
 /// Bytes of a stream's number, an offset and a position.
 const ENTRY: usize = 20;
@@ -24,7 +24,7 @@ const ENTRY: usize = 20;
 /// Writes the summary of a segment that has just become complete. The table must be as it was after
 /// the last record of the segment.
 pub(crate) fn write(folder: &Path, segment: &Segment, table: &Table) -> io::Result<()> {
-    let (mut declarations, mut newest, mut index) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut declarations, mut newest, mut index, mut skipped) = (vec![], vec![], vec![], vec![]);
     let entry = |buffer: &mut Vec<u8>, id: u64, offset: u64, location: Location| {
         buffer.extend_from_slice(&id.to_le_bytes());
         buffer.extend_from_slice(&offset.to_le_bytes());
@@ -37,24 +37,28 @@ pub(crate) fn write(folder: &Path, segment: &Segment, table: &Table) -> io::Resu
         if stream.last.segment() == segment.id {
             entry(&mut newest, *id, stream.last_offset, stream.last);
         }
+        if stream.skipped == segment.id {
+            entry(&mut skipped, *id, stream.newest, Location::NONE);
+        }
         let here = stream.index.partition_point(|(_, location)| location.segment() < segment.id);
         for (offset, location) in &stream.index[here..] {
             entry(&mut index, *id, *offset, *location);
         }
     }
-    let mut bytes = Vec::with_capacity(HEADER + declarations.len() + newest.len() + index.len() + 4);
+    let mut bytes = Vec::with_capacity(HEADER + declarations.len() + newest.len() + index.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&segment.id.to_le_bytes());
     bytes.extend_from_slice(&segment.bytes().to_le_bytes());
     bytes.extend_from_slice(&segment.newest_ms().to_le_bytes());
-    let counts = [declarations.len(), table.removed.len(), newest.len() / ENTRY, index.len() / ENTRY];
-    for count in counts {
+    let entries = [&newest, &index, &skipped].map(|entries| entries.len() / ENTRY);
+    for count in [declarations.len(), table.removed.len()].into_iter().chain(entries) {
         bytes.extend_from_slice(&(count as u64).to_le_bytes());
     }
     bytes.extend_from_slice(&declarations);
     table.removed.iter().for_each(|id| bytes.extend_from_slice(&id.to_le_bytes()));
     bytes.extend_from_slice(&newest);
     bytes.extend_from_slice(&index);
+    bytes.extend_from_slice(&skipped);
     bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
     folder::write_whole(folder, &folder::summary_path(folder, segment.id), &bytes)
 }
@@ -86,6 +90,7 @@ fn apply_bytes(bytes: &[u8], segment: &Segment, table: &mut Table) -> Option<()>
     let removed = part(count(1)?.checked_mul(8)?)?;
     let newest = part(count(2)?.checked_mul(ENTRY)?)?;
     let index = part(count(3)?.checked_mul(ENTRY)?)?;
+    let skipped = part(count(4)?.checked_mul(ENTRY)?)?;
     while let Some(head) = Head::parse(declarations) {
         let (record, behind) = declarations.split_at_checked(head.record_length())?;
         table.highest = table.highest.max(head.stream);
@@ -102,6 +107,9 @@ fn apply_bytes(bytes: &[u8], segment: &Segment, table: &mut Table) -> Option<()>
     }
     for (id, offset, location) in entries(index) {
         table.note_indexed(id, offset, location);
+    }
+    for (id, offset, _) in entries(skipped) {
+        table.note_skipped(id, offset, segment.id);
     }
     removed.chunks_exact(8).for_each(|id| table.remove(u64_at(id, 0)));
     table.removed.clear();

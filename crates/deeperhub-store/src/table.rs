@@ -24,8 +24,11 @@ pub(crate) struct Stream {
     pub(crate) last_offset: u64,
     /// Location of the newest message.
     pub(crate) last: Location,
-    /// Segment with the declaration that counts.
+    /// Segment with the declaration that counts. While the log is read, 0 if the declaration is still
+    /// to come: it was written again when an older segment was dropped.
     pub(crate) declared: u32,
+    /// Segment with the newest record of offsets without messages; 0 if there is none.
+    pub(crate) skipped: u32,
     /// Offset and location of about every 64th message, in order.
     pub(crate) index: Vec<(u64, Location)>,
 }
@@ -56,6 +59,20 @@ impl Stream {
         self.newest = self.newest.max(offset);
     }
 
+    fn undeclared() -> Self {
+        Self {
+            topic: "".into(),
+            epoch: Epoch::from_bits(0),
+            predecessor: None,
+            newest: 0,
+            last_offset: 0,
+            last: Location::NONE,
+            declared: 0,
+            skipped: 0,
+            index: Vec::new(),
+        }
+    }
+
     /// Returns a copy without the index.
     pub(crate) fn without_index(&self) -> Self {
         Self { topic: Arc::clone(&self.topic), index: Vec::new(), ..*self }
@@ -83,12 +100,12 @@ impl Table {
                 }
             }
             Kind::Message => {
-                let stream = self.streams.get_mut(&head.stream);
-                if let Some(stream) = stream.filter(|stream| head.offset > stream.last_offset) {
+                let stream = self.streams.entry(head.stream).or_insert_with(Stream::undeclared);
+                if head.offset > stream.last_offset {
                     stream.note_message(head.offset, location);
                 }
             }
-            Kind::Skip => self.skip(head, location.segment()),
+            Kind::Skip => self.note_skipped(head.stream, head.offset, location.segment()),
             Kind::Remove => self.remove(head.stream),
         }
     }
@@ -121,22 +138,20 @@ impl Table {
                     self.withdrawn += 1;
                 }
             },
-            Kind::Skip => self.skip(&head, location.segment()),
+            Kind::Skip => {
+                if self.streams.contains_key(&head.stream) {
+                    self.note_skipped(head.stream, head.offset, location.segment());
+                }
+            }
             Kind::Remove => self.remove(head.stream),
         }
     }
 
     pub(crate) fn declare(&mut self, head: &Head, declaration: &Declaration<'_>, segment: u32) {
-        let stream = self.streams.entry(head.stream).or_insert_with(|| Stream {
-            topic: declaration.topic.into(),
-            epoch: declaration.epoch,
-            predecessor: None,
-            newest: 0,
-            last_offset: 0,
-            last: Location::NONE,
-            declared: segment,
-            index: Vec::new(),
-        });
+        let stream = self.streams.entry(head.stream).or_insert_with(Stream::undeclared);
+        if stream.declared == 0 {
+            stream.topic = declaration.topic.into();
+        }
         (stream.epoch, stream.predecessor) = (declaration.epoch, declaration.predecessor);
         stream.newest = stream.newest.max(head.offset);
         stream.declared = segment;
@@ -144,26 +159,26 @@ impl Table {
 
     /// Takes the newest message and an entry of the index from a summary.
     pub(crate) fn note_last(&mut self, id: u64, offset: u64, location: Location) {
-        if let Some(stream) = self.streams.get_mut(&id).filter(|stream| offset > stream.last_offset) {
+        // A stream whose declaration is lost must not share its number with a new one.
+        self.highest = self.highest.max(id);
+        let stream = self.streams.entry(id).or_insert_with(Stream::undeclared);
+        if offset > stream.last_offset {
             (stream.last_offset, stream.last) = (offset, location);
             stream.newest = stream.newest.max(offset);
         }
     }
 
     pub(crate) fn note_indexed(&mut self, id: u64, offset: u64, location: Location) {
-        let stream = self.streams.get_mut(&id);
-        let rises = |stream: &&mut Stream| stream.index.last().is_none_or(|(last, _)| *last < offset);
-        if let Some(stream) = stream.filter(rises) {
+        let stream = self.streams.entry(id).or_insert_with(Stream::undeclared);
+        if stream.index.last().is_none_or(|(last, _)| *last < offset) {
             stream.index.push((offset, location));
         }
     }
 
-    fn skip(&mut self, head: &Head, segment: u32) {
-        if let Some(stream) = self.streams.get_mut(&head.stream) {
-            stream.newest = stream.newest.max(head.offset);
-            // The summary of the segment then has the new offset.
-            stream.declared = segment;
-        }
+    pub(crate) fn note_skipped(&mut self, id: u64, offset: u64, segment: u32) {
+        self.highest = self.highest.max(id);
+        let stream = self.streams.entry(id).or_insert_with(Stream::undeclared);
+        (stream.newest, stream.skipped) = (stream.newest.max(offset), segment);
     }
 
     pub(crate) fn remove(&mut self, id: u64) {
@@ -172,9 +187,10 @@ impl Table {
         self.removed.push(id);
     }
 
-    /// Removes all but the newest stream of each topic. An older one stays after a crash if its
-    /// removal did not reach the disk.
-    pub(crate) fn keep_newest_of_topic(&mut self) {
+    /// Ends the reading of the log: removes streams without a declaration, and all but the newest
+    /// stream of each topic. An older one stays after a crash if its removal did not reach the disk.
+    pub(crate) fn finish(&mut self) {
+        self.streams.retain(|_, stream| stream.declared > 0);
         let mut newest = HashMap::<Arc<str>, u64>::new();
         for (id, stream) in &self.streams {
             let highest = newest.entry(Arc::clone(&stream.topic)).or_insert(*id);
@@ -208,7 +224,11 @@ impl Table {
             if lost_last {
                 stream.last = Location::NONE;
             }
-            if lost_last || stream.declared <= segment {
+            let lost_skipped = stream.skipped > 0 && stream.skipped <= segment;
+            if lost_skipped {
+                stream.skipped = 0;
+            }
+            if lost_last || lost_skipped || stream.declared <= segment {
                 stream.encode(*id, &mut declarations);
             }
         }

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 
-use common::{ALL, Folder, load, open_raw};
+use common::{ALL, Folder, TIMEOUT, load, open_raw};
 use deeperhub_store::{
     Epoch, Options, Order, Predecessor, Read, Record, RecoveredStream, Store, StreamId, SyncPolicy,
 };
@@ -157,6 +157,11 @@ impl Model {
             Operation::Expire { ttl_ms } => {
                 self.kept_since_ms = self.kept_since_ms.max(self.now_ms - ttl_ms);
                 self.store().drop_expired(self.now_ms, ttl_ms);
+                // Its thread drops segments before the next sync.
+                let id = self.stream(0).id;
+                let ticket = self.store().skip_to(id, 0).expect("the store takes it");
+                self.store().request_sync();
+                self.store().wait(ticket, TIMEOUT).expect("the disk takes it");
             }
             Operation::Read { topic, from, limit, max_bytes } => {
                 self.stream(topic);
