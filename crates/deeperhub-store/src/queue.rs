@@ -7,7 +7,7 @@ use crate::options::ProgressFn;
 use crate::record::{Declaration, HEAD, Head};
 use crate::{AppendError, Availability, Options, Progress, SyncPolicy, Ticket, WaitError, lock};
 
-/// Queued bytes at which the writer is woken before its time.
+/// Most queued bytes until the writer is woken before its time.
 const WRITE_AT: usize = 256 << 10;
 
 /// A queue of records, bounded in bytes.
@@ -103,6 +103,11 @@ impl Queue {
         self.limit / 4
     }
 
+    /// Returns the queued bytes at which the writer is woken before its time.
+    fn write_at(&self) -> usize {
+        WRITE_AT.min(self.sync_at())
+    }
+
     /// Queues a record.
     pub(crate) fn push(&self, head: Head, body: &[&[u8]]) -> Result<Ticket, AppendError> {
         let bytes = HEAD + body.iter().map(|part| part.len()).sum::<usize>();
@@ -148,7 +153,8 @@ impl Queue {
         encode(&mut state.records);
         state.queued += count;
         let ticket = Ticket(state.queued);
-        let is_due = before == 0 || (before < WRITE_AT && state.records.len() >= WRITE_AT);
+        let write_at = self.write_at();
+        let is_due = before == 0 || (before < write_at && state.records.len() >= write_at);
         if is_due {
             self.wake_writer(state);
         }
@@ -185,6 +191,17 @@ impl Queue {
     pub(crate) fn bytes(&self) -> usize {
         let state = self.state();
         state.taken + state.records.len()
+    }
+
+    /// Asks the writer to sync, and waits until all that is queued now is on the disk.
+    pub(crate) fn sync(&self, timeout: Duration) -> Result<(), WaitError> {
+        let mut state = self.state();
+        let ticket = Ticket(state.queued);
+        if state.durable < ticket.0 {
+            state.wants_sync = true;
+        }
+        self.wake_writer(state);
+        self.wait_durable(ticket, timeout)
     }
 
     /// Waits until a record is on the disk.
@@ -249,7 +266,7 @@ impl Queue {
                 due = Some(now + self.interval());
             }
             let is_due = due.is_some_and(|due| due <= now)
-                || state.records.len() >= WRITE_AT
+                || state.records.len() >= self.write_at()
                 || state.wants_write
                 || state.wants_sync
                 || state.expire_before_ms.is_some()

@@ -87,7 +87,8 @@ impl Store {
     }
 
     /// Empties a topic: its messages are never read again. The topic goes on as another stream under
-    /// another epoch. Its offsets go on, so none is given twice.
+    /// another epoch. Its offsets go on, so none is given twice. A crash before the next
+    /// [`sync`](Self::sync) may bring the messages back.
     ///
     /// # Errors
     ///
@@ -150,6 +151,15 @@ impl Store {
     /// at a time share one sync.
     pub fn request_sync(&self) {
         self.queue.request_sync();
+    }
+
+    /// Waits until all that was appended, created, cleared or removed before is on the disk for good.
+    ///
+    /// # Errors
+    ///
+    /// The same as of [`wait`](Self::wait).
+    pub fn sync(&self, timeout: Duration) -> Result<(), WaitError> {
+        self.queue.sync(timeout)
     }
 
     /// Waits until an append is on the disk for good.
