@@ -28,7 +28,9 @@ fn measure(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let streams = {
         let (store, _) = Store::open(folder, &options, || 1)?;
         let streams = create(&store)?;
-        report("appends, sync 100 ms, as fast as possible", || append(&store, &streams, 0, MESSAGES / 2, None))?;
+        report("appends, sync 100 ms, as fast as possible", || {
+            append(&store, &streams, 0, MESSAGES / 2, None)
+        })?;
         let pace = Some(100_000);
         report("appends, sync 100 ms, 100,000 a second", || {
             append(&store, &streams, MESSAGES / 2, MESSAGES, pace)
@@ -43,7 +45,10 @@ fn measure(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
         let opened = start.elapsed();
         let mut count = 0;
         recovered.load(usize::MAX, |_| ALL, |stream| count += stream.records.len())?;
-        println!("start after a {kind} stop: open {opened:?}, with all {count} messages {:?}", start.elapsed());
+        println!(
+            "start after a {kind} stop: open {opened:?}, with all {count} messages {:?}",
+            start.elapsed()
+        );
         if kind == "unclean" {
             read(&store, &streams)?;
         }

@@ -9,7 +9,9 @@ use std::sync::Arc;
 #[non_exhaustive]
 pub enum OpenError {
     /// The folder cannot be created, or nothing can be written there.
-    #[error("cannot write to the history folder {path}: {source}; choose a folder that this user may write to")]
+    #[error(
+        "cannot write to the history folder {path}: {source}; choose a folder that this user may write to"
+    )]
     NotWritable {
         /// The folder.
         path: PathBuf,

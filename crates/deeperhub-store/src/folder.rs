@@ -42,8 +42,8 @@ pub(crate) fn write_whole(folder: &Path, path: &Path, bytes: &[u8]) -> io::Resul
     written
 }
 
-/// Creates a folder if it does not exist, locks it and checks its version. The lock lasts as long as
-/// the file that is returned.
+/// Creates a folder if it does not exist, locks it and checks its version. The lock lasts as long
+/// as the file that is returned.
 pub(crate) fn prepare(folder: &Path) -> Result<File, OpenError> {
     let not_writable = |source| OpenError::NotWritable { path: folder.to_owned(), source };
     fs::create_dir_all(folder).map_err(not_writable)?;

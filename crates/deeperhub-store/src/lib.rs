@@ -6,7 +6,8 @@
 //!   [`Options::on_progress`]).
 //! - [`Store::read`] returns messages that are no longer in memory.
 //! - [`Recovered`] gives back all streams when a store is opened.
-//! - Old messages are dropped in whole files ([`Store::drop_expired`], [`Options::max_disk_bytes`]).
+//! - Old messages are dropped in whole files ([`Store::drop_expired`],
+//!   [`Options::max_disk_bytes`]).
 //!
 //! The store knows no messages, only bytes. Random numbers and times are arguments.
 //!
@@ -19,8 +20,8 @@
 //!
 //! # Memory
 //!
-//! The queue is bounded by [`Options::queue_bytes`]. A stream takes about 200 bytes and its topic, and
-//! 16 bytes more for each 64 messages on the disk. A segment takes a file descriptor.
+//! The queue is bounded by [`Options::queue_bytes`]. A stream takes about 200 bytes and its topic,
+//! and 16 bytes more for each 64 messages on the disk. A segment takes a file descriptor.
 
 mod error;
 mod folder;

@@ -13,7 +13,7 @@ use crate::segment::{HEADER, Segment};
 use crate::table::Table;
 use crate::{OpenError, Options, folder, lock, summary};
 
-/// What the writer and the readers share.
+/// The streams and segments, which the writer and the readers share.
 #[derive(Debug)]
 pub(crate) struct Files {
     pub(crate) folder: PathBuf,
@@ -129,8 +129,8 @@ impl Log {
         }
     }
 
-    /// Starts the first segment of this process. After an unclean stop, it has all streams with their
-    /// new epochs.
+    /// Starts the first segment of this process. After an unclean stop, it has all streams with
+    /// their new epochs.
     pub(crate) fn start(&mut self, redeclare: bool) -> Result<(), OpenError> {
         let failed = OpenError::at(&self.files.folder);
         let mut records = Vec::new();
@@ -196,8 +196,8 @@ impl Log {
         self.append(&records[start..at])
     }
 
-    /// Returns `true` if a record belongs into a new segment. `bytes` are those that the present one
-    /// would get with it, and `is_first` tells that they are of this record alone.
+    /// Returns `true` if a record belongs into a new segment. `bytes` are those that the present
+    /// one would get with it, and `is_first` tells that they are of this record alone.
     fn must_rotate(&self, bytes: u64, is_first: bool, bucket: Option<u64>) -> bool {
         let Some(current) = &self.current else { return false };
         // Threads append in no exact order of time, so one bucket back is still the present one.
@@ -248,6 +248,8 @@ impl Log {
     fn new_segment(&mut self) -> io::Result<()> {
         let id = self.next_id;
         self.next_id = id.checked_add(1).ok_or_else(|| io::Error::other("no more segment numbers"))?;
+        // The number may be that of a segment which somebody removed without its summary.
+        let _ = fs::remove_file(folder::summary_path(&self.files.folder, id));
         let (segment, file) = Segment::create(&self.files.folder, id)?;
         let segment = Arc::new(segment);
         self.files.add(Arc::clone(&segment));
@@ -307,7 +309,8 @@ impl Log {
         written.and_then(|()| folder::sync_folder(&self.files.folder))
     }
 
-    /// Gives up the present segment after an error. What is not synced is kept, to be written again.
+    /// Gives up the present segment after an error. What is not synced is kept, to be written
+    /// again.
     pub(crate) fn abandon(&mut self) {
         let Some(current) = self.current.take() else { return };
         if current.synced <= HEADER.into() {

@@ -29,11 +29,11 @@ pub enum SyncPolicy {
 pub struct Options {
     /// When messages are synced. 100 ms by default.
     pub sync: SyncPolicy,
-    /// Bytes that the folder may have. Over it, the oldest segment is dropped, but never the newest.
-    /// `None`, the default, is no limit.
+    /// Bytes that the folder may have. Over it, the oldest segment is dropped, but never the
+    /// newest. `None`, the default, is no limit.
     pub max_disk_bytes: Option<u64>,
-    /// Bytes of appended messages that are not synced yet, 41 more for each message. Appends over it
-    /// get [`AppendError::QueueFull`](crate::AppendError::QueueFull). 32 MiB by default.
+    /// Bytes of appended messages that are not synced yet, 41 more for each message. Appends over
+    /// it get [`AppendError::QueueFull`](crate::AppendError::QueueFull). 32 MiB by default.
     pub queue_bytes: usize,
     /// Time that one segment covers. Segments are dropped whole. One hour by default.
     pub bucket: Duration,

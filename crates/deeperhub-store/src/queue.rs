@@ -255,8 +255,8 @@ impl Queue {
 
     // The writer's side.
 
-    /// Waits for work. `sync_due` is the time at which written records must be synced. `spare` becomes
-    /// the buffer of the queue.
+    /// Waits for work. `sync_due` is the time at which written records must be synced. `spare`
+    /// becomes the buffer of the queue.
     pub(crate) fn wait_for_work(&self, sync_due: Option<Instant>, spare: Vec<u8>) -> Work {
         let mut state = self.state();
         let mut due = sync_due;
@@ -319,11 +319,14 @@ impl Queue {
         self.tell(|state| state.availability = Availability::Unavailable(reason));
     }
 
+    /// Notes that the writer has ended. `on_progress` is not told, since its panic may be the
+    /// cause.
     pub(crate) fn note_end(&self, result: Result<(), Arc<str>>) {
-        self.tell(|state| {
-            state.stop.get_or_insert(Stop::Unclean);
-            state.ended.get_or_insert(result);
-        });
+        let mut state = self.state();
+        state.stop.get_or_insert(Stop::Unclean);
+        state.ended.get_or_insert(result);
+        drop(state);
+        self.progress.notify_all();
     }
 
     fn tell(&self, change: impl FnOnce(&mut State)) {

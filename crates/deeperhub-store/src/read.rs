@@ -20,8 +20,8 @@ pub enum Order {
 /// A part of a stream that is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Read {
-    /// The first offset. In ascending order, an offset below the oldest one starts at the oldest. In
-    /// descending order, an offset over the newest one starts at the newest.
+    /// The first offset. In ascending order, an offset below the oldest one starts at the oldest.
+    /// In descending order, an offset over the newest one starts at the newest.
     pub from: u64,
     /// The direction.
     pub order: Order,

@@ -1,8 +1,8 @@
 //! The bytes of a record.
 //!
 //! Numbers are little-endian: the length of the body (4 bytes), a checksum of all but itself (4),
-//! the kind (1), the number of the stream (8), an offset (8), a time (8), the location of the stream's
-//! previous message (8), then the body.
+//! the kind (1), the number of the stream (8), an offset (8), a time (8), the location of the
+//! stream's previous message (8), then the body.
 
 use deeperhub_types::Epoch;
 
@@ -23,8 +23,8 @@ const PREVIOUS: usize = 33;
 pub(crate) enum Kind {
     /// Nothing: a record that was withdrawn after it was queued.
     Void,
-    /// A stream with its present values. `offset` is the newest one. In the queue, `previous` is the
-    /// number of the stream whose newest offset it takes over, or 0.
+    /// A stream with its present values. `offset` is the newest one. In the queue, `previous` is
+    /// the number of the stream whose newest offset it takes over, or 0.
     Declare,
     /// A message.
     Message,
@@ -160,9 +160,9 @@ impl<'a> Declaration<'a> {
 
     /// Appends a record that declares a stream.
     pub(crate) fn encode(&self, head: Head, buffer: &mut Vec<u8>) {
-        let (epoch, newest) = self.predecessor.map_or(([0; Epoch::BYTES], 0), |predecessor| {
-            (predecessor.epoch.to_bytes(), predecessor.newest)
-        });
+        let (epoch, newest) = self
+            .predecessor
+            .map_or(([0; Epoch::BYTES], 0), |predecessor| (predecessor.epoch.to_bytes(), predecessor.newest));
         let parts = [&self.epoch.to_bytes()[..], &epoch, &newest.to_le_bytes(), self.topic.as_bytes()];
         head.encode(&parts, buffer);
     }

@@ -1,4 +1,4 @@
-//! What a store had kept when it was opened.
+//! The streams and messages that a store had kept when it was opened.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -75,8 +75,12 @@ struct Part {
 
 impl Recovered {
     pub(crate) fn new(files: Arc<Files>, was_clean: bool, lost_bytes: u64) -> Self {
-        let mut streams: Vec<_> =
-            files.table().streams.iter().map(|(id, stream)| (StreamId(*id), stream.without_index())).collect();
+        let mut streams: Vec<_> = files
+            .table()
+            .streams
+            .iter()
+            .map(|(id, stream)| (StreamId(*id), stream.without_index()))
+            .collect();
         streams.sort_unstable_by_key(|(id, stream)| (std::cmp::Reverse(stream.last), *id));
         Self { files, streams, was_clean, lost_bytes }
     }
@@ -114,8 +118,8 @@ impl Recovered {
     ///
     /// # Errors
     ///
-    /// A file that cannot be read ends the reading. Damaged messages, and those before them, are left
-    /// out.
+    /// A file that cannot be read ends the reading. Behind a damaged message, the rest of its file
+    /// is left out.
     pub fn load(
         self,
         budget: usize,
@@ -150,8 +154,8 @@ impl Recovered {
     }
 }
 
-/// Reads the messages of one segment that are wanted. Leaves nothing of the budget if not all of them
-/// fit.
+/// Reads the messages of one segment that are wanted. Leaves nothing of the budget if not all of
+/// them fit.
 fn read_segment(
     segment: &Segment,
     collected: &mut HashMap<u64, Collected>,
@@ -236,7 +240,7 @@ impl Collected {
                 break;
             }
             self.bytes += part.record.bytes.len();
-            (self.next, self.next_offset) = (part.previous, part.record.offset - 1);
+            (self.next, self.next_offset) = (part.previous, part.record.offset.saturating_sub(1));
             self.records.push_front(part.record);
         }
         self.part.clear();

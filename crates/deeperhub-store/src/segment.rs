@@ -44,8 +44,8 @@ fn header(id: u32) -> [u8; HEADER as usize] {
 }
 
 impl Segment {
-    /// Creates a segment and returns it with the file to append to. A crash afterwards leaves an empty
-    /// segment.
+    /// Creates a segment and returns it with the file to append to. A crash afterwards leaves an
+    /// empty segment.
     pub(crate) fn create(folder: &Path, id: u32) -> io::Result<(Self, File)> {
         let path = folder::segment_path(folder, id);
         let mut writer = File::create_new(&path)?;
@@ -149,8 +149,8 @@ pub(crate) struct Scanner {
 }
 
 impl Scanner {
-    /// Returns the position, the head and the body of the next record. Returns `None` at the end, and
-    /// at a record that is not whole.
+    /// Returns the position, the head and the body of the next record. Returns `None` at the end,
+    /// and at a record that is not whole.
     pub(crate) fn next(&mut self) -> io::Result<Option<(u32, Head, &[u8])>> {
         let position = self.position;
         let left = self.end.saturating_sub(position);

@@ -27,8 +27,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Message history on disk, with a thread that writes it.
 ///
-/// Appends never wait and do no I/O, so they may be made under a lock. Appends of one stream are kept
-/// in their order. All methods can be called from any thread; [`read`](Self::read) and
+/// Appends never wait and do no I/O, so they may be made under a lock. Appends of one stream are
+/// kept in their order. All methods can be called from any thread; [`read`](Self::read) and
 /// [`wait`](Self::wait) block.
 pub struct Store {
     queue: Arc<Queue>,
@@ -42,8 +42,8 @@ pub struct Store {
 impl Store {
     /// Opens a folder, or creates it. Returns the store with what it has kept.
     ///
-    /// `random` returns random numbers. After an unclean stop, each stream gets a new epoch from one
-    /// of them, and its old epoch is recorded as [`Predecessor`](crate::Predecessor).
+    /// `random` returns random numbers. After an unclean stop, each stream gets a new epoch from
+    /// one of them, and its old epoch is recorded as [`Predecessor`](crate::Predecessor).
     ///
     /// # Errors
     ///
@@ -86,13 +86,14 @@ impl Store {
         self.declare(topic, epoch, None)
     }
 
-    /// Empties a topic: its messages are never read again. The topic goes on as another stream under
-    /// another epoch. Its offsets go on, so none is given twice. A crash before the next
+    /// Empties a topic: its messages are never read again. The topic goes on as another stream
+    /// under another epoch. Its offsets go on, so none is given twice. A crash before the next
     /// [`sync`](Self::sync) may bring the messages back.
     ///
     /// # Errors
     ///
-    /// Fails if the queue is full, or the store is unavailable or closed. The stream is then as it was.
+    /// Fails if the queue is full, or the store is unavailable or closed. The stream is then as it
+    /// was.
     pub fn clear(&self, stream: StreamId, topic: &str, epoch: Epoch) -> Result<StreamId, AppendError> {
         self.declare(topic, epoch, Some(stream))
     }
@@ -110,8 +111,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Fails if the queue is full, or the store is unavailable or closed. Call it again later, or the
-    /// stream stays.
+    /// Fails if the queue is full, or the store is unavailable or closed. Call it again later, or
+    /// the stream stays.
     pub fn remove(&self, stream: StreamId) -> Result<Ticket, AppendError> {
         self.queue.push(Head::new(Kind::Remove, stream.0, 0), &[])
     }
@@ -120,8 +121,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Fails at once if the queue is full, or the store is unavailable or closed. The message is then
-    /// not kept, so its offset must not be given to anybody.
+    /// Fails at once if the queue is full, or the store is unavailable or closed. The message is
+    /// then not kept, so its offset must not be given to anybody.
     pub fn append(&self, stream: StreamId, record: Record<&[u8]>) -> Result<Ticket, AppendError> {
         let Record { offset, time_ms, bytes } = record;
         self.append_parts(stream, Record { offset, time_ms, bytes: &[bytes] })
@@ -133,8 +134,7 @@ impl Store {
     ///
     /// The same.
     pub fn append_parts(&self, stream: StreamId, record: Record<&[&[u8]]>) -> Result<Ticket, AppendError> {
-        let head =
-            Head { time_ms: record.time_ms, ..Head::new(Kind::Message, stream.0, record.offset) };
+        let head = Head { time_ms: record.time_ms, ..Head::new(Kind::Message, stream.0, record.offset) };
         self.queue.push(head, record.bytes)
     }
 
@@ -153,7 +153,8 @@ impl Store {
         self.queue.request_sync();
     }
 
-    /// Waits until all that was appended, created, cleared or removed before is on the disk for good.
+    /// Waits until all that was appended, created, cleared or removed before is on the disk for
+    /// good.
     ///
     /// # Errors
     ///
@@ -183,8 +184,8 @@ impl Store {
         self.queue.progress().availability
     }
 
-    /// Reads messages of a stream. It sees every append that returned before. It blocks, and its work
-    /// is at most linear in the limit.
+    /// Reads messages of a stream. It sees every append that returned before. It blocks, and its
+    /// work is at most linear in the limit.
     ///
     /// # Errors
     ///
@@ -199,13 +200,15 @@ impl Store {
     }
 
     /// Drops segments, whole, whose messages are all older than the longest time that any rule keeps
-    /// them. It returns at once; the store's thread does it. Both times are in milliseconds, `now_ms`
-    /// since the Unix epoch.
+    /// them. It returns at once; the store's thread does it.
+    ///
+    /// Both times are in milliseconds, `now_ms` since the Unix epoch. A message from the future keeps
+    /// its segment until then, or until `max_disk_bytes` drops it.
     pub fn drop_expired(&self, now_ms: u64, longest_ttl_ms: u64) {
         self.queue.expire(now_ms.saturating_sub(longest_ttl_ms));
     }
 
-    /// Returns what the store holds.
+    /// Returns the contents of the store, in numbers. It never waits for the disk.
     #[must_use]
     pub fn usage(&self) -> Usage {
         Usage {
@@ -217,8 +220,8 @@ impl Store {
         }
     }
 
-    /// Writes and syncs all that was appended, then records a clean stop, so that streams keep their
-    /// epochs. Later appends fail. Without this call, a stop is unclean.
+    /// Writes and syncs all that was appended, then records a clean stop, so that streams keep
+    /// their epochs. Later appends fail. Without this call, a stop is unclean.
     ///
     /// # Errors
     ///
@@ -244,7 +247,7 @@ impl fmt::Debug for Store {
     }
 }
 
-/// What a folder holds.
+/// The contents of a folder.
 struct Found {
     segments: BTreeMap<u32, Arc<Segment>>,
     table: Table,

@@ -14,8 +14,9 @@ use crate::table::Table;
 
 const MAGIC: &[u8; 8] = b"dhsindx\n";
 
-/// The magic, number, length and newest time of the segment, then five counts: bytes of declarations,
-/// removed streams, newest messages, entries of indexes, newest offsets without messages.
+/// The magic, number, length and newest time of the segment, then five counts: bytes of
+/// declarations, removed streams, newest messages, entries of indexes, newest offsets without
+/// messages.
 const HEADER: usize = 8 + 4 + 8 + 8 + 5 * 8;
 
 /// Bytes of a stream's number, an offset and a position.
@@ -63,8 +64,8 @@ pub(crate) fn write(folder: &Path, segment: &Segment, table: &Table) -> io::Resu
     folder::write_whole(folder, &folder::summary_path(folder, segment.id), &bytes)
 }
 
-/// Takes over the summary of a segment. Returns `false` if there is none, or if it is not the one of
-/// the file as it is.
+/// Takes over the summary of a segment. Returns `false` if there is none, or if it is not the one
+/// of the file as it is.
 pub(crate) fn apply(folder: &Path, segment: &Segment, table: &mut Table) -> bool {
     let Ok(bytes) = fs::read(folder::summary_path(folder, segment.id)) else { return false };
     apply_bytes(&bytes, segment, table).is_some()

@@ -24,8 +24,8 @@ pub(crate) struct Stream {
     pub(crate) last_offset: u64,
     /// Location of the newest message.
     pub(crate) last: Location,
-    /// Segment with the declaration that counts. While the log is read, 0 if the declaration is still
-    /// to come: it was written again when an older segment was dropped.
+    /// Segment with the declaration that counts. While the log is read, 0 if the declaration is
+    /// still to come: it was written again when an older segment was dropped.
     pub(crate) declared: u32,
     /// Segment with the newest record of offsets without messages; 0 if there is none.
     pub(crate) skipped: u32,
@@ -88,8 +88,8 @@ impl Stream {
 }
 
 impl Table {
-    /// Takes over a record that was read from the log. Messages at or below a stream's newest one are
-    /// left out: they were written again after an error.
+    /// Takes over a record that was read from the log. Messages at or below a stream's newest one
+    /// are left out: they were written again after an error.
     pub(crate) fn apply(&mut self, head: &Head, body: &[u8], location: Location) {
         self.highest = self.highest.max(head.stream);
         match head.kind {
@@ -110,8 +110,8 @@ impl Table {
         }
     }
 
-    /// Gives a queued record its place in the log and takes it over. `again` tells that the record may
-    /// have had another place before, which was lost.
+    /// Gives a queued record its place in the log and takes it over. `again` tells that the record
+    /// may have had another place before, which was lost.
     pub(crate) fn place(&mut self, record: &mut [u8], location: Location, again: bool) {
         let Some(head) = Head::parse(record) else { return };
         self.highest = self.highest.max(head.stream);
@@ -188,7 +188,8 @@ impl Table {
     }
 
     /// Ends the reading of the log: removes streams without a declaration, and all but the newest
-    /// stream of each topic. An older one stays after a crash if its removal did not reach the disk.
+    /// stream of each topic. An older one stays after a crash if its removal did not reach the
+    /// disk.
     pub(crate) fn finish(&mut self) {
         self.streams.retain(|_, stream| stream.declared > 0);
         let mut newest = HashMap::<Arc<str>, u64>::new();

@@ -38,8 +38,8 @@ pub struct Ticket(pub(crate) u64);
 pub enum Availability {
     /// It does.
     Available,
-    /// The disk does not take what is written, for this reason. The store tries again by itself. What
-    /// was appended before stays queued.
+    /// The disk does not take what is written, for this reason. The store tries again by itself.
+    /// Earlier appends stay queued.
     Unavailable(Arc<str>),
 }
 
@@ -52,7 +52,7 @@ pub struct Progress {
     pub availability: Availability,
 }
 
-/// What a store holds.
+/// The contents of a store, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {

@@ -18,6 +18,9 @@ const FOLDER: &str = "STORE_FOLDER";
 
 const TOPICS: u64 = 5;
 
+/// Changes the bytes of a file at a place.
+type Damage = fn(&mut Vec<u8>, usize);
+
 fn options(sync: SyncPolicy) -> Options {
     let mut options = Options::default();
     options.sync = sync;
@@ -118,11 +121,11 @@ fn a_torn_tail_is_cut_off() {
     }
     let segment = &kept.files("log")[0];
     let (whole, name) = (fs::read(segment).expect("it can be read"), segment.file_name().expect("a name"));
-    let damages: [(&str, &dyn Fn(&mut Vec<u8>, usize)); 4] = [
-        ("cut", &|bytes, at| bytes.truncate(at)),
-        ("a page of zeros", &|bytes, at| bytes[at / 4096 * 4096..][..4096].fill(0)),
-        ("a changed bit", &|bytes, at| bytes[at] ^= 4),
-        ("bytes of something else", &|bytes, at| bytes[at..].fill(0xA5)),
+    let damages: [(&str, Damage); 4] = [
+        ("cut", |bytes, at| bytes.truncate(at)),
+        ("a page of zeros", |bytes, at| bytes[at / 4096 * 4096..][..4096].fill(0)),
+        ("a changed bit", |bytes, at| bytes[at] ^= 4),
+        ("bytes of something else", |bytes, at| bytes[at..].fill(0xA5)),
     ];
     for (damage, change) in damages {
         for at in [whole.len() - 1, whole.len() - 5_000, whole.len() - 9_000, whole.len() - 30_000] {
@@ -185,6 +188,58 @@ fn a_damaged_summary_is_replaced_by_the_messages() {
     let (_, streams) = open(&folder, &Options::default());
     assert_eq!((streams[0].epoch, streams[0].newest), (Epoch::from_bits(1), 100));
     assert_eq!(offsets(&streams[0].records), Vec::from_iter(1..=100));
+}
+
+/// If any bytes of any files change, nothing panics, no message changes, and an epoch goes
+/// on only with its newest offset.
+#[test]
+fn changed_bytes_never_pass_for_what_was_written() {
+    let kept = Folder::new("changed");
+    let mut options = options(SyncPolicy::Always);
+    options.bucket = Duration::from_millis(100);
+    let (store, _) = open(&kept, &options);
+    let numbers = [0, 1];
+    let streams = numbers.map(|number| {
+        store.create_stream(&number.to_string(), Epoch::from_bits(7)).expect("the store takes it")
+    });
+    for offset in 1..=400 {
+        for (number, stream) in streams.into_iter().enumerate() {
+            append(&store, stream, offset, &content(number, offset));
+        }
+    }
+    store.close_clean().expect("the disk takes it");
+    drop(store);
+    let files = [kept.files("log"), kept.files("idx"), vec![kept.path().join("clean")]].concat();
+    let mut opened = 0;
+    for seed in 0..60 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let folder = Folder::new("changed-copy");
+        fs::create_dir_all(folder.path()).expect("it can be created");
+        fs::copy(kept.path().join("VERSION"), folder.path().join("VERSION")).expect("it can be copied");
+        for file in &files {
+            let mut bytes = fs::read(file).expect("it can be read");
+            for _ in 0..random.usize(0..3) {
+                let at = random.usize(0..bytes.len());
+                let changed = random.u8(..);
+                // Lengths and counts are where large numbers do harm.
+                bytes[at..].iter_mut().take(random.usize(1..5)).for_each(|byte| *byte = changed);
+            }
+            fs::write(folder.path().join(file.file_name().expect("a name")), bytes)
+                .expect("it can be written");
+        }
+        let Ok((store, recovered)) = Store::open(folder.path(), &options, || 1) else { continue };
+        opened += 1;
+        let was_clean = recovered.was_clean();
+        for stream in load(recovered, usize::MAX) {
+            let number = stream.topic.parse().expect("topics do not change");
+            assert!(!was_clean || (stream.epoch, stream.newest) == (Epoch::from_bits(7), 400), "{seed}");
+            let all_read = store.read(stream.id, &ALL);
+            for message in stream.records.iter().chain(all_read.iter().flatten()) {
+                assert_eq!(message.bytes, content(number, message.offset), "seed {seed}");
+            }
+        }
+    }
+    assert!(opened > 30, "only {opened} of the folders opened");
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn survive_a_full_disk() -> Result<(), Box<dyn std::error::Error>> {
             }
             milk_newest += 1;
             append(&store, milk, milk_newest, b"milk");
-            // What was appended before the error is there, in order.
+            // Appends from before the error are there, in order.
             assert_eq!(offsets(&store.read(tea, &ALL)?), Vec::from_iter(1..=newest));
         }
         store.close_clean()?;

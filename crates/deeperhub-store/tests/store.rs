@@ -177,10 +177,14 @@ fn the_newest_messages_are_recovered_within_the_budget() {
     let lengths = |budget: usize, wanted: Wanted| {
         let (store, recovered) = open_raw(&folder, &options);
         let mut lengths = Vec::new();
-        let load = recovered.load(budget, |_| wanted, |stream| {
-            assert_eq!(stream.records.last().map(|last| last.offset), Some(stream.newest));
-            lengths.push((stream.topic.to_string(), stream.records.len()));
-        });
+        let load = recovered.load(
+            budget,
+            |_| wanted,
+            |stream| {
+                assert_eq!(stream.records.last().map(|last| last.offset), Some(stream.newest));
+                lengths.push((stream.topic.to_string(), stream.records.len()));
+            },
+        );
         load.expect("files can be read");
         store.close_clean().expect("the disk takes it");
         // The stream with the newest message comes first.
