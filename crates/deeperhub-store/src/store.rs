@@ -199,11 +199,11 @@ impl Store {
         }
     }
 
-    /// Drops segments, whole, whose messages are all older than the longest time that any rule keeps
-    /// them. It returns at once; the store's thread does it.
+    /// Drops segments, whole, whose messages are all older than the longest time that any rule
+    /// keeps them. It returns at once; the store's thread does it.
     ///
-    /// Both times are in milliseconds, `now_ms` since the Unix epoch. A message from the future keeps
-    /// its segment until then, or until `max_disk_bytes` drops it.
+    /// Both times are in milliseconds, `now_ms` since the Unix epoch. A message from the future
+    /// keeps its segment until then, or until `max_disk_bytes` drops it.
     pub fn drop_expired(&self, now_ms: u64, longest_ttl_ms: u64) {
         self.queue.expire(now_ms.saturating_sub(longest_ttl_ms));
     }
@@ -264,9 +264,8 @@ impl Found {
             found.read_segment(folder, *id)?;
         }
         found.table.finish();
-        found.is_clean = ids.is_empty()
-            || folder::is_clean(folder, found.segments.values().map(|segment| &**segment))
-                && found.lost_bytes == 0;
+        found.is_clean =
+            ids.is_empty() || folder::is_clean(folder, found.segments.values().map(|segment| &**segment));
         Ok(found)
     }
 

@@ -221,15 +221,11 @@ impl Table {
                 stream.index.drain(..dropped);
                 stream.index.shrink_to_fit();
             }
-            let lost_last = stream.last != Location::NONE && stream.last.segment() <= segment;
-            if lost_last {
+            if stream.last.segment() <= segment {
                 stream.last = Location::NONE;
             }
-            let lost_skipped = stream.skipped > 0 && stream.skipped <= segment;
-            if lost_skipped {
-                stream.skipped = 0;
-            }
-            if lost_last || lost_skipped || stream.declared <= segment {
+            // A later declaration has the newest offset of all records before it.
+            if stream.declared <= segment {
                 stream.encode(*id, &mut declarations);
             }
         }
@@ -239,5 +235,30 @@ impl Table {
     /// Returns a stream with its number.
     pub(crate) fn get(&self, id: StreamId) -> Option<&Stream> {
         self.streams.get(&id.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_streams_that_lost_their_declaration_count_as_used() {
+        let mut table = Table::default();
+        table.note_last(9, 1, Location::new(1, 16));
+        table.finish();
+        assert_eq!((table.highest, table.streams.len()), (9, 0));
+    }
+
+    #[test]
+    fn about_every_64th_message_is_in_the_index() {
+        let mut stream = Stream::undeclared();
+        let offsets = (1..=130).chain(200..=400);
+        offsets.for_each(|offset| stream.note_message(offset, Location::new(1, offset as u32)));
+        let indexed: Vec<_> = stream.index.iter().map(|(offset, _)| *offset).collect();
+        assert_eq!(indexed, [64, 128, 200, 256, 320, 384]);
+        // Messages that are written again replace the entries behind them.
+        stream.note_message(300, Location::new(2, 16));
+        assert_eq!(stream.index.last(), Some(&(256, Location::new(1, 256))));
     }
 }

@@ -46,25 +46,30 @@ fn survive_a_full_disk() -> Result<(), Box<dyn std::error::Error>> {
         for round in 0..4 {
             // A whole file, a part of one, and nothing at all can still be written.
             limit_files([70_000, 3_000, 16, 0][round]);
+            // Appends without a pause, so that some are queued while the writer fails.
+            let mut ticket = None;
             let last = loop {
-                newest += 1;
                 let bytes = &[newest as u8; 1500][..];
-                match store.append(tea, Record { offset: newest, time_ms: newest, bytes }) {
-                    Ok(ticket) => match store.wait(ticket, TIMEOUT) {
-                        Ok(()) if round == 0 && newest > 200 => limit_files(0),
-                        Ok(()) => {}
-                        Err(WaitError::Unavailable(reason)) => break reason,
-                        Err(error) => return Err(error.into()),
-                    },
-                    Err(AppendError::Unavailable(reason)) => {
-                        newest -= 1;
-                        break reason;
-                    }
+                match store.append(tea, Record { offset: newest + 1, time_ms: newest, bytes }) {
+                    Ok(queued) => (newest, ticket) = (newest + 1, Some(queued)),
+                    Err(AppendError::QueueFull) => std::thread::yield_now(),
+                    Err(AppendError::Unavailable(reason)) => break reason,
                     Err(error) => return Err(error.into()),
                 }
+                if newest > 200 {
+                    limit_files(0);
+                }
             };
+            match store.wait(ticket.ok_or("nothing was appended")?, TIMEOUT) {
+                Ok(()) | Err(WaitError::Unavailable(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
             assert!(last.contains("too large"), "{last}");
             wait_for(false);
+            if round > 1 {
+                // Attempts of the writer that fail, too.
+                (0..3).for_each(|_| wait_for(false));
+            }
             let record = Record { offset: newest + 1, time_ms: 1, bytes: &b"text"[..] };
             match store.append(tea, record) {
                 Err(AppendError::Unavailable(reason)) => assert_eq!(reason, last),
