@@ -22,7 +22,7 @@
 //!
 //! The queue is bounded by [`Options::queue_bytes`]. A stream takes about 200 bytes and its topic,
 //! and 16 bytes more for each 64 messages on the disk. While a segment is dropped, declarations of
-//! its streams take memory. A segment takes a file descriptor.
+//! its streams take memory.
 
 mod error;
 mod folder;

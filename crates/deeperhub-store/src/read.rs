@@ -1,6 +1,7 @@
 //! Reading messages back from the files.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::sync::Arc;
 
 use crate::location::Location;
@@ -35,7 +36,7 @@ pub struct Read {
 struct Chain<'a> {
     files: &'a Files,
     next: Location,
-    segment: Option<Arc<Segment>>,
+    opened: Option<(Arc<Segment>, File)>,
 }
 
 impl Chain<'_> {
@@ -45,13 +46,16 @@ impl Chain<'_> {
         if location == Location::NONE {
             return Ok(None);
         }
-        if self.segment.as_ref().is_none_or(|segment| segment.id != location.segment()) {
-            self.segment = self.files.segment(location.segment());
+        if self.opened.as_ref().is_none_or(|(segment, _)| segment.id != location.segment()) {
+            // Dropped segments end the chain.
+            let Some(segment) = self.files.segment(location.segment()) else { return Ok(None) };
+            let failed = |source| ReadError::Io { path: segment.path.clone(), source };
+            let Some(file) = segment.open().map_err(failed)? else { return Ok(None) };
+            self.opened = Some((segment, file));
         }
-        // Dropped segments end the chain.
-        let Some(segment) = &self.segment else { return Ok(None) };
+        let Some((segment, file)) = &self.opened else { return Ok(None) };
         let found = segment
-            .message(location.position())
+            .message(file, location.position())
             .map_err(|source| ReadError::Io { path: segment.path.clone(), source })?;
         let Some(Found { record, previous }) = found else {
             return Err(ReadError::Damaged {
@@ -67,7 +71,7 @@ impl Chain<'_> {
 /// Reads messages of a stream. Returns none if the stream is unknown.
 pub(crate) fn read(files: &Files, id: StreamId, read: &Read) -> Result<Vec<Record>, ReadError> {
     let Some(stream) = files.table().get(id).cloned() else { return Ok(Vec::new()) };
-    let chain = |next| Chain { files, next, segment: None };
+    let chain = |next| Chain { files, next, opened: None };
     // The message from which an offset is reached in the fewest steps back.
     let location_for = |offset: u64| {
         let at = stream.index.partition_point(|(indexed, _)| *indexed < offset);

@@ -135,14 +135,19 @@ impl Recovered {
             collected.insert(id.0, Collected::new(wanted, next, stream.newest));
         }
         let mut left = budget;
-        for segment in self.files.segments().iter().rev() {
-            if left == 0 {
+        while left > 0 {
+            // The newest segment with a message that is still wanted; 0 if there is none.
+            let newest = collected.values().map(|stream| stream.next.segment()).max().unwrap_or_default();
+            if newest == 0 {
                 break;
             }
-            let needed = collected.values().any(|stream| stream.next.segment() == segment.id);
-            if needed {
-                let read = read_segment(segment, &mut collected, &mut left);
-                read.map_err(OpenError::at(&segment.path))?;
+            match self.files.segment(newest) {
+                Some(segment) => {
+                    let read = read_segment(&segment, &mut collected, &mut left);
+                    read.map_err(OpenError::at(&segment.path))?;
+                }
+                // It was dropped, which ends the streams that go on there.
+                None => collected.values_mut().for_each(|stream| _ = stream.merge(newest)),
             }
         }
         for (id, stream) in self.streams {

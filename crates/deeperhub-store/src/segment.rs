@@ -16,12 +16,12 @@ pub(crate) const HEADER: u32 = 16;
 /// Bytes of a record that are read at once. Longer records take a second read.
 const FIRST_READ: usize = 1024;
 
-/// A file of the log, open for reading.
+/// A file of the log. It is only open while it is read: there may be more segments than a process
+/// may have open files.
 #[derive(Debug)]
 pub(crate) struct Segment {
     pub(crate) id: u32,
     pub(crate) path: PathBuf,
-    file: File,
     bytes: AtomicU64,
     newest_ms: AtomicU64,
 }
@@ -52,28 +52,32 @@ impl Segment {
         let created = writer
             .write_all(&header(id))
             .and_then(|()| writer.sync_all())
-            .and_then(|()| folder::sync_folder(folder))
-            .and_then(|()| File::open(&path));
-        match created {
-            Ok(file) => {
-                let (bytes, newest_ms) = (AtomicU64::new(HEADER.into()), AtomicU64::new(0));
-                Ok((Self { id, path, file, bytes, newest_ms }, writer))
-            }
-            Err(error) => {
-                let _ = std::fs::remove_file(&path);
-                Err(error)
-            }
+            .and_then(|()| folder::sync_folder(folder));
+        if let Err(error) = created {
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
         }
+        let (bytes, newest_ms) = (AtomicU64::new(HEADER.into()), AtomicU64::new(0));
+        Ok((Self { id, path, bytes, newest_ms }, writer))
     }
 
-    /// Opens a segment of an earlier process. Returns `None` if its header is not valid.
-    pub(crate) fn open(path: &Path, id: u32) -> io::Result<Option<Self>> {
-        let mut file = File::open(path)?;
+    /// Looks at a segment of an earlier process. Returns `None` if its header is not valid.
+    pub(crate) fn find(path: &Path, id: u32) -> io::Result<Option<Self>> {
+        let file = File::open(path)?;
         let bytes = AtomicU64::new(file.metadata()?.len());
         let mut start = Vec::new();
-        Read::by_ref(&mut file).take(HEADER.into()).read_to_end(&mut start)?;
+        file.take(HEADER.into()).read_to_end(&mut start)?;
         let valid = start == header(id);
-        Ok(valid.then(|| Self { id, path: path.to_owned(), file, bytes, newest_ms: AtomicU64::new(0) }))
+        Ok(valid.then(|| Self { id, path: path.to_owned(), bytes, newest_ms: AtomicU64::new(0) }))
+    }
+
+    /// Opens the file. Returns `None` if the segment was dropped.
+    pub(crate) fn open(&self) -> io::Result<Option<File>> {
+        match File::open(&self.path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns the length of the file.
@@ -103,19 +107,24 @@ impl Segment {
         Ok(())
     }
 
-    /// Reads the records from the first one on.
+    /// Reads the records from the first one on. A dropped segment has none.
     pub(crate) fn scan(&self) -> io::Result<Scanner> {
-        let mut file = File::open(&self.path)?;
-        let end = file.metadata()?.len();
-        file.seek(SeekFrom::Start(HEADER.into()))?;
-        let reader = BufReader::with_capacity(256 << 10, file);
-        Ok(Scanner { reader, position: HEADER.into(), end, record: Vec::new(), is_torn: false })
+        let file = match self.open()? {
+            Some(mut file) => {
+                file.seek(SeekFrom::Start(HEADER.into()))?;
+                Some(BufReader::with_capacity(256 << 10, file))
+            }
+            None => None,
+        };
+        let end = file.as_ref().map_or(Ok(0), |file| file.get_ref().metadata().map(|data| data.len()))?;
+        Ok(Scanner { file, position: HEADER.into(), end, record: Vec::new(), is_torn: false })
     }
 
-    /// Reads the message at a position. Returns `None` if there is none, or a damaged one.
-    pub(crate) fn message(&self, position: u32) -> io::Result<Option<Found>> {
+    /// Reads the message at a position of the opened file. Returns `None` if there is none, or a
+    /// damaged one.
+    pub(crate) fn message(&self, file: &File, position: u32) -> io::Result<Option<Found>> {
         let mut bytes = vec![0; FIRST_READ];
-        let read = read_at(&self.file, &mut bytes, position.into())?;
+        let read = read_at(file, &mut bytes, position.into())?;
         bytes.truncate(read);
         let Some(head) = Head::parse(&bytes) else { return Ok(None) };
         let (length, rest) = (head.record_length(), position as u64 + read as u64);
@@ -125,7 +134,7 @@ impl Segment {
                 return Ok(None);
             }
             bytes.resize(length, 0);
-            let more = read_at(&self.file, &mut bytes[read..], rest)?;
+            let more = read_at(file, &mut bytes[read..], rest)?;
             bytes.truncate(read + more);
         }
         bytes.truncate(length);
@@ -141,7 +150,7 @@ impl Segment {
 /// Reads the records of a segment in order.
 #[derive(Debug)]
 pub(crate) struct Scanner {
-    reader: BufReader<File>,
+    file: Option<BufReader<File>>,
     position: u64,
     end: u64,
     record: Vec<u8>,
@@ -157,16 +166,17 @@ impl Scanner {
         if left == 0 || self.is_torn {
             return Ok(None);
         }
+        let Some(file) = &mut self.file else { return Ok(None) };
         self.is_torn = true;
         if left < HEAD as u64 {
             return Ok(None);
         }
         self.record.resize(HEAD, 0);
-        self.reader.read_exact(&mut self.record)?;
+        file.read_exact(&mut self.record)?;
         let length = HEAD as u64 + u64::from(u32_at(&self.record, 0));
         let Some(head) = Head::parse(&self.record).filter(|_| length <= left) else { return Ok(None) };
         self.record.resize(head.record_length(), 0);
-        self.reader.read_exact(&mut self.record[HEAD..])?;
+        file.read_exact(&mut self.record[HEAD..])?;
         if !record::is_intact(&self.record) {
             return Ok(None);
         }

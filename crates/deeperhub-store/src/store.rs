@@ -184,8 +184,8 @@ impl Store {
         self.queue.progress().availability
     }
 
-    /// Reads messages of a stream. It sees every append that returned before. It blocks, and its
-    /// work is at most linear in the limit.
+    /// Reads messages of a stream. It sees every append that returned before, as long as the disk
+    /// takes them. It blocks, and its work is at most linear in the limit.
     ///
     /// # Errors
     ///
@@ -271,7 +271,7 @@ impl Found {
 
     fn read_segment(&mut self, folder: &Path, id: u32) -> Result<(), OpenError> {
         let path = folder::segment_path(folder, id);
-        let Some(segment) = Segment::open(&path, id).map_err(OpenError::at(&path))? else {
+        let Some(segment) = Segment::find(&path, id).map_err(OpenError::at(&path))? else {
             let bytes = fs::metadata(&path).map_err(OpenError::at(&path))?.len();
             // A crash while the file was created leaves no messages.
             if bytes <= HEADER.into() {

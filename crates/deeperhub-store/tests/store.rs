@@ -130,6 +130,16 @@ fn expired_segments_are_removed_from_the_disk() {
     let usage = store.usage();
     assert!(usage.segments <= 2 && usage.disk_bytes < 500, "{usage:?}");
     assert_eq!(usage.streams, 1);
+    drop(store);
+
+    // Segments that are dropped before their messages are loaded.
+    let (store, recovered) = open_raw(&folder, &options);
+    store.drop_expired(200_000, 450);
+    store.sync(TIMEOUT).expect("the disk takes it");
+    let ticket = store.skip_to(tea, 0).expect("the store takes it");
+    store.wait(ticket, TIMEOUT).expect("the disk takes it");
+    let streams = load(recovered, usize::MAX);
+    assert_eq!((streams.len(), streams[0].newest, streams[0].records.len()), (1, 1002, 0));
 }
 
 #[test]
