@@ -40,14 +40,15 @@ fn measure(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
         streams
     };
     for kind in ["clean", "unclean"] {
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), cpu_seconds());
         let (store, recovered) = Store::open(folder, &options, || fastrand::u64(..))?;
         let opened = start.elapsed();
         let mut count = 0;
         recovered.load(usize::MAX, |_| ALL, |stream| count += stream.records.len())?;
         println!(
-            "start after a {kind} stop: open {opened:?}, with all {count} messages {:?}",
-            start.elapsed()
+            "start after a {kind} stop: open {opened:?}, with all {count} messages {:?}, {:.2} s of CPU",
+            start.elapsed(),
+            cpu_seconds() - cpu
         );
         if kind == "unclean" {
             read(&store, &streams)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::Progress;
 
-/// When appended messages are written to the disk for good.
+/// The time at which appended messages are written to the disk for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncPolicy {
     /// At most this long after the append. A crash loses what was appended since.
@@ -27,7 +27,7 @@ pub enum SyncPolicy {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Options {
-    /// When messages are synced. 100 ms by default.
+    /// The time at which messages are synced. 100 ms after the append by default.
     pub sync: SyncPolicy,
     /// Bytes that the folder may have. Over it, the oldest segment is dropped, but never the
     /// newest. `None`, the default, is no limit.

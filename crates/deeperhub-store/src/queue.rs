@@ -41,7 +41,7 @@ struct State {
     writer_waits: bool,
 }
 
-/// How a store stops.
+/// The way a store stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
     Clean,

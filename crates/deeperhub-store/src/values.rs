@@ -33,22 +33,22 @@ pub struct Predecessor {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub(crate) u64);
 
-/// Whether a store takes appends.
+/// The state of a store towards appends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Availability {
-    /// It does.
+    /// Appends are taken.
     Available,
     /// The disk does not take what is written, for this reason. The store tries again by itself.
     /// Earlier appends stay queued.
     Unavailable(Arc<str>),
 }
 
-/// How far appends are on the disk.
+/// The progress of appends to the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     /// All appends up to this one are on the disk for good.
     pub durable: Ticket,
-    /// Whether the store takes appends.
+    /// The state towards appends.
     pub availability: Availability,
 }
 
