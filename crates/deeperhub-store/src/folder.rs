@@ -42,11 +42,20 @@ pub(crate) fn write_whole(folder: &Path, path: &Path, bytes: &[u8]) -> io::Resul
     written
 }
 
+/// Creates a folder, and those above it, if they do not exist. Only the user of this process can
+/// read it, since messages may be private.
+fn create(folder: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(folder)
+}
+
 /// Creates a folder if it does not exist, locks it and checks its version. The lock lasts as long
 /// as the file that is returned.
 pub(crate) fn prepare(folder: &Path) -> Result<File, OpenError> {
     let not_writable = |source| OpenError::NotWritable { path: folder.to_owned(), source };
-    fs::create_dir_all(folder).map_err(not_writable)?;
+    create(folder).map_err(not_writable)?;
     let lock = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK_FILE));
     let lock = lock.map_err(not_writable)?;
     match lock.try_lock() {
@@ -83,8 +92,10 @@ pub(crate) fn segment_ids(folder: &Path) -> Result<Vec<u32>, OpenError> {
     let mut ids = Vec::new();
     for entry in fs::read_dir(folder).map_err(OpenError::at(folder))? {
         let name = entry.map_err(OpenError::at(folder))?.file_name();
-        let id = name.to_str().and_then(|name| name.strip_suffix(".log"));
-        ids.extend(id.and_then(|id| id.parse::<u32>().ok()).filter(|id| *id > 0));
+        let id = name.to_str().and_then(|name| name.strip_suffix(".log")).map(str::parse::<u32>);
+        // Other files may be anything.
+        let is_ours = |id: &u32| *id > 0 && segment_path(folder, *id).file_name() == Some(&name);
+        ids.extend(id.and_then(Result::ok).filter(is_ours));
     }
     ids.sort_unstable();
     Ok(ids)

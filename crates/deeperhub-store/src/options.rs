@@ -9,7 +9,8 @@ use crate::Progress;
 /// The time at which appended messages are written to the disk for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncPolicy {
-    /// At most this long after the append. A crash loses what was appended since.
+    /// At most this long after the append, and at most a day. A crash loses what was appended
+    /// since.
     Interval(Duration),
     /// As soon as possible. Messages that arrive during a sync share the next one.
     Always,

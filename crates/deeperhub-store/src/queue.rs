@@ -10,6 +10,9 @@ use crate::{AppendError, Availability, Options, Progress, SyncPolicy, Ticket, Wa
 /// Most queued bytes until the writer is woken before its time.
 const WRITE_AT: usize = 256 << 10;
 
+/// Longest time between two syncs, so that it can be added to any time.
+const MAX_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
 /// A queue of records, bounded in bytes.
 pub(crate) struct Queue {
     state: Mutex<State>,
@@ -82,7 +85,7 @@ impl Queue {
             progress: Condvar::new(),
             limit: options.queue_limit(),
             interval: match options.sync {
-                SyncPolicy::Interval(interval) => Some(interval),
+                SyncPolicy::Interval(interval) => Some(interval.min(MAX_INTERVAL)),
                 SyncPolicy::Always => None,
             },
             on_progress: options.on_progress.clone(),

@@ -264,6 +264,12 @@ fn folders_that_cannot_be_used_are_named_with_the_reason() {
         assert!(error.to_string().contains(path.to_str().expect("it is UTF-8")), "{error}");
         error
     };
+    // Files with other names are of no concern.
+    let other = folder.path().join("1.log");
+    fs::write(&other, "a log of something else").expect("it can be written");
+    drop(common::open(&folder, &Options::default()));
+    fs::remove_file(other).expect("the store leaves it alone");
+
     let version = folder.path().join("VERSION");
     fs::write(&version, "deeperhub-store 2\n").expect("it can be written");
     let error = open(folder.path());
@@ -284,4 +290,14 @@ fn folders_that_cannot_be_used_are_named_with_the_reason() {
     assert!(matches!(error, OpenError::NotWritable { .. }), "{error}");
     let error = open(&version.join("below"));
     assert!(matches!(error, OpenError::NotWritable { .. }), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_new_folder_is_for_its_user_only() {
+    let above = Folder::new("private");
+    let folder = above.path().join("history");
+    drop(Store::open(&folder, &Options::default(), || 1).expect("the store opens"));
+    let mode = fs::metadata(folder).expect("it is there").permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o700);
 }
