@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::Instant;
 
 use deeperhub_history::{
     Budget, Delivery, Evicted, OpenError, RuleId, Seconds, Stream, StreamId, StreamTable,
@@ -79,7 +78,7 @@ impl Keep for KeptStream {
 
     fn on_followed(&mut self, is_followed: bool, stripe: &mut StreamStripe) {
         if let Some(id) = self.0 {
-            let now = stripe.clock.seconds(Instant::now());
+            let now = stripe.clock.seconds(stripe.clock.now());
             stripe.table.set_followed(id, is_followed, now);
         }
     }

@@ -8,7 +8,6 @@ mod clock;
 mod kept;
 mod publish;
 mod read;
-mod sweeper;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,17 +19,16 @@ use deeperhub_metrics::{RegisterError, Registry, Unit};
 use deeperhub_protocol::Topic;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::Features;
-use deeperhub_router::Router;
+use deeperhub_router::{Router, Shard};
 
 use crate::config::HistoryLimits;
-use crate::hub::Delivery;
+use crate::delivery::Delivery;
 use crate::metrics::{EvictionLabel, HistoryMetrics};
 
 pub(crate) use clock::Clock;
 pub(crate) use kept::{KeptStream, NoStream, Remains, StreamStripe};
-pub(crate) use publish::{Once, PublishRefusal, Sequenced, StreamPublish};
+pub(crate) use publish::{Once, PublishRefusal, StreamPublish};
 pub use read::TopicHistory;
-pub(crate) use sweeper::StreamSweeper;
 
 /// Messages and streams that a sweep handles under one lock.
 const SWEEP_STEP: usize = 256;
@@ -41,6 +39,9 @@ pub(crate) type StreamRule = (Guard<Arc<Budget>>, RuleId);
 
 /// Router whose topics can have a stream.
 pub(crate) type StreamRouter = Router<Delivery, KeptStream>;
+
+/// One worker's part of the router.
+pub(crate) type HubShard = Shard<Delivery, KeptStream>;
 
 /// What all streams of a node share.
 #[derive(Debug)]
@@ -243,6 +244,13 @@ impl Streams {
             "Bytes of the messages kept in the histories of all topics",
             Unit::Bytes,
             move || gauge(budget.load().bytes()),
+        )?;
+        let budget = Arc::clone(&self.budget);
+        registry.register_gauge_fn(
+            "deeperhub_history_limit_bytes",
+            "Maximum bytes of the histories of all topics, lower while memory is short",
+            Unit::Bytes,
+            move || gauge(budget.load().limit_bytes()),
         )
     }
 }
