@@ -102,6 +102,62 @@ fn churn_opens_and_closes() {
     assert!(figures["churn"]["cycles"].as_u64() > Some(0), "{figures}");
 }
 
+/// Starts a server without limits that a bench would exceed, whose topics keep messages.
+fn server_with_history(rule: &str) -> Server {
+    let limits = ["--rate-limit", "0", "--max-connections", "100", "--workers", "2"];
+    Server::start(&[&limits[..], &["--topic", rule]].concat())
+}
+
+#[test]
+fn clients_that_return_have_every_message_once() {
+    let server = server_with_history("bench.>: history=1000");
+    for (flags, clients, subscriptions) in [
+        ("--clients 20 --topics 5 --missed 30", 20, 20),
+        ("--clients 9 --topics 7 --topics-per-client 3 --missed 30 --threads 2 --publishers 3", 9, 27),
+        ("--clients 10 --topics 5 --missed 0 --publish-rate 0 --subscribers 0", 10, 10),
+    ] {
+        let flags = format!("recover {flags} --rate 200 --warmup 200ms --fail-on-loss");
+        let figures = figures(&server, &flags);
+        let (messages, recovery) = (&figures["messages"], &figures["recovery"]);
+        for fault in ["lost", "duplicated", "out_of_order", "misdelivered"] {
+            assert_eq!(messages[fault], 0, "{fault}: {figures}");
+        }
+        assert_eq!(recovery["clients"], clients, "{figures}");
+        assert_eq!(
+            (&recovery["returned"], &recovery["live"]),
+            (&clients.into(), &clients.into()),
+            "{figures}"
+        );
+        assert_eq!(recovery["recovered"], subscriptions, "{figures}");
+        assert_eq!(recovery["not_recovered"], serde_json::json!({}), "{figures}");
+        assert_eq!((&recovery["gaps"], &recovery["skipped"]), (&0.into(), &0.into()), "{figures}");
+        let missed = recovery["missed_per_topic"].as_u64().expect("a number") * subscriptions;
+        assert!(recovery["replayed"].as_u64() >= Some(missed), "{figures}");
+        assert_eq!(recovery["live_microseconds"]["count"], clients, "{figures}");
+        assert_eq!(figures["errors"], serde_json::json!({}));
+    }
+}
+
+#[test]
+fn messages_that_a_topic_no_longer_keeps_are_not_lost() {
+    let server = server_with_history("bench.>: history=10");
+    let figures = figures(
+        &server,
+        "recover --clients 10 --topics 5 --missed 50 --rate 200 --warmup 200ms --fail-on-loss",
+    );
+    assert_eq!(figures["recovery"]["not_recovered"]["trimmed"], 10, "{figures}");
+    assert!(figures["recovery"]["skipped"].as_u64() >= Some(10 * 50), "{figures}");
+    assert_eq!(figures["messages"]["lost"], 0, "{figures}");
+    assert!(figures["warnings"].to_string().contains("raise `history`"), "{figures}");
+}
+
+#[test]
+fn topics_without_history_exit_with_1_and_a_reason() {
+    let finished = bench(&server(), "recover --clients 10 --topics 5 --warmup 200ms");
+    assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""), "{finished:?}");
+    assert!(finished.stderr.contains("--topic 'bench.>: history=1000'"), "{finished:?}");
+}
+
 #[test]
 fn text_is_printed_without_a_progress_bar_if_there_is_no_terminal() {
     let server = server();
@@ -147,6 +203,7 @@ fn invalid_flags_exit_with_2() {
     for (flags, named) in [
         ("topics --topics 5 --subscribers 4", "--topics 5"),
         ("echo --rate 0", "'0'"),
+        ("recover --topics 5 --publishers 6", "--publishers 6"),
         ("echo --ca /nowhere/ca.pem --url wss://127.0.0.1:1", "/nowhere/ca.pem"),
         ("idle --rate 5", "--rate"),
     ] {

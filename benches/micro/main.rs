@@ -6,6 +6,7 @@
 mod counting;
 mod history;
 mod messages;
+mod publishing;
 mod queueing;
 mod routing;
 mod wire;

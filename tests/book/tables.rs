@@ -168,6 +168,7 @@ fn metrics_and_settings_named_on_pages_exist() {
     let helps = [
         &["bench", "fanout", "--help"][..],
         &["bench", "slow", "--help"],
+        &["bench", "recover", "--help"],
         &["bench", "topics", "--help"],
         &["bench", "idle", "--help"],
         &["token", "--help"],

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 
+use crate::recovery::RecoveryCounters;
 use crate::sequence_tracker::SequenceSummary;
 
 /// A histogram of durations from a microsecond to an hour, with three significant digits.
@@ -41,7 +42,7 @@ impl DurationHistogram {
         if self.0.is_empty() { 0.0 } else { microseconds(self.0.max()) }
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         // Cannot fail, because both histograms have the same bounds.
         let _ = self.0.add(&other.0);
     }
@@ -57,6 +58,8 @@ fn microseconds(nanoseconds: u64) -> f64 {
 pub(crate) struct ReceiverStream {
     pub(crate) stream: u32,
     pub(crate) summary: SequenceSummary,
+    /// Sequence number from which the receiver awaits no messages, if there is one.
+    pub(crate) end: Option<u64>,
 }
 
 /// The counters of one thread, or of all threads.
@@ -105,6 +108,8 @@ pub(crate) struct Counters {
     pub(crate) slow_disconnects: BTreeMap<String, u64>,
     /// Time from the start of the load to the disconnect of a slow reader.
     pub(crate) slow_disconnect_times: DurationHistogram,
+    /// Returns of `recover`.
+    pub(crate) recovery: RecoveryCounters,
     /// Messages sent by stream; empty if this thread sends none.
     pub(crate) sequences: Vec<u64>,
     /// Summaries of the receivers that stayed connected.
@@ -147,6 +152,7 @@ impl Counters {
             slow_received,
             slow_disconnects,
             slow_disconnect_times,
+            recovery,
             sequences,
             receiver_streams,
         } = other;
@@ -169,6 +175,7 @@ impl Counters {
         self.cycles += cycles;
         self.slow_received += slow_received;
         self.slow_disconnect_times.add(&slow_disconnect_times);
+        self.recovery.add(&recovery);
         for (kind, n) in &errors {
             count(&mut self.errors, kind, *n);
         }
@@ -187,9 +194,11 @@ impl Counters {
     /// Returns the faults of receivers that stayed connected.
     pub(crate) fn faults(&self) -> Faults {
         let mut faults = Faults::default();
-        for ReceiverStream { stream, summary } in &self.receiver_streams {
+        for ReceiverStream { stream, summary, end } in &self.receiver_streams {
             let sent = self.sequences.get(*stream as usize).copied().unwrap_or(0);
-            faults.lost += sent.saturating_sub(summary.received);
+            let awaited = end.map_or(sent, |end| end.min(sent));
+            faults.skipped += sent - awaited;
+            faults.lost += awaited.saturating_sub(summary.received);
             faults.duplicated += summary.duplicates;
             faults.out_of_order += summary.late;
         }
@@ -206,9 +215,12 @@ pub(crate) struct Faults {
     pub(crate) duplicated: u64,
     /// Deliveries that arrived after a later message of the same stream.
     pub(crate) out_of_order: u64,
+    /// Deliveries after the end of what the receiver awaits. They are no faults.
+    pub(crate) skipped: u64,
 }
 
-fn count(counts: &mut BTreeMap<String, u64>, kind: &str, n: u64) {
+/// Adds `n` to the count of a kind.
+pub(crate) fn count(counts: &mut BTreeMap<String, u64>, kind: &str, n: u64) {
     match counts.get_mut(kind) {
         Some(count) => *count += n,
         None => drop(counts.insert(kind.to_owned(), n)),
@@ -224,6 +236,7 @@ mod tests {
         let account = |stream, received, duplicates, late| ReceiverStream {
             stream,
             summary: SequenceSummary { received, duplicates, late },
+            end: None,
         };
         let mut all = Counters { sequences: vec![10, 0], ..Counters::default() };
         all.add(Counters {
@@ -232,7 +245,10 @@ mod tests {
             ..Counters::default()
         });
         all.add(Counters { receiver_streams: vec![account(0, 9, 0, 2)], ..Counters::default() });
-        assert_eq!(all.faults(), Faults { lost: 3, duplicated: 1, out_of_order: 2 });
+        // A receiver that was told it gets nothing after the first message.
+        let told = ReceiverStream { end: Some(1), ..account(0, 1, 0, 0) };
+        all.add(Counters { receiver_streams: vec![told], ..Counters::default() });
+        assert_eq!(all.faults(), Faults { lost: 3, duplicated: 1, out_of_order: 2, skipped: 9 });
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(crate) enum DisconnectReason {
     HandshakeFailed(HandshakeError),
     /// The server sent an error with this code before the connection was open.
     Rejected(String),
+    /// A topic of `recover` has no history.
+    NoHistory,
     /// The server sent a close frame with this code. A frame without a code counts as 1005.
     Closed(u16),
     /// The stream ended without a close frame.
@@ -49,6 +51,7 @@ impl DisconnectReason {
                 return Cow::Owned(format!("bad_handshake ({reason})"));
             }
             Self::Rejected(code) => return Cow::Owned(format!("error_{code}")),
+            Self::NoHistory => "no_history",
             Self::Closed(code) => return Cow::Owned(format!("closed_{code}")),
             Self::Eof => "cut_without_close",
             Self::Io(error) => match error.kind() {

@@ -30,6 +30,7 @@ mod message_encoder;
 mod open_files;
 mod plan;
 mod progress;
+mod recovery;
 mod report;
 mod run;
 mod scenario;
@@ -48,7 +49,9 @@ mod worker;
 
 pub use args::Args;
 pub use error::BenchError;
-pub use report::{Churn, Connections, Load, Messages, Percentiles, Report, ServerUsage, SlowReaders};
+pub use report::{
+    Churn, Connections, Load, Messages, Percentiles, Recovery, Report, ServerUsage, SlowReaders,
+};
 pub use run::{run, run_with_progress};
 
 /// Runs the README's example as a doc test.

@@ -1,5 +1,7 @@
 //! Encodes the messages to the server.
 
+use deeperhub_protocol::Position;
+
 use crate::frame::{FrameTemplate, MaskingKeys, TEXT, write_frame};
 use crate::plan::Plan;
 use crate::scenario::Scenario;
@@ -55,6 +57,37 @@ impl MessageEncoder {
             format!(r#"{{"type":"subscribe","data":{{"topic":"{}"}}}}"#, topic_name(self.run_id, topic));
         write_frame(out, TEXT, text.as_bytes(), key);
     }
+
+    /// Appends a `subscribe` message with several topics, each with the position of the subscriber
+    /// if it has one.
+    pub(crate) fn write_subscribe_list(
+        &self,
+        out: &mut Vec<u8>,
+        topics: impl IntoIterator<Item = (u32, Option<Position>)>,
+        key: [u8; 4],
+    ) {
+        let entry = |(topic, position): (u32, Option<Position>)| {
+            let name = topic_name(self.run_id, topic);
+            let recover = position.map_or_else(String::new, |Position { epoch, offset, time }| {
+                format!(r#","recover":{{"epoch":"{}","offset":{offset},"time":{time}}}"#, epoch.as_str())
+            });
+            format!(r#"{{"topic":"{name}"{recover}}}"#)
+        };
+        let entries: Vec<_> = topics.into_iter().map(entry).collect();
+        let text = format!(r#"{{"type":"subscribe","data":{{"topics":[{}]}}}}"#, entries.join(","));
+        write_frame(out, TEXT, text.as_bytes(), key);
+    }
+
+    /// Appends an echo. Its answer shows that the server has processed the messages before it.
+    pub(crate) fn write_synchronization(&self, out: &mut Vec<u8>, key: [u8; 4]) {
+        write_frame(out, TEXT, br#"{"type":"echo","data":{}}"#, key);
+    }
+
+    /// Returns the number of one of the run's topics, or `None` for other topics.
+    pub(crate) fn topic_number(&self, name: &str) -> Option<u32> {
+        let number = name.get(name.len().checked_sub(TOPIC_DIGITS)?..)?.parse().ok()?;
+        (topic_name(self.run_id, number) == name).then_some(number)
+    }
 }
 
 /// Returns a topic's name.
@@ -73,6 +106,7 @@ fn topic_digits(mut number: u32) -> [u8; TOPIC_DIGITS] {
 
 #[cfg(test)]
 mod tests {
+    use deeperhub_protocol::Epoch;
     use deeperhub_protocol::frame::{FrameDecoder, FrameLimits, Incoming};
     use deeperhub_protocol::message::{ClientMessage, Command};
 
@@ -121,6 +155,27 @@ mod tests {
             }
             other => panic!("{other:?}"),
         });
+    }
+
+    #[test]
+    fn the_server_parses_a_subscribe_list() {
+        let encoder = MessageEncoder::new(&plan("recover"), 0xabc, &mut MaskingKeys::new(4));
+        let mut out = Vec::new();
+        let position = Position { epoch: Epoch::from_bits(7), offset: 41, time: 5 };
+        encoder.write_subscribe_list(&mut out, [(3, None), (42, Some(position))], [1, 2, 3, 4]);
+        parsed(out, |command| {
+            let Command::SubscribeList { topics } = command else { panic!("{command:?}") };
+            let requests: Vec<_> = topics.entries().map(|entry| entry.request.unwrap()).collect();
+            let names: Vec<_> = requests.iter().map(|request| request.subscription.as_str()).collect();
+            assert_eq!(names, ["bench.00000abc.00000003", "bench.00000abc.00000042"]);
+            assert_eq!(requests[0].recover, None);
+            let recover = requests[1].recover.as_ref().unwrap();
+            assert_eq!((recover.epoch, recover.offset, recover.time), (Some(position.epoch), 41, Some(5)));
+            let numbers: Vec<_> = names.iter().map(|name| encoder.topic_number(name)).collect();
+            assert_eq!(numbers, [Some(3), Some(42)]);
+        });
+        assert_eq!(encoder.topic_number("bench.00000abd.00000003"), None);
+        assert_eq!(encoder.topic_number("a"), None);
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! The plan of a run: all flags with their defaults, checked against each other.
 
+mod recover;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+pub(crate) use recover::RecoverPlan;
 
 use crate::args::{Args, MessageArgs, OutputArgs, PublisherArgs, ScenarioArgs, ServerArgs, StopArgs, Token};
 use crate::error::BenchError;
@@ -46,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) clients: usize,
     /// Number of clients that never read. They have the highest numbers of all clients.
     pub(crate) slow_readers: usize,
+    /// Clients that are cut and return, in `recover`.
+    pub(crate) recover: Option<RecoverPlan>,
     pub(crate) publishers: usize,
     pub(crate) topics: usize,
     pub(crate) size: usize,
@@ -120,6 +126,9 @@ impl Plan {
                 Self { clients, slow_readers, publishers, ..Self::base(Scenario::Slow, server, output) }
                     .with_messages(&messages, &stop)
             }
+            ScenarioArgs::Recover { server, recover, output, loss: _ } => {
+                Self::base(Scenario::Recover, server, output).with_recover(&recover)
+            }
         };
         plan.check().map_err(BenchError::InvalidArgs)
     }
@@ -145,6 +154,7 @@ impl Plan {
             threads,
             clients: 0,
             slow_readers: 0,
+            recover: None,
             publishers: 0,
             topics: 1,
             size: 0,
@@ -175,7 +185,8 @@ impl Plan {
     /// Checks numbers and flags against each other.
     fn check(self) -> Result<Self, String> {
         let Self { clients, publishers, topics, threads, .. } = self;
-        if topics > clients {
+        self.check_recover()?;
+        if topics > clients && self.recover.is_none() {
             return Err(format!(
                 "--topics {topics} is more than --subscribers {clients}: some topics would have no subscriber; use at \
                  least {topics} subscribers"
@@ -189,7 +200,7 @@ impl Plan {
         }
         // Each subscriber has a tracker for each stream of its topic.
         let trackers = clients.saturating_mul(self.streams_of_topic());
-        if trackers > MAX_STREAMS {
+        if trackers > MAX_STREAMS && self.recover.is_none() {
             return Err(format!(
                 "--subscribers {clients} with --publishers {publishers} needs {trackers} sequence trackers; the \
                  maximum is {MAX_STREAMS}: use fewer publishers"
@@ -215,6 +226,8 @@ impl Plan {
     pub(crate) fn measurement_window(&self, start: u64) -> MeasurementWindow {
         match self.stop {
             StopCondition::Messages(_) => MeasurementWindow { from: start, to: u64::MAX },
+            // `SharedState` has the time at which clients return.
+            StopCondition::AllReturned { .. } => MeasurementWindow { from: u64::MAX, to: u64::MAX },
             StopCondition::Time { warmup, measured } => {
                 let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
                 let from = start.saturating_add(nanoseconds(warmup));
@@ -239,7 +252,7 @@ impl Plan {
         }
     }
 
-    /// Returns the topic of a subscriber.
+    /// Returns the topic of a subscriber or of a stream.
     pub(crate) fn topic_of(&self, subscriber: u32) -> u32 {
         subscriber % self.topics as u32
     }
@@ -247,17 +260,24 @@ impl Plan {
     /// Returns the stream of a publisher's message number `turn`. A publisher rotates over its
     /// streams.
     pub(crate) fn stream_of(&self, publisher: u32, turn: u64) -> u32 {
+        let turn = turn % self.streams_of_publisher(publisher);
+        (u64::from(publisher) + turn * self.publishers as u64) as u32
+    }
+
+    /// Returns the number of streams of a publisher.
+    pub(crate) fn streams_of_publisher(&self, publisher: u32) -> u64 {
         let (publishers, streams) = (self.publishers as u64, self.streams() as u64);
-        let streams_of_publisher = (streams - u64::from(publisher)).div_ceil(publishers.max(1)).max(1);
-        (u64::from(publisher) + turn % streams_of_publisher * publishers) as u32
+        (streams - u64::from(publisher)).div_ceil(publishers.max(1)).max(1)
     }
 
     /// Returns all connections in the order in which they open: subscribers before publishers.
     pub(crate) fn connection_specs(&self) -> impl Iterator<Item = ConnectionSpec> {
         let readers = self.clients - self.slow_readers;
+        let returning = self.recover.as_ref().map_or(0, |recover| recover.clients);
         let role = move |number| match self.scenario {
             Scenario::Echo => Role::Echo,
             Scenario::Churn => Role::Churner,
+            _ if number < returning => Role::Returner,
             _ if number < readers => Role::Subscriber,
             _ => Role::SlowReader,
         };
@@ -288,103 +308,4 @@ impl Plan {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    pub(crate) fn try_plan(flags: &str) -> Result<Plan, BenchError> {
-        Plan::new(Args::from_flags(flags.split(' ')).unwrap())
-    }
-
-    pub(crate) fn plan(flags: &str) -> Plan {
-        try_plan(flags).unwrap()
-    }
-
-    #[test]
-    fn flags_have_defaults() {
-        let time = |warmup, measured| StopCondition::Time {
-            warmup: Duration::from_secs(warmup),
-            measured: Duration::from_secs(measured),
-        };
-        for (flags, load, stop) in [
-            ("echo", LoadModel::ClosedLoop(1), time(1, 10)),
-            ("fanout --in-flight 8 --duration 5s", LoadModel::ClosedLoop(8), time(1, 5)),
-            ("topics --rate 8 --warmup 0", LoadModel::OpenLoop(8), time(0, 10)),
-            ("slow", LoadModel::OpenLoop(100), time(1, 10)),
-            ("slow --in-flight 2", LoadModel::ClosedLoop(2), time(1, 10)),
-            ("fanout --messages 7", LoadModel::ClosedLoop(1), StopCondition::Messages(7)),
-            ("idle", LoadModel::ClosedLoop(1), time(0, 10)),
-        ] {
-            let plan = plan(flags);
-            assert_eq!((plan.load, plan.stop), (load, stop), "{flags}");
-        }
-    }
-
-    #[test]
-    fn errors_name_the_flags_that_contradict_each_other() {
-        for (flags, named) in [
-            ("topics --topics 5 --subscribers 4", ["--topics 5", "--subscribers 4"]),
-            ("echo --threads 3 --connections 2", ["--threads 3", "2 connections"]),
-            (
-                "fanout --subscribers 1000000 --publishers 1000",
-                ["--subscribers 1000000", "--publishers 1000"],
-            ),
-            ("echo --insecure", ["--insecure", "wss://"]),
-            ("echo --ca a.pem", ["--ca", "wss://"]),
-        ] {
-            let message = try_plan(flags).unwrap_err().to_string();
-            for text in named {
-                assert!(message.contains(text), "{text:?} is not in: {message}");
-            }
-        }
-    }
-
-    #[test]
-    fn slow_readers_are_the_last_of_the_clients() {
-        let roles: Vec<_> =
-            plan("slow --subscribers 2 --slow-readers 1").connection_specs().map(|spec| spec.role).collect();
-        assert_eq!(roles, [Role::Subscriber, Role::Subscriber, Role::SlowReader, Role::Publisher]);
-    }
-
-    #[test]
-    fn connections_rotate_over_source_addresses() {
-        let plan = plan("echo --source 127.0.0.2,127.0.0.3 --source ::1");
-        let sources: Vec<_> = (0..4).map(|number| plan.source(number).unwrap().ip().to_string()).collect();
-        assert_eq!(sources, ["127.0.0.2", "127.0.0.3", "::1", "127.0.0.2"]);
-        assert_eq!(super::tests::plan("echo").source(0), None);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(256))]
-
-        #[test]
-        fn every_stream_has_one_publisher_and_every_topic_its_streams(publishers in 1..20_usize, topics in 1..20_usize) {
-            let plan = plan(&format!("topics --publishers {publishers} --topics {topics}"));
-            let mut owners = vec![0; plan.streams()];
-            let mut of_topic = vec![0; topics];
-            for publisher in 0..publishers as u32 {
-                let first = plan.stream_of(publisher, 0);
-                let mut turn = 0;
-                loop {
-                    let stream = plan.stream_of(publisher, turn);
-                    if turn > 0 && stream == first {
-                        break;
-                    }
-                    owners[stream as usize] += 1;
-                    of_topic[stream as usize % topics] += 1;
-                    turn += 1;
-                }
-            }
-            prop_assert!(owners.iter().all(|owners| *owners == 1), "{:?}", owners);
-            prop_assert!(of_topic.iter().all(|streams| (1..=plan.streams_of_topic()).contains(streams)));
-        }
-
-        #[test]
-        fn shares_of_senders_add_up_to_all_messages(senders in 1..50_usize, messages in 1..1000_u64) {
-            let plan = plan(&format!("echo --connections {senders} --messages {messages}"));
-            let sum: u64 = (0..senders as u32).map(|sender| plan.max_messages(sender)).sum();
-            prop_assert_eq!(sum, messages);
-        }
-    }
-}
+pub(crate) mod tests;

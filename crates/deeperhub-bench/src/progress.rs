@@ -15,6 +15,8 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     stop: StopCondition,
     connections: u64,
+    /// Clients that are cut and return.
+    returning: u64,
     has_messages: bool,
     /// Deliveries and time at the last update.
     last: Rate,
@@ -38,11 +40,12 @@ impl Progress {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix("connecting");
+        let returning = plan.recover.map_or(0, |recover| recover.clients as u64);
         let has_messages = plan.scenario.has_messages();
         if plan.scenario == Scenario::Churn {
             bar.set_prefix("running");
         }
-        Self { bar, stop: plan.stop, connections, has_messages, last: Rate::default() }
+        Self { bar, stop: plan.stop, connections, returning, has_messages, last: Rate::default() }
     }
 
     /// Draws the current state of the run.
@@ -64,6 +67,7 @@ impl Progress {
                 milliseconds(Duration::from_nanos(now.saturating_sub(start))),
                 milliseconds(warmup + measured),
             ),
+            StopCondition::AllReturned { .. } => (shared.live.load(Relaxed), self.returning),
         };
         self.bar.set_prefix("running");
         self.bar.set_length(length);

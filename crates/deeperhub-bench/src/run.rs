@@ -168,6 +168,7 @@ fn check_connections(plan: &Plan, counters: &Counters) -> Result<(), BenchError>
         Some("http_401") => "; the server requires a valid --token",
         Some("http_503") => "; the server's --max-connections may be too low",
         Some("error_unauthorized" | "error_forbidden") => "; use a --token that grants `bench.>`",
+        Some("no_history") => "; start the server with --topic 'bench.>: history=1000'",
         Some("connect_no_free_port") => "; add local addresses with --source",
         _ => "",
     };

@@ -11,6 +11,7 @@ pub(crate) enum Scenario {
     Idle,
     Churn,
     Slow,
+    Recover,
 }
 
 impl Scenario {
@@ -22,6 +23,7 @@ impl Scenario {
             Self::Idle => "idle",
             Self::Churn => "churn",
             Self::Slow => "slow",
+            Self::Recover => "recover",
         }
     }
 
@@ -52,6 +54,11 @@ pub(crate) enum StopCondition {
         /// Measured time.
         measured: Duration,
     },
+    /// When all clients of `recover` have returned, which is also the measured time.
+    AllReturned {
+        /// Time under load before the clients are cut.
+        warmup: Duration,
+    },
 }
 
 /// The purpose of a connection.
@@ -67,12 +74,14 @@ pub(crate) enum Role {
     Publisher,
     /// Subscribes and closes.
     Churner,
+    /// Subscribes and reads, is cut, and returns with its positions.
+    Returner,
 }
 
 impl Role {
     /// Returns `true` if the connection subscribes after the server's `welcome`.
     pub(crate) fn subscribes(self) -> bool {
-        matches!(self, Self::Subscriber | Self::SlowReader | Self::Churner)
+        matches!(self, Self::Subscriber | Self::SlowReader | Self::Churner | Self::Returner)
     }
 }
 

@@ -47,6 +47,11 @@ pub(crate) struct SequenceSummary {
 }
 
 impl SequenceTracker {
+    /// Returns the highest sequence number so far, plus one.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
     /// Records a message by its sequence number.
     #[inline]
     pub(crate) fn record(&mut self, sequence: u64) -> Arrival {

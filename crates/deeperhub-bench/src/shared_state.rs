@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use mio::Waker;
 
-use crate::plan::Plan;
+use crate::plan::{MeasurementWindow, Plan};
+use crate::scenario::StopCondition;
 
 /// Counters and signals of a run. Threads add to the counters once per poll, not once per message.
 #[derive(Debug)]
@@ -16,6 +17,12 @@ pub(crate) struct SharedState {
     /// Start of the load in nanoseconds since the epoch; 0 until all threads have opened their
     /// connections.
     start: AtomicU64,
+    /// Start and end of the returns of `recover`, in nanoseconds since the epoch.
+    returns: [OnceLock<u64>; 2],
+    /// Number of times that a thread has reached the end of a phase of `recover`.
+    arrivals: AtomicUsize,
+    /// Clients of `recover` that are live again, for the progress bar.
+    pub(crate) live: AtomicU64,
     /// Threads that are still opening connections.
     connecting: AtomicUsize,
     /// Threads that may still send.
@@ -48,6 +55,9 @@ impl SharedState {
         Self {
             epoch: Instant::now(),
             start: AtomicU64::new(0),
+            returns: [OnceLock::new(), OnceLock::new()],
+            arrivals: AtomicUsize::new(0),
+            live: AtomicU64::new(0),
             connecting: AtomicUsize::new(plan.threads),
             sending: AtomicUsize::new(plan.threads),
             stopped: AtomicBool::new(false),
@@ -82,6 +92,43 @@ impl SharedState {
     /// Returns the start of the load, or `None` while threads are opening connections.
     pub(crate) fn start(&self) -> Option<u64> {
         Some(self.start.load(Ordering::Acquire)).filter(|start| *start > 0)
+    }
+
+    /// Returns the time to measure, or `None` before the load or the returns start.
+    pub(crate) fn measurement_window(&self, plan: &Plan) -> Option<MeasurementWindow> {
+        let start = self.start()?;
+        let StopCondition::AllReturned { .. } = plan.stop else {
+            return Some(plan.measurement_window(start));
+        };
+        let [from, to] = &self.returns;
+        Some(MeasurementWindow { from: *from.get()?, to: to.get().copied().unwrap_or(u64::MAX) })
+    }
+
+    /// Returns the time at which the first client returns. The first call sets it.
+    pub(crate) fn returns_start(&self) -> u64 {
+        *self.returns[0].get_or_init(|| self.now())
+    }
+
+    /// Returns the time at which all clients had returned. The first call sets it.
+    pub(crate) fn returns_end(&self) -> u64 {
+        *self.returns[1].get_or_init(|| self.now())
+    }
+
+    /// Reports that a thread is at the end of a phase. Returns the number of arrivals at which all
+    /// threads are. A thread must wait for it before its next call.
+    pub(crate) fn arrive(&self) -> usize {
+        let threads = self.wakers.len().max(1);
+        let before = self.arrivals.fetch_add(1, Ordering::AcqRel);
+        let all = (before / threads + 1) * threads;
+        if before + 1 == all {
+            self.wake_all();
+        }
+        all
+    }
+
+    /// Returns `true` if there were this many arrivals.
+    pub(crate) fn has_arrived(&self, arrivals: usize) -> bool {
+        self.arrivals.load(Ordering::Acquire) >= arrivals
     }
 
     /// Reports that a thread has finished sending.

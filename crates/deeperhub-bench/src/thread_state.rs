@@ -2,11 +2,12 @@
 
 use deeperhub_protocol::deflate::Inflater;
 
-use crate::counters::Counters;
+use crate::counters::{Counters, ReceiverStream};
 use crate::frame::MaskingKeys;
 use crate::handshake::Handshake;
 use crate::message_encoder::MessageEncoder;
 use crate::plan::{MeasurementWindow, Plan};
+use crate::recovery::{TopicRecovery, position_in};
 use crate::scenario::{Role, Scenario};
 use crate::sequence_tracker::{Arrival, SequenceTracker};
 use crate::shared_state::SharedState;
@@ -33,6 +34,8 @@ pub(crate) struct ThreadState<'r> {
     pub(crate) send_until: u64,
     /// For each receiver, one tracker per stream of its topic.
     trackers: Vec<SequenceTracker>,
+    /// For each tracker of `recover`, what its client knows of the topic.
+    topic_recoveries: Vec<TopicRecovery>,
     /// Next sequence number of each stream that this thread sends.
     sequences: Vec<u64>,
     /// Deliveries of each publisher's messages that are not in [`SharedState`] yet.
@@ -79,6 +82,7 @@ impl<'r> ThreadState<'r> {
             window: MeasurementWindow { from: u64::MAX, to: u64::MAX },
             send_until: 0,
             trackers: Vec::new(),
+            topic_recoveries: Vec::new(),
             sequences: if plan.scenario.has_messages() { vec![0; plan.streams()] } else { Vec::new() },
             deliveries_by_publisher: vec![0; plan.publishers],
             publishers_with_deliveries: Vec::new(),
@@ -91,6 +95,66 @@ impl<'r> ThreadState<'r> {
         let at = self.trackers.len();
         self.trackers.resize_with(at + self.plan.streams_of_topic(), SequenceTracker::default);
         at
+    }
+
+    /// Adds the trackers of one returning client and returns the index of the first one.
+    pub(crate) fn add_recovery_trackers(&mut self) -> usize {
+        let at = self.trackers.len();
+        let end = at + self.plan.topics_of_returning_client();
+        self.trackers.resize_with(end, SequenceTracker::default);
+        self.topic_recoveries.resize_with(end, TopicRecovery::default);
+        at
+    }
+
+    /// Returns what a returning client knows of its topics, in the order of its topics.
+    pub(crate) fn topic_recoveries(&mut self, first: usize) -> &mut [TopicRecovery] {
+        let end = first + self.plan.topics_of_returning_client();
+        self.topic_recoveries.get_mut(first..end).unwrap_or_default()
+    }
+
+    /// Returns the summaries of a returning client's streams. Messages that the server told it does
+    /// not send count as received.
+    pub(crate) fn recovery_summaries(&self, receiver: Receiver) -> impl Iterator<Item = ReceiverStream> {
+        let at = receiver.first_tracker..;
+        let trackers = self.trackers.get(at.clone()).unwrap_or_default();
+        let recoveries = self.topic_recoveries.get(at).unwrap_or_default();
+        let streams = self.plan.topics_from(receiver.topic);
+        streams.zip(trackers.iter().zip(recoveries)).map(move |(stream, (tracker, recovery))| {
+            let mut summary = tracker.summary();
+            summary.received += recovery.told();
+            ReceiverStream { stream, summary, end: recovery.end(tracker) }
+        })
+    }
+
+    /// Records a message that arrived at a returning client. Returns `true` if it belongs to the
+    /// replay.
+    #[inline]
+    pub(crate) fn record_recoverable(&mut self, receiver: Receiver, stamp: Stamp, message: &[u8]) -> bool {
+        let topics = self.plan.topics as u32;
+        // The topics of a client are consecutive, and each topic has one stream.
+        let offset = (stamp.stream + topics).saturating_sub(receiver.topic) % topics;
+        let is_own = stamp.stream < topics && (offset as usize) < self.plan.topics_of_returning_client();
+        let at = receiver.first_tracker + offset as usize;
+        let (true, Some(tracker), Some(recovery)) =
+            (is_own, self.trackers.get_mut(at), self.topic_recoveries.get_mut(at))
+        else {
+            self.counters.misdelivered += 1;
+            return false;
+        };
+        let (is_replayed, skipped) = recovery.on_message(stamp.sequence, tracker, position_in(message));
+        let is_new = tracker.record(stamp.sequence) != Arrival::Duplicate;
+        self.pending.delivered += u64::from(is_new);
+        self.counters.recovery.replayed += u64::from(is_replayed);
+        self.skip(skipped);
+        is_replayed
+    }
+
+    /// Counts messages that the server told it does not send, and stops waiting for them.
+    pub(crate) fn skip(&mut self, messages: u64) {
+        if messages > 0 {
+            self.counters.recovery.skipped += messages;
+            self.cancel_expected(messages);
+        }
     }
 
     /// Returns the trackers of a receiver of `topic` with their streams, starting at index `first`.

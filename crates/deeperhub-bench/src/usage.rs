@@ -2,7 +2,7 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::plan::Plan;
+use crate::plan::{MeasurementWindow, Plan};
 use crate::report::{Measurements, ServerMeasurements};
 use crate::server_process::{ProcessUsage, ServerProcess};
 use crate::shared_state::SharedState;
@@ -35,9 +35,8 @@ impl UsageSampler {
     /// Takes a sample if the measured time has started. The first sample after the end of sending
     /// or of the measured time is the last one.
     pub(crate) fn sample(&mut self, plan: &Plan, shared: &SharedState) {
-        let Some(start) = shared.start() else { return };
+        let Some(window) = shared.measurement_window(plan) else { return };
         let time = shared.now();
-        let window = plan.measurement_window(start);
         if time < window.from || self.is_done {
             return;
         }
@@ -49,9 +48,8 @@ impl UsageSampler {
 
     /// Returns the usage between the first and the last sample.
     pub(crate) fn measurements(&self, plan: &Plan, shared: &SharedState) -> Measurements {
-        let start = shared.start().unwrap_or_default();
+        let window = shared.measurement_window(plan).unwrap_or(MeasurementWindow { from: 0, to: 0 });
         let (first, last) = (self.first.unwrap_or_default(), self.last.unwrap_or_default());
-        let window = plan.measurement_window(start);
         let server = match (self.before, first.server, last.server) {
             (Some(before), Some(first), Some(last)) => Some(ServerMeasurements {
                 cpu: last.cpu.saturating_sub(first.cpu),
@@ -61,7 +59,7 @@ impl UsageSampler {
             _ => None,
         };
         Measurements {
-            start,
+            start: window.from,
             measured: window.to.min(last.time).saturating_sub(window.from),
             cpu: last.cpu.saturating_sub(first.cpu),
             cpu_interval: last.time.saturating_sub(first.time),

@@ -1,6 +1,7 @@
 //! One connection, from connecting to the close.
 
 mod receive;
+mod recover;
 
 use std::io;
 
@@ -41,6 +42,10 @@ pub(crate) struct Connection {
     /// Time at which connecting started, in nanoseconds since the epoch of the run.
     pub(crate) connect_started: u64,
     receiver: Receiver,
+    /// The client's return, once it was cut.
+    returning: Option<Return>,
+    /// `true` if the server has answered the echo that follows a publisher's messages.
+    pub(crate) is_synchronized: bool,
     /// `true` if the connection does not read.
     paused: bool,
     /// Bytes of an incomplete frame.
@@ -58,6 +63,18 @@ pub(crate) struct Connection {
     echoes_due: u32,
 }
 
+/// A client that was cut and returns.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Return {
+    /// Time at which the client is due, in nanoseconds since the epoch of the run.
+    pub(crate) due: u64,
+    /// Index of the first of its trackers.
+    pub(crate) first_tracker: usize,
+    /// Messages of the replay that have not arrived, of all topics.
+    replay_left: u64,
+    pub(crate) is_live: bool,
+}
+
 /// State for decompressing the server's messages.
 #[derive(Debug)]
 struct ServerCompression {
@@ -73,10 +90,20 @@ struct FragmentedMessage {
 }
 
 impl Connection {
-    /// Creates a connection whose socket is connecting.
-    pub(crate) fn new(spec: ConnectionSpec, transport: Transport, state: &mut ThreadState<'_>) -> Self {
+    /// Creates a connection whose socket is connecting. `returning` is the return of a client that
+    /// was cut.
+    pub(crate) fn new(
+        spec: ConnectionSpec,
+        transport: Transport,
+        returning: Option<Return>,
+        state: &mut ThreadState<'_>,
+    ) -> Self {
         let plan = state.plan;
-        let topic = if spec.role == Role::Echo { spec.number } else { plan.topic_of(spec.number) };
+        let topic = match spec.role {
+            Role::Echo => spec.number,
+            Role::Returner => plan.first_topic_of(spec.number),
+            _ => plan.topic_of(spec.number),
+        };
         let is_receiver = plan.scenario.has_messages() && spec.role != Role::Publisher;
         Self {
             spec,
@@ -87,8 +114,15 @@ impl Connection {
             receiver: Receiver {
                 role: spec.role,
                 topic,
-                first_tracker: if is_receiver { state.add_trackers() } else { 0 },
+                first_tracker: match returning {
+                    Some(returning) => returning.first_tracker,
+                    None if spec.role == Role::Returner => state.add_recovery_trackers(),
+                    None if is_receiver => state.add_trackers(),
+                    None => 0,
+                },
             },
+            returning,
+            is_synchronized: false,
             paused: false,
             unread: Vec::new(),
             unsent: Vec::new(),
@@ -113,6 +147,8 @@ impl Connection {
             deflate: None,
             connect_started: 0,
             receiver: Receiver { role: spec.role, topic: 0, first_tracker: 0 },
+            returning: None,
+            is_synchronized: false,
             paused: false,
             unread: Vec::new(),
             unsent: Vec::new(),
@@ -127,6 +163,11 @@ impl Connection {
     /// Returns the topic of a subscriber, or the stream of an echo connection.
     pub(crate) fn topic(&self) -> u32 {
         self.receiver.topic
+    }
+
+    /// Returns the topic and the trackers of a receiver.
+    pub(crate) fn receiver(&self) -> Receiver {
+        self.receiver
     }
 
     /// Returns the index of the first sequence tracker.

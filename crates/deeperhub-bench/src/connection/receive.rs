@@ -215,6 +215,10 @@ impl Connection {
         if self.stage >= Stage::Open
             && let Some(stamp) = state.finder.find(message)
         {
+            if self.spec.role == Role::Returner {
+                self.on_recoverable(stamp, message, now, state);
+                return Ok(());
+            }
             state.record_delivery(self.receiver, stamp, now);
             self.echoes_due += u32::from(self.spec.role == Role::Echo);
             return Ok(());
@@ -230,16 +234,32 @@ impl Connection {
         now: u64,
         state: &mut ThreadState<'_>,
     ) -> Result<(), DisconnectReason> {
-        let Ok(message) = serde_json::from_slice::<ServerMessage>(message) else {
+        let text = message;
+        let Ok(message) = serde_json::from_slice::<ServerMessage>(text) else {
             state.counters.count_error("message_not_understood");
             return Ok(());
         };
         match (message.kind.as_str(), self.stage) {
             ("welcome", Stage::AwaitingWelcome) if self.spec.role.subscribes() => {
                 let key = state.keys.next_key();
-                state.encoder.write_subscribe(&mut state.output, self.topic(), key);
+                if self.spec.role == Role::Returner {
+                    self.write_recover(key, state);
+                } else {
+                    state.encoder.write_subscribe(&mut state.output, self.topic(), key);
+                }
                 self.stage = Stage::Subscribing;
                 self.send(state)
+            }
+            ("subscribed", Stage::Subscribing) if self.spec.role == Role::Returner => {
+                self.on_subscribed_list(text, now, state)
+            }
+            ("gap" | "position", Stage::Open) if self.spec.role == Role::Returner => {
+                self.on_gap(text, state);
+                Ok(())
+            }
+            ("echo", _) => {
+                self.is_synchronized = true;
+                Ok(())
             }
             ("welcome", Stage::AwaitingWelcome) | ("subscribed", Stage::Subscribing) => {
                 self.stage = Stage::Open;
@@ -267,6 +287,8 @@ impl Connection {
                 self.echoes_due += 1;
             }
             Role::Publisher => {
+                // The echo after the last message can be rejected, too.
+                self.is_synchronized = true;
                 let stream = state.plan.stream_of(self.spec.number, self.sent.saturating_sub(1));
                 let deliveries = state.shared.subscribers(state.plan.topic_of(stream));
                 state.cancel_expected(deliveries);

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::counters::DurationHistogram;
+use crate::plan::RecoverPlan;
+use crate::recovery::RecoveryCounters;
 
 /// CPU time and memory of the server.
 #[derive(Debug, Clone, Serialize)]
@@ -13,9 +15,13 @@ pub struct ServerUsage {
     /// CPU use in percent of one core: 200 is two cores.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<f64>,
-    /// User and kernel time per delivery, or per cycle of `churn`.
+    /// User and kernel time per delivery, per cycle of `churn`, or per replayed message of `recover`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_microseconds_per_message: Option<f64>,
+    /// User and kernel time per client of `recover` that became live again. All CPU time while
+    /// clients return counts, also that of live messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_microseconds_per_client: Option<f64>,
     /// Resident memory before the first connection.
     pub resident_bytes_before: u64,
     /// Resident memory at the end of the measurement.
@@ -93,7 +99,7 @@ pub struct Messages {
     /// Bytes received per second by reads that contained deliveries.
     pub received_bytes_per_second: f64,
     /// Time from sending a message to its delivery. In an open loop it starts when the message was
-    /// due.
+    /// due. In `recover`, only deliveries to subscribers that stay connected count.
     pub latency_microseconds: Percentiles,
 }
 
@@ -122,6 +128,56 @@ pub struct SlowReaders {
     /// Time from the start of the load to a disconnect, for readers that noticed the disconnect
     /// before they read.
     pub disconnect_seen_milliseconds: Percentiles,
+}
+
+/// Clients of the `recover` scenario that were cut and returned.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// Number of clients that were cut.
+    pub clients: usize,
+    /// Topics of each client.
+    pub topics_per_client: usize,
+    /// Messages that were published to each topic while all clients were away.
+    pub missed_per_topic: u64,
+    /// Clients that were due per second.
+    pub returns_per_second: u64,
+    /// Clients that were subscribed again.
+    pub returned: u64,
+    /// Clients that got all messages that were kept when they subscribed again.
+    pub live: u64,
+    /// Subscriptions that were recovered.
+    pub recovered: u64,
+    /// Subscriptions that were not recovered, by the server's reason.
+    pub not_recovered: BTreeMap<String, u64>,
+    /// Messages of replays.
+    pub replayed: u64,
+    /// Gaps that the server told.
+    pub gaps: u64,
+    /// Messages that the server told it does not send. They are not lost.
+    pub skipped: u64,
+    /// Time from the due time of a return until the client was live.
+    pub live_microseconds: Percentiles,
+}
+
+impl Recovery {
+    /// `skipped` is the number of messages that were skipped at the end of the run.
+    pub(super) fn new(plan: RecoverPlan, counters: &RecoveryCounters, skipped: u64) -> Self {
+        Self {
+            clients: plan.clients,
+            topics_per_client: plan.topics_per_client,
+            missed_per_topic: plan.missed,
+            returns_per_second: plan.rate,
+            returned: counters.returned,
+            live: counters.live,
+            recovered: counters.recovered,
+            not_recovered: counters.not_recovered.clone(),
+            replayed: counters.replayed,
+            gaps: counters.gaps,
+            skipped: counters.skipped + skipped,
+            live_microseconds: Percentiles::microseconds(&counters.live_times),
+        }
+    }
 }
 
 /// Percentiles of a distribution. The unit is in the name of the report's field.

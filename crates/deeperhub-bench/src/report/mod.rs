@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-pub use figures::{Churn, Connections, Load, Messages, Percentiles, ServerUsage, SlowReaders};
+pub use figures::{Churn, Connections, Load, Messages, Percentiles, Recovery, ServerUsage, SlowReaders};
 
 use crate::counters::{Counters, Faults};
 use crate::error::BenchError;
@@ -44,6 +44,9 @@ pub struct Report {
     /// Slow readers of the `slow` scenario.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_readers: Option<SlowReaders>,
+    /// Returns of the `recover` scenario.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
     /// Number of errors of each kind.
     pub errors: BTreeMap<String, u64>,
     /// Duration of the measurement.
@@ -62,7 +65,7 @@ pub struct Report {
 /// Times and usage of a run, which are not in the counters.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measurements {
-    /// Start of the load, in nanoseconds since the epoch of the run.
+    /// Start of the measured time, in nanoseconds since the epoch of the run.
     pub(crate) start: u64,
     /// Measured time in nanoseconds; shorter than planned if the run ended early.
     pub(crate) measured: u64,
@@ -97,7 +100,7 @@ impl Report {
         // A run of a fixed number of messages ends with the last delivery.
         let measured = match plan.stop {
             StopCondition::Messages(_) => counters.last_delivered.saturating_sub(measurements.start),
-            StopCondition::Time { .. } => measurements.measured,
+            StopCondition::Time { .. } | StopCondition::AllReturned { .. } => measurements.measured,
         };
         let seconds = measured as f64 / NANOS_PER_SECOND;
         let per_second = |count: u64| if seconds > 0.0 { round(count as f64 / seconds, 10.0) } else { 0.0 };
@@ -152,6 +155,7 @@ impl Report {
                 received: counters.slow_received,
                 disconnect_seen_milliseconds: Percentiles::milliseconds(&counters.slow_disconnect_times),
             }),
+            recovery: plan.recover.map(|recover| Recovery::new(recover, &counters.recovery, faults.skipped)),
             errors: counters.errors.clone(),
             measured_seconds: round(seconds, 1e6),
             generator_cpu_percent: cpu,
@@ -182,17 +186,23 @@ impl Report {
 
     fn server_usage(&self, server: ServerMeasurements, interval: u64) -> ServerUsage {
         let share = (interval >= MIN_CPU_SAMPLE_NANOS).then(|| server.cpu as f64 / interval as f64);
-        let per_second = match (&self.messages, &self.churn) {
-            (Some(messages), _) => messages.delivered_per_second,
-            (None, Some(churn)) => churn.cycles_per_second,
-            (None, None) => 0.0,
+        let per_second = match (&self.messages, &self.churn, &self.recovery) {
+            (_, _, Some(recovery)) => recovery.replayed as f64 / self.measured_seconds,
+            (Some(messages), _, _) => messages.delivered_per_second,
+            (None, Some(churn), _) => churn.cycles_per_second,
+            (None, None, None) => 0.0,
+        };
+        let clients_per_second =
+            self.recovery.as_ref().map_or(0.0, |recovery| recovery.live as f64 / self.measured_seconds);
+        let each = |per_second: f64| {
+            let is_known = per_second > 0.0 && per_second.is_finite();
+            share.filter(|_| is_known).map(|share| round(share * 1e6 / per_second, 1000.0))
         };
         let open = self.connections.opened.saturating_sub(self.connections.dropped);
         ServerUsage {
             cpu_percent: share.map(|share| round(share * 100.0, 10.0)),
-            cpu_microseconds_per_message: share
-                .filter(|_| per_second > 0.0)
-                .map(|share| round(share * 1e6 / per_second, 1000.0)),
+            cpu_microseconds_per_message: each(per_second),
+            cpu_microseconds_per_client: each(clients_per_second),
             resident_bytes_before: server.resident_before,
             resident_bytes: server.resident,
             resident_bytes_per_connection: (self.churn.is_none() && open > 0).then(|| {
@@ -233,6 +243,18 @@ impl Report {
                 "{unsent} messages that were due were not sent: the server or the generator cannot sustain the rate"
             ));
         }
+        if let Some(recovery) = &self.recovery {
+            if recovery.live < recovery.clients as u64 {
+                let missing = recovery.clients as u64 - recovery.live;
+                warnings.push(format!("{missing} clients did not become live again"));
+            }
+            if let Some(trimmed) = recovery.not_recovered.get("trimmed") {
+                warnings.push(format!(
+                    "{trimmed} subscriptions missed more messages than their topics keep: raise `history` of the \
+                     topics' rule or the server's --history-bytes, or use a lower --missed"
+                ));
+            }
+        }
         if faults.lost > 0 && self.connections.dropped > 0 {
             warnings
                 .push("connections were dropped; messages that they missed do not count as lost".to_owned());
@@ -246,133 +268,4 @@ fn round(number: f64, parts: f64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::Value;
-
-    use super::text::{Line, Number};
-    use super::*;
-    use crate::plan::tests::plan;
-
-    fn report(flags: &str, change: impl FnOnce(&mut Counters)) -> Report {
-        let mut counters = Counters { opened: 2, last_opened: 500_000_000, ..Counters::default() };
-        change(&mut counters);
-        let measurements = Measurements {
-            start: 1_000_000_000,
-            measured: 2_000_000_000,
-            cpu: 500_000_000,
-            cpu_interval: 2_000_000_000,
-            server: None,
-        };
-        Report::new(&plan(flags), &counters, measurements)
-    }
-
-    #[test]
-    fn json_keys_carry_units() {
-        let report = report("fanout --subscribers 10 --publishers 2 --rate 5", |counters| {
-            (counters.sent, counters.sent_measured, counters.delivered_measured) = (12, 10, 100);
-            counters.latency.record(1_500_000);
-            counters.count_error("http_503");
-        });
-        let json: Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
-        assert_eq!(json["scenario"], "fanout");
-        assert_eq!(json["load"]["rate_per_second"], 5);
-        assert_eq!(json["load"].get("in_flight"), None);
-        assert_eq!(json["messages"]["sent"], 12);
-        assert_eq!(json["messages"]["sent_per_second"], 5.0);
-        assert_eq!(json["messages"]["delivered_per_second"], 50.0);
-        assert_eq!(json["messages"]["latency_microseconds"]["count"], 1);
-        assert_eq!(json["errors"]["http_503"], 1);
-        assert_eq!(json["generator_cpu_percent"], 25.0);
-        assert_eq!(json["connections"]["opened_per_second"], 4.0);
-        assert!(json["warnings"][0].as_str().unwrap().contains("--max-connections"));
-    }
-
-    #[test]
-    fn a_fixed_number_of_messages_is_measured_to_the_last_delivery() {
-        let report = report("fanout --messages 10", |counters| {
-            counters.sent_measured = 10;
-            counters.last_delivered = 1_500_000_000;
-        });
-        assert_eq!(report.measured_seconds, 0.5);
-        assert_eq!(report.messages.unwrap().sent_per_second, 20.0);
-    }
-
-    #[test]
-    fn each_scenario_has_its_own_parts() {
-        for (scenario, parts) in [
-            ("echo", [true, false, false]),
-            ("fanout", [true, false, false]),
-            ("topics", [true, false, false]),
-            ("idle", [false, false, false]),
-            ("churn", [false, true, false]),
-            ("slow", [true, false, true]),
-        ] {
-            let report = report(scenario, |_| {});
-            let has = [report.messages.is_some(), report.churn.is_some(), report.slow_readers.is_some()];
-            assert_eq!(has, parts, "{scenario}");
-            assert!(report.to_string().starts_with(scenario));
-        }
-    }
-
-    #[test]
-    fn an_empty_measurement_has_no_null_in_json() {
-        let measurements = Measurements { start: 0, measured: 0, cpu: 0, cpu_interval: 0, server: None };
-        let report = Report::new(&plan("fanout"), &Counters::default(), measurements);
-        assert!(!report.to_json().unwrap().contains("null"));
-        assert!(report.to_string().contains("latency      -"));
-    }
-
-    #[test]
-    fn a_generator_at_its_limit_is_a_warning() {
-        let mut counters = Counters::default();
-        counters.count_error("error_rate_limited");
-        let measurements = Measurements {
-            start: 0,
-            measured: 1_000_000_000,
-            cpu: 950_000_000,
-            cpu_interval: 1_000_000_000,
-            server: None,
-        };
-        let text = Report::new(&plan("fanout"), &counters, measurements).to_string();
-        assert!(text.contains("--threads") && text.contains("--rate-limit 0"), "{text}");
-    }
-
-    #[test]
-    fn server_usage_is_reported_per_delivery_and_per_connection() {
-        let counters = Counters { opened: 100, delivered_measured: 1000, ..Counters::default() };
-        let server = ServerMeasurements { cpu: 5_000_000, resident_before: 5_000_000, resident: 5_100_000 };
-        let measurements = Measurements {
-            start: 0,
-            measured: 1_000_000_000,
-            cpu: 0,
-            cpu_interval: 1_000_000_000,
-            server: Some(server),
-        };
-        let report = Report::new(&plan("fanout"), &counters, measurements);
-        let json: Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
-        assert_eq!(json["server"]["cpu_percent"], 0.5);
-        assert_eq!(json["server"]["cpu_microseconds_per_message"], 5.0);
-        assert_eq!(json["server"]["resident_bytes_per_connection"], 1000.0);
-        let text = report.to_string();
-        assert!(
-            text.contains("5.00 µs a delivery, 5.1 MB resident, 1,000 bytes more a connection"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn misdelivered_messages_are_faults() {
-        assert!(!report("fanout", |_| {}).has_faults());
-        assert!(report("fanout", |counters| counters.misdelivered = 1).has_faults());
-    }
-
-    #[test]
-    fn text_groups_digits_and_chooses_units() {
-        let line =
-            Line(Percentiles { count: 1, p50: 12.4, p90: 1234.0, p99: 999.9, p99_9: 2_500_000.0, max: 0.0 });
-        assert_eq!(line.to_string(), "p50 12 µs  p90 1.23 ms  p99 1000 µs  p99.9 2.50 s  max 0 µs");
-        for (number, text) in [(0.0, "0"), (999.0, "999"), (1000.0, "1,000"), (1_234_567.8, "1,234,568")] {
-            assert_eq!(Number(number).to_string(), text);
-        }
-    }
-}
+mod tests;

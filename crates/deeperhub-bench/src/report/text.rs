@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Percentiles, Report};
+use super::{Percentiles, Recovery, Report};
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -96,6 +96,9 @@ impl fmt::Display for Report {
                 )?;
             }
         }
+        if let Some(recovery) = &self.recovery {
+            write_recovery(f, recovery)?;
+        }
         if self.scenario == "idle" {
             writeln!(f, "pings        {} answered", Number(connections.pings_answered as f64))?;
         }
@@ -111,8 +114,15 @@ impl fmt::Display for Report {
                 write!(f, "{cpu:.0} % of a core, ")?;
             }
             if let Some(microseconds) = server.cpu_microseconds_per_message {
-                let unit = if self.churn.is_some() { "cycle" } else { "delivery" };
+                let unit = match (&self.churn, &self.recovery) {
+                    (Some(_), _) => "cycle",
+                    (None, Some(_)) => "replayed message",
+                    (None, None) => "delivery",
+                };
                 write!(f, "{microseconds:.2} µs a {unit}, ")?;
+            }
+            if let Some(microseconds) = server.cpu_microseconds_per_client {
+                write!(f, "{microseconds:.2} µs a client, ")?;
             }
             write!(f, "{:.1} MB resident", server.resident_bytes as f64 / 1e6)?;
             match server.resident_bytes_per_connection {
@@ -125,6 +135,34 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+/// Writes the lines of the scenario `recover`.
+fn write_recovery(f: &mut fmt::Formatter<'_>, recovery: &Recovery) -> fmt::Result {
+    writeln!(
+        f,
+        "returns      {} of {}, {} a second; {} live again",
+        Number(recovery.returned as f64),
+        Number(recovery.clients as f64),
+        Number(recovery.returns_per_second as f64),
+        Number(recovery.live as f64)
+    )?;
+    writeln!(f, "live after   {}", Line(recovery.live_microseconds))?;
+    writeln!(
+        f,
+        "recovered    {} subscriptions, {} messages replayed",
+        Number(recovery.recovered as f64),
+        Number(recovery.replayed as f64)
+    )?;
+    for (reason, count) in &recovery.not_recovered {
+        writeln!(f, "             {} {reason}", Number(*count as f64))?;
+    }
+    writeln!(
+        f,
+        "gaps         {}, {} messages skipped",
+        Number(recovery.gaps as f64),
+        Number(recovery.skipped as f64)
+    )
 }
 
 /// Formats a number without decimals, in groups of three digits.

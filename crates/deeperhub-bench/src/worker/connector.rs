@@ -10,7 +10,7 @@ use rustls::{ClientConfig, ClientConnection};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{MAX_CONCURRENT_CONNECTS, MAX_POLL_WAIT_NANOS, Worker};
-use crate::connection::{Connection, Stage};
+use crate::connection::{Connection, Return, Stage};
 use crate::disconnect_reason::DisconnectReason;
 use crate::scenario::{ConnectionSpec, Role};
 use crate::transport::Transport;
@@ -47,7 +47,7 @@ impl Worker<'_> {
             }
             let slot = self.connections.len();
             self.connections.push(Connection::placeholder(spec));
-            self.open(slot, spec);
+            self.open(slot, spec, None);
             if matches!(spec.role, Role::Echo | Role::Publisher) {
                 self.senders.push(slot);
             }
@@ -61,14 +61,14 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Starts to open the connection of a slot.
-    pub(super) fn open(&mut self, slot: usize, spec: ConnectionSpec) {
+    /// Starts to open the connection of a slot. `returning` is the return of a client that was cut.
+    pub(super) fn open(&mut self, slot: usize, spec: ConnectionSpec, returning: Option<Return>) {
         let source = self.state.plan.source(self.next_number);
         self.next_number += self.state.plan.threads;
         let registry = self.poll.registry();
         let connection = connect(&self.endpoint, source, spec.role).and_then(|mut transport| {
             registry.register(transport.socket(), Token(slot), Interest::READABLE | Interest::WRITABLE)?;
-            Ok(Connection::new(spec, transport, &mut self.state))
+            Ok(Connection::new(spec, transport, returning, &mut self.state))
         });
         let Some(entry) = self.connections.get_mut(slot) else { return };
         self.opening += 1;
@@ -87,11 +87,19 @@ impl Worker<'_> {
 
         let Some(connection) = self.connections.get(slot) else { return };
         self.opening -= 1;
+        if connection.is_returning() {
+            self.state.counters.recovery.returned += 1;
+            return;
+        }
         self.state.counters.opened += 1;
         self.state.counters.last_opened = self.state.shared.now();
         self.state.shared.opened.fetch_add(1, Relaxed);
         match connection.spec.role {
             Role::Subscriber => self.state.shared.subscribed(connection.topic()),
+            Role::Returner => {
+                let topics = self.state.plan.topics_from(connection.topic());
+                topics.for_each(|topic| self.state.shared.subscribed(topic));
+            }
             Role::Churner => self.newly_opened.push(slot),
             _ => {}
         }

@@ -205,7 +205,11 @@ impl<'r> Worker<'r> {
     }
 
     /// Calls `write`, which appends messages of a connection to the output, and sends them.
-    fn send_from(&mut self, slot: usize, write: impl FnOnce(&mut Connection, u64, &mut ThreadState<'r>)) {
+    pub(super) fn send_from(
+        &mut self,
+        slot: usize,
+        write: impl FnOnce(&mut Connection, u64, &mut ThreadState<'r>),
+    ) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let now = self.state.shared.now();
         write(connection, now, &mut self.state);

@@ -2,6 +2,7 @@
 
 mod connector;
 mod load;
+mod recover;
 mod shutdown;
 
 use std::io;
@@ -105,6 +106,10 @@ impl<'r> Worker<'r> {
         match scenario {
             Scenario::Idle => self.hold_connections()?,
             Scenario::Churn => self.churn()?,
+            Scenario::Recover => {
+                self.recover(start)?;
+                self.drain()?;
+            }
             _ => {
                 self.send_all(start)?;
                 self.drain()?;
@@ -197,8 +202,14 @@ impl<'r> Worker<'r> {
             }
             Stage::Open => {
                 counters.dropped += 1;
-                if role == Role::Subscriber {
-                    self.state.shared.unsubscribed(connection.topic());
+                match role {
+                    Role::Subscriber => self.state.shared.unsubscribed(connection.topic()),
+                    Role::Returner => {
+                        let topics = self.state.plan.topics_from(connection.topic());
+                        topics.for_each(|topic| self.state.shared.unsubscribed(topic));
+                        counters.recovery.ended += u64::from(connection.awaits_replay());
+                    }
+                    _ => {}
                 }
             }
             _ => {
@@ -225,7 +236,7 @@ impl<'r> Worker<'r> {
         for spec in plan.connection_specs().skip(thread).step_by(plan.threads) {
             let slot = self.connections.len();
             self.connections.push(Connection::placeholder(spec));
-            self.open(slot, spec);
+            self.open(slot, spec, None);
         }
         let mut measuring = false;
         while self.state.shared.now() < self.state.window.to && !self.is_stopped() {
@@ -240,7 +251,7 @@ impl<'r> Worker<'r> {
             }
             for slot in std::mem::take(&mut self.ended) {
                 if let Some(spec) = self.connections.get(slot).map(|connection| connection.spec) {
-                    self.open(slot, spec);
+                    self.open(slot, spec, None);
                 }
             }
             if self.state.counters.failed > failed {

@@ -76,11 +76,17 @@ impl Worker<'_> {
         let mut receiver_streams = Vec::new();
         for connection in &self.connections {
             let role = connection.spec.role;
+            if connection.stage == Stage::Open && role == Role::Returner {
+                receiver_streams.extend(self.state.recovery_summaries(connection.receiver()));
+                continue;
+            }
             if connection.stage == Stage::Open && matches!(role, Role::Echo | Role::Subscriber) {
                 let summaries = self.state.trackers(connection.first_tracker(), connection.topic());
-                receiver_streams.extend(
-                    summaries.map(|(stream, tracker)| ReceiverStream { stream, summary: tracker.summary() }),
-                );
+                receiver_streams.extend(summaries.map(|(stream, tracker)| ReceiverStream {
+                    stream,
+                    summary: tracker.summary(),
+                    end: None,
+                }));
             }
         }
         self.state.counters.receiver_streams = receiver_streams;

@@ -110,7 +110,7 @@ impl NodeHandle {
         let start = loop {
             let mut remains = Remains::default();
             let start = router.update_kept(&parsed, |topic, kept, stripe| {
-                stripe.find_or_open(topic, kept, (&budget, rule), now, &mut remains)?;
+                stripe.find_or_open(topic, kept, (&*budget, rule), now, &mut remains)?;
                 let (stream, _) = stripe.current(kept, now, &mut remains).ok_or(NoStream::NoRule)?;
                 let epoch = stream.epoch();
                 let (recover, history) = match &from {

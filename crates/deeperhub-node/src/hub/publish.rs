@@ -150,7 +150,7 @@ impl Hub {
                 span: span.filter(|_| self.config.tracer.is_recording()),
                 published_at,
             };
-            let rule = (&budget, rule);
+            let rule = (&*budget, rule);
             let published = self.streams.publish(&self.router, shard.as_deref_mut(), &publish, rule)?;
             if let Some((published, position)) = published {
                 self.watchers.wake(topic.as_str());

@@ -1,5 +1,6 @@
 //! The values that the router keeps for topics and for stripes of topics.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use deeperhub_history::{
@@ -25,8 +26,14 @@ pub(crate) struct StreamStripe {
     clock: Arc<Clock>,
 }
 
+thread_local! {
+    /// Buffer of this thread's last operation. Topics whose history is full evict a message in each
+    /// publish, and a new buffer would take longer than the eviction.
+    static EVICTED: Cell<EvictedFrames> = const { Cell::new(EvictedFrames::new()) };
+}
+
 /// What an operation under the lock of a stripe leaves to do after it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Remains {
     /// Messages to drop.
     pub(crate) evicted: EvictedFrames,
@@ -34,6 +41,23 @@ pub(crate) struct Remains {
     pub(crate) removed: Vec<Arc<str>>,
     /// `true` if the budget is exceeded and this stripe cannot help.
     pub(crate) is_over_budget: bool,
+}
+
+impl Default for Remains {
+    fn default() -> Self {
+        let evicted = EVICTED.try_with(Cell::take).unwrap_or_default();
+        Self { evicted, removed: Vec::new(), is_over_budget: false }
+    }
+}
+
+impl Remains {
+    /// Drops the evicted messages, and keeps the buffer for this thread's next operation.
+    pub(crate) fn drop_evicted(self) {
+        let mut evicted = self.evicted;
+        evicted.clear();
+        // A thread that ends has no use for the buffer.
+        let _ = EVICTED.try_with(|buffer| buffer.set(evicted));
+    }
 }
 
 /// Reason why a topic has no stream.

@@ -12,7 +12,7 @@ mod read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use deeperhub_history::{Budget, EvictionReason, OnceWindow, RuleId, Seconds};
 use deeperhub_listener::MemoryBudget;
 use deeperhub_metrics::{RegisterError, Registry, Unit};
@@ -33,8 +33,9 @@ pub use read::TopicHistory;
 /// Messages and streams that a sweep handles under one lock.
 const SWEEP_STEP: usize = 256;
 
-/// A rule that keeps messages, with its budget.
-pub(crate) type StreamRule = (Arc<Budget>, RuleId);
+/// A rule that keeps messages, with its budget. A guard, because a reference count that all workers
+/// change would be contended.
+pub(crate) type StreamRule = (Guard<Arc<Budget>>, RuleId);
 
 /// Router whose topics can have a stream.
 pub(crate) type StreamRouter = Router<Delivery, KeptStream>;
@@ -97,7 +98,7 @@ impl Streams {
         if budget.rules().is_empty() {
             return None;
         }
-        find_rule(&budget, topic).map(|rule| (Arc::clone(&budget), rule))
+        find_rule(&budget, topic).map(|rule| (budget, rule))
     }
 
     /// Replaces rules and limits. Streams that no rule keeps any more are removed.
@@ -121,12 +122,13 @@ impl Streams {
             self.count_evicted(&remains);
         }
         if remains.is_over_budget || !remains.removed.is_empty() {
-            self.finish_rare(router, remains, now);
+            self.finish_rare(router, &remains, now);
         }
+        remains.drop_evicted();
     }
 
     #[cold]
-    fn finish_rare(&self, router: &StreamRouter, remains: Remains, now: Seconds) {
+    fn finish_rare(&self, router: &StreamRouter, remains: &Remains, now: Seconds) {
         for name in &remains.removed {
             forget(router, name);
         }

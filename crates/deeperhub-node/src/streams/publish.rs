@@ -174,8 +174,11 @@ impl Streams {
                 may_suspend: policy.is_some_and(|policy| policy.delivery() != DeliveryPolicy::Close),
             };
             let bytes = frame.len();
+            // Each worker has its own reference count, so that workers do not contend for one cache
+            // line. The first worker gets that of the frame itself.
+            let (content, mut first) = (frame.keep(), Some(frame));
             let make = move || Delivery {
-                frame: Multicast::new(frame.fork()),
+                frame: Multicast::new(first.take().unwrap_or_else(|| content.to_frame())),
                 excluded: publish.excluded,
                 topic: publish.is_observed.then(|| Arc::clone(&sequenced.topic)),
                 stamp: PublishStamp::new(publish.published_at, publish.span),
