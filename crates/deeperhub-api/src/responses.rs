@@ -1,13 +1,16 @@
 //! Bodies of responses; their doc comments are part of the OpenAPI document.
 
+mod history;
+
 use deeperhub_node::{
     Action, ClientInfo, ClusterAnswer, ClusterFault, ClusterStats, Delivered, NodeInfo, Operation, Page,
-    Phase, Stats, Target, Top, TopEntry, TopicInfo, Totals,
+    Phase, Stats, Target, Top, TopEntry, TopicHistory, TopicInfo, Totals,
 };
-use deeperhub_protocol::{Epoch, Position};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use self::history::EpochText;
+pub(crate) use self::history::{HistoryPage, HistoryState};
 use crate::idempotency::PublishOutcome;
 
 /// Outcome of a publish.
@@ -21,30 +24,18 @@ pub(crate) struct Published {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, example = "unavailable")]
     cluster: Option<&'static str>,
-    #[serde(flatten)]
-    position: Option<Place>,
-}
-
-/// Place of a message in the stream of a topic with history.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
-pub(crate) struct Place {
-    /// Epoch of the stream.
-    #[serde(serialize_with = "serialize_epoch")]
-    #[schema(value_type = String, example = "k3J9aQx2")]
-    epoch: Epoch,
-    offset: u64,
+    /// Epoch of the topic's stream. Epoch, offset and time are absent if the topic has no history.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, example = "k3J9aQx2")]
+    epoch: Option<EpochText>,
+    /// Offset of the message in the stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = u64, required = false)]
+    offset: Option<u64>,
     /// Time of the publish in milliseconds since the Unix epoch.
-    time: u64,
-}
-
-impl From<Position> for Place {
-    fn from(Position { epoch, offset, time }: Position) -> Self {
-        Self { epoch, offset, time }
-    }
-}
-
-fn serialize_epoch<S: serde::Serializer>(epoch: &Epoch, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(epoch.as_str())
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = u64, required = false)]
+    time: Option<u64>,
 }
 
 /// Outcome of a call that may concern several connections.
@@ -114,6 +105,11 @@ pub(crate) struct Topic {
     topic: String,
     /// Number of subscribers on this node, or on all nodes with scope `cluster`.
     subscribers: u64,
+    /// Kept messages of the topic. Absent in lists, for patterns, and if the topic has no history
+    /// or was never used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = HistoryState, required = false)]
+    history: Option<HistoryState>,
     /// Nodes of the cluster that did not answer in time and are missing here. Absent with scope
     /// `node`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -159,6 +155,7 @@ pub(crate) struct NodeStats {
     /// if statistics are read every second; null if nothing was delivered.
     #[schema(required = true)]
     publish_latency: Option<LatencyStats>,
+    history: HistoryStats,
     /// Number of events that slow observers missed.
     events_lost_total: u64,
     /// Number of workers that died and were replaced.
@@ -203,6 +200,19 @@ pub(crate) struct ByteStats {
     queued: u64,
 }
 
+/// Messages kept for topics with history.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct HistoryStats {
+    /// Number of topics with a history.
+    streams: u64,
+    /// Number of kept messages.
+    messages: u64,
+    /// Bytes of the kept messages.
+    bytes: u64,
+    /// Number of subscriptions that are behind the newest message of their topic.
+    behind: u64,
+}
+
 /// Percentiles of latency.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct LatencyStats {
@@ -241,7 +251,8 @@ pub(crate) struct Busiest {
     /// Time that the counts cover. 0 at first: counting starts with the first call, and stops half
     /// a minute after the last.
     window_ms: u64,
-    /// Topics by messages plus deliveries, the busiest first.
+    /// Topics by messages plus deliveries, the busiest first. Topics without messages follow if
+    /// subscriptions to them are behind.
     topics: Vec<BusyTopic>,
     /// Clients by messages, the busiest first.
     clients: Vec<BusyClient>,
@@ -257,6 +268,8 @@ pub(crate) struct BusyTopic {
     deliveries: u64,
     /// Bytes of the messages, each counted once.
     bytes: u64,
+    /// Subscriptions to exactly this topic that are behind its newest message.
+    behind: u64,
     /// Maximum number of messages plus deliveries that the counts may lack.
     error: u64,
 }
@@ -274,10 +287,13 @@ pub(crate) struct BusyClient {
 
 impl From<Delivered> for Published {
     fn from(delivered: Delivered) -> Self {
+        let position = delivered.position;
         Self {
             subscribers: delivered.count,
             cluster: cluster_fault(delivered),
-            position: delivered.position.map(Place::from),
+            epoch: position.map(|position| EpochText(position.epoch)),
+            offset: position.map(|position| position.offset),
+            time: position.map(|position| position.time),
         }
     }
 }
@@ -330,7 +346,14 @@ impl From<ClientInfo> for Client {
 
 impl From<TopicInfo> for Topic {
     fn from(topic: TopicInfo) -> Self {
-        Self { topic: topic.topic, subscribers: topic.subscribers, unanswered: None }
+        Self { topic: topic.topic, subscribers: topic.subscribers, history: None, unanswered: None }
+    }
+}
+
+impl Topic {
+    /// Adds the state of the topic's history.
+    pub(crate) fn with_history(self, history: Option<TopicHistory>) -> Self {
+        Self { history: history.map(HistoryState::from), ..self }
     }
 }
 
@@ -399,6 +422,17 @@ impl From<&Totals> for ByteStats {
     }
 }
 
+impl From<&Totals> for HistoryStats {
+    fn from(totals: &Totals) -> Self {
+        Self {
+            streams: totals.history_streams,
+            messages: totals.history_messages,
+            bytes: totals.history_bytes,
+            behind: totals.subscriptions_behind,
+        }
+    }
+}
+
 /// Statistics of all nodes together. Totals count from each node's start.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct ClusterNumbers {
@@ -412,6 +446,7 @@ pub(crate) struct ClusterNumbers {
     topics: u64,
     messages: MessageStats,
     bytes: ByteStats,
+    history: HistoryStats,
     /// Nodes that did not answer in time and are missing here.
     unanswered: Vec<String>,
 }
@@ -426,6 +461,7 @@ impl From<ClusterAnswer<ClusterStats>> for ClusterNumbers {
             topics: totals.topics,
             messages: totals.into(),
             bytes: totals.into(),
+            history: totals.into(),
             unanswered: cluster.unanswered,
         }
     }
@@ -489,6 +525,7 @@ impl NodeStats {
             topics: totals.topics,
             messages: totals.into(),
             bytes: totals.into(),
+            history: totals.into(),
             publish_latency: stats.publish_latency.map(|times| LatencyStats {
                 p50_us: saturating_u64(times.p50.as_micros()),
                 p99_us: saturating_u64(times.p99.as_micros()),
@@ -520,6 +557,7 @@ impl From<Top> for Busiest {
             messages: busy.messages,
             deliveries: busy.deliveries,
             bytes: busy.bytes,
+            behind: busy.behind,
             error: busy.error,
         };
         let client = |busy: TopEntry| BusyClient {

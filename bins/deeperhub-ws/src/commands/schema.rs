@@ -16,7 +16,7 @@ pub(crate) enum Schema {
 }
 
 /// The optional features that this server implements.
-const FEATURES: Features = Features::NONE;
+const FEATURES: Features = Features::HISTORY;
 
 /// Returns the description as indented JSON with a final line feed.
 ///

@@ -31,8 +31,8 @@ pub(crate) struct ApiOptions {
     /// Serve the server API over TLS with this certificate chain, in PEM: the server's certificate
     /// first
     ///
-    /// Needs --api-tls-key. Callers then use https://, and so do `health` and `top` if they get
-    /// this option. The files are read again on SIGHUP and within 10 s after they change, as for
+    /// Needs --api-tls-key. Callers then use https://, and so do `health`, `tail` and `top` if
+    /// they get this option. The files are read again on SIGHUP and within 10 s after they change, as for
     /// --tls-cert.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) api_tls_cert: Option<PathBuf>,
