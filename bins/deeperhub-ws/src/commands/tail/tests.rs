@@ -9,7 +9,7 @@ use deeperhub_node::{Config, Node, NodeHandle};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, DuplexStream, Lines};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::*;
 
@@ -46,10 +46,12 @@ impl Api {
         Self { address, shutdown, task }
     }
 
-    /// Ends all connections.
-    fn stop(self) {
+    /// Ends all connections, and frees the address.
+    async fn stop(self) {
         drop(self.shutdown);
         self.task.abort();
+        // An error, since the task was aborted.
+        let _: Result<_, JoinError> = self.task.await;
     }
 
     fn client(&self) -> ApiClient {
@@ -81,10 +83,11 @@ impl Tail {
         line.unwrap().unwrap_or_else(|| panic!("it ended; it reported {:?}", self.reports.lock().unwrap()))
     }
 
-    /// Waits for a report that contains a text.
-    async fn wait_for_report(&self, text: &str) {
+    /// Waits for this number of reports that contain a text.
+    async fn wait_for_reports(&self, text: &str, count: usize) {
+        let is_reported = |report: &&String| report.contains(text);
         let reported = async {
-            while !self.reports.lock().unwrap().iter().any(|report| report.contains(text)) {
+            while self.reports.lock().unwrap().iter().filter(is_reported).count() < count {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -114,22 +117,23 @@ async fn kept_messages_come_first_and_a_lost_connection_costs_none() {
     assert_eq!(tailed.line().await, "4");
 
     let address = api.address;
-    api.stop();
-    tailed.wait_for_report("connection lost, reconnecting").await;
+    api.stop().await;
+    tailed.wait_for_reports("connection lost, reconnecting", 1).await;
     publish(&hub, topic, &["5", "6"]);
     let api = Api::serve(hub.clone(), address).await;
     assert_eq!(tailed.line().await, "5");
     assert_eq!(tailed.line().await, "6");
-    tailed.wait_for_report("connected again").await;
+    tailed.wait_for_reports("connected again", 1).await;
 
     // More messages than are kept.
-    api.stop();
+    api.stop().await;
+    tailed.wait_for_reports("connection lost, reconnecting", 2).await;
     publish(&hub, topic, &["7", "8", "9", "10"]);
     let api = Api::serve(hub.clone(), address).await;
     assert_eq!([tailed.line().await, tailed.line().await, tailed.line().await], ["8", "9", "10"]);
-    tailed.wait_for_report("gap: messages 7 to 7 are lost (trimmed)").await;
+    tailed.wait_for_reports("gap: messages 7 to 7 are lost (trimmed)", 1).await;
     hub.clear_history(&Topic::parse(topic).unwrap());
-    tailed.wait_for_report("gap: the topic has a new epoch, ").await;
+    tailed.wait_for_reports("gap: the topic has a new epoch, ", 1).await;
     publish(&hub, topic, &["11"]);
     assert_eq!(tailed.line().await, "11");
     // Nobody reads any more.
@@ -137,7 +141,7 @@ async fn kept_messages_come_first_and_a_lost_connection_costs_none() {
     publish(&hub, topic, &["12"]);
     let ended = tokio::time::timeout(TIMEOUT, tailed.task).await.expect("it ends in time");
     assert_eq!(ended.unwrap(), Ok(()));
-    api.stop();
+    api.stop().await;
     node.stop().await;
 }
 
@@ -200,7 +204,7 @@ async fn a_refusal_or_a_missing_server_is_reported() {
         assert!(ended.as_ref().is_err_and(|error| error.contains(expected)), "{ended:?}");
     }
     let client = api.client();
-    api.stop();
+    api.stop().await;
     let ended = tail(&client, &TailArgs::of("chat", None, false), &mut tokio::io::sink(), |_| {}).await;
     assert!(ended.as_ref().is_err_and(|error| error.contains("cannot reach the server API")), "{ended:?}");
     node.stop().await;
