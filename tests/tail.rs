@@ -97,7 +97,8 @@ async fn a_reader_that_goes_away_ends_it() {
 
 #[tokio::test]
 async fn the_key_and_the_certificate_are_used() {
-    let identity = Authority::new().server("api");
+    let authority = Authority::new();
+    let identity = authority.server("api");
     let (cert, key) = (text(&identity.cert), text(&identity.key));
     let flags = [
         "--api-tls-cert",

@@ -1,5 +1,6 @@
 //! Messages of a topic with history as server-sent events.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -167,11 +168,20 @@ fn stream_event(topic: &str, event: &StreamEvent) -> Option<Event> {
     match event {
         StreamEvent::Message(message) => {
             let id = event_id(&message.position()?);
-            // Line breaks can only be white space of the payload. Clients get line feeds for them.
-            Some(Event::default().event("message").id(id).data(message.data()))
+            Some(Event::default().event("message").id(id).data(with_line_feeds(message.data())))
         }
         StreamEvent::Gap(gap) => gap_event(topic, gap),
         _ => None,
+    }
+}
+
+/// Returns JSON with line feeds for all line breaks. They can only be white space between tokens.
+/// Each line becomes a `data` line, and clients join the lines with line feeds.
+fn with_line_feeds(json: &str) -> Cow<'_, str> {
+    if json.contains('\r') {
+        Cow::Owned(json.replace("\r\n", "\n").replace('\r', "\n"))
+    } else {
+        Cow::Borrowed(json)
     }
 }
 
@@ -260,6 +270,12 @@ mod tests {
         for ids in [&["-10"][..], &["x"], &[""], &["k3J9aQx2:1", "k3J9aQx2:2"]] {
             assert_eq!(parse("", ids), None, "{ids:?}");
         }
+    }
+
+    #[test]
+    fn line_breaks_become_line_feeds() {
+        assert_eq!(with_line_feeds("[1,\r\n2,\r3,\n4]\r\r\n"), "[1,\n2,\n3,\n4]\n\n");
+        assert!(matches!(with_line_feeds("[\n\"\\r\"]"), Cow::Borrowed("[\n\"\\r\"]")));
     }
 
     #[test]

@@ -112,7 +112,7 @@ async fn kept_messages_come_first_and_a_lost_connection_costs_none() {
     publish(&hub, topic, &["1", "2", "{\"a\" :\n [\"x\\ny\"],\r\n\"b\":1.0}"]);
     let mut tailed = Tail::start(api.client(), TailArgs::of(topic, Some("-2"), false));
     assert_eq!(tailed.line().await, "2");
-    assert_eq!(tailed.line().await, "{\"a\" :  [\"x\\ny\"],  \"b\":1.0}");
+    assert_eq!(tailed.line().await, "{\"a\" :  [\"x\\ny\"], \"b\":1.0}");
     publish(&hub, topic, &["4"]);
     assert_eq!(tailed.line().await, "4");
 
