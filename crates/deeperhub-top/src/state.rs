@@ -143,11 +143,23 @@ impl State {
             KeyCode::PageDown => *selected = (*selected + 10).min(rows.saturating_sub(1)),
             KeyCode::Home => *selected = 0,
             KeyCode::End => *selected = rows.saturating_sub(1),
-            KeyCode::Char('s') => self.sort[focus] = self.sort[focus].next(self.focus),
+            KeyCode::Char('s') => {
+                let mut sort = self.sort[focus].next(self.focus);
+                if sort == Sort::Behind && !self.has_history() {
+                    // The column is hidden.
+                    sort = sort.next(self.focus);
+                }
+                self.sort[focus] = sort;
+            }
             KeyCode::Char('p' | ' ') => self.is_paused = !self.is_paused,
             _ => {}
         }
         true
+    }
+
+    /// Returns `true` if the server keeps messages of some topic.
+    pub(crate) fn has_history(&self) -> bool {
+        self.sample.as_ref().is_some_and(|sample| sample.stats.history.streams > 0)
     }
 
     /// Returns the rows of a table in the chosen order.

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use deeperhub_node::{Epoch, Topic};
-use deeperhub_top::{ApiClient, ApiError, ServerSentEvent};
+use deeperhub_top::{ApiClient, ApiError, EventStream, ServerSentEvent};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -101,37 +101,46 @@ async fn tail(
     }
     let (mut last_id, mut is_first, mut pause): (Option<String>, _, _) = (None, true, RETRY_PAUSE.0);
     loop {
-        let lost = match client.events(&path, last_id.as_deref()).await {
+        match client.events(&path, last_id.as_deref()).await {
             Ok(mut stream) => {
                 if !std::mem::replace(&mut is_first, false) {
                     report("connected again");
                 }
-                loop {
-                    let event = stream.next().await;
-                    // The first event has only an ID, so the position is known from the start.
-                    if let Some(id) = stream.last_event_id() {
-                        last_id = Some(id.to_owned());
-                        pause = RETRY_PAUSE.0;
-                    }
-                    match event {
-                        Ok(Some(event)) => match print(&event, args, output, &report).await {
-                            Ok(()) => {}
-                            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-                            Err(error) => return Err(format!("cannot write to standard output: {error}")),
-                        },
-                        Ok(None) => break "the server closed the stream".to_owned(),
-                        Err(error) => break error.to_string(),
-                    }
+                let opened = Instant::now();
+                let Some(lost) = follow(&mut stream, args, output, &report).await? else { return Ok(()) };
+                report(&format!("connection lost, reconnecting: {lost}"));
+                last_id = stream.last_event_id().map(str::to_owned).or(last_id);
+                if opened.elapsed() > RETRY_PAUSE.1 {
+                    pause = RETRY_PAUSE.0;
                 }
             }
             Err(error) if is_first || !may_retry(&error) => return Err(error.to_string()),
-            Err(error) => error.to_string(),
-        };
-        if pause == RETRY_PAUSE.0 {
-            report(&format!("connection lost, reconnecting: {lost}"));
+            Err(_) => {}
         }
         tokio::time::sleep(pause).await;
         pause = (2 * pause).min(RETRY_PAUSE.1);
+    }
+}
+
+/// Prints the events of a stream until it is lost, and returns the reason. Returns `None` if nobody
+/// reads `output` any more.
+async fn follow(
+    stream: &mut EventStream<'_>,
+    args: &TailArgs,
+    output: &mut (impl AsyncWrite + Unpin),
+    report: &impl Fn(&str),
+) -> Result<Option<String>, String> {
+    loop {
+        let event = match stream.next().await {
+            Ok(Some(event)) => event,
+            Ok(None) => return Ok(Some("the server closed the stream".to_owned())),
+            Err(error) => return Ok(Some(error.to_string())),
+        };
+        match print(&event, args, output, report).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(None),
+            Err(error) => return Err(format!("cannot write to standard output: {error}")),
+        }
     }
 }
 
