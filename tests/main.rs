@@ -36,6 +36,7 @@ mod metrics;
 mod operations;
 mod patterns;
 mod proxies;
+mod recovery;
 mod reload;
 mod schema;
 mod secrets;

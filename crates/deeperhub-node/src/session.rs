@@ -221,7 +221,13 @@ impl deeperhub_listener::Session for Session {
             server_time: Some(worker.hub.streams.clock.unix_ms(now)),
             limits,
         };
-        self.reply(SentType::Welcome, &welcome, cx);
+        let mut bytes = 0;
+        cx.reply_uncompressed(|out| {
+            let start = out.len();
+            welcome.write_frame(out);
+            bytes = out.len() - start;
+        });
+        self.record_reply(SentType::Welcome, bytes, cx);
     }
 
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, NodeWorker>) {
@@ -301,8 +307,7 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn on_close(&mut self, key: ConnectionKey, closed: &Closed, worker: &mut NodeWorker) {
-        worker.replays.remove(key);
-        let subscriptions = worker.shard.remove_subscriber(key);
+        let subscriptions = worker.replays.unsubscribe_all(key, &mut worker.shard);
         worker.metrics.subscriptions.add(-(subscriptions as i64));
         worker.metrics.active.dec();
         if let Some(user) = self.user() {

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use deeperhub_node::history::Rules;
-use deeperhub_node::{
-    Config, Node, NodeHandle, StreamEvent, SubscribeError, SubscribeFrom, Topic,
-};
+use deeperhub_node::{Config, Node, NodeHandle, StreamEvent, SubscribeError, SubscribeFrom, Topic};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -144,7 +142,10 @@ async fn a_position_that_is_not_good_is_refused_with_the_reason() {
     let mut client = Client::connect(&node).await;
     let recover = json!({ "epoch": epoch, "offset": 2, "partial": true });
     let start = client.subscribe(json!({ "topic": "chat.1", "recover": recover })).await;
-    assert_eq!((&start["reason"], &start["offset"], &start["replay"]), (&json!("trimmed"), &json!(7), &json!(3)));
+    assert_eq!(
+        (&start["reason"], &start["offset"], &start["replay"]),
+        (&json!("trimmed"), &json!(7), &json!(3))
+    );
     assert_eq!(client.messages(3).await, numbered(8..=10));
     node.stop().await;
 }
@@ -159,7 +160,10 @@ async fn a_list_of_topics_is_answered_entry_by_entry() {
     let reply = client.call(json!({ "type": "subscribe", "id": "x", "data": { "topics": topics } })).await;
     assert_eq!((&reply["type"], &reply["id"]), (&json!("subscribed"), &json!("x")));
     let entries = reply["data"]["topics"].as_array().unwrap();
-    assert_eq!((&entries[0]["topic"], &entries[0]["offset"], &entries[0]["replay"]), (&json!("chat.1"), &json!(1), &json!(2)));
+    assert_eq!(
+        (&entries[0]["topic"], &entries[0]["offset"], &entries[0]["replay"]),
+        (&json!("chat.1"), &json!(1), &json!(2))
+    );
     assert_eq!(entries[1]["error"]["code"], "invalid_topic");
     assert_eq!((&entries[2]["topic"], entries[2].get("epoch")), (&json!("plain"), None));
     assert_eq!(client.messages(2).await, numbered(2..=3));

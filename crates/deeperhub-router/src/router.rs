@@ -42,11 +42,14 @@ pub struct Config {
     /// envelope counts the bytes that were passed to [`Router::publish`], and those of its list
     /// numbers. Congestion ends at half of the limit. Default 64 MiB.
     pub inbox_soft_limit_bytes: usize,
+    /// Seeds of the table's hashes, for simulations that must be repeatable. Clients that know the
+    /// seeds can choose names that collide. Default `None`: random seeds.
+    pub hash_seeds: Option<[u64; 4]>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { inbox_soft_limit: 4096, inbox_soft_limit_bytes: 64 << 20 }
+        Self { inbox_soft_limit: 4096, inbox_soft_limit_bytes: 64 << 20, hash_seeds: None }
     }
 }
 
@@ -160,7 +163,11 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
     /// each stripe ([`stripes`](Self::stripes)) for the value that its topics share.
     #[must_use]
     pub fn keeping_with(shards: u16, config: Config, stripe_value: impl FnMut(usize) -> T::Stripe) -> Self {
-        Self::with_hasher(shards, config, RandomState::new(), stripe_value)
+        let hasher = match config.hash_seeds {
+            Some([first, second, third, fourth]) => RandomState::with_seeds(first, second, third, fourth),
+            None => RandomState::new(),
+        };
+        Self::with_hasher(shards, config, hasher, stripe_value)
     }
 
     pub(crate) fn with_hasher(

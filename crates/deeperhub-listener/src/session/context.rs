@@ -70,6 +70,14 @@ impl<W> Context<'_, W> {
         self.queue_replies(start);
     }
 
+    /// Sends frames like [`reply`](Self::reply), but never compresses them. For messages that are
+    /// sent once per connection, compression costs more than it saves.
+    pub fn reply_uncompressed(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.arena.len();
+        write(self.arena);
+        self.outbox.push_arena(self.arena, start..self.arena.len());
+    }
+
     /// Sends a text or binary message.
     pub fn reply_message(&mut self, message: Message<'_>) {
         self.reply(|out| match message {

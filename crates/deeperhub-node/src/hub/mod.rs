@@ -11,45 +11,25 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use deeperhub_cluster::{Broker, ClusterState};
 use deeperhub_events::EventBus;
-use deeperhub_listener::Multicast;
 use deeperhub_metrics::Registry;
 use deeperhub_protocol::message::{Features, ServerMessage, WelcomeLimits};
-use deeperhub_router::Shard;
 use deeperhub_security::BurstPool;
 use tokio::sync::{mpsc, watch};
 
 use crate::canary::Canary;
 use crate::config::{Config, Limits};
-use crate::connection_id::ConnectionId;
 use crate::health::{Health, UnreadyReason};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
 use crate::recent_quantiles::RecentQuantiles;
-use crate::streams::{KeptStream, Sequenced, StreamRouter, Streams};
+use crate::streams::{StreamRouter, Streams};
 use crate::top::TopTracker;
-use crate::trace::fan_out::PublishStamp;
 use crate::worker::request::QueuedRequest;
 pub(crate) use publish::{PublishOutcome, Publisher};
 pub(crate) use watchers::Watchers;
 
-/// One worker's part of the router.
-pub(crate) type HubShard = Shard<Delivery, KeptStream>;
-
 /// Maximum length of the error message of one entry in a `subscribed` with `topics`.
 const MAX_ENTRY_ERROR_BYTES: u64 = 160;
-
-/// Published message for the subscribers of one worker.
-#[derive(Debug)]
-pub(crate) struct Delivery {
-    pub(crate) frame: Multicast,
-    /// Publisher, if it is excluded from its own message.
-    pub(crate) excluded: Option<ConnectionId>,
-    /// Topic name, if sent messages were observed at the time of the publish.
-    pub(crate) topic: Option<Arc<str>>,
-    pub(crate) stamp: PublishStamp,
-    /// Place in the topic's stream, if the topic has history.
-    pub(crate) sequenced: Option<Sequenced>,
-}
 
 /// State that all workers and handles of a node share.
 #[derive(Debug)]

@@ -10,9 +10,10 @@ use deeperhub_protocol::message::{ClusterFault, ServerMessage, StreamMessage, Tr
 use deeperhub_protocol::{ClientId, Position, RawJson, Topic};
 use deeperhub_router::Published;
 
-use super::{Delivery, Hub, HubShard};
+use super::Hub;
 use crate::connection_id::ConnectionId;
-use crate::streams::{Once, PublishRefusal, StreamPublish};
+use crate::delivery::Delivery;
+use crate::streams::{HubShard, Once, PublishRefusal, StreamPublish};
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
 

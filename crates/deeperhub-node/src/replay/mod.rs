@@ -5,9 +5,12 @@
 //! its socket takes the messages. At the newest message the subscription becomes live again. Both
 //! happen under the lock of the topic, so no message is missing and none comes twice.
 
+mod items;
 mod outlet;
 mod sample;
+mod samples;
 mod step;
+mod subscribe;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,11 +22,11 @@ use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::GapReason;
 use deeperhub_router::InboxPosition;
 
-use crate::hub::HubShard;
-use crate::streams::{Sequenced, StreamRouter, Streams};
-pub(crate) use outlet::{ConnectionOutlet, Outlet};
-use sample::Samples;
-use step::StepItems;
+use crate::delivery::Sequenced;
+use crate::streams::{HubShard, StreamRouter, Streams};
+use items::StepItems;
+pub(crate) use outlet::Outlet;
+use samples::Samples;
 
 /// Bytes of replayed messages that a worker sends per round. Live deliveries go first, so replays
 /// delay each other and not them.
@@ -256,7 +259,7 @@ impl Replays {
         if self.connections.is_empty() {
             return false;
         }
-        self.tick((streams, router), now, outlet);
+        let has_samples = self.tick((streams, router), now, outlet);
         let mut budget = BYTES_PER_ROUND;
         while budget > 0
             && outlet.has_budget()
@@ -282,6 +285,6 @@ impl Replays {
             }
             false
         });
-        !self.ready.is_empty()
+        has_samples || !self.ready.is_empty()
     }
 }

@@ -1,16 +1,10 @@
 //! The receiving side of replays.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use deeperhub_events::{Event, EventDetails, EventKind};
-use deeperhub_listener::{ConnectionKey, Connections};
+use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::{ClientId, CloseReason};
-
-use crate::hub::Hub;
-use crate::metrics::SentType;
-use crate::session::Session;
 
 /// Connections that replayed messages are sent to: those of a worker, or a model of them.
 pub(crate) trait Outlet {
@@ -40,61 +34,4 @@ pub(crate) trait Outlet {
 
     /// Closes a connection after what is queued for it.
     fn close(&mut self, key: ConnectionKey, reason: CloseReason);
-}
-
-/// The connections of a worker.
-#[derive(Debug)]
-pub(crate) struct ConnectionOutlet<'a, 'c> {
-    pub(crate) connections: &'a mut Connections<'c, Session>,
-    pub(crate) hub: &'a Hub,
-}
-
-impl Outlet for ConnectionOutlet<'_, '_> {
-    fn client_id(&mut self, key: ConnectionKey) -> Option<ClientId> {
-        Some(self.connections.session(key)?.client_id.clone())
-    }
-
-    fn queued_bytes(&self, key: ConnectionKey) -> Option<usize> {
-        self.connections.queued_bytes(key)
-    }
-
-    fn max_queue_bytes(&self) -> usize {
-        self.connections.max_queue_bytes()
-    }
-
-    fn has_budget(&self) -> bool {
-        self.connections.send_budget() > 0
-    }
-
-    fn notify_when_drained(&mut self, key: ConnectionKey) {
-        self.connections.notify_when_drained(key);
-    }
-
-    fn sends_single_frames(&self, key: ConnectionKey) -> bool {
-        self.connections.is_compressed(key) || self.hub.bus.is_observed(EventKind::MessageSent)
-    }
-
-    fn send(&mut self, key: ConnectionKey, topic: &Arc<str>, frame: &Frame) -> bool {
-        let Some(session) = self.connections.send(key, frame) else { return false };
-        session.sent += 1;
-        if self.hub.bus.is_observed(EventKind::MessageSent) {
-            let details = EventDetails::MessageSent {
-                message_type: SentType::Message.name(),
-                topic: Some(Arc::clone(topic)),
-                bytes: frame.len(),
-            };
-            self.hub.bus.publish(Event::new(SystemTime::now(), session.client_id.clone(), details));
-        }
-        true
-    }
-
-    fn send_encoded(&mut self, key: ConnectionKey, frames: &[u8], count: usize) -> bool {
-        let Some(session) = self.connections.send_encoded(key, frames, count) else { return false };
-        session.sent += count as u64;
-        true
-    }
-
-    fn close(&mut self, key: ConnectionKey, reason: CloseReason) {
-        self.connections.close(key, reason);
-    }
 }

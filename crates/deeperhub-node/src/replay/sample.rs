@@ -1,86 +1,31 @@
 //! Delivery by sample: at each tick of a topic, its subscribers get the newest message.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use ahash::RandomState;
 use deeperhub_history::{Delivery, Step};
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::{ClientId, Topic};
 
-use super::step::Item;
+use super::items::Item;
 use super::{Outlet, Phase, Replays};
 use crate::streams::{Remains, StreamRouter, Streams};
 
-/// Subscribers that are moved under one lock.
-const SUBSCRIBERS_PER_LOCK: usize = 256;
-
-/// The sampled topics of one worker.
-#[derive(Debug, Default)]
-pub(super) struct Samples {
-    topics: HashMap<Arc<str>, SampledTopic, RandomState>,
-    /// The next tick of each topic.
-    ticks: BTreeSet<(Instant, Arc<str>)>,
-}
-
-#[derive(Debug)]
-struct SampledTopic {
-    every: Duration,
-    next_tick: Instant,
-    subscribers: HashSet<ConnectionKey, RandomState>,
-}
-
-impl Samples {
-    /// Adds a subscriber. The first tick of a topic is at once.
-    pub(super) fn add(&mut self, key: ConnectionKey, topic: &Arc<str>, every: Duration, now: Instant) {
-        let sampled = self.topics.entry(Arc::clone(topic)).or_insert_with(|| {
-            self.ticks.insert((now, Arc::clone(topic)));
-            SampledTopic { every, next_tick: now, subscribers: HashSet::default() }
-        });
-        sampled.every = every;
-        sampled.subscribers.insert(key);
-    }
-
-    pub(super) fn remove(&mut self, key: ConnectionKey, topic: &Arc<str>) {
-        let Some(sampled) = self.topics.get_mut(topic) else { return };
-        sampled.subscribers.remove(&key);
-        if sampled.subscribers.is_empty() {
-            self.ticks.remove(&(sampled.next_tick, Arc::clone(topic)));
-            self.topics.remove(topic);
-        }
-    }
-
-    pub(super) fn next_tick(&self) -> Option<Instant> {
-        self.ticks.first().map(|(tick, _)| *tick)
-    }
-
-    /// Returns a topic whose tick is due, with its subscribers, and sets its next tick.
-    fn take_due(&mut self, now: Instant) -> Option<(Arc<str>, Vec<ConnectionKey>)> {
-        let (_, topic) = self.ticks.first().filter(|(tick, _)| *tick <= now)?.clone();
-        self.ticks.pop_first();
-        let sampled = self.topics.get_mut(&topic)?;
-        // A late tick does not make the following one early.
-        sampled.next_tick = now + sampled.every;
-        self.ticks.insert((sampled.next_tick, Arc::clone(&topic)));
-        let subscribers = sampled.subscribers.iter().copied().collect();
-        Some((topic, subscribers))
-    }
-}
-
 impl Replays {
-    /// Sends the newest messages of the topics whose tick is due.
+    /// Sends the newest messages of the topics whose tick is due. Returns `true` if the round's
+    /// budget ended before.
     pub(super) fn tick(
         &mut self,
         (streams, router): (&Streams, &StreamRouter),
         now: Instant,
         outlet: &mut impl Outlet,
-    ) {
-        while let Some((topic, subscribers)) = self.samples.take_due(now) {
-            for keys in subscribers.chunks(SUBSCRIBERS_PER_LOCK) {
-                self.send_samples(&topic, keys, (streams, router), now, outlet);
-            }
+    ) -> bool {
+        self.samples.list_due(now);
+        while outlet.has_budget() {
+            let Some((topic, keys)) = self.samples.take_pending() else { return false };
+            self.send_samples(&topic, &keys, (streams, router), now, outlet);
         }
+        self.samples.has_pending()
     }
 
     /// Sends the newest message of a topic to some of its subscribers.

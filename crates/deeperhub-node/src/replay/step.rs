@@ -10,35 +10,15 @@ use deeperhub_protocol::message::{EncodedDelivery, ServerMessage};
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, GapReason, Topic};
 use deeperhub_router::DeliveryState;
 
+use super::items::{Item, StepItems};
 use super::{Outlet, Phase, Replay, Replays};
-use crate::hub::HubShard;
-use crate::streams::{KeptStream, Remains, StreamRouter, StreamStripe, Streams};
+use crate::streams::{HubShard, KeptStream, Remains, StreamRouter, StreamStripe, Streams};
 
 /// Maximum bytes of one step. Other connections of the worker get their steps in between.
 const BYTES_PER_STEP: usize = 64 * 1024;
 
 /// Maximum messages of one step, which bounds the time under the lock.
 const MESSAGES_PER_STEP: usize = 256;
-
-/// Messages and gaps of a step. They are collected under the lock and sent after it.
-#[derive(Debug, Default)]
-pub(super) struct StepItems {
-    items: Vec<Item>,
-    /// Encoded frames.
-    buffer: Vec<u8>,
-}
-
-impl StepItems {
-    pub(super) fn push(&mut self, item: Item) {
-        self.items.push(item);
-    }
-}
-
-#[derive(Debug)]
-pub(super) enum Item {
-    Message { frame: KeptFrame, prev: Option<u64> },
-    Gap(Gap),
-}
 
 /// Result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

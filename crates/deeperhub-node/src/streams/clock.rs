@@ -15,13 +15,36 @@ pub(crate) struct Clock {
     started: Instant,
     /// Wall-clock time at `started` in milliseconds since the Unix epoch.
     started_unix_ms: AtomicU64,
+    /// Present time of a simulation.
+    #[cfg(test)]
+    simulated: std::sync::Mutex<Option<Instant>>,
 }
 
 impl Clock {
     pub(crate) fn new(started: Instant) -> Self {
-        let clock = Self { started, started_unix_ms: AtomicU64::new(0) };
+        let clock = Self {
+            started,
+            started_unix_ms: AtomicU64::new(0),
+            #[cfg(test)]
+            simulated: std::sync::Mutex::default(),
+        };
         clock.synchronize();
         clock
+    }
+
+    /// Returns the present time.
+    pub(crate) fn now(&self) -> Instant {
+        #[cfg(test)]
+        if let Some(now) = *self.simulated.lock().unwrap() {
+            return now;
+        }
+        Instant::now()
+    }
+
+    /// Sets the present time of a simulation.
+    #[cfg(test)]
+    pub(crate) fn simulate(&self, now: Instant) {
+        *self.simulated.lock().unwrap() = Some(now);
     }
 
     /// Reads the wall clock.

@@ -1,7 +1,6 @@
 //! The values that the router keeps for topics and for stripes of topics.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use deeperhub_history::{
     Budget, Delivery, Evicted, OpenError, RuleId, Seconds, Stream, StreamId, StreamTable,
@@ -55,7 +54,7 @@ impl Keep for KeptStream {
 
     fn on_followed(&mut self, is_followed: bool, stripe: &mut StreamStripe) {
         if let Some(id) = self.0 {
-            let now = stripe.clock.seconds(Instant::now());
+            let now = stripe.clock.seconds(stripe.clock.now());
             stripe.table.set_followed(id, is_followed, now);
         }
     }

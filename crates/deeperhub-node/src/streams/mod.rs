@@ -8,7 +8,6 @@ mod clock;
 mod kept;
 mod publish;
 mod read;
-mod sweeper;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,17 +19,16 @@ use deeperhub_metrics::{RegisterError, Registry, Unit};
 use deeperhub_protocol::Topic;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::Features;
-use deeperhub_router::Router;
+use deeperhub_router::{Router, Shard};
 
 use crate::config::HistoryLimits;
-use crate::hub::Delivery;
+use crate::delivery::Delivery;
 use crate::metrics::{EvictionLabel, HistoryMetrics};
 
 pub(crate) use clock::Clock;
 pub(crate) use kept::{KeptStream, NoStream, Remains, StreamStripe};
-pub(crate) use publish::{Once, PublishRefusal, Sequenced, StreamPublish};
+pub(crate) use publish::{Once, PublishRefusal, StreamPublish};
 pub use read::TopicHistory;
-pub(crate) use sweeper::StreamSweeper;
 
 /// Messages and streams that a sweep handles under one lock.
 const SWEEP_STEP: usize = 256;
@@ -40,6 +38,9 @@ pub(crate) type StreamRule = (Arc<Budget>, RuleId);
 
 /// Router whose topics can have a stream.
 pub(crate) type StreamRouter = Router<Delivery, KeptStream>;
+
+/// One worker's part of the router.
+pub(crate) type HubShard = Shard<Delivery, KeptStream>;
 
 /// What all streams of a node share.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub(crate) struct Streams {
     once: Mutex<OnceWindow<publish::OnceAnswer>>,
     /// Stripe that is swept next when the budget is exceeded.
     next_swept: AtomicUsize,
+    /// Sweeps in which the limit on bytes stays, although memory is short.
+    settling: AtomicUsize,
     /// Bytes of a frame from which clients' compression keeps a second form of it, or `None`
     /// without compression.
     compression_threshold: Option<usize>,
@@ -71,6 +74,7 @@ impl Streams {
             budget: Arc::new(ArcSwap::from_pointee(budget(limits))),
             once: Mutex::new(OnceWindow::new(seeds, limits.once)),
             next_swept: AtomicUsize::new(0),
+            settling: AtomicUsize::new(0),
             compression_threshold,
             metrics,
         }
@@ -175,18 +179,36 @@ impl Streams {
         false
     }
 
-    /// Lets history give way before clients do: above the usage at which connections are refused,
-    /// the limit on bytes is halved for as long as memory is short.
-    pub(crate) fn yield_memory(&self, memory: &MemoryBudget, limit_bytes: u64) {
+    /// Lets history give way before clients do. While memory is short, the limit on bytes falls to
+    /// half of what is kept, again and again, and streams without subscribers are removed.
+    ///
+    /// Freed memory shows in later measurements only, so some calls after that change nothing.
+    pub(crate) fn yield_memory(&self, router: &StreamRouter, memory: &MemoryBudget, limit_bytes: u64) {
         let budget = self.budget.load();
-        let is_short = memory.used().saturating_mul(100)
-            >= memory.limit().saturating_mul(MemoryBudget::REFUSE_PERCENT - YIELD_PERCENT);
-        let target = if is_short { budget.bytes().min(limit_bytes) / 2 } else { limit_bytes };
         let current = budget.limit_bytes();
-        // While memory is short, the limit only falls. Afterwards it rises again step by step.
-        let next = if is_short { target.min(current) } else { (current + limit_bytes / 16).min(target) };
-        if next != current {
-            budget.set_limit_bytes(next);
+        let threshold = MemoryBudget::REFUSE_PERCENT - YIELD_PERCENT;
+        if memory.used().saturating_mul(100) < memory.limit().saturating_mul(threshold) {
+            // Afterwards, the limit rises step by step.
+            let next = current.saturating_add(limit_bytes / 16).min(limit_bytes);
+            if next != current {
+                budget.set_limit_bytes(next);
+            }
+            return;
+        }
+        if self
+            .settling
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+            .is_ok()
+        {
+            return;
+        }
+        self.settling.store(SETTLING_SWEEPS, Ordering::Relaxed);
+        budget.set_limit_bytes((budget.bytes() / 2).min(current));
+        for (rule, _) in budget.rules().iter() {
+            let mut left = budget.usage(rule).map_or(0, |usage| usage.streams / 2);
+            while left > 0 && self.make_room(router, rule) {
+                left -= 1;
+            }
         }
     }
 
@@ -230,6 +252,9 @@ impl Streams {
         )
     }
 }
+
+/// Sweeps after the limit fell in which it stays.
+const SETTLING_SWEEPS: usize = 3;
 
 /// Part of the memory budget, in percent, by which history gives way earlier than new connections.
 const YIELD_PERCENT: u64 = 5;

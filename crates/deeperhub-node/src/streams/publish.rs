@@ -10,22 +10,11 @@ use deeperhub_protocol::{Epoch, ErrorCode, GapReason, Position, Topic};
 use deeperhub_router::{Outgoing, Published, Reach, TopicView};
 
 use super::kept::{KeptStream, NoStream, Remains, StreamStripe};
-use super::{StreamRouter, Streams};
+use super::{HubShard, StreamRouter, Streams};
 use crate::connection_id::ConnectionId;
-use crate::hub::{Delivery, HubShard};
+use crate::delivery::{Delivery, Sequenced};
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
-
-/// Place of a delivery in the stream of its topic.
-#[derive(Debug, Clone)]
-pub(crate) struct Sequenced {
-    pub(crate) topic: Arc<str>,
-    /// Place of a subscriber that got everything before this delivery.
-    pub(crate) before: Cursor,
-    /// `true` if a subscriber that reads too slowly continues later from the stream. Otherwise its
-    /// connection is closed.
-    pub(crate) may_suspend: bool,
-}
 
 /// A publish that a client may repeat.
 #[derive(Debug, Clone, Copy)]
@@ -236,7 +225,7 @@ impl Streams {
     /// Empties the stream of a topic, starts a new epoch, and tells its subscribers. Does nothing if
     /// the topic has no stream.
     pub(crate) fn clear(&self, router: &StreamRouter, topic: &Topic<'_>) {
-        let at = Instant::now();
+        let at = self.clock.now();
         let (now, time) = (self.clock.seconds(at), self.clock.unix_ms(at));
         let mut remains = Remains::default();
         let clear = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {

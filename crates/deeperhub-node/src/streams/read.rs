@@ -1,7 +1,5 @@
 //! Reads of kept messages.
 
-use std::time::Instant;
-
 use deeperhub_history::Stream;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{HistoryOrder, HistoryRequest, HistoryStart};
@@ -47,7 +45,7 @@ impl Streams {
         request: &HistoryRequest<'_>,
         max_bytes: usize,
     ) -> HistoryPage {
-        let at = Instant::now();
+        let at = self.clock.now();
         let (now, time) = (self.clock.seconds(at), self.clock.unix_ms(at));
         let mut remains = Remains::default();
         let page = router.update_kept(&request.topic, |_, kept, stripe| {
@@ -63,7 +61,7 @@ impl Streams {
 
     /// Returns the state of a topic's history, or `None` if it has none.
     pub(crate) fn topic_history(&self, router: &StreamRouter, topic: &Topic<'_>) -> Option<TopicHistory> {
-        let now = self.clock.seconds(Instant::now());
+        let now = self.clock.seconds(self.clock.now());
         let mut remains = Remains::default();
         let history = router.update_kept(topic, |_, kept, stripe| {
             let (stream, _) = stripe.current(kept, now, &mut remains)?;

@@ -11,9 +11,11 @@ use deeperhub_protocol::GapReason;
 use deeperhub_router::{DeliveryFlow, InboxPosition, WORKER_SUBSCRIBER};
 
 use super::NodeWorker;
-use crate::hub::Delivery;
+use super::outlet::ConnectionOutlet;
+use super::refusals::Settled;
+use crate::delivery::Delivery;
 use crate::metrics::{GapLabel, SentType};
-use crate::replay::{ConnectionOutlet, ReplayCounts};
+use crate::replay::ReplayCounts;
 use crate::session::Session;
 
 /// Messages that a call of [`NodeWorker::deliver`] delivers.
@@ -52,12 +54,7 @@ impl NodeWorker {
             {
                 return DeliveryFlow::Continue;
             }
-            let session = match &delivery.sequenced {
-                None => connections.send_multicast(key, &delivery.frame),
-                Some(sequenced) if replays.withholds(key, sequenced) => None,
-                Some(sequenced) => refusals.send_or_keep(key, (delivery, sequenced), connections),
-            };
-            if let Some(session) = session {
+            if let Some(session) = refusals.deliver(key, delivery, replays, connections) {
                 sent += 1;
                 session.sent += 1;
                 let bytes = delivery.frame.frame().len();
@@ -91,8 +88,11 @@ impl NodeWorker {
             DeliveryScope::Until(position) if shard.deliver_until(position, deliver_to_one) => Poll::Pending,
             DeliveryScope::Until(_) => Poll::Ready(()),
         };
-        metrics.count_sent(SentType::Message, sent);
-        self.settle_refusals(connections);
+        let Settled { suspended, sent: sent_late } = refusals.settle((shard, replays), now, connections);
+        if suspended > 0 {
+            metrics.suspensions.add(suspended);
+        }
+        metrics.count_sent(SentType::Message, sent + sent_late);
         poll
     }
 

@@ -2,7 +2,8 @@
 
 mod deliver;
 mod execute;
-mod refusals;
+mod outlet;
+pub(crate) mod refusals;
 pub(crate) mod request;
 mod state;
 mod sweep;

@@ -2,22 +2,44 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use ahash::RandomState;
 use deeperhub_history::Delivery as DeliveryPolicy;
-use deeperhub_listener::{ConnectionKey, Connections, QueueFull};
+use deeperhub_listener::{ConnectionKey, Multicast, QueueFull};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::{Subscription, Topic};
 
-use super::NodeWorker;
-use crate::hub::Delivery;
-use crate::metrics::SentType;
-use crate::session::Session;
-use crate::streams::Sequenced;
+use crate::delivery::{Delivery, Sequenced};
+use crate::replay::Replays;
+use crate::streams::HubShard;
 
-/// Deliveries that were refused since the last [`NodeWorker::settle_refusals`].
+/// Connections that live deliveries are sent to: those of a worker, or a model of them.
+pub(crate) trait Receivers {
+    /// State of an open connection.
+    type Session;
+
+    /// Returns `true` if a connection is open.
+    fn is_open(&mut self, key: ConnectionKey) -> bool;
+
+    /// Queues a frame; see [`Connections::send_multicast`](deeperhub_listener::Connections::send_multicast).
+    fn send_multicast(&mut self, key: ConnectionKey, multicast: &Multicast) -> Option<&mut Self::Session>;
+
+    /// Queues a frame if there is room; see
+    /// [`Connections::try_send_multicast`](deeperhub_listener::Connections::try_send_multicast).
+    fn try_send_multicast(
+        &mut self,
+        key: ConnectionKey,
+        multicast: &Multicast,
+    ) -> Result<Option<&mut Self::Session>, QueueFull>;
+
+    /// Queues and counts a frame. Returns `false` if the connection is closed.
+    fn send(&mut self, key: ConnectionKey, frame: &Frame) -> bool;
+}
+
+/// Deliveries that were refused since the last [`Refusals::settle`].
 #[derive(Debug, Default)]
-pub(super) struct Refusals {
+pub(crate) struct Refusals {
     refused: Vec<Refused>,
     /// Connections and topics (by the address of the router's name) of `refused`. Their further
     /// deliveries are refused as well, so that none overtakes another.
@@ -31,21 +53,47 @@ struct Refused {
     frame: Frame,
 }
 
+/// Counts of [`Refusals::settle`].
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// Subscriptions that were suspended.
+    pub(crate) suspended: u64,
+    /// Messages that were queued after all.
+    pub(crate) sent: u64,
+}
+
 impl Refusals {
-    /// Sends a delivery of a topic with history, or keeps it. Returns the connection's session if
-    /// it was sent.
-    pub(super) fn send_or_keep<'s>(
+    /// Sends a delivery to a connection. Does nothing if a replay sends the message, and keeps the
+    /// delivery if the queue has no room. Returns the connection's session if it was sent.
+    #[inline]
+    pub(crate) fn deliver<'r, R: Receivers>(
+        &mut self,
+        key: ConnectionKey,
+        delivery: &Delivery,
+        replays: &Replays,
+        receivers: &'r mut R,
+    ) -> Option<&'r mut R::Session> {
+        match &delivery.sequenced {
+            None => receivers.send_multicast(key, &delivery.frame),
+            Some(sequenced) if replays.withholds(key, sequenced) => None,
+            Some(sequenced) => self.send_or_keep(key, (delivery, sequenced), receivers),
+        }
+    }
+
+    /// Sends a delivery of a topic with history, or keeps it.
+    #[inline]
+    fn send_or_keep<'r, R: Receivers>(
         &mut self,
         key: ConnectionKey,
         (delivery, sequenced): (&Delivery, &Sequenced),
-        connections: &'s mut Connections<'_, Session>,
-    ) -> Option<&'s mut Session> {
+        receivers: &'r mut R,
+    ) -> Option<&'r mut R::Session> {
         if !sequenced.may_suspend {
-            return connections.send_multicast(key, &delivery.frame);
+            return receivers.send_multicast(key, &delivery.frame);
         }
         let subscription = (key, Arc::as_ptr(&sequenced.topic).addr());
         if self.refused.is_empty() || !self.subscriptions.contains(&subscription) {
-            match connections.try_send_multicast(key, &delivery.frame) {
+            match receivers.try_send_multicast(key, &delivery.frame) {
                 Ok(session) => return session,
                 Err(QueueFull) => {
                     self.subscriptions.insert(subscription);
@@ -56,40 +104,53 @@ impl Refusals {
         self.refused.push(Refused { key, sequenced: sequenced.clone(), frame });
         None
     }
-}
 
-impl NodeWorker {
     /// Suspends the subscriptions whose deliveries were refused. They continue from the stream when
     /// the queue has drained.
     ///
     /// A client that also gets the topic by a pattern cannot be suspended. Its deliveries are queued
     /// after all, and it is closed if they exceed its queue.
-    pub(super) fn settle_refusals(&mut self, connections: &mut Connections<'_, Session>) {
-        if self.refusals.refused.is_empty() {
-            return;
+    #[inline]
+    pub(crate) fn settle(
+        &mut self,
+        (shard, replays): (&mut HubShard, &mut Replays),
+        now: Instant,
+        receivers: &mut impl Receivers,
+    ) -> Settled {
+        if self.refused.is_empty() {
+            return Settled::default();
         }
-        let Refusals { mut refused, mut subscriptions } = std::mem::take(&mut self.refusals);
-        let now = connections.now();
+        self.settle_all((shard, replays), now, receivers)
+    }
+
+    #[cold]
+    fn settle_all(
+        &mut self,
+        (shard, replays): (&mut HubShard, &mut Replays),
+        now: Instant,
+        receivers: &mut impl Receivers,
+    ) -> Settled {
+        let mut settled = Settled::default();
+        let Self { refused, subscriptions } = self;
         for Refused { key, sequenced, frame } in refused.drain(..) {
             let Sequenced { topic, before, .. } = sequenced;
-            if connections.session(key).is_none() || self.replays.cursor(key, &topic).is_some() {
+            if !receivers.is_open(key) || replays.cursor(key, &topic).is_some() {
                 continue;
             }
             let Ok(parsed) = Topic::parse(&*topic) else { continue };
-            let is_only_match = self.shard.count_matches(key, &parsed) == 1
-                && self.shard.is_subscribed(key, &Subscription::Topic(parsed.borrow()));
+            let is_only_match = shard.count_matches(key, &parsed) == 1
+                && shard.is_subscribed(key, &Subscription::Topic(parsed.borrow()));
             if is_only_match {
-                self.shard.suspend(key, &parsed);
-                self.metrics.suspensions.inc();
-                self.replays.begin(key, topic, before, DeliveryPolicy::Lossless, now);
-            } else if let Some(session) = connections.send(key, &frame) {
-                session.sent += 1;
-                self.metrics.count_sent(SentType::Message, 1);
+                shard.suspend(key, &parsed);
+                settled.suspended += 1;
+                replays.begin(key, topic, before, DeliveryPolicy::Lossless, now);
+            } else if receivers.send(key, &frame) {
+                settled.sent += 1;
             }
         }
         subscriptions.clear();
         refused.shrink_to(1024);
         subscriptions.shrink_to(1024);
-        self.refusals = Refusals { refused, subscriptions };
+        settled
     }
 }

@@ -19,7 +19,8 @@ use super::sweep::Sweep;
 use super::users::Users;
 use crate::auth::unix_seconds;
 use crate::config::Limits;
-use crate::hub::{Hub, HubShard};
+use crate::hub::Hub;
+use crate::streams::HubShard;
 use crate::metrics::{Limit, WorkerMetrics};
 use crate::phase::Phase;
 use crate::replay::Replays;
@@ -179,10 +180,9 @@ impl NodeWorker {
 
     /// Ends a subscription of a connection. Returns `false` if there was none.
     pub(crate) fn unsubscribe(&mut self, key: ConnectionKey, subscription: &Subscription<'_>) -> bool {
-        let has_ended = self.shard.unsubscribe(key, subscription);
+        let has_ended = self.replays.unsubscribe(key, subscription, &mut self.shard);
         if has_ended {
             self.metrics.subscriptions.dec();
-            self.replays.end(key, subscription.as_str());
         }
         has_ended
     }

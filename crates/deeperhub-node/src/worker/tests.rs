@@ -10,7 +10,8 @@ use super::execute::is_target;
 use super::sweep::SweepTargets;
 use super::*;
 use crate::connection_id::ConnectionId;
-use crate::hub::{Hub, HubShard, Publisher};
+use crate::hub::{Hub, Publisher};
+use crate::streams::HubShard;
 use crate::operation::Action;
 use crate::{Config, Node};
 

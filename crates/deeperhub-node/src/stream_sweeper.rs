@@ -56,7 +56,7 @@ fn sweep(hub: &Hub) {
     }
     streams.clock.synchronize();
     if let Some(memory) = &hub.config.listener.memory {
-        streams.yield_memory(memory, hub.limits.load().history.budget.bytes);
+        streams.yield_memory(router, memory, hub.limits.load().history.budget.bytes);
     }
     let now = streams.clock.seconds(Instant::now());
     for stripe in router.stripes() {

@@ -1,0 +1,33 @@
+//! Published messages on their way to the subscribers.
+
+use std::sync::Arc;
+
+use deeperhub_history::Cursor;
+use deeperhub_listener::Multicast;
+
+use crate::connection_id::ConnectionId;
+use crate::trace::fan_out::PublishStamp;
+
+/// Published message for the subscribers of one worker.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) frame: Multicast,
+    /// Publisher, if it is excluded from its own message.
+    pub(crate) excluded: Option<ConnectionId>,
+    /// Topic name, if sent messages were observed at the time of the publish.
+    pub(crate) topic: Option<Arc<str>>,
+    pub(crate) stamp: PublishStamp,
+    /// Place in the topic's stream, if the topic has history.
+    pub(crate) sequenced: Option<Sequenced>,
+}
+
+/// Place of a delivery in the stream of its topic.
+#[derive(Debug, Clone)]
+pub(crate) struct Sequenced {
+    pub(crate) topic: Arc<str>,
+    /// Place of a subscriber that got everything before this delivery.
+    pub(crate) before: Cursor,
+    /// `true` if a subscriber that reads too slowly continues later from the stream. Otherwise its
+    /// connection is closed.
+    pub(crate) may_suspend: bool,
+}

@@ -1,0 +1,169 @@
+//! Where a subscription starts, and its end.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use deeperhub_history::{self as history, Start, SubscriptionScope, judge};
+use deeperhub_listener::ConnectionKey;
+use deeperhub_protocol::message::{SubscribeRequest, SubscriptionStart};
+use deeperhub_protocol::{NotRecovered, Subscription, Topic};
+use deeperhub_router::{DeliveryState, Subscribed, TopicView};
+
+use super::Replays;
+use crate::streams::{
+    HubShard, KeptStream, NoStream, PublishRefusal, Remains, StreamRouter, StreamRule, StreamStripe, Streams,
+};
+
+/// Result of an attempt to subscribe under the lock of the topic.
+type Attempt = Result<Judged, NoStream>;
+
+/// Judgement of a subscribe.
+struct Judged {
+    start: Start,
+    topic: Arc<str>,
+    delivery: history::Delivery,
+    state: DeliveryState,
+}
+
+impl Replays {
+    /// Subscribes a client to a topic or pattern. Returns where the subscription starts.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`PublishRefusal`] if the topic should have a stream and cannot. The client is then
+    /// not subscribed.
+    pub(crate) fn subscribe(
+        &mut self,
+        key: ConnectionKey,
+        request: &SubscribeRequest<'_>,
+        (streams, router, shard): (&Streams, &StreamRouter, &mut HubShard),
+        now: Instant,
+    ) -> Result<(Subscribed, SubscriptionStart), PublishRefusal> {
+        let subscription = &request.subscription;
+        let not_recovered = |reason| SubscriptionStart {
+            recovery: request.recover.map(|_| Err(reason)),
+            ..SubscriptionStart::default()
+        };
+        let (subscribed, start) = match subscription {
+            Subscription::Pattern(_) => {
+                (shard.subscribe(key, subscription), not_recovered(NotRecovered::Pattern))
+            }
+            Subscription::Topic(topic) => match streams.rule(topic) {
+                Some(rule) => self.follow(key, request, (topic, &rule), (streams, router, shard), now)?,
+                None => (shard.subscribe(key, subscription), not_recovered(NotRecovered::NoHistory)),
+            },
+        };
+        Ok(match subscribed {
+            Subscribed::New => (subscribed, start),
+            // A second subscribe to the same topic changes nothing, so it recovers nothing.
+            Subscribed::Already => (subscribed, SubscriptionStart { recovery: None, replay: 0, ..start }),
+        })
+    }
+
+    /// Subscribes a client to a topic with history.
+    fn follow(
+        &mut self,
+        key: ConnectionKey,
+        request: &SubscribeRequest<'_>,
+        (topic, rule): (&Topic<'_>, &StreamRule),
+        (streams, router, shard): (&Streams, &StreamRouter, &mut HubShard),
+        now: Instant,
+    ) -> Result<(Subscribed, SubscriptionStart), PublishRefusal> {
+        let time = streams.clock.unix_ms(now);
+        let mut has_made_room = false;
+        loop {
+            let (subscribed, attempt) = attempt(key, request, (topic, rule), (streams, router, shard), now);
+            match attempt {
+                Ok(Judged { start: Start { recovery, cursor, replay }, topic, delivery, state }) => {
+                    let mut place = cursor;
+                    if subscribed == Subscribed::Already {
+                        place = self.cursor(key, &topic).or(cursor);
+                    } else if let Some(cursor) = cursor
+                        && state == DeliveryState::Suspended
+                    {
+                        self.begin(key, topic, cursor, delivery, now);
+                    }
+                    let position = place.map(|cursor| cursor.position(time));
+                    return Ok((subscribed, SubscriptionStart { position, recovery, replay }));
+                }
+                // The rules have changed, and the topic has no history any more.
+                Err(NoStream::NoRule) => {
+                    let recovery = request.recover.map(|_| Err(NotRecovered::NoHistory));
+                    return Ok((subscribed, SubscriptionStart { recovery, ..SubscriptionStart::default() }));
+                }
+                Err(NoStream::TooMany(rule)) => {
+                    if subscribed == Subscribed::New {
+                        shard.unsubscribe(key, &request.subscription);
+                    }
+                    if has_made_room || !streams.make_room(router, rule) {
+                        return Err(PublishRefusal::TooManyTopics);
+                    }
+                    has_made_room = true;
+                }
+            }
+        }
+    }
+
+    /// Ends a subscription of a client. Returns `false` if there was none.
+    pub(crate) fn unsubscribe(
+        &mut self,
+        key: ConnectionKey,
+        subscription: &Subscription<'_>,
+        shard: &mut HubShard,
+    ) -> bool {
+        let has_ended = shard.unsubscribe(key, subscription);
+        if has_ended {
+            self.end(key, subscription.as_str());
+        }
+        has_ended
+    }
+
+    /// Ends all subscriptions of a client and returns their number.
+    pub(crate) fn unsubscribe_all(&mut self, key: ConnectionKey, shard: &mut HubShard) -> usize {
+        self.remove(key);
+        shard.remove_subscriber(key)
+    }
+}
+
+/// Subscribes a client, and judges its position in the same critical section of the topic.
+fn attempt(
+    key: ConnectionKey,
+    request: &SubscribeRequest<'_>,
+    (topic, (budget, rule)): (&Topic<'_>, &StreamRule),
+    (streams, router, shard): (&Streams, &StreamRouter, &mut HubShard),
+    now: Instant,
+) -> (Subscribed, Attempt) {
+    let now = streams.clock.seconds(now);
+    // A pattern of the client that matches already delivers the topic.
+    let scope = match shard.count_matches(key, topic) {
+        0 => SubscriptionScope::Topic,
+        _ => SubscriptionScope::Overlapping,
+    };
+    let epoch = request.recover.and_then(|recover| recover.epoch);
+    let recover = request.recover.map(|recover| history::Recover {
+        // A text that is the epoch of no stream matches none.
+        epoch: epoch.as_ref().map_or("", |epoch| epoch.as_str()),
+        offset: recover.offset,
+        time_ms: recover.time,
+        partial: recover.partial,
+    });
+    let wishes = history::SubscribeRequest { recover, history: request.history };
+    let mut remains = Remains::default();
+    let judge = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
+        if let Err(no_stream) = stripe.find_or_open(topic, kept, (budget, *rule), now, &mut remains) {
+            return (DeliveryState::Live, Err(no_stream));
+        }
+        let Some((stream, delivery)) = stripe.current(kept, now, &mut remains) else {
+            return (DeliveryState::Live, Err(NoStream::NoRule));
+        };
+        let start = judge(Some(stream), scope, &wishes, delivery);
+        let is_sampled =
+            scope == SubscriptionScope::Topic && matches!(delivery, history::Delivery::Sample { .. });
+        let is_behind = start.cursor.is_some_and(|cursor| cursor.is_behind(stream));
+        let state = if is_sampled || is_behind { DeliveryState::Suspended } else { DeliveryState::Live };
+        (state, Ok(Judged { start, topic: Arc::clone(topic.name()), delivery, state }))
+    };
+    let (subscribed, judged) = shard.subscribe_at(key, topic, judge);
+    streams.finish(router, remains, now);
+    (subscribed, judged)
+}
