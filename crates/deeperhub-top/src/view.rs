@@ -153,14 +153,19 @@ fn number_lines<'a>(stats: &Stats, rates: &Rates) -> Vec<Line<'a>> {
     ]
 }
 
+/// Returns a number without a fraction if it is short, or else rounded.
+fn whole(number: u64) -> String {
+    if number < 1000 { number.to_string() } else { count(number as f64).to_string() }
+}
+
 /// Returns the numbers of topics with history, or nothing if there is no such topic.
 fn history_numbers<'a>(stats: &Stats) -> Vec<Span<'a>> {
     let history = &stats.history;
     if history.streams == 0 {
         return Vec::new();
     }
-    let behind = Span::from(history.behind.to_string());
-    let kept = format!("{} in {}", count(history.messages as f64), bytes(history.bytes as f64));
+    let behind = Span::from(whole(history.behind));
+    let kept = format!("{} in {}", whole(history.messages), bytes(history.bytes as f64));
     vec![
         Span::from("   behind ").dim(),
         if history.behind > 0 { behind.yellow() } else { behind },
@@ -191,7 +196,7 @@ fn table(state: &State, table: Table, frame: &mut Frame<'_>, area: Rect) {
     let value = |row: &Row, column: Sort| match column {
         Sort::Deliveries => count(row.deliveries).to_string(),
         Sort::Bytes => count(row.bytes).to_string(),
-        Sort::Behind => count(row.behind as f64).to_string(),
+        Sort::Behind => whole(row.behind),
         _ => count(row.messages).to_string(),
     };
     let mut header = vec![Cell::from(name)];
@@ -324,7 +329,7 @@ mod tests {
         ] {
             assert!(screen.contains(text), "{text:?} is not in\n{screen}");
         }
-        assert!(screen.contains("    90     90      1      7"), "{screen}");
+        assert!(screen.contains("    90     90    1.0      7"), "{screen}");
     }
 
     #[test]
