@@ -18,8 +18,11 @@ use super::top::stop_signal;
 use crate::config::options::ApiOptions;
 use crate::exit::failed;
 
-/// First and longest pause before another attempt to connect.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Pause before the first attempt to connect again. Each further pause is twice as long.
+const FIRST_RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Longest pause between two attempts to connect. A stream that lasted longer was no failure.
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Options of `tail`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -99,7 +102,7 @@ async fn tail(
     if let Some(from) = &args.from {
         path = format!("{path}?from={from}");
     }
-    let (mut last_id, mut is_first, mut pause): (Option<String>, _, _) = (None, true, RETRY_PAUSE.0);
+    let (mut last_id, mut is_first, mut pause): (Option<String>, _, _) = (None, true, FIRST_RETRY_PAUSE);
     loop {
         match client.events(&path, last_id.as_deref()).await {
             Ok(mut stream) => {
@@ -110,15 +113,15 @@ async fn tail(
                 let Some(lost) = follow(&mut stream, args, output, &report).await? else { return Ok(()) };
                 report(&format!("connection lost, reconnecting: {lost}"));
                 last_id = stream.last_event_id().map(str::to_owned).or(last_id);
-                if opened.elapsed() > RETRY_PAUSE.1 {
-                    pause = RETRY_PAUSE.0;
+                if opened.elapsed() > MAX_RETRY_PAUSE {
+                    pause = FIRST_RETRY_PAUSE;
                 }
             }
             Err(error) if is_first || !may_retry(&error) => return Err(error.to_string()),
             Err(_) => {}
         }
         tokio::time::sleep(pause).await;
-        pause = (2 * pause).min(RETRY_PAUSE.1);
+        pause = (2 * pause).min(MAX_RETRY_PAUSE);
     }
 }
 

@@ -52,7 +52,8 @@ pub(crate) async fn history(
     read().unwrap_or_else(ApiError::into_response)
 }
 
-/// Parses `from`, `limit` and `order`, with the defaults, bounds and errors of the message `history`.
+/// Parses `from`, `limit` and `order`, with the defaults, bounds and errors of the message
+/// `history`.
 fn request<'a>(topic: &'a str, query: Option<&str>) -> Result<HistoryRequest<'a>, ApiError> {
     let topic = Topic::parse(topic)?;
     let (mut from, mut limit, mut order) = (None, None, None);

@@ -30,8 +30,8 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Streams the messages of a topic with history: kept ones if `from` asks for them, then live ones.
 ///
 /// The response is server-sent events. `event: message` has the `data` of a delivery. `event: gap`
-/// has the `data` of the client message `gap`, for messages that are not kept any more. `id:` is the
-/// position `EPOCH:OFFSET`. A client that reconnects with it in `Last-Event-ID`, as browsers do,
+/// has the `data` of the client message `gap`, for messages that are not kept any more. `id:` is
+/// the position `EPOCH:OFFSET`. A client that reconnects with it in `Last-Event-ID`, as browsers do,
 /// misses nothing that is kept. If the position is not good, the first event is a `gap`. The first
 /// `id:` comes before any message. The stream counts as no subscriber of the topic.
 #[utoipa::path(
@@ -111,8 +111,8 @@ struct Tail {
 }
 
 impl Tail {
-    /// Subscribes to a topic. If the messages after a position are not kept any more, the subscriber
-    /// starts where one would be that had stayed connected: at the oldest kept message.
+    /// Subscribes to a topic. If the messages after a position are not kept any more, the
+    /// subscriber starts where one would be that had stayed connected: at the oldest kept message.
     fn open(node: &NodeHandle, topic: &str, from: SubscribeFrom) -> Result<Self, SubscribeError> {
         let mut subscriber = node.subscribe(topic, from)?;
         let (SubscribeFrom::After(position), Some(Err(reason))) = (from, subscriber.recovery()) else {

@@ -70,7 +70,7 @@ pub(crate) struct ApiOptions {
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES))]
     pub(crate) max_api_bytes: Option<usize>,
 
-    /// Limit the number of GET /v1/events streams; further ones get 503
+    /// Limit the number of streams of events and of messages; further ones get 503
     ///
     /// The streams may use at most half of --max-api-connections.
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT))]
