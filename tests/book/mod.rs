@@ -2,6 +2,7 @@
 //! generated parts are up to date.
 
 mod generated;
+mod history;
 mod links;
 mod markdown;
 mod programs;

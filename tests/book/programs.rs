@@ -247,20 +247,27 @@ fn yaml_is_well_formed() {
 
 #[tokio::test]
 async fn json_is_valid_and_the_server_takes_clients_messages() {
-    let server = Server::start(&[]);
-    let mut client = Client::connect(&server).await;
+    let server = Server::start(&["--topic", "chat.>: history=10"]);
     let mut sent = 0;
     for page in Page::all() {
         for block in page.blocks().into_iter().filter(|block| block.language == "json") {
             for message in Deserializer::from_str(block.code).into_iter::<Value>() {
                 let mut message = message.unwrap_or_else(|error| panic!("{}: {error}", block.place));
                 let kind = message["type"].as_str().unwrap_or_default();
-                if !["echo", "subscribe", "unsubscribe", "publish", "ping", "authenticate"].contains(&kind) {
-                    continue;
+                let reply = match kind {
+                    "authenticate" => "error",
+                    "echo" | "history" => kind,
+                    "ping" => "pong",
+                    "publish" => "published",
+                    "subscribe" => "subscribed",
+                    "unsubscribe" => "unsubscribed",
+                    _ => continue,
                 }
-                let reply = if kind == "authenticate" { "error" } else { "published" };
+                .to_owned();
+                // A publish has the reply only if it has an id.
                 message["id"] = 1.into();
-                let response = client.request(&message).await;
+                // A client of its own gets no deliveries of other subscriptions.
+                let response = Client::connect(&server).await.request(&message).await;
                 assert_eq!(response["type"], reply, "{}: {response}", block.place);
                 // Without keys, a well-formed token is not accepted.
                 let code = response["data"]["code"].as_str().unwrap_or("token_invalid");
@@ -317,7 +324,7 @@ fn the_browser_console_lines_subscribe() {
 }
 
 /// Waits until a file contains a text `times` times.
-fn wait_for_text(file: &Path, text: &str, times: usize) {
+pub(super) fn wait_for_text(file: &Path, text: &str, times: usize) {
     let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         let content = std::fs::read_to_string(file).unwrap_or_default();

@@ -56,7 +56,7 @@ fn message_types_match_the_protocol() {
         table(&page.text, "## Client messages").iter().map(|row| code(&row[0]).to_owned()).collect();
     let mut sorted = clients.clone();
     sorted.sort();
-    assert_eq!(sorted, ["authenticate", "echo", "ping", "publish", "subscribe", "unsubscribe"]);
+    assert_eq!(sorted, ["authenticate", "echo", "history", "ping", "publish", "subscribe", "unsubscribe"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The thread that expires messages and forgets unused streams.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, Thread};
@@ -29,7 +30,9 @@ impl StreamSweeper {
         let stopped = Arc::clone(&is_stopped);
         let handle = std::thread::Builder::new().name("dh-history".to_owned()).spawn(move || {
             while !stopped.load(Ordering::Acquire) {
-                sweep(&hub);
+                // A panic ends this sweep only. The panic hook has logged it, and locks that it leaves
+                // poisoned are taken anyway.
+                let _ = catch_unwind(AssertUnwindSafe(|| sweep(&hub)));
                 std::thread::park_timeout(SWEEP_INTERVAL);
             }
         })?;
@@ -42,7 +45,7 @@ impl Drop for StreamSweeper {
         self.is_stopped.store(true, Ordering::Release);
         if let Some(handle) = self.handle.take() {
             Thread::unpark(handle.thread());
-            // A panic of the thread was logged by the panic hook.
+            // The thread does not panic.
             let _ = handle.join();
         }
     }

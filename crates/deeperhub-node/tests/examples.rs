@@ -16,13 +16,22 @@ type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 #[path = "../../../tests/support/example.rs"]
 mod example;
 
+#[path = "../examples/history.rs"]
+mod history;
+
 #[path = "../examples/presence.rs"]
 mod presence;
 
 #[path = "../examples/tick.rs"]
 mod tick;
 
-use example::{Example, run_main};
+use example::{Example, check, run_main};
+
+#[test]
+#[ignore = "the process of the example; another test starts it"]
+fn history_process() {
+    run_main(history::main);
+}
 
 #[test]
 #[ignore = "the process of the example; another test starts it"]
@@ -64,6 +73,12 @@ async fn receive(client: &mut Client, message_type: &str) -> Value {
         }
     };
     tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("the message arrives in time")
+}
+
+#[test]
+fn history_reads_the_last_messages() {
+    let expected = ["published at offset 3", "prices.tea costs 125", "prices.tea costs 119"];
+    check("history_process", &expected);
 }
 
 #[tokio::test]

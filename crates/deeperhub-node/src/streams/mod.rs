@@ -249,6 +249,13 @@ impl Streams {
             "Bytes of the messages kept in the histories of all topics",
             Unit::Bytes,
             move || gauge(budget.load().bytes()),
+        )?;
+        let budget = Arc::clone(&self.budget);
+        registry.register_gauge_fn(
+            "deeperhub_history_limit_bytes",
+            "Maximum bytes of the histories of all topics, lower while memory is short",
+            Unit::Bytes,
+            move || gauge(budget.load().limit_bytes()),
         )
     }
 }
