@@ -68,7 +68,7 @@ impl Traffic {
 /// Exchanges every client message and every reply.
 async fn messages(traffic: &mut Traffic, server: &Server, issuer: &Issuer) {
     let token = |user: &str| {
-        let grants = json!({"subscribe": ["a", "a.>", "b"], "publish": [">"]});
+        let grants = json!({"subscribe": ["a", "a.>", "b", "kept.>"], "publish": [">"]});
         let exp = from_now(Duration::from_secs(3600));
         issuer.token(&json!({"sub": user, "exp": exp, "deeperhub": grants}))
     };
@@ -95,6 +95,23 @@ async fn messages(traffic: &mut Traffic, server: &Server, issuer: &Issuer) {
             "published",
         ),
         (json!({"type": "unsubscribe", "data": {"topic": "a"}}), "unsubscribed"),
+        (json!({"type": "subscribe", "id": 5, "data": {"topic": "kept.a", "history": 1}}), "subscribed"),
+        (
+            json!({"type": "publish", "id": 6, "data": {"topic": "kept.a", "message": 1, "once": "x"}}),
+            "published",
+        ),
+        (
+            json!({"type": "subscribe", "data": {"topics": [
+                {"topic": "kept.b", "recover": {"epoch": "k3J9aQx2", "offset": 1, "time": null, "partial": true}},
+                {"topic": "forbidden"},
+            ]}}),
+            "subscribed",
+        ),
+        (
+            json!({"type": "history", "id": 7, "data": {"topic": "kept.a", "from": -1, "order": "desc"}}),
+            "history",
+        ),
+        (json!({"type": "history", "data": {"topic": "a"}}), "history"),
         (json!({"type": "ping", "id": 3}), "pong"),
         (json!({"type": "ping"}), "pong"),
     ] {
@@ -106,6 +123,7 @@ async fn messages(traffic: &mut Traffic, server: &Server, issuer: &Issuer) {
         (json!({"type": "subscribe", "data": {"topic": "forbidden"}}), "forbidden"),
         (json!({"type": "authenticate", "data": {"token": "x"}}), "token_invalid"),
         (json!({"type": "nonsense"}), "unknown_type"),
+        (json!({"type": "history", "data": {"topic": "kept.a", "limit": 0}}), "invalid_message"),
         (json!({"type": "publish", "data": {"topic": "a"}}), "invalid_message"),
         (json!([]), "invalid_message"),
     ] {
@@ -116,12 +134,13 @@ async fn messages(traffic: &mut Traffic, server: &Server, issuer: &Issuer) {
 
     api(traffic, server, &mut client).await;
     // Messages caused by the calls.
+    traffic.receive(&mut client, "gap").await;
     traffic.receive(&mut client, "hello").await;
     let goodbye = traffic.receive(&mut client, "goodbye").await;
     assert_eq!(goodbye["data"]["code"], 4003);
     let mut late = Client::connect_with(with_token(server, &token("late"))).await.expect("a good token");
     traffic.note(&json!({"side": "server", "text": late.welcome.to_string()}));
-    for n in 0..50 {
+    for n in 0..80 {
         late.send(&json!({"type": "ping", "id": n})).await;
     }
     let limited = traffic.receive(&mut late, "error").await;
@@ -136,6 +155,15 @@ async fn api(traffic: &mut Traffic, server: &Server, client: &mut Client) {
         ("POST /v1/topics/{topic}/messages", "/v1/topics/a.b/messages", "1"),
         ("POST /v1/topics/{topic}/messages", "/v1/topics/a..b/messages", "1"),
         ("POST /v1/topics/{topic}/messages", "/v1/topics/a/messages", "{"),
+        ("POST /v1/topics/{topic}/messages", "/v1/topics/kept.a/messages", "[1.0]"),
+        ("GET /v1/topics/{topic}/messages", "/v1/topics/kept.a/messages?limit=1", ""),
+        ("GET /v1/topics/{topic}/messages", "/v1/topics/a/messages", ""),
+        ("GET /v1/topics/{topic}/messages", "/v1/topics/kept.a/messages?limit=x", ""),
+        ("GET /v1/topics/{topic}", "/v1/topics/kept.a", ""),
+        ("GET /v1/topics/{topic}/tail", "/v1/topics/a/tail", ""),
+        ("GET /v1/topics/{topic}/tail", "/v1/topics/kept.a/tail?from=x", ""),
+        ("DELETE /v1/topics/{topic}/messages", "/v1/topics/kept.a/messages", ""),
+        ("DELETE /v1/topics/{topic}/messages", "/v1/topics/a.*/messages", ""),
         ("POST /v1/clients/{client_id}/messages", &format!("/v1/clients/{id}/messages"), hello),
         ("POST /v1/clients/{client_id}/messages", &format!("/v1/clients/{id}/messages"), "[]"),
         ("POST /v1/clients/{client_id}/messages", "/v1/clients/nobody/messages", hello),
@@ -198,11 +226,11 @@ async fn api(traffic: &mut Traffic, server: &Server, client: &mut Client) {
 }
 
 /// Records the beginning of an event stream, which has no end.
-async fn events(traffic: &mut Traffic, server: &Server) {
+async fn events(traffic: &mut Traffic, server: &Server, template: &str, path: &str) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let mut stream = tokio::net::TcpStream::connect(server.api()).await.expect("the API listens");
-    let request = "GET /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\n\r\n";
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("it takes a request");
     let mut head = String::new();
     while !head.contains("\r\n\r\n") {
@@ -212,7 +240,7 @@ async fn events(traffic: &mut Traffic, server: &Server) {
     }
     let kind = head.lines().find_map(|line| line.strip_prefix("content-type: "));
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
-    traffic.note(&json!({"call": "GET /v1/events", "status": 200, "type": kind, "body": ""}));
+    traffic.note(&json!({"call": template, "status": 200, "type": kind, "body": ""}));
 }
 
 #[tokio::test]
@@ -220,10 +248,24 @@ async fn messages_and_responses_match_their_schemas() {
     let python = python_bin().join("python");
     let issuer = Issuer::new("a secret of at least thirty-two bytes");
     let secret = issuer.file();
-    let flags = ["--auth-secret-file", &secret, "--auth-required", "--api-key", "key", "--rate-burst", "25"];
+    let flags = [
+        "--auth-secret-file",
+        &secret,
+        "--auth-required",
+        "--api-key",
+        "key",
+        "--rate-burst",
+        "40",
+        "--topic",
+        "kept.>: history=5",
+    ];
     let server = Server::start(&flags);
     let mut traffic = Traffic::default();
-    events(&mut traffic, &server).await;
+    for (template, path) in
+        [("GET /v1/events", "/v1/events"), ("GET /v1/topics/{topic}/tail", "/v1/topics/kept.a/tail")]
+    {
+        events(&mut traffic, &server, template, path).await;
+    }
     messages(&mut traffic, &server, &issuer).await;
 
     let files = TemporaryDir::new();

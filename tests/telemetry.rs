@@ -101,6 +101,34 @@ pub(crate) async fn check_one_trace(collector: &Collector, server: &Server) {
 }
 
 #[tokio::test]
+async fn a_publish_to_a_topic_with_history_has_its_offset() {
+    let collector = Collector::grpc().await;
+    let protocol = [("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")];
+    let server = server(&collector, &["--topic", "kept.>: history=5"], &protocol);
+    let mut publisher = Client::connect(&server).await;
+    publisher.request(&publish("kept.client", &json!({}))).await;
+    publisher.request(&publish("plain", &json!({}))).await;
+    for _ in 0..2 {
+        let call = "POST /v1/topics/kept.backend/messages";
+        assert_eq!(http(server.api(), call, &[], "1").await.status, 200);
+    }
+    for (topic, offset) in [
+        ("kept.client", Some("1")),
+        ("kept.backend", Some("1")),
+        ("kept.backend", Some("2")),
+        ("plain", None),
+    ] {
+        let span = collector.span("publish", |span| {
+            let attribute = |name| span.attributes.get(name).map(String::as_str);
+            span.name == "publish"
+                && attribute("messaging.destination.name") == Some(topic)
+                && attribute("deeperhub.offset") == offset
+        });
+        span.await;
+    }
+}
+
+#[tokio::test]
 async fn publish_and_deliveries_belong_to_the_publishers_trace_over_grpc() {
     let collector = Collector::grpc().await;
     let server = server(&collector, &[], &[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]);

@@ -19,11 +19,12 @@ use super::markdown::Block;
 
 /// Commands that do not run here, by their first words, with the reason and the check that replaces
 /// running them.
-const NOT_RUN: [(&str, &str); 12] = [
+const NOT_RUN: [(&str, &str); 13] = [
     ("cargo run ", "it builds for minutes; package and target must exist"),
     ("cargo test ", "it is what runs this; package and test must exist"),
     ("cargo install ", "it builds for minutes; the path must exist"),
     ("deeperhub-ws top", "it needs a terminal; tests/top.rs runs it in one"),
+    ("deeperhub-ws tail", "it runs until it is stopped; tests/tail.rs runs it"),
     ("useradd ", "it changes the machine"),
     ("install ", "it changes the machine; what it installs must exist"),
     ("systemctl ", "no systemd runs here; tests/deploy.rs validates the unit"),

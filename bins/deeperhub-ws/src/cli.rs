@@ -9,6 +9,7 @@ use clap_complete::Shell;
 
 use crate::commands::config::ConfigAction;
 use crate::commands::schema::Schema;
+use crate::commands::tail::TailArgs;
 use crate::commands::token::TokenArgs;
 use crate::config::effective::defaults;
 use crate::config::help;
@@ -52,6 +53,12 @@ pub(crate) enum Action {
     /// Polls the server API at --api-listen with --api-key, which are read from flags, environment
     /// and file as by the server.
     Top(deeperhub_top::TopArgs),
+    /// Print the messages of a topic with history, kept ones first with --from
+    ///
+    /// Prints one message a line, and gaps and lost connections to standard error. Reconnects by
+    /// itself and continues after the last message. Uses the server API at --api-listen with
+    /// --api-key, which are read from flags, environment and file as by the server.
+    Tail(TailArgs),
     /// Load-test a running server: rates, latency, loss
     ///
     /// Run it on another machine than the server if you can; on the same one, both share the
@@ -70,11 +77,12 @@ pub(crate) enum Action {
 }
 
 /// Subcommands and flags that do not start a server.
-const NON_SERVING_ARGUMENTS: [&str; 12] = [
+const NON_SERVING_ARGUMENTS: [&str; 13] = [
     "config",
     "health",
     "token",
     "top",
+    "tail",
     "bench",
     "schema",
     "completions",
@@ -127,6 +135,9 @@ pub(crate) fn command() -> Command {
         })
         .mut_subcommand("top", |top| {
             as_api_client(with_hidden_options(top, &["config", "api_listen", "api_key"]))
+        })
+        .mut_subcommand("tail", |tail| {
+            as_api_client(with_hidden_options(tail, &["config", "api_listen", "api_key"]))
         })
         .mut_subcommand("health", |health| {
             as_api_client(with_hidden_options(health, &["config", "api_listen"]))
@@ -246,6 +257,10 @@ mod tests {
         let token = token_args("deeperhub-ws --port 1 token --sub ada --auth-secret-file f --ttl 48h");
         assert!(format!("{token:?}").contains("ada"));
         check("deeperhub-ws top --api-listen 127.0.0.1:9 --interval 10ms", None);
+        check("deeperhub-ws tail --topic a: b --json", Some(Action::Tail(TailArgs::of("b", None, true))));
+        let from = |from| Some(Action::Tail(TailArgs::of("a.b", Some(from), false)));
+        check("deeperhub-ws --topic a: tail a.b --from -10", from("-10"));
+        check("deeperhub-ws tail --from k3J9aQx2:41 a.b", from("k3J9aQx2:41"));
         check("deeperhub-ws completions bash", Some(Action::Completions { shell: Shell::Bash }));
     }
 
@@ -260,6 +275,13 @@ mod tests {
         check("deeperhub-ws token", None);
         check("deeperhub-ws token --sub ada --ttl 0", None);
         check("deeperhub-ws token --sub ada --subscribe a..b", None);
+        check("deeperhub-ws tail", None);
+        for topic in ["a..b", "a.>", "$canary"] {
+            check(&format!("deeperhub-ws tail {topic}"), None);
+        }
+        for from in ["10", "-0", "-", "", "-x", "-1.5", "+1", "k3J9aQx2", "k3J9aQx2:-1", "k3J9aQx:1", "?:1"] {
+            check(&format!("deeperhub-ws tail a --from {from}"), None);
+        }
         check("deeperhub-ws bench", None);
         check("deeperhub-ws bench paint", None);
         check("deeperhub-ws bench echo --port 1", None);

@@ -3,7 +3,8 @@
 //! Exit codes:
 //!
 //! - 0: success. `serve` was stopped by a signal.
-//! - 1: failure to start or to run. For `health`: the server is not ready. For `bench`: the load
+//! - 1: failure to start or to run. For `tail`: the server refused, for example because the topic
+//!   has no history. For `health`: the server is not ready. For `bench`: the load
 //!   test did not run to its end, or it found faults and `--fail-on-loss` is set.
 //! - 2: error in flags, environment or file.
 
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 use clap::ArgMatches;
 
 use crate::cli::Action;
-use crate::commands::{bench, completions, config as config_command, health, schema, token, top};
+use crate::commands::{bench, completions, config as config_command, health, schema, tail, token, top};
 use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
 use crate::exit::{bad_configuration, failed, print};
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Action::Config(action) => config_command::run(&action, || layers(&flags)),
         Action::Health => with_layers(&|layers| health::check(layers.options.api)),
         Action::Top(top) => with_layers(&|layers| top::run(layers.options.api, &top)),
+        Action::Tail(tail) => with_layers(&|layers| tail::run(layers.options.api, &tail)),
         Action::Token(token) => with_layers(&|layers| token::print(&layers, &token)),
         Action::Bench(bench) => bench::run(*bench),
         Action::Schema { schema } => match schema::text(schema) {

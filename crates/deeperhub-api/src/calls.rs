@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use deeperhub_node::{Action, ClientNotFound, Operation, Target};
+use deeperhub_node::{Action, ClientNotFound, Operation, Target, TopicHistory};
 use deeperhub_protocol::message::{TraceContext, check_server_object_within};
 use deeperhub_protocol::{ClientId, RawJson, Subscription};
 
@@ -71,7 +71,21 @@ pub(crate) async fn client(api: &Api, client_id: &str) -> Result<Client, ApiErro
 }
 
 pub(crate) fn topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {
-    Ok(api.node.topic(&Subscription::parse(topic)?).into())
+    let topic = Subscription::parse(topic)?;
+    Ok(Topic::from(api.node.topic(&topic)).with_history(history_of(api, &topic)))
+}
+
+pub(crate) async fn cluster_topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {
+    let topic = Subscription::parse(topic)?;
+    Ok(Topic::from(api.node.cluster_topic(&topic).await).with_history(history_of(api, &topic)))
+}
+
+/// Returns the state of a topic's history. Patterns have none.
+fn history_of(api: &Api, topic: &Subscription<'_>) -> Option<TopicHistory> {
+    match topic {
+        Subscription::Topic(topic) => api.node.topic_history(topic),
+        Subscription::Pattern(_) => None,
+    }
 }
 
 /// Parses a client ID. An invalid ID gets the error of an unknown client.

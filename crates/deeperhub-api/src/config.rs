@@ -85,8 +85,8 @@ pub struct ApiConfig {
     /// for the caller to read more of a response or of events. A body or a response gets another
     /// second for each 4 KiB. Default 30 s.
     pub timeout: Duration,
-    /// Maximum number of event streams, at most half of [`max_connections`](Self::max_connections).
-    /// Further streams get 503. Default 64.
+    /// Maximum number of streams of events and of messages together, at most half of
+    /// [`max_connections`](Self::max_connections). Further streams get 503. Default 64.
     pub max_event_streams: usize,
     /// Maximum total bytes of request bodies and of responses over 8 KiB. A request that needs more
     /// gets 503. Default 64 MiB.

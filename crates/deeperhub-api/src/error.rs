@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use deeperhub_node::{ClientNotFound, CursorError, ListError, PublishError, SendError, WorkerTimeout};
+use deeperhub_node::{
+    ClientNotFound, CursorError, ListError, PublishError, SendError, SubscribeError, WorkerTimeout,
+};
 use deeperhub_protocol::{MessageError, TopicError};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -203,6 +205,22 @@ impl From<PublishError> for ApiError {
                 headers: RETRY_LATER,
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_topics", error.to_string())
             },
+            other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", other.to_string()),
+        }
+    }
+}
+
+impl From<SubscribeError> for ApiError {
+    fn from(error: SubscribeError) -> Self {
+        match error {
+            SubscribeError::Topic { source, .. } => source.into(),
+            SubscribeError::NoHistory => {
+                let message = "no rule keeps messages of this topic; add one whose pattern matches it, \
+                    for example with --topic 'PATTERN: history=100'";
+                Self::new(StatusCode::NOT_FOUND, "no_history", message)
+            }
+            SubscribeError::TooManyTopics => PublishError::TooManyTopics.into(),
+            SubscribeError::TooManySubscribers => Self::too_many_observers(),
             other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", other.to_string()),
         }
     }

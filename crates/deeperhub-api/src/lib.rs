@@ -90,7 +90,11 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .route("/", get(routes::console_page))
         .route("/v1/topics", get(routes::topics))
         .route("/v1/topics/{topic}", get(routes::topic))
-        .route("/v1/topics/{topic}/messages", post(routes::publish))
+        .route(
+            "/v1/topics/{topic}/messages",
+            post(routes::publish).get(routes::history).delete(routes::clear_history),
+        )
+        .route("/v1/topics/{topic}/tail", get(routes::tail))
         .route("/v1/topics/{topic}/subscriptions", delete(routes::unsubscribe_all))
         .route("/v1/clients", get(routes::clients).delete(routes::disconnect_all))
         .route("/v1/clients/{client_id}", get(routes::client).delete(routes::disconnect))

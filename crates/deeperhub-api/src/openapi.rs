@@ -7,7 +7,7 @@ use utoipa::{Modify, OpenApi};
 
 use crate::error::ApiError;
 use crate::guard;
-use crate::routes::{batch, clients, cluster, events, messages, operations, topics};
+use crate::routes::{batch, clients, cluster, events, history, messages, operations, tail, topics};
 
 /// Name of the API key's security scheme.
 const API_KEY_SCHEME: &str = "api_key";
@@ -38,6 +38,7 @@ const OVERLOAD_503: &str = "`too_many_connections`: `--max-api-connections` are 
         (name = "batch", description = "Many calls in one request"),
         (name = "clients", description = "Connections and their subscriptions"),
         (name = "topics", description = "Subscribed topics and patterns"),
+        (name = "history", description = "Kept messages of topics"),
         (name = "events", description = "Stream of events"),
         (name = "operations", description = "Statistics, metrics, health, this document"),
     ),
@@ -59,6 +60,9 @@ const OVERLOAD_503: &str = "`too_many_connections`: `--max-api-connections` are 
         topics::topics,
         topics::topic,
         topics::unsubscribe_all,
+        history::history,
+        history::clear_history,
+        tail::tail,
         events::events,
         cluster::nodes,
         operations::stats,
@@ -179,7 +183,8 @@ mod tests {
             for (method, operation) in item.as_object().unwrap() {
                 assert!(operation["summary"].is_string(), "{method} {path} has no summary");
                 for (status, response) in operation["responses"].as_object().unwrap() {
-                    assert!(response["content"].is_object(), "{method} {path} {status} has no body");
+                    let has_body = response["content"].is_object();
+                    assert_eq!(has_body, status != "204", "{method} {path} {status}: body {has_body}");
                     let described = response["description"].as_str().is_some_and(|text| !text.is_empty());
                     assert!(described, "{method} {path} {status} is not described");
                 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::hub::Hub;
 use crate::phase::Phase;
 use crate::recent_quantiles::Quantiles;
+use crate::streams::kept_messages;
 
 /// Statistics that can be summed over nodes: connections, subscriptions, messages and bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,14 @@ pub struct Totals {
     pub sent_bytes_total: u64,
     /// Bytes in send queues, as last reported by each worker.
     pub queued_bytes: u64,
+    /// Topics with a history.
+    pub history_streams: u64,
+    /// Messages kept in the histories of all topics.
+    pub history_messages: u64,
+    /// Bytes of these messages.
+    pub history_bytes: u64,
+    /// Subscriptions that are behind the newest message of their topic.
+    pub subscriptions_behind: u64,
 }
 
 impl AddAssign<&Self> for Totals {
@@ -62,6 +71,10 @@ impl AddAssign<&Self> for Totals {
         self.received_bytes_total += other.received_bytes_total;
         self.sent_bytes_total += other.sent_bytes_total;
         self.queued_bytes += other.queued_bytes;
+        self.history_streams += other.history_streams;
+        self.history_messages += other.history_messages;
+        self.history_bytes += other.history_bytes;
+        self.subscriptions_behind += other.subscriptions_behind;
     }
 }
 
@@ -114,6 +127,10 @@ impl Stats {
             received_bytes_total: listener.received_bytes.value(),
             sent_bytes_total: listener.sent_bytes.value(),
             queued_bytes: not_negative(listener.queue_bytes.value()),
+            history_streams: hub.streams.streams(),
+            history_messages: kept_messages(&hub.router),
+            history_bytes: hub.streams.bytes(),
+            subscriptions_behind: not_negative(metrics.behind.value()),
         };
         Self {
             phase: *hub.phase.borrow(),

@@ -10,15 +10,16 @@ use deeperhub_args::{Address, Host};
 use deeperhub_security::Secret;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::pinned_certificate;
+use crate::{EventStream, pinned_certificate};
 
 /// Timeout of a request, from connecting to the end of the body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
@@ -46,6 +47,16 @@ pub enum ApiError {
     Unauthorized {
         /// The API's address.
         address: Address,
+    },
+    /// The server API answered with an error.
+    #[error("{message}")]
+    Refused {
+        /// Status of the response.
+        status: u16,
+        /// Code of the error; empty if the answer has none.
+        code: String,
+        /// Explanation of the server.
+        message: String,
     },
     /// The response is not from the server API, or is from another version of it.
     #[error("the server at {address} is no server API of this version: {reason}")]
@@ -108,16 +119,7 @@ impl ApiClient {
     ///
     /// All calls must be in the context of the same runtime, which runs the client's connection.
     pub async fn get(&self, path: &str) -> Result<Response<Bytes>, ApiError> {
-        let uri = format!("{}://{}{path}", self.scheme, connectable(&self.address));
-        let mut request = Request::get(uri);
-        if let Some(key) = &self.key {
-            // A key that is not a valid header value cannot be the server's key.
-            let value = [b"Bearer ", key.expose()].concat();
-            let mut value = HeaderValue::from_maybe_shared(value).map_err(|_| self.unauthorized())?;
-            value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
-        }
-        let request = request.body(Empty::new()).map_err(|error| self.unexpected(error.to_string()))?;
+        let request = self.request(path, &[])?;
         let exchange = async {
             let (head, body) = self.http.request(request).await?.into_parts();
             let body = Limited::new(body, MAX_BODY_BYTES).collect().await?.to_bytes();
@@ -126,13 +128,93 @@ impl ApiClient {
         match tokio::time::timeout(self.timeout, exchange).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.exchange_error(&*error)),
-            Err(_) => Err(self.unreachable(io::ErrorKind::TimedOut.into())),
+            Err(_) => Err(self.timed_out()),
+        }
+    }
+
+    /// Opens a stream of server-sent events. With the ID of the last event of an earlier stream, it
+    /// continues after that event.
+    ///
+    /// # Errors
+    ///
+    /// If the server does not answer, or not with a stream. [`ApiError::Refused`] has the error of
+    /// the server API.
+    pub async fn events(&self, path: &str, last_event_id: Option<&str>) -> Result<EventStream<'_>, ApiError> {
+        let id = last_event_id.map(|id| ("last-event-id", id));
+        let request = self.request(path, id.as_slice())?;
+        let open = async {
+            let (head, body) = self.http.request(request).await?.into_parts();
+            if head.status == StatusCode::OK {
+                return Ok(Ok((head, body)));
+            }
+            let body = Limited::new(body, MAX_BODY_BYTES).collect().await?.to_bytes();
+            Ok::<_, Box<dyn Error + Send + Sync>>(Err(Response::from_parts(head, body)))
+        };
+        let (head, body) = match tokio::time::timeout(self.timeout, open).await {
+            Ok(Ok(Ok(opened))) => opened,
+            Ok(Ok(Err(response))) => return Err(self.refused(path, &response)),
+            Ok(Err(error)) => return Err(self.exchange_error(&*error)),
+            Err(_) => return Err(self.timed_out()),
+        };
+        let content_type = head.headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+        if !content_type.starts_with(b"text/event-stream") {
+            return Err(self.unexpected(format!("{path} is no stream of events")));
+        }
+        Ok(EventStream::new(self, body))
+    }
+
+    /// Creates a GET request with the key and these headers.
+    fn request(&self, path: &str, headers: &[(&str, &str)]) -> Result<Request<Empty<Bytes>>, ApiError> {
+        let uri = format!("{}://{}{path}", self.scheme, connectable(&self.address));
+        let mut request = Request::get(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(key) = &self.key {
+            // A key that is not a valid header value cannot be the server's key.
+            let value = [b"Bearer ", key.expose()].concat();
+            let mut value = HeaderValue::from_maybe_shared(value).map_err(|_| self.unauthorized())?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        request.body(Empty::new()).map_err(|error| self.unexpected(error.to_string()))
+    }
+
+    /// Returns the error of a response that is not a success.
+    fn refused(&self, path: &str, response: &Response<Bytes>) -> ApiError {
+        /// Body of an error response.
+        #[derive(Deserialize)]
+        struct Body {
+            error: Detail,
+        }
+
+        #[derive(Deserialize)]
+        struct Detail {
+            code: String,
+            message: String,
+        }
+
+        let status = response.status();
+        if status == StatusCode::UNAUTHORIZED {
+            return self.unauthorized();
+        }
+        match serde_json::from_slice(response.body()) {
+            Ok(Body { error: Detail { code, message } }) => {
+                ApiError::Refused { status: status.as_u16(), code, message }
+            }
+            // For example a proxy's answer.
+            Err(_) if status.is_server_error() => ApiError::Refused {
+                status: status.as_u16(),
+                code: String::new(),
+                message: format!("{} answered {}", self.address, status.as_u16()),
+            },
+            Err(_) => self.unexpected(format!("{path} answered {}", status.as_u16())),
         }
     }
 
     /// Converts the error of an exchange: `Unreachable` if an I/O error caused it, and otherwise
     /// `Unexpected`.
-    fn exchange_error(&self, error: &(dyn Error + 'static)) -> ApiError {
+    pub(crate) fn exchange_error(&self, error: &(dyn Error + 'static)) -> ApiError {
         let mut causes = std::iter::successors(Some(error), |&error| error.source());
         match causes.find_map(|error| error.downcast_ref::<io::Error>()) {
             Some(error) => {
@@ -146,6 +228,10 @@ impl ApiClient {
         }
     }
 
+    pub(crate) fn timed_out(&self) -> ApiError {
+        self.unreachable(io::ErrorKind::TimedOut.into())
+    }
+
     fn unreachable(&self, source: io::Error) -> ApiError {
         ApiError::Unreachable { address: self.address.clone(), source }
     }
@@ -154,7 +240,7 @@ impl ApiClient {
         ApiError::Unauthorized { address: self.address.clone() }
     }
 
-    fn unexpected(&self, reason: String) -> ApiError {
+    pub(crate) fn unexpected(&self, reason: String) -> ApiError {
         ApiError::Unexpected { address: self.address.clone(), reason }
     }
 }

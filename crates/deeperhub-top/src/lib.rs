@@ -1,11 +1,11 @@
 //! Watches a running hub in a terminal, over its server API.
 //!
 //! [`run`] draws connections, rates and the busiest topics and clients until a key or the caller
-//! ends it. [`ApiClient`] sends single requests.
+//! ends it. [`ApiClient`] sends single requests, and opens streams of events.
 
 mod api_client;
+mod event_stream;
 mod pinned_certificate;
-
 mod sample;
 mod state;
 mod units;
@@ -18,6 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 pub use api_client::{ApiClient, ApiError};
+pub use event_stream::{EventStream, ServerSentEvent};
 
 use clap::Args;
 use deeperhub_args::Time;
@@ -179,6 +180,7 @@ fn short_error(error: &ApiError) -> String {
     match error {
         ApiError::Unreachable { .. } => "no answer".to_owned(),
         ApiError::Unauthorized { .. } => "the key is refused".to_owned(),
+        ApiError::Refused { message, .. } => message.clone(),
         ApiError::Unexpected { reason, .. } => reason.clone(),
     }
 }

@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
 /// Returns a TLS configuration that accepts only a server with the first certificate of `file`. The
-/// certificate's names are not checked, because `health` and `top` often connect to a loopback
+/// certificate's names are not checked, because its clients often connect to a loopback
 /// address.
 ///
 /// # Errors

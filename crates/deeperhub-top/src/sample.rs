@@ -22,6 +22,7 @@ pub(crate) struct Stats {
     pub(crate) topics: u64,
     pub(crate) messages: Messages,
     pub(crate) bytes: Bytes,
+    pub(crate) history: History,
     pub(crate) publish_latency: Option<Latency>,
     pub(crate) canary: Canary,
     pub(crate) process: Option<Process>,
@@ -48,6 +49,14 @@ pub(crate) struct Bytes {
     pub(crate) received_total: u64,
     pub(crate) sent_total: u64,
     pub(crate) queued: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct History {
+    pub(crate) streams: u64,
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) behind: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -84,6 +93,7 @@ pub(crate) struct BusyTopic {
     pub(crate) messages: u64,
     pub(crate) deliveries: u64,
     pub(crate) bytes: u64,
+    pub(crate) behind: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -1,5 +1,6 @@
 //! State of the screen: the last sample, the rates since the one before, and the user's choices.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub(crate) enum Sort {
     /// Clients have no deliveries, so their table skips this order.
     Deliveries,
     Bytes,
+    /// Clients are not behind, so their table skips this order.
+    Behind,
     Name,
 }
 
@@ -69,6 +72,7 @@ impl Sort {
             Self::Messages => "messages",
             Self::Deliveries => "deliveries",
             Self::Bytes => "bytes",
+            Self::Behind => "behind",
             Self::Name => "name",
         }
     }
@@ -78,19 +82,22 @@ impl Sort {
             (Self::Activity, _) => Self::Messages,
             (Self::Messages, Table::Topics) => Self::Deliveries,
             (Self::Messages, Table::Clients) | (Self::Deliveries, _) => Self::Bytes,
-            (Self::Bytes, _) => Self::Name,
+            (Self::Bytes, Table::Topics) => Self::Behind,
+            (Self::Bytes, Table::Clients) | (Self::Behind, _) => Self::Name,
             (Self::Name, _) => Self::Activity,
         }
     }
 }
 
-/// A row of a table. Its numbers are per second.
+/// A row of a table. Its numbers are per second, except for `behind`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) messages: f64,
     pub(crate) deliveries: f64,
     pub(crate) bytes: f64,
+    /// Subscriptions that are behind.
+    pub(crate) behind: u64,
 }
 
 impl State {
@@ -136,11 +143,23 @@ impl State {
             KeyCode::PageDown => *selected = (*selected + 10).min(rows.saturating_sub(1)),
             KeyCode::Home => *selected = 0,
             KeyCode::End => *selected = rows.saturating_sub(1),
-            KeyCode::Char('s') => self.sort[focus] = self.sort[focus].next(self.focus),
+            KeyCode::Char('s') => {
+                let mut sort = self.sort[focus].next(self.focus);
+                if sort == Sort::Behind && !self.has_history() {
+                    // The column is hidden.
+                    sort = sort.next(self.focus);
+                }
+                self.sort[focus] = sort;
+            }
             KeyCode::Char('p' | ' ') => self.is_paused = !self.is_paused,
             _ => {}
         }
         true
+    }
+
+    /// Returns `true` if the server keeps messages of some topic.
+    pub(crate) fn has_history(&self) -> bool {
+        self.sample.as_ref().is_some_and(|sample| sample.stats.history.streams > 0)
     }
 
     /// Returns the rows of a table in the chosen order.
@@ -158,6 +177,7 @@ impl State {
                     messages: per_second(busy.messages),
                     deliveries: per_second(busy.deliveries),
                     bytes: per_second(busy.bytes),
+                    behind: busy.behind,
                 })
                 .collect(),
             Table::Clients => sample
@@ -169,6 +189,7 @@ impl State {
                     messages: per_second(busy.messages),
                     deliveries: 0.0,
                     bytes: per_second(busy.bytes),
+                    behind: 0,
                 })
                 .collect(),
         };
@@ -177,6 +198,7 @@ impl State {
             Sort::Messages => rows.sort_by(|a, b| b.messages.total_cmp(&a.messages)),
             Sort::Deliveries => rows.sort_by(|a, b| b.deliveries.total_cmp(&a.deliveries)),
             Sort::Bytes => rows.sort_by(|a, b| b.bytes.total_cmp(&a.bytes)),
+            Sort::Behind => rows.sort_by_key(|row| Reverse(row.behind)),
             Sort::Name => rows.sort_by(|a, b| a.name.cmp(&b.name)),
         }
         rows

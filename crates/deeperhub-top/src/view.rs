@@ -23,6 +23,10 @@ const TWO_TABLES_MIN_WIDTH: u16 = 64;
 /// first.
 const MIN_NAME_WIDTH: u16 = 24;
 
+/// Columns of the topics' table. The last one is hidden if no topic has history.
+const TOPIC_COLUMNS: [(&str, Sort); 4] =
+    [("msg/s", Sort::Messages), ("dlv/s", Sort::Deliveries), ("B/s", Sort::Bytes), ("behind", Sort::Behind)];
+
 /// Columns of a number in a table.
 const NUMBER_WIDTH: u16 = 6;
 
@@ -124,14 +128,18 @@ fn number_lines<'a>(stats: &Stats, rates: &Rates) -> Vec<Line<'a>> {
             label("   too slow "),
             Span::from(connections.slow_total.to_string()),
         ]),
-        Line::from(vec![
+        [
             label("subscriptions "),
             Span::from(stats.subscriptions.to_string()).bold(),
             label("   topics "),
             Span::from(stats.topics.to_string()),
             label("   errors "),
             if rates.errors > 0.0 { Span::from(errors).yellow() } else { Span::from(errors) },
-        ]),
+        ]
+        .into_iter()
+        .chain(history_numbers(stats))
+        .collect::<Vec<_>>()
+        .into(),
         Line::from(vec![
             label("bytes in "),
             Span::from(format!("{}/s", bytes(rates.received_bytes))),
@@ -142,6 +150,27 @@ fn number_lines<'a>(stats: &Stats, rates: &Rates) -> Vec<Line<'a>> {
         ]),
         Line::from(delivered),
         Line::from(process),
+    ]
+}
+
+/// Returns a number without a fraction if it is short, or else rounded.
+fn whole(number: u64) -> String {
+    if number < 1000 { number.to_string() } else { count(number as f64).to_string() }
+}
+
+/// Returns the numbers of topics with history, or nothing if there is no such topic.
+fn history_numbers<'a>(stats: &Stats) -> Vec<Span<'a>> {
+    let history = &stats.history;
+    if history.streams == 0 {
+        return Vec::new();
+    }
+    let behind = Span::from(whole(history.behind));
+    let kept = format!("{} in {}", whole(history.messages), bytes(history.bytes as f64));
+    vec![
+        Span::from("   behind ").dim(),
+        if history.behind > 0 { behind.yellow() } else { behind },
+        Span::from("   kept ").dim(),
+        Span::from(kept),
     ]
 }
 
@@ -160,14 +189,14 @@ fn table(state: &State, table: Table, frame: &mut Frame<'_>, area: Rect) {
     let sort = state.sort[table as usize];
     let has_focus = state.focus == table;
     let (name, columns): (_, &[(&str, Sort)]) = match table {
-        Table::Topics => {
-            ("topics", &[("msg/s", Sort::Messages), ("dlv/s", Sort::Deliveries), ("B/s", Sort::Bytes)])
-        }
+        Table::Topics if state.has_history() => ("topics", &TOPIC_COLUMNS),
+        Table::Topics => ("topics", &TOPIC_COLUMNS[..3]),
         Table::Clients => ("clients", &[("msg/s", Sort::Messages), ("B/s", Sort::Bytes)]),
     };
     let value = |row: &Row, column: Sort| match column {
         Sort::Deliveries => count(row.deliveries).to_string(),
         Sort::Bytes => count(row.bytes).to_string(),
+        Sort::Behind => whole(row.behind),
         _ => count(row.messages).to_string(),
     };
     let mut header = vec![Cell::from(name)];
@@ -210,7 +239,7 @@ mod tests {
     use ratatui::crossterm::event::{KeyCode, KeyEvent};
     use serde_json::json;
 
-    use super::super::sample::Sample;
+    use super::super::sample::{History, Sample};
     use super::*;
 
     /// Returns a server's responses `seconds` after its start, at a rate of `per_second` messages.
@@ -222,6 +251,7 @@ mod tests {
             "subscriptions": 30, "topics": 4,
             "messages": {"received_total": total, "sent_total": total * 10, "errors_total": 0},
             "bytes": {"received_total": total * 100, "sent_total": total * 1000, "queued": 2048},
+            "history": {"streams": 0, "messages": 0, "bytes": 0, "behind": 0},
             "publish_latency": {"p50_us": 120, "p99_us": 3400, "p999_us": 1_300_000},
             "canary": {"round_trip_us": 240, "cluster_round_trip_us": 1200, "failing_workers": 0},
             "process": {"cpu_seconds_total": seconds as f64 / 4.0, "resident_bytes": 10 << 20}
@@ -229,8 +259,8 @@ mod tests {
         let busiest = json!({
             "window_ms": 10_000,
             "topics": [
-                {"topic": "sports.football", "messages": 500, "deliveries": 12_000, "bytes": 9000},
-                {"topic": "a.topic.with.a.name.that.is.far.too.long.for.a.column", "messages": 900, "deliveries": 900, "bytes": 10}
+                {"topic": "sports.football", "messages": 500, "deliveries": 12_000, "bytes": 9000, "behind": 0},
+                {"topic": "a.topic.with.a.name.that.is.far.too.long.for.a.column", "messages": 900, "deliveries": 900, "bytes": 10, "behind": 7}
             ],
             "clients": [{"client_id": "n1.0-1f-5c2a", "messages": 700, "bytes": 700}]
         });
@@ -273,6 +303,33 @@ mod tests {
         ] {
             assert!(screen.contains(text), "{text:?} is not in\n{screen}");
         }
+    }
+
+    #[test]
+    fn topics_with_history_show_who_is_behind() {
+        let mut state = state();
+        let press_s = |state: &mut State, times| {
+            for _ in 0..times {
+                state.on_key(KeyEvent::from(KeyCode::Char('s')));
+            }
+        };
+        press_s(&mut state, 4);
+        assert_eq!(state.sort[0], Sort::Name, "without history, nobody is behind");
+        assert!(!screen(&state, 80, 24).contains("behind"), "no topic has history");
+        let stats = &mut state.sample.as_mut().unwrap().stats;
+        stats.history = History { streams: 3, messages: 1200, bytes: 2048, behind: 7 };
+        press_s(&mut state, 5);
+        assert!(state.rows(Table::Topics)[0].name.starts_with("a.topic"), "by behind");
+        let screen = screen(&state, 80, 24);
+        for text in [
+            "subscriptions 30   topics 4   errors 0/s   behind 7   kept 1.2k in 2.0 KiB",
+            "busiest topics by behind",
+            "dlv/s    B/s behind",
+            "sports.football",
+        ] {
+            assert!(screen.contains(text), "{text:?} is not in\n{screen}");
+        }
+        assert!(screen.contains("    90     90    1.0      7"), "{screen}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The server API that `health` and `top` send requests to.
+//! The server API that `health`, `tail` and `top` send requests to.
 
 use deeperhub_args::{Address, Switchable};
 

@@ -46,7 +46,7 @@ pub(crate) fn run(
 }
 
 /// Parses a topic.
-fn topic(text: &str) -> Result<Topic<'static>, String> {
+pub(super) fn topic(text: &str) -> Result<Topic<'static>, String> {
     Topic::parse(text.to_owned()).map_err(|error| error.to_string())
 }
 

@@ -6,5 +6,6 @@ pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod health;
 pub(crate) mod schema;
+pub(crate) mod tail;
 pub(crate) mod token;
 pub(crate) mod top;

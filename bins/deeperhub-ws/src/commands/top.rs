@@ -22,9 +22,9 @@ pub(crate) fn run(options: ApiOptions, args: &TopArgs) -> ExitCode {
     }
 }
 
-/// Returns a future that is ready when a signal asks `top` to end. The system sends SIGHUP when the
+/// Returns a future that is ready when a signal asks `top` or `tail` to end. The system sends SIGHUP when the
 /// terminal is closed.
-fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+pub(super) fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     let Signals { mut stops, mut reload_signals, .. } = signals::listen()?;
     Ok(async move {
         tokio::select! {

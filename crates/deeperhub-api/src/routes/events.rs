@@ -42,25 +42,38 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
                     .map_err(|error| ApiError::parameter("types", error.to_string()))?;
             }
         }
-        let config = api.config.fixed();
-        // Streams are long-lived, so they must not take every connection.
-        let max = config.max_event_streams.min(config.max_connections / 2).max(1);
-        let guard = api.metrics.open_event_stream(max);
-        let body =
-            guard.and_then(|guard| Some(EventStreamBody { stream: api.node.events(filter)?, _guard: guard }));
-        body.ok_or_else(|| {
-            tracing::warn!(limit = "max_event_streams", max, "Event stream limit reached");
-            ApiError::too_many_observers()
-        })
+        let guard = admit_stream(&api)?;
+        let stream = api.node.events(filter).ok_or_else(ApiError::too_many_observers)?;
+        Ok(EventStreamBody { stream, _guard: guard })
     };
     match observe() {
-        Ok(stream) => {
-            let mut response = Sse::new(stream).keep_alive(KeepAlive::default()).into_response();
-            response.extensions_mut().insert(EndlessResponse);
-            response
-        }
-        Err(error) => error.into_response(),
+        Ok(stream) => stream_response(stream),
+        Err(error) => ApiError::into_response(error),
     }
+}
+
+/// Counts another stream of events until the guard is dropped.
+///
+/// # Errors
+///
+/// Returns 503 `too_many_observers` if there are as many as there may be.
+pub(super) fn admit_stream(api: &Api) -> Result<EventStreamGuard, ApiError> {
+    let config = api.config.fixed();
+    // Streams are long-lived, so they must not take every connection.
+    let max = config.max_event_streams.min(config.max_connections / 2).max(1);
+    api.metrics.open_event_stream(max).ok_or_else(|| {
+        tracing::warn!(limit = "max_event_streams", max, "Event stream limit reached");
+        ApiError::too_many_observers()
+    })
+}
+
+/// Returns a response of server-sent events, with comments that keep the connection alive.
+pub(super) fn stream_response(
+    stream: impl Stream<Item = Result<Event, Infallible>> + Send + 'static,
+) -> Response {
+    let mut response = Sse::new(stream).keep_alive(KeepAlive::default()).into_response();
+    response.extensions_mut().insert(EndlessResponse);
+    response
 }
 
 /// Server-sent events of one observer.

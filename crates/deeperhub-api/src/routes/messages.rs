@@ -16,6 +16,8 @@ use crate::{Api, calls};
 
 /// Publishes the body to a topic.
 ///
+/// If the topic has history, the response has the message's position: `epoch`, `offset` and `time`.
+///
 /// With `Idempotency-Key`, repeating the request publishes nothing and gets the same response,
 /// while the server remembers the key (`--idempotency-ttl`, 5 minutes). Such a response has the
 /// header `Idempotency-Replayed: true`. After a response with `cluster: "unavailable"`, repeating
@@ -33,6 +35,7 @@ use crate::{Api, calls};
         (status = 200, body = Published, description = "Published", headers(
             ("Idempotency-Replayed" = String, description = "`true` if the response is that of an earlier request")
         )),
+        (status = 429, body = ApiError, description = "`too_many_topics`: the topic's rule keeps messages of as many topics as it may, and all of them have subscribers"),
         (status = 422, body = ApiError, description = "`idempotency_key_reused`: the key was used with another topic or body")
     )
 )]

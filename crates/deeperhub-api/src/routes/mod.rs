@@ -4,9 +4,11 @@ pub(crate) mod batch;
 pub(crate) mod clients;
 pub(crate) mod cluster;
 pub(crate) mod events;
+pub(crate) mod history;
 pub(crate) mod messages;
 pub(crate) mod operations;
 mod query;
+pub(crate) mod tail;
 pub(crate) mod topics;
 
 use std::borrow::Cow;
@@ -25,8 +27,10 @@ pub(crate) use clients::{
 };
 pub(crate) use cluster::nodes;
 pub(crate) use events::events;
+pub(crate) use history::{clear_history, history};
 pub(crate) use messages::{broadcast, publish, send_to_client, send_to_user};
 pub(crate) use operations::{live, metrics, openapi_json, ready, stats, top};
+pub(crate) use tail::tail;
 pub(crate) use topics::{topic, topics, unsubscribe_all};
 
 use crate::Api;

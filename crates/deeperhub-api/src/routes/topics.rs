@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use deeperhub_node::Target;
-use deeperhub_protocol::Subscription;
 
 use super::query::{Scope, paging, scope};
 use super::{PathParameter, json_response, topic_parameter};
@@ -36,7 +35,8 @@ pub(crate) async fn topics(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
     json_response(list().await)
 }
 
-/// Describes one topic or pattern. Without subscribers, its count is 0.
+/// Describes one topic or pattern. Without subscribers, its count is 0. `history` describes the kept
+/// messages of a topic.
 #[utoipa::path(
     get, path = "/v1/topics/{topic}", tag = "topics",
     params(
@@ -54,7 +54,7 @@ pub(crate) async fn topic(
         let topic = topic_parameter(topic)?;
         match scope(query.as_deref())? {
             Scope::Node => calls::topic(&api, &topic),
-            Scope::Cluster => Ok(api.node.cluster_topic(&Subscription::parse(topic)?).await.into()),
+            Scope::Cluster => calls::cluster_topic(&api, &topic).await,
         }
     };
     json_response(find().await)

@@ -56,6 +56,7 @@ pub(crate) fn publish(
     };
     if let Some(span) = span {
         span.subscribers = Some(outcome.subscribers);
+        span.offset = outcome.position.map(|position| position.offset);
     }
     if let Some(top_window) = &mut worker.top_window {
         top_window.publish(publish.topic.as_str(), outcome.subscribers, publish.message.as_str().len(), now);

@@ -102,6 +102,7 @@ impl NodeHandle {
         self.hub.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
         if let Some(mut span) = span {
             span.subscribers = Some(published.subscribers);
+            span.offset = published.position.map(|position| position.offset);
             tracer.record(|| span.end_publish(topic.as_str(), message.as_str().len()));
         }
         let PublishOutcome { subscribers: count, cluster, position, .. } = published;

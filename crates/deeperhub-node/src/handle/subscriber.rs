@@ -87,6 +87,7 @@ pub enum StreamEvent {
 pub struct Subscriber {
     hub: Arc<Hub>,
     topic: Topic<'static>,
+    start: Position,
     cursor: Cursor,
     recovery: Option<Result<(), NotRecovered>>,
     notify: Arc<Notify>,
@@ -144,6 +145,7 @@ impl NodeHandle {
         Ok(Subscriber {
             hub: Arc::clone(&self.hub),
             topic: parsed,
+            start: start.0.position(streams.clock.unix_ms(Instant::now())),
             cursor: start.0,
             recovery: start.1,
             notify,
@@ -158,6 +160,12 @@ impl Subscriber {
     #[must_use]
     pub fn recovery(&self) -> Option<Result<(), NotRecovered>> {
         self.recovery
+    }
+
+    /// Returns the position at which the subscriber started: before the first event.
+    #[must_use]
+    pub fn start(&self) -> Position {
+        self.start
     }
 
     /// Returns the topic.

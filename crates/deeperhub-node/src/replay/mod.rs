@@ -219,6 +219,21 @@ impl Replays {
         self.behind
     }
 
+    /// Returns the topics with the most subscriptions that are behind, at most `limit`, and the
+    /// numbers of these subscriptions. Sampled ones do not count.
+    pub(crate) fn topics_behind(&self, limit: usize) -> Vec<(Arc<str>, u64)> {
+        let mut counts: HashMap<&Arc<str>, u64> = HashMap::new();
+        let replays = self.connections.values().flat_map(|connection| &connection.replays);
+        for replay in replays.filter(|replay| replay.phase == Phase::Replaying) {
+            *counts.entry(&replay.topic).or_default() += 1;
+        }
+        let mut topics: Vec<_> =
+            counts.into_iter().map(|(topic, count)| (Arc::clone(topic), count)).collect();
+        topics.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        topics.truncate(limit);
+        topics
+    }
+
     /// Returns the memory that is held for a connection.
     pub(crate) fn bytes(&self, key: ConnectionKey) -> usize {
         self.connections.get(&key).map_or(0, |connection| connection.replays.len() * REPLAY_BYTES)

@@ -214,6 +214,16 @@ impl Streams {
         }
     }
 
+    /// Returns the number of topics with a history.
+    pub(crate) fn streams(&self) -> u64 {
+        self.budget.load().streams()
+    }
+
+    /// Returns the bytes of all kept messages.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.budget.load().bytes()
+    }
+
     /// Registers the metrics.
     pub(crate) fn register(
         &self,
@@ -233,10 +243,7 @@ impl Streams {
             "deeperhub_history_messages",
             "Messages kept in the histories of all topics",
             Unit::None,
-            move || {
-                let messages = |stripe| router.update_stripe(stripe, |stripe| stripe.table.messages());
-                gauge(router.stripes().filter_map(messages).sum())
-            },
+            move || gauge(kept_messages(&router)),
         )?;
         let budget = Arc::clone(&self.budget);
         registry.register_gauge_fn(
@@ -260,6 +267,12 @@ const SETTLING_SWEEPS: usize = 3;
 
 /// Part of the memory budget, in percent, by which history gives way earlier than new connections.
 const YIELD_PERCENT: u64 = 5;
+
+/// Returns the number of kept messages of all topics.
+pub(crate) fn kept_messages(router: &StreamRouter) -> u64 {
+    let messages = |stripe| router.update_stripe(stripe, |stripe| stripe.table.messages());
+    router.stripes().filter_map(messages).sum()
+}
 
 fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)

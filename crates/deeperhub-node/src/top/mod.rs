@@ -20,6 +20,9 @@ pub(crate) use window::{TopReport, TopWindow};
 /// Time that tracking continues after a request.
 const TRACKING_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Maximum topics in a worker's report of subscriptions that are behind.
+pub(crate) const MAX_TOPICS_BEHIND: usize = 128;
+
 /// Switches tracking on and off, and counts the publishes that no worker makes: those of backends
 /// and of other nodes.
 #[derive(Debug)]

@@ -8,7 +8,8 @@ use std::time::Duration;
 pub struct Top {
     /// Time that the counts cover. Zero if tracking has just started.
     pub window: Duration,
-    /// Topics, ranked by the sum of their messages and deliveries.
+    /// Topics, ranked by the sum of their messages and deliveries, then by the subscriptions that
+    /// are behind.
     pub topics: Vec<TopEntry>,
     /// Clients, ranked by the messages that they sent.
     pub clients: Vec<TopEntry>,
@@ -26,6 +27,9 @@ pub struct TopEntry {
     pub deliveries: u64,
     /// Bytes of the messages, each counted once.
     pub bytes: u64,
+    /// Subscriptions to exactly this topic on this node that are behind its newest message. 0 for
+    /// clients.
+    pub behind: u64,
     /// Upper bound on the sum of messages and deliveries that the counts miss, because the name was
     /// not yet in the sketch. 0 if the counts are exact. The rank includes this number.
     pub error: u64,

@@ -87,3 +87,24 @@ fn tracking_stops_after_its_timeout() {
     assert!(tracker.is_tracking(start + TRACKING_TIMEOUT / 2));
     assert!(!tracker.is_tracking(start + TRACKING_TIMEOUT));
 }
+
+#[test]
+fn subscriptions_that_are_behind_are_summed_by_topic() {
+    let start = Instant::now();
+    let report = |behind: &[(&str, u64)]| {
+        let mut window = TopWindow::new(start);
+        window.publish("busy", 1, 1, start);
+        let behind = behind.iter().map(|(name, count)| ((*name).into(), *count)).collect();
+        window.report(start).with_behind(behind)
+    };
+    let topics = |limit| {
+        let mut sum = report(&[("busy", 2), ("quiet", 1), ("a", 1)]);
+        sum.add(report(&[("busy", 3), ("quiet", 4)]));
+        let topics = sum.into_top(limit).topics.into_iter();
+        topics.map(|topic| (topic.name, topic.messages, topic.behind)).collect::<Vec<_>>()
+    };
+    let (busy, quiet, a) = (("busy".into(), 2, 5), ("quiet".into(), 0, 5), ("a".into(), 0, 1));
+    assert_eq!(topics(10), [busy, quiet, a]);
+    assert_eq!(topics(1), [("busy".into(), 2, 5)]);
+    assert_eq!(topics(2).len(), 2);
+}

@@ -61,6 +61,7 @@ impl TopWindow {
             window: now.saturating_duration_since(self.previous_since.unwrap_or(self.since)),
             topics: self.topics.iter().flat_map(|sketch| sketch.entries.iter().cloned()).collect(),
             clients: self.clients.iter().flat_map(|sketch| sketch.entries.iter().cloned()).collect(),
+            behind: Vec::new(),
         }
     }
 }
@@ -71,22 +72,54 @@ pub(crate) struct TopReport {
     window: Duration,
     topics: Vec<SketchEntry>,
     clients: Vec<SketchEntry>,
+    /// Topics with subscriptions that are behind, and their number.
+    behind: Vec<(Arc<str>, u64)>,
 }
 
 impl TopReport {
+    /// Adds the topics of a worker with subscriptions that are behind, and their number.
+    pub(crate) fn with_behind(self, behind: Vec<(Arc<str>, u64)>) -> Self {
+        Self { behind, ..self }
+    }
+
     pub(crate) fn add(&mut self, other: Self) {
         self.window = self.window.max(other.window);
         self.topics.extend(other.topics);
         self.clients.extend(other.clients);
+        self.behind.extend(other.behind);
     }
 
     pub(crate) fn into_top(self, limit: usize) -> Top {
         Top {
             window: self.window,
-            topics: busiest(self.topics, limit),
+            topics: with_behind(busiest(self.topics, limit), self.behind, limit),
             clients: busiest(self.clients, limit),
         }
     }
+}
+
+/// Adds the numbers of subscriptions that are behind to topics. Topics without messages follow the
+/// others.
+fn with_behind(mut topics: Vec<TopEntry>, behind: Vec<(Arc<str>, u64)>, limit: usize) -> Vec<TopEntry> {
+    let mut by_name: HashMap<Arc<str>, u64> = HashMap::new();
+    for (name, count) in behind {
+        *by_name.entry(name).or_default() += count;
+    }
+    for topic in &mut topics {
+        topic.behind = by_name.remove(topic.name.as_str()).unwrap_or(0);
+    }
+    let mut others: Vec<_> = by_name.into_iter().collect();
+    others.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    let free = limit.saturating_sub(topics.len());
+    topics.extend(others.into_iter().take(free).map(|(name, behind)| TopEntry {
+        name: name.as_ref().to_owned(),
+        messages: 0,
+        deliveries: 0,
+        bytes: 0,
+        behind,
+        error: 0,
+    }));
+    topics
 }
 
 /// Sums the entries of each name, and returns the heaviest names.
@@ -114,6 +147,7 @@ pub(super) fn busiest(entries: Vec<SketchEntry>, limit: usize) -> Vec<TopEntry> 
         messages: entry.messages,
         deliveries: entry.deliveries,
         bytes: entry.bytes,
+        behind: 0,
         error: entry.error,
     };
     entries.into_iter().map(to_top_entry).collect()

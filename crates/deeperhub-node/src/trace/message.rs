@@ -17,6 +17,8 @@ pub(crate) struct MessageSpan {
     pub(crate) span: ActiveSpan,
     /// Subscriptions that a publish matched.
     pub(crate) subscribers: Option<u64>,
+    /// Offset of the published message, if its topic has history.
+    pub(crate) offset: Option<u64>,
 }
 
 impl MessageSpan {
@@ -38,7 +40,7 @@ impl MessageSpan {
         } else {
             tracer.start(None)?
         };
-        Some(Self { span, subscribers: None })
+        Some(Self { span, subscribers: None, offset: None })
     }
 
     /// Starts a span for a message of a backend, in the trace of the message or in a new trace.
@@ -46,7 +48,7 @@ impl MessageSpan {
     pub(crate) fn begin_for_server(tracer: &Tracer, context: &TraceContext<'_>) -> Option<Self> {
         let span =
             tracer.start(SpanContext::from_context(context))?.with_tracestate(context.tracestate.as_deref());
-        Some(Self { span, subscribers: None })
+        Some(Self { span, subscribers: None, offset: None })
     }
 
     /// Ends the span. `error` is the code of the error reply.
@@ -90,5 +92,6 @@ impl MessageSpan {
             .with_some("messaging.destination.name", topic.map(str::to_owned))
             .with_some("messaging.message.body.size", bytes)
             .with_some("deeperhub.subscribers", self.subscribers)
+            .with_some("deeperhub.offset", self.offset)
     }
 }

@@ -18,7 +18,7 @@ use crate::streams::HubShard;
 use crate::metrics::SentType;
 use crate::operation::{Action, Operation, Reached, Target, WorkerAction};
 use crate::session::Session;
-use crate::top::TopWindow;
+use crate::top::{MAX_TOPICS_BEHIND, TopWindow};
 use crate::types::{ClientInfo, MAX_CLIENTS_PAGE_BYTES};
 
 /// Maximum number of handles' requests that a worker executes per round. Bounds the time for which
@@ -93,7 +93,8 @@ impl NodeWorker {
             WorkerRequest::Top { reply } => {
                 let now = connections.now();
                 let top_window = self.top_window.get_or_insert_with(|| Box::new(TopWindow::new(now)));
-                let _ = reply.send(top_window.report(now));
+                let behind = self.replays.topics_behind(MAX_TOPICS_BEHIND);
+                let _ = reply.send(top_window.report(now).with_behind(behind));
             }
             WorkerRequest::Client { client, reply } => {
                 let info =

@@ -31,28 +31,62 @@ impl<'a> HistoryRequest<'a> {
         limit: Option<&str>,
         order: Option<&str>,
     ) -> Result<Self, MessageError<'a>> {
-        let Some(from) =
-            from.filter(is_not_null).map_or(Some(None), |json| HistoryStart::from_json(json).map(Some))
-        else {
+        let order = order.filter(is_not_null).map(|json| decode_string(json).unwrap_or_default());
+        let (from, limit) = (from.filter(is_not_null), limit.filter(is_not_null));
+        let arguments = Arguments::parse(from, limit, order.as_deref())?;
+        Ok(arguments.of(Topic::parse(decode_topic(topic)?)?))
+    }
+
+    /// Creates a request for a topic from the texts of `from`, `limit` and `order`, for example of
+    /// the query of a URL.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of a client message with these arguments.
+    pub fn from_texts(
+        topic: Topic<'a>,
+        from: Option<&str>,
+        limit: Option<&str>,
+        order: Option<&str>,
+    ) -> Result<Self, MessageError<'static>> {
+        Ok(Arguments::parse(from, limit, order)?.of(topic))
+    }
+}
+
+/// The optional arguments of a [`HistoryRequest`].
+struct Arguments {
+    from: Option<HistoryStart>,
+    limit: u16,
+    order: HistoryOrder,
+}
+
+impl Arguments {
+    fn parse(
+        from: Option<&str>,
+        limit: Option<&str>,
+        order: Option<&str>,
+    ) -> Result<Self, MessageError<'static>> {
+        let Some(from) = from.map_or(Some(None), |text| HistoryStart::parse(text).map(Some)) else {
             let text = "`from` must be an offset, or a negative 64-bit integer to count from the end";
             return Err(MessageError::invalid(text).at("from"));
         };
-        let Some(limit) = limit.filter(is_not_null).map_or(Some(Self::DEFAULT_LIMIT), Self::parse_limit)
-        else {
+        let Some(limit) = limit.map_or(Some(HistoryRequest::DEFAULT_LIMIT), Self::parse_limit) else {
             return Err(MessageError::invalid("`limit` must be an integer from 1 to 1000").at("limit"));
         };
-        let Some(order) =
-            order.filter(is_not_null).map_or(Some(HistoryOrder::Ascending), HistoryOrder::from_json)
-        else {
+        let Some(order) = order.map_or(Some(HistoryOrder::Ascending), HistoryOrder::parse) else {
             return Err(MessageError::invalid("`order` must be `asc` or `desc`").at("order"));
         };
-        let topic = Topic::parse(decode_topic(topic)?)?;
-        Ok(Self { topic, from, limit, order })
+        Ok(Self { from, limit, order })
     }
 
-    fn parse_limit(json: &str) -> Option<u16> {
-        let limit = u16::try_from(parse_unsigned(json)?).ok()?;
-        (1..=Self::MAX_LIMIT).contains(&limit).then_some(limit)
+    fn of(self, topic: Topic<'_>) -> HistoryRequest<'_> {
+        let Self { from, limit, order } = self;
+        HistoryRequest { topic, from, limit, order }
+    }
+
+    fn parse_limit(text: &str) -> Option<u16> {
+        let limit = u16::try_from(parse_unsigned(text)?).ok()?;
+        (1..=HistoryRequest::MAX_LIMIT).contains(&limit).then_some(limit)
     }
 }
 
@@ -67,8 +101,8 @@ pub enum HistoryStart {
 
 impl HistoryStart {
     /// Parses an unsigned 64-bit integer, or a negative signed one. `-0` is neither.
-    fn from_json(json: &str) -> Option<Self> {
-        let Some(digits) = json.strip_prefix('-') else { return parse_unsigned(json).map(Self::Offset) };
+    fn parse(text: &str) -> Option<Self> {
+        let Some(digits) = text.strip_prefix('-') else { return parse_unsigned(text).map(Self::Offset) };
         let number = parse_unsigned(digits)?;
         (1..=i64::MIN.unsigned_abs()).contains(&number).then_some(Self::FromEnd(number))
     }
@@ -97,8 +131,42 @@ impl HistoryOrder {
         }
     }
 
-    fn from_json(json: &str) -> Option<Self> {
-        let text = decode_string(json)?;
+    fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|order| order.as_str() == text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(
+        from: Option<&str>,
+        limit: Option<&str>,
+        order: Option<&str>,
+    ) -> Result<(Option<HistoryStart>, u16, HistoryOrder), Option<&'static str>> {
+        let topic = Topic::parse("a").unwrap();
+        let request = HistoryRequest::from_texts(topic, from, limit, order).map_err(|error| error.field)?;
+        Ok((request.from, request.limit, request.order))
+    }
+
+    #[test]
+    fn texts_are_parsed_like_the_arguments_of_a_message() {
+        use HistoryOrder::{Ascending, Descending};
+        use HistoryStart::{FromEnd, Offset};
+        assert_eq!(parse(None, None, None), Ok((None, 100, Ascending)));
+        assert_eq!(parse(Some("0"), Some("1"), Some("asc")), Ok((Some(Offset(0)), 1, Ascending)));
+        assert_eq!(parse(Some("-3"), Some("1000"), Some("desc")), Ok((Some(FromEnd(3)), 1000, Descending)));
+        let max = u64::MAX.to_string();
+        assert_eq!(parse(Some(&max), None, None), Ok((Some(Offset(u64::MAX)), 100, Ascending)));
+        for from in ["", "-", "-0", "+1", "1.0", "1e3", " 1", "x", "null", "18446744073709551616", "--1"] {
+            assert_eq!(parse(Some(from), None, None), Err(Some("from")), "{from:?}");
+        }
+        for limit in ["", "0", "1001", "-1", "65537", "1.5", "x", "null", "99999999999999999999"] {
+            assert_eq!(parse(None, Some(limit), None), Err(Some("limit")), "{limit:?}");
+        }
+        for order in ["", "ASC", "up", "\"asc\"", "null"] {
+            assert_eq!(parse(None, None, Some(order)), Err(Some("order")), "{order:?}");
+        }
     }
 }

@@ -31,8 +31,8 @@ pub(crate) struct ApiOptions {
     /// Serve the server API over TLS with this certificate chain, in PEM: the server's certificate
     /// first
     ///
-    /// Needs --api-tls-key. Callers then use https://, and so do `health` and `top` if they get
-    /// this option. The files are read again on SIGHUP and within 10 s after they change, as for
+    /// Needs --api-tls-key. Callers then use https://, and so do `health`, `tail` and `top` if
+    /// they get this option. The files are read again on SIGHUP and within 10 s after they change, as for
     /// --tls-cert.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) api_tls_cert: Option<PathBuf>,
@@ -70,7 +70,7 @@ pub(crate) struct ApiOptions {
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES))]
     pub(crate) max_api_bytes: Option<usize>,
 
-    /// Limit the number of GET /v1/events streams; further ones get 503
+    /// Limit the number of streams of events and of messages; further ones get 503
     ///
     /// The streams may use at most half of --max-api-connections.
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT))]
