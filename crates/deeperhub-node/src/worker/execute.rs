@@ -14,10 +14,10 @@ use super::request::WorkerRequest;
 use super::sweep::{SWEEP_COST_PER_ROUND, Sweep, SweepTargets};
 use crate::connection_id::ConnectionId;
 use crate::hub::Hub;
-use crate::streams::HubShard;
 use crate::metrics::SentType;
 use crate::operation::{Action, Operation, Reached, Target, WorkerAction};
 use crate::session::Session;
+use crate::streams::HubShard;
 use crate::top::{MAX_TOPICS_BEHIND, TopWindow};
 use crate::types::{ClientInfo, MAX_CLIENTS_PAGE_BYTES};
 

@@ -20,10 +20,10 @@ use super::users::Users;
 use crate::auth::unix_seconds;
 use crate::config::Limits;
 use crate::hub::Hub;
-use crate::streams::HubShard;
 use crate::metrics::{Limit, WorkerMetrics};
 use crate::phase::Phase;
 use crate::replay::Replays;
+use crate::streams::HubShard;
 use crate::top::TopWindow;
 use crate::trace::fan_out::FanOutTracker;
 

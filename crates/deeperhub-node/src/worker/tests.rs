@@ -11,8 +11,8 @@ use super::sweep::SweepTargets;
 use super::*;
 use crate::connection_id::ConnectionId;
 use crate::hub::{Hub, Publisher};
-use crate::streams::HubShard;
 use crate::operation::Action;
+use crate::streams::HubShard;
 use crate::{Config, Node};
 
 /// Returns the hub of a stopped node with two workers. Tests act as these workers.
