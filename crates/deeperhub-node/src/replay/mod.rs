@@ -6,7 +6,10 @@
 //! happen under the lock of the topic, so no message is missing and none comes twice.
 
 mod outlet;
+mod planted;
 mod sample;
+#[cfg(test)]
+pub(crate) mod simulation;
 mod step;
 mod subscribe;
 
@@ -15,7 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ahash::RandomState;
-use deeperhub_history::{Cursor, Delivery};
+use deeperhub_history::{Cursor, Delivery, Epoch};
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::GapReason;
 use deeperhub_router::InboxPosition;
@@ -23,6 +26,7 @@ use deeperhub_router::InboxPosition;
 use crate::hub::HubShard;
 use crate::streams::{Sequenced, StreamRouter, Streams};
 pub(crate) use outlet::{ConnectionOutlet, Outlet};
+pub(crate) use planted::planted;
 use sample::Samples;
 use step::StepItems;
 
@@ -102,12 +106,13 @@ impl Replays {
         }
     }
 
-    /// Adds a suspended subscription, whose subscriber stands at `cursor`.
+    /// Adds a suspended subscription, whose subscriber stands at `cursor`. `newest` is the newest
+    /// offset of the stream that the caller knows.
     pub(crate) fn begin(
         &mut self,
         key: ConnectionKey,
         topic: Arc<str>,
-        cursor: Cursor,
+        (cursor, newest): (Cursor, u64),
         delivery: Delivery,
         now: Instant,
     ) {
@@ -119,7 +124,6 @@ impl Replays {
             }
             _ => Phase::Replaying,
         };
-        let newest = cursor.offset();
         let connection = self.connections.entry(key).or_default();
         connection.replays.push(Replay { topic, cursor, newest, phase });
         if phase == Phase::Replaying {
@@ -163,6 +167,15 @@ impl Replays {
         (!matches!(replay.phase, Phase::Resumed(_))).then_some(replay.cursor)
     }
 
+    /// Notes that a message of a topic was published, for a subscriber that is behind.
+    pub(crate) fn note_published(&mut self, key: ConnectionKey, topic: &str, (epoch, offset): (Epoch, u64)) {
+        let replays =
+            self.connections.get_mut(&key).into_iter().flat_map(|connection| &mut connection.replays);
+        for replay in replays.filter(|replay| *replay.topic == *topic && replay.cursor.epoch() == epoch) {
+            replay.newest = replay.newest.max(offset);
+        }
+    }
+
     fn find(&self, key: ConnectionKey, topic: &str) -> Option<&Replay> {
         self.connections.get(&key)?.replays.iter().find(|replay| *replay.topic == *topic)
     }
@@ -176,16 +189,21 @@ impl Replays {
         }
         let Some(replay) = self.find(key, &sequenced.topic) else { return false };
         match replay.phase {
-            Phase::Replaying | Phase::Sampled => true,
+            Phase::Replaying | Phase::Sampled => !planted!(OverlapForgotten),
             Phase::Resumed(_) => {
                 let (cursor, before) = (&replay.cursor, &sequenced.before);
-                cursor.epoch() == before.epoch() && before.offset() < cursor.offset()
+                !planted!(ResumedTwice)
+                    && cursor.epoch() == before.epoch()
+                    && before.offset() < cursor.offset()
             }
         }
     }
 
     /// Continues the replays of a connection whose queue has drained.
     pub(crate) fn on_drained(&mut self, key: ConnectionKey) {
+        if planted!(DrainIgnored) {
+            return;
+        }
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.is_waiting = false;
         }
@@ -208,7 +226,9 @@ impl Replays {
             && !connection.is_waiting
         {
             connection.is_waiting = true;
-            outlet.notify_when_drained(key);
+            if !planted!(DrainNotRequested) {
+                outlet.notify_when_drained(key);
+            }
         }
     }
 

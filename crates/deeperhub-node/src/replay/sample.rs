@@ -10,7 +10,7 @@ use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::{ClientId, Topic};
 
 use super::step::Item;
-use super::{Outlet, Phase, Replays};
+use super::{Outlet, Phase, Replays, planted};
 use crate::streams::{Remains, StreamRouter, Streams};
 
 /// Subscribers that are moved under one lock.
@@ -123,7 +123,13 @@ impl Replays {
                 {
                     match step {
                         Step::Message { prev, message, .. } => {
-                            items.push((*key, Item::Message { frame: message.clone(), prev }));
+                            items.push((
+                                *key,
+                                Item::Message {
+                                    frame: message.clone(),
+                                    prev: prev.filter(|_| !planted!(PrevNotBridged)),
+                                },
+                            ));
                             break;
                         }
                         Step::Gap(gap) => items.push((*key, Item::Gap(gap))),
@@ -139,7 +145,7 @@ impl Replays {
             self.items.push(item);
             self.send_items(key, topic, streams.clock.unix_ms(now), outlet);
         }
-        if has_changed {
+        if has_changed && !planted!(SamplingNotEnded) {
             // Another rule matches the topic now, or none. An ordinary step makes the subscriptions
             // live.
             for key in keys {

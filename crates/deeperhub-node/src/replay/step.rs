@@ -10,7 +10,7 @@ use deeperhub_protocol::message::{EncodedDelivery, ServerMessage};
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, GapReason, Topic};
 use deeperhub_router::DeliveryState;
 
-use super::{Outlet, Phase, Replay, Replays};
+use super::{Outlet, Phase, Replay, Replays, planted};
 use crate::hub::HubShard;
 use crate::streams::{KeptStream, Remains, StreamRouter, StreamStripe, Streams};
 
@@ -97,8 +97,9 @@ impl Replays {
             self.end(key, &topic);
             return 0;
         };
-        let (cursor, newest) = (replay.cursor, replay.newest);
-        if end == StepEnd::NoStream && newest > cursor.offset() {
+        let place = (replay.cursor, replay.newest);
+        let (cursor, newest) = place;
+        if end == StepEnd::NoStream && newest > cursor.offset() && !planted!(LostNotTold) {
             let from = Some(cursor.offset() + 1);
             let gap = Gap { epoch: cursor.epoch(), from, to: newest, reason: GapReason::Lost };
             self.items.items.push(Item::Gap(gap));
@@ -113,7 +114,7 @@ impl Replays {
                 outlet.close(key, CloseReason::new(CloseCode::SlowConsumer, "reads too slowly"));
             }
             StepEnd::Sampled(every) => {
-                self.begin(key, topic, cursor, Delivery::Sample { every }, now);
+                self.begin(key, topic, place, Delivery::Sample { every }, now);
                 self.continue_soon(key);
             }
             StepEnd::Live | StepEnd::NoStream => {
@@ -215,18 +216,25 @@ fn collect<'s>(
     }
     let mut bytes = 0;
     while items.len() < MESSAGES_PER_STEP && (bytes < max_bytes || items.is_empty()) {
-        match replay.cursor.advance_where(stream, delivery, |frame| frame.is_for(client_id)) {
+        match replay
+            .cursor
+            .advance_where(stream, delivery, |frame| frame.is_for(client_id) || planted!(OwnReplayed))
+        {
             None => break,
             Some(Step::Message { prev, message, .. }) => {
                 bytes += message.len();
                 items.push(Item::Message { frame: message.clone(), prev });
             }
+            Some(Step::Gap(Gap { reason: GapReason::Trimmed, .. })) if planted!(GapNotTold) => {}
+            Some(Step::Gap(Gap { reason: GapReason::Epoch, .. })) if planted!(EpochNotTold) => {}
             Some(Step::Gap(gap)) => items.push(Item::Gap(gap)),
             Some(Step::Close) => return (DeliveryState::Suspended, StepEnd::Missed),
         }
     }
-    if replay.cursor.is_behind(stream) {
-        (DeliveryState::Suspended, StepEnd::Behind)
+    let ends_early = planted!(ReplayEndsEarly) && replay.cursor.messages_left(stream, delivery) == 1;
+    if replay.cursor.is_behind(stream) && !ends_early {
+        let is_live = planted!(LiveBeforeReplayEnds);
+        (if is_live { DeliveryState::Live } else { DeliveryState::Suspended }, StepEnd::Behind)
     } else {
         (DeliveryState::Live, StepEnd::Live)
     }

@@ -25,6 +25,7 @@ use deeperhub_router::Router;
 use crate::config::HistoryLimits;
 use crate::hub::Delivery;
 use crate::metrics::{EvictionLabel, HistoryMetrics};
+use crate::replay::planted;
 
 pub(crate) use clock::Clock;
 pub(crate) use kept::{KeptStream, NoStream, Remains, StreamStripe};
@@ -233,7 +234,9 @@ fn gauge(value: u64) -> i64 {
 
 /// Removes the router's entry of a topic whose stream was removed.
 fn forget(router: &StreamRouter, name: &Arc<str>) {
-    if let Ok(topic) = Topic::parse(&**name) {
+    if let Ok(topic) = Topic::parse(&**name)
+        && !planted!(StreamNotForgotten)
+    {
         router.update_kept(&topic, |_, kept, stripe| kept.forget_removed(stripe));
     }
 }
