@@ -157,7 +157,9 @@ impl Replays {
         match replay.phase {
             Phase::Replaying => self.behind -= 1,
             Phase::Sampled => self.samples.remove(key, &replay.topic),
-            Phase::Resumed(_) => {}
+            Phase::Resumed(_) => {
+                self.resumed.retain(|(other, topic)| *other != key || *topic != replay.topic);
+            }
         }
     }
 

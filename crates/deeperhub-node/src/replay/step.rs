@@ -95,6 +95,7 @@ impl Replays {
             // The subscription has ended.
             self.items.items.clear();
             self.end(key, &topic);
+            self.continue_soon(key);
             return 0;
         };
         let place = (replay.cursor, replay.newest);

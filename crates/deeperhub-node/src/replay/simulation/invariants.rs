@@ -1,8 +1,10 @@
 //! Checks of the workers' own state.
 
+use deeperhub_history::Delivery;
 use deeperhub_protocol::Subscription;
 
 use super::super::{Phase, Replays};
+use super::topics::TOPICS;
 use super::world::{Worker, World};
 
 impl World {
@@ -10,6 +12,22 @@ impl World {
     pub(super) fn check_replays(&self) -> Result<(), String> {
         for (index, worker) in self.workers.iter().enumerate() {
             check(worker).map_err(|text| format!("worker {index}: {text}"))?;
+        }
+        Ok(())
+    }
+
+    /// Checks the state of all replays when nothing happens any more.
+    pub(super) fn check_is_calm(&self) -> Result<(), String> {
+        for worker in &self.workers {
+            let replays = worker.replays.connections.values().flat_map(|connection| &connection.replays);
+            for replay in replays {
+                let topic = TOPICS.iter().position(|topic| *topic == &*replay.topic);
+                let look = topic.and_then(|topic| self.oracle.topics[topic].look);
+                let is_sampled = look.is_some_and(|look| matches!(look.delivery, Delivery::Sample { .. }));
+                if replay.phase != Phase::Sampled || !is_sampled {
+                    return Err(format!("{replay:?} of {look:?} does not end"));
+                }
+            }
         }
         Ok(())
     }
@@ -61,6 +79,11 @@ fn check(worker: &Worker) -> Result<(), String> {
         if is_replaying && !continues && sockets.queues(*key) {
             return Err(format!("nothing continues {connection:?}"));
         }
+    }
+    if let Some((key, topic)) =
+        replays.resumed.iter().find(|(key, topic)| replays.find(*key, topic).is_none())
+    {
+        return Err(format!("{topic} of {key} is kept after its replay"));
     }
     if behind != replays.behind {
         return Err(format!("{behind} replays are counted as {}", replays.behind));

@@ -33,6 +33,8 @@ pub(super) struct EpochLog {
     pub(super) epoch: Epoch,
     /// Offset before the first message.
     pub(super) start: u64,
+    /// `true` if the history was emptied, `false` if the stream is new.
+    follows_clear: bool,
     messages: Vec<Published>,
 }
 
@@ -85,6 +87,11 @@ impl TopicLog {
         self.epochs.iter().rposition(|log| log.epoch == epoch)
     }
 
+    /// Returns `true` if all epochs after one and up to another began with a clear.
+    pub(super) fn is_cleared_between(&self, before: usize, after: usize) -> bool {
+        self.epochs[before + 1..=after].iter().all(|log| log.follows_clear)
+    }
+
     /// Notes the state of the stream after an operation.
     pub(super) fn observe(&mut self, look: Option<Look>, step: usize) -> Result<(), String> {
         if let Some(Look { epoch, newest, oldest, delivery }) = look {
@@ -100,7 +107,12 @@ impl TopicLog {
                 if start != newest || oldest != newest + 1 {
                     return Err(format!("the epoch {epoch} starts at {newest}, not at {start}"));
                 }
-                self.epochs.push(EpochLog { epoch, start, messages: Vec::new() });
+                self.epochs.push(EpochLog {
+                    epoch,
+                    start,
+                    follows_clear: self.look.is_some(),
+                    messages: Vec::new(),
+                });
             }
             if self.epochs.last().is_some_and(|log| log.newest() != newest) {
                 return Err(format!("the newest offset is {newest}, which nobody published"));
@@ -129,7 +141,7 @@ impl TopicLog {
             if offset != 1 || self.look.is_some() {
                 return Err(format!("a new epoch starts with offset {offset}"));
             }
-            self.epochs.push(EpochLog { epoch, start: 0, messages: Vec::new() });
+            self.epochs.push(EpochLog { epoch, start: 0, follows_clear: false, messages: Vec::new() });
         }
         let number = self.epochs.len() - 1;
         let log = &mut self.epochs[number];

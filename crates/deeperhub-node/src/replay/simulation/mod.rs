@@ -63,7 +63,7 @@ fn apply(world: &mut World, operation: Operation) -> Result<(), String> {
         Operation::SubscribePattern { client, pattern } => world.set_pattern(client, pattern, true),
         Operation::UnsubscribePattern { client, pattern } => world.set_pattern(client, pattern, false),
         Operation::Speed { client, speed } => world.set_speed(client, speed),
-        Operation::Round { worker, budget } => world.round(worker.into(), budget)?,
+        Operation::Round { worker, budget, meanwhile } => world.round(worker.into(), budget, meanwhile)?,
         Operation::Advance { milliseconds } => world.advance(Duration::from_millis(milliseconds)),
         Operation::Sweep => world.sweep()?,
         Operation::Clear { topic } => world.clear(topic)?,
@@ -81,18 +81,16 @@ fn finish(world: &mut World) -> Result<(), String> {
         world.oracle.step += 1;
         world.advance(Duration::from_millis(150));
         for worker in 0..world.workers.len() {
-            world.round(worker, 1000)?;
+            world.round(worker, 1000, None)?;
         }
         world.check_replays()?;
     }
-    if let Some(worker) = world.workers.iter().find(|worker| worker.replays.behind() > 0) {
-        return Err(format!("subscriptions stay behind: {:?}", worker.replays));
-    }
+    world.check_is_calm()?;
     world.oracle.check_converged()?;
     for worker in 0..world.workers.len() {
         let keys: Vec<_> = world.workers[worker].sockets.open.keys().copied().collect();
         keys.into_iter().for_each(|key| world.end(worker, key));
-        world.round(worker, 1000)?;
+        world.round(worker, 1000, None)?;
     }
     for _ in 0..2 {
         world.advance(Duration::from_secs(600) + world.settings.forget + Duration::from_secs(2));
@@ -110,7 +108,11 @@ fn run(settings: Settings, operations: &[Operation]) -> Result<(), String> {
         }
         finish(&mut world).map_err(|text| format!("{text}, at the end"))
     };
-    catch_unwind(AssertUnwindSafe(simulate)).unwrap_or_else(|_| Err("a panic".to_owned()))
+    catch_unwind(AssertUnwindSafe(simulate)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(format!("a panic: {}", text.unwrap_or_default()))
+    })
 }
 
 /// Removes operations as long as the run fails.

@@ -56,6 +56,7 @@ pub(super) enum Operation {
     Round {
         worker: u8,
         budget: usize,
+        meanwhile: Option<Meanwhile>,
     },
     /// Moves the clock.
     Advance {
@@ -75,6 +76,13 @@ pub(super) enum Operation {
     Replace {
         worker: u8,
     },
+}
+
+/// What another thread does between the deliveries and the replays of a round.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Meanwhile {
+    Publish { topic: usize },
+    Clear { topic: usize },
 }
 
 /// The start of a subscription that a client asks for.
@@ -111,9 +119,15 @@ fn choose_one(random: &mut fastrand::Rng) -> Operation {
         (random.u8(..CLIENTS), random.usize(..TOPICS.len()), random.usize(..PATTERNS.len()));
     let worker = random.u8(..3);
     match random.u8(..100) {
-        0..30 => {
-            Operation::Round { worker, budget: if random.u8(..4) == 0 { random.usize(1..4) } else { 1000 } }
-        }
+        0..30 => Operation::Round {
+            worker,
+            budget: if random.u8(..4) == 0 { random.usize(1..4) } else { 1000 },
+            meanwhile: match random.u8(..16) {
+                0 => Some(Meanwhile::Clear { topic }),
+                1..6 => Some(Meanwhile::Publish { topic }),
+                _ => None,
+            },
+        },
         30..56 => Operation::Publish {
             topic,
             by: (random.u8(..3) > 0).then_some(client),
@@ -146,7 +160,7 @@ fn choose_one(random: &mut fastrand::Rng) -> Operation {
         97 => Operation::Clear { topic },
         98 => Operation::Rules { set: random.usize(..RULE_SETS.len()) },
         _ if random.u8(..4) == 0 => Operation::Replace { worker },
-        _ => Operation::Round { worker, budget: 1 },
+        _ => Operation::Round { worker, budget: 1, meanwhile: None },
     }
 }
 

@@ -34,6 +34,8 @@ struct SubscriptionView {
     moved_at: usize,
     /// `true` if the stream of the position was removed by new rules.
     is_detached: bool,
+    /// `true` if a pattern matched the topic when the subscription was made.
+    is_overlapping: bool,
     replay: Option<ReplayView>,
 }
 
@@ -186,8 +188,13 @@ impl Oracle {
         if !has_pattern {
             view.last = position;
         }
-        view.subscription =
-            Some(SubscriptionView { position, moved_at: self.step, is_detached: false, replay });
+        view.subscription = Some(SubscriptionView {
+            position,
+            moved_at: self.step,
+            is_detached: false,
+            is_overlapping: has_pattern,
+            replay,
+        });
         Ok(())
     }
 
@@ -231,9 +238,13 @@ impl Oracle {
                     return Err(format!("{position:?} comes after {:?}", view.last));
                 }
                 view.last = Some(position);
-                let stands_in = view.subscription.as_ref().and_then(|subscription| subscription.position);
-                if has_pattern && stands_in.is_some_and(|(own, _)| own > epoch) {
-                    // A pattern delivers messages of an earlier stream.
+                let is_of_pattern = |subscription: &SubscriptionView| {
+                    let Some((own, _)) = subscription.position else { return false };
+                    let may_be_late = || subscription.is_overlapping || !log.is_cleared_between(epoch, own);
+                    has_pattern && own > epoch && may_be_late()
+                };
+                if view.subscription.as_ref().is_some_and(is_of_pattern) {
+                    // A pattern delivers messages of an earlier epoch.
                     return Ok(());
                 }
                 if let Some(subscription) = &mut view.subscription {
@@ -268,12 +279,8 @@ impl Oracle {
                     subscription.check_end(log, *serial).map_err(|text| describe(*topic, *serial, &text))?;
                     continue;
                 };
-                // A sample tells what has expired with its next message.
-                let after_trimmed = log.epochs[epoch].after_own(stands.max(look.oldest - 1), *serial);
-                let is_untold_sample =
-                    matches!(look.delivery, Delivery::Sample { .. }) && after_trimmed == look.newest;
                 let is_at_newest = log.epochs[epoch].epoch == look.epoch && stands == look.newest;
-                if !is_at_newest && !is_untold_sample && !subscription.is_detached {
+                if !is_at_newest && !subscription.is_detached {
                     let text = format!("the subscription stays at {:?} of {look:?}", (epoch, offset));
                     return Err(describe(*topic, *serial, &text));
                 }
@@ -345,7 +352,7 @@ impl SubscriptionView {
             if reason != GapReason::Epoch || epoch <= own_epoch || !(is_told_late || skips_nothing) {
                 return Err(format!("a gap to {:?} for {reason} at {:?}", (epoch, to), self.position));
             }
-            self.is_detached = false;
+            self.is_detached = look.is_none_or(|look| look.epoch != epoch_log.epoch);
             return self.move_to((epoch, to), log, (serial, step));
         };
         if self.is_detached && epoch > own_epoch {

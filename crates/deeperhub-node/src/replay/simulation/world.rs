@@ -14,7 +14,7 @@ use deeperhub_router::{DeliveryFlow, Router, ShardId, Subscribed};
 use super::super::Replays;
 use super::client::Client;
 use super::log::{Look, Published};
-use super::operation::{CLIENTS, Wish};
+use super::operation::{CLIENTS, Meanwhile, Wish};
 use super::oracle::{Oracle, describe};
 use super::socket::{Socket, Sockets};
 use super::topics::{PATTERNS, Settings, TOPICS};
@@ -308,7 +308,12 @@ impl World {
     }
 
     /// Runs a round of a worker, like the worker of a node.
-    pub(super) fn round(&mut self, worker: usize, budget: usize) -> Result<(), String> {
+    pub(super) fn round(
+        &mut self,
+        worker: usize,
+        budget: usize,
+        meanwhile: Option<Meanwhile>,
+    ) -> Result<(), String> {
         let worker = worker % self.workers.len();
         let now = self.now();
         let index = worker as u16;
@@ -325,6 +330,12 @@ impl World {
             if sockets.budget == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
         });
         refusals.settle((shard, replays), now, sockets);
+        match meanwhile {
+            Some(Meanwhile::Publish { topic }) => self.publish(topic, None, (50, false), None)?,
+            Some(Meanwhile::Clear { topic }) => self.clear(topic)?,
+            None => {}
+        }
+        let Worker { shard, replays, sockets, .. } = &mut self.workers[worker];
         replays.run((&self.streams, &self.router, shard), now, sockets);
         self.check()?;
         for key in self.workers[worker].sockets.ending() {
