@@ -119,33 +119,36 @@ impl Replays {
                 self.continue_soon(key);
             }
             StepEnd::Live | StepEnd::NoStream => {
-                self.on_live(key, &topic, &parsed, router, shard);
+                self.resume(key, &topic, shard.count_matches(key, &parsed) > 1, (router, shard));
                 self.continue_soon(key);
             }
         }
         sent
     }
 
-    /// Ends a replay whose subscription is live. If another subscription of the client matches the
-    /// topic, messages of before can still be queued for it.
-    fn on_live(
+    /// Ends a replay whose subscription is live or has ended. If another subscription of the client
+    /// matches the topic (`has_others`), messages of before can still be queued for it.
+    pub(super) fn resume(
         &mut self,
         key: ConnectionKey,
-        name: &Arc<str>,
-        topic: &Topic<'_>,
-        router: &StreamRouter,
-        shard: &HubShard,
+        name: &str,
+        has_others: bool,
+        (router, shard): (&StreamRouter, &HubShard),
     ) {
-        if shard.count_matches(key, topic) < 2 {
+        if !has_others {
             return self.end(key, name);
         }
         let until = router.inbox_position(shard.id());
         let replays =
             self.connections.get_mut(&key).into_iter().flat_map(|connection| &mut connection.replays);
-        for replay in replays.filter(|replay| replay.topic == *name) {
+        for replay in replays.filter(|replay| *replay.topic == *name) {
+            match replay.phase {
+                Phase::Replaying => self.behind -= 1,
+                Phase::Sampled => self.samples.remove(key, &replay.topic),
+                Phase::Resumed(_) => continue,
+            }
             replay.phase = Phase::Resumed(until);
-            self.behind -= 1;
-            self.resumed.push((key, Arc::clone(name)));
+            self.resumed.push((key, Arc::clone(&replay.topic)));
         }
     }
 

@@ -147,11 +147,14 @@ impl Replays {
         &mut self,
         key: ConnectionKey,
         subscription: &Subscription<'_>,
-        shard: &mut HubShard,
+        (router, shard): (&StreamRouter, &mut HubShard),
     ) -> bool {
         let has_ended = shard.unsubscribe(key, subscription);
-        if has_ended && !planted!(UnsubscribeLeavesReplay) {
-            self.end(key, subscription.as_str());
+        if has_ended
+            && let Subscription::Topic(topic) = subscription
+            && !planted!(UnsubscribeLeavesReplay)
+        {
+            self.resume(key, topic.as_str(), shard.count_matches(key, topic) > 0, (router, shard));
         }
         has_ended
     }

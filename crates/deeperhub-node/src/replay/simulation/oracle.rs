@@ -83,6 +83,13 @@ impl ConnectionView {
         if has_changed {
             for (_, view) in self.views.iter_mut().filter(|(topic, _)| matches(pattern, **topic)) {
                 view.by_pattern = None;
+                // Messages that were on their way by the pattern do not come any more.
+                if let Some(subscription) = &mut view.subscription
+                    && subscription.is_overlapping
+                    && !is_subscribed
+                {
+                    subscription.position = None;
+                }
             }
         }
     }
@@ -340,7 +347,10 @@ impl SubscriptionView {
         let epoch_log = &log.epochs[epoch];
         let Some((own_epoch, own)) = self.position else {
             // The topic had no history when the client subscribed.
-            return self.move_to((epoch, to), log, (serial, step));
+            return match reason {
+                GapReason::Lost => Ok(()),
+                _ => self.move_to((epoch, to), log, (serial, step)),
+            };
         };
         let look = log.look;
         let Some(from) = from else {

@@ -241,7 +241,8 @@ impl World {
         self.clients[usize::from(client)].topics.remove(&topic);
         let Some((worker, key)) = self.clients[usize::from(client)].connection else { return };
         let Worker { shard, replays, sockets, .. } = &mut self.workers[worker];
-        replays.unsubscribe(key, &Subscription::parse(TOPICS[topic]).unwrap(), shard);
+        let subscription = Subscription::parse(TOPICS[topic]).unwrap();
+        replays.unsubscribe(key, &subscription, (&self.router, shard));
         let reply = ServerMessage::Unsubscribed { id: None, topic: TOPICS[topic] };
         sockets.queue(key, reply.to_frame().as_bytes());
         let serial = sockets.open[&key].id.serial;
@@ -258,7 +259,7 @@ impl World {
             let started = replays.subscribe(key, &request, (&self.streams, &self.router, shard), now);
             assert!(started.is_ok_and(|(_, start)| start.position.is_none()));
         } else {
-            replays.unsubscribe(key, &subscription, shard);
+            replays.unsubscribe(key, &subscription, (&self.router, shard));
         }
         let serial = sockets.open[&key].id.serial;
         self.oracle.connections.entry(serial).or_default().on_pattern(pattern, is_subscribed);
