@@ -6,6 +6,7 @@
 //! `DEEPERHUB_SIMULATION_SEEDS` sets the number of seeds, and `DEEPERHUB_SIMULATION_SEED` repeats
 //! one.
 
+mod budget;
 mod client;
 mod invariants;
 mod log;
@@ -13,6 +14,7 @@ mod operation;
 mod oracle;
 pub(crate) mod plants;
 mod socket;
+mod subscription;
 mod topics;
 mod world;
 

@@ -81,8 +81,13 @@ pub(super) enum Operation {
 /// What another thread does between the deliveries and the replays of a round.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Meanwhile {
-    Publish { topic: usize },
-    Clear { topic: usize },
+    Publish {
+        topic: usize,
+    },
+    /// Publishes a message, then empties the history.
+    Clear {
+        topic: usize,
+    },
 }
 
 /// The start of a subscription that a client asks for.
@@ -123,8 +128,8 @@ fn choose_one(random: &mut fastrand::Rng) -> Operation {
             worker,
             budget: if random.u8(..4) == 0 { random.usize(1..4) } else { 1000 },
             meanwhile: match random.u8(..16) {
-                0 => Some(Meanwhile::Clear { topic }),
-                1..6 => Some(Meanwhile::Publish { topic }),
+                0..2 => Some(Meanwhile::Clear { topic }),
+                2..7 => Some(Meanwhile::Publish { topic }),
                 _ => None,
             },
         },

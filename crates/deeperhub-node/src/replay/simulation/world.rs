@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use deeperhub_history::{Budget, EvictionReason, RuleId};
 use deeperhub_listener::{ConnectionKey, Multicast};
 use deeperhub_metrics::Cells;
 use deeperhub_protocol::message::{Recover, ServerMessage, StreamMessage, SubscribeRequest};
@@ -20,7 +19,7 @@ use super::socket::{Socket, Sockets};
 use super::topics::{PATTERNS, Settings, TOPICS};
 use crate::connection_id::ConnectionId;
 use crate::hub::{Delivery, HubShard};
-use crate::metrics::{EvictionLabel, HistoryMetrics};
+use crate::metrics::HistoryMetrics;
 use crate::streams::{Clock, Once, StreamPublish, StreamRouter, Streams};
 use crate::trace::fan_out::PublishStamp;
 use crate::worker::refusals::Refusals;
@@ -40,7 +39,7 @@ pub(super) struct World {
     pub(super) settings: Settings,
     started: Instant,
     now: Duration,
-    clock: Arc<Clock>,
+    pub(super) clock: Arc<Clock>,
     pub(super) streams: Streams,
     pub(super) router: StreamRouter,
     pub(super) workers: Vec<Worker>,
@@ -89,12 +88,6 @@ impl World {
     pub(super) fn advance(&mut self, time: Duration) {
         self.now += time;
         self.clock.simulate(self.now());
-    }
-
-    /// Returns the rules that are in force.
-    pub(super) fn budget(&self) -> Option<Arc<Budget>> {
-        let rule = |name: &&str| self.streams.rule(&Topic::parse(*name).unwrap());
-        TOPICS.iter().find_map(rule).map(|(budget, _)| budget)
     }
 
     /// Looks at all streams and at all frames that were sent since the last call.
@@ -198,21 +191,6 @@ impl World {
             None => self.router.publish(&name, source, frame.len(), make),
         };
         self.check()
-    }
-
-    /// Checks that a topic was rightly refused.
-    fn check_is_full(&self, topic: usize) -> Result<(), String> {
-        let (budget, rule) = self.streams.rule(&Topic::parse(TOPICS[topic]).unwrap()).unwrap();
-        let usage = budget.usage(rule).unwrap();
-        let is_full = usage.streams >= usage.max_streams
-            || budget.streams()
-                >= budget
-                    .rules()
-                    .iter()
-                    .filter_map(|(id, _)| Some(budget.usage(id)?.max_streams))
-                    .max()
-                    .unwrap_or(0);
-        if is_full { Ok(()) } else { Err(format!("{} was refused with {usage:?}", TOPICS[topic])) }
     }
 
     /// Subscribes a client's connection.
@@ -333,7 +311,10 @@ impl World {
         refusals.settle((shard, replays), now, sockets);
         match meanwhile {
             Some(Meanwhile::Publish { topic }) => self.publish(topic, None, (50, false), None)?,
-            Some(Meanwhile::Clear { topic }) => self.clear(topic)?,
+            Some(Meanwhile::Clear { topic }) => {
+                self.publish(topic, None, (50, false), None)?;
+                self.clear(topic)?;
+            }
             None => {}
         }
         let Worker { shard, replays, sockets, .. } = &mut self.workers[worker];
@@ -349,27 +330,6 @@ impl World {
         for socket in sockets.open.values_mut() {
             let client = &mut self.clients[usize::from(socket.client)];
             socket.received.drain(..).for_each(|sent| client.receive(sent.topic, &sent.content));
-        }
-        Ok(())
-    }
-
-    /// Sweeps all stripes and checks the budget.
-    pub(super) fn sweep(&mut self) -> Result<(), String> {
-        let now = self.clock.seconds(self.now());
-        for stripe in self.router.stripes() {
-            while self.streams.sweep(&self.router, stripe, now) {}
-        }
-        self.check()?;
-        let Some(budget) = self.budget() else { return Ok(()) };
-        let count = |stripe| self.router.update_stripe(stripe, |stripe| stripe.table.len());
-        let streams: usize = self.router.stripes().filter_map(count).sum();
-        if streams as u64 != budget.streams() {
-            return Err(format!("{streams} streams are counted as {}", budget.streams()));
-        }
-        // What rules are above their share by less than a message stays.
-        let slack = budget.rules().len() as u64 * 800;
-        if budget.bytes() > budget.limit_bytes() + slack {
-            return Err(format!("{} bytes are kept within {}", budget.bytes(), budget.limit_bytes()));
         }
         Ok(())
     }
@@ -392,32 +352,6 @@ impl World {
         self.streams.set_limits(&self.router, &self.settings.limits(set));
         self.check()?;
         self.oracle.on_rules_changed();
-        Ok(())
-    }
-
-    /// Returns what each rule uses, and the numbers of evictions that are not for the budget.
-    fn usage(&self) -> (Vec<(u64, u64)>, [u64; 2]) {
-        let rules = |budget: &Arc<Budget>| {
-            let usage = |(id, _)| budget.usage(id).map(|usage| (usage.bytes, usage.share_bytes));
-            budget.rules().iter().filter_map(usage).collect()
-        };
-        let count = |reason| self.streams.metrics.evicted.value(EvictionLabel(reason));
-        let counts = [EvictionReason::Age, EvictionReason::Removed].map(count);
-        (self.budget().as_ref().map(rules).unwrap_or_default(), counts)
-    }
-
-    /// Checks that no rule but `own` went below its share.
-    fn check_shares(&self, before: (Vec<(u64, u64)>, [u64; 2]), own: Option<RuleId>) -> Result<(), String> {
-        let after = self.usage();
-        if after.1 != before.1 {
-            return Ok(());
-        }
-        for (index, ((before, _), (bytes, share))) in before.0.into_iter().zip(after.0).enumerate() {
-            let is_other = own.is_none_or(|own| own.index() != index);
-            if is_other && bytes < before.min(share) {
-                return Err(format!("rule {index} fell from {before} to {bytes} bytes below {share}"));
-            }
-        }
         Ok(())
     }
 }
