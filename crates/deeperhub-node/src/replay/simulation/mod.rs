@@ -6,6 +6,9 @@
 //! `DEEPERHUB_SIMULATION_SEEDS` sets the number of seeds, and `DEEPERHUB_SIMULATION_SEED` repeats
 //! one.
 
+// The lint does not see that helpers outside of test functions belong to tests.
+#![allow(clippy::unwrap_used)]
+
 mod budget;
 mod client;
 mod invariants;
