@@ -3,8 +3,8 @@
 //!
 //! A seed chooses the settings and a list of operations. An oracle compares each frame with what was
 //! published. A failing run prints its seed and its shortest list of operations.
-//! `DEEPERHUB_SIMULATION_SEEDS` sets the number of seeds, and `DEEPERHUB_SIMULATION_SEED` repeats
-//! one.
+//! `DEEPERHUB_SIMULATION_SEEDS` sets the number of seeds, and `DEEPERHUB_SIMULATION_SEED` the first
+//! one. Without a number, it repeats one seed.
 
 // The lint does not see that helpers outside of test functions belong to tests.
 #![allow(clippy::unwrap_used)]
@@ -164,9 +164,10 @@ fn check_seeds(seeds: Range<u64>) {
 #[test]
 fn clients_of_a_simulated_node_are_told_everything() {
     let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seeds = match number("DEEPERHUB_SIMULATION_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("DEEPERHUB_SIMULATION_SEEDS").unwrap_or(SEEDS),
+    let (first, count) = (number("DEEPERHUB_SIMULATION_SEED"), number("DEEPERHUB_SIMULATION_SEEDS"));
+    let seeds = match (first, count) {
+        (Some(first), count) => first..first + count.unwrap_or(1),
+        (None, count) => 0..count.unwrap_or(SEEDS),
     };
     check_seeds(seeds);
 }

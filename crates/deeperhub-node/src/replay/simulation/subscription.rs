@@ -104,7 +104,11 @@ impl SubscriptionView {
         if self.is_detached && epoch > own_epoch {
             self.check_end(log, serial)?;
             self.is_detached = false;
-            return self.move_to((epoch, to), log, (serial, step));
+            self.move_to((epoch, to), log, (serial, step))?;
+            if reason == GapReason::Lost {
+                self.position = None;
+            }
+            return Ok(());
         }
         let fits = epoch == own_epoch
             && from <= to
