@@ -176,7 +176,7 @@ impl Cursor {
             Delivery::Close => return Some(Step::Close),
             // `prev` of the next message tells what a sample skips. It also bridges messages that
             // are kept, but not meant for the subscriber.
-            Delivery::Sample { .. } => {
+            Delivery::Sample { .. } if reason == GapReason::Conflated || from >= oldest => {
                 self.next = target;
                 return None;
             }
@@ -184,7 +184,9 @@ impl Cursor {
                 self.next = target;
                 return None;
             }
-            Delivery::Lossless | Delivery::DropOldest { .. } | Delivery::Latest => {}
+            // If nothing that is kept is left for a sample, no message would tell what is not kept.
+            Delivery::Lossless | Delivery::DropOldest { .. } | Delivery::Latest | Delivery::Sample { .. } => {
+            }
         }
         let gap = Gap { epoch: self.epoch, from: Some(self.told + 1), to: target - 1, reason };
         (self.told, self.next) = (target - 1, target);

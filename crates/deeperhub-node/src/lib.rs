@@ -40,6 +40,7 @@ pub mod metrics;
 mod node;
 mod operation;
 mod phase;
+mod planted;
 mod recent_quantiles;
 mod replay;
 mod session;

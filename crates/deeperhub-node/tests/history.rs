@@ -1,4 +1,5 @@
 //! Topics with history, seen by clients and by the embedding program.
+#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

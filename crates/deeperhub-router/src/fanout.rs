@@ -124,6 +124,18 @@ impl<M> RunningFanout<M> {
         }
     }
 
+    /// Returns `true` if the fan-out will still deliver a message of its batch to a client.
+    fn will_deliver(&self, envelope: &Envelope<M>, tables: &SubscriptionTables, key: SubscriberKey) -> bool {
+        let visited = self.lists().get(..self.list_index).unwrap_or_default();
+        if self.delivered_to.contains(&key) || tables.was_on_any(key, visited, self.last_sequence()) {
+            return false;
+        }
+        let next = self.lists().get(self.list_index);
+        let is_visited = |list: u32, index: u32| Some(&list) == next && index < self.subscriber_index;
+        !tables.was_on_before(key, self.last_sequence(), is_visited)
+            && tables.was_on_any(key, self.lists(), envelope.sequence)
+    }
+
     /// Delivers to the remaining subscribers, until all have got the batch or `deliver` pauses.
     fn run(
         &mut self,
@@ -179,6 +191,13 @@ impl<M> RunningFanout<M> {
     }
 }
 
+impl<M> Envelope<M> {
+    /// Returns `true` if a client gets the envelope, and no delivery has started.
+    pub(crate) fn is_for(&self, tables: &SubscriptionTables, key: SubscriberKey) -> bool {
+        tables.was_on_any(key, self.lists.as_slice(), self.sequence)
+    }
+}
+
 impl<M> Fanouts<M> {
     pub(crate) fn new() -> Self {
         // Fixed seeds are safe: the keys are numbers from a counter and hashes with random seeds,
@@ -197,6 +216,26 @@ impl<M> Fanouts<M> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.running.is_empty() && self.deferred.is_empty()
+    }
+
+    /// Calls `read` with the messages that will still be delivered to a client, the oldest of each
+    /// topic first, until it returns a value.
+    pub(crate) fn find_undelivered<R>(
+        &self,
+        tables: &SubscriptionTables,
+        key: SubscriberKey,
+        mut read: impl FnMut(&Envelope<M>) -> Option<R>,
+    ) -> Option<R> {
+        for running in &self.running {
+            for envelope in
+                running.batch.iter().filter(|envelope| running.will_deliver(envelope, tables, key))
+            {
+                if let Some(result) = read(envelope) {
+                    return Some(result);
+                }
+            }
+        }
+        self.queue.iter().filter(|envelope| envelope.is_for(tables, key)).find_map(read)
     }
 
     /// Returns `true` if all envelopes up to this sequence are finished.

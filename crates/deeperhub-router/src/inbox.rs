@@ -333,6 +333,12 @@ impl<M> Inbox<M> {
         lock(&self.state).queue.front().map(|envelope| envelope.sequence)
     }
 
+    /// Calls `read` with the envelopes that the worker has not taken, the oldest first, until it
+    /// returns a value.
+    pub(crate) fn find_map<R>(&self, read: impl FnMut(&Envelope<M>) -> Option<R>) -> Option<R> {
+        lock(&self.state).queue.iter().find_map(read)
+    }
+
     /// Subtracts the envelopes that the worker has finished.
     ///
     /// If the queue is empty and a waker is given, arms the inbox with it and returns `false`. Also

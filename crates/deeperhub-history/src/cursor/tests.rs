@@ -87,16 +87,15 @@ fn each_delivery_moves_in_its_way() {
 fn a_stream_without_kept_messages_leaves_one_gap() {
     let mut stream = stream(10, 6);
     stream.expire(10, Seconds::new(100), &mut Evicted::new());
-    for delivery in [Delivery::Lossless, Delivery::DropOldest { keep: 2 }, Delivery::Latest] {
+    for delivery in [Delivery::Lossless, Delivery::DropOldest { keep: 2 }, Delivery::Latest, SAMPLE] {
         let mut cursor = Cursor::new(stream.epoch(), 7);
         assert_eq!(cursor.messages_left(&stream, delivery), 0);
         assert_eq!(steps(&mut cursor, &stream, delivery), "-8..10 trimmed");
         assert!(!cursor.is_behind(&stream));
     }
-    // The next message tells what a sample skipped.
-    let mut cursor = Cursor::new(stream.epoch(), 7);
-    assert_eq!(steps(&mut cursor, &stream, SAMPLE), "");
+    // If there is a message, it tells what a sample skipped.
     publish(&mut stream, 1, 6);
+    let mut cursor = Cursor::new(stream.epoch(), 7);
     assert_eq!(steps(&mut cursor, &stream, SAMPLE), "11<7");
 }
 
@@ -135,8 +134,10 @@ fn unwanted_messages_are_bridged_by_prev() {
         assert_eq!(cursor.offset(), 4);
     }
     // Only what is not kept is a gap.
-    let mut cursor = Cursor::new(stream.epoch(), 2);
-    assert_eq!(steps_where(&mut cursor, &stream, Delivery::Latest, |_| false), "-3..4 trimmed");
+    for delivery in [Delivery::Latest, SAMPLE] {
+        let mut cursor = Cursor::new(stream.epoch(), 2);
+        assert_eq!(steps_where(&mut cursor, &stream, delivery, |_| false), "-3..4 trimmed");
+    }
 }
 
 #[test]
@@ -201,11 +202,8 @@ impl Client {
         let wants = move |message: &u64| wants_all || !message.is_multiple_of(3);
         let expected_end = stream.newest();
         let Some(step) = self.cursor.advance_where(stream, self.delivery, wants) else {
-            let may_skip = |offset| {
-                let unwanted =
-                    published.get(&(self.epoch, offset)).is_none_or(|message| !self.wants(*message));
-                unwanted || self.delivery == SAMPLE && stream.message(offset).is_none()
-            };
+            let may_skip =
+                |offset| published.get(&(self.epoch, offset)).is_none_or(|message| !self.wants(*message));
             assert!((self.offset + 1..=expected_end).all(may_skip), "{self:?} stops early");
             assert_eq!(self.epoch, stream.epoch());
             return false;
@@ -238,10 +236,9 @@ impl Client {
                 assert!(gap.to > self.offset && gap.to <= stream.newest());
                 match (gap.reason, self.delivery) {
                     (GapReason::Trimmed, delivery) => {
-                        assert_ne!(delivery, SAMPLE);
                         assert_eq!(gap.to + 1, stream.oldest());
                         let none_wanted = stream.messages(..).all(|(_, message)| !self.wants(*message));
-                        assert!(delivery != Delivery::Latest || none_wanted);
+                        assert!(![Delivery::Latest, SAMPLE].contains(&delivery) || none_wanted);
                     }
                     (GapReason::Dropped, Delivery::DropOldest { keep }) => {
                         assert_eq!(gap.to, stream.newest() - u64::from(keep));
@@ -314,7 +311,6 @@ proptest! {
         for client in &mut clients {
             while !client.is_closed && client.step(&stream, &published) {}
             let only_unwanted_left = client.is_closed
-                || client.delivery == SAMPLE
                 || (client.offset + 1..=stream.newest())
                     .all(|offset| !client.wants(published[&(client.epoch, offset)]));
             prop_assert!(only_unwanted_left, "{:?}", client);

@@ -9,6 +9,8 @@ mod items;
 mod outlet;
 mod sample;
 mod samples;
+#[cfg(test)]
+pub(crate) mod simulation;
 mod step;
 mod subscribe;
 
@@ -17,12 +19,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ahash::RandomState;
-use deeperhub_history::{Cursor, Delivery};
+use deeperhub_history::{Cursor, Delivery, Epoch};
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::GapReason;
 use deeperhub_router::InboxPosition;
 
 use crate::delivery::Sequenced;
+use crate::planted::planted;
 use crate::streams::{HubShard, StreamRouter, Streams};
 use items::StepItems;
 pub(crate) use outlet::Outlet;
@@ -104,12 +107,13 @@ impl Replays {
         }
     }
 
-    /// Adds a suspended subscription, whose subscriber stands at `cursor`.
+    /// Adds a suspended subscription, whose subscriber stands at `cursor`. `newest` is the newest
+    /// offset of the stream that the caller knows.
     pub(crate) fn begin(
         &mut self,
         key: ConnectionKey,
         topic: Arc<str>,
-        cursor: Cursor,
+        (cursor, newest): (Cursor, u64),
         delivery: Delivery,
         now: Instant,
     ) {
@@ -121,7 +125,6 @@ impl Replays {
             }
             _ => Phase::Replaying,
         };
-        let newest = cursor.offset();
         let connection = self.connections.entry(key).or_default();
         connection.replays.push(Replay { topic, cursor, newest, phase });
         if phase == Phase::Replaying {
@@ -155,7 +158,9 @@ impl Replays {
         match replay.phase {
             Phase::Replaying => self.behind -= 1,
             Phase::Sampled => self.samples.remove(key, &replay.topic),
-            Phase::Resumed(_) => {}
+            Phase::Resumed(_) => {
+                self.resumed.retain(|(other, topic)| *other != key || *topic != replay.topic);
+            }
         }
     }
 
@@ -163,6 +168,15 @@ impl Replays {
     pub(crate) fn cursor(&self, key: ConnectionKey, topic: &str) -> Option<Cursor> {
         let replay = self.find(key, topic)?;
         (!matches!(replay.phase, Phase::Resumed(_))).then_some(replay.cursor)
+    }
+
+    /// Notes that a message of a topic was published, for a subscriber that is behind.
+    pub(crate) fn note_published(&mut self, key: ConnectionKey, topic: &str, (epoch, offset): (Epoch, u64)) {
+        let replays =
+            self.connections.get_mut(&key).into_iter().flat_map(|connection| &mut connection.replays);
+        for replay in replays.filter(|replay| *replay.topic == *topic && replay.cursor.epoch() == epoch) {
+            replay.newest = replay.newest.max(offset);
+        }
     }
 
     fn find(&self, key: ConnectionKey, topic: &str) -> Option<&Replay> {
@@ -178,16 +192,19 @@ impl Replays {
         }
         let Some(replay) = self.find(key, &sequenced.topic) else { return false };
         match replay.phase {
-            Phase::Replaying | Phase::Sampled => true,
+            Phase::Replaying | Phase::Sampled => !planted!(OverlapForgotten),
             Phase::Resumed(_) => {
-                let (cursor, before) = (&replay.cursor, &sequenced.before);
-                cursor.epoch() == before.epoch() && before.offset() < cursor.offset()
+                // Offsets go on when a history is emptied, so they also compare across its epochs.
+                !planted!(ResumedTwice) && sequenced.before.offset() < replay.cursor.offset()
             }
         }
     }
 
     /// Continues the replays of a connection whose queue has drained.
     pub(crate) fn on_drained(&mut self, key: ConnectionKey) {
+        if planted!(DrainIgnored) {
+            return;
+        }
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.is_waiting = false;
         }
@@ -210,7 +227,9 @@ impl Replays {
             && !connection.is_waiting
         {
             connection.is_waiting = true;
-            outlet.notify_when_drained(key);
+            if !planted!(DrainNotRequested) {
+                outlet.notify_when_drained(key);
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use deeperhub_protocol::{ClientId, Topic};
 
 use super::items::Item;
 use super::{Outlet, Phase, Replays};
+use crate::planted::planted;
 use crate::streams::{Remains, StreamRouter, Streams};
 
 impl Replays {
@@ -66,7 +67,13 @@ impl Replays {
                 {
                     match step {
                         Step::Message { prev, message, .. } => {
-                            items.push((*key, Item::Message { frame: message.clone(), prev }));
+                            items.push((
+                                *key,
+                                Item::Message {
+                                    frame: message.clone(),
+                                    prev: prev.filter(|_| !planted!(PrevNotBridged)),
+                                },
+                            ));
                             break;
                         }
                         Step::Gap(gap) => items.push((*key, Item::Gap(gap))),
@@ -82,7 +89,7 @@ impl Replays {
             self.items.push(item);
             self.send_items(key, topic, streams.clock.unix_ms(now), outlet);
         }
-        if has_changed {
+        if has_changed && !planted!(SamplingNotEnded) {
             // Another rule matches the topic now, or none. An ordinary step makes the subscriptions
             // live.
             for key in keys {

@@ -12,6 +12,7 @@ use deeperhub_router::DeliveryState;
 
 use super::items::{Item, StepItems};
 use super::{Outlet, Phase, Replay, Replays};
+use crate::planted::planted;
 use crate::streams::{HubShard, KeptStream, Remains, StreamRouter, StreamStripe, Streams};
 
 /// Maximum bytes of one step. Other connections of the worker get their steps in between.
@@ -75,10 +76,12 @@ impl Replays {
             // The subscription has ended.
             self.items.items.clear();
             self.end(key, &topic);
+            self.continue_soon(key);
             return 0;
         };
-        let (cursor, newest) = (replay.cursor, replay.newest);
-        if end == StepEnd::NoStream && newest > cursor.offset() {
+        let place = (replay.cursor, replay.newest);
+        let (cursor, newest) = place;
+        if end == StepEnd::NoStream && newest > cursor.offset() && !planted!(LostNotTold) {
             let from = Some(cursor.offset() + 1);
             let gap = Gap { epoch: cursor.epoch(), from, to: newest, reason: GapReason::Lost };
             self.items.items.push(Item::Gap(gap));
@@ -93,37 +96,40 @@ impl Replays {
                 outlet.close(key, CloseReason::new(CloseCode::SlowConsumer, "reads too slowly"));
             }
             StepEnd::Sampled(every) => {
-                self.begin(key, topic, cursor, Delivery::Sample { every }, now);
+                self.begin(key, topic, place, Delivery::Sample { every }, now);
                 self.continue_soon(key);
             }
             StepEnd::Live | StepEnd::NoStream => {
-                self.on_live(key, &topic, &parsed, router, shard);
+                self.resume(key, &topic, shard.count_matches(key, &parsed) > 1, (router, shard));
                 self.continue_soon(key);
             }
         }
         sent
     }
 
-    /// Ends a replay whose subscription is live. If another subscription of the client matches the
-    /// topic, messages of before can still be queued for it.
-    fn on_live(
+    /// Ends a replay whose subscription is live or has ended. If another subscription of the client
+    /// matches the topic (`has_others`), messages of before can still be queued for it.
+    pub(super) fn resume(
         &mut self,
         key: ConnectionKey,
-        name: &Arc<str>,
-        topic: &Topic<'_>,
-        router: &StreamRouter,
-        shard: &HubShard,
+        name: &str,
+        has_others: bool,
+        (router, shard): (&StreamRouter, &HubShard),
     ) {
-        if shard.count_matches(key, topic) < 2 {
+        if !has_others {
             return self.end(key, name);
         }
         let until = router.inbox_position(shard.id());
         let replays =
             self.connections.get_mut(&key).into_iter().flat_map(|connection| &mut connection.replays);
-        for replay in replays.filter(|replay| replay.topic == *name) {
+        for replay in replays.filter(|replay| *replay.topic == *name) {
+            match replay.phase {
+                Phase::Replaying => self.behind -= 1,
+                Phase::Sampled => self.samples.remove(key, &replay.topic),
+                Phase::Resumed(_) => continue,
+            }
             replay.phase = Phase::Resumed(until);
-            self.behind -= 1;
-            self.resumed.push((key, Arc::clone(name)));
+            self.resumed.push((key, Arc::clone(&replay.topic)));
         }
     }
 
@@ -195,18 +201,25 @@ fn collect<'s>(
     }
     let mut bytes = 0;
     while items.len() < MESSAGES_PER_STEP && (bytes < max_bytes || items.is_empty()) {
-        match replay.cursor.advance_where(stream, delivery, |frame| frame.is_for(client_id)) {
+        match replay
+            .cursor
+            .advance_where(stream, delivery, |frame| frame.is_for(client_id) || planted!(OwnReplayed))
+        {
             None => break,
             Some(Step::Message { prev, message, .. }) => {
                 bytes += message.len();
                 items.push(Item::Message { frame: message.clone(), prev });
             }
+            Some(Step::Gap(Gap { reason: GapReason::Trimmed, .. })) if planted!(GapNotTold) => {}
+            Some(Step::Gap(Gap { reason: GapReason::Epoch, .. })) if planted!(EpochNotTold) => {}
             Some(Step::Gap(gap)) => items.push(Item::Gap(gap)),
             Some(Step::Close) => return (DeliveryState::Suspended, StepEnd::Missed),
         }
     }
-    if replay.cursor.is_behind(stream) {
-        (DeliveryState::Suspended, StepEnd::Behind)
+    let ends_early = planted!(ReplayEndsEarly) && replay.cursor.messages_left(stream, delivery) == 1;
+    if replay.cursor.is_behind(stream) && !ends_early {
+        let is_live = planted!(LiveBeforeReplayEnds);
+        (if is_live { DeliveryState::Live } else { DeliveryState::Suspended }, StepEnd::Behind)
     } else {
         (DeliveryState::Live, StepEnd::Live)
     }

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use deeperhub_history::{self as history, Start, SubscriptionScope, judge};
+use deeperhub_history::{self as history, Cursor, Start, SubscriptionScope, judge};
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::message::{SubscribeRequest, SubscriptionStart};
 use deeperhub_protocol::{NotRecovered, Subscription, Topic};
 use deeperhub_router::{DeliveryState, Subscribed, TopicView};
 
 use super::Replays;
+use crate::planted::planted;
 use crate::streams::{
     HubShard, KeptStream, NoStream, PublishRefusal, Remains, StreamRouter, StreamRule, StreamStripe, Streams,
 };
@@ -20,6 +21,9 @@ type Attempt = Result<Judged, NoStream>;
 /// Judgement of a subscribe.
 struct Judged {
     start: Start,
+    scope: SubscriptionScope,
+    /// Newest offset of the stream.
+    newest: u64,
     topic: Arc<str>,
     delivery: history::Delivery,
     state: DeliveryState,
@@ -65,23 +69,34 @@ impl Replays {
         &mut self,
         key: ConnectionKey,
         request: &SubscribeRequest<'_>,
-        (topic, rule): (&Topic<'_>, &StreamRule),
+        (parsed, rule): (&Topic<'_>, &StreamRule),
         (streams, router, shard): (&Streams, &StreamRouter, &mut HubShard),
         now: Instant,
     ) -> Result<(Subscribed, SubscriptionStart), PublishRefusal> {
         let time = streams.clock.unix_ms(now);
         let mut has_made_room = false;
         loop {
-            let (subscribed, attempt) = attempt(key, request, (topic, rule), (streams, router, shard), now);
+            let (subscribed, attempt) = attempt(key, request, (parsed, rule), (streams, router, shard), now);
             match attempt {
-                Ok(Judged { start: Start { recovery, cursor, replay }, topic, delivery, state }) => {
-                    let mut place = cursor;
-                    if subscribed == Subscribed::Already {
-                        place = self.cursor(key, &topic).or(cursor);
-                    } else if let Some(cursor) = cursor
+                Ok(Judged { start, scope, newest, topic, delivery, state }) => {
+                    let Start { recovery, cursor, replay } = start;
+                    // Messages of an earlier stream can still wait for a pattern of the client.
+                    let epoch = cursor.map(|cursor| cursor.epoch());
+                    let is_followed = |place: &Cursor| match subscribed {
+                        Subscribed::New => Some(place.epoch()) == epoch,
+                        Subscribed::Already => true,
+                    };
+                    let place = match scope {
+                        SubscriptionScope::Overlapping => {
+                            self.place(key, (&topic, parsed), shard, is_followed).or(cursor)
+                        }
+                        _ => cursor,
+                    };
+                    if subscribed == Subscribed::New
                         && state == DeliveryState::Suspended
+                        && let Some(cursor) = cursor
                     {
-                        self.begin(key, topic, cursor, delivery, now);
+                        self.begin(key, topic, (cursor, newest), delivery, now);
                     }
                     let position = place.map(|cursor| cursor.position(time));
                     return Ok((subscribed, SubscriptionStart { position, recovery, replay }));
@@ -104,16 +119,42 @@ impl Replays {
         }
     }
 
+    /// Returns the place of a subscriber of a topic that does not stand at the newest message: it is
+    /// behind, or messages still wait for its worker. Places for which `is_followed` returns `false`
+    /// do not count.
+    fn place(
+        &self,
+        key: ConnectionKey,
+        (name, topic): (&Arc<str>, &Topic<'_>),
+        shard: &HubShard,
+        is_followed: impl Fn(&Cursor) -> bool,
+    ) -> Option<Cursor> {
+        if planted!(SecondSubscribeAtNewest) {
+            return None;
+        }
+        let undelivered = || {
+            shard.find_undelivered(key, topic, |delivery| {
+                let sequenced = delivery.sequenced.as_ref().filter(|sequenced| sequenced.topic == *name)?;
+                (is_followed(&sequenced.before) && !self.withholds(key, sequenced))
+                    .then_some(sequenced.before)
+            })
+        };
+        self.cursor(key, name).or_else(undelivered)
+    }
+
     /// Ends a subscription of a client. Returns `false` if there was none.
     pub(crate) fn unsubscribe(
         &mut self,
         key: ConnectionKey,
         subscription: &Subscription<'_>,
-        shard: &mut HubShard,
+        (router, shard): (&StreamRouter, &mut HubShard),
     ) -> bool {
         let has_ended = shard.unsubscribe(key, subscription);
-        if has_ended {
-            self.end(key, subscription.as_str());
+        if has_ended
+            && let Subscription::Topic(topic) = subscription
+            && !planted!(UnsubscribeLeavesReplay)
+        {
+            self.resume(key, topic.as_str(), shard.count_matches(key, topic) > 0, (router, shard));
         }
         has_ended
     }
@@ -156,12 +197,17 @@ fn attempt(
         let Some((stream, delivery)) = stripe.current(kept, now, &mut remains) else {
             return (DeliveryState::Live, Err(NoStream::NoRule));
         };
-        let start = judge(Some(stream), scope, &wishes, delivery);
+        let mut start = judge(Some(stream), scope, &wishes, delivery);
+        if planted!(JudgedTooHigh) && start.replay > 0 {
+            let after_first = |cursor: Cursor| Cursor::new(cursor.epoch(), cursor.offset() + 1);
+            start.cursor = start.cursor.map(after_first);
+        }
         let is_sampled =
             scope == SubscriptionScope::Topic && matches!(delivery, history::Delivery::Sample { .. });
         let is_behind = start.cursor.is_some_and(|cursor| cursor.is_behind(stream));
         let state = if is_sampled || is_behind { DeliveryState::Suspended } else { DeliveryState::Live };
-        (state, Ok(Judged { start, topic: Arc::clone(topic.name()), delivery, state }))
+        let (newest, topic) = (stream.newest(), Arc::clone(topic.name()));
+        (state, Ok(Judged { start, scope, newest, topic, delivery, state }))
     };
     let (subscribed, judged) = shard.subscribe_at(key, topic, judge);
     streams.finish(router, remains, now);

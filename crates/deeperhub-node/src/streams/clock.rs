@@ -35,7 +35,7 @@ impl Clock {
     /// Returns the present time.
     pub(crate) fn now(&self) -> Instant {
         #[cfg(test)]
-        if let Some(now) = *self.simulated.lock().unwrap() {
+        if let Some(now) = *self.simulated.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
             return now;
         }
         Instant::now()
@@ -44,7 +44,7 @@ impl Clock {
     /// Sets the present time of a simulation.
     #[cfg(test)]
     pub(crate) fn simulate(&self, now: Instant) {
-        *self.simulated.lock().unwrap() = Some(now);
+        *self.simulated.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(now);
     }
 
     /// Reads the wall clock.

@@ -24,6 +24,7 @@ use deeperhub_router::{Router, Shard};
 use crate::config::HistoryLimits;
 use crate::delivery::Delivery;
 use crate::metrics::{EvictionLabel, HistoryMetrics};
+use crate::planted::planted;
 
 pub(crate) use clock::Clock;
 pub(crate) use kept::{KeptStream, NoStream, Remains, StreamStripe};
@@ -280,7 +281,9 @@ fn gauge(value: u64) -> i64 {
 
 /// Removes the router's entry of a topic whose stream was removed.
 fn forget(router: &StreamRouter, name: &Arc<str>) {
-    if let Ok(topic) = Topic::parse(&**name) {
+    if let Ok(topic) = Topic::parse(&**name)
+        && !planted!(StreamNotForgotten)
+    {
         router.update_kept(&topic, |_, kept, stripe| kept.forget_removed(stripe));
     }
 }

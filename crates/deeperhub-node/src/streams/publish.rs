@@ -13,6 +13,7 @@ use super::kept::{KeptStream, NoStream, Remains, StreamStripe};
 use super::{HubShard, StreamRouter, Streams};
 use crate::connection_id::ConnectionId;
 use crate::delivery::{Delivery, Sequenced};
+use crate::planted::planted;
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
 
@@ -217,11 +218,15 @@ impl Streams {
         now: Seconds,
     ) -> Result<OnceKey, OnceAnswer> {
         let mut window = self.once.lock().unwrap_or_else(PoisonError::into_inner);
+        let epoch = if planted!(OnceInWrongEpoch) { Epoch::from_bits(0) } else { epoch };
         let key = window.key(topic, epoch, once.user, once.text);
         window.get(&key, now).map_or(Ok(key), |answer| Err(*answer))
     }
 
     fn remember_once(&self, key: OnceKey, answer: OnceAnswer, now: Seconds) {
+        if planted!(OnceForgotten) {
+            return;
+        }
         self.once.lock().unwrap_or_else(PoisonError::into_inner).insert(key, answer, now);
     }
 
@@ -254,7 +259,8 @@ impl Streams {
                 stamp: PublishStamp::new(at, None),
                 sequenced: Some(Sequenced { topic: Arc::clone(&name), before, may_suspend: true }),
             };
-            (Some(Outgoing { bytes, make, reach: Reach::Topic }), ())
+            let outgoing = Outgoing { bytes, make, reach: Reach::Topic };
+            (Some(outgoing).filter(|_| !planted!(ClearNotTold)), ())
         };
         router.publish_kept(topic, None, clear);
         self.finish(router, remains, now);

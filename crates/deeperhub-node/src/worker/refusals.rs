@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ahash::RandomState;
-use deeperhub_history::Delivery as DeliveryPolicy;
+use deeperhub_history::{Cursor, Delivery as DeliveryPolicy};
 use deeperhub_listener::{ConnectionKey, Multicast, QueueFull};
 use deeperhub_protocol::frame::Frame;
+use deeperhub_protocol::message::EncodedDelivery;
 use deeperhub_protocol::{Subscription, Topic};
 
 use crate::delivery::{Delivery, Sequenced};
+use crate::planted::planted;
 use crate::replay::Replays;
 use crate::streams::HubShard;
 
@@ -88,11 +90,12 @@ impl Refusals {
         (delivery, sequenced): (&Delivery, &Sequenced),
         receivers: &'r mut R,
     ) -> Option<&'r mut R::Session> {
-        if !sequenced.may_suspend {
-            return receivers.send_multicast(key, &delivery.frame);
-        }
         let subscription = (key, Arc::as_ptr(&sequenced.topic).addr());
-        if self.refused.is_empty() || !self.subscriptions.contains(&subscription) {
+        let follows_refused = !self.refused.is_empty() && self.subscriptions.contains(&subscription);
+        if !follows_refused || planted!(RefusalOvertaken) {
+            if !sequenced.may_suspend {
+                return receivers.send_multicast(key, &delivery.frame);
+            }
             match receivers.try_send_multicast(key, &delivery.frame) {
                 Ok(session) => return session,
                 Err(QueueFull) => {
@@ -133,8 +136,17 @@ impl Refusals {
         let mut settled = Settled::default();
         let Self { refused, subscriptions } = self;
         for Refused { key, sequenced, frame } in refused.drain(..) {
-            let Sequenced { topic, before, .. } = sequenced;
-            if !receivers.is_open(key) || replays.cursor(key, &topic).is_some() {
+            let Sequenced { topic, mut before, .. } = sequenced;
+            if planted!(CursorTooFar) {
+                before = Cursor::new(before.epoch(), before.offset() + 1);
+            }
+            if !receivers.is_open(key) {
+                continue;
+            }
+            let is_message = EncodedDelivery::parse(frame.as_bytes()).is_some();
+            let newest = before.offset() + u64::from(is_message);
+            if replays.cursor(key, &topic).is_some() {
+                replays.note_published(key, &topic, (before.epoch(), newest));
                 continue;
             }
             let Ok(parsed) = Topic::parse(&*topic) else { continue };
@@ -143,7 +155,7 @@ impl Refusals {
             if is_only_match {
                 shard.suspend(key, &parsed);
                 settled.suspended += 1;
-                replays.begin(key, topic, before, DeliveryPolicy::Lossless, now);
+                replays.begin(key, topic, (before, newest), DeliveryPolicy::Lossless, now);
             } else if receivers.send(key, &frame) {
                 settled.sent += 1;
             }

@@ -180,7 +180,7 @@ impl NodeWorker {
 
     /// Ends a subscription of a connection. Returns `false` if there was none.
     pub(crate) fn unsubscribe(&mut self, key: ConnectionKey, subscription: &Subscription<'_>) -> bool {
-        let has_ended = self.replays.unsubscribe(key, subscription, &mut self.shard);
+        let has_ended = self.replays.unsubscribe(key, subscription, (&self.hub.router, &mut self.shard));
         if has_ended {
             self.metrics.subscriptions.dec();
         }

@@ -724,3 +724,42 @@ fn evicted_values_are_dropped_after_the_lock() {
     drop(router.update_kept(&topic, |_, kept, ()| kept.take()));
     assert_eq!(dropped_locked.load(Ordering::Relaxed), 0);
 }
+
+#[test]
+fn the_first_undelivered_message_of_a_client_is_found() {
+    let router = Router::<u32>::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    let (topic, other) = (Topic::parse("a").unwrap(), Topic::parse("b").unwrap());
+    let publish = |topic: &Topic<'_>, message| router.publish(topic, None, 1, || message);
+    let find = |shard: &Shard<u32>, key| shard.find_undelivered(key, &topic, |message| Some(*message));
+    for key in 0..3 {
+        shard.subscribe(key, &Subscription::parse("a").unwrap());
+    }
+    shard.subscribe(1, &Subscription::parse("*").unwrap());
+    assert_eq!(find(&shard, 0), None);
+    publish(&other, 1);
+    publish(&topic, 2);
+    publish(&topic, 3);
+    shard.subscribe(3, &Subscription::parse("a").unwrap());
+    assert_eq!([0, 1, 2, 3].map(|key| find(&shard, key)), [Some(2), Some(2), Some(2), None]);
+    assert_eq!(shard.find_undelivered(0, &topic, |message| (*message > 2).then_some(*message)), Some(3));
+
+    // While deliveries pause, each client waits for what it has not got.
+    let mut received: BTreeMap<SubscriberKey, Vec<u32>> = BTreeMap::new();
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut is_pending = false;
+    while !is_pending {
+        is_pending = shard
+            .poll_deliver(&mut cx, |key, message| {
+                received.entry(key).or_default().push(*message);
+                DeliveryFlow::Pause
+            })
+            .is_pending();
+        for key in 0..3 {
+            let got = received.get(&key).map_or(&[][..], Vec::as_slice);
+            let expected = [2, 3].into_iter().find(|message| !got.contains(message));
+            assert_eq!(find(&shard, key), expected, "client {key} after {got:?}");
+        }
+    }
+    assert_eq!(received[&2], [2, 3]);
+}

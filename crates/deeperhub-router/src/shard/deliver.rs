@@ -1,8 +1,10 @@
 //! Delivers the messages in a worker's inbox to its subscribers.
 
 use super::{Shard, SubscriberKey};
+use crate::inbox::Envelope;
 use crate::kept::Keep;
 use crate::router::InboxPosition;
+use deeperhub_types::Topic;
 use std::task::{Context, Poll};
 
 /// Decision after a delivery: whether the next delivery follows at once.
@@ -21,6 +23,33 @@ impl<M: Send + 'static, T: Keep> Shard<M, T> {
     pub fn has_delivered(&self, position: InboxPosition) -> bool {
         let inbox = &self.shared.inboxes[usize::from(self.id.0)];
         self.fanouts.has_finished(position.0) && inbox.first_sequence().is_none_or(|first| first > position.0)
+    }
+
+    /// Calls `read` with the messages of a topic that were published and will still be delivered to
+    /// a client, in their order, until it returns a value. Tells where the client stands while
+    /// messages wait for it.
+    ///
+    /// The call takes time in proportion to the messages of all topics that wait for the worker.
+    /// Messages that are published meanwhile wait, so `read` must be quick, and must not call the
+    /// router.
+    pub fn find_undelivered<R>(
+        &self,
+        key: SubscriberKey,
+        topic: &Topic<'_>,
+        mut read: impl FnMut(&M) -> Option<R>,
+    ) -> Option<R> {
+        let shared = &*self.shared;
+        let hash = shared.hash(topic.as_str());
+        // Another topic with the same hash is left to `read`.
+        let mut read = |envelope: &Envelope<M>| match envelope.topic == hash {
+            true => read(&envelope.message),
+            false => None,
+        };
+        if let Some(found) = self.fanouts.find_undelivered(&self.tables, key, &mut read) {
+            return Some(found);
+        }
+        let inbox = &shared.inboxes[usize::from(self.id.0)];
+        inbox.find_map(|envelope| if envelope.is_for(&self.tables, key) { read(envelope) } else { None })
     }
 
     /// Works like [`poll_deliver`](Self::poll_deliver), but takes only messages before a position

@@ -87,6 +87,20 @@ impl SubscriptionTables {
         !lists.is_empty() && self.since(key, lists).is_some_and(|since| since < sequence)
     }
 
+    /// Returns `true` if a client subscribed before the envelope with this sequence was pushed, at a
+    /// list and an index for which `is_visited` returns `true`.
+    pub(crate) fn was_on_before(
+        &self,
+        key: SubscriberKey,
+        sequence: u64,
+        is_visited: impl Fn(u32, u32) -> bool,
+    ) -> bool {
+        let mut visited =
+            self.positions(key).iter().filter(|position| is_visited(position.list, position.index));
+        visited
+            .any(|position| self.subscriber(*position).is_some_and(|subscriber| subscriber.since < sequence))
+    }
+
     /// Returns the lowest [`Subscriber::since`] of a client in these lists (in ascending order).
     /// Returns `None` if the client is in none of them.
     pub(crate) fn since(&self, key: SubscriberKey, lists: &[u32]) -> Option<u64> {

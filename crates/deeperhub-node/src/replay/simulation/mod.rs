@@ -1,0 +1,184 @@
+//! A simulation of one node: real streams, router, replays and refusals, with model connections, in
+//! one thread and in virtual time.
+//!
+//! A seed chooses the settings and a list of operations. An oracle compares each frame with what was
+//! published. A failing run prints its seed and its shortest list of operations.
+//! `DEEPERHUB_SIMULATION_SEEDS` sets the number of seeds, and `DEEPERHUB_SIMULATION_SEED` the first
+//! one. Without a number, it repeats one seed.
+
+// The lint does not see that helpers outside of test functions belong to tests.
+#![allow(clippy::unwrap_used)]
+
+mod budget;
+mod client;
+mod invariants;
+mod log;
+mod operation;
+mod oracle;
+pub(crate) mod plants;
+mod socket;
+mod subscription;
+mod topics;
+mod world;
+
+use std::env;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use operation::{Operation, Wish};
+use plants::{Bug, plant};
+use topics::Settings;
+use world::World;
+
+/// Operations of one run.
+const OPERATIONS: usize = 300;
+
+/// Runs of a test.
+const SEEDS: u64 = 500;
+
+/// Runs in which the operations of a failing run are shortened.
+const MAX_SHRINKS: usize = 600;
+
+/// Rounds after the last operation within which all clients must arrive.
+const LAST_ROUNDS: usize = 120;
+
+fn apply(world: &mut World, operation: Operation) -> Result<(), String> {
+    world.oracle.step += 1;
+    match operation {
+        Operation::Publish { topic, by, bytes, is_excluded, once, count } => {
+            for _ in 0..count {
+                world.publish(topic, by, (bytes, is_excluded), once)?;
+            }
+        }
+        Operation::Connect { client, worker, speed, has_compression, resumes } => {
+            if world.connect(client, worker.into(), (speed, has_compression)) && resumes {
+                for topic in world.clients[usize::from(client)].topics.clone() {
+                    world.subscribe(client, topic, Wish::Known { is_partial: false, history: 0 })?;
+                }
+            }
+        }
+        Operation::Reset { client } => {
+            if let Some((worker, key)) = world.clients[usize::from(client)].connection {
+                world.end(worker, key);
+            }
+        }
+        Operation::Subscribe { client, topic, wish } => world.subscribe(client, topic, wish)?,
+        Operation::Unsubscribe { client, topic } => world.unsubscribe(client, topic),
+        Operation::SubscribePattern { client, pattern } => world.set_pattern(client, pattern, true),
+        Operation::UnsubscribePattern { client, pattern } => world.set_pattern(client, pattern, false),
+        Operation::Speed { client, speed } => world.set_speed(client, speed),
+        Operation::Round { worker, budget, meanwhile } => world.round(worker.into(), budget, meanwhile)?,
+        Operation::Advance { milliseconds } => world.advance(Duration::from_millis(milliseconds)),
+        Operation::Sweep => world.sweep()?,
+        Operation::Clear { topic } => world.clear(topic)?,
+        Operation::Rules { set } => world.set_rules(set)?,
+        Operation::Replace { worker } => world.replace(worker.into()),
+    }
+    world.check()?;
+    world.check_replays()
+}
+
+/// Lets all clients arrive, then ends everything.
+fn finish(world: &mut World) -> Result<(), String> {
+    (0..operation::CLIENTS).for_each(|client| world.set_speed(client, 1 << 20));
+    for _ in 0..LAST_ROUNDS {
+        world.oracle.step += 1;
+        world.advance(Duration::from_millis(150));
+        for worker in 0..world.workers.len() {
+            world.round(worker, 1000, None)?;
+        }
+        world.check_replays()?;
+    }
+    world.check_is_calm()?;
+    world.oracle.check_converged()?;
+    for worker in 0..world.workers.len() {
+        let keys: Vec<_> = world.workers[worker].sockets.open.keys().copied().collect();
+        keys.into_iter().for_each(|key| world.end(worker, key));
+        world.round(worker, 1000, None)?;
+    }
+    for _ in 0..2 {
+        world.advance(Duration::from_secs(600) + world.settings.forget + Duration::from_secs(2));
+        world.sweep()?;
+    }
+    world.check_is_empty()
+}
+
+/// Runs operations with the settings of a seed.
+fn run(settings: Settings, operations: &[Operation]) -> Result<(), String> {
+    let simulate = || {
+        let mut world = World::new(settings);
+        for operation in operations {
+            apply(&mut world, *operation).map_err(|text| format!("{text}, after {operation:?}"))?;
+        }
+        finish(&mut world).map_err(|text| format!("{text}, at the end"))
+    };
+    catch_unwind(AssertUnwindSafe(simulate)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(format!("a panic: {}", text.unwrap_or_default()))
+    })
+}
+
+/// Removes operations as long as the run fails.
+fn shrink(settings: Settings, mut operations: Vec<Operation>) -> (Vec<Operation>, String) {
+    let mut failure = String::new();
+    let (mut len, mut runs) = (operations.len().div_ceil(2), 0);
+    while len > 0 && runs < MAX_SHRINKS {
+        let mut start = 0;
+        let mut has_removed = false;
+        while start < operations.len() && runs < MAX_SHRINKS {
+            let mut shorter = operations.clone();
+            shorter.drain(start..(start + len).min(operations.len()));
+            runs += 1;
+            match run(settings, &shorter) {
+                Err(text) => (operations, failure, has_removed) = (shorter, text, true),
+                Ok(()) => start += len,
+            }
+        }
+        if !has_removed || len > 1 {
+            len /= 2;
+        }
+    }
+    (operations, failure)
+}
+
+/// Returns the failure of a seed, if there is one.
+fn fails(seed: u64) -> Option<(Settings, Vec<Operation>)> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let settings = Settings::choose(seed, &mut random);
+    let operations = operation::choose(&mut random, OPERATIONS);
+    run(settings, &operations).is_err().then_some((settings, operations))
+}
+
+fn check_seeds(seeds: Range<u64>) {
+    for seed in seeds {
+        if let Some((settings, operations)) = fails(seed) {
+            let (operations, failure) = shrink(settings, operations);
+            let list: Vec<_> = operations.iter().map(|operation| format!("  {operation:?}\n")).collect();
+            panic!("seed {seed}: {failure}\n{settings:?}\n{}", list.concat());
+        }
+    }
+}
+
+#[test]
+fn clients_of_a_simulated_node_are_told_everything() {
+    let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let (first, count) = (number("DEEPERHUB_SIMULATION_SEED"), number("DEEPERHUB_SIMULATION_SEEDS"));
+    let seeds = match (first, count) {
+        (Some(first), count) => first..first + count.unwrap_or(1),
+        (None, count) => 0..count.unwrap_or(SEEDS),
+    };
+    check_seeds(seeds);
+}
+
+#[test]
+fn the_simulation_finds_planted_bugs() {
+    for &bug in Bug::ALL {
+        plant(Some(bug));
+        let found = (0..SEEDS).find(|seed| fails(*seed).is_some());
+        plant(None);
+        let seed = found.unwrap_or_else(|| panic!("{bug:?} is not found"));
+        println!("{bug:?} is found with seed {seed}");
+    }
+}
