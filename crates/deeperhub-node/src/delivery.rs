@@ -30,4 +30,6 @@ pub(crate) struct Sequenced {
     /// `true` if a subscriber that reads too slowly continues later from the stream. Otherwise its
     /// connection is closed.
     pub(crate) may_suspend: bool,
+    /// `true` for the gap that tells a new epoch, `false` for a message.
+    pub(crate) is_gap: bool,
 }

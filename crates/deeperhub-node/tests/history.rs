@@ -230,6 +230,8 @@ async fn an_emptied_history_starts_a_new_epoch_that_is_told() {
     let gap = client.receive().await;
     assert_eq!((&gap["type"], &gap["data"]["reason"]), (&json!("gap"), &json!("epoch")));
     assert_ne!(gap["data"]["epoch"], start["epoch"]);
+    let metrics = hub.metrics_text(deeperhub_node::metrics::Format::Prometheus);
+    assert!(metrics.contains("deeperhub_gaps_total{reason=\"epoch\"} 1\n"), "{metrics}");
     publish(&hub, "chat", 3..=3);
     assert_eq!(client.messages(1).await, numbered(3..=3));
     node.stop().await;

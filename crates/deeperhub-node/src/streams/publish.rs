@@ -173,6 +173,7 @@ impl Streams {
                 topic: Arc::clone(topic.name()),
                 before: Cursor::new(epoch, offset - 1),
                 may_suspend: policy.is_some_and(|policy| policy.delivery() != DeliveryPolicy::Close),
+                is_gap: false,
             };
             let bytes = frame.len();
             // Each worker has its own reference count, so that workers do not contend for one cache
@@ -257,7 +258,12 @@ impl Streams {
                 excluded: None,
                 topic: None,
                 stamp: PublishStamp::new(at, None),
-                sequenced: Some(Sequenced { topic: Arc::clone(&name), before, may_suspend: true }),
+                sequenced: Some(Sequenced {
+                    topic: Arc::clone(&name),
+                    before,
+                    may_suspend: true,
+                    is_gap: true,
+                }),
             };
             let outgoing = Outgoing { bytes, make, reach: Reach::Topic };
             (Some(outgoing).filter(|_| !planted!(ClearNotTold)), ())

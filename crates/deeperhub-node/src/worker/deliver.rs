@@ -13,7 +13,7 @@ use deeperhub_router::{DeliveryFlow, InboxPosition, WORKER_SUBSCRIBER};
 use super::NodeWorker;
 use super::outlet::ConnectionOutlet;
 use super::refusals::Settled;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Sequenced};
 use crate::metrics::{GapLabel, SentType};
 use crate::replay::ReplayCounts;
 use crate::session::Session;
@@ -44,7 +44,7 @@ impl NodeWorker {
         connections: &mut Connections<'_, Session>,
     ) -> Poll<()> {
         let Self { shard, metrics, hub, index, fan_out_tracker, replays, refusals, .. } = self;
-        let mut sent = 0;
+        let (mut sent, mut gaps) = (0, 0);
         let now = connections.now();
         let deliver_to_one = |key, delivery: &Delivery| {
             if let Some(publisher) = delivery.excluded
@@ -55,7 +55,10 @@ impl NodeWorker {
                 return DeliveryFlow::Continue;
             }
             if let Some(session) = refusals.deliver(key, delivery, replays, connections) {
-                sent += 1;
+                match &delivery.sequenced {
+                    Some(Sequenced { is_gap: true, .. }) => gaps += 1,
+                    _ => sent += 1,
+                }
                 session.sent += 1;
                 let bytes = delivery.frame.frame().len();
                 if let Some(traced_index) =
@@ -93,6 +96,10 @@ impl NodeWorker {
             metrics.suspensions.add(suspended);
         }
         metrics.count_sent(SentType::Message, sent + sent_late);
+        if gaps > 0 {
+            metrics.gaps.add(GapLabel(GapReason::Epoch), gaps);
+            metrics.count_sent(SentType::Gap, gaps);
+        }
         poll
     }
 
