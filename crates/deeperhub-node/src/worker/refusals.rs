@@ -1,7 +1,6 @@
 //! Deliveries of topics with history for which a connection's queue had no room.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::Instant;
 
 use ahash::RandomState;
@@ -43,9 +42,9 @@ pub(crate) trait Receivers {
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
     refused: Vec<Refused>,
-    /// Connections and topics (by the address of the router's name) of `refused`. Their further
+    /// Connections and hashes of topics of `refused`. Their further
     /// deliveries are refused as well, so that none overtakes another.
-    subscriptions: HashSet<(ConnectionKey, usize), RandomState>,
+    subscriptions: HashSet<(ConnectionKey, u64), RandomState>,
 }
 
 #[derive(Debug)]
@@ -90,8 +89,10 @@ impl Refusals {
         (delivery, sequenced): (&Delivery, &Sequenced),
         receivers: &'r mut R,
     ) -> Option<&'r mut R::Session> {
-        let subscription = (key, Arc::as_ptr(&sequenced.topic).addr());
-        let follows_refused = !self.refused.is_empty() && self.subscriptions.contains(&subscription);
+        // Two topics with the same hash are only refused together.
+        let subscription = |hasher: &RandomState| (key, hasher.hash_one(&*sequenced.topic));
+        let follows_refused = !self.refused.is_empty()
+            && self.subscriptions.contains(&subscription(self.subscriptions.hasher()));
         if !follows_refused || planted!(RefusalOvertaken) {
             if !sequenced.may_suspend {
                 return receivers.send_multicast(key, &delivery.frame);
@@ -99,6 +100,7 @@ impl Refusals {
             match receivers.try_send_multicast(key, &delivery.frame) {
                 Ok(session) => return session,
                 Err(QueueFull) => {
+                    let subscription = subscription(self.subscriptions.hasher());
                     self.subscriptions.insert(subscription);
                 }
             }
