@@ -21,7 +21,7 @@ fn read_modules(folder: &Path, below: &[String], modules: &mut BTreeMap<Module, 
         let path = entry.expect("the folder can be read").path();
         let name = path.file_stem().and_then(|name| name.to_str()).expect("names are UTF-8").to_owned();
         let module = match name.as_str() {
-            "tests" => continue,
+            "tests" | "simulation" => continue,
             "lib" | "mod" => below.to_vec(),
             _ => [below, &[name]].concat(),
         };

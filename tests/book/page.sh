@@ -73,7 +73,9 @@ deeperhub-ws() {
     case "${1-}" in
         bench)
             [[ " $* " = *" --url "* ]] || set -- "$@" --url "ws://127.0.0.1:$PORT/"
-            command deeperhub-ws "$@" --duration 300ms --connect-timeout 60s ;;
+            # A storm of returns ends when all clients are live.
+            [[ " $* " = *" recover "* ]] && set -- "$@" --warmup 300ms || set -- "$@" --duration 300ms
+            command deeperhub-ws "$@" --connect-timeout 60s ;;
         health) eventually command deeperhub-ws "$@" ;;
         config | token | schema | completions) command deeperhub-ws "$@" ;;
         *) serve "$@" ;;

@@ -96,6 +96,11 @@ impl<A> OnceWindow<A> {
         Self { seeds, limits, answers: HashMap::default(), order: VecDeque::new(), users: HashMap::default() }
     }
 
+    /// Changes the bounds. Publishes beyond them are forgotten when later ones are remembered.
+    pub const fn set_limits(&mut self, limits: OnceLimits) {
+        self.limits = limits;
+    }
+
     /// Returns the key of a publish. All publishers without a user count as one user.
     #[must_use]
     pub fn key(&self, topic: &str, epoch: Epoch, user: Option<&str>, text: &str) -> OnceKey {
@@ -261,6 +266,18 @@ mod tests {
             assert!(window.insert(key, number, Seconds::new(1)));
         }
         assert_eq!((window.len(), window.get(&first, Seconds::new(1))), (10, None));
+    }
+
+    #[test]
+    fn lower_limits_forget_the_oldest_publishes() {
+        let mut window = OnceWindow::new([1, 2], OnceLimits::default());
+        let keys: Vec<_> =
+            (0..10).map(|number| window.key("a", EPOCH(1), None, &number.to_string())).collect();
+        keys[..9].iter().for_each(|key| assert!(window.insert(*key, 0, Seconds::new(0))));
+        window.set_limits(OnceLimits::default().with_publishes(3));
+        assert!(window.insert(keys[9], 0, Seconds::new(1)));
+        let known = keys.iter().filter(|key| window.get(key, Seconds::new(1)).is_some());
+        assert!(known.eq(&keys[7..]));
     }
 
     #[test]

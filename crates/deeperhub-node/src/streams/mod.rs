@@ -10,7 +10,7 @@ mod publish;
 mod read;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use deeperhub_history::{Budget, EvictionReason, OnceWindow, RuleId, Seconds};
@@ -104,6 +104,7 @@ impl Streams {
 
     /// Replaces rules and limits. Streams that no rule keeps any more are removed.
     pub(crate) fn set_limits(&self, router: &StreamRouter, limits: &HistoryLimits) {
+        self.once.lock().unwrap_or_else(PoisonError::into_inner).set_limits(limits.once);
         let new = Arc::new(budget(limits));
         for stripe in router.stripes() {
             let mut remains = Remains::default();
