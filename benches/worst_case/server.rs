@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::attack::Attack;
+
 /// The server program and the core that it runs on.
 #[derive(Debug)]
 pub(crate) struct Tools {
@@ -47,7 +49,7 @@ impl Tools {
             Command::new(&self.server)
         };
         command.args(["--workers", "1", "--api-listen", "off", "--host", "127.0.0.1"]);
-        command.args(["--port", &port.to_string()]);
+        command.args(["--port", &port.to_string()]).args(Attack::HISTORY_FLAGS);
         if has_keys {
             command.arg("--auth-secret-file").arg(&self.secret);
         }

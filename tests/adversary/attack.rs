@@ -166,11 +166,21 @@ pub(crate) enum Attack {
     Reconnects,
     /// Clients that read echoes of the maximum size at 20 KB/s.
     SlowReaders,
+    /// Publishes of the maximum size to topics with history.
+    FullHistories,
+    /// Publishes to a new topic with history each.
+    NewHistories,
+    /// Subscribes that replay a history, over and over.
+    Replays,
+    /// The same as `Replays` from clients that never read.
+    UnreadReplays,
+    /// Reads of as many kept messages as one message may ask for.
+    HistoryReads,
 }
 
 impl Attack {
     /// All attacks, in the order of the table of limits.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::Handshakes,
         Self::Reconnects,
         Self::SlowHeads,
@@ -192,7 +202,17 @@ impl Attack {
         Self::UnreadEchoes,
         Self::UnreadFanOut,
         Self::SlowReaders,
+        Self::FullHistories,
+        Self::NewHistories,
+        Self::Replays,
+        Self::UnreadReplays,
+        Self::HistoryReads,
     ];
+
+    /// Flags of a server whose histories the attacks fill and read. They end soon, so that nothing
+    /// remains after an attack.
+    pub(crate) const HISTORY_FLAGS: [&str; 4] =
+        ["--topic", "attack.kept.>: history=1000 ttl=2s", "--history-forget", "1s"];
 
     /// Returns a short description.
     pub(crate) const fn name(self) -> &'static str {
@@ -218,6 +238,11 @@ impl Attack {
             Self::HalfOpen => "unfinished handshakes",
             Self::Reconnects => "full bursts of reconnecting clients",
             Self::SlowReaders => "slow readers, 20 KB/s",
+            Self::FullHistories => "publishes of the maximum size to topics with history",
+            Self::NewHistories => "publishes to new topics with history",
+            Self::Replays => "replays of a history",
+            Self::UnreadReplays => "replays of a history, never read",
+            Self::HistoryReads => "reads of 1,000 kept messages",
         }
     }
 
@@ -236,6 +261,10 @@ impl Attack {
             Self::SlowHeads => "--max-handshake-bytes",
             Self::HalfOpen => "--handshake-timeout",
             Self::Reconnects => "--burst-rate-per-ip",
+            Self::FullHistories => "--history-bytes",
+            Self::NewHistories => "--max-streams",
+            Self::Replays | Self::HistoryReads => "--rate-limit",
+            Self::UnreadReplays => "--max-queue-bytes",
         }
     }
 
@@ -244,6 +273,7 @@ impl Attack {
         match self {
             Self::Pings => "50/s",
             Self::WrongTokens => "5/s",
+            Self::HistoryReads => "9/s",
             Self::Handshakes | Self::Reconnects => "no limit by default",
             Self::SlowHeads | Self::HalfOpen => "one at a time",
             Self::SlowReaders | Self::LongNames => "held",
@@ -403,6 +433,28 @@ impl Attack {
                 let text = format!(r#"{{"type":"authenticate","data":{{"token":"{}"}}}}"#, wrong_token());
                 (vec![], texts(vec![text]), Reading::All)
             }
+            Self::FullHistories => {
+                let topics = (0..16).map(|n| publish(&kept(client, n), limits.message_bytes));
+                (vec![], texts(topics.collect()), Reading::All)
+            }
+            Self::NewHistories => {
+                let topics = (0..1000).map(|n| publish(&kept(client, n), 400));
+                (vec![], texts(topics.collect()), Reading::All)
+            }
+            Self::Replays | Self::UnreadReplays => {
+                let topic = kept(client, 0);
+                let replay = format!(r#"{{"type":"subscribe","data":{{"topic":"{topic}","history":1000}}}}"#);
+                let end = subscribe(&topic).replacen("subscribe", "unsubscribe", 1);
+                let reading = if self == Self::Replays { Reading::All } else { Reading::Never };
+                (vec![], texts(vec![publish(&topic, 4096), replay, end]), reading)
+            }
+            Self::HistoryReads => {
+                // Each 100 requested messages count as a message.
+                bucket = TokenBucket::new(limits.rate / 11.0, limits.burst / 11.0);
+                let topic = kept(client, 0);
+                let read = format!(r#"{{"type":"history","data":{{"topic":"{topic}","limit":1000}}}}"#);
+                (vec![], texts(vec![publish(&topic, 4096), read]), Reading::All)
+            }
             Self::Handshakes | Self::SlowHeads | Self::HalfOpen | Self::Reconnects | Self::SlowReaders => {
                 return None;
             }
@@ -432,6 +484,11 @@ fn wrong_token() -> String {
 
 fn subscribe(topic: &str) -> String {
     format!(r#"{{"type":"subscribe","data":{{"topic":"{topic}"}}}}"#)
+}
+
+/// Returns a topic with history of a client.
+fn kept(client: usize, n: usize) -> String {
+    format!("attack.kept.{client}.{n}")
 }
 
 /// Returns the letter that fills the messages of a client.

@@ -52,6 +52,12 @@ scenes! {
     echoes_that_nobody_reads: 40 UnreadEchoes [];
     publishes_that_nobody_reads: 24 UnreadFanOut [];
     slow_readers: 60 SlowReaders [];
+    full_histories: 16 FullHistories [];
+    histories_of_new_topics: 32 NewHistories [];
+    histories_at_max_streams: 32 NewHistories ["--max-streams", "100"];
+    replays_of_histories: 16 Replays [];
+    replays_that_nobody_reads: 40 UnreadReplays [];
+    reads_of_histories: 32 HistoryReads [];
 }
 
 #[tokio::test]

@@ -112,6 +112,7 @@ impl Scenario {
         if let Some(secret) = &secret {
             all.extend(["--auth-secret-file", secret, "--auth-required"]);
         }
+        all.extend(Attack::HISTORY_FLAGS);
         all.extend(flags);
         let server = Server::start(&all);
         let control = Server::start(&["--workers", "1"]);
