@@ -108,26 +108,34 @@ impl SentType {
     }
 }
 
+/// Implements [`Label`] for a newtype around an enum with `ALL`, in the order of its variants, and
+/// `as_str`.
+macro_rules! label_of {
+    ($label:ident, $value:ident, $name:literal) => {
+        impl Label for $label {
+            const NAME: &'static str = $name;
+            const VALUES: &'static [&'static str] = &{
+                let mut values = [""; $value::ALL.len()];
+                let mut index = 0;
+                while index < values.len() {
+                    values[index] = $value::ALL[index].as_str();
+                    index += 1;
+                }
+                values
+            };
+
+            fn index(self) -> usize {
+                self.0 as usize
+            }
+        }
+    };
+}
+
 /// Code of an error reply.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ErrorLabel(pub(crate) ErrorCode);
 
-impl Label for ErrorLabel {
-    const NAME: &'static str = "code";
-    const VALUES: &'static [&'static str] = &{
-        let mut values = [""; ErrorCode::ALL.len()];
-        let mut index = 0;
-        while index < values.len() {
-            values[index] = ErrorCode::ALL[index].as_str();
-            index += 1;
-        }
-        values
-    };
-
-    fn index(self) -> usize {
-        self.0.index()
-    }
-}
+label_of!(ErrorLabel, ErrorCode, "code");
 
 impl From<Result<(), NotRecovered>> for RecoveryResult {
     fn from(recovery: Result<(), NotRecovered>) -> Self {
@@ -147,43 +155,13 @@ impl From<Result<(), NotRecovered>> for RecoveryResult {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GapLabel(pub(crate) GapReason);
 
-impl Label for GapLabel {
-    const NAME: &'static str = "reason";
-    const VALUES: &'static [&'static str] = &{
-        let mut values = [""; GapReason::ALL.len()];
-        let mut index = 0;
-        while index < values.len() {
-            values[index] = GapReason::ALL[index].as_str();
-            index += 1;
-        }
-        values
-    };
-
-    fn index(self) -> usize {
-        self.0.index()
-    }
-}
+label_of!(GapLabel, GapReason, "reason");
 
 /// Reason for which a message left a history.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EvictionLabel(pub(crate) EvictionReason);
 
-impl Label for EvictionLabel {
-    const NAME: &'static str = "reason";
-    const VALUES: &'static [&'static str] = &{
-        let mut values = [""; EvictionReason::ALL.len()];
-        let mut index = 0;
-        while index < values.len() {
-            values[index] = EvictionReason::ALL[index].as_str();
-            index += 1;
-        }
-        values
-    };
-
-    fn index(self) -> usize {
-        self.0 as usize
-    }
-}
+label_of!(EvictionLabel, EvictionReason, "reason");
 
 impl From<CloseCode> for ClosedBy {
     fn from(code: CloseCode) -> Self {

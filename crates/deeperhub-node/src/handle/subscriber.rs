@@ -202,10 +202,8 @@ impl Subscriber {
     fn read(&mut self) {
         let Hub { streams, router, .. } = &*self.hub;
         let now = streams.clock.seconds(Instant::now());
-        let mut remains = Remains::default();
         let (cursor, events) = (&mut self.cursor, &mut self.events);
-        router.update_kept(&self.topic, |_, kept, stripe| {
-            let Some((stream, _)) = stripe.current(kept, now, &mut remains) else { return };
+        streams.with_stream(router, &self.topic, now, |stream, _| {
             while events.len() < MESSAGES_PER_READ {
                 match cursor.advance(stream, Delivery::Lossless) {
                     Some(Step::Message { message, .. }) => {
@@ -216,7 +214,6 @@ impl Subscriber {
                 }
             }
         });
-        streams.finish(router, remains, now);
     }
 }
 

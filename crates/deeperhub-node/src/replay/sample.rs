@@ -10,7 +10,7 @@ use deeperhub_protocol::{ClientId, Topic};
 use super::items::Item;
 use super::{Outlet, Phase, Replays};
 use crate::planted::planted;
-use crate::streams::{Remains, StreamRouter, Streams};
+use crate::streams::{StreamRouter, Streams};
 
 impl Replays {
     /// Sends the newest messages of the topics whose tick is due. Returns `true` if the round's
@@ -47,10 +47,8 @@ impl Replays {
         let receivers: Vec<(ConnectionKey, ClientId)> = keys.iter().filter_map(receiver).collect();
         let Ok(parsed) = Topic::parse(&**topic) else { return };
         let seconds = streams.clock.seconds(now);
-        let mut remains = Remains::default();
         let connections = &mut self.connections;
-        let collected = router.update_kept(&parsed, |_, kept, stripe| {
-            let (stream, delivery) = stripe.current(kept, seconds, &mut remains)?;
+        let collected = streams.with_stream(router, &parsed, seconds, |stream, delivery| {
             let mut items: Vec<(ConnectionKey, Item)> = Vec::new();
             for (key, client_id) in &receivers {
                 let is_sampled =
@@ -81,9 +79,8 @@ impl Replays {
                     }
                 }
             }
-            Some((items, delivery))
+            (items, delivery)
         });
-        streams.finish(router, remains, seconds);
         let has_changed = !matches!(collected, Some((_, Delivery::Sample { .. })));
         for (key, item) in collected.into_iter().flat_map(|(items, _)| items) {
             self.items.push(item);

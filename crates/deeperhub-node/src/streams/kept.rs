@@ -32,7 +32,7 @@ thread_local! {
     static EVICTED: Cell<EvictedFrames> = const { Cell::new(EvictedFrames::new()) };
 }
 
-/// What an operation under the lock of a stripe leaves to do after it.
+/// Work that an operation under the lock of a stripe leaves to do after it.
 #[derive(Debug)]
 pub(crate) struct Remains {
     /// Messages to drop.
@@ -135,9 +135,8 @@ impl StreamStripe {
         let rule = if Arc::ptr_eq(self.table.budget(), budget) {
             rule
         } else {
-            let rules = self.table.budget().rules();
             let parsed = Topic::parse(&**topic.name()).ok();
-            parsed.and_then(|topic| rules.find(&topic)).ok_or(NoStream::NoRule)?
+            parsed.and_then(|topic| super::find_rule(self.table.budget(), &topic)).ok_or(NoStream::NoRule)?
         };
         let name = Arc::clone(topic.name());
         match self.table.open(rule, name, fastrand::u64(..), now, &mut remains.evicted) {

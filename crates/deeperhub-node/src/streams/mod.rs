@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
-use deeperhub_history::{Budget, EvictionReason, OnceWindow, RuleId, Seconds};
+use deeperhub_history::{
+    Budget, Delivery as DeliveryPolicy, EvictionReason, OnceWindow, RuleId, Seconds, Stream,
+};
 use deeperhub_listener::MemoryBudget;
 use deeperhub_metrics::{RegisterError, Registry, Unit};
 use deeperhub_protocol::Topic;
@@ -44,7 +46,7 @@ pub(crate) type StreamRouter = Router<Delivery, KeptStream>;
 /// One worker's part of the router.
 pub(crate) type HubShard = Shard<Delivery, KeptStream>;
 
-/// What all streams of a node share.
+/// State that all streams of a node share.
 #[derive(Debug)]
 pub(crate) struct Streams {
     pub(crate) clock: Arc<Clock>,
@@ -115,6 +117,23 @@ impl Streams {
             self.finish(router, remains, Seconds::default());
         }
         self.budget.store(new);
+    }
+
+    /// Calls `read` with the stream of a topic, without expired messages, and with the delivery of
+    /// its rule. Returns `None` if the topic has no stream.
+    pub(crate) fn with_stream<R>(
+        &self,
+        router: &StreamRouter,
+        topic: &Topic<'_>,
+        now: Seconds,
+        read: impl FnOnce(&Stream<KeptFrame>, DeliveryPolicy) -> R,
+    ) -> Option<R> {
+        let mut remains = Remains::default();
+        let output = router.update_kept(topic, |_, kept, stripe| {
+            stripe.current(kept, now, &mut remains).map(|(stream, delivery)| read(stream, delivery))
+        });
+        self.finish(router, remains, now);
+        output
     }
 
     /// Does what an operation under a lock left to do.

@@ -5,7 +5,6 @@ use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{HistoryOrder, HistoryRequest, HistoryStart};
 use deeperhub_protocol::{Epoch, Position, Topic};
 
-use super::kept::Remains;
 use super::{StreamRouter, Streams};
 
 /// Messages of a topic's history.
@@ -47,34 +46,23 @@ impl Streams {
     ) -> HistoryPage {
         let at = self.clock.now();
         let (now, time) = (self.clock.seconds(at), self.clock.unix_ms(at));
-        let mut remains = Remains::default();
-        let page = router.update_kept(&request.topic, |_, kept, stripe| {
-            let Some((stream, _)) = stripe.current(kept, now, &mut remains) else {
-                return HistoryPage { position: None, frames: Vec::new(), next: None };
-            };
+        let page = self.with_stream(router, &request.topic, now, |stream, _| {
             let (frames, next) = page(stream, request, max_bytes);
             HistoryPage { position: Some(stream.position(time)), frames, next }
         });
-        self.finish(router, remains, now);
-        page
+        page.unwrap_or(HistoryPage { position: None, frames: Vec::new(), next: None })
     }
 
     /// Returns the state of a topic's history, or `None` if it has none.
     pub(crate) fn topic_history(&self, router: &StreamRouter, topic: &Topic<'_>) -> Option<TopicHistory> {
         let now = self.clock.seconds(self.clock.now());
-        let mut remains = Remains::default();
-        let history = router.update_kept(topic, |_, kept, stripe| {
-            let (stream, _) = stripe.current(kept, now, &mut remains)?;
-            Some(TopicHistory {
-                epoch: stream.epoch(),
-                offset: stream.newest(),
-                messages: stream.len() as u64,
-                bytes: stream.bytes().into(),
-                oldest: (!stream.is_empty()).then(|| stream.oldest()),
-            })
-        });
-        self.finish(router, remains, now);
-        history
+        self.with_stream(router, topic, now, |stream, _| TopicHistory {
+            epoch: stream.epoch(),
+            offset: stream.newest(),
+            messages: stream.len() as u64,
+            bytes: stream.bytes().into(),
+            oldest: (!stream.is_empty()).then(|| stream.oldest()),
+        })
     }
 }
 
