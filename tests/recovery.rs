@@ -31,7 +31,7 @@ async fn publish(server: &Server, topic: &str, count: u64) {
     assert_eq!(reply["type"], "pong");
 }
 
-/// What one client knows of its topics.
+/// The positions and last messages that one client knows.
 #[derive(Default)]
 struct Journal {
     /// The position of each topic.

@@ -1,4 +1,4 @@
-//! What a client of `recover` knows of its topics, and the counts of all returns.
+//! A client of `recover`: its positions by topic, and the counts of all returns.
 
 use std::collections::BTreeMap;
 

@@ -47,7 +47,7 @@ impl World {
         if streams as u64 != budget.streams() {
             return Err(format!("{streams} streams are counted as {}", budget.streams()));
         }
-        // What rules are above their share by less than a message stays.
+        // Messages stay of rules that are above their share by less than one message.
         let slack = budget.rules().len() as u64 * 800;
         if budget.bytes() > budget.limit_bytes() + slack {
             return Err(format!("{} bytes are kept within {}", budget.bytes(), budget.limit_bytes()));

@@ -1,4 +1,4 @@
-//! What was published to a topic: the truth that deliveries are compared with.
+//! The messages published to a topic: the truth that deliveries are compared with.
 
 use std::collections::BTreeMap;
 

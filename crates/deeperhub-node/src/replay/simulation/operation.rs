@@ -78,7 +78,7 @@ pub(super) enum Operation {
     },
 }
 
-/// What another thread does between the deliveries and the replays of a round.
+/// An action of another thread between the deliveries and the replays of a round.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Meanwhile {
     Publish {

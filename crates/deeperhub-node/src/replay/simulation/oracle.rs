@@ -11,7 +11,7 @@ use super::socket::Content;
 use super::subscription::{Position, ReplayView, SubscriptionView};
 use super::topics::{PATTERNS, TOPICS};
 
-/// What a connection was told about one topic.
+/// The messages and gaps of one topic that a connection was told.
 #[derive(Debug, Default)]
 struct View {
     /// The subscription to exactly this topic.
@@ -24,7 +24,7 @@ struct View {
     last_number: u64,
 }
 
-/// What one connection was told.
+/// The frames that one connection was told.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionView {
     patterns: BTreeSet<usize>,

@@ -19,7 +19,7 @@ const SOCKET_BYTES: usize = 2000;
 /// An offset in an epoch.
 pub(super) type Place = (Epoch, u64);
 
-/// What a frame says.
+/// The content of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Content {
     Subscribed { place: Option<Place> },

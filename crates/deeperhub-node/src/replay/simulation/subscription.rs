@@ -8,7 +8,7 @@ use super::log::{Look, TopicLog};
 /// An epoch's number and an offset.
 pub(super) type Position = (usize, u64);
 
-/// What a connection was told about its subscription to a topic.
+/// The place of a connection's subscription to a topic, as it was told.
 #[derive(Debug)]
 pub(super) struct SubscriptionView {
     /// Where the client stands; `None` if the topic had no history.
@@ -148,7 +148,7 @@ impl SubscriptionView {
             && (position.0, stands) >= replay.until
         {
             self.replay = None;
-            // What happened meanwhile can have changed the number.
+            // Operations meanwhile can have changed the number.
             let skips = log.look.is_none_or(|look| !matches!(look.delivery, Delivery::Lossless));
             let has_changed =
                 log.changed_at >= replay.began_at || (skips && log.published_at >= replay.began_at);
