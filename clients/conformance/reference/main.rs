@@ -1,0 +1,2 @@
+//! A small client with planted faults.
+fn main() {}
