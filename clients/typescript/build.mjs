@@ -1,0 +1,69 @@
+// Builds dist/: build.mjs. With --check, builds it elsewhere, compares it with the committed files,
+// and measures the size of the minified file.
+import { execFileSync } from "node:child_process";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { gzipSync } from "node:zlib";
+import { build } from "esbuild";
+
+/** The most bytes of the minified and compressed file. */
+const MAX_BYTES = 8192;
+
+const root = path.dirname(fileURLToPath(import.meta.url));
+const { version } = JSON.parse(readFileSync(path.join(root, "package.json"), "utf8"));
+const banner = `/*! deeperhub ${version}, MIT OR Apache-2.0, generated from clients/typescript/src */`;
+
+async function bundle(format) {
+  const { outputFiles } = await build({
+    absWorkingDir: root,
+    entryPoints: ["src/index.ts"],
+    bundle: true,
+    write: false,
+    format,
+    target: "es2020",
+    minify: true,
+    // Names of internal members. Keys of the protocol have no underscore at the start.
+    mangleProps: /^_./,
+    legalComments: "none",
+    banner: { js: banner },
+  });
+  return outputFiles[0].text;
+}
+
+function declarations() {
+  const directory = mkdtempSync(path.join(tmpdir(), "deeperhub-"));
+  try {
+    const tsc = path.join(root, "node_modules/typescript/bin/tsc");
+    const options = ["--noEmit", "false", "--declaration", "--emitDeclarationOnly", "--outDir", directory];
+    execFileSync(process.execPath, [tsc, "-p", root, "--rootDir", root, ...options], { cwd: root, stdio: "inherit" });
+    const text = readFileSync(path.join(directory, "src/index.d.ts"), "utf8");
+    if (/^import /m.test(text)) throw new Error("the declarations of src/index.ts must not import others");
+    return `${banner}\n${text}`;
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+}
+
+const types = declarations();
+const files = {
+  "deeperhub.js": await bundle("esm"),
+  "deeperhub.cjs": await bundle("cjs"),
+  "deeperhub.d.ts": types,
+  "deeperhub.d.cts": types,
+};
+const bytes = gzipSync(files["deeperhub.js"], { level: 9 }).length;
+console.log(`deeperhub.js: ${files["deeperhub.js"].length} bytes, ${bytes} compressed (at most ${MAX_BYTES})`);
+if (bytes > MAX_BYTES) process.exitCode = 1;
+
+if (process.argv.includes("--check")) {
+  for (const [name, text] of Object.entries(files)) {
+    if (readFileSync(path.join(root, "dist", name), "utf8") === text) continue;
+    console.error(`dist/${name} differs from its source: run npm run build, and commit it`);
+    process.exitCode = 1;
+  }
+} else {
+  mkdirSync(path.join(root, "dist"), { recursive: true });
+  for (const [name, text] of Object.entries(files)) writeFileSync(path.join(root, "dist", name), text);
+}
