@@ -207,11 +207,8 @@ class Driver:
         """Leaves the hub as a process that is killed."""
         for task in self.tasks:
             task.cancel()
-        hub, self.hub = self.hub, None
-        if hub._timer is not None:
-            hub._timer.cancel()
-        if hub._transport is not None:
-            hub._transport.close(abort=True)
+        self.hub._driver.abandon()
+        self.hub = None
 
 
 def vars_of(value: Any) -> dict[str, Any]:
