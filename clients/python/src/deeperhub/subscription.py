@@ -12,7 +12,7 @@ from .errors import HubError
 from .types import Gap, Message, Position, SubscriptionState, SubscriptionStateName
 
 if TYPE_CHECKING:
-    from .hub import Hub
+    from .driver import Driver
 
 #: A function of the application; what it returns is awaited if that is possible.
 Handler = Callable[[Any], Awaitable[object] | object]
@@ -25,8 +25,8 @@ class Subscription:
     closed, and raises `HubError` if the server ended the subscription.
     """
 
-    def __init__(self, hub: Hub, topic: str) -> None:
-        self._hub = hub
+    def __init__(self, driver: Driver, topic: str) -> None:
+        self._driver = driver
         self._topic = topic
         self._queue: HandleQueue
         self._changed = asyncio.Event()
@@ -58,7 +58,7 @@ class Subscription:
 
     async def unsubscribe(self) -> None:
         """Ends the subscription. Messages that wait are dropped, and so is a saved position."""
-        self._hub._unsubscribe(self._queue)
+        self._driver.unsubscribe(self._queue)
 
     async def consume(self, handler: Callable[[Message], Awaitable[object] | object]) -> None:
         """Calls a function for each message until the subscription ends.
@@ -82,7 +82,7 @@ class Subscription:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
-            self._hub._taken(self._queue)
+            self._driver.taken(self._queue)
             if isinstance(item, Message):
                 self._current = item
                 return item
@@ -102,7 +102,7 @@ class Subscription:
         current, self._current = self._current, None
         if current is not None and current.epoch is not None and current.offset is not None:
             position = Position(current.epoch, current.offset, current.time)
-            self._hub._handled(self._queue, position)
+            self._driver.handled(self._queue, position)
 
     async def _call(self, handler: Handler, argument: object) -> None:
         try:
@@ -110,7 +110,7 @@ class Subscription:
             if inspect.isawaitable(result):
                 await result
         except Exception as error:
-            self._hub._handler_failed(error)
+            self._driver.handler_failed(error)
 
     def _end_error(self) -> HubError:
         error = self._queue.error

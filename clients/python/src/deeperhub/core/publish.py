@@ -142,7 +142,7 @@ class PublishQueue:
             # Nothing was done, so the server's memory of `once` matters only from the next time on.
             publish.first_sent = None
             self._timers.cancel("publish timeout", publish.id)
-        self._stop_filling(publish)
+            self._stop_filling(publish)
         if error.code == "rate_limited":
             pause = self._hold_backoff.next() if error.retry_after is None else error.retry_after
             self._held_until = max(self._held_until or 0.0, now + pause)

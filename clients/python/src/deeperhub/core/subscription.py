@@ -12,6 +12,10 @@ from .queue import HandleQueue
 from .wire import Data, is_pattern, message_of, position_of, recover_of, text
 
 
+#: Own messages that are remembered of each topic until the position has passed them.
+MAX_OWN = 1000
+
+
 class Wire(Enum):
     """What the server knows of the subscription."""
 
@@ -59,8 +63,10 @@ class Subscription:
         self._subscribed_before = False
         self._replay = 0
         self._live = SubscriptionState("live")
-        #: Positions of own messages that the server does not deliver, by offset.
-        self._own: dict[int, Position] = {}
+        #: Positions of own messages that the application must not get, by epoch and offset. Those
+        #: of another epoch may be needed soon: the answer to a publish can come before the
+        #: `subscribed` that tells the new epoch.
+        self._own: dict[tuple[str, int], Position] = {}
         #: Deliveries after a hole that the answer to an own publish may fill.
         self._held: list[Delivery] = []
 
@@ -126,10 +132,11 @@ class Subscription:
 
     def on_own(self, position: Position) -> None:
         """Notes the position of an own message that the server does not deliver."""
-        if self.position is not None and position.epoch != self.position.epoch:
-            return
-        if self.position is None or position.offset > self.position.offset:
-            self._own[position.offset] = position
+        known = self.position
+        if known is None or known.epoch != position.epoch or known.offset < position.offset:
+            self._own[position.epoch, position.offset] = position
+            while len(self._own) > MAX_OWN:
+                del self._own[next(iter(self._own))]
 
     def release_held(self, *, awaits_own: bool, own_clients: tuple[str, ...]) -> Outcome:
         """Looks at held deliveries again, since an own publish was answered."""
@@ -201,7 +208,7 @@ class Subscription:
             known = self._fill_own(known, previous)
         if previous > known.offset:
             return self._hold(delivery) if awaits_own else Outcome.HOLE
-        if position.offset in self._own:
+        if (position.epoch, position.offset) in self._own:
             self._move(position)
             self._count_replay()
             return Outcome.DONE
@@ -228,10 +235,10 @@ class Subscription:
     def _hold(self, delivery: Delivery) -> Outcome:
         self._held.append(delivery)
         held = sum(delivery.size for delivery in self._held)
-        if all(handle.has_room(held) for handle in self.handles):
-            return Outcome.DONE
-        self._held.clear()
-        return Outcome.HOLE
+        if not all(handle.has_room(held) for handle in self.handles):
+            self._held.clear()
+            self.is_overflowing = True
+        return Outcome.DONE
 
     def _count_replay(self) -> None:
         if self._replay > 0:
@@ -241,15 +248,20 @@ class Subscription:
 
     def _move(self, position: Position | None) -> None:
         known, self.position = self.position, position
-        if position is None or (known is not None and known.epoch != position.epoch):
-            self._own.clear()
-        elif self._own:
-            self._own = {offset: own for offset, own in self._own.items() if offset > position.offset}
+        if position is None or not self._own:
+            return
+        has_moved_on = known is not None and known.epoch != position.epoch
+        self._own = {
+            key: own
+            for key, own in self._own.items()
+            if (own.epoch == position.epoch and own.offset > position.offset)
+            or (own.epoch != position.epoch and not has_moved_on)
+        }
 
     def _fill_own(self, known: Position, end: int) -> Position:
         """Moves over own messages, at most to the offset `end`. Returns the position."""
-        while known.offset < end and known.offset + 1 in self._own:
-            known = self._own[known.offset + 1]
+        while known.offset < end and (own := self._own.get((known.epoch, known.offset + 1))) is not None:
+            known = own
             self._move(known)
         return known
 

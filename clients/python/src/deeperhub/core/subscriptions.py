@@ -203,6 +203,8 @@ class Subscriptions:
                 awaits_own=awaits_own, own_clients=self._connection.client_ids
             )
             self._after(subscription, outcome)
+            if subscription.may_continue:
+                self._subscribe_anew(subscription)
 
     def on_taken(self, handle: HandleQueue) -> None:
         """Asks for what was left out, if there is room for it now."""
