@@ -51,13 +51,6 @@ fn refusal(error: &tungstenite::Error) -> Ended {
     Ended::Refused { status: response.status().as_u16(), retry_after_s: retry_after }
 }
 
-fn end_of(error: &tungstenite::Error) -> Ended {
-    match error {
-        tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_) => Ended::Closed(1002),
-        _ => Ended::Lost,
-    }
-}
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let fault = Fault::parse(std::env::args().nth(1).as_deref());
@@ -77,11 +70,7 @@ async fn main() {
                     client.on_end(close.map_or(Ended::Lost, |close| Ended::Closed(close.code.into())));
                 }
                 Some(Ok(_)) => client.on_frame(),
-                Some(Err(error)) => {
-                    socket = None;
-                    client.on_end(end_of(&error));
-                }
-                None => {
+                Some(Err(_)) | None => {
                     socket = None;
                     client.on_end(Ended::Lost);
                 }

@@ -110,14 +110,18 @@ impl Application {
         Ok(())
     }
 
-    /// Returns the offset of the next message of a handle. All states are left out.
-    pub(crate) async fn next_offset(&mut self, handle: &str) -> Result<u64> {
-        let step = format!("a message at handle {handle:?}");
-        let event = self.next(&step, |event| belongs_to(event, handle) && event["event"] != "subscription").await?;
-        match event["offset"].as_u64() {
-            Some(offset) if event["event"] == "message" => Ok(offset),
-            _ => Err(Failure::new(format!("expected {step}, but the application saw {event}"))),
-        }
+    /// Returns the next message or gap of a handle. All states are left out.
+    pub(crate) async fn next_message_or_gap(&mut self, handle: &str) -> Result<Value> {
+        let step = format!("a message or gap at handle {handle:?}");
+        self.next(&step, |event| belongs_to(event, handle) && event["event"] != "subscription").await
+    }
+
+    /// Expects the message with this offset as the next one of a handle. All states are left out.
+    pub(crate) async fn expect_offset(&mut self, handle: &str, offset: u64) -> Result {
+        let event = self.next_message_or_gap(handle).await?;
+        ensure(event["event"] == "message" && event["offset"] == offset, || {
+            format!("expected message {offset} at handle {handle:?}, but the application saw {event}")
+        })
     }
 
     /// Expects a message with this topic and payload, and returns it.
@@ -251,6 +255,13 @@ impl Application {
         })
     }
 
+    /// Expects that some call fails with a code, and returns its name.
+    pub(crate) async fn expect_any_failed(&mut self, code: &str) -> Result<String> {
+        let step = format!("a result with error {code:?}");
+        let event = self.next(&step, |event| event["event"] == "result" && error_code(event) == Some(code)).await?;
+        Ok(event["as"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// Expects that the token function is called.
     pub(crate) async fn expect_token_call(&mut self) -> Result {
         self.next("a call of the token function", |event| event["event"] == "token").await.map(drop)
@@ -276,6 +287,13 @@ impl Application {
             None => Ok(()),
             Some(event) => Err(Failure::new(format!("{text}, but the application saw {event}"))),
         }
+    }
+
+    /// Leaves out the states of a handle.
+    pub(crate) fn skip_states(&mut self, handle: &str) {
+        // A line that cannot be read fails the next step.
+        let _ = self.drain();
+        self.events.retain(|event| !(event["event"] == "subscription" && event["as"] == handle));
     }
 
     /// Fails if handles have events that the scene did not ask for.

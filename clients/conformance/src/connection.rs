@@ -257,6 +257,12 @@ impl Connection {
         Ok(subscribe)
     }
 
+    /// Takes a message that was received as a subscribe.
+    pub(crate) fn as_subscribe(&self, received: Received) -> Result<Subscribe> {
+        ensure(received.kind == "subscribe", || format!("expected a subscribe, but the client sent {:?}", received.kind))?;
+        Subscribe::new(received)
+    }
+
     /// Expects any subscribe.
     pub(crate) async fn expect_any_subscribe(&mut self) -> Result<Subscribe> {
         Subscribe::new(self.expect("subscribe").await?)

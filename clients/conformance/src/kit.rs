@@ -1,6 +1,6 @@
 //! All that a scene has at hand: a listening socket, a driver, and what the application saw.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -108,6 +108,14 @@ impl Kit {
         }
     }
 
+    /// Fails if the present step came before a time that the client must wait for. Late is no fault.
+    pub(crate) fn expect_not_before(&self, start: Instant, wait_ms: u64) -> Result {
+        let elapsed = start.elapsed();
+        ensure(elapsed >= Duration::from_millis(wait_ms), || {
+            format!("expected this not before {wait_ms} ms, but it came after {} ms", elapsed.as_millis())
+        })
+    }
+
     /// Connects, and subscribes the handle `chat` to [`CHAT`] at an offset.
     pub(crate) async fn live_at(&mut self, offset: u64) -> Result<Connection> {
         self.live_with(json!({}), offset).await
@@ -140,6 +148,19 @@ impl Kit {
     /// Waits until the client has processed what it was sent, and fails if the application saw more
     /// than the scene asked for. An echo proves the first: frames are processed in their order.
     pub(crate) async fn settle(&mut self, connection: &mut Connection) -> Result {
+        self.await_echo(connection).await?;
+        self.app().expect_nothing_more()
+    }
+
+    /// As [`Self::settle`], for a scene that did not look at the states of one handle.
+    pub(crate) async fn settle_leaving(&mut self, connection: &mut Connection, handle: &str) -> Result {
+        self.await_echo(connection).await?;
+        self.app().skip_states(handle);
+        self.app().expect_nothing_more()
+    }
+
+    /// Waits until the client has processed what it was sent.
+    pub(crate) async fn await_echo(&mut self, connection: &mut Connection) -> Result {
         self.settled += 1;
         let call = format!("settle-{}", self.settled);
         self.command("echo", json!({"as": call, "data": call})).await?;
@@ -149,6 +170,6 @@ impl Kit {
         ensure(value == call.as_str(), || format!("expected the echo {call:?}, not {value}"))?;
         // Handlers may run a moment after the result of the echo.
         tokio::time::sleep(Duration::from_millis(30)).await;
-        self.app().expect_nothing_more()
+        Ok(())
     }
 }

@@ -40,6 +40,11 @@ impl Request {
         Ok(Self { stream, head, journal })
     }
 
+    /// Returns the request line.
+    pub(crate) fn line(&self) -> &str {
+        self.head.lines().next().unwrap_or_default()
+    }
+
     /// Returns the values of a header, joined by commas.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
         let values: Vec<&str> = self
@@ -100,6 +105,14 @@ impl Request {
         // Closing a socket with unread input would reset the connection before the answer is read.
         let mut rest = [0; 256];
         while matches!(self.stream.read(&mut rest).await, Ok(read) if read > 0) {}
+        Ok(())
+    }
+
+    /// Answers with any bytes and ends the connection.
+    pub(crate) async fn answer_with(mut self, bytes: &[u8]) -> Result {
+        self.journal.note("server →", "(bytes that are no HTTP)");
+        let _ = self.stream.write_all(bytes).await;
+        let _ = self.stream.shutdown().await;
         Ok(())
     }
 
