@@ -13,6 +13,8 @@ export class Liveness {
   readonly _onDead: () => void;
   _silence = 0;
   _seenAt = 0;
+  /** Whether a ping is unanswered. */
+  _isAsking = false;
 
   constructor(clock: Clock, pongTimeout: number, ping: () => void, onDead: () => void) {
     this._clock = clock;
@@ -32,6 +34,7 @@ export class Liveness {
   /** Notes that a frame arrived. */
   _seen(): void {
     this._seenAt = this._clock.now();
+    this._isAsking = false;
   }
 
   _watch(): void {
@@ -42,11 +45,12 @@ export class Liveness {
 
   /** Sends a ping. If the timer is late and nothing arrived, a second one is sent if `again`. */
   _ask(again: boolean): void {
-    const askedAt = this._clock.now();
+    const late = this._clock.now() + this._pongTimeout + LATE;
+    this._isAsking = true;
     this._ping();
     this._timer._set(this._pongTimeout, () => {
-      if (this._seenAt > askedAt) this._watch();
-      else if (again && this._clock.now() > askedAt + this._pongTimeout + LATE) this._ask(false);
+      if (!this._isAsking) this._watch();
+      else if (again && this._clock.now() > late) this._ask(false);
       else this._onDead();
     });
   }

@@ -140,6 +140,7 @@ export class Publisher {
     if (type !== "error") {
       this._take(publication, data as Published);
       publication._resolve(data as Published);
+      this._resume();
       return true;
     }
     const error = data as ServerError;
