@@ -1,0 +1,253 @@
+//! Handles: what one caller of `subscribe` gets of a subscription.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::queue::EventQueue;
+use crate::{Gap, Message, Position, SubscriptionState};
+
+/// Identifies a handle of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HandleId(pub(super) u64);
+
+/// Kept messages that a handle reads before it gets live ones.
+#[derive(Debug, Default)]
+pub(super) struct Joining {
+    /// The request is on its way, or waits for its retry.
+    pub(super) requested: bool,
+    /// Time of the next attempt.
+    pub(super) retry_at: Option<Duration>,
+    /// Number of messages that are still wanted.
+    pub(super) wanted: u32,
+    /// Offset from which the next request reads; `None` for the first.
+    pub(super) next: Option<u64>,
+    /// Live messages since the handle joined.
+    pending: Vec<Message>,
+    pending_bytes: usize,
+    overflowed: bool,
+}
+
+impl Joining {
+    pub(super) fn new(wanted: u32) -> Self {
+        Self { wanted, ..Self::default() }
+    }
+}
+
+/// A handle with its queue and its position.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) id: HandleId,
+    pub(super) queue: EventQueue,
+    /// Position of the last event in the queue.
+    pub(super) position: Option<Position>,
+    /// Number of messages that the application asked for.
+    pub(super) history: u32,
+    /// Number of replayed messages that another handle asked for.
+    pub(super) skip: u64,
+    pub(super) joining: Option<Joining>,
+    /// The queue was full, so messages after `position` are dropped until it has room.
+    pub(super) full: bool,
+    /// The first `subscribed` has come.
+    pub(super) ready: bool,
+    /// The application was told that events wait.
+    pub(super) is_woken: bool,
+    live: bool,
+    recovered: Option<bool>,
+    reason: Option<Arc<str>>,
+    max_queue_bytes: usize,
+}
+
+impl Handle {
+    pub(super) fn new(
+        id: HandleId,
+        history: u32,
+        position: Option<Position>,
+        max_queue_bytes: usize,
+    ) -> Self {
+        Self {
+            id,
+            queue: EventQueue::new(max_queue_bytes),
+            position,
+            history,
+            skip: 0,
+            joining: None,
+            full: false,
+            ready: false,
+            is_woken: false,
+            live: false,
+            recovered: None,
+            reason: None,
+            max_queue_bytes,
+        }
+    }
+
+    /// Appends a message that follows the handle's position. Drops it if the handle has it already,
+    /// or if the queue is full.
+    pub(super) fn receive(&mut self, message: &Message) {
+        if let Some(joining) = &mut self.joining {
+            joining.pending_bytes += message.bytes;
+            joining.overflowed |= joining.pending_bytes > self.max_queue_bytes;
+            if !joining.overflowed {
+                joining.pending.push(message.clone());
+            }
+            return;
+        }
+        let Some(position) = &message.position else {
+            self.position = None;
+            if !self.queue.push_message(message.clone()) {
+                self.tell_dropped(message);
+            }
+            return;
+        };
+        let is_duplicate = self.position.as_ref().is_some_and(|at| at.covers(position));
+        if self.full || is_duplicate {
+            return;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+        } else if !self.queue.push_message(message.clone()) {
+            // A handle without a position cannot recover what is dropped.
+            match self.position {
+                Some(_) => self.full = true,
+                None => self.tell_dropped(message),
+            }
+            return;
+        }
+        self.position = Some(position.clone());
+    }
+
+    /// Appends a message of a pattern, which cannot be recovered.
+    pub(super) fn receive_by_pattern(&mut self, message: &Message) {
+        if !self.queue.push_message(message.clone()) {
+            self.tell_dropped(message);
+        }
+    }
+
+    fn tell_dropped(&mut self, message: &Message) {
+        let topic = Arc::clone(&message.topic);
+        self.queue.push_gap(Gap { topic, from: None, to: None, reason: "dropped".into(), position: None });
+    }
+
+    /// Appends a gap, and moves to its end.
+    pub(super) fn receive_gap(&mut self, gap: &Gap) {
+        if self.joining.is_some() || self.full {
+            return;
+        }
+        let mut gap = gap.clone();
+        if let (Some(at), Some(to)) = (&self.position, &gap.position)
+            && gap.from.is_some()
+        {
+            if at.covers(to) {
+                return;
+            }
+            gap.from = gap.from.max(Some(at.offset + 1));
+        }
+        self.position.clone_from(&gap.position);
+        self.queue.push_gap(gap);
+    }
+
+    /// Moves the position without an event.
+    pub(super) fn move_to(&mut self, position: &Position) {
+        if !self.full
+            && self.joining.is_none()
+            && !self.position.as_ref().is_some_and(|at| at.covers(position))
+        {
+            self.position = Some(position.clone());
+        }
+    }
+
+    /// Takes what the server says about recovery. Tells a gap if messages were missed.
+    pub(super) fn on_subscribed(
+        &mut self,
+        topic: &Arc<str>,
+        missed: Option<&Arc<str>>,
+        position: Option<&Position>,
+    ) {
+        let Some(reason) = missed else {
+            if self.recovered.is_none() {
+                self.recovered = Some(true);
+            }
+            match (&mut self.position, position) {
+                // Offsets go on under a new epoch.
+                (Some(at), Some(to)) if at.epoch != to.epoch => at.epoch = Arc::clone(&to.epoch),
+                (at @ None, Some(to)) => *at = Some(to.clone()),
+                _ => {}
+            }
+            return;
+        };
+        if self.full && position.is_some() {
+            // The gap is told when there is room again.
+            return;
+        }
+        self.full = false;
+        self.recovered = Some(false);
+        self.reason = Some(Arc::clone(reason));
+        let range = match (&self.position, position) {
+            (Some(at), Some(to)) if at.epoch == to.epoch && at.offset < to.offset => {
+                Some((at.offset + 1, to.offset))
+            }
+            _ => None,
+        };
+        self.position = position.cloned();
+        self.queue.push_gap(Gap {
+            topic: Arc::clone(topic),
+            from: range.map(|range| range.0),
+            to: range.map(|range| range.1),
+            reason: Arc::clone(reason),
+            position: position.cloned(),
+        });
+    }
+
+    /// Appends `live`, unless the handle is live or reads kept messages first.
+    pub(super) fn on_live(&mut self) {
+        if self.live || self.joining.is_some() {
+            return;
+        }
+        self.live = true;
+        self.skip = 0;
+        let (recovered, reason) = (self.recovered.take(), self.reason.take());
+        self.queue.push_state(SubscriptionState::Live { recovered, reason });
+    }
+
+    /// Appends `recovering`, if the handle was live.
+    pub(super) fn on_recovering(&mut self) {
+        if let Some(joining) = &mut self.joining {
+            *joining = Joining::new(self.history);
+        }
+        if std::mem::take(&mut self.live) {
+            self.queue.push_state(SubscriptionState::Recovering);
+        }
+    }
+
+    /// Takes kept messages, in ascending order. Returns `true` if more are to be read.
+    pub(super) fn on_history(
+        &mut self,
+        messages: &[Message],
+        next: Option<u64>,
+        newest: Option<Position>,
+    ) -> bool {
+        let Some(mut joining) = self.joining.take() else { return false };
+        for message in messages {
+            self.receive(message);
+        }
+        joining.wanted = joining.wanted.saturating_sub(messages.len().try_into().unwrap_or(u32::MAX));
+        if joining.wanted > 0 && next.is_some() && !messages.is_empty() {
+            (joining.next, joining.requested) = (next, false);
+            self.joining = Some(joining);
+            return true;
+        }
+        if self.position.is_none() {
+            self.position = newest;
+        }
+        for message in &joining.pending {
+            self.receive(message);
+        }
+        self.full |= joining.overflowed && self.position.is_some();
+        false
+    }
+
+    /// Returns `true` if dropped messages can be asked for again.
+    pub(super) fn wants_more(&self) -> bool {
+        self.full && self.queue.is_half_free() && self.joining.is_none()
+    }
+}
