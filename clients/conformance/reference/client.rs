@@ -12,6 +12,9 @@ use crate::handle::Handle;
 use crate::publish::{Publish, Request};
 use crate::subscription::{Position, Stage, Subscription};
 
+/// Longest time from a server that counts.
+const MAX_TIMER_MS: u64 = (1 << 31) - 1;
+
 /// Work for the socket.
 pub(crate) enum Action {
     Connect { url: String, token: Option<String> },
@@ -210,6 +213,9 @@ impl Client {
             self.subscriptions[index].handles.push(handle);
             return;
         }
+        if self.state == State::Closed {
+            return handle.push_state("ended", None, Some("closed"));
+        }
         let saved = self.storage.as_ref().and_then(|storage| Position::of(storage.get(topic)?));
         let mut subscription = Subscription::new(topic, history, saved);
         handle.push_state("subscribing", None, None);
@@ -299,7 +305,7 @@ impl Client {
         let lowest = if self.attempts == 1 { 0 } else { min.min(highest) };
         let backoff = if self.fault == Fault::NoBackoff { 0 } else { fastrand_between(lowest, highest) };
         let server_ms = server_ms.filter(|_| self.fault != Fault::IgnoresSlot);
-        let wait = Duration::from_millis(server_ms.unwrap_or(backoff));
+        let wait = Duration::from_millis(server_ms.unwrap_or(backoff).min(MAX_TIMER_MS));
         self.attempt_at = Some(Instant::now() + wait);
         self.set_state(State::Waiting, "waiting", Some(reason), Some(wait));
     }
@@ -391,6 +397,7 @@ impl Client {
         let expires = self.token_in_use.as_deref().and_then(expiry);
         self.renew_after(expires, data["server_time"].as_u64());
         self.set_state(State::Open, "open", None, None);
+        self.fail_too_large();
         self.send_publishes();
         self.send_subscribes();
         self.send_requests();

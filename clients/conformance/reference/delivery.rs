@@ -92,8 +92,6 @@ impl Client {
         subscription.reason = reason.map(str::to_owned);
         if recovered == Some(false) {
             let new = subscription.position.as_ref();
-            let replay = entry["replay"].as_u64().unwrap_or_default();
-            let _ = replay;
             let range = old.zip(new).filter(|(old, new)| old.epoch == new.epoch && new.offset > old.offset);
             let range = range.map(|(old, new)| (old.offset + 1, new.offset));
             if fault != Fault::HidesGaps {
@@ -196,6 +194,7 @@ impl Client {
         };
         if at.epoch == position.epoch || fault == Fault::IgnoresEpoch {
             if at.offset <= position.offset && fault != Fault::Duplicates && fault != Fault::Reorders {
+                subscription.count_replayed();
                 return false;
             }
             let prev = data["prev"].as_u64().unwrap_or(at.offset.saturating_sub(1));
@@ -209,7 +208,7 @@ impl Client {
         } else {
             return self.on_hole(index);
         }
-        if subscription.own.contains(&at.offset) {
+        if subscription.own.contains_key(&at.offset) {
             subscription.position = Some(at);
         } else {
             let queued = subscription.handles.iter().map(|handle| handle.queued_bytes).max().unwrap_or_default();
@@ -225,12 +224,7 @@ impl Client {
             subscription.push_all(&message_event(data), bytes);
         }
         subscription.skip_own();
-        if let Stage::Replaying(left) = &mut subscription.stage {
-            *left -= 1;
-            if *left == 0 {
-                subscription.go_live();
-            }
-        }
+        subscription.count_replayed();
         true
     }
 
@@ -292,15 +286,13 @@ impl Client {
     }
 
     /// Notes the offset of an own message that does not come, and continues behind it.
-    pub(crate) fn on_own(&mut self, topic: &str, offset: Option<u64>) {
+    pub(crate) fn on_own(&mut self, topic: &str, own: Option<Position>) {
         let Some(index) = self.subscriptions.iter().position(|known| known.topic == topic) else { return };
         let subscription = &mut self.subscriptions[index];
-        if let Some(offset) = offset {
-            let is_ahead = subscription.position.as_ref().is_some_and(|position| offset > position.offset);
-            if is_ahead {
-                subscription.own.insert(offset);
-                subscription.skip_own();
-            }
+        let is_ahead = |own: &Position| subscription.position.as_ref().is_some_and(|at| own.offset > at.offset);
+        if let Some(own) = own.filter(is_ahead) {
+            subscription.own.insert(own.offset, own);
+            subscription.skip_own();
         }
         for (data, bytes) in std::mem::take(&mut subscription.behind_own) {
             self.accept_exact(index, &data, bytes);

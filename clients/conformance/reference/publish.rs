@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::client::{Client, State};
 use crate::emit;
 use crate::fault::Fault;
+use crate::subscription::Position;
 
 const MAX_UNANSWERED: usize = 32;
 
@@ -70,6 +71,18 @@ impl Client {
         self.send_publishes();
     }
 
+    /// Fails what is longer than this server takes.
+    pub(crate) fn fail_too_large(&mut self) {
+        let max = self.max_message_bytes;
+        self.publishes.retain(|publish| {
+            let is_too_large = publish.data.to_string().len() > max;
+            if is_too_large {
+                fail(&publish.call, "message_too_large");
+            }
+            !is_too_large
+        });
+    }
+
     /// Sends the publishes whose turn it is.
     pub(crate) fn send_publishes(&mut self) {
         let now = Instant::now();
@@ -117,7 +130,7 @@ impl Client {
         }
         emit(&json!({"event": "result", "as": publish.call, "value": value}));
         if publish.data["exclude_self"] == true {
-            self.on_own(publish.topic(), data["offset"].as_u64());
+            self.on_own(publish.topic(), Position::of(data));
         }
         self.send_publishes();
     }

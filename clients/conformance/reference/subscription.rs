@@ -1,6 +1,6 @@
 //! A subscription on the wire: its position and its handles.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -56,8 +56,8 @@ pub(crate) struct Subscription {
     pub(crate) reason: Option<String>,
     pub(crate) retry_at: Option<Instant>,
     pub(crate) retries: u32,
-    /// Offsets of own messages that do not come.
-    pub(crate) own: BTreeSet<u64>,
+    /// Positions of own messages that do not come.
+    pub(crate) own: BTreeMap<u64, Position>,
     /// Deliveries that wait for the answer to an own publish.
     pub(crate) behind_own: Vec<(Value, usize)>,
     /// Whether deliveries are dropped until a queue is half empty.
@@ -79,7 +79,7 @@ impl Subscription {
             reason: None,
             retry_at: None,
             retries: 0,
-            own: BTreeSet::new(),
+            own: BTreeMap::new(),
             behind_own: Vec::new(),
             is_full: false,
             lost: false,
@@ -106,10 +106,9 @@ impl Subscription {
 
     /// Moves the position over own messages.
     pub(crate) fn skip_own(&mut self) {
-        if let Some(position) = &mut self.position {
-            while self.own.remove(&(position.offset + 1)) {
-                position.offset += 1;
-            }
+        let next = |position: &Option<Position>| position.as_ref().map(|position| position.offset + 1);
+        while let Some(own) = next(&self.position).and_then(|offset| self.own.remove(&offset)) {
+            self.position = Some(own);
         }
     }
 
@@ -143,6 +142,16 @@ impl Subscription {
         self.retry_at = None;
         if had_been_live {
             self.push_state("recovering");
+        }
+    }
+
+    /// Counts a message of the replay.
+    pub(crate) fn count_replayed(&mut self) {
+        if let Stage::Replaying(left) = &mut self.stage {
+            *left -= 1;
+            if *left == 0 {
+                self.go_live();
+            }
         }
     }
 

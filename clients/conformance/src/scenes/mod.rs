@@ -199,6 +199,7 @@ scenes! {
         answered_publish_is_not_repeated,
         once_is_unique,
         queued_while_away,
+        repeated_before_the_subscribe,
         order_over_a_cut,
         unavailable_is_retried,
         too_many_topics_is_retried,

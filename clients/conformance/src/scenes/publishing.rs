@@ -177,9 +177,10 @@ pub(super) async fn once_is_unique(kit: &mut Kit) -> Result {
     Ok(())
 }
 
-/// What was published without a connection is sent when it is open, before the subscribe.
+/// What was published without a connection is sent when it is open, in its order.
 pub(super) async fn queued_while_away(kit: &mut Kit) -> Result {
-    let mut connection = kit.live_at(10).await?;
+    kit.connect().await?;
+    let mut connection = kit.open().await?;
     connection.goodbye(1001, true, Some(400)).await?;
     connection.close(1001).await?;
     kit.app().expect_waiting().await?;
@@ -189,8 +190,6 @@ pub(super) async fn queued_while_away(kit: &mut Kit) -> Result {
     let mut connection = kit.open().await?;
     let first = connection.expect_publish(CHAT.name, json!("a")).await?;
     let second = connection.expect_publish(OTHER.name, json!("b")).await?;
-    let subscribe = connection.expect_subscribe(&[CHAT.name]).await?;
-    connection.reply_subscribed(&subscribe, &[CHAT.at(10, json!({"recovered": true, "replay": 0}))]).await?;
     connection.reply_published(&first, &CHAT, 11).await?;
     connection.reply_published(&second, &OTHER, 50).await?;
     let third = connection.expect_publish(CHAT.name, json!("c")).await?;
@@ -199,6 +198,28 @@ pub(super) async fn queued_while_away(kit: &mut Kit) -> Result {
         kit.app().expect_published(call, offset).await?;
     }
     Ok(())
+}
+
+/// Unanswered publishes come before the subscribe, so that their answers fill holes in time.
+pub(super) async fn repeated_before_the_subscribe(kit: &mut Kit) -> Result {
+    let mut connection = kit.live_at(10).await?;
+    kit.publish("a", CHAT.name, json!("a")).await?;
+    kit.publish("b", OTHER.name, json!("b")).await?;
+    connection.expect_publish(CHAT.name, json!("a")).await?;
+    connection.expect_publish(OTHER.name, json!("b")).await?;
+    connection.cut();
+    let mut connection = kit.open().await?;
+    let first = connection.expect_publish(CHAT.name, json!("a")).await?;
+    let second = connection.expect_publish(OTHER.name, json!("b")).await?;
+    let subscribe = connection.expect_subscribe(&[CHAT.name]).await?;
+    connection.reply_published(&first, &CHAT, 11).await?;
+    connection.reply_published(&second, &OTHER, 50).await?;
+    connection.reply_subscribed(&subscribe, &[CHAT.at(10, json!({"recovered": true, "replay": 1}))]).await?;
+    connection.deliver(&CHAT, 11).await?;
+    kit.app().expect_published("a", 11).await?;
+    kit.app().expect_published("b", 50).await?;
+    kit.app().expect_message("chat", &CHAT, 11).await?;
+    kit.app().expect_recovered("chat").await
 }
 
 /// Several unanswered publishes keep their order over a cut.
