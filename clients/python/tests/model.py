@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from deeperhub.core.actions import CallToken, CloseSocket, OpenSocket, ReportError, ReportState, SavePosition, SendText
+from deeperhub.core.actions import (
+    CallToken,
+    CloseSocket,
+    OpenSocket,
+    ReportError,
+    ReportState,
+    SavePosition,
+    SendText,
+)
 from deeperhub.core.ending import Ending
 from deeperhub.core.machine import Machine
 
@@ -129,7 +137,11 @@ class Server:
             stream = self.streams[data["topic"]]
             start = max(stream.newest + 1 + data["from"], stream.oldest)
             found = [stream.messages[offset] for offset in range(start, stream.newest + 1)][: data["limit"]]
-            self.send("history", {"topic": data["topic"], "messages": found, **stream.position(stream.newest)}, request)
+            self.send(
+                "history",
+                {"topic": data["topic"], "messages": found, **stream.position(stream.newest)},
+                request,
+            )
 
     def subscribe(self, data: Data, request: object) -> None:
         entries = data.get("topics") or [data]

@@ -22,7 +22,7 @@ P = ParamSpec("P")
 #: Longest time of a test; a bound, not a measure.
 LIMIT = 120.0
 #: Limits of hubs in tests: short, so that tests are.
-SHORT = {"min_delay": 0.01, "max_delay": 0.1}
+SHORT: dict[str, Any] = {"min_delay": 0.01, "max_delay": 0.1}
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,7 +46,7 @@ def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits until a condition holds."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.005)
 
 
@@ -58,11 +58,15 @@ class Peer:
 
     async def welcome(self, **limits: Any) -> None:
         limits = {"max_message_bytes": 65536, "ping_interval_ms": 25000, **limits}
-        await self.send("welcome", {"client_id": "n1.0-1", "server_time": 1_796_000_000_000, "limits": limits})
+        await self.send(
+            "welcome", {"client_id": "n1.0-1", "server_time": 1_796_000_000_000, "limits": limits}
+        )
 
     async def send(self, kind: str, data: Any = None, request: Any = None) -> None:
         envelope = {"type": kind, "id": request, "data": data}
-        await self.connection.send(json.dumps({key: value for key, value in envelope.items() if value is not None}))
+        await self.connection.send(
+            json.dumps({key: value for key, value in envelope.items() if value is not None})
+        )
 
     async def receive(self, kind: str | None = None) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(await self.connection.recv())
@@ -197,7 +201,7 @@ class RealHub:
                     file.write("Python client against the real hub: deeperhub-ws is not built\n")
             pytest.skip("deeperhub-ws is not built; set DEEPERHUB_WS to its path")
         ports = ["--host", "127.0.0.1", "--port", str(port), "--api-listen", f"127.0.0.1:{api_port}"]
-        command = [program, *ports, "--rate-limit", "0", *arguments]
+        command: list[str | Path] = [program, *ports, "--rate-limit", "0", *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

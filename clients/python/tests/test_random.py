@@ -12,6 +12,7 @@ from model import Network, Server
 from deeperhub import Gap, HubError, Message, Position, Published
 from deeperhub.core.machine import Machine
 from deeperhub.core.options import Options
+from deeperhub.core.publish import Settle
 from deeperhub.core.queue import HandleQueue
 from deeperhub.core.token import TokenKind
 
@@ -56,7 +57,9 @@ class Application:
         known = self.position
         if known is not None and known.epoch == message.epoch:
             missing = range(known.offset + 1, message.offset)
-            untold = [offset for offset in missing if stream.record[message.epoch, offset] not in self.excluded]
+            untold = [
+                offset for offset in missing if stream.record[message.epoch, offset] not in self.excluded
+            ]
             assert message.offset > known.offset
             assert not untold, f"offsets {untold} were skipped and nobody told"
         elif known is not None:
@@ -98,11 +101,13 @@ def test_each_message_comes_once_and_in_order(seed: int) -> None:
     applications = [Application(network, topic, random.choice([None, 3])) for topic in TOPICS]
     outcomes: dict[str, list[Any]] = {topic: [] for topic in TOPICS}
     published: dict[str, list[Any]] = {topic: [] for topic in TOPICS}
-    count = 0
-    for _ in range(random.randrange(100, 300)):
+
+    def settle(topic: str, message: str) -> Settle:
+        return lambda outcome: outcomes[topic].append((message, outcome))
+
+    for count in range(random.randrange(100, 300)):
         topic = random.choice(TOPICS)
         dice = random.random()
-        count += 1
         if dice < 0.45:
             server.now = network.now
             server.publish(topic, f"other {count}")
@@ -118,7 +123,7 @@ def test_each_message_comes_once_and_in_order(seed: int) -> None:
                 message,
                 exclude_self=excludes,
                 ordered=True,
-                settle=lambda outcome, topic=topic, message=message: outcomes[topic].append((message, outcome)),
+                settle=settle(topic, message),
                 now=network.now,
             )
         elif dice < 0.66:
@@ -150,7 +155,9 @@ def test_each_message_comes_once_and_in_order(seed: int) -> None:
         assert own == published[topic], "a publish was lost, repeated or overtaken"
         reached = application.position
         if stream.newest and reached is not None and reached.epoch == stream.epoch:
-            rest = [stream.record[stream.epoch, offset] for offset in range(reached.offset + 1, stream.newest + 1)]
+            rest = [
+                stream.record[stream.epoch, offset] for offset in range(reached.offset + 1, stream.newest + 1)
+            ]
             assert all(message in application.excluded for message in rest)
 
 

@@ -41,7 +41,7 @@ async def test_quickstart() -> None:
             with pytest.raises(HubError) as raised:
                 await hub.subscribe("a..b")
             assert raised.value.code == "invalid_topic"
-        assert chat.state == "ended"
+        assert chat.reason == "closed"
         assert [message async for message in chat] == []
 
 
@@ -191,10 +191,9 @@ async def test_the_worker_does_each_job_also_over_a_restart(tmp_path: Path) -> N
 async def start_worker(url: str, folder: Path) -> asyncio.subprocess.Process:
     script = Path(__file__).parents[1] / "examples" / "worker.py"
     keep = str(folder / "positions.json")
-    worker = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         sys.executable, script, "--url", url, "--positions", keep, stdout=asyncio.subprocess.DEVNULL
     )
-    return worker
 
 
 @asynchronous

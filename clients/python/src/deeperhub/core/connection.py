@@ -96,7 +96,7 @@ class Connection:
         self._opened_at: float | None = None
         self._silence = SILENCE
         self._last_activity = 0.0
-        self._ping_sent: float | None = None
+        self._awaits_life = False
 
     @property
     def is_open(self) -> bool:
@@ -113,7 +113,7 @@ class Connection:
         self._set_state(HubState("connecting"))
         self._timers.cancel("reconnect")
         self._timers.set("attempt", now + self._options.connect_timeout)
-        self._goodbye, self._opened_at, self._ping_sent = None, None, None
+        self._goodbye, self._opened_at = None, None
         if self._kind is TokenKind.FUNCTION:
             self.phase = Phase.TOKEN
             self.call_token()
@@ -169,6 +169,7 @@ class Connection:
     def on_activity(self, now: float) -> None:
         """Notes a sign of life."""
         self._last_activity = now
+        self._awaits_life = False
 
     def on_welcome(self, data: Data, now: float) -> None:
         """Takes the first message of the server."""
@@ -274,13 +275,12 @@ class Connection:
             self._ask_for_life(now)
 
     def _ask_for_life(self, now: float) -> None:
-        self._ping_sent = now
+        self._awaits_life = True
         self.send("ping")
         self._timers.set("pong", now + self._options.pong_timeout)
 
     def _on_no_pong(self, when: float, now: float) -> None:
-        if self._ping_sent is not None and self._last_activity > self._ping_sent:
-            self._ping_sent = None
+        if not self._awaits_life:
             self._timers.set("silence", self._last_activity + self._silence)
         elif now - when >= LATE:
             # The process stood still, so the server may have answered in time.

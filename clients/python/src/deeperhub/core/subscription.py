@@ -11,7 +11,6 @@ from .backoff import Backoff
 from .queue import HandleQueue
 from .wire import Data, is_pattern, message_of, position_of, recover_of, text
 
-
 #: Own messages that are remembered of each topic until the position has passed them.
 MAX_OWN = 1000
 
