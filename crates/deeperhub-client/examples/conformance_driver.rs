@@ -13,6 +13,7 @@ use deeperhub_client::{
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 
 /// Tokens that the token function returns, one per call.
 type Tokens = Arc<Mutex<VecDeque<Value>>>;
@@ -21,6 +22,7 @@ type Tokens = Arc<Mutex<VecDeque<Value>>>;
 struct Handle {
     permits: Arc<Semaphore>,
     unsubscribe: mpsc::UnboundedSender<()>,
+    task: JoinHandle<()>,
 }
 
 #[derive(Default)]
@@ -179,9 +181,9 @@ impl Driver {
         let permits =
             Arc::new(Semaphore::new(if command["hold"] == true { 0 } else { Semaphore::MAX_PERMITS }));
         let (unsubscribe, mut unsubscribes) = mpsc::unbounded_channel();
-        self.handles.insert(name.clone(), Handle { permits: Arc::clone(&permits), unsubscribe });
         let fails = command["fail"].as_array().cloned().unwrap_or_default();
-        tokio::spawn(async move {
+        let (key, task_permits) = (name.clone(), Arc::clone(&permits));
+        let task = tokio::spawn(async move {
             let result = tokio::select! {
                 result = subscription.ready() => result,
                 Some(()) = unsubscribes.recv() => {
@@ -213,11 +215,12 @@ impl Driver {
                 }
                 // The handler returns when it has a permit, or when it is unsubscribed.
                 tokio::select! {
-                    permit = permits.acquire() => permit.map_or((), |permit| permit.forget()),
+                    permit = task_permits.acquire() => permit.map_or((), |permit| permit.forget()),
                     Some(()) = unsubscribes.recv() => subscription.unsubscribe(),
                 }
             }
         });
+        self.handles.insert(key, Handle { permits, unsubscribe, task });
     }
 
     async fn run(&mut self, command: &Value) -> Result<(), Box<dyn StdError>> {
@@ -237,7 +240,7 @@ impl Driver {
             }
             "reload" => {
                 self.hub = None;
-                self.handles.clear();
+                self.handles.drain().for_each(|(_, handle)| handle.task.abort());
             }
             "close" => {
                 if let Some(hub) = self.hub.clone() {

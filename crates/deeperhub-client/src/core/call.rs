@@ -135,9 +135,9 @@ impl Core {
         }
     }
 
-    /// Sends publishes whose turn it is. With `repeated`, only those that were sent before.
-    pub(super) fn send_publishes(&mut self, repeated: bool) {
-        while let Some(text) = self.publishes.next(self.now, self.settings.publish_timeout, repeated) {
+    /// Sends publishes whose turn it is.
+    pub(super) fn send_publishes(&mut self) {
+        while let Some(text) = self.publishes.next(self.now, self.settings.publish_timeout) {
             self.actions.push_back(Action::Send(text.to_owned()));
         }
     }

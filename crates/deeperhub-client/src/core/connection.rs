@@ -64,6 +64,8 @@ pub(super) struct Connection {
     pub(super) client_ids: Vec<Arc<str>>,
     /// Longest message that the server takes, once it is known.
     pub(super) max_message_bytes: Option<usize>,
+    /// The connection is open again, and nothing was sent yet.
+    pub(super) is_reconnected: bool,
     /// The server's clock in Unix milliseconds, at a time of ours.
     server_clock: Option<(u64, Duration)>,
 }
@@ -80,6 +82,7 @@ impl Default for Connection {
             goodbye: None,
             client_ids: Vec::new(),
             max_message_bytes: None,
+            is_reconnected: false,
             server_clock: None,
         }
     }
@@ -228,6 +231,7 @@ impl Core {
         connection.life = Life::new(welcome.limits.ping_interval_ms, now);
         connection.max_message_bytes = welcome.limits.max_message_bytes;
         connection.server_clock = welcome.server_time.map(|time| (time, now));
+        connection.is_reconnected = !connection.client_ids.is_empty();
         if connection.client_ids.len() == MAX_CLIENT_IDS {
             connection.client_ids.remove(0);
         }

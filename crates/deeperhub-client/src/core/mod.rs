@@ -290,13 +290,17 @@ impl Core {
         if !self.is_open() {
             return;
         }
-        self.send_publishes(true);
+        // After a reconnect, publishes come first: those of the last connection may have to fill
+        // holes. Else a client that subscribes and then publishes gets its own message.
+        if std::mem::take(&mut self.connection.is_reconnected) {
+            self.send_publishes();
+        }
         self.send_subscribes();
         self.send_joins();
         while let Some(text) = self.requests.next() {
             self.actions.push_back(Action::Send(text.to_owned()));
         }
-        self.send_publishes(false);
+        self.send_publishes();
     }
 
     fn next_id(&mut self) -> u64 {

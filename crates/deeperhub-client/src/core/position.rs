@@ -1,6 +1,6 @@
 //! The position of a subscription, and what a delivery means for it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::{Gap, Message, Position};
@@ -43,8 +43,8 @@ pub(super) enum Verdict {
 pub(super) struct Chain {
     /// `None` for a topic without history, and for a pattern.
     pub(super) position: Option<Position>,
-    /// Own messages that exclude their publisher. They fill holes.
-    own: BTreeSet<(Arc<str>, u64)>,
+    /// Own messages that exclude their publisher, with their times. They fill holes.
+    own: BTreeMap<(Arc<str>, u64), u64>,
     /// Items that wait for the answer to an own publish, which may fill the hole before them.
     held: VecDeque<Item>,
     held_bytes: usize,
@@ -69,26 +69,27 @@ impl Chain {
             Item::Position(_) => return Verdict::Next,
         };
         let Some(at) = &self.position else { return Verdict::Next };
+        if matches!(item, Item::Message { .. }) && before <= at.offset && self.is_own(position) {
+            return Verdict::Own;
+        }
         if position.epoch != at.epoch {
             Verdict::Hole
         } else if position.offset <= at.offset {
             Verdict::Duplicate
         } else if before > at.offset {
             Verdict::Hole
-        } else if matches!(item, Item::Message { .. }) && self.is_own(position) {
-            Verdict::Own
         } else {
             Verdict::Next
         }
     }
 
     fn is_own(&self, position: &Position) -> bool {
-        !self.own.is_empty() && self.own.contains(&(Arc::clone(&position.epoch), position.offset))
+        !self.own.is_empty() && self.own.contains_key(&(Arc::clone(&position.epoch), position.offset))
     }
 
     /// Remembers the position of an own message that excludes its publisher.
     pub(super) fn add_own(&mut self, position: &Position) {
-        self.own.insert((Arc::clone(&position.epoch), position.offset));
+        self.own.insert((Arc::clone(&position.epoch), position.offset), position.time);
         if self.own.len() > MAX_OWN {
             self.own.pop_first();
         }
@@ -98,15 +99,18 @@ impl Chain {
     /// Moves the position over own messages that come next.
     fn skip_own(&mut self) {
         let Some(position) = &mut self.position else { return };
-        while !self.own.is_empty() && self.own.contains(&(Arc::clone(&position.epoch), position.offset + 1)) {
-            position.offset += 1;
+        if self.own.is_empty() {
+            return;
+        }
+        while let Some(&time) = self.own.get(&(Arc::clone(&position.epoch), position.offset + 1)) {
+            (position.offset, position.time) = (position.offset + 1, time);
         }
     }
 
     /// Forgets own messages up to `oldest`, the lowest position from which messages may come again.
     pub(super) fn forget_own(&mut self, oldest: &Position) {
         if !self.own.is_empty() {
-            self.own.retain(|(epoch, offset)| *epoch != oldest.epoch || *offset > oldest.offset);
+            self.own.retain(|(epoch, offset), _| *epoch != oldest.epoch || *offset > oldest.offset);
         }
     }
 

@@ -81,19 +81,12 @@ impl Publishes {
             .insert(id.0, Publish { topic, text, exclude_self, ordered, state, deadline: None, backoff });
     }
 
-    /// Returns the next message to send. With `repeated`, only those that were sent before.
-    pub(super) fn next(&mut self, now: Duration, timeout: Duration, repeated: bool) -> Option<&str> {
+    /// Returns the next message to send.
+    pub(super) fn next(&mut self, now: Duration, timeout: Duration) -> Option<&str> {
         if self.unanswered >= MAX_UNANSWERED || self.held_until.is_some_and(|until| until > now) {
             return None;
         }
-        let id = match repeated {
-            true => *self
-                .ready
-                .iter()
-                .find(|id| self.by_id.get(id).is_some_and(|publish| publish.deadline.is_some()))?,
-            false => *self.ready.first()?,
-        };
-        self.ready.remove(&id);
+        let id = self.ready.pop_first()?;
         self.unanswered += 1;
         let publish = self.by_id.get_mut(&id)?;
         publish.state = State::Sent;

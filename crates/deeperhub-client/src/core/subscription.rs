@@ -224,8 +224,11 @@ impl Subscription {
                 return Flow::Continue;
             }
             Verdict::Own => {
-                if let Item::Message { message, .. } = &item {
-                    self.move_to(message.position.clone());
+                if let Item::Message { message, .. } = &item
+                    && let Some(position) = &message.position
+                    && !self.chain.position.as_ref().is_some_and(|at| at.covers(position))
+                {
+                    self.move_to(Some(position.clone()));
                 }
                 self.count_replayed(1);
             }

@@ -84,6 +84,10 @@ impl Shared {
         let result = step(&mut inner, self.now());
         let has_work = inner.core.has_actions() || inner.core.next_timeout() != before;
         drop(inner);
+        if *self.finished.borrow() {
+            // The task has ended, so this thread does what is left.
+            self.finish();
+        }
         if has_work {
             self.changed.notify_one();
         }
@@ -118,6 +122,15 @@ impl Shared {
             }
         }
         rest
+    }
+
+    /// Does what is left when the task has ended.
+    pub(super) fn finish(&self) {
+        for action in self.drain() {
+            if let Action::Store { topic, position } = action {
+                self.store(&topic, position.as_ref());
+            }
+        }
     }
 
     fn on_state(&self, inner: &mut Inner, state: ConnectionState) {

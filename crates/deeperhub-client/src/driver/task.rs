@@ -49,12 +49,8 @@ struct Finish(Arc<Shared>);
 impl Drop for Finish {
     fn drop(&mut self) {
         self.0.lock().core.close(self.0.now());
-        for action in self.0.drain() {
-            if let Action::Store { topic, position } = action {
-                self.0.store(&topic, position.as_ref());
-            }
-        }
         self.0.finished.send_replace(true);
+        self.0.finish();
     }
 }
 
