@@ -185,7 +185,7 @@ impl Client {
             "close" => {
                 self.finish("closed");
                 if self.fault == Fault::SurvivesClose {
-                    self.state = State::Connecting;
+                    self.attempt_at = Some(Instant::now() + Duration::from_millis(50));
                 }
                 self.actions.push(Action::Close);
             }

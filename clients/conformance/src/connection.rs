@@ -248,7 +248,8 @@ impl Connection {
     /// Expects one subscribe for exactly these topics.
     pub(crate) async fn expect_subscribe(&mut self, topics: &[&str]) -> Result<Subscribe> {
         self.journal.await_step(format!("one subscribe for {topics:?}"));
-        let subscribe = Subscribe::new(self.expect("subscribe").await?)?;
+        let received = self.receive().await?;
+        let subscribe = self.as_subscribe(received)?;
         let mut expected = topics.to_vec();
         expected.sort_unstable();
         ensure(subscribe.topics() == expected, || {

@@ -182,7 +182,7 @@ scenes! {
         published_fills_the_hole,
         delivery_waits_for_published,
         published_overtakes_deliveries,
-        own_message_moves_the_position,
+        position_around_an_own_message,
         own_message_in_a_replay,
         refused_publish_fills_nothing,
         own_message_is_delivered,

@@ -53,15 +53,21 @@ pub(super) async fn published_overtakes_deliveries(kit: &mut Kit) -> Result {
     kit.settle(&mut connection).await
 }
 
-/// Own messages move the position, so a recovery starts behind them.
-pub(super) async fn own_message_moves_the_position(kit: &mut Kit) -> Result {
+/// A recovery after an own message starts before or behind it, from a position that is whole.
+pub(super) async fn position_around_an_own_message(kit: &mut Kit) -> Result {
     let mut connection = kit.live_at(10).await?;
     let publish = publish_excluded(kit, &mut connection).await?;
     connection.reply_published(&publish, &CHAT, 11).await?;
     kit.app().expect_published("post", 11).await?;
     connection.cut();
-    let mut connection = kit.recover(11, 1).await?;
-    connection.deliver(&CHAT, 12).await?;
+    let mut connection = kit.open().await?;
+    let subscribe = connection.expect_subscribe(&[CHAT.name]).await?;
+    let from = subscribe.entry(CHAT.name)?["recover"]["offset"].as_u64().unwrap_or_default();
+    ensure((10..=11).contains(&from), || format!("expected recover from 10 or 11, not {from}"))?;
+    subscribe.expect_recover(&CHAT, from)?;
+    let answer = CHAT.at(from, json!({"recovered": true, "replay": 12 - from}));
+    connection.reply_subscribed(&subscribe, &[answer]).await?;
+    connection.deliver_all(&CHAT, from + 1..=12).await?;
     kit.app().expect_message("chat", &CHAT, 12).await?;
     kit.app().expect_recovered("chat").await?;
     kit.settle(&mut connection).await
