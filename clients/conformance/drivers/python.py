@@ -45,6 +45,7 @@ class Handle:
         self.permits: int | None = 0 if held else None
         self.changed = asyncio.Event()
         self.subscription: Any = None
+        self.task: asyncio.Task[None] | None = None
 
     def release(self, messages: int | None) -> None:
         """Lets held calls of the handler return."""
@@ -91,11 +92,12 @@ class Driver:
         self.tasks: set[asyncio.Task[None]] = set()
         self.hub: Any = None
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Does something beside the next commands."""
         task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
 
     def token(self) -> str:
         """Returns the next token, as the token function of the application."""
@@ -175,7 +177,8 @@ class Driver:
             case "subscribe":
                 handle = Handle(name, command.get("fail") or [], bool(command.get("hold")))
                 self.handles[name] = handle
-                self.spawn(self.subscribe(handle, command["topic"], command.get("history")))
+                work = self.subscribe(handle, command["topic"], command.get("history"))
+                handle.task = self.spawn(work)
             case "release":
                 self.handles[name].release(command.get("messages"))
             case "unsubscribe":
@@ -201,7 +204,13 @@ class Driver:
     async def unsubscribe(self, handle: Handle) -> None:
         """Ends a handle."""
         handle.release(None)
-        await handle.subscription.unsubscribe()
+        if handle.subscription is not None:
+            await handle.subscription.unsubscribe()
+        elif handle.task is not None:
+            # An application that no longer waits for its subscribe cancels it.
+            handle.task.cancel()
+            handle.on_state(SubscriptionState("ended", None, "unsubscribed"))
+            write("ready", as_=handle.name, error="unsubscribed")
 
     def reload(self) -> None:
         """Leaves the hub as a process that is killed."""
@@ -227,7 +236,7 @@ async def main() -> None:
         loop.call_soon_threadsafe(end.set)
 
     threading.Thread(target=read, daemon=True).start()
-    write("ready", client="python", skips=["page"])
+    write("ready", client="python", skips=["page", "blind"])
     await end.wait()
 
 

@@ -391,6 +391,13 @@ def test_the_slot_of_goodbye_is_kept_to_the_millisecond() -> None:
     rig.end(Ending("closed", code=1001))
     state = rig.machine.connection.state
     assert (state.state, state.reason, state.until) == ("waiting", "shutdown", rig.now + 12.345)
+    # It belongs to one end; and the wait counts, so the next one is not the shortest.
+    rig.pass_time(12.4)
+    rig.open()
+    rig.end(Ending("cut"))
+    until = rig.machine.connection.state.until
+    assert until is not None
+    assert 0.5 <= until - rig.now <= 2.0
 
 
 def test_holes_of_excluded_messages_wait_for_the_answer() -> None:

@@ -22,6 +22,10 @@ class Backoff:
         self._attempts += 1
         return self._random.uniform(lower, max(lower, upper))
 
+    def skip(self) -> None:
+        """Counts an attempt whose time came from the server."""
+        self._attempts += 1
+
     def reset(self) -> None:
         """Starts again at the shortest times."""
         self._attempts = 0

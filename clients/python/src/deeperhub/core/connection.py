@@ -232,6 +232,7 @@ class Connection:
             case Next.AT_ONCE:
                 self.start(now)
             case Next.WAIT:
+                self._backoff.skip()
                 self._wait(decision.delay, decision.reason, now)
             case Next.BACK_OFF:
                 self._wait(self._backoff.next(), decision.reason, now)

@@ -61,6 +61,8 @@ class Subscription:
         self.is_overflowing = False
         self._subscribed_before = False
         self._replay = 0
+        #: Offset after which the replay began.
+        self._replay_start = 0
         self._live = SubscriptionState("live")
         #: Positions of own messages that the application must not get, by epoch and offset. Those
         #: of another epoch may be needed soon: the answer to a publish can come before the
@@ -113,6 +115,7 @@ class Subscription:
         self._subscribed_before = True
         replay = reply.get("replay")
         self._replay = replay if isinstance(replay, int) else 0
+        self._replay_start = self.position.offset if self.position is not None else 0
         if self._replay <= 0:
             self.set_state(self._live)
         else:
@@ -134,6 +137,9 @@ class Subscription:
         known = self.position
         if known is None or known.epoch != position.epoch or known.offset < position.offset:
             self._own[position.epoch, position.offset] = position
+            if known is not None and self.wire is Wire.ACTIVE and not self.is_overflowing:
+                # The position that a reconnect gives back is behind the own message then.
+                self._fill_own(known, position.offset)
             while len(self._own) > MAX_OWN:
                 del self._own[next(iter(self._own))]
 
@@ -198,7 +204,8 @@ class Subscription:
         if position.epoch != known.epoch:
             return Outcome.HOLE
         if position.offset <= known.offset:
-            # It is not part of the replay either, which begins after the position.
+            if position.offset > self._replay_start:
+                self._count_replay()
             return Outcome.DONE
         previous = delivery.data.get("prev")
         if not isinstance(previous, int):
