@@ -10,6 +10,17 @@ use crate::{Gap, Message, Position, SubscriptionState};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HandleId(pub(super) u64);
 
+/// A message or a gap that waits for kept messages.
+#[derive(Debug)]
+enum Pending {
+    Message {
+        message: Message,
+        /// The offset before it.
+        before: u64,
+    },
+    Gap(Gap),
+}
+
 /// Kept messages that a handle reads before it gets live ones.
 #[derive(Debug, Default)]
 pub(super) struct Joining {
@@ -21,8 +32,8 @@ pub(super) struct Joining {
     pub(super) wanted: u32,
     /// Offset from which the next request reads; `None` for the first.
     pub(super) next: Option<u64>,
-    /// Live messages since the handle joined.
-    pending: Vec<Message>,
+    /// Live messages and gaps since the handle joined.
+    pending: Vec<Pending>,
     pending_bytes: usize,
     overflowed: bool,
 }
@@ -33,10 +44,21 @@ impl Joining {
     }
 }
 
+/// The answer of the server to a `subscribe` with a position.
+pub(super) struct Outcome<'a> {
+    pub(super) topic: &'a Arc<str>,
+    pub(super) asked: Option<&'a Position>,
+    /// The reason why messages were missed.
+    pub(super) missed: Option<&'a Arc<str>>,
+    /// The position before the messages that follow.
+    pub(super) position: Option<&'a Position>,
+}
+
 /// A handle with its queue and its position.
 #[derive(Debug)]
 pub(super) struct Handle {
     pub(super) id: HandleId,
+    topic: Arc<str>,
     pub(super) queue: EventQueue,
     /// Position of the last event in the queue.
     pub(super) position: Option<Position>,
@@ -45,6 +67,8 @@ pub(super) struct Handle {
     /// Number of replayed messages that another handle asked for.
     pub(super) skip: u64,
     pub(super) joining: Option<Joining>,
+    /// The next message may show that messages before it were not kept.
+    has_joined: bool,
     /// The queue was full, so messages after `position` are dropped until it has room.
     pub(super) full: bool,
     /// The first `subscribed` has come.
@@ -60,17 +84,20 @@ pub(super) struct Handle {
 impl Handle {
     pub(super) fn new(
         id: HandleId,
+        topic: Arc<str>,
         history: u32,
         position: Option<Position>,
         max_queue_bytes: usize,
     ) -> Self {
         Self {
             id,
+            topic,
             queue: EventQueue::new(max_queue_bytes),
             position,
             history,
             skip: 0,
             joining: None,
+            has_joined: false,
             full: false,
             ready: false,
             is_woken: false,
@@ -82,13 +109,13 @@ impl Handle {
     }
 
     /// Appends a message that follows the handle's position. Drops it if the handle has it already,
-    /// or if the queue is full.
-    pub(super) fn receive(&mut self, message: &Message) {
+    /// or if the queue is full. `before` is the offset before it.
+    pub(super) fn receive(&mut self, message: &Message, before: u64) {
         if let Some(joining) = &mut self.joining {
             joining.pending_bytes += message.bytes;
             joining.overflowed |= joining.pending_bytes > self.max_queue_bytes;
             if !joining.overflowed {
-                joining.pending.push(message.clone());
+                joining.pending.push(Pending::Message { message: message.clone(), before });
             }
             return;
         }
@@ -102,6 +129,9 @@ impl Handle {
         let is_duplicate = self.position.as_ref().is_some_and(|at| at.covers(position));
         if self.full || is_duplicate {
             return;
+        }
+        if std::mem::take(&mut self.has_joined) {
+            self.tell_trimmed(&Position { offset: before, ..position.clone() });
         }
         if self.skip > 0 {
             self.skip -= 1;
@@ -130,17 +160,20 @@ impl Handle {
 
     /// Appends a gap, and moves to its end.
     pub(super) fn receive_gap(&mut self, gap: &Gap) {
-        if self.joining.is_some() || self.full {
+        if let Some(joining) = &mut self.joining {
+            joining.pending.push(Pending::Gap(gap.clone()));
+            return;
+        }
+        let is_told = match (&self.position, &gap.position) {
+            (Some(at), Some(to)) => at.covers(to),
+            _ => false,
+        };
+        if self.full || is_told {
             return;
         }
         let mut gap = gap.clone();
-        if let (Some(at), Some(to)) = (&self.position, &gap.position)
-            && gap.from.is_some()
-        {
-            if at.covers(to) {
-                return;
-            }
-            gap.from = gap.from.max(Some(at.offset + 1));
+        if let Some(at) = &self.position {
+            gap.from = gap.from.map(|from| from.max(at.offset + 1));
         }
         self.position.clone_from(&gap.position);
         self.queue.push_gap(gap);
@@ -156,20 +189,22 @@ impl Handle {
         }
     }
 
-    /// Takes what the server says about recovery. Tells a gap if messages were missed.
-    pub(super) fn on_subscribed(
-        &mut self,
-        topic: &Arc<str>,
-        missed: Option<&Arc<str>>,
-        position: Option<&Position>,
-    ) {
-        let Some(reason) = missed else {
+    /// Takes what the server says about recovery from the position `asked`. Tells a gap if messages
+    /// were missed.
+    pub(super) fn on_subscribed(&mut self, outcome: &Outcome<'_>) {
+        let Outcome { topic, asked, missed, position } = *outcome;
+        let covers = match (&self.position, position) {
+            (Some(at), Some(to)) => at.covers(to) && self.position.as_ref() != asked,
+            _ => false,
+        };
+        let Some(reason) = missed.filter(|reason| !covers || ***reason == *"ahead") else {
             if self.recovered.is_none() {
                 self.recovered = Some(true);
             }
+            let asked_epoch = asked.map(|asked| &asked.epoch);
             match (&mut self.position, position) {
                 // Offsets go on under a new epoch.
-                (Some(at), Some(to)) if at.epoch != to.epoch => at.epoch = Arc::clone(&to.epoch),
+                (Some(at), Some(to)) if Some(&at.epoch) == asked_epoch => at.epoch = Arc::clone(&to.epoch),
                 (at @ None, Some(to)) => *at = Some(to.clone()),
                 _ => {}
             }
@@ -211,9 +246,9 @@ impl Handle {
 
     /// Appends `recovering`, if the handle was live.
     pub(super) fn on_recovering(&mut self) {
-        if let Some(joining) = &mut self.joining {
-            *joining = Joining::new(self.history);
-        }
+        // A handle that has some kept messages recovers the rest from its position.
+        let has_none = self.position.is_none();
+        self.joining = self.joining.take().filter(|_| has_none).map(|_| Joining::new(self.history));
         if std::mem::take(&mut self.live) {
             self.queue.push_state(SubscriptionState::Recovering);
         }
@@ -227,23 +262,58 @@ impl Handle {
         newest: Option<Position>,
     ) -> bool {
         let Some(mut joining) = self.joining.take() else { return false };
-        for message in messages {
-            self.receive(message);
+        // A history that was emptied between two answers goes on in another epoch. Then the gap is
+        // among what waits.
+        let epoch =
+            |position: &Option<Position>| position.as_ref().map(|position| Arc::clone(&position.epoch));
+        let first = epoch(&self.position);
+        let is_renewed = first.is_some() && messages.iter().any(|message| epoch(&message.position) != first);
+        if !is_renewed {
+            for message in messages {
+                let before =
+                    message.position.as_ref().map_or(0, |position| position.offset.saturating_sub(1));
+                self.has_joined = true;
+                self.receive(message, before);
+            }
         }
         joining.wanted = joining.wanted.saturating_sub(messages.len().try_into().unwrap_or(u32::MAX));
-        if joining.wanted > 0 && next.is_some() && !messages.is_empty() {
+        if joining.wanted > 0 && next.is_some() && !messages.is_empty() && !is_renewed {
             (joining.next, joining.requested) = (next, false);
             self.joining = Some(joining);
             return true;
         }
         if self.position.is_none() {
-            self.position = newest;
+            self.position.clone_from(&newest);
         }
-        for message in &joining.pending {
-            self.receive(message);
+        self.has_joined = true;
+        // What came before the epoch of the kept messages is older than they are.
+        let current = epoch(&self.position);
+        let start = joining.pending.iter().rposition(|pending| match pending {
+            Pending::Gap(gap) => gap.from.is_none() && current.is_some() && epoch(&gap.position) == current,
+            Pending::Message { .. } => false,
+        });
+        for pending in joining.pending.iter().skip(start.map_or(0, |start| start + 1)) {
+            match pending {
+                Pending::Message { message, before } => self.receive(message, *before),
+                Pending::Gap(gap) => self.receive_gap(gap),
+            }
         }
         self.full |= joining.overflowed && self.position.is_some();
         false
+    }
+
+    /// Tells a gap up to an offset, if the handle is in the same stream and before it.
+    fn tell_trimmed(&mut self, to: &Position) {
+        if let Some(at) = &self.position
+            && at.epoch == to.epoch
+            && at.offset < to.offset
+            && !self.full
+        {
+            let (from, to) = (Some(at.offset + 1), to.clone());
+            let (topic, reason) = (Arc::clone(&self.topic), "trimmed".into());
+            self.queue.push_gap(Gap { topic, from, to: Some(to.offset), reason, position: Some(to.clone()) });
+            self.position = Some(to);
+        }
     }
 
     /// Returns `true` if dropped messages can be asked for again.

@@ -17,6 +17,13 @@ pub(super) enum Item {
 }
 
 impl Item {
+    /// Returns the offset before a message, as sent to the topic's subscribers.
+    pub(super) fn before(message: &Message, prev: Option<u64>) -> u64 {
+        prev.unwrap_or_else(|| {
+            message.position.as_ref().map_or(0, |position| position.offset.saturating_sub(1))
+        })
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Message { message, .. } => message.bytes,
@@ -53,12 +60,11 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    /// Judges an item. It does not move the position, except over own messages.
-    pub(super) fn judge(&mut self, item: &Item) -> Verdict {
-        self.skip_own();
+    /// Judges an item. It does not move the position.
+    pub(super) fn judge(&self, item: &Item) -> Verdict {
         let (position, before) = match item {
             Item::Message { message, prev } => match &message.position {
-                Some(position) => (position, prev.unwrap_or(position.offset.saturating_sub(1))),
+                Some(position) => (position, Item::before(message, *prev)),
                 None => return Verdict::Next,
             },
             Item::Gap(gap) => match (&gap.position, gap.from) {
@@ -93,15 +99,17 @@ impl Chain {
         if self.own.len() > MAX_OWN {
             self.own.pop_first();
         }
-        self.skip_own();
+    }
+
+    /// Returns `true` if the next message is an own one.
+    pub(super) fn is_before_own(&self) -> bool {
+        let next = |at: &Position| (Arc::clone(&at.epoch), at.offset + 1);
+        !self.own.is_empty() && self.position.as_ref().is_some_and(|at| self.own.contains_key(&next(at)))
     }
 
     /// Moves the position over own messages that come next.
-    fn skip_own(&mut self) {
+    pub(super) fn skip_own(&mut self) {
         let Some(position) = &mut self.position else { return };
-        if self.own.is_empty() {
-            return;
-        }
         while let Some(&time) = self.own.get(&(Arc::clone(&position.epoch), position.offset + 1)) {
             (position.offset, position.time) = (position.offset + 1, time);
         }
@@ -181,6 +189,7 @@ mod tests {
         chain.add_own(&at("a", 7));
         assert_eq!(chain.judge(&message(Some(at("a", 8)), None)), Verdict::Hole);
         chain.add_own(&at("a", 6));
+        chain.skip_own();
         assert_eq!(chain.position, Some(at("a", 7)));
         assert_eq!(chain.judge(&message(Some(at("a", 8)), None)), Verdict::Next);
         chain.add_own(&at("a", 9));

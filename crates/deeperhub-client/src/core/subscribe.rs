@@ -28,7 +28,7 @@ impl Core {
     ) -> HandleId {
         self.now = self.now.max(now);
         let id = HandleId(self.next_id());
-        let mut handle = Handle::new(id, history, position, self.settings.max_queue_bytes);
+        let mut handle = Handle::new(id, topic.into(), history, position, self.settings.max_queue_bytes);
         if self.is_closed() {
             handle.queue.push_state(SubscriptionState::Ended { reason: Error::CLOSED.into() });
             self.subscriptions.keep_ended(id, handle.queue);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use deeperhub_types::{Subscription as TopicOrPattern, Topic, TopicPattern};
 
 use super::backoff::Backoff;
-use super::handle::{Handle, HandleId, Joining};
+use super::handle::{Handle, HandleId, Joining, Outcome};
 use super::position::{Chain, Item, Verdict};
 use super::wire::Delivery;
 use crate::{Gap, Position, SubscriptionState};
@@ -160,6 +160,7 @@ impl Subscription {
         let recovered = entry.recovered;
         for handle in &mut self.handles {
             let is_new = !std::mem::replace(&mut handle.ready, true);
+            handle.skip = 0;
             if handle.joining.is_some() {
                 continue;
             }
@@ -174,12 +175,17 @@ impl Subscription {
                     handle.skip = replay.saturating_sub(handle.history.into());
                 }
                 _ if is_new && handle.position.is_none() => handle.position.clone_from(&position),
-                Some(true) => handle.on_subscribed(&self.topic, None, position.as_ref()),
-                _ => handle.on_subscribed(&self.topic, Some(&reason), position.as_ref()),
+                _ => handle.on_subscribed(&Outcome {
+                    topic: &self.topic,
+                    asked: self.asked.as_ref(),
+                    missed: (recovered != Some(true)).then_some(&reason),
+                    position: position.as_ref(),
+                }),
             }
         }
         self.chain.position = position;
         let _ = self.chain.release();
+        self.skip_own();
         self.check_live();
     }
 
@@ -234,16 +240,18 @@ impl Subscription {
             }
             Verdict::Next => self.accept(item),
         }
+        self.skip_own();
         self.met_hole = false;
         Flow::Continue
     }
 
     fn accept(&mut self, item: Item) {
         match item {
-            Item::Message { message, .. } => {
+            Item::Message { message, prev } => {
+                let before = Item::before(&message, prev);
                 self.chain.position.clone_from(&message.position);
                 for handle in &mut self.handles {
-                    handle.receive(&message);
+                    handle.receive(&message, before);
                 }
                 self.count_replayed(1);
             }
@@ -268,12 +276,32 @@ impl Subscription {
     }
 
     fn move_to(&mut self, position: Option<Position>) {
-        if let Some(position) = &position {
-            for handle in &mut self.handles {
+        let before = std::mem::replace(&mut self.chain.position, position);
+        self.handles_follow(before.as_ref());
+    }
+
+    /// Moves over own messages that come next.
+    fn skip_own(&mut self) {
+        if self.chain.is_before_own() {
+            let before = self.chain.position.clone();
+            self.chain.skip_own();
+            self.handles_follow(before.as_ref());
+        }
+    }
+
+    /// Moves the handles that were at `before` to the position. Others still wait for messages.
+    fn handles_follow(&mut self, before: Option<&Position>) {
+        let Some(position) = &self.chain.position else { return };
+        for handle in &mut self.handles {
+            let is_there = match (&handle.position, before) {
+                (Some(at), Some(before)) => at.covers(before),
+                (_, None) => true,
+                (None, Some(_)) => false,
+            };
+            if is_there {
                 handle.move_to(position);
             }
         }
-        self.chain.position = position;
     }
 
     fn count_replayed(&mut self, messages: u64) {
@@ -286,12 +314,7 @@ impl Subscription {
     /// Remembers an own message that excludes its publisher.
     pub(super) fn add_own(&mut self, position: &Position) {
         self.chain.add_own(position);
-        let at = self.chain.position.clone();
-        if let Some(at) = &at {
-            for handle in self.handles.iter_mut().filter(|handle| handle.position.is_some()) {
-                handle.move_to(at);
-            }
-        }
+        self.skip_own();
         if let Some(oldest) = self.oldest_position().cloned() {
             self.chain.forget_own(&oldest);
         }

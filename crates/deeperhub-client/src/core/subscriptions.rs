@@ -197,6 +197,9 @@ impl Subscriptions {
             self.retries.remove(&(at, number));
         }
         subscription.on_recovering();
+        for handle in subscription.handles.iter().filter(|handle| handle.joining.is_none()) {
+            self.joining.remove(&handle.id);
+        }
         self.idle.insert(number);
     }
 
