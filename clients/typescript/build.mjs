@@ -1,5 +1,5 @@
-// Builds dist/: build.mjs. With --check, builds it elsewhere, compares it with the committed files,
-// and measures the size of the minified file.
+// Builds dist/ and the file that hubs serve: build.mjs. With --check, compares what it builds with
+// the committed files instead. Both measure the size of the minified file.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -47,23 +47,26 @@ function declarations() {
 }
 
 const types = declarations();
+const esm = await bundle("esm");
 const files = {
-  "deeperhub.js": await bundle("esm"),
-  "deeperhub.cjs": await bundle("cjs"),
-  "deeperhub.d.ts": types,
-  "deeperhub.d.cts": types,
+  "dist/deeperhub.js": esm,
+  "dist/deeperhub.cjs": await bundle("cjs"),
+  "dist/deeperhub.d.ts": types,
+  "dist/deeperhub.d.cts": types,
+  // A crate contains what it serves.
+  "../../crates/deeperhub-api/assets/deeperhub.js": esm,
 };
-const bytes = gzipSync(files["deeperhub.js"], { level: 9 }).length;
-console.log(`deeperhub.js: ${files["deeperhub.js"].length} bytes, ${bytes} compressed (at most ${MAX_BYTES})`);
+const bytes = gzipSync(esm, { level: 9 }).length;
+console.log(`deeperhub.js: ${esm.length} bytes, ${bytes} compressed (at most ${MAX_BYTES})`);
 if (bytes > MAX_BYTES) process.exitCode = 1;
 
 if (process.argv.includes("--check")) {
   for (const [name, text] of Object.entries(files)) {
-    if (readFileSync(path.join(root, "dist", name), "utf8") === text) continue;
-    console.error(`dist/${name} differs from its source: run npm run build, and commit it`);
+    if (readFileSync(path.join(root, name), "utf8") === text) continue;
+    console.error(`${name} differs from its source: run npm run build, and commit it`);
     process.exitCode = 1;
   }
 } else {
   mkdirSync(path.join(root, "dist"), { recursive: true });
-  for (const [name, text] of Object.entries(files)) writeFileSync(path.join(root, "dist", name), text);
+  for (const [name, text] of Object.entries(files)) writeFileSync(path.join(root, name), text);
 }

@@ -42,7 +42,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
   _settle!: (error?: ClientError) => void;
   _queue: Item[] = [];
   _queuedBytes = 0;
-  /** Whether messages are dropped, because the queue was full. */
+  /** Whether messages are dropped: from when the queue is full until half of it is free. */
   _isFull = false;
   /** Position of the last event in the queue, or before it. */
   _position: Position | undefined;
@@ -92,14 +92,9 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     if (position && this._has(position)) return;
     if (this._isFull) return;
     if (this._queuedBytes && this._queuedBytes + bytes > this._owner._maxQueueBytes) {
-      if (position) {
-        this._isFull = true;
-      } else {
-        const last = this._queue[this._queue.length - 1];
-        if (last?._name !== "gap" || last._event.reason !== "dropped") {
-          this._push({ _name: "gap", _event: { topic: this.topic, reason: "dropped" }, _bytes: 0 });
-        }
-      }
+      this._isFull = true;
+      // Messages without a position do not come again.
+      if (!position) this._push({ _name: "gap", _event: { topic: this.topic, reason: "dropped" }, _bytes: 0 });
       return;
     }
     this._queuedBytes += bytes;

@@ -44,8 +44,8 @@ export class Topic {
   _afterReplay: SubscriptionStateEvent = { state: "live" };
   /** Deliveries that wait for the answer to an own publish. */
   _waiting: Received[] = [];
-  /** Own messages that this client does not get: the epoch of each offset. */
-  readonly _own = new Map<number, string>();
+  /** Own messages that this client does not get: the position for each offset. */
+  readonly _own = new Map<number, Position>();
 
   constructor(name: string, owner: TopicOwner) {
     this._name = name;
@@ -93,7 +93,7 @@ export class Topic {
     }
     this._position = position;
     if (!recovered) this._newest = position;
-    for (const [offset, epoch] of this._own) {
+    for (const [offset, { epoch }] of this._own) {
       if (!position || epoch !== position.epoch || offset <= position.offset) this._own.delete(offset);
     }
     this._subscribeId = this._attempts = 0;
@@ -130,14 +130,14 @@ export class Topic {
   }
 
   _isOwn({ epoch, offset }: Partial<Position>): boolean {
-    return epoch !== undefined && this._own.get(offset ?? 0) === epoch;
+    return epoch !== undefined && this._own.get(offset ?? 0)?.epoch === epoch;
   }
 
   /** Moves the position over own messages before a delivery. */
   _fill({ epoch, offset, prev = (offset ?? 0) - 1 }: Place): void {
     while (this._position && this._position.epoch === epoch && this._position.offset < prev) {
-      const next = { ...this._position, offset: this._position.offset + 1 };
-      if (!this._isOwn(next)) return;
+      const next = this._own.get(this._position.offset + 1);
+      if (!next || next.epoch !== epoch) return;
       this._own.delete(next.offset);
       this._position = next;
     }
@@ -183,7 +183,7 @@ export class Topic {
     const position = positionOf(published ?? {});
     const current = this._position;
     if (position && !(current && current.epoch === position.epoch && current.offset >= position.offset)) {
-      this._own.set(position.offset, position.epoch);
+      this._own.set(position.offset, position);
       if (this._isSubscribed && !this._replay) this._fill({ epoch: position.epoch, prev: position.offset });
     }
     const waiting = this._waiting;
@@ -195,9 +195,10 @@ export class Topic {
     for (const handle of this._handles) handle._offerPresence(presence);
   }
 
-  /** Subscribes again for a handle whose queue was full and has room. */
+  /** Lets a handle go on whose queue was full and has room: with a new subscription, if it can recover. */
   _onRoom(handle: Handle): void {
-    if (this._isSubscribed && this._handles.includes(handle)) this._subscribeAnew();
+    if (!this._position) handle._isFull = false;
+    else if (this._isSubscribed && this._handles.includes(handle)) this._subscribeAnew();
   }
 
   _end(reason: string, error: ClientError, atOnce: boolean): void {
