@@ -47,7 +47,7 @@ enum Step {
 
 /// Returns steps. Without `lossy`, nothing is lost for good, so no gap may be told.
 fn step(lossy: bool) -> impl Strategy<Value = Step> {
-    let rare = u32::from(lossy);
+    let unless = move |lossy_step: Step, topic| if lossy { lossy_step } else { Step::Publish(topic) };
     prop_oneof![
         8 => (0..2usize).prop_map(Step::Publish),
         4 => (0..2usize, any::<bool>())
@@ -61,8 +61,8 @@ fn step(lossy: bool) -> impl Strategy<Value = Step> {
         2 => Just(Step::Repeat),
         1 => Just(Step::LoseDelivery),
         1 => Just(Step::Unavailable),
-        rare => (0..2usize).prop_map(Step::Trim),
-        rare => (0..2usize).prop_map(Step::Renew),
+        1 => (0..2usize).prop_map(move |topic| unless(Step::Trim(topic), topic)),
+        1 => (0..2usize).prop_map(move |topic| unless(Step::Renew(topic), topic)),
         1 => (0..5u32).prop_map(Step::Join),
         1 => (0..6usize).prop_map(Step::Unsubscribe),
     ]

@@ -46,7 +46,7 @@ impl Core {
             ("history", Some(id)) => {
                 let Some(data) = message.data::<Delivery<'_>>() else { return };
                 match self.pending.remove(&id) {
-                    Some(Pending::Join(handle)) => self.on_joined(handle, Ok(&data)),
+                    Some(Pending::Join(handle)) => self.on_joined(id, handle, Ok(&data)),
                     _ => self.on_history(RequestId(id), &data),
                 }
             }
@@ -88,7 +88,7 @@ impl Core {
         };
         match self.pending.remove(&id) {
             Some(Pending::Subscribe(numbers)) => self.on_subscribe_error(id, &numbers, &error),
-            Some(Pending::Join(handle)) => self.on_joined(handle, Err(error)),
+            Some(Pending::Join(handle)) => self.on_joined(id, handle, Err(error)),
             Some(Pending::Authenticate) => self.on_authenticated(Err(error)),
             None if self.publishes.contains(RequestId(id)) => self.on_publish_error(RequestId(id), error),
             None => self.finish_request(RequestId(id), error),

@@ -19,13 +19,18 @@ enum Pending {
         before: u64,
     },
     Gap(Gap),
+    /// Own messages after the offset `before` are skipped.
+    Skipped {
+        position: Position,
+        before: u64,
+    },
 }
 
 /// Kept messages that a handle reads before it gets live ones.
 #[derive(Debug, Default)]
 pub(super) struct Joining {
-    /// The request is on its way, or waits for its retry.
-    pub(super) requested: bool,
+    /// The request that is on its way.
+    pub(super) request: Option<u64>,
     /// Time of the next attempt.
     pub(super) retry_at: Option<Duration>,
     /// Number of messages that are still wanted.
@@ -179,14 +184,19 @@ impl Handle {
         self.queue.push_gap(gap);
     }
 
-    /// Moves the position without an event.
-    pub(super) fn move_to(&mut self, position: &Position) {
-        if !self.full
-            && self.joining.is_none()
-            && !self.position.as_ref().is_some_and(|at| at.covers(position))
-        {
-            self.position = Some(position.clone());
+    /// Moves the position over offsets after `before`, without an event.
+    pub(super) fn move_to(&mut self, position: &Position, before: u64) {
+        if let Some(joining) = &mut self.joining {
+            joining.pending.push(Pending::Skipped { position: position.clone(), before });
+            return;
         }
+        if self.full || self.position.as_ref().is_some_and(|at| at.covers(position)) {
+            return;
+        }
+        if std::mem::take(&mut self.has_joined) {
+            self.tell_trimmed(&Position { offset: before, ..position.clone() });
+        }
+        self.position = Some(position.clone());
     }
 
     /// Takes what the server says about recovery from the position `asked`. Tells a gap if messages
@@ -278,7 +288,7 @@ impl Handle {
         }
         joining.wanted = joining.wanted.saturating_sub(messages.len().try_into().unwrap_or(u32::MAX));
         if joining.wanted > 0 && next.is_some() && !messages.is_empty() && !is_renewed {
-            (joining.next, joining.requested) = (next, false);
+            (joining.next, joining.request) = (next, None);
             self.joining = Some(joining);
             return true;
         }
@@ -290,12 +300,13 @@ impl Handle {
         let current = epoch(&self.position);
         let start = joining.pending.iter().rposition(|pending| match pending {
             Pending::Gap(gap) => gap.from.is_none() && current.is_some() && epoch(&gap.position) == current,
-            Pending::Message { .. } => false,
+            Pending::Message { .. } | Pending::Skipped { .. } => false,
         });
         for pending in joining.pending.iter().skip(start.map_or(0, |start| start + 1)) {
             match pending {
                 Pending::Message { message, before } => self.receive(message, *before),
                 Pending::Gap(gap) => self.receive_gap(gap),
+                Pending::Skipped { position, before } => self.move_to(position, *before),
             }
         }
         self.full |= joining.overflowed && self.position.is_some();

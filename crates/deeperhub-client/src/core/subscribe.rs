@@ -194,7 +194,7 @@ impl Core {
             else {
                 continue;
             };
-            (joining.requested, joining.retry_at) = (true, None);
+            (joining.request, joining.retry_at) = (Some(id), None);
             let from = match joining.next {
                 Some(next) => i64::try_from(next).unwrap_or(i64::MAX),
                 None => -i64::from(joining.wanted),
@@ -207,8 +207,13 @@ impl Core {
     }
 
     /// Takes the answer for a handle that joined others.
-    pub(super) fn on_joined(&mut self, id: HandleId, answer: Result<&Delivery<'_>, Error>) {
+    pub(super) fn on_joined(&mut self, request: u64, id: HandleId, answer: Result<&Delivery<'_>, Error>) {
         let Some(number) = self.subscriptions.number_of_handle(id) else { return };
+        let joining = self.subscriptions.handle(id).and_then(|handle| handle.joining.as_ref());
+        if joining.is_none_or(|joining| joining.request != Some(request)) {
+            // The subscription started anew since.
+            return;
+        }
         let page = match answer {
             Ok(data) => call::page_of(data),
             Err(error) => {
@@ -218,7 +223,7 @@ impl Core {
                     return;
                 };
                 if error.is_temporary() {
-                    (joining.requested, joining.retry_at) = (false, Some(at));
+                    (joining.request, joining.retry_at) = (None, Some(at));
                     return;
                 }
                 self.report(error);

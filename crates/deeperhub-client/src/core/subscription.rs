@@ -298,8 +298,8 @@ impl Subscription {
                 (_, None) => true,
                 (None, Some(_)) => false,
             };
-            if is_there {
-                handle.move_to(position);
+            if is_there || handle.joining.is_some() {
+                handle.move_to(position, before.map_or(position.offset, |before| before.offset));
             }
         }
     }
@@ -315,8 +315,13 @@ impl Subscription {
     pub(super) fn add_own(&mut self, position: &Position) {
         self.chain.add_own(position);
         self.skip_own();
-        if let Some(oldest) = self.oldest_position().cloned() {
-            self.chain.forget_own(&oldest);
+        // Else messages may come again from an earlier position that was asked for.
+        if self.live {
+            let positions = self.handles.iter().filter_map(|handle| handle.position.as_ref());
+            let oldest = positions.filter(|at| at.epoch == position.epoch).min_by_key(|at| at.offset);
+            if let Some(oldest) = oldest {
+                self.chain.forget_own(oldest);
+            }
         }
     }
 

@@ -208,7 +208,7 @@ impl Subscriptions {
         let due = |id: &HandleId| {
             let subscription = self.by_number.get(self.handles.get(id)?)?;
             let joining = self.handle(*id)?.joining.as_ref()?;
-            let is_due = !joining.requested && joining.retry_at.is_none_or(|at| at <= now);
+            let is_due = joining.request.is_none() && joining.retry_at.is_none_or(|at| at <= now);
             (is_due && subscription.wire == Wire::Subscribed).then(|| (*id, Arc::clone(&subscription.topic)))
         };
         self.joining.iter().filter_map(due).collect()
