@@ -108,6 +108,7 @@ fn run_page(page: &Page) {
             format!("PYTHON={}", python_bin().join("python").display()),
             format!("NODE_PATH={}", script("node_modules").display()),
             format!("PYTHONPATH={}", root.join("clients/python/src").display()),
+            "PYTHONUNBUFFERED=1".to_owned(),
         ];
         let folder = files.path(".");
         // Not as a file: bash reads a script while it runs, and a checkout may change it meanwhile.
