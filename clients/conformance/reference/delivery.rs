@@ -274,7 +274,9 @@ impl Client {
     }
 
     pub(crate) fn on_position(&mut self, data: &Value) {
-        if let Some(subscription) = self.subscriptions.iter_mut().find(|known| data["topic"] == known.topic.as_str()) {
+        let is_subscribed = |known: &Subscription| matches!(known.stage, Stage::Live | Stage::Replaying(_));
+        let known = |known: &&mut Subscription| data["topic"] == known.topic.as_str() && is_subscribed(known);
+        if let Some(subscription) = self.subscriptions.iter_mut().find(known) {
             subscription.position = Position::of(data);
         }
     }

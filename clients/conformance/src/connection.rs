@@ -367,6 +367,20 @@ impl Connection {
         Ok(())
     }
 
+    /// Sends a WebSocket ping and expects its pong. Messages before it are left out.
+    pub(crate) async fn ping(&mut self, payload: &'static [u8]) -> Result {
+        self.journal.note("server →", "(ping)");
+        self.journal.await_step("the pong to a WebSocket ping");
+        let sent = self.socket.send(Frame::Ping(payload.into())).await;
+        sent.map_err(|error| Failure::new(format!("the client takes no more frames: {error}")))?;
+        while let Some(Ok(frame)) = self.socket.next().await {
+            if matches!(frame, Frame::Pong(answer) if answer[..] == *payload) {
+                return Ok(());
+            }
+        }
+        Err(Failure::new("expected a pong, but the connection is at its end"))
+    }
+
     /// Sends a binary frame.
     pub(crate) async fn send_binary(&mut self, bytes: &'static [u8]) -> Result {
         self.journal.note("server →", &format!("(binary frame of {} bytes)", bytes.len()));

@@ -231,3 +231,9 @@ pub(super) async fn calls_after_close_fail(kit: &mut Kit) -> Result {
     kit.subscribe("late", CHAT.name).await?;
     kit.app().expect_ready_error("late", "closed").await
 }
+
+/// The driver ends at the end of its input, with a connection too: nothing keeps the process.
+pub(super) async fn driver_ends_with_its_input(kit: &mut Kit) -> Result {
+    let _connection = kit.live_at(10).await?;
+    kit.driver().end().await
+}

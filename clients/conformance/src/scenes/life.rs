@@ -108,3 +108,24 @@ pub(super) async fn connection_is_half_open_after_sleep(kit: &mut Kit) -> Result
     kit.app().expect_recovered("chat").await?;
     kit.settle(&mut fresh).await
 }
+
+/// WebSocket pings of the server are answered.
+pub(super) async fn pings_of_the_server_are_answered(kit: &mut Kit) -> Result {
+    let mut connection = kit.live_at(10).await?;
+    connection.ping(b"").await?;
+    connection.ping(b"are you there?").await?;
+    connection.deliver(&CHAT, 11).await?;
+    kit.app().expect_message("chat", &CHAT, 11).await?;
+    kit.settle(&mut connection).await
+}
+
+/// A server that sends no pings is not asked at once, and not without end.
+pub(super) async fn server_without_pings(kit: &mut Kit) -> Result {
+    kit.connect().await?;
+    let mut connection = kit.accept().await?;
+    connection.answers_pings = false;
+    connection.welcome_with(json!({}), json!({"ping_interval_ms": 0})).await?;
+    kit.app().wait_for_state("open").await?;
+    connection.refute("expected no ping soon after the start", 500, |next| next.kind == "ping").await?;
+    kit.settle(&mut connection).await
+}

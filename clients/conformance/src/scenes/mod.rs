@@ -56,6 +56,7 @@ scenes! {
         close_while_waiting,
         close_while_open,
         calls_after_close_fail,
+        driver_ends_with_its_input,
     }
     reconnecting {
         backoff_grows_to_its_limit,
@@ -92,6 +93,8 @@ scenes! {
         sleep_and_wake,
         connection_is_lost_during_sleep,
         connection_is_half_open_after_sleep,
+        pings_of_the_server_are_answered,
+        server_without_pings,
     }
     tokens {
         string_is_sent,
@@ -108,6 +111,9 @@ scenes! {
         clock_of_the_client_is_wrong,
         refused_renewal_keeps_the_connection,
         expired_while_away,
+        token_with_a_long_life,
+        string_is_not_renewed,
+        opaque_token,
         ["blind"] blind_client_authenticates,
         ["blind"] blind_client_is_refused,
     }
@@ -137,6 +143,7 @@ scenes! {
         two_handles_before_the_connection,
         last_handle_ends_the_subscription,
         later_handle_reads_history,
+        slow_and_fast_handle,
         pattern_receives_all_topics,
         patterns_match_levels,
         pattern_cannot_recover,
@@ -221,6 +228,29 @@ scenes! {
         request_times_out_while_away,
         request_is_refused,
     }
+    retries {
+        whole_subscribe_is_rate_limited,
+        subscribe_retry_meets_a_reconnect,
+        unsubscribe_meets_a_retry,
+        publish_retry_meets_a_reconnect,
+        close_meets_a_retry,
+        close_meets_a_held_handler,
+        messages_after_goodbye,
+        lost_answer_of_an_own_message,
+        positions_before_subscribed_are_dropped,
+        history_is_asked_for_again,
+        full_queue_meets_a_cut,
+    }
+    payloads {
+        empty_values_are_delivered,
+        message_of_a_backend,
+        other_scripts,
+        large_offsets,
+        long_delivery,
+        message_in_parts,
+        json_in_another_form,
+        welcome_without_limits,
+    }
     application {
         handler_fails,
         messages_wait_for_the_handler,
@@ -244,6 +274,12 @@ scenes! {
         ["page"] offline_and_online,
         ["page"] online_before_the_slot,
         ["page"] position_is_saved_when_hidden,
+    }
+    chaos {
+        seed_1,
+        seed_2,
+        seed_3,
+        seed_4,
     }
 }
 

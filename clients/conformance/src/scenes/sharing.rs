@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::connection::Connection;
 use crate::failure::{Result, ensure};
 use crate::kit::{CHAT, Kit};
 use crate::topic::Topic;
@@ -80,6 +81,54 @@ pub(super) async fn later_handle_reads_history(kit: &mut Kit) -> Result {
     }
     kit.app().expect_message("chat", &CHAT, 12).await?;
     kit.settle_leaving(&mut connection, "second").await
+}
+
+/// Answers the subscribes of a client that stops and continues, up to the offset `top`.
+async fn serve_until_cancelled(connection: &mut Connection, top: u64) -> Result {
+    loop {
+        let received = connection.receive().await?;
+        if received.kind == "unsubscribe" {
+            continue;
+        }
+        let subscribe = connection.as_subscribe(received)?;
+        let from = subscribe.entry(CHAT.name)?["recover"]["offset"].as_u64().unwrap_or_default();
+        subscribe.expect_recover(&CHAT, from)?;
+        let answer = CHAT.at(from, json!({"recovered": true, "replay": top - from}));
+        connection.reply_subscribed(&subscribe, &[answer]).await?;
+        for offset in from + 1..=top {
+            connection.deliver_with(&CHAT, offset, json!({"padding": "x".repeat(200)})).await?;
+        }
+    }
+}
+
+/// A slow and a fast handle on one topic: each sees each message once and in order.
+pub(super) async fn slow_and_fast_handle(kit: &mut Kit) -> Result {
+    const TOP: u64 = 60;
+    kit.connect_with(json!({"max_queue_bytes": 4096})).await?;
+    kit.command("subscribe", json!({"as": "slow", "topic": CHAT.name, "hold": true})).await?;
+    kit.subscribe("fast", CHAT.name).await?;
+    let mut connection = kit.open().await?;
+    connection.serve_subscribes(&[CHAT.at(10, json!({}))]).await?;
+    kit.app().expect_live("slow").await?;
+    kit.app().expect_live("fast").await?;
+    for offset in 11..=TOP {
+        connection.deliver_with(&CHAT, offset, json!({"padding": "x".repeat(200)})).await?;
+    }
+    kit.app().expect_offset("slow", 11).await?;
+    kit.command("release", json!({"as": "slow"})).await?;
+    let seen = async {
+        for offset in 12..=TOP {
+            kit.app().expect_offset("slow", offset).await?;
+        }
+        for offset in 11..=TOP {
+            kit.app().expect_offset("fast", offset).await?;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        result = seen => result,
+        result = serve_until_cancelled(&mut connection, TOP) => result,
+    }
 }
 
 /// A pattern receives the messages of all topics that it matches.

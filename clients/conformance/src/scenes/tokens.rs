@@ -219,6 +219,36 @@ pub(super) async fn expired_while_away(kit: &mut Kit) -> Result {
     connection.expect_subscribe(&[CHAT.name]).await?.expect_recover(&CHAT, 10)
 }
 
+/// A token that lives for decades is not renewed at once, although no timer lasts as long.
+pub(super) async fn token_with_a_long_life(kit: &mut Kit) -> Result {
+    let token = jwt("ada", now_ms() / 1000 + 3_000_000_000);
+    kit.connect_with(json!({"tokens": [token, "renewed"]})).await?;
+    let mut connection = open_with(kit, &token).await?;
+    connection.refute("expected no renewal", 500, |next| next.kind == "authenticate").await?;
+    kit.settle(&mut connection).await
+}
+
+/// A string cannot be renewed, so the client does not try.
+pub(super) async fn string_is_not_renewed(kit: &mut Kit) -> Result {
+    let token = jwt("ada", now_ms() / 1000 + 2);
+    kit.connect_with(json!({"token": token})).await?;
+    let mut connection = open_with(kit, &token).await?;
+    connection.refute("expected no renewal", 2200, |next| next.kind == "authenticate").await?;
+    kit.settle(&mut connection).await
+}
+
+/// Tokens that are no JWT have a life that the client does not know.
+pub(super) async fn opaque_token(kit: &mut Kit) -> Result {
+    for token in ["opaque", "a.b.c", "..", "a.eyJleHAiOiJzb29uIn0.c"] {
+        kit.connect_with(json!({"tokens": [token]})).await?;
+        let mut connection = open_with(kit, token).await?;
+        connection.refute("expected no renewal", 100, |next| next.kind == "authenticate").await?;
+        kit.command("reload", json!({})).await?;
+        connection.expect_end().await?;
+    }
+    Ok(())
+}
+
 /// A client that cannot see why a handshake failed connects without the token and sends it then.
 pub(super) async fn blind_client_authenticates(kit: &mut Kit) -> Result {
     kit.connect_with(json!({"tokens": ["old", "new"]})).await?;
