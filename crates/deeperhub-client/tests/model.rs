@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use application::Application;
 use deeperhub_client::core::{
-    Action, Core, HandleId, Input, Next, PublishOptions, RequestId, Settings, TokenKind,
+    Action, ConnectionState, Core, HandleId, Input, Next, PublishOptions, RequestId, Settings, TokenKind,
 };
 use proptest::prelude::*;
 use serde_json::value::to_raw_value;
@@ -80,6 +80,17 @@ struct Run {
     /// Bodies whose publish succeeded.
     published: Vec<u64>,
     holes: u32,
+    /// The messages on the wire and the events, in their order.
+    trace: Vec<String>,
+}
+
+/// Prints what happened in a run that failed, if the variable is set. The last one is the shortest.
+impl Drop for Run {
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("DEEPERHUB_MODEL_TRACE").is_some() {
+            eprintln!("run:\n{}", self.trace.join("\n"));
+        }
+    }
 }
 
 impl Run {
@@ -98,6 +109,7 @@ impl Run {
             open: BTreeMap::new(),
             published: Vec::new(),
             holes: 0,
+            trace: Vec::new(),
         };
         for topic in [0, 0, 1] {
             run.subscribe(topic, 0);
@@ -107,8 +119,9 @@ impl Run {
     }
 
     fn subscribe(&mut self, topic: usize, history: u32) {
+        let is_later = self.core.state() != &ConnectionState::Connecting;
         let id = self.core.subscribe(TOPICS[topic], history, None, self.now);
-        self.handles.push((id, Application::new(TOPICS[topic], history > 0)));
+        self.handles.push((id, Application::new(TOPICS[topic], history > 0 || is_later)));
     }
 
     /// Does what the core wants.
@@ -128,7 +141,10 @@ impl Run {
                     };
                     self.core.handle(input, self.now);
                 }
-                Action::Send(text) => self.server.inbox.push_back(text),
+                Action::Send(text) => {
+                    self.trace.push(format!("client: {text}"));
+                    self.server.inbox.push_back(text);
+                }
                 Action::Disconnect { .. } => self.server.cut(),
                 Action::Published(id, result) => {
                     let body = self.open.remove(&id).expect("the publish is open");
@@ -149,6 +165,7 @@ impl Run {
 
     fn read(&mut self) -> bool {
         let Some(text) = self.server.outbox.pop_front() else { return false };
+        self.trace.push(format!("server: {text}"));
         self.core.handle(Input::Text(&text), self.now);
         self.act();
         true
@@ -158,7 +175,10 @@ impl Run {
         let index = handle % self.handles.len();
         let (id, application) = &mut self.handles[index];
         match self.core.take(*id, self.now) {
-            Next::Event(event) => application.on_event(&event, &self.server),
+            Next::Event(event) => {
+                self.trace.push(format!("handle {index}: {event:?}"));
+                application.on_event(&event, &self.server);
+            }
             Next::Empty => return false,
             Next::Ended => {
                 application.is_ended = true;
@@ -182,6 +202,7 @@ impl Run {
     }
 
     fn step(&mut self, step: &Step) {
+        self.trace.push(format!("step: {step:?}"));
         match *step {
             Step::Publish(topic) => {
                 self.bodies += 1;

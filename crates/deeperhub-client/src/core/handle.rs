@@ -211,10 +211,17 @@ impl Handle {
             if self.recovered.is_none() {
                 self.recovered = Some(true);
             }
-            let asked_epoch = asked.map(|asked| &asked.epoch);
             match (&mut self.position, position) {
+                (Some(at), Some(to)) if at.epoch == to.epoch => {}
                 // Offsets go on under a new epoch.
-                (Some(at), Some(to)) if Some(&at.epoch) == asked_epoch => at.epoch = Arc::clone(&to.epoch),
+                (Some(at), Some(to)) if asked.is_some_and(|asked| asked.epoch == at.epoch) => {
+                    at.epoch = Arc::clone(&to.epoch);
+                }
+                // The others were asked for. This handle was in an earlier stream.
+                (Some(_), Some(to)) if !self.full => {
+                    (self.recovered, self.reason) = (Some(false), Some("epoch".into()));
+                    self.push_gap(topic, None, "epoch".into(), Some(to));
+                }
                 (at @ None, Some(to)) => *at = Some(to.clone()),
                 _ => {}
             }
@@ -233,14 +240,20 @@ impl Handle {
             }
             _ => None,
         };
-        self.position = position.cloned();
-        self.queue.push_gap(Gap {
-            topic: Arc::clone(topic),
-            from: range.map(|range| range.0),
-            to: range.map(|range| range.1),
-            reason: Arc::clone(reason),
-            position: position.cloned(),
-        });
+        self.push_gap(topic, range, Arc::clone(reason), position);
+    }
+
+    fn push_gap(
+        &mut self,
+        topic: &Arc<str>,
+        range: Option<(u64, u64)>,
+        reason: Arc<str>,
+        to: Option<&Position>,
+    ) {
+        self.position = to.cloned();
+        let (from, to) = (range.map(|range| range.0), range.map(|range| range.1));
+        let (topic, position) = (Arc::clone(topic), self.position.clone());
+        self.queue.push_gap(Gap { topic, from, to, reason, position });
     }
 
     /// Appends `live`, unless the handle is live or reads kept messages first.
