@@ -26,7 +26,7 @@ struct Handle {
 }
 
 #[derive(Default)]
-struct Driver {
+pub(crate) struct Driver {
     hub: Option<Hub>,
     tokens: Tokens,
     storage: Arc<MemoryStorage>,
@@ -223,7 +223,7 @@ impl Driver {
         self.handles.insert(key, Handle { permits, unsubscribe, task });
     }
 
-    async fn run(&mut self, command: &Value) -> Result<(), Box<dyn StdError>> {
+    pub(crate) async fn run(&mut self, command: &Value) -> Result<(), Box<dyn StdError>> {
         let text = |key: &str| command[key].as_str().unwrap_or_default().to_owned();
         let (name, topic) = (text("as"), text("topic"));
         match command["do"].as_str().unwrap_or_default() {

@@ -1,5 +1,6 @@
 //! The client against scripted servers on real sockets.
 
+#[allow(dead_code)]
 #[path = "support/mod.rs"]
 mod support;
 

@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 const EPOCH: &str = "k3J9aQx2";
 
@@ -113,6 +114,19 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Sends a `message` with this data.
+    pub(crate) async fn message(&mut self, data: Value) {
+        self.send(json!({"type": "message", "data": data})).await;
+    }
+
+    /// Says goodbye for good, and closes.
+    pub(crate) async fn goodbye(&mut self, code: u16) {
+        let data = json!({"code": code, "reason": "disconnected", "reconnect": false});
+        self.send(json!({"type": "goodbye", "data": data})).await;
+        let frame = CloseFrame { code: code.into(), reason: "disconnected".into() };
+        self.socket.close(Some(frame)).await.expect("the client reads");
+    }
+
     async fn send(&mut self, message: Value) {
         self.socket.send(Message::text(message.to_string())).await.expect("the client reads");
     }
@@ -159,6 +173,6 @@ impl Connection {
         let message = format!("message {offset}");
         let data =
             json!({"topic": "chat", "message": message, "epoch": EPOCH, "offset": offset, "time": offset});
-        self.send(json!({"type": "message", "data": data})).await;
+        self.message(data).await;
     }
 }
