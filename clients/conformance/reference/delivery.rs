@@ -37,7 +37,9 @@ impl Client {
     /// Subscribes to all topics that are not subscribed, in as few messages as possible.
     pub(crate) fn send_subscribes(&mut self) {
         let limit = if self.fault == Fault::SubscribesOneByOne { 0 } else { self.max_message_bytes };
-        let idle = |subscription: &Subscription| subscription.stage == Stage::Idle && subscription.retry_at.is_none();
+        let idle = |subscription: &Subscription| {
+            subscription.stage == Stage::Idle && subscription.retry_at.is_none()
+        };
         let mut waiting: Vec<usize> =
             (0..self.subscriptions.len()).filter(|index| idle(&self.subscriptions[*index])).collect();
         while !waiting.is_empty() {
@@ -78,7 +80,8 @@ impl Client {
             return self.on_subscribe_error(id, entry["topic"].as_str(), &entry["error"], wait);
         }
         let (fault, is_asked) = (self.fault, Stage::Asked(id));
-        let asked = |known: &&mut Subscription| entry["topic"] == known.topic.as_str() && known.stage == is_asked;
+        let asked =
+            |known: &&mut Subscription| entry["topic"] == known.topic.as_str() && known.stage == is_asked;
         let Some(subscription) = self.subscriptions.iter_mut().find(asked) else { return };
         let old = subscription.position.take();
         subscription.position = Position::of(entry);
@@ -109,7 +112,8 @@ impl Client {
                 }
             }
         }
-        if fault == Fault::Drops && recovered == Some(true)
+        if fault == Fault::Drops
+            && recovered == Some(true)
             && let Some(position) = &mut subscription.position
         {
             position.offset += 1;
@@ -120,7 +124,8 @@ impl Client {
         let code = error["code"].as_str().unwrap_or_default();
         let ends = !passes(code) || self.fault == Fault::EndsTooEarly;
         for subscription in &mut self.subscriptions {
-            if subscription.stage == Stage::Asked(id) && topic.is_none_or(|topic| topic == subscription.topic) {
+            if subscription.stage == Stage::Asked(id) && topic.is_none_or(|topic| topic == subscription.topic)
+            {
                 if ends {
                     subscription.end(code);
                 } else {
@@ -167,12 +172,15 @@ impl Client {
             return;
         }
         let mut is_new = true;
-        let exact = self.subscriptions.iter().position(|known| known.topic == topic && known.stage != Stage::Ended);
+        let exact =
+            self.subscriptions.iter().position(|known| known.topic == topic && known.stage != Stage::Ended);
         if let Some(index) = exact {
             is_new = self.accept_exact(index, data, bytes);
         }
         let max = self.option("max_queue_bytes", 1 << 20);
-        for pattern in self.subscriptions.iter_mut().filter(|known| known.is_pattern() && known.matches(topic)) {
+        for pattern in
+            self.subscriptions.iter_mut().filter(|known| known.is_pattern() && known.matches(topic))
+        {
             if is_new && matches!(pattern.stage, Stage::Live | Stage::Replaying(_)) {
                 hand_over_lossy(pattern, data, bytes, max, self.fault);
             }
@@ -184,7 +192,8 @@ impl Client {
         let (fault, max) = (self.fault, self.option("max_queue_bytes", 1 << 20));
         let awaits_own = self.awaits_own(&self.subscriptions[index].topic);
         let subscription = &mut self.subscriptions[index];
-        let is_fenced = matches!(subscription.stage, Stage::Idle | Stage::Asked(_)) && fault != Fault::NoFence;
+        let is_fenced =
+            matches!(subscription.stage, Stage::Idle | Stage::Asked(_)) && fault != Fault::NoFence;
         if is_fenced || subscription.is_full {
             return false;
         }
@@ -198,7 +207,9 @@ impl Client {
                 return false;
             }
             let prev = data["prev"].as_u64().unwrap_or(at.offset.saturating_sub(1));
-            if prev > position.offset && !matches!(fault, Fault::OverlooksHoles | Fault::Drops | Fault::Reorders) {
+            if prev > position.offset
+                && !matches!(fault, Fault::OverlooksHoles | Fault::Drops | Fault::Reorders)
+            {
                 if awaits_own && fault != Fault::OwnMessageIsHole {
                     subscription.behind_own.push((data.clone(), bytes));
                     return true;
@@ -211,7 +222,8 @@ impl Client {
         if subscription.own.contains_key(&at.offset) {
             subscription.position = Some(at);
         } else {
-            let queued = subscription.handles.iter().map(|handle| handle.queued_bytes).max().unwrap_or_default();
+            let queued =
+                subscription.handles.iter().map(|handle| handle.queued_bytes).max().unwrap_or_default();
             if queued + bytes > usize::try_from(max).unwrap_or(usize::MAX) {
                 if fault == Fault::LosesFromFullQueue {
                     subscription.position = Some(at);
@@ -261,7 +273,8 @@ impl Client {
     }
 
     pub(crate) fn on_gap(&mut self, data: &Value) {
-        let known = |known: &&mut Subscription| data["topic"] == known.topic.as_str() && known.stage != Stage::Ended;
+        let known =
+            |known: &&mut Subscription| data["topic"] == known.topic.as_str() && known.stage != Stage::Ended;
         let Some(subscription) = self.subscriptions.iter_mut().find(known) else { return };
         if matches!(subscription.stage, Stage::Idle | Stage::Asked(_)) {
             return;
@@ -282,7 +295,9 @@ impl Client {
     }
 
     pub(crate) fn on_unsubscribed(&mut self, data: &Value) {
-        for subscription in self.subscriptions.iter_mut().filter(|known| data["topic"] == known.topic.as_str()) {
+        for subscription in
+            self.subscriptions.iter_mut().filter(|known| data["topic"] == known.topic.as_str())
+        {
             subscription.end("forbidden");
         }
     }
@@ -291,7 +306,8 @@ impl Client {
     pub(crate) fn on_own(&mut self, topic: &str, own: Option<Position>) {
         let Some(index) = self.subscriptions.iter().position(|known| known.topic == topic) else { return };
         let subscription = &mut self.subscriptions[index];
-        let is_ahead = |own: &Position| subscription.position.as_ref().is_some_and(|at| own.offset > at.offset);
+        let is_ahead =
+            |own: &Position| subscription.position.as_ref().is_some_and(|at| own.offset > at.offset);
         if let Some(own) = own.filter(is_ahead) {
             subscription.own.insert(own.offset, own);
             subscription.skip_own();

@@ -110,7 +110,9 @@ impl Handle {
                     Some(permits) => *permits -= 1,
                     None => {}
                 }
-                done = Position::of(event).map(|at| (event["topic"].as_str().unwrap_or_default().to_owned(), at)).or(done);
+                done = Position::of(event)
+                    .map(|at| (event["topic"].as_str().unwrap_or_default().to_owned(), at))
+                    .or(done);
                 self.busy = None;
             }
             if stops && self.failed {
@@ -124,7 +126,9 @@ impl Handle {
                 let number = queued.event["offset"].as_u64().unwrap_or(self.taken);
                 if self.fails_at.contains(&number) {
                     self.failed = true;
-                    emit(&json!({"event": "error", "code": "handler_failed", "message": "the handler failed"}));
+                    emit(
+                        &json!({"event": "error", "code": "handler_failed", "message": "the handler failed"}),
+                    );
                 }
                 self.busy = Some(queued.event);
             }

@@ -1,6 +1,7 @@
 //! A small client with planted faults: it proves that the scenes of the kit can be passed, and that
 //! they fail. It follows the behaviour in `docs/client-behaviour.md` where scenes look at it.
 
+mod attempt;
 mod client;
 mod delivery;
 mod fault;
@@ -47,7 +48,8 @@ fn handshake(url: &str, token: Option<&str>) -> Handshake {
 /// Returns how a handshake was refused.
 fn refusal(error: &tungstenite::Error) -> Ended {
     let tungstenite::Error::Http(response) = error else { return Ended::Lost };
-    let retry_after = response.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.parse().ok());
+    let retry_after =
+        response.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.parse().ok());
     Ended::Refused { status: response.status().as_u16(), retry_after_s: retry_after }
 }
 
@@ -60,7 +62,8 @@ async fn main() {
     let mut socket: Option<Socket> = None;
     let mut opening: Option<Handshake> = None;
     loop {
-        let deadline = client.deadline().unwrap_or_else(|| Instant::now() + std::time::Duration::from_secs(3600));
+        let deadline =
+            client.deadline().unwrap_or_else(|| Instant::now() + std::time::Duration::from_secs(3600));
         tokio::select! {
             biased;
             frame = async { socket.as_mut().expect("guarded").next().await }, if socket.is_some() => match frame {

@@ -57,17 +57,31 @@ impl Client {
         if command["exclude_self"] == true {
             data["exclude_self"] = true.into();
         }
-        let waiting: usize =
-            self.publishes.iter().filter(|publish| !publish.is_sent).map(|publish| publish.data.to_string().len()).sum();
+        let waiting: usize = self
+            .publishes
+            .iter()
+            .filter(|publish| !publish.is_sent)
+            .map(|publish| publish.data.to_string().len())
+            .sum();
         let length = data.to_string().len();
         if length > self.max_message_bytes {
             return fail(&call, "message_too_large");
         }
-        if waiting + length > usize::try_from(self.option("max_pending_bytes", 1 << 20)).unwrap_or(usize::MAX) {
+        if waiting + length > usize::try_from(self.option("max_pending_bytes", 1 << 20)).unwrap_or(usize::MAX)
+        {
             return fail(&call, "queue_full");
         }
         let ordered = command["ordered"] != false;
-        self.publishes.push(Publish { call, data, ordered, id, is_sent: false, retry_at: None, retries: 0, ends: None });
+        self.publishes.push(Publish {
+            call,
+            data,
+            ordered,
+            id,
+            is_sent: false,
+            retry_at: None,
+            retries: 0,
+            ends: None,
+        });
         self.send_publishes();
     }
 
@@ -142,8 +156,16 @@ impl Client {
     }
 
     /// Handles the error of a publish. Returns `false` if the ID belongs to none.
-    pub(crate) fn on_publish_error(&mut self, id: Option<u64>, data: &Value, passes: bool, wait: Duration) -> bool {
-        let Some(index) = self.publishes.iter().position(|publish| id == Some(publish.id)) else { return false };
+    pub(crate) fn on_publish_error(
+        &mut self,
+        id: Option<u64>,
+        data: &Value,
+        passes: bool,
+        wait: Duration,
+    ) -> bool {
+        let Some(index) = self.publishes.iter().position(|publish| id == Some(publish.id)) else {
+            return false;
+        };
         let code = data["code"].as_str().unwrap_or_default();
         if passes {
             let until = Instant::now() + wait;

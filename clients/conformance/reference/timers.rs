@@ -13,7 +13,8 @@ impl Client {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let timers = [self.attempt_at, self.attempt_ends, self.renew_at, self.ping_at, self.pong_ends];
         let open = self.state == State::Open;
-        let publishes = self.publishes.iter().flat_map(|publish| [publish.ends, publish.retry_at.filter(|_| open)]);
+        let publishes =
+            self.publishes.iter().flat_map(|publish| [publish.ends, publish.retry_at.filter(|_| open)]);
         let requests = self.requests.iter().map(|request| Some(request.ends));
         let retries = self.subscriptions.iter().map(|subscription| subscription.retry_at.filter(|_| open));
         let held = self.publishes_wait_until.filter(|_| open);

@@ -35,8 +35,9 @@ impl Application {
         self.journal.await_step("the line {\"event\":\"ready\"} of the driver");
         let line = self.lines.recv().await.ok_or_else(|| Failure::new("the driver ended at its start"))?;
         self.journal.note("app:", &line);
-        let event: Value = serde_json::from_str(&line)
-            .map_err(|error| Failure::new(format!("the driver's first line {line:?} is not JSON: {error}")))?;
+        let event: Value = serde_json::from_str(&line).map_err(|error| {
+            Failure::new(format!("the driver's first line {line:?} is not JSON: {error}"))
+        })?;
         ensure(event["event"] == "ready" && event.get("as").is_none(), || {
             format!("the driver's first line is {line}, not {{\"event\":\"ready\",…}}")
         })?;
@@ -46,8 +47,9 @@ impl Application {
 
     fn take_line(&mut self, line: &str) -> Result {
         self.journal.note("app:", line);
-        let event: Value = serde_json::from_str(line)
-            .map_err(|error| Failure::new(format!("the driver wrote {line:?}, which is not JSON: {error}")))?;
+        let event: Value = serde_json::from_str(line).map_err(|error| {
+            Failure::new(format!("the driver wrote {line:?}, which is not JSON: {error}"))
+        })?;
         let name = event["event"].as_str().unwrap_or_default();
         ensure(EVENTS.contains(&name), || format!("the driver wrote an unknown event: {line}"))?;
         self.events.push_back(event);
@@ -92,7 +94,9 @@ impl Application {
             ("time", Topic::time(offset).into()),
         ];
         for (key, value) in expected {
-            ensure(event[key] == value, || format!("expected {step} with {key} {value}, but the application saw {event}"))?;
+            ensure(event[key] == value, || {
+                format!("expected {step} with {key} {value}, but the application saw {event}")
+            })?;
         }
         Ok(())
     }
@@ -125,7 +129,12 @@ impl Application {
     }
 
     /// Expects a message with this topic and payload, and returns it.
-    pub(crate) async fn expect_payload(&mut self, handle: &str, topic: &str, payload: Value) -> Result<Value> {
+    pub(crate) async fn expect_payload(
+        &mut self,
+        handle: &str,
+        topic: &str,
+        payload: Value,
+    ) -> Result<Value> {
         let step = format!("message {payload} of {topic} at handle {handle:?}");
         let event = self.next_of(handle, &step).await?;
         let is_it = event["event"] == "message" && event["topic"] == topic && event["message"] == payload;
@@ -134,7 +143,12 @@ impl Application {
     }
 
     /// Expects a gap as the next event of a handle. `range` is `None` if the offsets are not known.
-    pub(crate) async fn expect_gap(&mut self, handle: &str, reason: &str, range: Option<(u64, u64)>) -> Result {
+    pub(crate) async fn expect_gap(
+        &mut self,
+        handle: &str,
+        reason: &str,
+        range: Option<(u64, u64)>,
+    ) -> Result {
         let step = format!("a gap {reason:?} with {range:?} at handle {handle:?}");
         let event = self.next_of(handle, &step).await?;
         let seen = event["from"].as_u64().zip(event["to"].as_u64());
@@ -155,7 +169,9 @@ impl Application {
     pub(crate) async fn expect_recovered(&mut self, handle: &str) -> Result {
         let event = self.expect_live(handle).await?;
         ensure(event["recovered"] == true, || {
-            format!("expected live with recovered: true at handle {handle:?}, but the application saw {event}")
+            format!(
+                "expected live with recovered: true at handle {handle:?}, but the application saw {event}"
+            )
         })
     }
 
@@ -198,7 +214,9 @@ impl Application {
     pub(crate) async fn expect_ready_error(&mut self, handle: &str, code: &str) -> Result {
         let step = format!("ready of handle {handle:?} with error {code:?}");
         let event = self.next(&step, |event| event["event"] == "ready" && event["as"] == handle).await?;
-        ensure(error_code(&event) == Some(code), || format!("expected {step}, but the application saw {event}"))
+        ensure(error_code(&event) == Some(code), || {
+            format!("expected {step}, but the application saw {event}")
+        })
     }
 
     /// Waits until the hub is in a state, and leaves out the states before.
@@ -209,16 +227,18 @@ impl Application {
             if event["state"] == state {
                 return Ok(event);
             }
-            ensure(event["state"] != "closed", || format!("expected {step}, but the application saw {event}"))?;
+            ensure(event["state"] != "closed", || {
+                format!("expected {step}, but the application saw {event}")
+            })?;
         }
     }
 
     /// Expects that the hub waits before it connects or closes.
     pub(crate) async fn expect_waiting(&mut self) -> Result<Waiting> {
         let event = self.wait_for_state("waiting").await?;
-        let wait_ms = event["wait_ms"]
-            .as_f64()
-            .ok_or_else(|| Failure::new(format!("expected wait_ms with waiting, but the application saw {event}")))?;
+        let wait_ms = event["wait_ms"].as_f64().ok_or_else(|| {
+            Failure::new(format!("expected wait_ms with waiting, but the application saw {event}"))
+        })?;
         Ok(Waiting { wait_ms, reason: event["reason"].as_str().map(str::to_owned) })
     }
 
@@ -237,14 +257,18 @@ impl Application {
     /// Expects that a call succeeds, and returns its value.
     pub(crate) async fn expect_value(&mut self, call: &str) -> Result<Value> {
         let event = self.result(call).await?;
-        ensure(error_code(&event).is_none(), || format!("expected that {call:?} succeeds, but the application saw {event}"))?;
+        ensure(error_code(&event).is_none(), || {
+            format!("expected that {call:?} succeeds, but the application saw {event}")
+        })?;
         Ok(event["value"].clone())
     }
 
     /// Expects that a publish succeeds with an offset.
     pub(crate) async fn expect_published(&mut self, call: &str, offset: u64) -> Result {
         let value = self.expect_value(call).await?;
-        ensure(value["offset"] == offset, || format!("expected offset {offset} as result of {call:?}, not {value}"))
+        ensure(value["offset"] == offset, || {
+            format!("expected offset {offset} as result of {call:?}, not {value}")
+        })
     }
 
     /// Expects that a call fails with a code.
@@ -258,7 +282,8 @@ impl Application {
     /// Expects that some call fails with a code, and returns its name.
     pub(crate) async fn expect_any_failed(&mut self, code: &str) -> Result<String> {
         let step = format!("a result with error {code:?}");
-        let event = self.next(&step, |event| event["event"] == "result" && error_code(event) == Some(code)).await?;
+        let event =
+            self.next(&step, |event| event["event"] == "result" && error_code(event) == Some(code)).await?;
         Ok(event["as"].as_str().unwrap_or_default().to_owned())
     }
 
@@ -299,7 +324,8 @@ impl Application {
     /// Fails if handles have events that the scene did not ask for.
     pub(crate) fn expect_nothing_more(&mut self) -> Result {
         self.refute("expected nothing more", |event| {
-            ["message", "gap", "subscription"].iter().any(|name| event["event"] == *name) && !is_on_the_way(event)
+            ["message", "gap", "subscription"].iter().any(|name| event["event"] == *name)
+                && !is_on_the_way(event)
         })
     }
 

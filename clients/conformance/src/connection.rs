@@ -10,6 +10,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 use crate::failure::{Failure, Result, ensure};
 use crate::journal::Journal;
+use crate::received::{Received, Subscribe};
 use crate::topic::{Topic, merge};
 
 /// An open connection.
@@ -18,69 +19,6 @@ pub(crate) struct Connection {
     journal: Journal,
     /// Whether `ping` messages are answered without the scene.
     pub(crate) answers_pings: bool,
-}
-
-/// A message of the client.
-#[derive(Clone)]
-pub(crate) struct Received {
-    pub(crate) kind: String,
-    pub(crate) id: Option<Value>,
-    pub(crate) data: Value,
-    /// Length of the text in bytes.
-    pub(crate) length: usize,
-}
-
-/// A `subscribe` of the client, with one entry per topic.
-pub(crate) struct Subscribe {
-    id: Option<Value>,
-    is_list: bool,
-    pub(crate) entries: Vec<Value>,
-    pub(crate) length: usize,
-}
-
-impl Subscribe {
-    fn new(received: Received) -> Result<Self> {
-        let list = received.data["topics"].as_array().cloned();
-        let is_list = list.is_some();
-        let entries = list.unwrap_or_else(|| vec![received.data.clone()]);
-        for entry in &entries {
-            ensure(entry["topic"].is_string(), || format!("a subscribe has an entry without topic: {entry}"))?;
-        }
-        Ok(Self { id: received.id, is_list, entries, length: received.length })
-    }
-
-    /// Returns the names of the topics, sorted.
-    pub(crate) fn topics(&self) -> Vec<&str> {
-        let mut topics: Vec<&str> = self.entries.iter().filter_map(|entry| entry["topic"].as_str()).collect();
-        topics.sort_unstable();
-        topics
-    }
-
-    /// Returns the entry of a topic.
-    pub(crate) fn entry(&self, topic: &str) -> Result<&Value> {
-        self.entries
-            .iter()
-            .find(|entry| entry["topic"] == topic)
-            .ok_or_else(|| Failure::new(format!("the subscribe has no entry for {topic}: {:?}", self.topics())))
-    }
-
-    /// Expects that a topic is recovered from a position, exactly as it was given.
-    pub(crate) fn expect_recover(&self, topic: &Topic, offset: u64) -> Result {
-        let entry = self.entry(topic.name)?;
-        let expected = topic.position(offset);
-        let keys = ["epoch", "offset", "time"];
-        ensure(keys.iter().all(|key| entry["recover"][key] == expected[key]), || {
-            format!("expected a subscribe with recover {expected}, but the client sent {entry}")
-        })
-    }
-
-    /// Expects that a topic is subscribed without a position.
-    pub(crate) fn expect_no_recover(&self, topic: &str) -> Result {
-        let entry = self.entry(topic)?;
-        ensure(entry.get("recover").is_none_or(Value::is_null), || {
-            format!("expected a subscribe without recover, but the client sent {entry}")
-        })
-    }
 }
 
 impl Connection {
@@ -141,7 +79,8 @@ impl Connection {
         let mut entries = Vec::new();
         for entry in &subscribe.entries {
             let answer = answers.iter().find(|answer| answer["topic"] == entry["topic"]);
-            let answer = answer.ok_or_else(|| Failure::new(format!("the scene has no answer for {entry}")))?;
+            let answer =
+                answer.ok_or_else(|| Failure::new(format!("the scene has no answer for {entry}")))?;
             entries.push(answer.clone());
         }
         let mut message = match entries.pop() {
@@ -166,7 +105,11 @@ impl Connection {
     }
 
     /// Sends several deliveries.
-    pub(crate) async fn deliver_all(&mut self, topic: &Topic, offsets: std::ops::RangeInclusive<u64>) -> Result {
+    pub(crate) async fn deliver_all(
+        &mut self,
+        topic: &Topic,
+        offsets: std::ops::RangeInclusive<u64>,
+    ) -> Result {
         for offset in offsets {
             self.deliver(topic, offset).await?;
         }
@@ -188,8 +131,9 @@ impl Connection {
         loop {
             let frame = self.next_frame("a message").await?;
             let Frame::Text(text) = frame else { continue };
-            let value: Value = serde_json::from_str(&text)
-                .map_err(|error| Failure::new(format!("the client sent {text:?}, which is not JSON: {error}")))?;
+            let value: Value = serde_json::from_str(&text).map_err(|error| {
+                Failure::new(format!("the client sent {text:?}, which is not JSON: {error}"))
+            })?;
             let kind = value["type"].as_str().unwrap_or_default().to_owned();
             ensure(!kind.is_empty(), || format!("the client sent a message without a type: {text}"))?;
             let id = value.get("id").cloned();
@@ -219,15 +163,23 @@ impl Connection {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => {
                     self.journal.note("client →", &format!("(end: {error})"));
-                    return Err(Failure::new(format!("expected {expected}, but the connection broke: {error}")));
+                    return Err(Failure::new(format!(
+                        "expected {expected}, but the connection broke: {error}"
+                    )));
                 }
-                None => return Err(Failure::new(format!("expected {expected}, but the connection is at its end"))),
+                None => {
+                    return Err(Failure::new(format!(
+                        "expected {expected}, but the connection is at its end"
+                    )));
+                }
             };
             match &frame {
                 Frame::Text(text) => self.journal.note("client →", text),
                 Frame::Close(close) => {
                     self.journal.note("client →", &format!("(close {close:?})"));
-                    return Err(Failure::new(format!("expected {expected}, but the client closed with {close:?}")));
+                    return Err(Failure::new(format!(
+                        "expected {expected}, but the client closed with {close:?}"
+                    )));
                 }
                 _ => continue,
             }
@@ -253,14 +205,19 @@ impl Connection {
         let mut expected = topics.to_vec();
         expected.sort_unstable();
         ensure(subscribe.topics() == expected, || {
-            format!("expected one subscribe for {expected:?}, but the client asked for {:?}", subscribe.topics())
+            format!(
+                "expected one subscribe for {expected:?}, but the client asked for {:?}",
+                subscribe.topics()
+            )
         })?;
         Ok(subscribe)
     }
 
     /// Takes a message that was received as a subscribe.
     pub(crate) fn as_subscribe(&self, received: Received) -> Result<Subscribe> {
-        ensure(received.kind == "subscribe", || format!("expected a subscribe, but the client sent {:?}", received.kind))?;
+        ensure(received.kind == "subscribe", || {
+            format!("expected a subscribe, but the client sent {:?}", received.kind)
+        })?;
         Subscribe::new(received)
     }
 
@@ -295,13 +252,21 @@ impl Connection {
     }
 
     /// Fails if the client sends a message that passes a filter within a while.
-    pub(crate) async fn refute(&mut self, text: &str, while_ms: u64, filter: impl Fn(&Received) -> bool) -> Result {
+    pub(crate) async fn refute(
+        &mut self,
+        text: &str,
+        while_ms: u64,
+        filter: impl Fn(&Received) -> bool,
+    ) -> Result {
         let while_ms = std::time::Duration::from_millis(while_ms);
         let forbidden = async {
             loop {
                 let received = self.receive().await?;
                 if filter(&received) {
-                    return Err(Failure::new(format!("{text}, but the client sent {} with {}", received.kind, received.data)));
+                    return Err(Failure::new(format!(
+                        "{text}, but the client sent {} with {}",
+                        received.kind, received.data
+                    )));
                 }
             }
         };
@@ -309,7 +274,12 @@ impl Connection {
     }
 
     /// Sends `goodbye`. `retry_after_ms` is left out if it is `None`.
-    pub(crate) async fn goodbye(&mut self, code: u16, reconnect: bool, retry_after_ms: Option<u64>) -> Result {
+    pub(crate) async fn goodbye(
+        &mut self,
+        code: u16,
+        reconnect: bool,
+        retry_after_ms: Option<u64>,
+    ) -> Result {
         let mut data = json!({"code": code, "reason": "the scene says so", "reconnect": reconnect});
         if let Some(retry_after_ms) = retry_after_ms {
             data["retry_after_ms"] = retry_after_ms.into();

@@ -20,7 +20,10 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Starts the driver. What it writes arrives in the receiver, line by line.
-    pub(crate) fn start(command: &[String], journal: Journal) -> Result<(Self, mpsc::UnboundedReceiver<String>)> {
+    pub(crate) fn start(
+        command: &[String],
+        journal: Journal,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<String>)> {
         let (program, arguments) =
             command.split_first().ok_or_else(|| Failure::new("the command of the driver is empty"))?;
         let mut child = Command::new(program)
@@ -59,7 +62,8 @@ impl Driver {
     pub(crate) async fn send(&mut self, command: &Value) -> Result {
         let line = command.to_string();
         self.journal.note("do:", &line);
-        let stdin = self.stdin.as_mut().ok_or_else(|| Failure::new("the driver's input is closed already"))?;
+        let stdin =
+            self.stdin.as_mut().ok_or_else(|| Failure::new("the driver's input is closed already"))?;
         stdin
             .write_all(format!("{line}\n").as_bytes())
             .await

@@ -19,7 +19,8 @@ struct Entries {
 
 impl Journal {
     pub(crate) fn new() -> Self {
-        let entries = Entries { start: Instant::now(), lines: VecDeque::new(), awaited: "the driver".to_owned() };
+        let entries =
+            Entries { start: Instant::now(), lines: VecDeque::new(), awaited: "the driver".to_owned() };
         Self(Arc::new(Mutex::new(entries)))
     }
 

@@ -7,6 +7,7 @@ mod driver;
 mod failure;
 mod journal;
 mod kit;
+mod received;
 mod request;
 mod runner;
 mod scenes;

@@ -66,7 +66,8 @@ impl Request {
 
     /// Returns the token, from the header `Authorization` or a subprotocol.
     pub(crate) fn token(&self) -> Option<String> {
-        let header = self.header("Authorization").and_then(|value| Some(value.strip_prefix("Bearer ")?.to_owned()));
+        let header =
+            self.header("Authorization").and_then(|value| Some(value.strip_prefix("Bearer ")?.to_owned()));
         header.or_else(|| {
             self.subprotocols().iter().find_map(|name| Some(name.strip_prefix("bearer.")?.to_owned()))
         })

@@ -63,7 +63,8 @@ fn planted_faults_are_caught() {
     for ((fault, scene, part), kit) in CAUGHT.iter().zip(kits) {
         let output = kit.wait_with_output().expect("the kit ends");
         let text = text_of(&output);
-        let is_failure = text.lines().any(|line| line.starts_with(&format!("FAILED {scene}: ")) && line.contains(part));
+        let is_failure =
+            text.lines().any(|line| line.starts_with(&format!("FAILED {scene}: ")) && line.contains(part));
         if output.status.code() != Some(1) || !is_failure {
             missed += &format!("\n== {fault} in {scene}, expected {part:?}:\n{text}");
         }
@@ -83,7 +84,8 @@ fn right_client_passes_all_scenes() {
 
 #[test]
 fn driver_that_is_none_fails_each_scene() {
-    for (driver, part) in [("/bin/true", "ended at its start"), ("/nonexistent/driver", "cannot be started")] {
+    for (driver, part) in [("/bin/true", "ended at its start"), ("/nonexistent/driver", "cannot be started")]
+    {
         let output = Command::new(KIT).args(["order/", "--", driver]).output().expect("the kit ends");
         let text = text_of(&output);
         assert_eq!(output.status.code(), Some(1), "{text}");
@@ -106,7 +108,8 @@ fn list_has_all_names_once() {
 
 #[test]
 fn command_line_is_checked() {
-    let cases: [&[&str]; 5] = [&[], &["--jobs", "0", "--", "x"], &["--colour"], &["order"], &["no-such-scene", "--", "x"]];
+    let cases: [&[&str]; 5] =
+        [&[], &["--jobs", "0", "--", "x"], &["--colour"], &["order"], &["no-such-scene", "--", "x"]];
     for arguments in cases {
         let output = Command::new(KIT).args(arguments).output().expect("the kit ends");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text_of(&output));

@@ -3,9 +3,10 @@
 
 use serde_json::{Value, json};
 
-use crate::connection::{Connection, Received};
+use crate::connection::Connection;
 use crate::failure::{Failure, Result, ensure};
 use crate::kit::{CHAT, Kit};
+use crate::received::Received;
 use crate::topic::Topic;
 
 const ROUNDS: u64 = 60;

@@ -208,6 +208,9 @@ scenes! {
         queued_while_away,
         repeated_before_the_subscribe,
         order_over_a_cut,
+        replies_in_another_order,
+    }
+    refusing {
         unavailable_is_retried,
         too_many_topics_is_retried,
         internal_is_retried,
@@ -218,7 +221,6 @@ scenes! {
         queue_full,
         message_too_large,
         queued_message_is_too_large,
-        replies_in_another_order,
     }
     requests {
         echo,

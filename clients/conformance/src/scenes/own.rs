@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
-use crate::connection::{Connection, Received};
+use crate::connection::Connection;
 use crate::failure::{Result, ensure};
 use crate::kit::{CHAT, Kit};
+use crate::received::Received;
 
 /// Lets the application publish for all but itself.
 async fn publish_excluded(kit: &mut Kit, connection: &mut Connection) -> Result<Received> {

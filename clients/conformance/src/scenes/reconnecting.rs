@@ -175,6 +175,8 @@ pub(super) async fn goodbye_with_slot(kit: &mut Kit) -> Result {
     ensure((1400.0..=1500.0).contains(&waiting.wait_ms), || {
         format!("expected wait_ms of 1500 after the slot, not {}", waiting.wait_ms)
     })?;
+    let has_reason = waiting.reason.is_some_and(|reason| !reason.is_empty());
+    ensure(has_reason, || "expected a reason beside waiting, but there is none".to_owned())?;
     let mut connection = kit.open().await?;
     kit.expect_not_before(sent, 1490)?;
     let subscribe = connection.expect_subscribe(&[CHAT.name]).await?;

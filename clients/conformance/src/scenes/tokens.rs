@@ -156,7 +156,7 @@ async fn open_with_short_token(kit: &mut Kit, server_ms: u64) -> Result<(Connect
     Ok((connection, sent, expires_s * 1000 - server_ms))
 }
 
-async fn expect_renewal(connection: &mut Connection, token: &str) -> Result<crate::connection::Received> {
+async fn expect_renewal(connection: &mut Connection, token: &str) -> Result<crate::received::Received> {
     let authenticate = connection.expect("authenticate").await?;
     ensure(authenticate.data["token"] == token, || {
         format!("expected authenticate with {token:?}, not {}", authenticate.data)
