@@ -57,23 +57,35 @@ def work(job: Any) -> dict[str, Any]:
     return {"job": job["id"], "words": words.total(), "most_frequent": words.most_common(1)}
 
 
-async def run(url: str, jobs: str, results: str, positions: Path) -> None:
-    """Works until it is cancelled."""
+async def run(url: str, jobs: str, results: str, positions: Path, stop: asyncio.Event) -> None:
+    """Works until it is told to stop. The job in hand is finished first."""
     storage = FileStorage(positions)
+    busy = asyncio.Lock()
     async with Hub(url, storage=storage, on_error=lambda error: print("Error:", error, flush=True)) as hub:
 
         def on_gap(gap: Gap) -> None:
             print(f"Jobs {gap.from_} to {gap.to} are lost: {gap.reason}", flush=True)
 
         async def on_job(message: Message) -> None:
-            result = work(message.message)
-            await hub.publish(results, result)
-            print(f"Job {result['job']} is done", flush=True)
+            async with busy:
+                result = work(message.message)
+                await hub.publish(results, result)
+                print(f"Job {result['job']} is done", flush=True)
 
-        # The first time, all jobs that are kept; later, the ones after the saved position.
-        todo = await hub.subscribe(jobs, history=1000, on_gap=on_gap)
-        print(f"Waiting for jobs on {jobs!r}", flush=True)
-        await todo.consume(on_job)
+        async def take_jobs() -> None:
+            # The first time, all jobs that are kept; later, the ones after the saved position.
+            todo = await hub.subscribe(jobs, history=1000, on_gap=on_gap)
+            print(f"Waiting for jobs on {jobs!r}", flush=True)
+            await todo.consume(on_job)
+
+        working = asyncio.create_task(take_jobs())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        async with busy:
+            working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
 
 
 async def main() -> None:
@@ -84,11 +96,10 @@ async def main() -> None:
     parser.add_argument("--results", default="results", help="topic of the results")
     parser.add_argument("--positions", type=Path, default=Path("worker-positions.json"), help="file to keep")
     options = parser.parse_args()
-    worker = asyncio.create_task(run(options.url, options.jobs, options.results, options.positions))
+    stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, worker.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await worker
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await run(options.url, options.jobs, options.results, options.positions, stop)
 
 
 if __name__ == "__main__":
