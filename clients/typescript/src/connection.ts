@@ -258,7 +258,10 @@ export class Connection {
     if (!comesBack || code === 1002 || code === 1007 || code === 1009 || (code >= 4000 && code < 4100)) {
       return this._close(reason);
     }
-    if (goodbye?.retry_after_ms !== undefined) return this._wait(goodbye.retry_after_ms, reason);
+    if (goodbye?.retry_after_ms !== undefined) {
+      this._attempts++;
+      return this._wait(goodbye.retry_after_ms, reason);
+    }
     if (isOffline()) return this._waitForNetwork();
     if (isGood && (isLifeless || (code >= 4200 && code < 4300))) return this._attempt(reason);
     this._backOff(reason);

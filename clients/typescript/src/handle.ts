@@ -48,8 +48,8 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
   _position: Position | undefined;
   /** Position of the last event that the application has processed. */
   _processed: Position | undefined;
-  /** Calls that wait until history has been read. */
-  _held: (() => void)[] | undefined;
+  /** Calls that wait until history has been read, with the epochs of their positions. */
+  _held: [() => void, string | undefined][] | undefined;
   _isPumping = false;
   _isOver = false;
   readonly _iterators = new Set<() => void>();
@@ -86,7 +86,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
 
   /** Takes a message, unless the application has it or there is no room. */
   _offer(delivery: Delivery, bytes: number): void {
-    if (this._isHeld(() => this._offer(delivery, bytes))) return;
+    if (this._isHeld(() => this._offer(delivery, bytes), delivery.epoch)) return;
     const { prev, ...message } = delivery;
     const position = this._topic._isPattern ? undefined : positionOf(delivery);
     if (position && this._has(position)) return;
@@ -108,7 +108,11 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
   }
 
   _offerGap(gap: Gap, position: Position | undefined): void {
-    if (this._isHeld(() => this._offerGap(gap, position)) || this._isFull) return;
+    // History that was read meanwhile may reach beyond the gap.
+    const later = (): void => {
+      if (!position || !this._has(position)) this._offerGap(gap, position);
+    };
+    if (this._isHeld(later, position?.epoch) || this._isFull) return;
     this._position = position ?? this._position;
     this._push({ _name: "gap", _event: gap, _bytes: 0, _position: position });
   }
@@ -123,8 +127,8 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
   }
 
   /** Keeps a call for later, if history is being read. */
-  _isHeld(call: () => void): boolean {
-    this._held?.push(call);
+  _isHeld(call: () => void, epoch?: string): boolean {
+    this._held?.push([call, epoch]);
     return !!this._held;
   }
 
@@ -138,7 +142,12 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     const held = this._held ?? [];
     this._held = undefined;
     for (const message of messages) this._offer(message, byteLength(JSON.stringify(message)));
-    for (const call of held) call();
+    const epoch = messages[0]?.epoch;
+    const isCurrent = epoch === this._topic._position?.epoch;
+    for (const [call, other] of held) {
+      // What is of an epoch before that of the history came before it.
+      if (!epoch || !other || !isCurrent || other === epoch) call();
+    }
   }
 
   /** Hands over what is in the queue. Messages wait until there is a listener for them. */

@@ -71,11 +71,13 @@ export class Subscriptions {
     if (count && !topic._isPattern) {
       handle._held = [];
       handle._position = undefined;
-      const failed = (error: unknown): void => {
-        handle._release([]);
+      const failed = (error: unknown): Delivery[] => {
         if (!handle._isOver) this._owner._onError(error as ClientError);
+        return [];
       };
-      this._owner._readHistory(topic._name, count).then((messages) => handle._release(messages), failed);
+      const read = (): Promise<Delivery[]> => this._owner._readHistory(topic._name, count).catch(failed);
+      // Before the topic is subscribed to, messages could follow that are neither read nor delivered.
+      void handle.ready.then(read, () => []).then((messages) => handle._release(messages));
     }
     if (topic._state.state === "live") handle._offerState({ state: "live" });
   }
@@ -112,6 +114,8 @@ export class Subscriptions {
     for (const topic of this._topics.values()) {
       topic._recovering();
       this._pending.add(topic);
+      // History is asked for again, and covers what is held.
+      for (const handle of topic._handles) if (handle._held) handle._held = [];
     }
   }
 

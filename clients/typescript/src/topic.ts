@@ -83,7 +83,7 @@ export class Topic {
     }
     const isAnySlow = this._handles.some((handle) => handle._isFull);
     for (const handle of this._handles) {
-      const before = handle._isFull ? handle._position : this._position;
+      const before = handle._position;
       handle._isFull = false;
       handle._settle();
       // A handle that is ahead of a slow one misses nothing.
@@ -138,9 +138,17 @@ export class Topic {
     while (this._position && this._position.epoch === epoch && this._position.offset < prev) {
       const next = this._own.get(this._position.offset + 1);
       if (!next || next.epoch !== epoch) return;
-      this._own.delete(next.offset);
-      this._position = next;
+      this._skip(next);
     }
+  }
+
+  /** Moves the position over offsets that do not come. A handle that is slow will meet them again. */
+  _skip(position: Position): void {
+    this._position = position;
+    for (const handle of this._handles) {
+      if (!handle._isFull && !handle._held && !handle._has(position)) handle._position = position;
+    }
+    if (!this._handles.some((handle) => handle._isFull)) this._own.delete(position.offset);
   }
 
   _isHole({ epoch, offset, prev = (offset ?? 0) - 1 }: Place): boolean {
@@ -159,10 +167,13 @@ export class Topic {
     if (!isRepeated) {
       this._position = position ?? current;
       if (type === "message") {
-        if (!this._isOwn(data)) for (const handle of this._handles) handle._offer(data, bytes);
+        if (position && this._isOwn(data)) this._skip(position);
+        else for (const handle of this._handles) handle._offer(data, bytes);
       } else if (type === "gap") {
         const { topic, reason, from, to } = data;
         for (const handle of this._handles) handle._offerGap(defined<Gap>({ topic, reason, from, to }), position);
+      } else if (position) {
+        this._skip(position);
       }
     }
     if (type === "message" && this._replay && !--this._replay) this._enter(this._afterReplay);
