@@ -218,8 +218,12 @@ impl Run {
                 }
             }
             Step::ServerReads(messages) => (0..messages).for_each(|_| self.server.read()),
-            Step::ClientReads(messages) => (0..messages).for_each(|_| drop(self.read())),
-            Step::Take { handle, events } => (0..events).for_each(|_| drop(self.take(handle))),
+            Step::ClientReads(messages) => (0..messages).for_each(|_| {
+                self.read();
+            }),
+            Step::Take { handle, events } => (0..events).for_each(|_| {
+                self.take(handle);
+            }),
             Step::Wait(milliseconds) => self.wait(Duration::from_millis(milliseconds.into())),
             Step::Cut => self.cut(),
             Step::Refuse => self.is_refusing = true,

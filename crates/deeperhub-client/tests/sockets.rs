@@ -284,7 +284,7 @@ async fn an_address_that_is_none_is_refused_at_once() {
 #[tokio::test]
 async fn tls_trusts_the_given_roots() {
     bounded(async {
-        let Some(authority) = support::Authority::new() else { return };
+        let Some(authority) = support::authority::Authority::new() else { return };
         let server = Server::start_tls(authority.server_config()).await;
         let options = options().tls(authority.client_config());
         let (hub, connection) = tokio::join!(Hub::connect(server.url(), options), server.welcome());

@@ -47,6 +47,19 @@ impl Joining {
     pub(super) fn new(wanted: u32) -> Self {
         Self { wanted, ..Self::default() }
     }
+
+    /// Appends what waits. After more than `max_bytes`, everything is dropped, and asked for again
+    /// when there is room.
+    fn push(&mut self, pending: Pending, max_bytes: usize) {
+        self.pending_bytes += match &pending {
+            Pending::Message { message, .. } => message.bytes,
+            Pending::Gap(_) | Pending::Skipped { .. } => 64,
+        };
+        self.overflowed |= self.pending_bytes > max_bytes;
+        if !self.overflowed {
+            self.pending.push(pending);
+        }
+    }
 }
 
 /// The answer of the server to a `subscribe` with a position.
@@ -74,6 +87,8 @@ pub(super) struct Handle {
     pub(super) joining: Option<Joining>,
     /// The next message may show that messages before it were not kept.
     has_joined: bool,
+    /// The handle read kept messages of an epoch that the subscription has not reached.
+    pub(super) is_ahead: bool,
     /// The queue was full, so messages after `position` are dropped until it has room.
     pub(super) full: bool,
     /// The first `subscribed` has come.
@@ -103,6 +118,7 @@ impl Handle {
             skip: 0,
             joining: None,
             has_joined: false,
+            is_ahead: false,
             full: false,
             ready: false,
             is_woken: false,
@@ -117,11 +133,7 @@ impl Handle {
     /// or if the queue is full. `before` is the offset before it.
     pub(super) fn receive(&mut self, message: &Message, before: u64) {
         if let Some(joining) = &mut self.joining {
-            joining.pending_bytes += message.bytes;
-            joining.overflowed |= joining.pending_bytes > self.max_queue_bytes;
-            if !joining.overflowed {
-                joining.pending.push(Pending::Message { message: message.clone(), before });
-            }
+            joining.push(Pending::Message { message: message.clone(), before }, self.max_queue_bytes);
             return;
         }
         let Some(position) = &message.position else {
@@ -131,7 +143,9 @@ impl Handle {
             }
             return;
         };
-        let is_duplicate = self.position.as_ref().is_some_and(|at| at.covers(position));
+        // A new epoch comes with a gap, so a message of another one is older than the position.
+        let is_duplicate =
+            self.position.as_ref().is_some_and(|at| at.epoch != position.epoch || at.covers(position));
         if self.full || is_duplicate {
             return;
         }
@@ -166,14 +180,19 @@ impl Handle {
     /// Appends a gap, and moves to its end.
     pub(super) fn receive_gap(&mut self, gap: &Gap) {
         if let Some(joining) = &mut self.joining {
-            joining.pending.push(Pending::Gap(gap.clone()));
+            joining.push(Pending::Gap(gap.clone()), self.max_queue_bytes);
             return;
         }
+        // Until the subscription reaches the epoch that the handle has, gaps are older.
+        let epoch =
+            |position: &Option<Position>| position.as_ref().map(|position| Arc::clone(&position.epoch));
+        let is_older = self.is_ahead && epoch(&self.position) != epoch(&gap.position);
+        self.is_ahead = is_older;
         let is_told = match (&self.position, &gap.position) {
             (Some(at), Some(to)) => at.covers(to),
             _ => false,
         };
-        if self.full || is_told {
+        if self.full || is_told || is_older {
             return;
         }
         let mut gap = gap.clone();
@@ -187,7 +206,7 @@ impl Handle {
     /// Moves the position over offsets after `before`, without an event.
     pub(super) fn move_to(&mut self, position: &Position, before: u64) {
         if let Some(joining) = &mut self.joining {
-            joining.pending.push(Pending::Skipped { position: position.clone(), before });
+            joining.push(Pending::Skipped { position: position.clone(), before }, self.max_queue_bytes);
             return;
         }
         if self.full || self.position.as_ref().is_some_and(|at| at.covers(position)) {
@@ -203,6 +222,7 @@ impl Handle {
     /// were missed.
     pub(super) fn on_subscribed(&mut self, outcome: &Outcome<'_>) {
         let Outcome { topic, asked, missed, position } = *outcome;
+        self.is_ahead = false;
         let covers = match (&self.position, position) {
             (Some(at), Some(to)) => at.covers(to) && self.position.as_ref() != asked,
             _ => false,
@@ -269,6 +289,7 @@ impl Handle {
 
     /// Appends `recovering`, if the handle was live.
     pub(super) fn on_recovering(&mut self) {
+        self.has_joined = false;
         // A handle that has some kept messages recovers the rest from its position.
         let has_none = self.position.is_none();
         self.joining = self.joining.take().filter(|_| has_none).map(|_| Joining::new(self.history));

@@ -377,8 +377,13 @@ impl Subscription {
 
     /// Makes a handle live that has read kept messages.
     pub(super) fn on_joined(&mut self, id: HandleId) {
+        let Some(handle) = self.handles.iter_mut().find(|handle| handle.id == id) else { return };
+        handle.is_ahead = match (&handle.position, &self.chain.position) {
+            (Some(at), Some(chain)) => at.epoch != chain.epoch,
+            _ => false,
+        };
         if self.live {
-            self.handles.iter_mut().filter(|handle| handle.id == id).for_each(Handle::on_live);
+            handle.on_live();
         }
     }
 }

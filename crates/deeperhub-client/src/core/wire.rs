@@ -130,7 +130,7 @@ pub(super) struct Delivery<'a> {
     #[serde(default)]
     pub(super) subscribers: Option<u64>,
     #[serde(borrow, default)]
-    pub(super) messages: Option<Vec<Delivery<'a>>>,
+    pub(super) messages: Option<Vec<Self>>,
     #[serde(default)]
     pub(super) next: Option<u64>,
 }

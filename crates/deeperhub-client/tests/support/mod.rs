@@ -1,12 +1,11 @@
 //! A scripted server on a real socket.
 
-mod authority;
+pub(crate) mod authority;
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub(crate) use authority::Authority;
 use futures_util::{SinkExt, StreamExt};
 use rustls::ServerConfig;
 use serde_json::{Value, json};
