@@ -33,7 +33,8 @@ fn metadata_with(options: &[&str]) -> Metadata {
         .expect("cargo metadata describes the workspace")
 }
 
-/// Returns the edges in the manifests. Packages outside the product (benches) are left out.
+/// Returns the edges in the manifests. Packages outside the product (benches, the kit for
+/// clients) are left out.
 fn edges_in_manifests(metadata: &Metadata) -> Edges {
     let root = &metadata.workspace_root;
     metadata
