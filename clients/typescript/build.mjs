@@ -7,6 +7,7 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
+import { minify } from "terser";
 
 /** The most bytes of the minified and compressed file. */
 const MAX_BYTES = 8192;
@@ -27,9 +28,11 @@ async function bundle(format) {
     // Names of internal members. Keys of the protocol have no underscore at the start.
     mangleProps: /^_./,
     legalComments: "none",
-    banner: { js: banner },
   });
-  return outputFiles[0].text;
+  // A second pass, which inlines more: 3 % of the compressed size.
+  const compress = { passes: 3, unsafe_arrows: true };
+  const { code } = await minify(outputFiles[0].text, { module: format === "esm", ecma: 2020, compress });
+  return `${banner}\n${code}\n`;
 }
 
 function declarations() {
