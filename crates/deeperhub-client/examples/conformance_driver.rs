@@ -31,6 +31,8 @@ pub(crate) struct Driver {
     tokens: Tokens,
     storage: Arc<MemoryStorage>,
     handles: HashMap<String, Handle>,
+    /// Tasks that write the states and errors of the hub.
+    writers: Vec<JoinHandle<()>>,
 }
 
 fn write(event: Value) {
@@ -149,7 +151,7 @@ impl Driver {
     fn connect(&mut self, command: &Value) -> Result<(), Box<dyn StdError>> {
         let hub = Hub::new(command["url"].as_str().unwrap_or_default(), self.options(command))?;
         let (mut states, mut errors) = (hub.states(), hub.errors());
-        tokio::spawn(async move {
+        self.writers.push(tokio::spawn(async move {
             while let Some(state) = states.next().await {
                 write(match state {
                     HubState::Connecting => json!({"event": "state", "state": "connecting"}),
@@ -164,12 +166,12 @@ impl Driver {
                     _ => continue,
                 });
             }
-        });
-        tokio::spawn(async move {
+        }));
+        self.writers.push(tokio::spawn(async move {
             while let Some(error) = errors.next().await {
                 write(json!({"event": "error", "code": error.code(), "message": error.message}));
             }
-        });
+        }));
         self.hub = Some(hub);
         Ok(())
     }
@@ -241,6 +243,7 @@ impl Driver {
             "reload" => {
                 self.hub = None;
                 self.handles.drain().for_each(|(_, handle)| handle.task.abort());
+                self.writers.drain(..).for_each(|writer| writer.abort());
             }
             "close" => {
                 if let Some(hub) = self.hub.clone() {

@@ -14,11 +14,16 @@ impl Backoff {
     /// Returns the delay before the next attempt. The first is at most twice the shortest delay,
     /// the later ones lie between the shortest delay and a limit that doubles.
     pub(super) fn next_delay(&mut self, settings: &Settings, rng: &mut fastrand::Rng) -> Duration {
-        self.attempts = self.attempts.saturating_add(1);
+        self.count();
         let (min, max) = (settings.min_delay, settings.max_delay.max(settings.min_delay));
         let limit = min.saturating_mul(1 << self.attempts.min(20)).min(max);
         let from = if self.attempts == 1 { Duration::ZERO } else { min.min(limit) };
         from + limit.saturating_sub(from).mul_f64(rng.f64())
+    }
+
+    /// Counts an attempt at a time of the server.
+    pub(super) fn count(&mut self) {
+        self.attempts = self.attempts.saturating_add(1);
     }
 
     pub(super) fn reset(&mut self) {

@@ -366,6 +366,7 @@ impl Core {
         }
         let told = goodbye.and_then(|goodbye| goodbye.retry_after_ms).map(wire::wait_of);
         if let Some(delay) = told.or(end.retry_after) {
+            self.connection.backoff.count();
             return Step::ConnectAfter(delay.min(wire::wait_of(u64::MAX)));
         }
         if was_good && (end.is_silent || matches!(end.code, Some(4200..=4299))) {

@@ -143,6 +143,9 @@ impl Shared {
             }
             ConnectionState::Closed { reason } => HubState::Closed { reason },
         };
+        if *self.state.borrow() == state {
+            return;
+        }
         inner.states.push(&state);
         if matches!(state, HubState::Closed { .. }) {
             inner.states.end();
