@@ -76,6 +76,8 @@ class Server:
         self.client_id: str | None = None
         self.subscribed: set[str] = set()
         self.outbox: deque[tuple[float, str]] = deque()
+        #: Answers to publishes that wait until the message is stored, while deliveries go on.
+        self.late: list[tuple[Data, object]] = []
         self.now = 0.0
 
     def connect(self, now: float) -> None:
@@ -83,6 +85,7 @@ class Server:
         self.client_id = f"n1.0-{self.connections}"
         self.subscribed.clear()
         self.outbox.clear()
+        self.late.clear()
         self.now = now
         limits = {"max_message_bytes": 65536, "ping_interval_ms": 25000}
         self.send("welcome", {"client_id": self.client_id, "server_time": 0, "limits": limits})
@@ -90,6 +93,12 @@ class Server:
     def disconnect(self) -> None:
         self.client_id = None
         self.outbox.clear()
+        self.late.clear()
+
+    def answer_late(self) -> None:
+        late, self.late = self.late, []
+        for data, request in late:
+            self.send("published", data, request)
 
     def send(self, kind: str, data: Data, request: object = None) -> None:
         if self.client_id is None:
@@ -182,7 +191,9 @@ class Server:
         if known is None:
             self.publish(data["topic"], data["message"], self.client_id, data.get("exclude_self", False))
             known = stream.once[data["once"]] = stream.newest
-        self.send("published", {"topic": stream.topic, "subscribers": 1, **stream.position(known)}, request)
+        self.late.append(({"topic": stream.topic, "subscribers": 1, **stream.position(known)}, request))
+        if self.random.random() < 0.7:
+            self.answer_late()
 
 
 class Network:
@@ -254,6 +265,9 @@ class Network:
             self.now = max(self.now, due)
             self.step()
         self.now = until
+        if self.random.random() < 0.5:
+            self.server.now = until
+            self.server.answer_late()
 
     def step(self) -> None:
         if self.handshake_at is not None and self.handshake_at <= self.now:
