@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::life::{Life, Sign};
-use super::token::{Renewal, TokenKind, expiry_of};
+use super::token::{TokenKind, expiry_of};
 use super::wire::{Goodbye, Welcome};
-use super::{Action, Core, Pending, wire};
+use super::{Action, Core, wire};
 use crate::Error;
 
 /// A connection that was open for this time was good: the backoff starts anew.
@@ -40,7 +40,7 @@ pub enum ConnectionState {
 
 /// The step of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Phase {
+pub(super) enum Phase {
     /// There is no connection.
     #[default]
     None,
@@ -53,7 +53,7 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) state: ConnectionState,
-    phase: Phase,
+    pub(super) phase: Phase,
     /// End of the current step of an attempt.
     deadline: Option<Duration>,
     opened_at: Option<Duration>,
@@ -98,7 +98,7 @@ impl Connection {
         }
     }
 
-    fn server_ms(&self, now: Duration) -> Option<u64> {
+    pub(super) fn server_ms(&self, now: Duration) -> Option<u64> {
         let (server_ms, at) = self.server_clock?;
         Some(server_ms.saturating_add(u64::try_from(now.saturating_sub(at).as_millis()).unwrap_or(u64::MAX)))
     }
@@ -106,13 +106,20 @@ impl Connection {
 
 /// The end of a connection or of an attempt.
 #[derive(Debug, Default)]
-struct End {
+pub(super) struct End {
     code: Option<u16>,
     goodbye: Option<Goodbye>,
     status: Option<u16>,
     retry_after: Option<Duration>,
     is_silent: bool,
     reason: String,
+}
+
+impl End {
+    /// Returns the end of an attempt that failed for a reason.
+    pub(super) fn of(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), ..Self::default() }
+    }
 }
 
 /// The next step after an end.
@@ -140,9 +147,11 @@ impl Core {
         }
     }
 
-    fn connect(&mut self, token: Option<String>) {
+    pub(super) fn connect(&mut self, token: Option<String>) {
         self.connection.phase = Phase::Handshake;
         self.connection.deadline = self.now.checked_add(self.settings.connect_timeout);
+        // A token that was read from a file may end with a line break.
+        let token = token.map(|token| token.trim().to_owned());
         self.tokens.current.clone_from(&token);
         self.actions.push_back(Action::Connect { token });
     }
@@ -150,68 +159,6 @@ impl Core {
     fn set_state(&mut self, state: ConnectionState) {
         self.connection.state = state.clone();
         self.actions.push_back(Action::State(state));
-    }
-
-    pub(super) fn on_token(&mut self, token: Result<String, String>) {
-        match (self.connection.phase, self.tokens.renewal) {
-            (Phase::Token, _) => match token {
-                Ok(token) => self.connect(Some(token)),
-                Err(text) => {
-                    self.report(Error::new(Error::TOKEN_FAILED, text));
-                    self.on_end(End { reason: Error::TOKEN_FAILED.into(), ..End::default() });
-                }
-            },
-            (Phase::Open, Renewal::Requested) => match token {
-                Ok(token) => {
-                    let id = self.next_id();
-                    self.tokens.renewal = Renewal::Sent;
-                    self.pending.insert(id, Pending::Authenticate);
-                    let text = wire::request("authenticate", id, &wire::TokenData { token: &token });
-                    self.actions.push_back(Action::Send(text));
-                    self.tokens.current = Some(token);
-                }
-                Err(text) => {
-                    self.report(Error::new(Error::TOKEN_FAILED, text));
-                    self.retry_renewal(None);
-                }
-            },
-            _ => {}
-        }
-    }
-
-    /// Calls the token function before the token expires.
-    pub(super) fn renew_token(&mut self) {
-        self.tokens.renew_at = None;
-        if self.is_open() {
-            self.tokens.renewal = Renewal::Requested;
-            self.actions.push_back(Action::RequestToken);
-        }
-    }
-
-    fn retry_renewal(&mut self, after: Option<Duration>) {
-        let delay = after.unwrap_or_else(|| self.tokens.backoff.next_delay(&self.settings, &mut self.rng));
-        self.tokens.renewal = Renewal::None;
-        self.tokens.renew_at = Some(self.now + delay);
-    }
-
-    /// Takes the answer to an `authenticate`.
-    pub(super) fn on_authenticated(&mut self, answer: Result<Option<u64>, Error>) {
-        match answer {
-            Ok(expires_at) => {
-                self.tokens.on_disconnect();
-                let expires_at = expires_at.or_else(|| self.tokens.current.as_deref().and_then(expiry_of));
-                self.tokens.schedule(expires_at, self.connection.server_ms(self.now), self.now);
-            }
-            Err(error) if error.is_temporary() => self.retry_renewal(error.retry_after),
-            Err(_) if !self.tokens.renewal_refused => {
-                self.tokens.renewal_refused = true;
-                self.renew_token();
-            }
-            Err(error) => {
-                self.report(error);
-                self.retry_renewal(None);
-            }
-        }
     }
 
     pub(super) fn on_connected(&mut self) {
@@ -258,7 +205,7 @@ impl Core {
 
     pub(super) fn on_failed(&mut self, reason: String) {
         if self.connection.phase == Phase::Handshake {
-            self.on_end(End { reason, ..End::default() });
+            self.on_end(End::of(reason));
         }
     }
 
@@ -298,7 +245,7 @@ impl Core {
             },
             (_, Phase::Token) => {
                 self.report(Error::new(Error::TOKEN_FAILED, "the token function did not return in time"));
-                self.on_end(End { reason: Error::TOKEN_FAILED.into(), ..End::default() });
+                self.on_end(End::of(Error::TOKEN_FAILED));
             }
             (_, Phase::Handshake | Phase::Welcome) => {
                 self.actions.push_back(Action::Disconnect { code: None });
@@ -310,7 +257,7 @@ impl Core {
     }
 
     /// Decides what follows an end.
-    fn on_end(&mut self, end: End) {
+    pub(super) fn on_end(&mut self, end: End) {
         let open_for = self.connection.opened_at.take().map(|at| self.now.saturating_sub(at));
         let was_good = open_for.is_some_and(|time| time >= GOOD_CONNECTION);
         if was_good {

@@ -33,6 +33,7 @@ mod life;
 mod position;
 mod publish;
 mod queue;
+mod renewal;
 mod request;
 mod settings;
 mod store;

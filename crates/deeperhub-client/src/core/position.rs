@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::wire::Delivery;
 use crate::{Gap, Message, Position};
 
 /// Number of own messages that are remembered until the position has passed them.
@@ -141,6 +142,30 @@ impl Chain {
     pub(super) fn release(&mut self) -> (VecDeque<Item>, bool) {
         self.held_bytes = 0;
         (std::mem::take(&mut self.held), std::mem::take(&mut self.overflowed))
+    }
+}
+
+/// Returns the item of a `message`, `gap` or `position`.
+pub(super) fn item_of(
+    kind: &str,
+    data: &Delivery<'_>,
+    topic: &Arc<str>,
+    near: Option<&Position>,
+    bytes: usize,
+) -> Option<Item> {
+    match kind {
+        "message" => Some(Item::Message { message: data.to_message(topic, near, bytes)?, prev: data.prev }),
+        "gap" => {
+            let position = data.position(near);
+            Some(Item::Gap(Gap {
+                topic: Arc::clone(topic),
+                from: data.first_missing(),
+                to: data.to.filter(|_| data.first_missing().is_some()),
+                reason: data.reason.as_deref().unwrap_or("lost").into(),
+                position,
+            }))
+        }
+        _ => data.position(near).map(Item::Position),
     }
 }
 

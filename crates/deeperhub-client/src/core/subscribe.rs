@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handle::Handle;
-use super::subscription::{Context, Flow, Wire, item_of};
+use super::position::item_of;
+use super::subscription::{Context, Flow, Wire};
 use super::subscriptions::Next;
 use super::wire::{self, Delivery};
 use super::{Action, Core, HandleId, Pending, call};

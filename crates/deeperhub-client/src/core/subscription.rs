@@ -10,7 +10,7 @@ use super::backoff::Backoff;
 use super::handle::{Handle, HandleId, Joining, Outcome};
 use super::position::{Chain, Item, Verdict};
 use super::wire::Delivery;
-use crate::{Gap, Position, SubscriptionState};
+use crate::{Position, SubscriptionState};
 
 /// Topics of which a pattern remembers the newest position.
 const MAX_SEEN_TOPICS: usize = 1024;
@@ -385,29 +385,5 @@ impl Subscription {
         if self.live {
             handle.on_live();
         }
-    }
-}
-
-/// Returns the item of a `message`, `gap` or `position`.
-pub(super) fn item_of(
-    kind: &str,
-    data: &Delivery<'_>,
-    topic: &Arc<str>,
-    near: Option<&Position>,
-    bytes: usize,
-) -> Option<Item> {
-    match kind {
-        "message" => Some(Item::Message { message: data.to_message(topic, near, bytes)?, prev: data.prev }),
-        "gap" => {
-            let position = data.position(near);
-            Some(Item::Gap(Gap {
-                topic: Arc::clone(topic),
-                from: data.first_missing(),
-                to: data.to.filter(|_| data.first_missing().is_some()),
-                reason: data.reason.as_deref().unwrap_or("lost").into(),
-                position,
-            }))
-        }
-        _ => data.position(near).map(Item::Position),
     }
 }
