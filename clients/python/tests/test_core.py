@@ -603,6 +603,24 @@ def test_publishes_keep_their_order_on_a_topic_and_not_across() -> None:
     assert second["data"]["message"] == "a2"
 
 
+def test_a_publish_that_is_taken_back_does_not_hurry_the_one_before_it() -> None:
+    rig = Rig()
+    rig.open()
+    rig.publish(1)
+    second = rig.publish(2)
+    rig.publish(3)
+    (first,) = rig.take_sent("publish")
+    rig.message("error", {"code": "unavailable", "message": "x", "retry_after_ms": 500}, first["id"])
+    rig.machine.cancel_publish(second, rig.now)
+    rig.act()
+    rig.take_sent()
+    rig.pass_time(0.6)
+    assert rig.take_sent("publish") == [first]
+    rig.message("published", {"topic": "chat", "subscribers": 0}, first["id"])
+    (third,) = rig.take_sent("publish")
+    assert third["data"]["message"] == 3
+
+
 def test_at_most_32_publishes_are_unanswered() -> None:
     rig = Rig()
     rig.open()
