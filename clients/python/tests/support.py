@@ -180,13 +180,13 @@ class CuttingProxy:
 
 
 def find_hub() -> Path | None:
-    """Returns the hub's program: the one of the environment, or one that was built in the clone."""
+    """Returns the hub's program: the one of the environment, or the latest that was built in the clone."""
     named = os.environ.get("DEEPERHUB_WS")
     if named:
         return Path(named)
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     built = [target / profile / "deeperhub-ws" for profile in ("release", "debug")]
-    return next((path for path in built if path.exists()), None)
+    return max((path for path in built if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
 
 
 class RealHub:
