@@ -201,6 +201,7 @@ impl Client {
             hand_over_lossy(subscription, data, bytes, max, fault);
             return true;
         };
+        let at_offset = at.offset;
         if at.epoch == position.epoch || fault == Fault::IgnoresEpoch {
             if at.offset <= position.offset && fault != Fault::Duplicates && fault != Fault::Reorders {
                 subscription.count_replayed();
@@ -236,6 +237,9 @@ impl Client {
             subscription.push_all(&message_event(data), bytes);
         }
         subscription.skip_own();
+        if subscription.stage == Stage::Live {
+            subscription.own.retain(|offset, _| *offset > at_offset);
+        }
         subscription.count_replayed();
         true
     }
@@ -311,6 +315,10 @@ impl Client {
         if let Some(own) = own.filter(is_ahead) {
             subscription.own.insert(own.offset, own);
             subscription.skip_own();
+            if self.fault == Fault::ForgetsOwnMessage {
+                let position = subscription.position.as_ref().map(|position| position.offset);
+                subscription.own.retain(|offset, _| Some(*offset) > position);
+            }
         }
         for (data, bytes) in std::mem::take(&mut subscription.behind_own) {
             self.accept_exact(index, &data, bytes);

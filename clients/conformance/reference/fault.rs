@@ -67,6 +67,8 @@ faults! {
     EndsTooEarly = "ends-too-early",
     /// Takes its own excluded message for a hole.
     OwnMessageIsHole = "own-message-is-hole",
+    /// Forgets its own message as soon as the position is behind it.
+    ForgetsOwnMessage = "forgets-own-message",
     /// Stops a handle whose handler fails.
     StopsAfterHandlerFails = "stops-after-handler-fails",
     /// Loses messages of a queue that is full.

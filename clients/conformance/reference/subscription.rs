@@ -104,11 +104,12 @@ impl Subscription {
         levels.next().is_none()
     }
 
-    /// Moves the position over own messages.
+    /// Moves the position over own messages. They stay known, since a replay that was asked for
+    /// before may still have them.
     pub(crate) fn skip_own(&mut self) {
         let next = |position: &Option<Position>| position.as_ref().map(|position| position.offset + 1);
-        while let Some(own) = next(&self.position).and_then(|offset| self.own.remove(&offset)) {
-            self.position = Some(own);
+        while let Some(own) = next(&self.position).and_then(|offset| self.own.get(&offset)) {
+            self.position = Some(own.clone());
         }
     }
 

@@ -120,6 +120,13 @@ impl Application {
         self.next(&step, |event| belongs_to(event, handle) && event["event"] != "subscription").await
     }
 
+    /// Returns the next result of any call, or message or gap of a handle.
+    pub(crate) async fn next_message_or_result(&mut self, handle: &str) -> Result<Value> {
+        let step = format!("a result, or a message or gap at handle {handle:?}");
+        let is_seen = |event: &Value| belongs_to(event, handle) && event["event"] != "subscription";
+        self.next(&step, |event| is_seen(event) || event["event"] == "result").await
+    }
+
     /// Expects the message with this offset as the next one of a handle. All states are left out.
     pub(crate) async fn expect_offset(&mut self, handle: &str, offset: u64) -> Result {
         let event = self.next_message_or_gap(handle).await?;

@@ -27,17 +27,19 @@ pub(crate) struct Kit {
     application: Application,
     journal: Journal,
     settled: u32,
+    /// Number from which random scenes take their seeds.
+    pub(crate) seed: u64,
     pub(crate) skips: Vec<String>,
 }
 
 impl Kit {
     /// Listens on a port of its own and starts a driver.
-    pub(crate) async fn start(command: &[String], journal: Journal) -> Result<Self> {
+    pub(crate) async fn start(command: &[String], seed: u64, journal: Journal) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let (driver, lines) = Driver::start(command, journal.clone())?;
         let mut application = Application::new(lines, journal.clone());
         let skips = application.start().await?;
-        Ok(Self { listener, driver, application, journal, settled: 0, skips })
+        Ok(Self { listener, driver, application, journal, settled: 0, seed, skips })
     }
 
     /// Returns what the application saw.

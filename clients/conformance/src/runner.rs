@@ -28,7 +28,7 @@ pub(crate) async fn play_all(scenes: Vec<Scene>, arguments: &Arguments) -> ExitC
     let mut outcomes = futures_util::stream::iter(scenes)
         .map(|scene| async move {
             let name = scene.name;
-            (name, play(scene, &arguments.driver).await)
+            (name, play(scene, arguments).await)
         })
         .buffer_unordered(arguments.jobs);
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
@@ -53,10 +53,15 @@ pub(crate) async fn play_all(scenes: Vec<Scene>, arguments: &Arguments) -> ExitC
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn play(scene: Scene, driver: &[String]) -> Outcome {
+async fn play(scene: Scene, arguments: &Arguments) -> Outcome {
     let journal = Journal::new();
     let failed = |text: String| Outcome::Failed(format!("{text}{}", journal.last_lines()));
-    let mut kit = match tokio::time::timeout(START_LIMIT, Kit::start(driver, journal.clone())).await {
+    let mut kit = match tokio::time::timeout(
+        START_LIMIT,
+        Kit::start(&arguments.driver, arguments.seed, journal.clone()),
+    )
+    .await
+    {
         Ok(Ok(kit)) => kit,
         Ok(Err(failure)) => return failed(failure.to_string()),
         Err(_) => return failed(format!("the driver was not ready after {} s", START_LIMIT.as_secs())),

@@ -45,6 +45,7 @@ const CAUGHT: &[(&str, &str, &str)] = &[
     ("subscribes-one-by-one", "subscribing/one_message_for_all_topics", "expected one subscribe for"),
     ("ends-too-early", "subscribing/unavailable_is_retried", "waiting for one subscribe"),
     ("own-message-is-hole", "own/delivery_waits_for_published", "expected the client's \"echo\""),
+    ("forgets-own-message", "chaos_publishing/publisher_1", "expected message"),
     ("stops-after-handler-fails", "application/handler_fails", "waiting for the application: message 13"),
     ("loses-from-full-queue", "application/full_queue_with_history", "waiting for"),
     ("loses-from-full-queue", "application/full_queue_without_history", "a message or gap"),

@@ -14,10 +14,16 @@ const ROUNDS: u64 = 60;
 const KEPT: u64 = 12;
 
 /// A small generator of numbers (xorshift), so that a seed repeats a scene.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(super) fn new(seed: u64) -> Self {
+        // Zero would stay zero.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1))
+    }
+
+    /// Returns a number below the limit.
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -25,7 +31,7 @@ impl Random {
     }
 
     /// Returns `true` once in so many calls.
-    fn once_in(&mut self, calls: u64) -> bool {
+    pub(super) fn once_in(&mut self, calls: u64) -> bool {
         self.below(calls) == 0
     }
 }
@@ -149,11 +155,11 @@ impl Model {
     }
 }
 
-async fn play(kit: &mut Kit, seed: u64) -> Result {
+async fn play(kit: &mut Kit, number: u64) -> Result {
+    let seed = kit.seed.wrapping_add(number);
     let start = 100;
     let mut connection = kit.live_with(json!({"min_delay_ms": 1, "max_delay_ms": 4}), start).await?;
-    let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let mut model = Model { random, top: start, sent: Some(start), seen: start };
+    let mut model = Model { random: Random::new(seed), top: start, sent: Some(start), seen: start };
     for _ in 0..ROUNDS {
         model.publish(&mut connection).await?;
         let must_cut = model.random.once_in(4) || {

@@ -283,6 +283,11 @@ scenes! {
         seed_3,
         seed_4,
     }
+    chaos_publishing {
+        publisher_1,
+        publisher_2,
+        publisher_3,
+    }
 }
 
 /// Returns the scenes whose names contain one of the parts; all scenes for no parts.
