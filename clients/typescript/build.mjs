@@ -40,7 +40,10 @@ function declarations() {
   try {
     const tsc = path.join(root, "node_modules/typescript/bin/tsc");
     const options = ["--noEmit", "false", "--declaration", "--emitDeclarationOnly", "--outDir", directory];
-    execFileSync(process.execPath, [tsc, "-p", root, "--rootDir", root, ...options], { cwd: root, stdio: "inherit" });
+    execFileSync(process.execPath, [tsc, "-p", root, "--rootDir", root, ...options], {
+      cwd: root,
+      stdio: "inherit",
+    });
     const text = readFileSync(path.join(directory, "src/index.d.ts"), "utf8");
     if (/^import /m.test(text)) throw new Error("the declarations of src/index.ts must not import others");
     return `${banner}\n${text}`;

@@ -19,7 +19,9 @@ async function serve() {
   const html = readFileSync(path.join(EXAMPLES, `${name}.html`), "utf8");
   for (const text of ["ws://localhost:8080", "http://127.0.0.1:8081"]) assert.ok(html.includes(text), text);
   const page = html.replaceAll("ws://localhost:8080", url).replaceAll("http://127.0.0.1:8081", apiUrl);
-  const server = http.createServer((_, response) => response.setHeader("Content-Type", "text/html").end(page));
+  const server = http.createServer((_, response) =>
+    response.setHeader("Content-Type", "text/html").end(page),
+  );
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
   server.unref();
@@ -30,7 +32,10 @@ async function open(browser, address, faults) {
   const page = await browser.newPage();
   page.on("pageerror", (error) => faults.push(String(error)));
   await page.goto(address);
-  await page.locator("#state").filter({ hasText: /^open$/ }).waitFor();
+  await page
+    .locator("#state")
+    .filter({ hasText: /^open$/ })
+    .waitFor();
   return page;
 }
 
@@ -60,10 +65,17 @@ async function chat(browser, address, faults) {
 
   // What is sent while the hub is away arrives once it is back.
   await ask("kill");
-  await ada.locator("#state").filter({ hasText: /^not connected/ }).waitFor();
+  await ada
+    .locator("#state")
+    .filter({ hasText: /^not connected/ })
+    .waitFor();
   await say(ada, "anyone there?");
   await ask("start");
-  for (const page of [ada, bob]) await page.locator("#state").filter({ hasText: /^open$/ }).waitFor();
+  for (const page of [ada, bob])
+    await page
+      .locator("#state")
+      .filter({ hasText: /^open$/ })
+      .waitFor();
   await shown(ada, "anyone there?");
   await say(bob, "yes");
   for (const page of [ada, bob]) await shown(page, "yes");
@@ -72,7 +84,10 @@ async function chat(browser, address, faults) {
   const missing = "messages are missing (epoch)";
   const expected = ["adahello", "bob<b>hi</b>", missing, "adaanyone there?", "bobyes"];
   assert.deepEqual(await lines(ada), expected);
-  assert.deepEqual((await lines(bob)).filter((line) => line !== "adaanyone there?"), expected.filter((line) => line !== "adaanyone there?"));
+  assert.deepEqual(
+    (await lines(bob)).filter((line) => line !== "adaanyone there?"),
+    expected.filter((line) => line !== "adaanyone there?"),
+  );
 
   // A page that is loaded later gets what is kept.
   await bob.reload();
@@ -102,7 +117,8 @@ async function prices(browser, address, faults) {
   await page.getByLabel("Publish").uncheck();
   // A page that is loaded later has the last price at once.
   await page.reload();
-  for (const price of await page.locator("#rows td:nth-child(2)").all()) await until(async () => /^\d+\.\d\d$/.test(await price.textContent()));
+  for (const price of await page.locator("#rows td:nth-child(2)").all())
+    await until(async () => /^\d+\.\d\d$/.test(await price.textContent()));
 }
 
 async function main() {
@@ -118,4 +134,7 @@ async function main() {
   }
 }
 
-main().catch((error) => { console.error(error); process.exit(1); });
+main().catch((error) => {
+  console.error(error);
+  process.exit(1);
+});

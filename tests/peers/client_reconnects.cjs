@@ -56,7 +56,9 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 async function main() {
   const [before, beforePublisher] = [await startProxy(), await startProxy()];
-  const pageServer = http.createServer((_, response) => response.setHeader("Content-Type", "text/html").end("<title>journal</title>"));
+  const pageServer = http.createServer((_, response) =>
+    response.setHeader("Content-Type", "text/html").end("<title>journal</title>"),
+  );
   pageServer.listen(0, "127.0.0.1");
   await once(pageServer, "listening");
   pageServer.unref();
@@ -65,20 +67,23 @@ async function main() {
   try {
     const page = await browser.newPage();
     await page.goto(`http://127.0.0.1:${pageServer.address().port}/`);
-    await page.evaluate(async ([module, hubUrl]) => {
-      const { Hub: PageHub } = await import(module);
-      const hub = new PageHub(hubUrl, { minDelay: 5, maxDelay: 50 });
-      window.journal = [];
-      window.errors = [];
-      hub.on("error", ({ code, message }) => window.errors.push(`${code}: ${message}`));
-      const feed = hub.subscribe("feed.1");
-      feed.on("gap", ({ reason }) => window.journal.push(`gap ${reason}`));
-      feed.on("message", async ({ message, offset }) => {
-        window.journal.push([message, offset]);
-        if (message % 50 === 0) await new Promise((resolve) => setTimeout(resolve, 5));
-      });
-      await feed.ready;
-    }, [`${apiUrl}/deeperhub.js`, before.url]);
+    await page.evaluate(
+      async ([module, hubUrl]) => {
+        const { Hub: PageHub } = await import(module);
+        const hub = new PageHub(hubUrl, { minDelay: 5, maxDelay: 50 });
+        window.journal = [];
+        window.errors = [];
+        hub.on("error", ({ code, message }) => window.errors.push(`${code}: ${message}`));
+        const feed = hub.subscribe("feed.1");
+        feed.on("gap", ({ reason }) => window.journal.push(`gap ${reason}`));
+        feed.on("message", async ({ message, offset }) => {
+          window.journal.push([message, offset]);
+          if (message % 50 === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+        });
+        await feed.ready;
+      },
+      [`${apiUrl}/deeperhub.js`, before.url],
+    );
 
     let isDone = false;
     const publish = (async () => {
@@ -100,10 +105,18 @@ async function main() {
     await page.waitForFunction((count) => window.journal.length >= count, MESSAGES, { timeout: 60_000 });
     await pause(100);
 
-    const { journal, errors } = await page.evaluate(() => ({ journal: window.journal, errors: window.errors }));
+    const { journal, errors } = await page.evaluate(() => ({
+      journal: window.journal,
+      errors: window.errors,
+    }));
     assert.deepEqual(errors, []);
-    assert.deepEqual(journal, Array.from({ length: MESSAGES }, (_, index) => [index + 1, index + 1]));
-    console.log(`${MESSAGES} messages over ${before.accepted()} and ${beforePublisher.accepted()} connections`);
+    assert.deepEqual(
+      journal,
+      Array.from({ length: MESSAGES }, (_, index) => [index + 1, index + 1]),
+    );
+    console.log(
+      `${MESSAGES} messages over ${before.accepted()} and ${beforePublisher.accepted()} connections`,
+    );
     console.log("as it should be");
   } finally {
     await publisher.close();
@@ -111,4 +124,7 @@ async function main() {
   }
 }
 
-main().catch((error) => { console.error(error); process.exit(1); });
+main().catch((error) => {
+  console.error(error);
+  process.exit(1);
+});

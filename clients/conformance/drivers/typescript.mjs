@@ -54,11 +54,17 @@ function newLoad() {
   const clock = {
     now: () => performance.now(),
     setTimeout(callback, ms) {
-      const timer = setTimeout(() => { timers.delete(timer); callback(); }, ms);
+      const timer = setTimeout(() => {
+        timers.delete(timer);
+        callback();
+      }, ms);
       timers.add(timer);
       return timer;
     },
-    clearTimeout: (timer) => { timers.delete(timer); clearTimeout(timer); },
+    clearTimeout: (timer) => {
+      timers.delete(timer);
+      clearTimeout(timer);
+    },
   };
   const leave = () => {
     page.dispatchEvent(new Event("pagehide"));
@@ -75,8 +81,13 @@ function newLoad() {
 }
 
 const OPTIONS = {
-  min_delay_ms: "minDelay", max_delay_ms: "maxDelay", connect_timeout_ms: "connectTimeout", pong_timeout_ms: "pongTimeout",
-  max_queue_bytes: "maxQueueBytes", max_pending_bytes: "maxPendingBytes", request_timeout_ms: "requestTimeout",
+  min_delay_ms: "minDelay",
+  max_delay_ms: "maxDelay",
+  connect_timeout_ms: "connectTimeout",
+  pong_timeout_ms: "pongTimeout",
+  max_queue_bytes: "maxQueueBytes",
+  max_pending_bytes: "maxPendingBytes",
+  request_timeout_ms: "requestTimeout",
   publish_timeout_ms: "publishTimeout",
 };
 
@@ -84,17 +95,24 @@ function connect({ url, options = {} }) {
   load = newLoad();
   const current = load;
   const given = { WebSocket: load.Socket, clock: load.clock };
-  for (const [key, name] of Object.entries(OPTIONS)) if (options[key] !== undefined) given[name] = options[key];
+  for (const [key, name] of Object.entries(OPTIONS))
+    if (options[key] !== undefined) given[name] = options[key];
   if (options.token !== undefined) given.token = options.token;
-  if (options.tokens) { tokens = options.tokens; given.token = nextToken; }
+  if (options.tokens) {
+    tokens = options.tokens;
+    given.token = nextToken;
+  }
   if (options.storage) given.storage = storage;
   load.hub = new Hub(url, given);
   load.hub.on("state", ({ state, until, reason }) => {
     if (current.isLeft) return;
-    const wait = state === "waiting" ? { wait_ms: until === undefined ? 0 : Math.max(0, until - Date.now()) } : {};
+    const wait =
+      state === "waiting" ? { wait_ms: until === undefined ? 0 : Math.max(0, until - Date.now()) } : {};
     write("state", { state, reason, ...wait });
   });
-  load.hub.on("error", ({ code, message }) => { if (!current.isLeft) write("error", { code, message }); });
+  load.hub.on("error", ({ code, message }) => {
+    if (!current.isLeft) write("error", { code, message });
+  });
 }
 
 // `hold` keeps the handler of each message until `release`; `fail` lets it throw.
@@ -113,11 +131,16 @@ function subscribe({ as, topic, history, fail = [], hold = false }) {
     number += 1;
     write("message", { as, topic: name, message, from, time, epoch, offset });
     if (fail.includes(offset ?? number)) throw new Error(`message ${number} is not liked`);
-    while (held.hold && held.allowed === 0) await new Promise((resolve) => { held.wake = resolve; });
+    while (held.hold && held.allowed === 0)
+      await new Promise((resolve) => {
+        held.wake = resolve;
+      });
     if (held.hold) held.allowed -= 1;
   });
   handle.ready.then(
-    () => { if (!current.isLeft) write("ready", { as }); },
+    () => {
+      if (!current.isLeft) write("ready", { as });
+    },
     (error) => write("ready", { as, error: error.code }),
   );
 }
@@ -130,7 +153,10 @@ function release({ as, messages }) {
 }
 
 function result(as, promise) {
-  promise.then((value) => write("result", { as, value }), ({ code, message }) => write("result", { as, error: code ?? message }));
+  promise.then(
+    (value) => write("result", { as, value }),
+    ({ code, message }) => write("result", { as, error: code ?? message }),
+  );
 }
 
 const COMMANDS = {
@@ -145,7 +171,9 @@ const COMMANDS = {
     const options = Object.entries({ from, limit, order }).filter(([, value]) => value !== undefined);
     result(as, load.hub.history(topic, Object.fromEntries(options)));
   },
-  token: (command) => { tokens = command.tokens ?? [null]; },
+  token: (command) => {
+    tokens = command.tokens ?? [null];
+  },
   reload: () => load.leave(),
   hide: () => showPage("hidden"),
   show: () => showPage("visible"),

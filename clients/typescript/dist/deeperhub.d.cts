@@ -121,7 +121,7 @@ export interface Clock {
 }
 /** Settings of a hub. Times are in milliseconds. */
 export interface HubOptions {
-    /** A token, or a function that returns one: it is called at each connect and at 80 % of the token's life. */
+    /** A token, or a function that returns one, called at each connect and at 80 % of its life. */
     token?: string | (() => string | Promise<string>);
     /** Where positions survive a reload of the page. Default: nowhere. */
     storage?: PositionStorage;
@@ -186,7 +186,7 @@ export interface Subscription<T = unknown> extends AsyncIterable<Message<T>> {
     readonly state: SubscriptionStateEvent;
     /** Resolves at the first `subscribed`, and rejects with a `HubError` if the subscription ends before. */
     readonly ready: Promise<void>;
-    /** Adds a listener, and returns a function that removes it. Messages wait for the promise of their listener. */
+    /** Adds a listener, and returns a function that removes it. The next message waits for its promise. */
     on<K extends keyof SubscriptionEvents<T>>(event: K, listener: (event: SubscriptionEvents<T>[K]) => unknown): () => void;
     off<K extends keyof SubscriptionEvents<T>>(event: K, listener: (event: SubscriptionEvents<T>[K]) => unknown): void;
     unsubscribe(): void;

@@ -298,7 +298,8 @@ export class Connection {
   _attempt(reason?: string): void {
     if (isHidden() || isOffline()) {
       this._isDue = true;
-      if (this._state.state !== "waiting") this._setState(defined<HubStateEvent>({ state: "waiting", until: Date.now(), reason }));
+      if (this._state.state !== "waiting")
+        this._setState(defined<HubStateEvent>({ state: "waiting", until: Date.now(), reason }));
     } else {
       void this._connect();
     }

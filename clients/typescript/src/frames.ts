@@ -57,7 +57,7 @@ export function defined<T extends object>(object: { [K in keyof T]: T[K] | undef
 /** Returns the length of a text in UTF-8. */
 export function byteLength(text: string): number {
   let bytes = text.length;
-  for (let index = text.length; index--; ) {
+  for (let index = text.length; index--;) {
     const code = text.charCodeAt(index);
     // The two halves of a surrogate pair are four bytes together.
     if (code > 0x7f) bytes += code > 0x7ff && (code & 0xf800) !== 0xd800 ? 2 : 1;
@@ -71,7 +71,9 @@ export function matches(pattern: string, topic: string): boolean {
   const wanted = pattern.split(".");
   const rest = wanted[wanted.length - 1] === ">";
   if (rest ? levels.length < wanted.length : levels.length !== wanted.length) return false;
-  return wanted.every((level, index) => level === "*" || level === levels[index] || (rest && index === wanted.length - 1));
+  return wanted.every(
+    (level, index) => level === "*" || level === levels[index] || (rest && index === wanted.length - 1),
+  );
 }
 
 /** Returns `true` if a text is a pattern. */

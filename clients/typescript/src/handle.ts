@@ -94,7 +94,8 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     if (this._queuedBytes && this._queuedBytes + bytes > this._owner._maxQueueBytes) {
       this._isFull = true;
       // Messages without a position do not come again.
-      if (!position) this._push({ _name: "gap", _event: { topic: this.topic, reason: "dropped" }, _bytes: 0 });
+      if (!position)
+        this._push({ _name: "gap", _event: { topic: this.topic, reason: "dropped" }, _bytes: 0 });
       return;
     }
     this._queuedBytes += bytes;
@@ -156,7 +157,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     this._isPumping = true;
     // Listeners that are added right after `subscribe` get everything.
     await null;
-    for (let item; (item = this._queue[0]) && !this._isOver; ) {
+    for (let item; (item = this._queue[0]) && !this._isOver;) {
       if (item._name === "message" && !this._of("message").length) break;
       this._queue.shift();
       this._queuedBytes -= item._bytes;

@@ -27,8 +27,10 @@ import { Subscriptions } from "./subscriptions.js";
 import type { SubscriptionsOwner } from "./subscriptions.js";
 import type { Topic } from "./topic.js";
 
-/** Types that are answers of the server to this client, and nothing else. */
-const REPLY = /^(welcome|goodbye|error|echo|pong|subscribed|unsubscribed|published|authenticated|history|presence|message|gap|position)$/;
+/** Types of the server's own messages. All others come from backends. */
+const OWN_TYPES =
+  "welcome goodbye error echo pong subscribed unsubscribed published authenticated history presence " +
+  "message gap position";
 
 export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEvents, SubscriptionsOwner {
   readonly url: string;
@@ -116,7 +118,7 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
 
   async _readHistory(topic: string, count: number): Promise<Delivery[]> {
     const messages: Delivery[] = [];
-    for (let from: number | undefined = -count; from !== undefined; ) {
+    for (let from: number | undefined = -count; from !== undefined;) {
       const page: History = await this.history(topic, { from, limit: Math.min(count, 1000) });
       messages.push(...(page.messages as Delivery[]));
       from = page.next;
@@ -173,7 +175,7 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
     const isKnown = this._subscriptions._receive(frame, text);
     if (isKnown || this._publisher._answer(frame) || this._requests._answer(frame)) return;
     if (type === "error" && id === undefined && data) this._onError(fromServer(data as ServerError));
-    else if (!REPLY.test(type)) void this._emit("message", frame as DirectMessage);
+    else if (!OWN_TYPES.split(" ").includes(type)) void this._emit("message", frame as DirectMessage);
   }
 
   /** Reports an error; to the console if nobody listens. */
@@ -189,7 +191,9 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
   }
 
   _onHole(topic: string): void {
-    this._onError(new ClientError("hole", `a message of ${topic} is missing and nobody told; it is asked for again`));
+    this._onError(
+      new ClientError("hole", `a message of ${topic} is missing and nobody told; it is asked for again`),
+    );
   }
 
   _subscribeAnew(topic: Topic): void {
@@ -212,4 +216,3 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
     this._subscriptions._unsubscribe(handle);
   }
 }
-

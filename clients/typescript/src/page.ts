@@ -22,7 +22,9 @@ export function watchPage(events: PageEvents): () => void {
     target.addEventListener(name, listener);
     undo.push(() => target.removeEventListener(name, listener));
   };
-  listen(globalThis.document, "visibilitychange", () => (isHidden() ? events._onHidden() : events._onShown()));
+  listen(globalThis.document, "visibilitychange", () =>
+    isHidden() ? events._onHidden() : events._onShown(),
+  );
   listen(globalThis, "pagehide", () => events._onHidden());
   listen(globalThis, "offline", () => events._onOffline());
   listen(globalThis, "online", () => events._onOnline());

@@ -21,7 +21,9 @@ export class Positions {
 
   _load(topic: string): Position | undefined {
     try {
-      const { epoch, offset, time } = JSON.parse(this._storage?.getItem(this._prefix + topic) ?? "") as Position;
+      const { epoch, offset, time } = JSON.parse(
+        this._storage?.getItem(this._prefix + topic) ?? "",
+      ) as Position;
       return typeof epoch === "string" && typeof offset === "number" ? { epoch, offset, time } : undefined;
     } catch {
       return undefined;
@@ -43,7 +45,9 @@ export class Positions {
     for (const [topic, handle] of this._changed) {
       // Several handles share a key: the slowest one decides.
       const positions = [handle, ...handle._topic._handles].map((other) => other._processed);
-      const slowest = positions.reduce((a, b) => (a && b && a.epoch === b.epoch && b.offset < a.offset ? b : a));
+      const slowest = positions.reduce((a, b) =>
+        a && b && a.epoch === b.epoch && b.offset < a.offset ? b : a,
+      );
       try {
         this._storage?.setItem(this._prefix + topic, JSON.stringify(slowest));
       } catch {

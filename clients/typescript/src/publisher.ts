@@ -57,7 +57,10 @@ export class Publisher {
   _unanswered = 0;
 
   /** `onPublished` is called for each end of a publish with `exclude_self` that was sent. */
-  constructor(connection: Connection, onPublished: (topic: string, published: Published | undefined) => void) {
+  constructor(
+    connection: Connection,
+    onPublished: (topic: string, published: Published | undefined) => void,
+  ) {
     this._connection = connection;
     this._onPublished = onPublished;
     this._hold = new Timer(connection._settings.clock);
@@ -117,8 +120,13 @@ export class Publisher {
   _send(publication: Publication): void {
     if (!publication._wasSent) {
       publication._wasSent = true;
-      const timeout = new ClientError("timeout", "no answer to the publish in time; it may have been published");
-      publication._timer._set(this._connection._settings.publishTimeout, () => this._fail(publication, timeout));
+      const timeout = new ClientError(
+        "timeout",
+        "no answer to the publish in time; it may have been published",
+      );
+      publication._timer._set(this._connection._settings.publishTimeout, () =>
+        this._fail(publication, timeout),
+      );
       if (publication._excludesSelf) this._countExcluded(publication._topic, 1);
     }
     publication._isSent = true;

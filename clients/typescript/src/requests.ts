@@ -18,7 +18,10 @@ interface Request {
 export function tooLarge(connection: Connection, bytes: number): ClientError | undefined {
   const limit = connection._limit("max_message_bytes");
   if (bytes <= limit) return undefined;
-  return new ClientError("message_too_large", `the message has ${bytes} bytes, and the server takes ${limit}`);
+  return new ClientError(
+    "message_too_large",
+    `the message has ${bytes} bytes, and the server takes ${limit}`,
+  );
 }
 
 /** Messages with one answer that may be sent again: `echo` and `history`. */
@@ -38,7 +41,9 @@ export class Requests {
       const _text = JSON.stringify({ type, id, data });
       const _timer = new Timer(clock);
       this._requests.set(id, { _text, _timer, _resolve, _reject, _sent: false });
-      _timer._set(requestTimeout, () => this._fail(id, new ClientError("timeout", `no answer to ${type} in time`)));
+      _timer._set(requestTimeout, () =>
+        this._fail(id, new ClientError("timeout", `no answer to ${type} in time`)),
+      );
     });
   }
 

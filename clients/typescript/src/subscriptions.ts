@@ -120,7 +120,8 @@ export class Subscriptions {
   }
 
   _flush(): void {
-    for (const topic of this._leaving) this._connection._send("unsubscribe", { topic }, this._owner._nextId());
+    for (const topic of this._leaving)
+      this._connection._send("unsubscribe", { topic }, this._owner._nextId());
     this._leaving.clear();
     if (!this._pending.size) return;
     const limit = this._connection._limit("max_message_bytes") - ENVELOPE_BYTES;
@@ -160,7 +161,11 @@ export class Subscriptions {
     const asked = this._asked.get(id as number);
     if (asked) {
       this._asked.delete(id as number);
-      this._onReply(asked, id as number, type === "error" ? { error: data as ServerError } : (data as Subscribed));
+      this._onReply(
+        asked,
+        id as number,
+        type === "error" ? { error: data as ServerError } : (data as Subscribed),
+      );
       return true;
     }
     const name = (data as { topic?: unknown } | undefined)?.topic;
@@ -186,7 +191,11 @@ export class Subscriptions {
     return true;
   }
 
-  _onReply(asked: Topic[], id: number, reply: { topics?: Subscribed[]; error?: ServerError } | Subscribed): void {
+  _onReply(
+    asked: Topic[],
+    id: number,
+    reply: { topics?: Subscribed[]; error?: ServerError } | Subscribed,
+  ): void {
     const entries = "topics" in reply && reply.topics ? reply.topics : asked.map(() => reply as Subscribed);
     const failed = new Map<number | undefined, Topic[]>();
     asked.forEach((topic, index) => {

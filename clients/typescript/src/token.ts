@@ -37,7 +37,9 @@ export class Token {
 /** Returns the claim `exp` of a token in milliseconds, if it has one. */
 export function expiryOf(token: string): number | undefined {
   try {
-    const claims = JSON.parse(atob((token.split(".")[1] ?? "").replace(/-/g, "+").replace(/_/g, "/"))) as { exp?: unknown };
+    const claims = JSON.parse(atob((token.split(".")[1] ?? "").replace(/-/g, "+").replace(/_/g, "/"))) as {
+      exp?: unknown;
+    };
     return typeof claims.exp === "number" ? claims.exp * 1000 : undefined;
   } catch {
     return undefined;

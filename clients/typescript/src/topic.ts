@@ -88,7 +88,8 @@ export class Topic {
       handle._settle();
       // A handle that is ahead of a slow one misses nothing.
       if (recovered || (isAnySlow && position && handle._has(position))) continue;
-      if (recovered === false) handle._offerGap(gapBetween(this._name, reason ?? "", before, position), position);
+      if (recovered === false)
+        handle._offerGap(gapBetween(this._name, reason ?? "", before, position), position);
       if (!handle._held) handle._position = position;
     }
     this._position = position;
@@ -159,7 +160,8 @@ export class Topic {
   _process([type, data, bytes]: Received): void {
     const position = this._isPattern ? undefined : positionOf(data);
     const current = this._position;
-    const isRepeated = position && current && position.epoch === current.epoch && position.offset <= current.offset;
+    const isRepeated =
+      position && current && position.epoch === current.epoch && position.offset <= current.offset;
     if (type === "message") {
       this._fill(data);
       if (position && this._isHole(data)) return this._onHole();
@@ -171,7 +173,8 @@ export class Topic {
         else for (const handle of this._handles) handle._offer(data, bytes);
       } else if (type === "gap") {
         const { topic, reason, from, to } = data;
-        for (const handle of this._handles) handle._offerGap(defined<Gap>({ topic, reason, from, to }), position);
+        for (const handle of this._handles)
+          handle._offerGap(defined<Gap>({ topic, reason, from, to }), position);
       } else if (position) {
         this._skip(position);
       }
@@ -220,8 +223,15 @@ export class Topic {
 }
 
 /** Returns the gap between two positions. Its offsets are known if the epoch is the same. */
-function gapBetween(topic: string, reason: string, before: Position | undefined, after: Position | undefined): Gap {
+function gapBetween(
+  topic: string,
+  reason: string,
+  before: Position | undefined,
+  after: Position | undefined,
+): Gap {
   const from = (before?.offset ?? 0) + 1;
   const to = after?.offset ?? 0;
-  return before && after && before.epoch === after.epoch && from <= to ? { topic, reason, from, to } : { topic, reason };
+  return before && after && before.epoch === after.epoch && from <= to
+    ? { topic, reason, from, to }
+    : { topic, reason };
 }

@@ -5,7 +5,8 @@ import { fixRandom, settle, start } from "./support.mjs";
 
 const names = ({ seen }) => seen.states.map(({ state }) => state);
 const lastWait = ({ seen }) => seen.states.at(-1).until - Date.now();
-const isAbout = (actual, expected) => assert.ok(Math.abs(actual - expected) < 500, `${actual} is not about ${expected}`);
+const isAbout = (actual, expected) =>
+  assert.ok(Math.abs(actual - expected) < 500, `${actual} is not about ${expected}`);
 
 test("the hub is open after welcome", async () => {
   const app = start();
@@ -33,7 +34,15 @@ test("an https URL becomes a wss URL", async () => {
   const app = start();
   await settle();
   const urls = [];
-  const hub = new Hub("https://hub.test/ws", { WebSocket: class { constructor(url) { urls.push(url); } close() {} }, clock: app.clock });
+  const hub = new Hub("https://hub.test/ws", {
+    WebSocket: class {
+      constructor(url) {
+        urls.push(url);
+      }
+      close() {}
+    },
+    clock: app.clock,
+  });
   await settle();
   assert.deepEqual(urls, ["wss://hub.test/ws"]);
   void hub.close();
@@ -116,13 +125,24 @@ test("a slot beyond the longest timer is cut", async () => {
   assert.equal(app.sockets.length, 2);
 });
 
-for (const [code, goodbye] of [[1002], [1007], [1009], [4003], [4099], [4003, { reconnect: false }], [1001, { reconnect: false }]]) {
+for (const [code, goodbye] of [
+  [1002],
+  [1007],
+  [1009],
+  [4003],
+  [4099],
+  [4003, { reconnect: false }],
+  [1001, { reconnect: false }],
+]) {
   test(`code ${code} ${goodbye ? "with goodbye " : ""}ends the hub`, async () => {
     const app = start();
     const socket = await app.open();
     if (goodbye) socket.receive("goodbye", { code, reason: "told", ...goodbye });
     await socket.cut(code, "from the frame");
-    assert.deepEqual(app.seen.states.at(-1), { state: "closed", reason: goodbye ? "told" : "from the frame" });
+    assert.deepEqual(app.seen.states.at(-1), {
+      state: "closed",
+      reason: goodbye ? "told" : "from the frame",
+    });
     await app.clock.advance(60_000);
     assert.equal(app.sockets.length, 1);
   });
@@ -195,7 +215,9 @@ test("close resolves when the socket is closed", async () => {
   const app = start();
   const socket = await app.open();
   let isClosed = false;
-  const closing = app.hub.close().then(() => { isClosed = true; });
+  const closing = app.hub.close().then(() => {
+    isClosed = true;
+  });
   await settle();
   assert.equal(socket.closedWith, 1000);
   assert.deepEqual(app.seen.states.at(-1), { state: "closed", reason: "closed" });
@@ -253,7 +275,8 @@ test("a constructor that throws counts as a failed attempt", async () => {
 test("frames that are no messages are ignored", async () => {
   const app = start();
   const socket = await app.open();
-  for (const data of ["", "{", "null", "7", "[]", "{}", '{"type":5}', new ArrayBuffer(4)]) socket.onmessage({ data });
+  for (const data of ["", "{", "null", "7", "[]", "{}", '{"type":5}', new ArrayBuffer(4)])
+    socket.onmessage({ data });
   assert.deepEqual(app.seen.errors, []);
   assert.equal(app.hub.state.state, "open");
 });
@@ -276,11 +299,18 @@ test("an error without an id is reported", async () => {
 
 test("a listener that fails costs only its own call", async () => {
   const app = start();
-  app.hub.on("state", () => { throw new Error("oops"); });
-  app.hub.on("state", async () => { throw new Error("oops later"); });
+  app.hub.on("state", () => {
+    throw new Error("oops");
+  });
+  app.hub.on("state", async () => {
+    throw new Error("oops later");
+  });
   await app.open();
   await settle();
-  assert.deepEqual(app.seen.errors.map(({ code }) => code), ["handler_failed", "handler_failed", "handler_failed", "handler_failed"]);
+  assert.deepEqual(
+    app.seen.errors.map(({ code }) => code),
+    ["handler_failed", "handler_failed", "handler_failed", "handler_failed"],
+  );
   assert.equal(app.hub.state.state, "open");
 });
 

@@ -22,7 +22,13 @@ export class ModelHub {
 
   accept(socket) {
     this.connections += 1;
-    this.connection = { id: `n1.0-1-${this.connections}`, socket, subscriptions: new Set(), outgoing: [], processed: 0 };
+    this.connection = {
+      id: `n1.0-1-${this.connections}`,
+      socket,
+      subscriptions: new Set(),
+      outgoing: [],
+      processed: 0,
+    };
   }
 
   log(name) {
@@ -40,13 +46,17 @@ export class ModelHub {
     const log = this.log(name);
     const offset = log.messages.push({ message, from, once, excluded: excludeSelf ? from : undefined });
     if (once) topic.onces.set(once, offset);
-    if (this.connection?.subscriptions.has(name) && !(excludeSelf && from === this.connection.id)) this.deliver(name, offset);
+    if (this.connection?.subscriptions.has(name) && !(excludeSelf && from === this.connection.id))
+      this.deliver(name, offset);
     return offset;
   }
 
   deliver(name, offset) {
     const { message, from } = this.log(name).messages[offset - 1];
-    this.connection.outgoing.push({ type: "message", data: { topic: name, message, from, ...this.position(name, offset) } });
+    this.connection.outgoing.push({
+      type: "message",
+      data: { topic: name, message, from, ...this.position(name, offset) },
+    });
   }
 
   /** Drops the oldest messages of a topic. */
@@ -68,7 +78,8 @@ export class ModelHub {
     const reply = (kind, body) => this.connection.outgoing.push({ type: kind, id, data: body });
     if (type === "ping") reply("pong");
     if (type === "publish") {
-      if (this.random() < 0.05) return reply("error", { code: "unavailable", message: "later", retry_after_ms: 50 });
+      if (this.random() < 0.05)
+        return reply("error", { code: "unavailable", message: "later", retry_after_ms: 50 });
       const offset = this.publish(data.topic, data.message, this.connection.id, data.once, data.exclude_self);
       reply("published", { topic: data.topic, subscribers: 1, ...this.position(data.topic, offset) });
     }
@@ -77,9 +88,15 @@ export class ModelHub {
       reply("unsubscribed", { topic: data.topic });
     }
     if (type === "history") {
-      const messages = this.log(data.topic).messages.map((_, index) => index + 1).slice(data.from);
+      const messages = this.log(data.topic)
+        .messages.map((_, index) => index + 1)
+        .slice(data.from);
       const kept = messages.filter((offset) => offset > this.log(data.topic).trimmed);
-      const bodies = kept.map((offset) => ({ topic: data.topic, ...this.log(data.topic).messages[offset - 1], ...this.position(data.topic, offset) }));
+      const bodies = kept.map((offset) => ({
+        topic: data.topic,
+        ...this.log(data.topic).messages[offset - 1],
+        ...this.position(data.topic, offset),
+      }));
       reply("history", { topic: data.topic, ...this.position(data.topic), messages: bodies });
     }
     if (type === "subscribe") {
@@ -91,13 +108,22 @@ export class ModelHub {
   }
 
   subscribe({ topic, recover }, replays) {
-    if (this.random() < 0.05) return { topic, error: { code: "unavailable", message: "later", retry_after_ms: 50 } };
+    if (this.random() < 0.05)
+      return { topic, error: { code: "unavailable", message: "later", retry_after_ms: 50 } };
     this.connection.subscriptions.add(topic);
     const { epoch, messages, trimmed } = this.log(topic);
     if (!recover) return { topic, ...this.position(topic) };
-    const reason = recover.epoch !== epoch ? "epoch" : recover.offset > messages.length ? "ahead" : recover.offset < trimmed ? "trimmed" : null;
+    const reason =
+      recover.epoch !== epoch
+        ? "epoch"
+        : recover.offset > messages.length
+          ? "ahead"
+          : recover.offset < trimmed
+            ? "trimmed"
+            : null;
     if (reason) return { topic, ...this.position(topic), recovered: false, reason };
-    for (let offset = recover.offset + 1; offset <= messages.length; offset += 1) replays.push([topic, offset]);
+    for (let offset = recover.offset + 1; offset <= messages.length; offset += 1)
+      replays.push([topic, offset]);
     return { topic, ...recover, recovered: true, replay: messages.length - recover.offset };
   }
 

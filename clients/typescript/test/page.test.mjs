@@ -14,7 +14,8 @@ beforeEach(() => {
 });
 
 afterEach(() => {
-  for (const name of ["addEventListener", "removeEventListener", "document", "navigator"]) delete globalThis[name];
+  for (const name of ["addEventListener", "removeEventListener", "document", "navigator"])
+    delete globalThis[name];
   if (original) Object.defineProperty(globalThis, "navigator", original);
 });
 
@@ -37,7 +38,10 @@ function fakeStorage(entries = {}) {
     map,
     writes,
     getItem: (key) => map.get(key) ?? null,
-    setItem: (key, value) => { writes.push(value); map.set(key, value); },
+    setItem: (key, value) => {
+      writes.push(value);
+      map.set(key, value);
+    },
     removeItem: (key) => map.delete(key),
   };
 }
@@ -138,7 +142,10 @@ test("positions of messages that were handed over are saved every 250 ms", async
   await app.clock.advance(249);
   assert.deepEqual(storage.writes, []);
   await app.clock.advance(1);
-  assert.deepEqual(storage.writes.map((text) => JSON.parse(text)), [position(13)]);
+  assert.deepEqual(
+    storage.writes.map((text) => JSON.parse(text)),
+    [position(13)],
+  );
   assert.deepEqual([...storage.map.keys()], [`deeperhub:${URL}:chat.1`]);
   handle.unsubscribe();
   assert.equal(storage.map.size, 0);
@@ -154,7 +161,10 @@ test("a page that is hidden saves at once, and only what was processed", async (
   for (const offset of [11, 12, 13]) socket.deliver("chat.1", offset);
   await settle();
   page.dispatchEvent(new Event("pagehide"));
-  assert.deepEqual(storage.writes.map((text) => JSON.parse(text)), [position(11)]);
+  assert.deepEqual(
+    storage.writes.map((text) => JSON.parse(text)),
+    [position(11)],
+  );
 });
 
 test("of two handles the slower one decides the saved position", async () => {
@@ -182,8 +192,12 @@ test("the first subscribe starts from the saved position", async () => {
 
 test("a saved position that is broken, and a storage that fails, cost nothing else", async () => {
   const storage = fakeStorage({ [`deeperhub:${URL}:chat.1`]: "{" });
-  storage.setItem = () => { throw new Error("quota"); };
-  storage.removeItem = () => { throw new Error("denied"); };
+  storage.setItem = () => {
+    throw new Error("quota");
+  };
+  storage.removeItem = () => {
+    throw new Error("denied");
+  };
   const app = start({ storage });
   const { handle, events } = app.subscribe("chat.1");
   const socket = await app.open();

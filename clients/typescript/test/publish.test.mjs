@@ -27,7 +27,10 @@ test("a publish waits for the connection and has the server's answer", async () 
   const [publish] = socket.take("publish");
   assert.equal(typeof publish.data.once, "string");
   assert.ok(publish.data.once.length <= 64);
-  assert.deepEqual({ ...publish.data, once: "" }, { topic: "chat.1", message: { text: "hi" }, exclude_self: true, once: "" });
+  assert.deepEqual(
+    { ...publish.data, once: "" },
+    { topic: "chat.1", message: { text: "hi" }, exclude_self: true, once: "" },
+  );
   await answer(socket, publish, position(42));
   assert.deepEqual(await result, { topic: "chat.1", subscribers: 1, ...position(42) });
 });
@@ -35,7 +38,12 @@ test("a publish waits for the connection and has the server's answer", async () 
 test("publishes of one topic follow each other, those of others do not wait", async () => {
   const app = start();
   const socket = await app.open();
-  for (const [topic, message] of [["a", 1], ["a", 2], ["b", 3]]) app.post(topic, message);
+  for (const [topic, message] of [
+    ["a", 1],
+    ["a", 2],
+    ["b", 3],
+  ])
+    app.post(topic, message);
   app.post("a", 4, { ordered: false });
   await settle();
   const sent = socket.take("publish");
@@ -52,7 +60,10 @@ test("an unanswered publish is sent again with the same once, before the subscri
   await settle();
   const first = socket.take("publish");
   socket = await comeBack(app);
-  assert.deepEqual(socket.sent.map(({ type }) => type), ["publish", "publish", "subscribe"]);
+  assert.deepEqual(
+    socket.sent.map(({ type }) => type),
+    ["publish", "publish", "subscribe"],
+  );
   const second = socket.take("publish");
   assert.deepEqual(second, first);
   await answer(socket, second[1]);
@@ -83,7 +94,10 @@ test("at most 32 publishes are unanswered", async () => {
   await answer(socket, sent[5]);
   assert.deepEqual(payloads(socket.take("publish")), [32]);
   const next = await comeBack(app);
-  assert.deepEqual(payloads(next.take("publish")), [...Array(33).keys()].filter((number) => number !== 5));
+  assert.deepEqual(
+    payloads(next.take("publish")),
+    [...Array(33).keys()].filter((number) => number !== 5),
+  );
 });
 
 test("unavailable is sent again after its time, in order", async () => {
@@ -213,7 +227,10 @@ test("subscribe is sent before a publish of the same moment", async () => {
   app.post("a", 1);
   app.subscribe("a");
   await settle();
-  assert.deepEqual(socket.sent.map(({ type }) => type), ["subscribe", "publish"]);
+  assert.deepEqual(
+    socket.sent.map(({ type }) => type),
+    ["subscribe", "publish"],
+  );
 });
 
 test("the answer to an own publish fills its hole", async () => {
@@ -258,7 +275,10 @@ test("a hole that no own publish explains is asked for when the answers are ther
   await settle();
   assert.deepEqual(app.seen.errors, []);
   await answer(socket, publish, position(11));
-  assert.deepEqual(app.seen.errors.map(({ code }) => code), ["hole"]);
+  assert.deepEqual(
+    app.seen.errors.map(({ code }) => code),
+    ["hole"],
+  );
   const { recover } = await socket.subscribed({ ...position(11), recovered: true, replay: 2 });
   assert.equal(recover.offset, 11);
   socket.deliver("chat.1", 12);

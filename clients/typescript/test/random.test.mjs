@@ -42,7 +42,8 @@ function check(hub, { topic, events, readsHistory }, clientIds, isOver) {
       // A gap without offsets may lead anywhere.
       if (from === undefined) at = null;
       else if (at) {
-        for (let offset = at.offset + 1; offset < from; offset += 1) assert.ok(isOwn(at.epoch, offset), `${topic} ${offset} is missing`);
+        for (let offset = at.offset + 1; offset < from; offset += 1)
+          assert.ok(isOwn(at.epoch, offset), `${topic} ${offset} is missing`);
         assert.ok(to > at.offset, `${topic}: a gap to ${to} after ${at.offset}`);
         at = { epoch: at.epoch, offset: to };
       }
@@ -55,14 +56,16 @@ function check(hub, { topic, events, readsHistory }, clientIds, isOver) {
     if (at) {
       assert.equal(epoch, at.epoch, `${topic} ${offset}: a new epoch without a gap`);
       assert.ok(offset > at.offset, `${topic} ${offset} comes after ${at.offset}`);
-      for (let skipped = at.offset + 1; skipped < offset; skipped += 1) assert.ok(isOwn(epoch, skipped), `${topic} ${epoch} ${skipped} is missing`);
+      for (let skipped = at.offset + 1; skipped < offset; skipped += 1)
+        assert.ok(isOwn(epoch, skipped), `${topic} ${epoch} ${skipped} is missing`);
     }
     at = { epoch, offset };
   }
   if (!isOver || !at) return;
   const newest = hub.log(topic);
   assert.equal(at.epoch, newest.epoch, topic);
-  for (let offset = at.offset + 1; offset <= newest.messages.length; offset += 1) assert.ok(isOwn(at.epoch, offset), `${topic} ${offset} is missing at the end`);
+  for (let offset = at.offset + 1; offset <= newest.messages.length; offset += 1)
+    assert.ok(isOwn(at.epoch, offset), `${topic} ${offset} is missing at the end`);
 }
 
 async function play(seed) {
@@ -100,19 +103,36 @@ async function play(seed) {
   const actions = [
     [10, () => step(true)],
     [8, () => hub.publish(pick(TOPICS), ++number, "n2.0-1-1")],
-    [5, () => results.push(app.post(pick(TOPICS), ++number, { excludeSelf: random() < 0.5, ordered: random() < 0.8 }))],
+    [
+      5,
+      () =>
+        results.push(
+          app.post(pick(TOPICS), ++number, { excludeSelf: random() < 0.5, ordered: random() < 0.8 }),
+        ),
+    ],
     [4, () => releases.shift()?.()],
     [2, () => hub.connection && cut()],
     [0.5, () => hub.trim(pick(TOPICS))],
-    [0.3, () => { if (!hub.connection) hub.restart(); }],
-    [0.7, () => handles.push(follow(app, pick(TOPICS), random, releases, random() < 0.5 ? { history: 3 } : {}))],
-    [0.7, () => {
-      const index = Math.floor(random() * handles.length);
-      const [handle] = handles.splice(index, 1);
-      if (!handle) return;
-      handle.handle.unsubscribe();
-      left.push(handle);
-    }],
+    [
+      0.3,
+      () => {
+        if (!hub.connection) hub.restart();
+      },
+    ],
+    [
+      0.7,
+      () => handles.push(follow(app, pick(TOPICS), random, releases, random() < 0.5 ? { history: 3 } : {})),
+    ],
+    [
+      0.7,
+      () => {
+        const index = Math.floor(random() * handles.length);
+        const [handle] = handles.splice(index, 1);
+        if (!handle) return;
+        handle.handle.unsubscribe();
+        left.push(handle);
+      },
+    ],
   ];
   const total = actions.reduce((sum, [weight]) => sum + weight, 0);
   for (let round = 0; round < 300; round += 1) {
@@ -147,7 +167,9 @@ async function play(seed) {
 
 test("random orders of events lose and repeat nothing", async (context) => {
   const one = process.env.DEEPERHUB_SEED;
-  const seeds = one ? [Number(one)] : Array.from({ length: Number(process.env.DEEPERHUB_SEEDS ?? 30) }, (_, index) => index + 1);
+  const seeds = one
+    ? [Number(one)]
+    : Array.from({ length: Number(process.env.DEEPERHUB_SEEDS ?? 30) }, (_, index) => index + 1);
   let seen = 0;
   for (const seed of seeds) {
     context.mock.method(Math, "random", generator(seed + 1_000_000));

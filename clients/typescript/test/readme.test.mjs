@@ -18,7 +18,8 @@ export function useEffect(effect: () => void | (() => void), dependencies: reado
 export function useRef<T>(value: T): { current: T };
 export function useState<T>(value: T): [T, (next: T | ((before: T) => T)) => void];
 `,
-  "ws.d.ts": "declare const socket: new (url: string, protocols: string[]) => WebSocket; export default socket;",
+  "ws.d.ts":
+    "declare const socket: new (url: string, protocols: string[]) => WebSocket; export default socket;",
   "reader.d.ts": `
 declare const hub: import("deeperhub").Hub;
 declare const chat: import("deeperhub").Subscription<{ name: string; text: string }>;
@@ -48,12 +49,28 @@ test("the programs compile", () => {
       writeFileSync(path.join(directory, name), `${code}\nexport {};\n`);
       return name;
     });
-    const paths = { deeperhub: [path.join(root, "dist/deeperhub.d.ts")], react: ["./react.d.ts"], ws: ["./ws.d.ts"] };
-    const compilerOptions = {
-      strict: true, noEmit: true, target: "es2022", module: "esnext", moduleResolution: "bundler", jsx: "preserve", types: [], paths,
+    const paths = {
+      deeperhub: [path.join(root, "dist/deeperhub.d.ts")],
+      react: ["./react.d.ts"],
+      ws: ["./ws.d.ts"],
     };
-    writeFileSync(path.join(directory, "tsconfig.json"), JSON.stringify({ compilerOptions, files: ["reader.d.ts", ...files] }));
-    execFileSync(process.execPath, [path.join(root, "node_modules/typescript/bin/tsc"), "-p", directory], { encoding: "utf8" });
+    const compilerOptions = {
+      strict: true,
+      noEmit: true,
+      target: "es2022",
+      module: "esnext",
+      moduleResolution: "bundler",
+      jsx: "preserve",
+      types: [],
+      paths,
+    };
+    writeFileSync(
+      path.join(directory, "tsconfig.json"),
+      JSON.stringify({ compilerOptions, files: ["reader.d.ts", ...files] }),
+    );
+    execFileSync(process.execPath, [path.join(root, "node_modules/typescript/bin/tsc"), "-p", directory], {
+      encoding: "utf8",
+    });
   } catch (error) {
     assert.fail(error.stdout || error);
   } finally {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { note, position, settle, start } from "./support.mjs";
+import { position, settle, start } from "./support.mjs";
 
 /** Cuts the connection and opens the next one. */
 async function comeBack(app) {
@@ -46,7 +46,11 @@ test("one message subscribes to all topics, with their positions", async () => {
     { topic: "b", presence: { info: { name: "ada" } } },
     { topic: "p.>" },
   ]);
-  socket.receive("subscribed", { topics: [{ topic: "a", ...position(3) }, { topic: "b" }, { topic: "p.>" }] }, first.id);
+  socket.receive(
+    "subscribed",
+    { topics: [{ topic: "a", ...position(3) }, { topic: "b" }, { topic: "p.>" }] },
+    first.id,
+  );
   socket = await comeBack(app);
   const [again] = socket.take("subscribe");
   assert.deepEqual(again.data.topics[0], { topic: "a", recover: position(3), history: 5 });
@@ -132,14 +136,20 @@ test("a gap with a new epoch moves the position", async () => {
   assert.deepEqual(events, ["gap epoch", 1]);
 });
 
-for (const [name, more] of [["a missing message", {}], ["another epoch", { epoch: "e2", offset: 11 }]]) {
+for (const [name, more] of [
+  ["a missing message", {}],
+  ["another epoch", { epoch: "e2", offset: 11 }],
+]) {
   test(`${name} that nobody told is a hole`, async () => {
     const app = start();
     const { events, socket } = await app.live(10);
     socket.deliver("chat.1", 12, more);
     socket.deliver("chat.1", 13, more);
     await settle();
-    assert.deepEqual(app.seen.errors.map(({ code }) => code), ["hole"]);
+    assert.deepEqual(
+      app.seen.errors.map(({ code }) => code),
+      ["hole"],
+    );
     assert.equal(socket.take("unsubscribe").length, 1);
     const { recover } = await socket.subscribed({ ...position(10), recovered: true, replay: 3 });
     assert.deepEqual(recover, position(10));
@@ -165,7 +175,10 @@ test("two handles share a subscription, which ends with the last of them", async
   await settle();
   second.handle.unsubscribe();
   await settle();
-  assert.deepEqual(socket.take("unsubscribe").map(({ data }) => data), [{ topic: "chat.1" }]);
+  assert.deepEqual(
+    socket.take("unsubscribe").map(({ data }) => data),
+    [{ topic: "chat.1" }],
+  );
   assert.deepEqual(events, [11, "ended unsubscribed"]);
   assert.deepEqual(second.events, ["live", 11, 12, "ended unsubscribed"]);
 });
@@ -184,9 +197,17 @@ test("a later handle reads its history, page by page, before live messages", asy
     await settle();
     return request.data;
   };
-  assert.deepEqual(await answer({ messages: [message(8), message(9)], next: 10 }), { topic: "chat.1", from: -4, limit: 4 });
+  assert.deepEqual(await answer({ messages: [message(8), message(9)], next: 10 }), {
+    topic: "chat.1",
+    from: -4,
+    limit: 4,
+  });
   assert.deepEqual(second.events, []);
-  assert.deepEqual(await answer({ messages: [message(10), message(11)] }), { topic: "chat.1", from: 10, limit: 4 });
+  assert.deepEqual(await answer({ messages: [message(10), message(11)] }), {
+    topic: "chat.1",
+    from: 10,
+    limit: 4,
+  });
   assert.deepEqual(second.events, [8, 9, 10, 11, "live", 12]);
 });
 
@@ -227,7 +248,10 @@ test("messages before subscribed belong to an earlier subscription", async () =>
   handle.unsubscribe();
   const again = app.subscribe("chat.1");
   await settle();
-  assert.deepEqual(socket.sent.map(({ type }) => type), ["unsubscribe", "subscribe"]);
+  assert.deepEqual(
+    socket.sent.map(({ type }) => type),
+    ["unsubscribe", "subscribe"],
+  );
   socket.deliver("chat.1", 11);
   await socket.subscribed(position(11));
   socket.deliver("chat.1", 12);
@@ -255,9 +279,16 @@ test("topics that fail for a while are asked for again with one message", async 
   const socket = await app.open();
   const [subscribe] = socket.take("subscribe");
   const error = { code: "too_many_topics", message: "full", retry_after_ms: 1000 };
-  socket.receive("subscribed", { topics: [{ topic: "a", error }, { topic: "b" }, { topic: "c", error }] }, subscribe.id);
+  socket.receive(
+    "subscribed",
+    { topics: [{ topic: "a", error }, { topic: "b" }, { topic: "c", error }] },
+    subscribe.id,
+  );
   await app.clock.advance(1000);
-  assert.deepEqual(socket.take("subscribe").map(({ data }) => data), [{ topics: [{ topic: "a" }, { topic: "c" }] }]);
+  assert.deepEqual(
+    socket.take("subscribe").map(({ data }) => data),
+    [{ topics: [{ topic: "a" }, { topic: "c" }] }],
+  );
 });
 
 test("another error ends the subscription and rejects ready", async () => {
@@ -281,147 +312,4 @@ test("unsubscribed without a request ends the subscription", async () => {
   socket.deliver("chat.1", 12);
   await settle();
   assert.deepEqual(events, [11, "ended forbidden"]);
-});
-
-test("a slow handler gets one message at a time, and unsubscribe drops the others", async () => {
-  const app = start();
-  const handle = app.hub.subscribe("chat.1");
-  const releases = [];
-  const events = note(handle, () => new Promise((resolve) => releases.push(resolve)));
-  const socket = await app.open();
-  await socket.subscribed(position(0));
-  for (const offset of [1, 2, 3]) socket.deliver("chat.1", offset);
-  await settle();
-  assert.deepEqual(events, ["live", 1]);
-  releases.shift()();
-  await settle();
-  assert.deepEqual(events, ["live", 1, 2]);
-  handle.unsubscribe();
-  releases.shift()();
-  await settle();
-  assert.deepEqual(events, ["live", 1, 2, "ended unsubscribed"]);
-});
-
-test("a handler that fails costs only its own call", async () => {
-  const app = start();
-  const handle = app.hub.subscribe("chat.1");
-  const events = note(handle, async ({ offset }) => {
-    if (offset === 1) throw new Error("dislike");
-  });
-  const socket = await app.open();
-  await socket.subscribed(position(0));
-  socket.deliver("chat.1", 1);
-  socket.deliver("chat.1", 2);
-  await settle();
-  assert.deepEqual(events, ["live", 1, 2]);
-  assert.deepEqual(app.seen.errors.map(({ code }) => code), ["handler_failed"]);
-});
-
-test("a full queue of a topic with history is filled again from the history", async () => {
-  const app = start({ maxQueueBytes: 600 });
-  const handle = app.hub.subscribe("chat.1");
-  const releases = [];
-  const events = note(handle, () => new Promise((resolve) => releases.push(resolve)));
-  const fast = app.subscribe("chat.1");
-  const socket = await app.open();
-  await socket.subscribed(position(0));
-  for (let offset = 1; offset <= 10; offset += 1) socket.deliver("chat.1", offset);
-  await settle();
-  let recover;
-  for (let count = 0; count < 30; count += 1) {
-    releases.shift()?.();
-    await settle();
-    if (!recover && socket.sent.some(({ type }) => type === "subscribe")) {
-      assert.equal(socket.take("unsubscribe").length, 1);
-      ({ recover } = await socket.subscribed({ ...position(4), recovered: true, replay: 6 }));
-      for (let offset = recover.offset + 1; offset <= 10; offset += 1) socket.deliver("chat.1", offset);
-    } else if (socket.sent.some(({ type }) => type === "subscribe")) {
-      const { recover: next } = await socket.subscribed({ ...position(recover.offset), recovered: true });
-      for (let offset = next.offset + 1; offset <= 10; offset += 1) socket.deliver("chat.1", offset);
-    }
-  }
-  assert.ok(recover.offset > 1 && recover.offset < 10);
-  assert.deepEqual(events.filter(Number.isInteger), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
-  assert.deepEqual(fast.events.filter(Number.isInteger), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
-  assert.ok(!events.some((event) => String(event).startsWith("gap")));
-});
-
-test("messages that a pattern drops are told as one gap in their place", async () => {
-  const app = start({ maxQueueBytes: 300 });
-  const handle = app.hub.subscribe("chat.>");
-  const releases = [];
-  const events = note(handle, () => new Promise((resolve) => releases.push(resolve)));
-  const socket = await app.open();
-  await socket.subscribed();
-  for (let offset = 1; offset <= 6; offset += 1) socket.deliver("chat.1", offset);
-  await settle();
-  while (releases.length) {
-    releases.shift()();
-    await settle();
-  }
-  socket.deliver("chat.1", 7);
-  await settle();
-  assert.deepEqual(events, ["live", 1, 2, "gap dropped", 7]);
-});
-
-test("the iterator yields each message and ends with the subscription", async () => {
-  const app = start();
-  const handle = app.hub.subscribe("chat.1");
-  const events = [];
-  handle.on("gap", ({ reason }) => events.push(reason));
-  const loop = (async () => {
-    for await (const { offset } of handle) events.push(offset);
-    events.push("end");
-  })();
-  const socket = await app.open();
-  await socket.subscribed(position(0));
-  socket.deliver("chat.1", 1);
-  socket.receive("gap", { topic: "chat.1", ...position(3), from: 2, to: 3, reason: "trimmed" });
-  socket.deliver("chat.1", 4);
-  socket.receive("unsubscribed", { topic: "chat.1" });
-  await loop;
-  assert.deepEqual(events, [1, "trimmed", 4, "end"]);
-  for await (const message of handle) assert.fail(message);
-});
-
-test("leaving the loop stops the iterator, and unsubscribe ends a loop that waits", async () => {
-  const app = start();
-  const { handle, socket } = await app.live(0);
-  socket.deliver("chat.1", 1);
-  socket.deliver("chat.1", 2);
-  for await (const { offset } of handle) {
-    assert.equal(offset, 1);
-    break;
-  }
-  const other = app.hub.subscribe("chat.1");
-  const iterator = other[Symbol.asyncIterator]();
-  const next = iterator.next();
-  other.unsubscribe();
-  assert.deepEqual(await next, { done: true, value: undefined });
-  assert.deepEqual(await iterator.next(), { done: true, value: undefined });
-});
-
-test("close ends subscriptions at once, and later ones at their start", async () => {
-  const app = start();
-  const { handle, events, socket } = await app.live(10);
-  const waiting = app.subscribe("later");
-  void app.hub.close();
-  socket.deliver("chat.1", 11);
-  await assert.rejects(waiting.handle.ready, { code: "closed" });
-  const afterwards = app.subscribe("chat.1");
-  await assert.rejects(afterwards.handle.ready, { code: "closed" });
-  await settle();
-  assert.deepEqual([events, waiting.events, afterwards.events], [["ended closed"], ["ended closed"], ["ended closed"]]);
-  assert.deepEqual(handle.state, { state: "ended", reason: "closed" });
-});
-
-test("presence is joined with the subscribe and told to its handles", async () => {
-  const app = start();
-  const { handle, socket } = await app.live(10, "chat.1", { presence: true });
-  const seen = [];
-  handle.on("presence", (presence) => seen.push(presence));
-  const presence = { topic: "chat.1", version: 7, state: [{ client_id: "n1.0-1-1" }], clients: 1, users: 1 };
-  socket.receive("presence", presence);
-  await settle();
-  assert.deepEqual(seen, [presence]);
 });

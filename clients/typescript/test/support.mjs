@@ -99,14 +99,21 @@ class FakeSocket {
   /** Answers the only unanswered subscribe. */
   async subscribed(data = {}) {
     const [subscribe, ...others] = this.take("subscribe");
-    if (!subscribe || others.length) throw new Error(`not one subscribe, but ${others.length + (subscribe ? 1 : 0)}`);
+    if (!subscribe || others.length)
+      throw new Error(`not one subscribe, but ${others.length + (subscribe ? 1 : 0)}`);
     this.receive("subscribed", { topic: subscribe.data.topic, ...data }, subscribe.id);
     await settle();
     return subscribe.data;
   }
 
   deliver(topic, offset, more = {}) {
-    this.receive("message", { topic, message: { n: offset }, from: "n1.0-1-2", ...position(offset), ...more });
+    this.receive("message", {
+      topic,
+      message: { n: offset },
+      from: "n1.0-1-2",
+      ...position(offset),
+      ...more,
+    });
   }
 }
 
@@ -179,7 +186,9 @@ export function note(handle, onMessage) {
     events.push(message.offset ?? message.message);
     return onMessage?.(message);
   });
-  handle.on("gap", ({ reason, from, to }) => events.push(from === undefined ? `gap ${reason}` : `gap ${reason} ${from}-${to}`));
+  handle.on("gap", ({ reason, from, to }) =>
+    events.push(from === undefined ? `gap ${reason}` : `gap ${reason} ${from}-${to}`),
+  );
   handle.on("state", ({ state, recovered, reason }) => {
     events.push([state, recovered, reason].filter((part) => part !== undefined).join(" "));
   });

@@ -45,7 +45,10 @@ test("a handshake that failed with a token is tried without, and the token follo
   assert.deepEqual(app.socket.protocols, ["deeperhub.v1.json"]);
   await app.socket.welcome();
   assert.equal(app.hub.state.state, "connecting");
-  assert.equal(answer(app.socket, "authenticated", { user: "ada", expires_at: SERVER_TIME / 1000 + 600 }), "t2");
+  assert.equal(
+    answer(app.socket, "authenticated", { user: "ada", expires_at: SERVER_TIME / 1000 + 600 }),
+    "t2",
+  );
   assert.equal(app.hub.state.state, "open");
   await app.socket.cut();
   await app.clock.advance(2000);
@@ -121,7 +124,10 @@ test("a token is renewed at 80 % of its life, by the claim", async () => {
   await app.clock.advance(79_999);
   assert.deepEqual(app.socket.take("authenticate"), []);
   await app.clock.advance(1);
-  assert.equal(answer(app.socket, "authenticated", { user: "ada", expires_at: SERVER_TIME / 1000 + 1080 }), "second");
+  assert.equal(
+    answer(app.socket, "authenticated", { user: "ada", expires_at: SERVER_TIME / 1000 + 1080 }),
+    "second",
+  );
   // 1000 s are left at 80 s, so the next one is 800 s later.
   await app.clock.advance(799_999);
   assert.deepEqual(app.socket.take("authenticate"), []);

@@ -7,11 +7,25 @@ interface Chat {
 }
 
 export async function use(options: HubOptions): Promise<void> {
-  const hub = new Hub("wss://hub.example/", { token: async () => "token", storage: window.sessionStorage, ...options });
+  const hub = new Hub("wss://hub.example/", {
+    token: async () => "token",
+    storage: window.sessionStorage,
+    ...options,
+  });
   hub.on("state", ({ state, until, reason }) => [state === "waiting", until?.toFixed(), reason?.length]);
-  hub.on("error", ({ code, message, retryAfterMs }) => [code.length, message.length, retryAfterMs?.toFixed()]);
-  const chat: Subscription<Chat> = hub.subscribe<Chat>("chat.42", { history: 50, presence: { info: { name: "ada" } } });
-  const undo: () => void = chat.on("message", async ({ message, offset }) => [message.text, offset?.toFixed()]);
+  hub.on("error", ({ code, message, retryAfterMs }) => [
+    code.length,
+    message.length,
+    retryAfterMs?.toFixed(),
+  ]);
+  const chat: Subscription<Chat> = hub.subscribe<Chat>("chat.42", {
+    history: 50,
+    presence: { info: { name: "ada" } },
+  });
+  const undo: () => void = chat.on("message", async ({ message, offset }) => [
+    message.text,
+    offset?.toFixed(),
+  ]);
   chat.on("gap", ({ from, to, reason }) => [from?.toFixed(), to?.toFixed(), reason.length]);
   chat.on("state", ({ state, recovered }) => state === "live" && recovered === false);
   undo();

@@ -64,8 +64,13 @@ mod tests {
     async fn a_caller_that_has_the_module_gets_304() {
         let response = client_script(HeaderMap::new()).await;
         let tag = response.headers()[header::ETAG].to_str().unwrap().to_owned();
-        for known in [&[tag.as_str()][..], &["*"], &[&format!("W/{tag}")], &[&format!("\"x\", {tag}")], &["\"x\"", &tag]]
-        {
+        for known in [
+            &[tag.as_str()][..],
+            &["*"],
+            &[&format!("W/{tag}")],
+            &[&format!("\"x\", {tag}")],
+            &["\"x\"", &tag],
+        ] {
             assert_eq!(status(known).await, StatusCode::NOT_MODIFIED, "{known:?}");
         }
         for other in [&[][..], &["\"x\""], &["", "W/"]] {
