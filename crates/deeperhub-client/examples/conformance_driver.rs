@@ -158,7 +158,8 @@ impl Driver {
                     HubState::Open => json!({"event": "state", "state": "open"}),
                     HubState::Waiting { until, reason } => {
                         let wait = until.saturating_duration_since(Instant::now()).as_secs_f64() * 1000.0;
-                        json!({"event": "state", "state": "waiting", "wait_ms": wait.round(), "reason": &*reason})
+                        let wait = wait.round();
+                        json!({"event": "state", "state": "waiting", "wait_ms": wait, "reason": &*reason})
                     }
                     HubState::Closed { reason } => {
                         json!({"event": "state", "state": "closed", "reason": &*reason})

@@ -330,7 +330,7 @@ impl Handle {
             self.position.clone_from(&newest);
         }
         self.has_joined = true;
-        // What came before the epoch of the kept messages is older than they are.
+        // Messages before the epoch of the kept ones are older than these.
         let current = epoch(&self.position);
         let start = joining.pending.iter().rposition(|pending| match pending {
             Pending::Gap(gap) => gap.from.is_none() && current.is_some() && epoch(&gap.position) == current,

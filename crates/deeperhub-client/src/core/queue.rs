@@ -40,21 +40,27 @@ impl EventQueue {
         true
     }
 
-    /// Appends a gap, or extends the last one since the last message.
+    /// Appends a gap, or extends the last one if no message stands between them. If the queue is
+    /// full of gaps, they become one of unknown length.
     pub(super) fn push_gap(&mut self, gap: Gap) {
+        let is_full = self.bytes + GAP_BYTES > self.max_bytes;
         let since_message =
             self.events.iter_mut().rev().take_while(|event| !matches!(event, Event::Message(_)));
-        for event in since_message {
-            if let Event::Gap(last) = event
-                && last.reason == gap.reason
-                && last.topic == gap.topic
-            {
-                let adjacent = last.to.is_some() && last.to.map(|to| to + 1) == gap.from;
-                if adjacent || (last.from, last.to) == (gap.from, gap.to) {
-                    last.to = gap.to;
-                    last.position = gap.position;
-                    return;
-                }
+        let last = since_message.into_iter().find_map(|event| match event {
+            Event::Gap(gap) => Some(gap),
+            _ => None,
+        });
+        if let Some(last) = last {
+            let is_same = last.reason == gap.reason && last.topic == gap.topic;
+            let is_adjacent = last.to.is_some() && last.to.map(|to| to + 1) == gap.from;
+            if is_same && (is_adjacent || (last.from, last.to) == (gap.from, gap.to)) {
+                last.to = gap.to;
+                last.position = gap.position;
+                return;
+            }
+            if is_full {
+                *last = Gap { from: None, to: None, ..gap };
+                return;
             }
         }
         self.push(Event::Gap(gap));
@@ -132,5 +138,42 @@ fn bytes(event: &Event) -> usize {
         Event::Gap(_) => GAP_BYTES,
         // States are bounded in number.
         Event::State(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gap(from: u64, to: u64, reason: &str) -> Gap {
+        Gap { topic: "t".into(), from: Some(from), to: Some(to), reason: reason.into(), position: None }
+    }
+
+    #[test]
+    fn adjacent_gaps_are_one() {
+        let mut queue = EventQueue::new(1000);
+        queue.push_gap(gap(3, 5, "trimmed"));
+        queue.push_state(SubscriptionState::Recovering);
+        queue.push_gap(gap(6, 9, "trimmed"));
+        queue.push_gap(gap(10, 11, "dropped"));
+        let gaps: Vec<Gap> = std::iter::from_fn(|| queue.pop())
+            .filter_map(|event| match event {
+                Event::Gap(gap) => Some(gap),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(gaps, [gap(3, 9, "trimmed"), gap(10, 11, "dropped")]);
+    }
+
+    #[test]
+    fn gaps_and_states_are_bounded() {
+        let mut queue = EventQueue::new(1000);
+        for n in 0..1000 {
+            queue.push_gap(gap(3 * n, 3 * n + 1, "trimmed"));
+            queue.push_state(SubscriptionState::Recovering);
+        }
+        assert!(queue.bytes() <= 1000);
+        let events = std::iter::from_fn(|| queue.pop()).count();
+        assert!(events < 50, "{events}");
     }
 }
