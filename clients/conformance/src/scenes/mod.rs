@@ -239,6 +239,7 @@ scenes! {
         close_meets_a_held_handler,
         messages_after_goodbye,
         lost_answer_of_an_own_message,
+        own_message_at_the_start_of_a_replay,
         positions_before_subscribed_are_dropped,
         history_is_asked_for_again,
         full_queue_meets_a_cut,

@@ -150,6 +150,27 @@ pub(super) async fn lost_answer_of_an_own_message(kit: &mut Kit) -> Result {
     kit.settle(&mut connection).await
 }
 
+/// The answer fills a hole while the subscribe is under way, whose replay has the own message.
+pub(super) async fn own_message_at_the_start_of_a_replay(kit: &mut Kit) -> Result {
+    let mut connection = kit.live_at(10).await?;
+    let keys = json!({"as": "post", "topic": CHAT.name, "message": "mine", "exclude_self": true});
+    kit.command("publish", keys).await?;
+    connection.expect_publish(CHAT.name, json!("mine")).await?;
+    connection.cut();
+    let mut connection = kit.open().await?;
+    let publish = connection.expect_publish(CHAT.name, json!("mine")).await?;
+    let subscribe = connection.expect_subscribe(&[CHAT.name]).await?;
+    subscribe.expect_recover(&CHAT, 10)?;
+    connection.reply_published(&publish, &CHAT, 11).await?;
+    connection.reply_subscribed(&subscribe, &[CHAT.at(10, json!({"recovered": true, "replay": 2}))]).await?;
+    connection.deliver_all(&CHAT, 11..=13).await?;
+    kit.app().expect_published("post", 11).await?;
+    kit.app().expect_message("chat", &CHAT, 12).await?;
+    kit.app().expect_recovered("chat").await?;
+    kit.app().expect_message("chat", &CHAT, 13).await?;
+    kit.settle(&mut connection).await
+}
+
 /// `gap` and `position` before `subscribed` belong to an earlier subscription, too.
 pub(super) async fn positions_before_subscribed_are_dropped(kit: &mut Kit) -> Result {
     let connection = kit.live_at(10).await?;
