@@ -32,6 +32,8 @@ impl Program {
             .args(["--host", "127.0.0.1", "--port", &address.port().to_string(), "--api-listen", "off"])
             .args(["--topic", "chat.>: history=10000 ttl=10m", "--rate-limit", "0"])
             .args(["--connection-rate-per-ip", "0"])
+            // The hub warns about variables that it does not know.
+            .env_remove("DEEPERHUB_BINARY")
             .stdout(Stdio::null())
             .spawn();
         let program = Self(child.expect("the program starts"), address.to_string());
