@@ -18,9 +18,7 @@ pub(crate) async fn follow(url: &str, topic: &str) -> Result<(), Box<dyn std::er
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let (Some(url), Some(topic)) = (arguments.next(), arguments.next()) else {
-        return Err("give URL TOPIC".into());
-    };
-    follow(&url, &topic).await
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, url, topic] = &arguments[..] else { return Err("give URL TOPIC".into()) };
+    follow(url, topic).await
 }
