@@ -197,6 +197,7 @@ async fn api(traffic: &mut Traffic, server: &Server, client: &mut Client) {
         ("GET /health/live", "/health/live", ""),
         ("GET /health/ready", "/health/ready", ""),
         ("GET /openapi.json", "/openapi.json", ""),
+        ("GET /deeperhub.js", "/deeperhub.js", ""),
         (
             "DELETE /v1/clients/{client_id}/subscriptions/{topic}",
             &format!("/v1/clients/{id}/subscriptions/a.%3E"),

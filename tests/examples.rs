@@ -8,7 +8,9 @@ use crate::support::ROOT;
 const MAX_CODE_LINES: usize = 20;
 
 /// Longer examples, with the reason.
-const LONGER: [(&str, &str); 6] = [
+const LONGER: [(&str, &str); 8] = [
+    ("client/conformance_driver", "is a tool for the conformance kit, with commands"),
+    ("client/service", "is a whole service"),
     ("events/watch", "shows every way to configure a bus and to read from it"),
     ("listener/autobahn", "is a tool for conformance suites, with arguments"),
     ("metrics/text", "shows three instruments on two threads"),

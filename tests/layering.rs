@@ -12,17 +12,29 @@ use crate::support::ROOT;
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 fn metadata() -> Metadata {
+    metadata_with(&[])
+}
+
+fn metadata_with(options: &[&str]) -> Metadata {
     // This platform only: packages for other platforms have not been downloaded.
     let host = Command::new("rustc").args(["--print", "host-tuple"]).output().expect("rustc runs");
     let host = String::from_utf8_lossy(&host.stdout);
     MetadataCommand::new()
         .manifest_path(Path::new(ROOT).join("Cargo.toml"))
-        .other_options(["--locked".to_owned(), "--filter-platform".to_owned(), host.trim().to_owned()])
+        .other_options(
+            options
+                .iter()
+                .copied()
+                .chain(["--locked", "--filter-platform", host.trim()])
+                .map(str::to_owned)
+                .collect::<Vec<_>>(),
+        )
         .exec()
         .expect("cargo metadata describes the workspace")
 }
 
-/// Returns the edges in the manifests. Packages outside the product (benches) are left out.
+/// Returns the edges in the manifests. Packages outside the product (benches, the kit for
+/// clients) are left out.
 fn edges_in_manifests(metadata: &Metadata) -> Edges {
     let root = &metadata.workspace_root;
     metadata
@@ -94,6 +106,15 @@ fn pure_crates_do_not_depend_on_a_runtime() {
             assert!(!dependencies.contains(runtime), "{name} depends on {runtime}: {dependencies:?}");
         }
     }
+}
+
+#[test]
+fn the_core_of_the_client_does_not_depend_on_a_runtime() {
+    let dependencies = dependencies_of(&metadata_with(&["--no-default-features"]), "deeperhub-client");
+    for runtime in ["tokio", "mio", "rustls", "futures-util"] {
+        assert!(!dependencies.contains(runtime), "the client's core depends on {runtime}: {dependencies:?}");
+    }
+    assert!(dependencies_of(&metadata(), "deeperhub-client").contains("tokio"), "its driver does");
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod capabilities;
 mod churn;
 mod cli;
 mod closing;
+mod client_typescript;
 mod cluster;
 mod collectors;
 mod compression;

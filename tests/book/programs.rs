@@ -107,6 +107,8 @@ fn run_page(page: &Page) {
             format!("API_PORT={}", ports[1].1),
             format!("PYTHON={}", python_bin().join("python").display()),
             format!("NODE_PATH={}", script("node_modules").display()),
+            format!("PYTHONPATH={}", root.join("clients/python/src").display()),
+            "PYTHONUNBUFFERED=1".to_owned(),
         ];
         let folder = files.path(".");
         // Not as a file: bash reads a script while it runs, and a checkout may change it meanwhile.
@@ -166,7 +168,8 @@ fn programs_and_commands_on_each_page_run_unchanged() {
 
 #[test]
 fn code_blocks_are_in_checked_languages() {
-    let checked = ["sh", "js", "python", "json", "toml", "yaml", "rust", "elixir"];
+    // The checks of clients/typescript compile the last two.
+    let checked = ["sh", "js", "python", "json", "toml", "yaml", "rust", "elixir", "ts", "tsx"];
     for block in Page::all().iter().flat_map(Page::blocks) {
         // `text` is a program's output.
         assert!(

@@ -9,15 +9,19 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::error::ApiError;
-use crate::{Api, SharedApiConfig};
+use crate::{Api, SharedApiConfig, client_script};
 
 /// Path of batches, whose bodies may be larger than others.
 pub(crate) const BATCH_PATH: &str = "/v1/batch";
 
-/// Returns `true` if a path needs no key. Health checks send no key, and the console page holds no
-/// data.
+/// Returns `true` if a path needs no key. Health checks send no key, and the pages hold no data.
 pub(crate) fn needs_no_key(path: &str) -> bool {
-    path == "/" || path.starts_with("/health/")
+    path == "/" || path.starts_with("/health/") || is_public(path)
+}
+
+/// Returns `true` if pages of every origin may read a path: it is the same for everyone.
+pub(crate) fn is_public(path: &str) -> bool {
+    path == client_script::PATH
 }
 
 /// Middleware that checks access, and adds the headers of every response.
@@ -34,6 +38,9 @@ pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
 }
 
 fn check_access(config: &SharedApiConfig, request: &Request) -> Result<(), ApiError> {
+    if is_public(request.uri().path()) {
+        return Ok(());
+    }
     let limits = config.limits();
     let forbidden = |message: String| ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message);
     let text = |name: &HeaderName| match request.headers().get(name) {

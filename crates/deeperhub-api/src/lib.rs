@@ -25,6 +25,7 @@
 mod admission;
 mod body;
 mod calls;
+mod client_script;
 mod config;
 mod connection;
 mod console_page;
@@ -113,6 +114,7 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .route("/health/live", get(routes::live))
         .route("/health/ready", get(routes::ready))
         .route("/openapi.json", get(routes::openapi_json))
+        .route(client_script::PATH, get(client_script::client_script))
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         // This layer is inside the guard, so that refused calls have no spans.

@@ -5,6 +5,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, Secur
 use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
+use crate::client_script;
 use crate::error::ApiError;
 use crate::guard;
 use crate::routes::{batch, clients, cluster, events, history, messages, operations, tail, topics};
@@ -71,6 +72,7 @@ const OVERLOAD_503: &str = "`too_many_connections`: `--max-api-connections` are 
         operations::live,
         operations::ready,
         operations::openapi_json,
+        client_script::client_script,
     )
 )]
 struct ApiDoc;
@@ -112,11 +114,13 @@ impl Modify for CommonResponses {
                 } else if !path.starts_with("/health/") {
                     error(operation, "503", OVERLOAD_503);
                 }
-                error(
-                    operation,
-                    "403",
-                    "`origin_not_allowed`: the origin or host of the call is not allowed",
-                );
+                if !guard::is_public(path) {
+                    error(
+                        operation,
+                        "403",
+                        "`origin_not_allowed`: the origin or host of the call is not allowed",
+                    );
+                }
                 if operation.request_body.is_some() {
                     error(operation, "400", "`invalid_json`, `invalid_message` or `invalid_topic`");
                     error(operation, "408", "`request_timeout`: the body did not arrive in time");
@@ -184,7 +188,8 @@ mod tests {
                 assert!(operation["summary"].is_string(), "{method} {path} has no summary");
                 for (status, response) in operation["responses"].as_object().unwrap() {
                     let has_body = response["content"].is_object();
-                    assert_eq!(has_body, status != "204", "{method} {path} {status}: body {has_body}");
+                    let may_have_body = !["204", "304"].contains(&status.as_str());
+                    assert_eq!(has_body, may_have_body, "{method} {path} {status}: body {has_body}");
                     let described = response["description"].as_str().is_some_and(|text| !text.is_empty());
                     assert!(described, "{method} {path} {status} is not described");
                 }

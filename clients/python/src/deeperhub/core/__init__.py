@@ -1,0 +1,1 @@
+"""The client's state machine: no I/O, no clock and no randomness of its own."""

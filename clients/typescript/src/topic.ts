@@ -1,0 +1,237 @@
+import type { ClientError } from "./error.js";
+import type { Delivery, GapData, Subscribed } from "./frames.js";
+import { defined, isPattern, positionOf } from "./frames.js";
+import type { Handle } from "./handle.js";
+import type { Gap, Position, Presence, Published, SubscriptionStateEvent } from "./index.js";
+
+/** What a topic needs of the subscriptions. */
+export interface TopicOwner {
+  /** Subscribes to the topic again, from its position. */
+  _subscribeAnew(topic: Topic): void;
+  /** Returns `true` if a publish to the topic is unanswered that excludes this client. */
+  _waitsForPublished(topic: string): boolean;
+  /** Returns `true` for the ID of this client, now or earlier. */
+  _isOwn(clientId: string): boolean;
+  _onHole(topic: string): void;
+}
+
+/** A position, and the offset of the message before it. */
+type Place = Partial<Position> & { readonly prev?: number };
+
+type Received = ["message", Delivery, number] | ["gap", GapData, number] | ["position", GapData, number];
+
+/** One subscription on the wire, with the handles that share it. */
+export class Topic {
+  readonly _name: string;
+  readonly _isPattern: boolean;
+  readonly _owner: TopicOwner;
+  _handles: Handle[] = [];
+  _state: SubscriptionStateEvent = { state: "subscribing" };
+  /** Position up to which all is received. */
+  _position: Position | undefined;
+  /** The newest position ever, which a slow handle does not move back. */
+  _newest: Position | undefined;
+  /** The unanswered subscribe, if not 0. */
+  _subscribeId = 0;
+  /** Whether this connection is subscribed. */
+  _isSubscribed = false;
+  /** Whether a subscribe was ever answered. */
+  _wasSubscribed = false;
+  /** Messages that come before live ones. */
+  _replay = 0;
+  _attempts = 0;
+  /** The state after the replay. */
+  _afterReplay: SubscriptionStateEvent = { state: "live" };
+  /** Deliveries that wait for the answer to an own publish. */
+  _waiting: Received[] = [];
+  /** Own messages that this client does not get: the position for each offset. */
+  readonly _own = new Map<number, Position>();
+
+  constructor(name: string, owner: TopicOwner) {
+    this._name = name;
+    this._isPattern = isPattern(name);
+    this._owner = owner;
+  }
+
+  _enter(state: SubscriptionStateEvent): void {
+    this._state = state;
+    for (const handle of this._handles) handle._offerState(state);
+  }
+
+  _recovering(): void {
+    this._isSubscribed = false;
+    this._subscribeId = 0;
+    this._waiting = [];
+    if (this._state.state === "live") this._enter({ state: "recovering" });
+  }
+
+  /** Returns the position to continue from: that of the slowest handle which dropped messages. */
+  _recoverFrom(): Position | undefined {
+    return this._handles.reduce((from, handle) => {
+      const behind = handle._isFull ? handle._position : undefined;
+      return behind && from && (behind.epoch !== from.epoch || behind.offset < from.offset) ? behind : from;
+    }, this._position);
+  }
+
+  /** Takes the reply to a subscribe. */
+  _onSubscribed(reply: Subscribed): void {
+    const position = positionOf(reply);
+    let { recovered, reason } = reply;
+    if (recovered === undefined && this._wasSubscribed) {
+      recovered = false;
+      reason = "no_history";
+    }
+    const isAnySlow = this._handles.some((handle) => handle._isFull);
+    for (const handle of this._handles) {
+      const before = handle._position;
+      handle._isFull = false;
+      handle._settle();
+      // A handle that is ahead of a slow one misses nothing.
+      if (recovered || (isAnySlow && position && handle._has(position))) continue;
+      if (recovered === false)
+        handle._offerGap(gapBetween(this._name, reason ?? "", before, position), position);
+      if (!handle._held) handle._position = position;
+    }
+    this._position = position;
+    if (!recovered) this._newest = position;
+    for (const [offset, { epoch }] of this._own) {
+      if (!position || epoch !== position.epoch || offset <= position.offset) this._own.delete(offset);
+    }
+    this._subscribeId = this._attempts = 0;
+    this._isSubscribed = this._wasSubscribed = true;
+    this._replay = reply.replay ?? 0;
+    this._afterReplay = defined<SubscriptionStateEvent>({ state: "live", recovered, reason });
+    if (!this._replay) this._enter(this._afterReplay);
+  }
+
+  /** Takes a message, gap or position from the server. Returns `true` for a message that is new. */
+  _receive(received: Received): boolean {
+    const [type, data] = received;
+    const isNew = this._isNew(data);
+    if (!this._isSubscribed) return isNew;
+    if (this._waiting.length || this._mustWait(type, data)) this._waiting.push(received);
+    else this._process(received);
+    return isNew && !this._isOwn(data);
+  }
+
+  _isNew(data: Partial<Position>): boolean {
+    const position = positionOf(data);
+    if (!position) return true;
+    const newest = this._newest;
+    if (newest && newest.epoch === position.epoch && newest.offset >= position.offset) return false;
+    this._newest = position;
+    return true;
+  }
+
+  /** Returns `true` for a delivery that the answer to an own publish explains. */
+  _mustWait(type: string, data: Delivery | GapData): boolean {
+    if (type !== "message" || !this._owner._waitsForPublished(this._name)) return false;
+    this._fill(data);
+    return this._isHole(data) || (typeof data.from === "string" && this._owner._isOwn(data.from));
+  }
+
+  _isOwn({ epoch, offset }: Partial<Position>): boolean {
+    return epoch !== undefined && this._own.get(offset ?? 0)?.epoch === epoch;
+  }
+
+  /** Moves the position over own messages before a delivery. */
+  _fill({ epoch, offset, prev = (offset ?? 0) - 1 }: Place): void {
+    while (this._position && this._position.epoch === epoch && this._position.offset < prev) {
+      const next = this._own.get(this._position.offset + 1);
+      if (!next || next.epoch !== epoch) return;
+      this._skip(next);
+    }
+  }
+
+  /** Moves the position over offsets that do not come. A handle that is slow will meet them again. */
+  _skip(position: Position): void {
+    this._position = position;
+    for (const handle of this._handles) {
+      if (!handle._isFull && !handle._held && !handle._has(position)) handle._position = position;
+    }
+    if (!this._handles.some((handle) => handle._isFull)) this._own.delete(position.offset);
+  }
+
+  _isHole({ epoch, offset, prev = (offset ?? 0) - 1 }: Place): boolean {
+    const position = this._position;
+    return !!position && offset !== undefined && (position.epoch !== epoch || prev > position.offset);
+  }
+
+  _process([type, data, bytes]: Received): void {
+    const position = this._isPattern ? undefined : positionOf(data);
+    const current = this._position;
+    const isRepeated =
+      position && current && position.epoch === current.epoch && position.offset <= current.offset;
+    if (type === "message") {
+      this._fill(data);
+      if (position && this._isHole(data)) return this._onHole();
+    }
+    if (!isRepeated) {
+      this._position = position ?? current;
+      if (type === "message") {
+        if (position && this._isOwn(data)) this._skip(position);
+        else for (const handle of this._handles) handle._offer(data, bytes);
+      } else if (type === "gap") {
+        const { topic, reason, from, to } = data;
+        for (const handle of this._handles)
+          handle._offerGap(defined<Gap>({ topic, reason, from, to }), position);
+      } else if (position) {
+        this._skip(position);
+      }
+    }
+    if (type === "message" && this._replay && !--this._replay) this._enter(this._afterReplay);
+  }
+
+  _onHole(): void {
+    this._owner._onHole(this._name);
+    this._subscribeAnew();
+  }
+
+  _subscribeAnew(): void {
+    this._recovering();
+    this._owner._subscribeAnew(this);
+  }
+
+  /** Takes the end of a publish that this client was excluded from. */
+  _onPublished(published: Published | undefined): void {
+    const position = positionOf(published ?? {});
+    const current = this._position;
+    if (position && !(current && current.epoch === position.epoch && current.offset >= position.offset)) {
+      this._own.set(position.offset, position);
+      if (this._isSubscribed && !this._replay) this._fill({ epoch: position.epoch, prev: position.offset });
+    }
+    const waiting = this._waiting;
+    this._waiting = [];
+    for (const received of waiting) this._receive(received);
+  }
+
+  _onPresence(presence: Presence): void {
+    for (const handle of this._handles) handle._offerPresence(presence);
+  }
+
+  /** Lets a handle go on whose queue was full and has room: with a new subscription, if it can recover. */
+  _onRoom(handle: Handle): void {
+    if (!this._position) handle._isFull = false;
+    else if (this._isSubscribed && this._handles.includes(handle)) this._subscribeAnew();
+  }
+
+  _end(reason: string, error: ClientError, atOnce: boolean): void {
+    for (const handle of this._handles) handle._end(reason, error, atOnce);
+    this._handles = [];
+    this._isSubscribed = false;
+  }
+}
+
+/** Returns the gap between two positions. Its offsets are known if the epoch is the same. */
+function gapBetween(
+  topic: string,
+  reason: string,
+  before: Position | undefined,
+  after: Position | undefined,
+): Gap {
+  const from = (before?.offset ?? 0) + 1;
+  const to = after?.offset ?? 0;
+  return before && after && before.epoch === after.epoch && from <= to
+    ? { topic, reason, from, to }
+    : { topic, reason };
+}
