@@ -44,9 +44,11 @@ fn run_example(name: &str, rule: &str) {
     }
     install(&[Peer::Node]);
     let port = free_port().to_string();
-    let flags = ["--port", &port, "--topic", rule, "--allowed-origin", "*"];
+    // Pages load the module again after the restart.
+    let api_address = format!("127.0.0.1:{}", free_port());
+    let flags = ["--port", &port, "--api-listen", &api_address, "--topic", rule, "--allowed-origin", "*"];
     let mut server = Some(Server::start(&flags));
-    let api = server.as_ref().map(|server| format!("http://{}", server.api())).unwrap_or_default();
+    let api = format!("http://{api_address}");
     let url = format!("ws://127.0.0.1:{port}");
     let examples = script("client_examples.cjs");
     let mut browser = Command::new("timeout")

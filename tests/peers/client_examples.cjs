@@ -117,6 +117,7 @@ async function prices(browser, address, faults) {
   await page.getByLabel("Publish").uncheck();
   // A page that is loaded later has the last price at once.
   await page.reload();
+  await page.locator("#HOTEL td").first().waitFor();
   for (const price of await page.locator("#rows td:nth-child(2)").all())
     await until(async () => /^\d+\.\d\d$/.test(await price.textContent()));
 }
