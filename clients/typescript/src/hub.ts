@@ -40,7 +40,8 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
   readonly _publisher: Publisher;
   readonly _requests: Requests;
   readonly _positions: Positions;
-  readonly _ids = new Set<string>();
+  /** IDs of the last connections. Older publishes are answered or given up. */
+  _ids: string[] = [];
   readonly _unwatch: () => void;
   _lastId = 0;
   _isScheduled = false;
@@ -158,7 +159,7 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
   }
 
   _onOpen(): void {
-    if (this.clientId) this._ids.add(this.clientId);
+    if (this.clientId) this._ids = [...this._ids.slice(-7), this.clientId];
     // The server's answers to these come before the replays that may have the same messages.
     this._publisher._flush(true);
     this._flush();
@@ -205,7 +206,7 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
   }
 
   _isOwn(clientId: string): boolean {
-    return this._ids.has(clientId);
+    return this._ids.includes(clientId);
   }
 
   _onPosition(handle: Handle): void {
