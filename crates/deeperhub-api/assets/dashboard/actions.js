@@ -19,12 +19,29 @@ export function payload(typed) {
  * are fields of the dialog, and `body` returns the body of the call. Resolves to the status of the
  * answer, or to null if nothing was done.
  */
-export function act({ title, effect, verb, method, path, body = () => undefined, inputs = [], isHarmful = false }) {
+export function act({
+  title,
+  effect,
+  verb,
+  method,
+  path,
+  body = () => undefined,
+  inputs = [],
+  isHarmful = false,
+}) {
   const answer = h("div", { class: "answer", "aria-live": "polite" });
   const confirm = h("button", { class: isHarmful ? "harmful" : "" }, verb);
   const cancel = button("Cancel", () => dialog.close());
-  const form = h("form", { onsubmit: send }, h("h2", { id: "action-title" }, title), h("p", {}, effect), inputs,
-    h("p", { class: "call" }, `${method} /${path}`), h("div", { class: "buttons" }, confirm, cancel), answer);
+  const form = h(
+    "form",
+    { onsubmit: send },
+    h("h2", { id: "action-title" }, title),
+    h("p", {}, effect),
+    inputs,
+    h("p", { class: "call" }, `${method} /${path}`),
+    h("div", { class: "buttons" }, confirm, cancel),
+    answer,
+  );
   const dialog = h("dialog", { "aria-labelledby": "action-title" }, form);
   let status = null;
 
@@ -50,7 +67,8 @@ export function act({ title, effect, verb, method, path, body = () => undefined,
     const isGood = result.status >= 200 && result.status < 300;
     const summary = result.status === 0 ? "No answer" : `${isGood ? "Done" : "Refused"}: ${result.status}`;
     answer.replaceChildren(h("p", { class: isGood ? "good" : "bad" }, summary));
-    if (result.status === 401) answer.append(h("p", {}, hasKey() ? "The key is wrong." : "The key is missing or wrong."));
+    if (result.status === 401)
+      answer.append(h("p", {}, hasKey() ? "The key is wrong." : "The key is missing or wrong."));
     if (result.text !== "") answer.append(jsonView(result.text, 3));
   }
 

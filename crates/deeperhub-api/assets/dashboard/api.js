@@ -50,7 +50,12 @@ async function request(method, callPath, { body, headers = {}, signal } = {}) {
   let response;
   try {
     response = await fetch(new URL(callPath, BASE), {
-      method, body, signal, cache: "no-store", credentials: "omit", headers: { ...headers, ...authorization },
+      method,
+      body,
+      signal,
+      cache: "no-store",
+      credentials: "omit",
+      headers: { ...headers, ...authorization },
     });
   } catch (error) {
     if (signal?.aborted) throw error;

@@ -26,18 +26,36 @@ export class LineChart {
     this.format = format;
     this.lines = labels.map((_, index) => svg("path", { class: `line line-${index}` }));
     this.mark = svg("line", { class: "mark", y1: 0, y2: HEIGHT, visibility: "hidden" });
-    this.picture = svg("svg",
+    this.picture = svg(
+      "svg",
       { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" },
-      svg("line", { class: "base", x1: 0, x2: WIDTH, y1: HEIGHT - 0.5, y2: HEIGHT - 0.5 }), ...this.lines, this.mark);
+      svg("line", { class: "base", x1: 0, x2: WIDTH, y1: HEIGHT - 0.5, y2: HEIGHT - 0.5 }),
+      ...this.lines,
+      this.mark,
+    );
     this.top = h("span", { class: "chart-top" });
     this.readout = h("span", { class: "chart-readout" });
-    this.element = h("div", {
-      class: "chart", role: "img", tabindex: "0",
-      onpointermove: (event) => this.point((event.offsetX / this.picture.clientWidth) * WIDTH),
-      onpointerleave: () => this.leave(), onblur: () => this.leave(),
-      onkeydown: (event) => this.onKey(event),
-    }, this.top, this.picture, h("span", { class: "chart-foot", "aria-hidden": "true" },
-      h("span", {}, "15 min ago"), this.readout, h("span", {}, "now")));
+    this.element = h(
+      "div",
+      {
+        class: "chart",
+        role: "img",
+        tabindex: "0",
+        onpointermove: (event) => this.point((event.offsetX / this.picture.clientWidth) * WIDTH),
+        onpointerleave: () => this.leave(),
+        onblur: () => this.leave(),
+        onkeydown: (event) => this.onKey(event),
+      },
+      this.top,
+      this.picture,
+      h(
+        "span",
+        { class: "chart-foot", "aria-hidden": "true" },
+        h("span", {}, "15 min ago"),
+        this.readout,
+        h("span", {}, "now"),
+      ),
+    );
     this.points = labels.map(() => []);
     this.selected = null;
   }
@@ -46,7 +64,10 @@ export class LineChart {
   draw(points, now) {
     this.points = points;
     this.start = now - SPAN_MS;
-    const values = points.flat().map((point) => point.value).filter((value) => value !== null);
+    const values = points
+      .flat()
+      .map((point) => point.value)
+      .filter((value) => value !== null);
     const highest = Math.max(0, ...values);
     this.scale = highest > 0 ? (HEIGHT - 4) / highest : 0;
     points.forEach((line, index) => this.lines[index].setAttribute("d", this.outline(line)));

@@ -10,55 +10,112 @@ import { readList } from "./topics.js";
 const PAGE = 100;
 
 export function clients({ view, signal, pulse }) {
-  const input = h("input", { type: "search", maxlength: "255", spellcheck: "false", placeholder: "ada, 192.0.2.7 or an ID" });
+  const input = h("input", {
+    type: "search",
+    maxlength: "255",
+    spellcheck: "false",
+    placeholder: "ada, 192.0.2.7 or an ID",
+  });
   const everywhere = h("input", { type: "checkbox" });
   const scope = h("label", { class: "check", hidden: true }, everywhere, "all nodes");
   const summary = h("p", { role: "status" });
   const list = table("Clients", [
-    "Client", "User", "Address", { label: "Connected for", class: "figure" }, { label: "Subscriptions", class: "figure" },
-    { label: "Behind", class: "figure" }, { label: "Queued", class: "figure" }, { label: "Received", class: "figure" },
+    "Client",
+    "User",
+    "Address",
+    { label: "Connected for", class: "figure" },
+    { label: "Subscriptions", class: "figure" },
+    { label: "Behind", class: "figure" },
+    { label: "Queued", class: "figure" },
+    { label: "Received", class: "figure" },
     { label: "Sent", class: "figure" },
   ]);
   const busiest = table("Busiest clients", [
-    "Client", { label: "Messages", class: "figure" }, { label: "Bytes", class: "figure" },
+    "Client",
+    { label: "Messages", class: "figure" },
+    { label: "Bytes", class: "figure" },
   ]);
-  const more = button("Show more", () => {
-    limit = Math.min(limit + PAGE, 1000);
-    void refresh();
-  }, "quiet");
+  const more = button(
+    "Show more",
+    () => {
+      limit = Math.min(limit + PAGE, 1000);
+      void refresh();
+    },
+    "quiet",
+  );
   more.hidden = true;
   let limit = PAGE;
 
-  const form = h("form", { class: "search", role: "search", onsubmit: (event) => {
-    event.preventDefault();
-    limit = PAGE;
-    void refresh();
-  } }, field("User, address or ID", input), scope, h("button", {}, "Search"));
-  view.append(h("h1", {}, "Clients"), form, summary, list.element, more,
-    h("h2", {}, "Busiest clients"), h("p", {}, "By messages to the hub within the last seconds."), busiest.element);
+  const form = h(
+    "form",
+    {
+      class: "search",
+      role: "search",
+      onsubmit: (event) => {
+        event.preventDefault();
+        limit = PAGE;
+        void refresh();
+      },
+    },
+    field("User, address or ID", input),
+    scope,
+    h("button", {}, "Search"),
+  );
+  view.append(
+    h("h1", {}, "Clients"),
+    form,
+    summary,
+    list.element,
+    more,
+    h("h2", {}, "Busiest clients"),
+    h("p", {}, "By messages to the hub within the last seconds."),
+    busiest.element,
+  );
 
   async function update() {
     const search = input.value.trim();
     const parameters = { search, scope: everywhere.checked ? "cluster" : null };
     const [{ items, hasMore }, top] = await Promise.all([
-      readList("v1/clients", "clients", parameters, limit, signal), read("v1/top?limit=10", { signal }),
+      readList("v1/clients", "clients", parameters, limit, signal),
+      read("v1/top?limit=10", { signal }),
     ]);
-    setText(summary, search === ""
-      ? `${plural(pulse.stats?.connections.active ?? items.length, "client")} on this node.`
-      : `${plural(items.length, "match", "matches")}${hasMore ? " so far" : ""}.`);
+    setText(
+      summary,
+      search === ""
+        ? `${plural(pulse.stats?.connections.active ?? items.length, "client")} on this node.`
+        : `${plural(items.length, "match", "matches")}${hasMore ? " so far" : ""}.`,
+    );
     more.hidden = !hasMore || limit >= 1000;
-    syncRows(list.body, items, (client) => client.client_id, ({ client_id, user, subscriptions, connection }) => [
-      { element: clientLink(client_id) },
-      { element: user === null ? "–" : name(user), class: "long" },
-      { text: connection?.peer ?? "–", class: "address" },
-      figure(span(connection?.connected_ms)), figure(whole(subscriptions.length)),
-      figure(connection?.behind.length ? whole(connection.behind.length) : "–", connection?.behind.length ? "poor" : ""),
-      figure(bytes(connection?.queued_bytes)), figure(short(connection?.received_total)), figure(short(connection?.sent_total)),
-    ]);
+    syncRows(
+      list.body,
+      items,
+      (client) => client.client_id,
+      ({ client_id, user, subscriptions, connection }) => [
+        { element: clientLink(client_id) },
+        { element: user === null ? "–" : name(user), class: "long" },
+        { text: connection?.peer ?? "–", class: "address" },
+        figure(span(connection?.connected_ms)),
+        figure(whole(subscriptions.length)),
+        figure(
+          connection?.behind.length ? whole(connection.behind.length) : "–",
+          connection?.behind.length ? "poor" : "",
+        ),
+        figure(bytes(connection?.queued_bytes)),
+        figure(short(connection?.received_total)),
+        figure(short(connection?.sent_total)),
+      ],
+    );
     const perSecond = (count) => (top.window_ms > 0 ? count / (top.window_ms / 1000) : null);
-    syncRows(busiest.body, top.clients, (client) => client.client_id, (client) => [
-      { element: clientLink(client.client_id) }, figure(rate(perSecond(client.messages))), figure(byteRate(perSecond(client.bytes))),
-    ]);
+    syncRows(
+      busiest.body,
+      top.clients,
+      (client) => client.client_id,
+      (client) => [
+        { element: clientLink(client.client_id) },
+        figure(rate(perSecond(client.messages))),
+        figure(byteRate(perSecond(client.bytes))),
+      ],
+    );
   }
 
   /** Updates at once, between two regular updates. */
@@ -70,6 +127,11 @@ export function clients({ view, signal, pulse }) {
     }
   }
 
-  read("v1/nodes", { signal }).then(({ nodes }) => { scope.hidden = nodes.length < 2; }, () => {});
+  read("v1/nodes", { signal }).then(
+    ({ nodes }) => {
+      scope.hidden = nodes.length < 2;
+    },
+    () => {},
+  );
   return poll(update, { signal, onFailure: (error) => setText(summary, error.message) });
 }

@@ -7,8 +7,10 @@ const INVISIBLE =
 
 /** Returns the text with each invisible character as its escape, so that no two names look alike. */
 export function visible(text) {
-  return String(text).replace(INVISIBLE, (character) =>
-    "\\u" + character.charCodeAt(0).toString(16).padStart(4, "0"));
+  return String(text).replace(
+    INVISIBLE,
+    (character) => "\\u" + character.charCodeAt(0).toString(16).padStart(4, "0"),
+  );
 }
 
 /**
@@ -45,10 +47,19 @@ export function table(caption, columns, className = "") {
     const { label, class: columnClass } = typeof column === "string" ? { label: column } : column;
     return h("th", { scope: "col", class: columnClass }, label);
   });
-  const element = h("table", { class: className },
-    h("caption", { class: "unseen" }, caption), h("thead", {}, h("tr", {}, heads)), body);
+  const element = h(
+    "table",
+    { class: className },
+    h("caption", { class: "unseen" }, caption),
+    h("thead", {}, h("tr", {}, heads)),
+    body,
+  );
   // Focusable, so that the keyboard can scroll it on a narrow screen.
-  const scroller = h("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": caption }, element);
+  const scroller = h(
+    "div",
+    { class: "scroller", tabindex: "0", role: "region", "aria-label": caption },
+    element,
+  );
   return { element: scroller, body };
 }
 
@@ -74,17 +85,24 @@ export function sync(parent, items, keyOf, create, update) {
   for (const element of known.values()) element.remove();
   parent.syncedChildren = next;
   // Moving an element takes its focus.
-  if (focused && focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true });
+  if (focused && focused !== document.activeElement && parent.contains(focused))
+    focused.focus({ preventScroll: true });
 }
 
 /** Shows rows of cells. `cells` returns the texts or elements of an item; elements are kept if `isStatic`. */
 export function syncRows(body, items, keyOf, cells) {
-  const create = (item) => h("tr", {}, cells(item).map((cell) => h("td", { class: cell.class }, cell.element ?? "")));
-  const update = (row, item) => cells(item).forEach((cell, index) => {
-    const place = row.children[index];
-    if (cell.element === undefined) setText(place, cell.text);
-    place.className = cell.class ?? "";
-  });
+  const create = (item) =>
+    h(
+      "tr",
+      {},
+      cells(item).map((cell) => h("td", { class: cell.class }, cell.element ?? "")),
+    );
+  const update = (row, item) =>
+    cells(item).forEach((cell, index) => {
+      const place = row.children[index];
+      if (cell.element === undefined) setText(place, cell.text);
+      place.className = cell.class ?? "";
+    });
   sync(body, items, keyOf, create, update);
 }
 

@@ -53,7 +53,12 @@ export function span(milliseconds) {
   if (isNone(milliseconds)) return NONE;
   let seconds = Math.max(0, Math.round(milliseconds / 1000));
   const parts = [];
-  for (const [unit, size] of [["d", 86_400], ["h", 3600], ["min", 60], ["s", 1]]) {
+  for (const [unit, size] of [
+    ["d", 86_400],
+    ["h", 3600],
+    ["min", 60],
+    ["s", 1],
+  ]) {
     const count = Math.floor(seconds / size);
     seconds -= count * size;
     if (count > 0 || (unit === "s" && parts.length === 0)) parts.push(`${count} ${unit}`);

@@ -100,7 +100,11 @@ function nodeView(text, node, depth) {
   }
   const count = node.children.length;
   const kind = node.first === "{" ? `{${count} ${count === 1 ? "key" : "keys"}}` : `[${count}]`;
-  const details = h("details", { open: depth > 0 }, h("summary", {}, label, h("span", { class: "json-kind" }, kind)));
+  const details = h(
+    "details",
+    { open: depth > 0 },
+    h("summary", {}, label, h("span", { class: "json-kind" }, kind)),
+  );
   // Children are created when they are first shown, so a huge value costs little.
   const fill = () => {
     if (details.childElementCount === 1) details.append(childrenView(text, node, depth - 1));
@@ -119,10 +123,14 @@ function childrenView(text, node, depth) {
     shown = end;
     const left = node.children.length - shown;
     if (left > 0) {
-      const next = button(`${left} more`, () => {
-        next.remove();
-        more();
-      }, "quiet");
+      const next = button(
+        `${left} more`,
+        () => {
+          next.remove();
+          more();
+        },
+        "quiet",
+      );
       list.append(next);
     }
   };
@@ -134,10 +142,14 @@ function scalar(text) {
   const kind = text.startsWith('"') ? "json-string" : "json-scalar";
   const shown = h("span", { class: kind }, cut(text));
   if (text.length <= MAX_SCALAR_CHARACTERS) return shown;
-  const more = button(`${text.length - MAX_SCALAR_CHARACTERS} more characters`, () => {
-    shown.textContent = visible(text);
-    more.remove();
-  }, "quiet");
+  const more = button(
+    `${text.length - MAX_SCALAR_CHARACTERS} more characters`,
+    () => {
+      shown.textContent = visible(text);
+      more.remove();
+    },
+    "quiet",
+  );
   return h("span", {}, shown, " ", more);
 }
 

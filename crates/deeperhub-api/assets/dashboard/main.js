@@ -29,7 +29,10 @@ class Pulse {
   health = null;
 
   async update(signal) {
-    const [stats, health] = await Promise.all([read("v1/stats", { signal }), call("GET", "health/ready", { signal })]);
+    const [stats, health] = await Promise.all([
+      read("v1/stats", { signal }),
+      call("GET", "health/ready", { signal }),
+    ]);
     this.stats = stats;
     this.health = health.status === 503 ? parsed(health.text) : null;
     byId("node").replaceChildren(name(stats.node_id), ` ${this.health ? "not ready" : stats.phase}`);
@@ -104,9 +107,19 @@ function signIn() {
   if (document.querySelector("dialog.sign-in")) return;
   const input = h("input", { type: "password", required: true, autocomplete: "off", spellcheck: "false" });
   const answer = h("p", { class: "bad", role: "alert" });
-  const form = h("form", { onsubmit: check }, h("h2", { id: "sign-in-title" }, "API key"),
-    h("p", {}, "This server needs its key (--api-key). The page keeps it in memory only: a reload asks again."),
-    field("Key", input), answer, h("div", { class: "buttons" }, h("button", {}, "Sign in")));
+  const form = h(
+    "form",
+    { onsubmit: check },
+    h("h2", { id: "sign-in-title" }, "API key"),
+    h(
+      "p",
+      {},
+      "This server needs its key (--api-key). The page keeps it in memory only: a reload asks again.",
+    ),
+    field("Key", input),
+    answer,
+    h("div", { class: "buttons" }, h("button", {}, "Sign in")),
+  );
   const dialog = h("dialog", { class: "sign-in", "aria-labelledby": "sign-in-title" }, form);
   // There is nothing to see without the key.
   dialog.addEventListener("cancel", (event) => event.preventDefault());
@@ -122,7 +135,9 @@ function signIn() {
     // Other characters can be in no header, and in no key.
     if (!/^[\x21-\x7e]+$/.test(input.value)) return setText(answer, "A key is visible ASCII without spaces.");
     try {
-      const { status } = await call("GET", "v1/nodes", { headers: { authorization: `Bearer ${input.value}` } });
+      const { status } = await call("GET", "v1/nodes", {
+        headers: { authorization: `Bearer ${input.value}` },
+      });
       if (status === 401) setText(answer, "The server refuses this key.");
       else setKey(input.value);
     } catch (error) {
@@ -146,7 +161,9 @@ byId("sign-out").addEventListener("click", () => {
   setKey(null);
   route();
 });
-byId("views").append(...VIEWS.map((item) => h("a", { href: `#/${item.path}`, dataset: { path: item.path } }, item.label)));
+byId("views").append(
+  ...VIEWS.map((item) => h("a", { href: `#/${item.path}`, dataset: { path: item.path } }, item.label)),
+);
 window.addEventListener("hashchange", () => {
   route();
   // The keyboard continues in the new view.

@@ -9,7 +9,9 @@ export function parseMetrics(text) {
   for (const line of text.split("\n")) {
     const found = line.startsWith("#") ? null : SAMPLE.exec(line);
     if (!found) continue;
-    const labels = Object.fromEntries([...(found[2] ?? "").matchAll(LABEL)].map(([, label, value]) => [label, value]));
+    const labels = Object.fromEntries(
+      [...(found[2] ?? "").matchAll(LABEL)].map(([, label, value]) => [label, value]),
+    );
     const samples = metrics.get(found[1]) ?? [];
     samples.push({ labels, value: Number(found[3]) });
     metrics.set(found[1], samples);

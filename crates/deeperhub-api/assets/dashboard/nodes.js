@@ -17,22 +17,36 @@ export class Nodes {
     const now = Date.now();
     const isCluster = nodes.length > 1 || this.known.size > 1;
     // The sums need an answer of every node, so a node without a cluster is not asked for them.
-    const cluster = isCluster ? await read("v1/stats?scope=cluster", { signal }) : { per_node: [stats], unanswered: [] };
+    const cluster = isCluster
+      ? await read("v1/stats?scope=cluster", { signal })
+      : { per_node: [stats], unanswered: [] };
     const present = new Set();
     for (const node of nodes) {
       present.add(node.node_id);
       const before = this.known.get(node.node_id);
       const numbers = cluster.per_node.find((other) => other.node_id === node.node_id) ?? null;
       this.known.set(node.node_id, {
-        ...node, numbers, at: now, rates: numbers && rates(before, numbers, now),
-        problem: cluster.unanswered.includes(node.node_id) ? "did not answer in time"
-          : node.silent_ms > LATE_MS ? `is silent for ${span(node.silent_ms)}` : null,
+        ...node,
+        numbers,
+        at: now,
+        rates: numbers && rates(before, numbers, now),
+        problem: cluster.unanswered.includes(node.node_id)
+          ? "did not answer in time"
+          : node.silent_ms > LATE_MS
+            ? `is silent for ${span(node.silent_ms)}`
+            : null,
       });
     }
     for (const [id, node] of this.known) {
       if (!present.has(id)) {
         const since = node.goneSince ?? now;
-        this.known.set(id, { ...node, numbers: null, rates: null, goneSince: since, problem: `is gone since ${clock(since)}` });
+        this.known.set(id, {
+          ...node,
+          numbers: null,
+          rates: null,
+          goneSince: since,
+          problem: `is gone since ${clock(since)}`,
+        });
       }
     }
     this.nodes = [...this.known.values()].sort((a, b) => a.node_id.localeCompare(b.node_id));
@@ -53,20 +67,37 @@ function rates(before, numbers, now) {
 
 export function nodesTable() {
   const { element, body } = table("Nodes", [
-    "Node", "State", { label: "Connections", class: "figure" }, { label: "In", class: "figure" },
-    { label: "Out", class: "figure" }, { label: "Errors", class: "figure" }, { label: "Queued", class: "figure" },
-    { label: "Slow consumers", class: "figure" }, { label: "Topics", class: "figure" }, { label: "Version", class: "figure" },
+    "Node",
+    "State",
+    { label: "Connections", class: "figure" },
+    { label: "In", class: "figure" },
+    { label: "Out", class: "figure" },
+    { label: "Errors", class: "figure" },
+    { label: "Queued", class: "figure" },
+    { label: "Slow consumers", class: "figure" },
+    { label: "Topics", class: "figure" },
+    { label: "Version", class: "figure" },
   ]);
-  const update = (nodes) => syncRows(body, nodes, (node) => node.node_id, (node) => {
-    const { numbers, rates: current, problem } = node;
-    return [
-      { element: h("span", {}, name(node.node_id), node.self ? " (this page)" : "") },
-      { text: problem ?? "answers", class: problem ? "bad" : "good" },
-      figure(numbers ? `${whole(numbers.connections.active)} of ${whole(numbers.connections.max)}` : "–"),
-      figure(rate(current?.received)), figure(rate(current?.sent)), figure(rate(current?.errors)),
-      figure(bytes(numbers?.bytes.queued)), figure(short(numbers?.connections.slow_total)),
-      figure(short(numbers?.topics)), figure(node.version),
-    ];
-  });
+  const update = (nodes) =>
+    syncRows(
+      body,
+      nodes,
+      (node) => node.node_id,
+      (node) => {
+        const { numbers, rates: current, problem } = node;
+        return [
+          { element: h("span", {}, name(node.node_id), node.self ? " (this page)" : "") },
+          { text: problem ?? "answers", class: problem ? "bad" : "good" },
+          figure(numbers ? `${whole(numbers.connections.active)} of ${whole(numbers.connections.max)}` : "–"),
+          figure(rate(current?.received)),
+          figure(rate(current?.sent)),
+          figure(rate(current?.errors)),
+          figure(bytes(numbers?.bytes.queued)),
+          figure(short(numbers?.connections.slow_total)),
+          figure(short(numbers?.topics)),
+          figure(node.version),
+        ];
+      },
+    );
   return { element, update };
 }

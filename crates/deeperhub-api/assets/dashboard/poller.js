@@ -67,7 +67,13 @@ export async function follow(read, { signal, say }) {
         await read(visible);
         say("the server ended the stream");
       } catch (error) {
-        say(visible.aborted ? "stopped while the page is hidden" : error instanceof ApiError ? error.message : "the connection was lost");
+        say(
+          visible.aborted
+            ? "stopped while the page is hidden"
+            : error instanceof ApiError
+              ? error.message
+              : "the connection was lost",
+        );
       }
     };
     const wasHidden = await runVisible(attempt, signal);

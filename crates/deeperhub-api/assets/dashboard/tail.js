@@ -46,7 +46,8 @@ export function tail(parent, topic, signal) {
   }
 
   function flush() {
-    if (skipped > 0) list.prepend(h("li", { class: "note" }, `${plural(skipped, "message")} not shown: too many at once`));
+    if (skipped > 0)
+      list.prepend(h("li", { class: "note" }, `${plural(skipped, "message")} not shown: too many at once`));
     list.prepend(...waiting.splice(0).reverse().map(row));
     skipped = 0;
     while (list.childElementCount > MAX_SHOWN) list.lastElementChild.remove();
@@ -61,26 +62,41 @@ export function tail(parent, topic, signal) {
   }
 
   void update();
-  void follow(async (visible) => {
-    const headers = position === null ? {} : { "last-event-id": position };
-    const from = position === null ? "?from=-10" : "";
-    const onOpen = () => setText(status, "live");
-    await readEvents(path`v1/topics/${topic}/tail` + from, { signal: visible, headers, onEvent, onOpen });
-  }, { signal, say: (text) => setText(status, text) });
+  void follow(
+    async (visible) => {
+      const headers = position === null ? {} : { "last-event-id": position };
+      const from = position === null ? "?from=-10" : "";
+      const onOpen = () => setText(status, "live");
+      await readEvents(path`v1/topics/${topic}/tail` + from, { signal: visible, headers, onEvent, onOpen });
+    },
+    { signal, say: (text) => setText(status, text) },
+  );
 }
 
 function row(event) {
   if (event.event === "gap") {
     const gap = JSON.parse(event.data);
-    const range = gap.from === undefined ? "the stream begins anew" : `messages ${whole(gap.from)} to ${whole(gap.to)} are lost`;
+    const range =
+      gap.from === undefined
+        ? "the stream begins anew"
+        : `messages ${whole(gap.from)} to ${whole(gap.to)} are lost`;
     return h("li", { class: "note" }, `Gap: ${range} (${gap.reason})`);
   }
   const message = member(event.data, "message") ?? event.data;
   const { offset, time, from } = JSON.parse(event.data);
-  return h("li", {},
-    h("p", { class: "message-head" }, h("span", {}, `#${whole(offset)}`), h("time", {}, clock(time ?? event.at)),
-      h("span", {}, bytes(message.length)), from === undefined ? "from a backend" : h("span", {}, "from ", clientLink(from))),
-    jsonView(message, 1));
+  return h(
+    "li",
+    {},
+    h(
+      "p",
+      { class: "message-head" },
+      h("span", {}, `#${whole(offset)}`),
+      h("time", {}, clock(time ?? event.at)),
+      h("span", {}, bytes(message.length)),
+      from === undefined ? "from a backend" : h("span", {}, "from ", clientLink(from)),
+    ),
+    jsonView(message, 1),
+  );
 }
 
 export function clientLink(id) {

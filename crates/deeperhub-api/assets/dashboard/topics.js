@@ -6,6 +6,8 @@ import { byteRate, bytes, plural, rate, short, whole } from "./format.js";
 import { poll } from "./poller.js";
 
 const MAX_BUSIEST = 50;
+/** Topics of which one call reads subscribers and history. */
+const MAX_DESCRIBED = 100;
 const PAGE = 100;
 /** Pages that one search reads at most: each may be empty while the server looks for matches. */
 const MAX_SEARCH_CALLS = 8;
@@ -23,7 +25,9 @@ export async function readList(callPath, key, parameters, limit, signal) {
   const items = [];
   let cursor = null;
   for (let calls = 0; calls < MAX_SEARCH_CALLS && items.length < limit; calls += 1) {
-    const answer = await read(callPath + query({ ...parameters, limit: limit - items.length, cursor }), { signal });
+    const answer = await read(callPath + query({ ...parameters, limit: limit - items.length, cursor }), {
+      signal,
+    });
     items.push(...answer[key]);
     cursor = answer.next_cursor ?? null;
     if (cursor === null) break;
@@ -36,42 +40,79 @@ async function readBusy(signal) {
   const top = await read("v1/top?limit=128", { signal });
   const seconds = top.window_ms / 1000;
   const perSecond = (count) => (seconds > 0 ? count / seconds : 0);
-  return new Map(top.topics.map((busy) => [busy.topic, {
-    topic: busy.topic, messages: perSecond(busy.messages), deliveries: perSecond(busy.deliveries),
-    bytes: perSecond(busy.bytes), behind: busy.behind,
-  }]));
+  return new Map(
+    top.topics.map((busy) => [
+      busy.topic,
+      {
+        topic: busy.topic,
+        messages: perSecond(busy.messages),
+        deliveries: perSecond(busy.deliveries),
+        bytes: perSecond(busy.bytes),
+        behind: busy.behind,
+      },
+    ]),
+  );
 }
 
-/** Adds subscribers and history to topics, with one call for all of them. */
+/** Returns subscribers and history of the first topics, by name, with one call for all of them. */
 async function describe(names, signal) {
-  if (names.length === 0) return [];
-  const body = JSON.stringify({ calls: names.map((topic) => ({ topic: { topic } })) });
-  const { results } = await read("v1/batch", { method: "POST", body, signal });
-  return results.map((result, index) => (result.status === 200 ? result.body : { topic: names[index] }));
+  const calls = names.slice(0, MAX_DESCRIBED).map((topic) => ({ topic: { topic } }));
+  if (calls.length === 0) return new Map();
+  try {
+    const { results } = await read("v1/batch", { method: "POST", body: JSON.stringify({ calls }), signal });
+    return new Map(results.filter((result) => result.status === 200).map(({ body }) => [body.topic, body]));
+  } catch (error) {
+    // Batches may be limited to fewer calls. The list is of use without the details.
+    if (error.status >= 400 && error.status < 500 && error.status !== 401) return new Map();
+    throw error;
+  }
 }
 
 export function topics({ view, signal, pulse }) {
-  const input = h("input", { type: "search", maxlength: "255", spellcheck: "false", placeholder: "chat. or chat.*" });
+  const input = h("input", {
+    type: "search",
+    maxlength: "255",
+    spellcheck: "false",
+    placeholder: "chat. or chat.*",
+  });
   const everywhere = h("input", { type: "checkbox" });
   const scope = h("label", { class: "check", hidden: true }, everywhere, "all nodes");
   const summary = h("p", { role: "status" });
   const { element, body } = table("Topics", [
-    "Topic or pattern", { label: "Subscribers", class: "figure" }, { label: "Published", class: "figure" },
-    { label: "Delivered", class: "figure" }, { label: "Bytes", class: "figure" }, { label: "Behind", class: "figure" },
+    "Topic or pattern",
+    { label: "Subscribers", class: "figure" },
+    { label: "Published", class: "figure" },
+    { label: "Delivered", class: "figure" },
+    { label: "Bytes", class: "figure" },
+    { label: "Behind", class: "figure" },
     { label: "Kept", class: "figure" },
   ]);
-  const more = button("Show more", () => {
-    limit = Math.min(limit + PAGE, 1000);
-    void refresh();
-  }, "quiet");
+  const more = button(
+    "Show more",
+    () => {
+      limit = Math.min(limit + PAGE, 1000);
+      void refresh();
+    },
+    "quiet",
+  );
   more.hidden = true;
   let limit = PAGE;
 
-  const form = h("form", { class: "search", role: "search", onsubmit: (event) => {
-    event.preventDefault();
-    limit = PAGE;
-    void refresh();
-  } }, field("Prefix or pattern", input), scope, h("button", {}, "Search"));
+  const form = h(
+    "form",
+    {
+      class: "search",
+      role: "search",
+      onsubmit: (event) => {
+        event.preventDefault();
+        limit = PAGE;
+        void refresh();
+      },
+    },
+    field("Prefix or pattern", input),
+    scope,
+    h("button", {}, "Search"),
+  );
   view.append(h("h1", {}, "Topics"), form, summary, element, more);
 
   async function update() {
@@ -79,26 +120,40 @@ export function topics({ view, signal, pulse }) {
     const busy = await readBusy(signal);
     const parameters = { scope: everywhere.checked ? "cluster" : null };
     parameters[isPattern(text) ? "match" : "prefix"] = text;
-    const busiest = text === "" ? await describe([...busy.keys()].slice(0, MAX_BUSIEST), signal) : [];
     const { items, hasMore } = await readList("v1/topics", "topics", parameters, limit, signal);
-    const known = new Set(busiest.map((topic) => topic.topic));
-    const rows = [...busiest, ...items.filter((topic) => !known.has(topic.topic))];
-    const rateOf = (topic) => (busy.get(topic.topic)?.messages ?? 0) + (busy.get(topic.topic)?.deliveries ?? 0);
+    const busiest = text === "" ? [...busy.keys()].slice(0, MAX_BUSIEST) : [];
+    const names = [...new Set([...busiest, ...items.map((topic) => topic.topic)])];
+    const listed = new Map(items.map((topic) => [topic.topic, topic]));
+    const details = await describe(names, signal);
+    const rows = names.map((topic) => ({ topic, ...details.get(topic), ...listed.get(topic) }));
+    const rateOf = (topic) =>
+      (busy.get(topic.topic)?.messages ?? 0) + (busy.get(topic.topic)?.deliveries ?? 0);
     // The sort is stable, so quiet topics keep the server's order.
     rows.sort((a, b) => rateOf(b) - rateOf(a));
-    setText(summary, text === ""
-      ? `${plural(pulse.stats?.topics ?? rows.length, "topic")} and patterns; the busiest of the last seconds first.`
-      : `${plural(rows.length, "match", "matches")}${hasMore ? " so far" : ""}.`);
+    setText(
+      summary,
+      text === ""
+        ? `${plural(pulse.stats?.topics ?? rows.length, "topic")} and patterns; the busiest of the last seconds first.`
+        : `${plural(rows.length, "match", "matches")}${hasMore ? " so far" : ""}.`,
+    );
     more.hidden = !hasMore || limit >= 1000;
-    syncRows(body, rows, (topic) => topic.topic, (topic) => {
-      const rates = busy.get(topic.topic);
-      return [
-        { element: topicLink(topic.topic), class: "long" }, figure(whole(topic.subscribers)),
-        figure(rate(rates?.messages ?? null)), figure(rate(rates?.deliveries ?? null)), figure(byteRate(rates?.bytes ?? null)),
-        figure(rates?.behind ? whole(rates.behind) : "–", rates?.behind ? "poor" : ""),
-        figure(topic.history ? `${short(topic.history.messages)}, ${bytes(topic.history.bytes)}` : "–"),
-      ];
-    });
+    syncRows(
+      body,
+      rows,
+      (topic) => topic.topic,
+      (topic) => {
+        const rates = busy.get(topic.topic);
+        return [
+          { element: topicLink(topic.topic), class: "long" },
+          figure(whole(topic.subscribers)),
+          figure(rate(rates?.messages ?? null)),
+          figure(rate(rates?.deliveries ?? null)),
+          figure(byteRate(rates?.bytes ?? null)),
+          figure(rates?.behind ? whole(rates.behind) : "–", rates?.behind ? "poor" : ""),
+          figure(topic.history ? `${short(topic.history.messages)}, ${bytes(topic.history.bytes)}` : "–"),
+        ];
+      },
+    );
   }
 
   /** Updates at once, between two regular updates. */
@@ -110,6 +165,11 @@ export function topics({ view, signal, pulse }) {
     }
   }
 
-  read("v1/nodes", { signal }).then(({ nodes }) => { scope.hidden = nodes.length < 2; }, () => {});
+  read("v1/nodes", { signal }).then(
+    ({ nodes }) => {
+      scope.hidden = nodes.length < 2;
+    },
+    () => {},
+  );
   return poll(update, { signal, onFailure: (error) => setText(summary, error.message) });
 }

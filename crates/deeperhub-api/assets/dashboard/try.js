@@ -23,7 +23,9 @@ export async function tryIt({ view, signal, parameters }) {
   try {
     library = await import(new URL("deeperhub.js", document.baseURI));
   } catch {
-    view.append(h("p", { class: "bad" }, "This server has no client library, so there is nothing to try with."));
+    view.append(
+      h("p", { class: "bad" }, "This server has no client library, so there is nothing to try with."),
+    );
     return;
   }
   const desk = new Desk(library.Hub, given);
@@ -40,17 +42,30 @@ class Desk {
   constructor(Hub, given) {
     this.Hub = Hub;
     this.url = h("input", { type: "url", value: hubUrl(), required: true, spellcheck: "false" });
-    this.token = h("input", { type: "password", autocomplete: "off", spellcheck: "false", placeholder: "none" });
+    this.token = h("input", {
+      type: "password",
+      autocomplete: "off",
+      spellcheck: "false",
+      placeholder: "none",
+    });
     this.pattern = h("input", { value: given, required: true, maxlength: "255", spellcheck: "false" });
     this.history = h("input", { type: "number", min: "0", max: "1000", value: "10" });
-    this.topic = h("input", { value: given.includes("*") || given.includes(">") ? "news" : given, required: true,
-      maxlength: "255", spellcheck: "false" });
+    this.topic = h("input", {
+      value: given.includes("*") || given.includes(">") ? "news" : given,
+      required: true,
+      maxlength: "255",
+      spellcheck: "false",
+    });
     this.message = h("input", { value: '{"hello":"world"}', spellcheck: "false" });
     this.state = h("span", { class: "badge", role: "status" }, "not connected");
     this.toggle = h("button", {}, "Connect");
     this.list = h("ul", { class: "subscriptions", "aria-label": "Subscriptions" });
     this.log = h("ol", { class: "log", "aria-label": "Messages, the newest first", tabindex: "0" });
-    this.wire = h("ol", { class: "log wire", "aria-label": "Texts on the wire, the newest first", tabindex: "0" });
+    this.wire = h("ol", {
+      class: "log wire",
+      "aria-label": "Texts on the wire, the newest first",
+      tabindex: "0",
+    });
   }
 
   elements() {
@@ -59,20 +74,45 @@ class Desk {
       action.call(this);
     };
     const needsHub = { class: "needs-hub" };
-    this.connected = h("fieldset", { ...needsHub, disabled: true },
+    this.connected = h(
+      "fieldset",
+      { ...needsHub, disabled: true },
       h("legend", { class: "unseen" }, "Messages"),
-      h("form", { class: "line", onsubmit: submit(this.subscribe) }, field("Topic or pattern", this.pattern),
-        field("Kept messages", this.history, "short"), h("button", {}, "Subscribe")),
+      h(
+        "form",
+        { class: "line", onsubmit: submit(this.subscribe) },
+        field("Topic or pattern", this.pattern),
+        field("Kept messages", this.history, "short"),
+        h("button", {}, "Subscribe"),
+      ),
       this.list,
-      h("form", { class: "line", onsubmit: submit(this.publish) }, field("Topic", this.topic),
-        field("Message: JSON, or plain text", this.message), h("button", {}, "Publish"),
-        button("Echo", () => this.echo(), "quiet")),
-      h("div", { class: "buttons" }, button("Cut the connection", () => this.cut(), "quiet"),
-        button("Cut it, and publish 3 messages meanwhile", () => this.cutAndPublish(), "quiet")));
+      h(
+        "form",
+        { class: "line", onsubmit: submit(this.publish) },
+        field("Topic", this.topic),
+        field("Message: JSON, or plain text", this.message),
+        h("button", {}, "Publish"),
+        button("Echo", () => this.echo(), "quiet"),
+      ),
+      h(
+        "div",
+        { class: "buttons" },
+        button("Cut the connection", () => this.cut(), "quiet"),
+        button("Cut it, and publish 3 messages meanwhile", () => this.cutAndPublish(), "quiet"),
+      ),
+    );
     return [
-      h("form", { class: "line", onsubmit: submit(this.hubToggled) }, field("Hub", this.url),
-        field("Token", this.token), this.toggle, this.state),
-      this.connected, h("h2", {}, "Messages"), this.log,
+      h(
+        "form",
+        { class: "line", onsubmit: submit(this.hubToggled) },
+        field("Hub", this.url),
+        field("Token", this.token),
+        this.toggle,
+        this.state,
+      ),
+      this.connected,
+      h("h2", {}, "Messages"),
+      this.log,
       h("details", {}, h("summary", {}, "On the wire"), this.wire),
     ];
   }
@@ -85,10 +125,15 @@ class Desk {
   connect() {
     const WebSocketClass = tappedWebSocket({
       onText: (direction, text) => this.line(this.wire, direction, h("code", {}, visible(text))),
-      onSocket: (socket) => { this.socket = socket; },
+      onSocket: (socket) => {
+        this.socket = socket;
+      },
     });
     try {
-      this.hub = new this.Hub(this.url.value, { token: this.token.value || undefined, WebSocket: WebSocketClass });
+      this.hub = new this.Hub(this.url.value, {
+        token: this.token.value || undefined,
+        WebSocket: WebSocketClass,
+      });
     } catch (error) {
       this.note("error", error.message);
       return;
@@ -123,15 +168,28 @@ class Desk {
     const history = Number(this.history.value);
     const subscription = this.hub.subscribe(topic, history > 0 ? { history } : {});
     const state = h("span", { role: "status" }, "subscribing");
-    const item = h("li", {}, name(topic), " ", state, " ", button("Unsubscribe", () => {
-      subscription.unsubscribe();
-      this.subscriptions.delete(topic);
-      item.remove();
-    }, "quiet"));
+    const item = h(
+      "li",
+      {},
+      name(topic),
+      " ",
+      state,
+      " ",
+      button(
+        "Unsubscribe",
+        () => {
+          subscription.unsubscribe();
+          this.subscriptions.delete(topic);
+          item.remove();
+        },
+        "quiet",
+      ),
+    );
     this.subscriptions.set(topic, subscription);
     this.list.append(item);
     subscription.on("state", (change) => {
-      const recovered = change.recovered === undefined ? "" : change.recovered ? ", all recovered" : ", not recovered";
+      const recovered =
+        change.recovered === undefined ? "" : change.recovered ? ", all recovered" : ", not recovered";
       setText(state, `${change.state}${recovered}${change.reason ? ` (${change.reason})` : ""}`);
       this.note("state", h("span", {}, name(topic), `: ${state.textContent}`));
       if (change.state === "ended") {
@@ -149,7 +207,10 @@ class Desk {
   }
 
   onMessage({ topic, message, from, offset }) {
-    const about = [offset === undefined ? "" : ` #${offset}`, from === undefined ? " from a backend" : [" from ", name(from)]];
+    const about = [
+      offset === undefined ? "" : ` #${offset}`,
+      from === undefined ? " from a backend" : [" from ", name(from)],
+    ];
     this.line(this.log, "message", h("span", {}, name(topic), about), jsonView(JSON.stringify(message), 1));
   }
 
@@ -158,7 +219,10 @@ class Desk {
     await this.answered(async () => {
       const { subscribers, offset } = await this.hub.publish(topic, JSON.parse(payload(this.message.value)));
       const place = offset === undefined ? "" : `, kept as #${offset}`;
-      this.note("state", h("span", {}, "Published to ", name(topic), `: ${plural(subscribers, "subscription")}${place}`));
+      this.note(
+        "state",
+        h("span", {}, "Published to ", name(topic), `: ${plural(subscribers, "subscription")}${place}`),
+      );
     });
   }
 
@@ -182,7 +246,10 @@ class Desk {
         const body = JSON.stringify({ missed: number });
         await read(path`v1/topics/${this.topic.value.trim()}/messages`, { method: "POST", body });
       }
-      this.note("state", h("span", {}, "Published 3 messages to ", name(this.topic.value.trim()), " over the server API."));
+      this.note(
+        "state",
+        h("span", {}, "Published 3 messages to ", name(this.topic.value.trim()), " over the server API."),
+      );
     });
   }
 
