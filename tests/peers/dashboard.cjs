@@ -161,7 +161,8 @@ async function oneTopic(page) {
   await page.getByRole("button", { name: /^Continue/ }).click();
 
   // Numbers keep their digits, and a huge value is folded.
-  const huge = `{"number":12345678901234567890,"list":[${Array.from({ length: 6000 }, (_, index) => index)}]}`;
+  const list6000 = Array.from({ length: 6000 }, (_, index) => index);
+  const huge = `{"number":12345678901234567890,"list":[${list6000}]}`;
   await act(page, "Publish", "Publish", "Done: 200", async (dialog) =>
     dialog.getByLabel("Message").fill(huge),
   );
@@ -195,6 +196,7 @@ async function clients(page) {
   await search(page, "User, address or ID", "ada");
   await page.getByText("1 match.").waitFor();
   await checkView(page, "clients");
+  await act(page, "Send to everyone", "Send", "Done: 200");
   const link = page.getByRole("table", { name: "Clients", exact: true }).getByRole("link");
   const id = await link.textContent();
   await link.click();

@@ -1,5 +1,6 @@
 // Clients: a list with a search, and the busiest ones.
 
+import { act } from "./actions.js";
 import { read } from "./api.js";
 import { button, field, figure, h, name, setText, syncRows, table } from "./dom.js";
 import { byteRate, bytes, plural, rate, short, span, whole } from "./format.js";
@@ -67,6 +68,11 @@ export function clients({ view, signal, pulse }) {
     summary,
     list.element,
     more,
+    h(
+      "div",
+      { class: "buttons" },
+      button("Send to everyone", () => broadcast(), "quiet"),
+    ),
     h("h2", {}, "Busiest clients"),
     h("p", {}, "By messages to the hub within the last seconds."),
     busiest.element,
@@ -134,4 +140,22 @@ export function clients({ view, signal, pulse }) {
     () => {},
   );
   return poll(update, { signal, onFailure: (error) => setText(summary, error.message) });
+}
+
+function broadcast() {
+  const message = h("textarea", {
+    rows: "6",
+    spellcheck: "false",
+    value: '{"type":"notice","data":{"text":"Maintenance at noon"}}',
+  });
+  return act({
+    title: "Send to everyone?",
+    effect: "Sends a message to every client of every node.",
+    verb: "Send",
+    isHarmful: true,
+    method: "POST",
+    path: "v1/broadcast",
+    inputs: [field("Message: a JSON object with a type", message)],
+    body: () => message.value,
+  });
 }

@@ -85,10 +85,12 @@ export function nodesTable() {
       (node) => node.node_id,
       (node) => {
         const { numbers, rates: current, problem } = node;
+        const { active, max } = numbers?.connections ?? {};
+        const connections = numbers ? `${whole(active)} of ${whole(max)}` : "–";
         return [
           { element: h("span", {}, name(node.node_id), node.self ? " (this page)" : "") },
           { text: problem ?? "answers", class: problem ? "bad" : "good" },
-          figure(numbers ? `${whole(numbers.connections.active)} of ${whole(numbers.connections.max)}` : "–"),
+          figure(connections),
           figure(rate(current?.received)),
           figure(rate(current?.sent)),
           figure(rate(current?.errors)),

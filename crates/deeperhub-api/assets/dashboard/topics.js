@@ -133,7 +133,7 @@ export function topics({ view, signal, pulse }) {
     setText(
       summary,
       text === ""
-        ? `${plural(pulse.stats?.topics ?? rows.length, "topic")} and patterns; the busiest of the last seconds first.`
+        ? `${plural(pulse.stats?.topics ?? rows.length, "topic")} and patterns; the busiest first.`
         : `${plural(rows.length, "match", "matches")}${hasMore ? " so far" : ""}.`,
     );
     more.hidden = !hasMore || limit >= 1000;

@@ -59,7 +59,7 @@ function limitWarnings(stats) {
     found.push({
       id: "memory",
       level: isShedding ? "bad" : "poor",
-      what: `${bytes(memory.used)} of ${bytes(memory.limit)} of memory are in use (${percent(memory.used / memory.limit)})`,
+      what: `${percent(memory.used / memory.limit)} of ${bytes(memory.limit)} of memory are in use`,
       remedy: isShedding
         ? "Connections that hold the most are closed. Give the process more memory, or lower --max-queue-bytes."
         : "New connections are refused. Give the process more memory, or lower --history-bytes.",
@@ -80,7 +80,7 @@ function limitWarnings(stats) {
       level: "poor",
       what: `1 of 100 deliveries takes longer than ${micros(late)}`,
       remedy:
-        "Clients read slowly, or the node is overloaded. Compare CPU and queues, and look for the busiest topics.",
+        "Clients read slowly, or the node is overloaded. Compare CPU and queues, and the busiest topics.",
     });
   }
   return found;
@@ -95,8 +95,8 @@ function recentWarnings(stats, samples) {
       level: "bad",
       what: `${plural(slow, "slow consumer")} closed with 1013 within 5 minutes`,
       remedy:
-        "They read more slowly than messages came. Give their topics a history, so that they catch up instead, or " +
-        "raise --max-queue-bytes.",
+        "They read more slowly than messages came. Give their topics a history, so that they catch up, " +
+        "or raise --max-queue-bytes.",
     });
   }
   const [errors, received] = [
@@ -138,7 +138,6 @@ function nodeWarnings(nodes) {
       id: `node-${node.node_id}`,
       level: "bad",
       what: `Node ${node.node_id} ${node.problem}`,
-      remedy:
-        "Look at the node itself: is its process running, and does it reach the broker? Its clients go to other nodes.",
+      remedy: "Is its process running, and does it reach the broker? Its clients go to other nodes.",
     }));
 }
