@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Broker, Client, Engine, Issuer, Peer, Server, from_now, has_brokers, has_browser, http, install, run_peer,
-    script, with_token,
+    Broker, Client, Engine, Issuer, Peer, Server, from_now, has_brokers, has_browser, http, install,
+    run_peer, script, with_token,
 };
 
 const KEY: &str = "a-key-for-the-dashboard";
@@ -171,8 +171,7 @@ async fn the_dashboard_works_in_a_browser() {
     let quiet: Vec<_> = (0..30).map(|number| format!("quiet.{number}")).collect();
     subscribe(&mut other, &quiet).await;
     let load = async {
-        let body =
-            json!({"<b>key</b>": "<img/src=x/onerror=alert(1)>", "bidi": "\u{202e}evil", "text": "z".repeat(900)});
+        let body = json!({"<b>key</b>": "<img/src=x/onerror=alert(1)>", "bidi": "\u{202e}evil", "text": "z".repeat(900)});
         loop {
             let request = "POST /v1/topics/kept.busy/messages";
             assert_eq!(http(server.api(), request, &[&authorization], &body.to_string()).await.status, 200);

@@ -75,17 +75,24 @@ async function main() {
     const { clients } = await (await fetch(`${api}v1/clients?limit=1`)).json();
     const views = ["", "topics", "topics/kept.one", "clients", `clients/${clients[0].client_id}`, "limits"];
     browser = await chromium.launch({ executablePath: browserOptions.path, args: browserOptions.args });
-    console.log("| ten pages of | % of a core, with them | without them | difference |\n|---|---|---|---|");
+    console.log("| ten pages of | calls a second | % of a core, with them | without them | difference |");
+    console.log("|---|---|---|---|---|");
     let idle = await share(server.pid);
     for (const view of views) {
       const context = await browser.newContext();
+      let calls = 0;
+      context.on("request", () => {
+        calls += 1;
+      });
       for (let count = 0; count < PAGES; count += 1) {
         const page = await context.newPage();
         await page.goto(`${api}#/${view}`);
         // Pages in one browser would otherwise call at the same moment.
         await sleep(500);
       }
+      calls = 0;
       const busy = await share(server.pid);
+      const callsPerSecond = (calls / seconds).toFixed(1);
       await context.close();
       // Counting of the busiest topics stops half a minute after its last call.
       await sleep(35_000);
@@ -93,7 +100,9 @@ async function main() {
       const percent = (value) => (value * 100).toFixed(2);
       const without = (idle + after) / 2;
       const label = view.replace(clients[0].client_id, "ID") || "overview";
-      console.log(`| ${label} | ${percent(busy)} | ${percent(without)} | ${percent(busy - without)} |`);
+      console.log(
+        `| ${label} | ${callsPerSecond} | ${percent(busy)} | ${percent(without)} | ${percent(busy - without)} |`,
+      );
       idle = after;
     }
   } finally {

@@ -30,6 +30,7 @@ files! {
     "dom.js": SCRIPT,
     "format.js": SCRIPT,
     "json.js": SCRIPT,
+    "limit_groups.js": SCRIPT,
     "limits.js": SCRIPT,
     "main.js": SCRIPT,
     "metrics.js": SCRIPT,
@@ -83,8 +84,8 @@ struct File {
 
 impl Dashboard {
     pub(crate) fn new(websocket_url: Option<&str>) -> Self {
-        let page = PAGE_TEMPLATE
-            .replace("{{websocket_url}}", &escape_attribute(websocket_url.unwrap_or_default()));
+        let page =
+            PAGE_TEMPLATE.replace("{{websocket_url}}", &escape_attribute(websocket_url.unwrap_or_default()));
         let file = |&(name, content_type, text): &(&'static str, _, &'static str)| {
             (name, File::new(content_type, Bytes::from_static(text.as_bytes())))
         };

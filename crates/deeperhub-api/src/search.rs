@@ -74,7 +74,11 @@ mod tests {
         let start: usize = cursor.map_or(0, |cursor| cursor.parse().unwrap());
         let end = (start + limit).min(1000);
         let next_cursor = (end < 1000).then(|| end.to_string());
-        ready(Ok(Numbers { items: (start..end).collect(), next_cursor, unanswered: Some(vec!["n2".to_owned()]) }))
+        ready(Ok(Numbers {
+            items: (start..end).collect(),
+            next_cursor,
+            unanswered: Some(vec!["n2".to_owned()]),
+        }))
     }
 
     #[tokio::test]

@@ -80,9 +80,9 @@ pub use stats::{ClusterStats, MemoryUsage, Stats, Totals};
 pub use streams::TopicHistory;
 pub use top::{Top, TopEntry};
 pub use types::{
-    ClientInfo, ClientNotFound, ClusterAnswer, ConnectionInfo, CursorError, Delivered, ListError, NodeIdTaken,
-    NodeInfo, NodeTotals, Page, PayloadError, PublishError, SendError, SubscriptionBehind, TopicInfo,
-    WorkerTimeout,
+    ClientInfo, ClientNotFound, ClusterAnswer, ConnectionInfo, CursorError, Delivered, ListError,
+    NodeIdTaken, NodeInfo, NodeTotals, Page, PayloadError, PublishError, SendError, SubscriptionBehind,
+    TopicInfo, WorkerTimeout,
 };
 
 /// Runs the README's examples as doc tests.

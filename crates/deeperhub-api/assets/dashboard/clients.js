@@ -9,6 +9,8 @@ import { clientLink } from "./tail.js";
 import { readList } from "./topics.js";
 
 const PAGE = 100;
+/** Time between two updates. A page of clients costs the server more than its statistics. */
+const INTERVAL_MS = 10_000;
 
 export function clients({ view, signal, pulse }) {
   const input = h("input", {
@@ -78,13 +80,19 @@ export function clients({ view, signal, pulse }) {
     busiest.element,
   );
 
+  let updates = 0;
+
   async function update() {
+    updates += 1;
+    const update = updates;
     const search = input.value.trim();
     const parameters = { search, scope: everywhere.checked ? "cluster" : null };
     const [{ items, hasMore }, top] = await Promise.all([
       readList("v1/clients", "clients", parameters, limit, signal),
       read("v1/top?limit=10", { signal }),
     ]);
+    // A search that started later shows its own result.
+    if (update !== updates) return;
     setText(
       summary,
       search === ""
@@ -139,7 +147,11 @@ export function clients({ view, signal, pulse }) {
     },
     () => {},
   );
-  return poll(update, { signal, onFailure: (error) => setText(summary, error.message) });
+  return poll(update, {
+    interval: INTERVAL_MS,
+    signal,
+    onFailure: (error) => setText(summary, error.message),
+  });
 }
 
 function broadcast() {

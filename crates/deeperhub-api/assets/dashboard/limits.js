@@ -3,128 +3,10 @@
 import { read, readEvents } from "./api.js";
 import { button, figure, h, name, setText, syncRows, table } from "./dom.js";
 import { clock, rate, whole } from "./format.js";
+import { GROUPS } from "./limit_groups.js";
 import { parseMetrics } from "./metrics.js";
 import { follow, poll, sleep } from "./poller.js";
 import { clientLink } from "./tail.js";
-
-/** Metrics of this view: the counters of one, by a label, or several without labels. */
-const GROUPS = [
-  {
-    title: "Messages over a limit",
-    metric: "deeperhub_messages_limited_total",
-    label: "limit",
-    note: "Refused, or only counted with --limits observe.",
-    texts: {
-      messages: "messages of a connection (--rate-limit)",
-      bytes: "bytes of a connection (--byte-rate-limit)",
-      tokens: "authenticate messages (--token-rate-limit)",
-      subscriptions: "subscriptions (--max-subscriptions)",
-      control: "pings and pongs (--control-rate-limit)",
-      json_depth: "nesting (--max-json-depth)",
-      first_burst: "bursts of new connections (--burst-rate-per-ip)",
-    },
-  },
-  {
-    title: "Connections over a limit",
-    metric: "deeperhub_connections_limited_total",
-    label: "limit",
-    note: "Per address: refused, or only counted with --limits observe.",
-    texts: {
-      max_connections: "connections (--max-connections)",
-      max_connections_per_ip: "of an address (--max-connections-per-ip)",
-      connection_rate_per_ip: "new ones of an address (--connection-rate-per-ip)",
-    },
-  },
-  {
-    title: "Handshakes",
-    metric: "deeperhub_handshakes_total",
-    label: "outcome",
-    note: "By outcome.",
-    texts: {
-      accepted: "accepted",
-      refused: "refused: a limit, a token, an origin, a bad request",
-      timed_out: "too slow (--handshake-timeout)",
-      lost: "the client went away",
-      tls_failed: "TLS failed",
-      proxy_failed: "PROXY header missing or wrong",
-    },
-  },
-  {
-    title: "Refused client certificates",
-    metric: "deeperhub_tls_client_auth_refused_total",
-    label: "reason",
-    note: "In the TLS handshake, with --tls-client-ca.",
-    texts: {},
-  },
-  {
-    title: "Errors to clients",
-    metric: "deeperhub_errors_total",
-    label: "code",
-    note: "Replies of type error, by code.",
-    texts: {},
-  },
-  {
-    title: "Closed connections",
-    metric: "deeperhub_connections_closed_total",
-    label: "by",
-    note: "By close code, or by who ended them.",
-    texts: {
-      client: "closed by the client",
-      lost: "connection lost",
-      1001: "1001: shutdown",
-      1002: "1002: broken frames",
-      1007: "1007: not UTF-8",
-      1008: "1008: kept violating rate limits",
-      1009: "1009: message too big",
-      1011: "1011: fault of the server",
-      1013: "1013: slow consumer",
-      4001: "4001: token missing or expired",
-      4003: "4003: disconnected over the API",
-      4200: "4200: no sign of life",
-    },
-  },
-  {
-    title: "Recoveries",
-    metric: "deeperhub_recoveries_total",
-    label: "result",
-    note: "Subscribes with a position, by result.",
-    texts: {
-      recovered: "recovered: nothing is missing",
-      epoch: "epoch: the stream is another one",
-      ahead: "ahead: the position is too new",
-      trimmed: "trimmed: older than what is kept",
-      no_history: "no_history: the topic keeps nothing",
-      pattern: "pattern: patterns cannot recover",
-      overlap: "overlap: subscribed already",
-    },
-  },
-  {
-    title: "Gaps",
-    metric: "deeperhub_gaps_total",
-    label: "reason",
-    note: "What subscribers were told they do not get.",
-    texts: {
-      trimmed: "trimmed: fell out of the history",
-      dropped: "dropped: by the topic's delivery",
-      conflated: "conflated: only the newest counts",
-      lost: "lost",
-      epoch: "epoch: the stream began anew",
-    },
-  },
-  {
-    title: "Evicted from the history",
-    metric: "deeperhub_history_evicted_total",
-    label: "reason",
-    note: "By reason.",
-    texts: {
-      messages: "messages: the rule's count",
-      bytes: "bytes: the rule's bytes",
-      ttl: "ttl: their age",
-      budget: "budget: --history-bytes is too small",
-      removed: "removed",
-    },
-  },
-];
 
 const MAX_EVENTS = 200;
 const EVENT_TYPES = "websocket_error,websocket_disconnected";
@@ -179,9 +61,9 @@ class Group {
   }
 
   update(metrics) {
-    const { metric, label, texts } = this.group;
+    const { texts } = this.group;
     const now = Date.now();
-    const counts = new Map((metrics.get(metric) ?? []).map((sample) => [sample.labels[label], sample.value]));
+    const counts = countsOf(this.group, metrics);
     this.first ??= counts;
     const rows = [...counts].map(([key, total]) => {
       const since = total - (this.first.get(key) ?? 0);
@@ -208,6 +90,14 @@ class Group {
     const others = rows.filter((row) => row.total === 0).map(textOf);
     setText(this.never, others.length > 0 ? `Never: ${others.join("; ")}.` : "");
   }
+}
+
+/** Returns the counters of a group: of one metric by its label, or of several metrics by their names. */
+function countsOf({ metric, label, texts }, metrics) {
+  if (metric)
+    return new Map((metrics.get(metric) ?? []).map((sample) => [sample.labels[label], sample.value]));
+  const found = Object.keys(texts).filter((key) => metrics.has(key));
+  return new Map(found.map((key) => [key, metrics.get(key)[0].value]));
 }
 
 /** Shows the events since the view was opened, and which clients got errors. */

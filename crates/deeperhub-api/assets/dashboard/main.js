@@ -11,6 +11,7 @@ import { poll } from "./poller.js";
 import { topic } from "./topic.js";
 import { topics } from "./topics.js";
 import { tryIt } from "./try.js";
+import { warnings } from "./warnings.js";
 
 /** Views with a place in the navigation: the path in the fragment, the label, and the functions. */
 const VIEWS = [
@@ -87,7 +88,13 @@ function route() {
   document.title = `${item.label} – deeperhub-ws`;
   const context = { view, pulse, signal, parameters: new URLSearchParams(parameters || place.split("?")[1]) };
   const running = text && item.showOne ? item.showOne({ ...context, id: decode(text) }) : item.show(context);
-  if (item.show !== overview) void poll(() => pulse.update(signal), { signal, onFailure: pulse.onFailure });
+  if (item.show !== overview) {
+    const beat = async () => {
+      await pulse.update(signal);
+      pulse.showWarnings(warnings(pulse.stats, pulse.health, null, null));
+    };
+    void poll(beat, { signal, onFailure: pulse.onFailure });
+  }
   Promise.resolve(running).catch((error) => {
     if (!signal.aborted) view.append(h("p", { class: "bad", role: "alert" }, error.message));
     if (!(error instanceof ApiError)) throw error;

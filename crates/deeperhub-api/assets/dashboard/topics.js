@@ -6,6 +6,8 @@ import { byteRate, bytes, plural, rate, short, whole } from "./format.js";
 import { poll } from "./poller.js";
 
 const MAX_BUSIEST = 50;
+/** Updates of the rates after which the list, which costs the server more, is read again. */
+const LIST_EVERY = 3;
 /** Topics of which one call reads subscribers and history. */
 const MAX_DESCRIBED = 100;
 const PAGE = 100;
@@ -115,16 +117,32 @@ export function topics({ view, signal, pulse }) {
   );
   view.append(h("h1", {}, "Topics"), form, summary, element, more);
 
-  async function update() {
-    const text = input.value.trim();
-    const busy = await readBusy(signal);
+  let list = null;
+  let updates = 0;
+
+  /** Reads the topics of the list, with their subscribers and history. */
+  async function readTopics(text, busiest) {
     const parameters = { scope: everywhere.checked ? "cluster" : null };
     parameters[isPattern(text) ? "match" : "prefix"] = text;
     const { items, hasMore } = await readList("v1/topics", "topics", parameters, limit, signal);
-    const busiest = text === "" ? [...busy.keys()].slice(0, MAX_BUSIEST) : [];
-    const names = [...new Set([...busiest, ...items.map((topic) => topic.topic)])];
     const listed = new Map(items.map((topic) => [topic.topic, topic]));
-    const details = await describe(names, signal);
+    const details = await describe([...new Set([...busiest, ...listed.keys()])], signal);
+    return { text, listed, details, hasMore };
+  }
+
+  async function update(isNewSearch = false) {
+    updates += 1;
+    const update = updates;
+    const text = input.value.trim();
+    const busy = await readBusy(signal);
+    const busiest = text === "" ? [...busy.keys()].slice(0, MAX_BUSIEST) : [];
+    const isListOld = isNewSearch || list?.text !== text || update % LIST_EVERY === 0;
+    const current = isListOld ? await readTopics(text, busiest) : list;
+    // A search that started later shows its own result.
+    if (update !== updates) return;
+    list = current;
+    const { listed, details, hasMore } = list;
+    const names = [...new Set([...busiest, ...listed.keys()])];
     const rows = names.map((topic) => ({ topic, ...details.get(topic), ...listed.get(topic) }));
     const rateOf = (topic) =>
       (busy.get(topic.topic)?.messages ?? 0) + (busy.get(topic.topic)?.deliveries ?? 0);
@@ -159,7 +177,7 @@ export function topics({ view, signal, pulse }) {
   /** Updates at once, between two regular updates. */
   async function refresh() {
     try {
-      await update();
+      await update(true);
     } catch (error) {
       if (!signal.aborted) setText(summary, error.message);
     }
@@ -171,5 +189,5 @@ export function topics({ view, signal, pulse }) {
     },
     () => {},
   );
-  return poll(update, { signal, onFailure: (error) => setText(summary, error.message) });
+  return poll(() => update(), { signal, onFailure: (error) => setText(summary, error.message) });
 }

@@ -61,7 +61,7 @@ function limitWarnings(stats) {
       level: isShedding ? "bad" : "poor",
       what: `${percent(memory.used / memory.limit)} of ${bytes(memory.limit)} of memory are in use`,
       remedy: isShedding
-        ? "Connections that hold the most are closed. Give the process more memory, or lower --max-queue-bytes."
+        ? "Connections that hold the most are closed. Give the process more memory, or lower queue limits."
         : "New connections are refused. Give the process more memory, or lower --history-bytes.",
     });
   }

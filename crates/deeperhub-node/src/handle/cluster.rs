@@ -12,7 +12,9 @@ use super::NodeHandle;
 use crate::cluster::query::{ClientRecord, ClientsReply, ClusterQuery, QUERY_TIMEOUT, TopicsReply};
 use crate::hub::Hub;
 use crate::stats::ClusterStats;
-use crate::types::{ClientInfo, ClusterAnswer, CursorError, ListError, NodeInfo, NodeTotals, Page, TopicInfo};
+use crate::types::{
+    ClientInfo, ClusterAnswer, CursorError, ListError, NodeInfo, NodeTotals, Page, TopicInfo,
+};
 
 impl Hub {
     async fn query_node(&self, node: &str, query: &ClusterQuery) -> Result<String, RequestError> {

@@ -273,7 +273,7 @@ const BASE: [(&str, &str); 11] = [
 ];
 
 /// Each setting, and a value that is neither its default nor that of [`BASE`].
-const OTHER_VALUES: [(&str, &str); 87] = [
+const OTHER_VALUES: [(&str, &str); 88] = [
     ("workers", "3"),
     ("io_uring", "off"),
     ("node_id", "n"),
