@@ -121,7 +121,7 @@ const CARDS = [
     format: short,
     warnings: [],
     value: (stats) => whole(stats.history.behind),
-    note: ({ history }) => `${short(history.messages)} messages kept, ${bytes(history.bytes)}`,
+    note: ({ history }) => `${plural(history.messages, "message")} kept, ${bytes(history.bytes)}`,
     lines: (samples) => [samples.values("behind")],
   },
 ];
