@@ -165,6 +165,16 @@ impl Stats {
     }
 }
 
+/// Statistics of one node of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeTotals {
+    /// Node name.
+    pub node_id: String,
+    /// Statistics that can be summed over nodes.
+    pub totals: Totals,
+}
+
 /// Statistics of several nodes together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -8,7 +8,6 @@ use deeperhub_protocol::message::ClusterFault;
 use deeperhub_protocol::{ClientId, MessageError, Position, TopicError};
 use serde::{Deserialize, Serialize};
 
-use crate::stats::Totals;
 use crate::streams::PublishRefusal;
 
 /// Result of a publish or an operation.
@@ -121,16 +120,6 @@ pub struct ClusterAnswer<T> {
     pub answer: T,
     /// Names of the nodes that did not answer in time.
     pub unanswered: Vec<String>,
-}
-
-/// Statistics of one node of a cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct NodeTotals {
-    /// Node name.
-    pub node_id: String,
-    /// Statistics that can be summed over nodes.
-    pub totals: Totals,
 }
 
 /// A node of the cluster.

@@ -11,10 +11,8 @@ use serde::Deserialize;
 use super::NodeHandle;
 use crate::cluster::query::{ClientRecord, ClientsReply, ClusterQuery, QUERY_TIMEOUT, TopicsReply};
 use crate::hub::Hub;
-use crate::stats::ClusterStats;
-use crate::types::{
-    ClientInfo, ClusterAnswer, CursorError, ListError, NodeInfo, NodeTotals, Page, TopicInfo,
-};
+use crate::stats::{ClusterStats, NodeTotals};
+use crate::types::{ClientInfo, ClusterAnswer, CursorError, ListError, NodeInfo, Page, TopicInfo};
 
 impl Hub {
     async fn query_node(&self, node: &str, query: &ClusterQuery) -> Result<String, RequestError> {
