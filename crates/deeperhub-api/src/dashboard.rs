@@ -65,7 +65,7 @@ const HEADERS: [(HeaderName, &str); 4] = [
 
 /// Returns `true` if a path is of a file, which holds no data and needs no key.
 pub(crate) fn is_file(path: &str) -> bool {
-    path == "/" || path == "/deeperhub.js" || path.starts_with("/dashboard/")
+    path == "/" || path.starts_with("/dashboard/")
 }
 
 /// The files, with this server's WebSocket URL in the page.
