@@ -2,7 +2,7 @@
 
 import { act, payload } from "./actions.js";
 import { path, read } from "./api.js";
-import { button, field, h, name, setText } from "./dom.js";
+import { button, field, h, name, setText, visible } from "./dom.js";
 import { byteRate, bytes, plural, rate, whole } from "./format.js";
 import { poll } from "./poller.js";
 import { tail } from "./tail.js";
@@ -18,7 +18,7 @@ export function facts(labels) {
     { class: "facts" },
     labels.map((label, index) => h("div", {}, h("dt", {}, label), values[index])),
   );
-  return { element, show: (texts) => texts.forEach((text, index) => setText(values[index], text)) };
+  return { element, show: (texts) => texts.forEach((text, index) => setText(values[index], visible(text))) };
 }
 
 export function topic({ view, signal, id }) {

@@ -164,7 +164,7 @@ class Desk {
 
   subscribe() {
     const topic = this.pattern.value.trim();
-    if (this.subscriptions.has(topic)) return this.note("state", `${visible(topic)} is subscribed already.`);
+    if (this.subscriptions.has(topic)) return this.note("state", `${topic} is subscribed already.`);
     const history = Number(this.history.value);
     const subscription = this.hub.subscribe(topic, history > 0 ? { history } : {});
     const state = h("span", { role: "status" }, "subscribing");
@@ -262,7 +262,7 @@ class Desk {
   }
 
   note(kind, content) {
-    this.line(this.log, kind, content);
+    this.line(this.log, kind, typeof content === "string" ? visible(content) : content);
   }
 
   line(list, kind, ...content) {
