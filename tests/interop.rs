@@ -22,16 +22,6 @@ fn a_client_on_npm_ws_works() {
     check(&run_peer("node", [script("node_client.cjs"), server.url("/ws").into()]));
 }
 
-#[test]
-fn the_try_out_page_works_in_a_browser() {
-    if !has_browser() {
-        return;
-    }
-    install(&[Peer::Node]);
-    let server = Server::start(&["--workers", "2"]);
-    check(&run_peer("node", [script("page.cjs"), format!("http://{}/", server.api()).into()]));
-}
-
 /// Checks a client over TLS; `variable` names the environment variable for its trusted authority.
 fn check_over_tls(variable: &str, program: &str, script_name: &str) {
     let authority = Authority::new();

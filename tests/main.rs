@@ -23,6 +23,7 @@ mod collectors;
 mod compression;
 mod conformance;
 mod dashboard;
+mod dashboard_page;
 mod deploy;
 mod examples;
 mod file_layering;

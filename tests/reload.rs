@@ -186,6 +186,7 @@ impl SettingFiles {
             ("api_key", Applied, "'key-before'", "'key-after'"),
             ("api_tls_cert", NeedsRestart, "", &cert),
             ("api_tls_key", NeedsRestart, "", &key),
+            ("dashboard", NeedsRestart, "", "'off'"),
             ("max_api_connections", NeedsRestart, "", "9"),
             ("api_idle_timeout", NeedsRestart, "", "'9s'"),
             ("api_timeout", NeedsRestart, "", "'9s'"),

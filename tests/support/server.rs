@@ -117,6 +117,12 @@ impl Server {
         self.status_bytes("VmHWM:")
     }
 
+    /// Returns the ID of the process.
+    #[allow(dead_code, reason = "only the main suite kills servers from outside")]
+    pub(crate) fn process_id(&self) -> u32 {
+        self.running.child.id()
+    }
+
     fn status_bytes(&self, key: &str) -> u64 {
         let path = format!("/proc/{}/status", self.running.child.id());
         let status = std::fs::read_to_string(path).expect("the process runs");

@@ -9,7 +9,7 @@ use deeperhub_protocol::{ClientId, RawJson, Subscription};
 use crate::Api;
 use crate::error::ApiError;
 use crate::idempotency::IdempotencyKey;
-use crate::responses::{Client, Executed, Published, Topic};
+use crate::responses::{Client, Executed, Published, SubscriptionPosition, Topic};
 
 /// Publishes a message; with an idempotency key, only once. Returns the outcome, and `true` if it
 /// is an earlier one.
@@ -67,7 +67,29 @@ async fn execute(api: &Api, target: &Target<'_, &str>, action: Action<'_>) -> Re
 }
 
 pub(crate) async fn client(api: &Api, client_id: &str) -> Result<Client, ApiError> {
-    Ok(api.node.client(&parse_client_id(client_id)?).await?.into())
+    let mut client = Client::from(api.node.client(&parse_client_id(client_id)?).await?);
+    if is_of_this_node(api, &client.client_id) {
+        client.positions = Some(positions(api, &client));
+    }
+    Ok(client)
+}
+
+fn is_of_this_node(api: &Api, client_id: &str) -> bool {
+    client_id.rsplit_once('.').is_some_and(|(node, _)| node == api.node.node_id())
+}
+
+/// Returns the positions of a client's subscriptions to topics with history. A subscription that is
+/// not behind stands at the newest message.
+fn positions(api: &Api, client: &Client) -> Vec<SubscriptionPosition> {
+    let behind = client.connection.as_ref().map(|connection| &*connection.behind).unwrap_or_default();
+    let position = |name: &String| {
+        let topic = deeperhub_protocol::Topic::parse(name.as_str()).ok()?;
+        let newest = api.node.topic_history(&topic)?.offset;
+        let behind = behind.iter().find(|behind| behind.topic == *name);
+        let offset = behind.map_or(newest, |behind| behind.offset);
+        Some(SubscriptionPosition { topic: name.clone(), offset, newest })
+    };
+    client.subscriptions.iter().filter_map(position).collect()
 }
 
 pub(crate) fn topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {

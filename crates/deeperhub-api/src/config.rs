@@ -93,8 +93,10 @@ pub struct ApiConfig {
     pub max_held_bytes: usize,
     /// Metrics of the API.
     pub metrics: ApiMetrics,
-    /// WebSocket URL that the console page connects to. With `None`, the page connects to port 8080
-    /// of its own host.
+    /// Serves the dashboard at `/`. Default `true`.
+    pub dashboard: bool,
+    /// WebSocket URL that the dashboard's "Try it" connects to. With `None`, it connects to port
+    /// 8080 of its own host.
     pub websocket_url: Option<String>,
 }
 
@@ -235,6 +237,13 @@ impl ApiConfig {
         self
     }
 
+    /// Sets [`dashboard`](Self::dashboard).
+    #[must_use]
+    pub fn with_dashboard(mut self, dashboard: bool) -> Self {
+        self.dashboard = dashboard;
+        self
+    }
+
     /// Sets [`websocket_url`](Self::websocket_url).
     #[must_use]
     pub fn with_websocket_url(mut self, websocket_url: impl Into<String>) -> Self {
@@ -255,6 +264,7 @@ impl Default for ApiConfig {
             max_event_streams: 64,
             max_held_bytes: 64 << 20,
             metrics: ApiMetrics::default(),
+            dashboard: true,
             websocket_url: None,
         }
     }

@@ -9,14 +9,15 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::error::ApiError;
-use crate::{Api, SharedApiConfig, client_script};
+use crate::{Api, SharedApiConfig, client_script, dashboard};
 
 /// Path of batches, whose bodies may be larger than others.
 pub(crate) const BATCH_PATH: &str = "/v1/batch";
 
-/// Returns `true` if a path needs no key. Health checks send no key, and the pages hold no data.
+/// Returns `true` if a path needs no key. Health checks send no key, and the dashboard's files hold
+/// no data.
 pub(crate) fn needs_no_key(path: &str) -> bool {
-    path == "/" || path.starts_with("/health/") || is_public(path)
+    dashboard::is_file(path) || path.starts_with("/health/") || is_public(path)
 }
 
 /// Returns `true` if pages of every origin may read a path: it is the same for everyone.

@@ -28,7 +28,7 @@ mod calls;
 mod client_script;
 mod config;
 mod connection;
-mod console_page;
+mod dashboard;
 mod dispatch;
 mod error;
 mod guard;
@@ -37,6 +37,8 @@ mod metrics;
 mod openapi;
 mod responses;
 mod routes;
+mod samples;
+mod search;
 mod serve;
 mod stream;
 #[cfg(feature = "tls")]
@@ -67,11 +69,25 @@ pub(crate) struct Api {
     node: NodeHandle,
     config: SharedApiConfig,
     metrics: ApiMetrics,
-    console_page: console_page::ConsolePage,
+    dashboard: dashboard::Dashboard,
     /// OpenAPI document, kept because generating it is slow.
     openapi_json: Bytes,
     /// Outcomes of publishes with an idempotency key.
     publishes: idempotency::PublishStore<responses::Published>,
+    /// Statistics of the last minutes.
+    samples: samples::Samples,
+}
+
+impl Api {
+    fn new(node: NodeHandle, config: SharedApiConfig) -> Self {
+        let fixed = config.fixed();
+        let dashboard = dashboard::Dashboard::new(fixed.websocket_url.as_deref());
+        let metrics = fixed.metrics.clone();
+        let openapi_json = openapi().to_json().unwrap_or_default().into();
+        let publishes = idempotency::PublishStore::new(metrics.clone());
+        let samples = samples::Samples::default();
+        Self { node, config, metrics, dashboard, openapi_json, publishes, samples }
+    }
 }
 
 /// Returns the calls of the API as an axum router, to mount in an app of your own.
@@ -80,15 +96,18 @@ pub(crate) struct Api {
 /// enforces the other limits on connections and times. In an app of your own, its HTTP server must
 /// enforce them.
 pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
-    let config = config.into();
-    let fixed = config.fixed();
-    let console_page = console_page::ConsolePage::new(fixed.websocket_url.as_deref());
-    let metrics = fixed.metrics.clone();
-    let openapi_json = openapi().to_json().unwrap_or_default().into();
-    let publishes = idempotency::PublishStore::new(metrics.clone());
-    let api = Arc::new(Api { node, config, metrics, console_page, openapi_json, publishes });
-    Router::new()
-        .route("/", get(routes::console_page))
+    router_of(&Arc::new(Api::new(node, config.into())))
+}
+
+fn router_of(api: &Arc<Api>) -> Router {
+    let dashboard = if api.config.fixed().dashboard {
+        Router::new()
+            .route("/", get(routes::dashboard_page))
+            .route("/dashboard/{file}", get(routes::dashboard_file))
+    } else {
+        Router::new()
+    };
+    dashboard
         .route("/v1/topics", get(routes::topics))
         .route("/v1/topics/{topic}", get(routes::topic))
         .route(
@@ -108,6 +127,7 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .route(guard::BATCH_PATH, post(routes::batch))
         .route("/v1/nodes", get(routes::nodes))
         .route("/v1/stats", get(routes::stats))
+        .route("/v1/stats/samples", get(routes::stats_samples))
         .route("/v1/top", get(routes::top))
         .route("/v1/events", get(routes::events))
         .route("/metrics", get(routes::metrics))
@@ -118,9 +138,9 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         // This layer is inside the guard, so that refused calls have no spans.
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), trace::trace))
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), guard::guard))
-        .with_state(api)
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(api), trace::trace))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(api), guard::guard))
+        .with_state(Arc::clone(api))
 }
 
 /// Runs the README's example as a doc test.

@@ -67,6 +67,7 @@ const OVERLOAD_503: &str = "`too_many_connections`: `--max-api-connections` are 
         events::events,
         cluster::nodes,
         operations::stats,
+        operations::stats_samples,
         operations::top,
         operations::metrics,
         operations::live,

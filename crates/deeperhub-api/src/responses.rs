@@ -1,17 +1,18 @@
 //! Bodies of responses; their doc comments are part of the OpenAPI document.
 
 mod history;
+mod list;
 mod stats;
 
 use deeperhub_node::{
-    Action, ClientInfo, ClusterAnswer, ClusterFault, Delivered, NodeInfo, Operation, Page, Target,
-    TopicHistory, TopicInfo,
+    Action, ClusterAnswer, ClusterFault, Delivered, NodeInfo, Operation, Target, TopicHistory, TopicInfo,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use self::history::EpochText;
 pub(crate) use self::history::{HistoryPage, HistoryState};
+pub(crate) use self::list::{Client, Clients, List, SubscriptionPosition, Topics};
 use self::stats::saturating_u64;
 pub(crate) use self::stats::{Busiest, ClusterNumbers, NodeStats};
 use crate::idempotency::PublishOutcome;
@@ -73,39 +74,11 @@ pub(crate) struct Unsubscribed {
     pub(crate) unsubscribed: bool,
 }
 
-/// A client's connection.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct Client {
-    /// ID of the client.
-    #[schema(example = "node-1.0-1f-5c2a")]
-    client_id: String,
-    /// User of the client's token or certificate; null without one.
-    #[schema(required = true)]
-    user: Option<String>,
-    /// Topics and patterns that the client is subscribed to.
-    subscriptions: Vec<String>,
-}
-
-/// A page of the list of clients.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct Clients {
-    pub(crate) clients: Vec<Client>,
-    /// Cursor of the next page; absent on the last page.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = false)]
-    pub(crate) next_cursor: Option<String>,
-    /// Nodes of the cluster that did not answer in time and are missing here. Absent with scope
-    /// `node`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Vec<String>, required = false)]
-    pub(crate) unanswered: Option<Vec<String>>,
-}
-
 /// A topic or pattern.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Topic {
     #[schema(example = "sports.football")]
-    topic: String,
+    pub(crate) topic: String,
     /// Number of subscribers on this node, or on all nodes with scope `cluster`.
     subscribers: u64,
     /// Kept messages of the topic. Absent in lists, for patterns, and if the topic has no history
@@ -118,21 +91,6 @@ pub(crate) struct Topic {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Vec<String>, required = false)]
     unanswered: Option<Vec<String>>,
-}
-
-/// A page of the list of topics.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct Topics {
-    pub(crate) topics: Vec<Topic>,
-    /// Cursor of the next page; absent on the last page.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = false)]
-    pub(crate) next_cursor: Option<String>,
-    /// Nodes of the cluster that did not answer in time and are missing here. Absent with scope
-    /// `node`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Vec<String>, required = false)]
-    pub(crate) unanswered: Option<Vec<String>>,
 }
 
 impl From<Delivered> for Published {
@@ -184,16 +142,6 @@ fn cluster_fault(delivered: Delivered) -> Option<&'static str> {
     delivered.cluster.map(ClusterFault::as_str)
 }
 
-impl From<ClientInfo> for Client {
-    fn from(client: ClientInfo) -> Self {
-        Self {
-            client_id: client.client_id.as_str().to_owned(),
-            user: client.user,
-            subscriptions: client.subscriptions,
-        }
-    }
-}
-
 impl From<TopicInfo> for Topic {
     fn from(topic: TopicInfo) -> Self {
         Self { topic: topic.topic, subscribers: topic.subscribers, history: None, unanswered: None }
@@ -209,32 +157,6 @@ impl Topic {
 
 impl From<ClusterAnswer<TopicInfo>> for Topic {
     fn from(cluster: ClusterAnswer<TopicInfo>) -> Self {
-        Self { unanswered: Some(cluster.unanswered), ..cluster.answer.into() }
-    }
-}
-
-impl From<Page<ClientInfo>> for Clients {
-    fn from(page: Page<ClientInfo>) -> Self {
-        let clients = page.items.into_iter().map(Client::from).collect();
-        Self { clients, next_cursor: page.next_cursor, unanswered: None }
-    }
-}
-
-impl From<ClusterAnswer<Page<ClientInfo>>> for Clients {
-    fn from(cluster: ClusterAnswer<Page<ClientInfo>>) -> Self {
-        Self { unanswered: Some(cluster.unanswered), ..cluster.answer.into() }
-    }
-}
-
-impl From<Page<TopicInfo>> for Topics {
-    fn from(page: Page<TopicInfo>) -> Self {
-        let topics = page.items.into_iter().map(Topic::from).collect();
-        Self { topics, next_cursor: page.next_cursor, unanswered: None }
-    }
-}
-
-impl From<ClusterAnswer<Page<TopicInfo>>> for Topics {
-    fn from(cluster: ClusterAnswer<Page<TopicInfo>>) -> Self {
         Self { unanswered: Some(cluster.unanswered), ..cluster.answer.into() }
     }
 }

@@ -2,17 +2,18 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deeperhub_node::NodeHandle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::admission::Admission;
 use crate::connection::{ConnectionState, Timeouts, serve_connection};
 use crate::stream::Stream;
-use crate::{SharedApiConfig, router};
+use crate::{Api, SharedApiConfig, router_of, samples};
 
 /// Time that running calls have to finish when the server stops.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -45,13 +46,20 @@ pub async fn serve(
     let admission = Admission::new(fixed.max_connections, fixed.metrics.clone());
     let timeouts = Timeouts { idle: fixed.idle_timeout, step: fixed.timeout };
     let max_held_bytes = fixed.max_held_bytes;
-    let router = router(node, config.clone());
+    let api = Arc::new(Api::new(node, config.clone()));
+    let router = router_of(&api);
+    let mut sample_timer = tokio::time::interval(samples::INTERVAL);
+    sample_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
         let socket = tokio::select! {
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => continue,
+            _ = sample_timer.tick() => {
+                api.samples.record_if_due(&api.node);
+                continue;
+            }
             socket = async { admission.ready().await; accept(&listener).await } => socket,
         };
         let permit = admission.admit(Instant::now());

@@ -76,12 +76,13 @@ pub use node::{MetricsError, Node, StartError};
 pub use operation::{Action, Operation, Target};
 pub use phase::Phase;
 pub use recent_quantiles::Quantiles;
-pub use stats::{ClusterStats, Stats, Totals};
+pub use stats::{ClusterStats, MemoryUsage, NodeTotals, Stats, Totals};
 pub use streams::TopicHistory;
 pub use top::{Top, TopEntry};
 pub use types::{
-    ClientInfo, ClientNotFound, ClusterAnswer, CursorError, Delivered, ListError, NodeIdTaken, NodeInfo,
-    Page, PayloadError, PublishError, SendError, TopicInfo, WorkerTimeout,
+    ClientInfo, ClientNotFound, ClusterAnswer, ConnectionInfo, CursorError, Delivered, ListError,
+    NodeIdTaken, NodeInfo, Page, PayloadError, PublishError, SendError, SubscriptionBehind, TopicInfo,
+    WorkerTimeout,
 };
 
 /// Runs the README's examples as doc tests.

@@ -81,6 +81,19 @@ impl Session {
         self.login.as_ref().is_some_and(|login| login.is_from_token())
     }
 
+    pub(crate) const fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    pub(crate) fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
+    }
+
+    /// Returns the time since the connection opened.
+    pub(crate) fn connected_for(&self, now: Instant) -> Duration {
+        self.opened_at.map(|opened_at| now.saturating_duration_since(opened_at)).unwrap_or_default()
+    }
+
     /// Returns `true` if messages other than `authenticate` are accepted.
     pub(crate) fn is_admitted(&self, hub: &Hub) -> bool {
         !hub.config.auth.required || self.has_token()

@@ -104,6 +104,18 @@ pub struct Stats {
     pub canary_cluster_round_trip: Option<Duration>,
     /// Workers whose probe did not return in time.
     pub canary_failing_workers: usize,
+    /// Memory of the process. `None` without a [memory budget](deeperhub_listener::MemoryBudget).
+    pub memory: Option<MemoryUsage>,
+}
+
+/// Memory of the process against its budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryUsage {
+    /// Bytes in use at the last measurement.
+    pub used: u64,
+    /// Limit in bytes.
+    pub limit: u64,
 }
 
 impl Stats {
@@ -143,8 +155,24 @@ impl Stats {
             canary_round_trip: hub.canary.last_round_trip(),
             canary_cluster_round_trip: hub.canary.last_cluster_round_trip(),
             canary_failing_workers: hub.canary.failing_workers(),
+            memory: hub
+                .config
+                .listener
+                .memory
+                .as_ref()
+                .map(|budget| MemoryUsage { used: budget.used(), limit: budget.limit() }),
         }
     }
+}
+
+/// Statistics of one node of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeTotals {
+    /// Node name.
+    pub node_id: String,
+    /// Statistics that can be summed over nodes.
+    pub totals: Totals,
 }
 
 /// Statistics of several nodes together.

@@ -1,10 +1,12 @@
 //! Values and errors that a node's handle returns.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use deeperhub_protocol::message::ClusterFault;
 use deeperhub_protocol::{ClientId, MessageError, Position, TopicError};
+use serde::{Deserialize, Serialize};
 
 use crate::streams::PublishRefusal;
 
@@ -32,6 +34,39 @@ pub struct ClientInfo {
     pub user: Option<String>,
     /// Topics and patterns that the client is subscribed to.
     pub subscriptions: Vec<String>,
+    /// State of the connection. `None` if the client's node is of a version that does not report
+    /// it.
+    pub connection: Option<ConnectionInfo>,
+}
+
+/// State of one connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// Address of the client.
+    pub peer: SocketAddr,
+    /// `Origin` header of the handshake. `None` without one.
+    pub origin: Option<String>,
+    /// Milliseconds since the connection opened.
+    pub connected_ms: u64,
+    /// Messages received from the client.
+    pub received_total: u64,
+    /// Replies and deliveries to the client.
+    pub sent_total: u64,
+    /// Bytes in the client's queue.
+    pub queued_bytes: u64,
+    /// Subscriptions that are behind the newest message of their topic.
+    pub behind: Vec<SubscriptionBehind>,
+}
+
+/// A subscription that is behind the newest message of its topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct SubscriptionBehind {
+    /// Topic of the subscription.
+    pub topic: String,
+    /// Offset of the last message that was sent to the client.
+    pub offset: u64,
 }
 
 /// Bytes of names after which a page of connections ends, whatever its limit is. Bounds the size of
@@ -43,7 +78,18 @@ impl ClientInfo {
     pub(crate) fn bytes(&self) -> usize {
         let user = self.user.as_ref().map_or(0, String::len);
         let names: usize = self.subscriptions.iter().map(|name| name.len() + size_of::<String>()).sum();
-        size_of::<Self>() + self.client_id.as_str().len() + user + names
+        let connection = self.connection.as_ref().map_or(0, ConnectionInfo::bytes);
+        size_of::<Self>() + self.client_id.as_str().len() + user + names + connection
+    }
+}
+
+impl ConnectionInfo {
+    /// Returns the approximate size of the texts.
+    fn bytes(&self) -> usize {
+        let origin = self.origin.as_ref().map_or(0, String::len);
+        let behind: usize =
+            self.behind.iter().map(|behind| behind.topic.len() + size_of::<SubscriptionBehind>()).sum();
+        origin + behind
     }
 }
 

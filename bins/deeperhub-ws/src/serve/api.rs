@@ -81,7 +81,7 @@ impl ApiTask {
     }
 }
 
-/// Returns the URL that the console page connects to. Returns `None` if the server listens on all
+/// Returns the URL that the dashboard connects to. Returns `None` if the server listens on all
 /// interfaces, because the right URL depends on the browser. The page then guesses the URL.
 fn websocket_url(scheme: &str, client_address: SocketAddr, paths: &[String]) -> Option<String> {
     let path = paths.first().map_or("/", String::as_str);

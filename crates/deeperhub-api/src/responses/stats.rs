@@ -1,6 +1,6 @@
 //! Bodies of responses with statistics.
 
-use deeperhub_node::{ClusterAnswer, ClusterStats, Phase, Stats, Top, TopEntry, Totals};
+use deeperhub_node::{ClusterAnswer, NodeTotals, Phase, Stats, Top, TopEntry, Totals};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -33,6 +33,9 @@ pub(crate) struct NodeStats {
     /// Number of workers that died and were replaced.
     worker_restarts_total: u64,
     canary: CanaryStats,
+    /// Memory of the process against `--max-memory`; null without a limit.
+    #[schema(required = true)]
+    memory: Option<MemoryStats>,
     /// Null if the operating system does not report it.
     #[schema(required = true)]
     process: Option<ProcessStats>,
@@ -106,6 +109,15 @@ pub(crate) struct CanaryStats {
     cluster_round_trip_us: Option<u64>,
     /// Number of workers whose probe is overdue.
     failing_workers: usize,
+}
+
+/// Memory of the process.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct MemoryStats {
+    /// Bytes in use. From 80 % of the limit on, new connections are refused; from 90 % on, those
+    /// that hold the most are closed.
+    used: u64,
+    limit: u64,
 }
 
 /// Resource usage of the process.
@@ -215,21 +227,56 @@ pub(crate) struct ClusterNumbers {
     messages: MessageStats,
     bytes: ByteStats,
     history: HistoryStats,
+    /// Statistics of each node that answered, in the order of their names.
+    per_node: Vec<NodeNumbers>,
     /// Nodes that did not answer in time and are missing here.
     unanswered: Vec<String>,
 }
 
-impl From<ClusterAnswer<ClusterStats>> for ClusterNumbers {
-    fn from(cluster: ClusterAnswer<ClusterStats>) -> Self {
-        let ClusterStats { nodes, totals, .. } = &cluster.answer;
+/// Statistics of one node of a cluster. Totals count from its start.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct NodeNumbers {
+    /// Name of the node.
+    node_id: String,
+    connections: ConnectionStats,
+    /// Number of subscriptions of all connections.
+    subscriptions: u64,
+    /// Number of topics and patterns with a subscriber.
+    topics: u64,
+    messages: MessageStats,
+    bytes: ByteStats,
+    history: HistoryStats,
+}
+
+impl From<NodeTotals> for NodeNumbers {
+    fn from(node: NodeTotals) -> Self {
+        let totals = &node.totals;
         Self {
-            nodes: *nodes,
             connections: totals.into(),
             subscriptions: totals.subscriptions,
             topics: totals.topics,
             messages: totals.into(),
             bytes: totals.into(),
             history: totals.into(),
+            node_id: node.node_id,
+        }
+    }
+}
+
+impl From<ClusterAnswer<Vec<NodeTotals>>> for ClusterNumbers {
+    fn from(cluster: ClusterAnswer<Vec<NodeTotals>>) -> Self {
+        let mut totals = Totals::default();
+        cluster.answer.iter().for_each(|node| totals += &node.totals);
+        let totals = &totals;
+        Self {
+            nodes: cluster.answer.len() as u64,
+            connections: totals.into(),
+            subscriptions: totals.subscriptions,
+            topics: totals.topics,
+            messages: totals.into(),
+            bytes: totals.into(),
+            history: totals.into(),
+            per_node: cluster.answer.into_iter().map(NodeNumbers::from).collect(),
             unanswered: cluster.unanswered,
         }
     }
@@ -269,6 +316,7 @@ impl NodeStats {
                     .map(|time| saturating_u64(time.as_micros())),
                 failing_workers: stats.canary_failing_workers,
             },
+            memory: stats.memory.map(|memory| MemoryStats { used: memory.used, limit: memory.limit }),
             process: deeperhub_metrics::ProcessUsage::read().map(|process| ProcessStats {
                 cpu_seconds_total: process.cpu_seconds,
                 resident_bytes: process.resident_bytes,

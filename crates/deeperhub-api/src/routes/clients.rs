@@ -6,10 +6,11 @@ use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use deeperhub_node::Target;
 
-use super::query::{Scope, paging, scope};
+use super::query::{Scope, paging, scope, text_parameter};
 use super::{PathParameter, PathParameters, json_response, path_parameter, path_parameters};
 use crate::error::ApiError;
 use crate::responses::{Client, Clients, Done, Sent, Unsubscribed};
+use crate::search::search;
 use crate::{Api, calls};
 
 /// Lists the clients of this node, or of all nodes, one page at a time.
@@ -19,22 +20,37 @@ use crate::{Api, calls};
         ("limit" = Option<u32>, Query, description = "Maximum items of the page, default 100", minimum = 1, maximum = 1000),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
         ("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`"),
+        ("search" = Option<String>, Query, description = "Only clients whose ID, user or address contains this text. A page may then be shorter than the limit, or empty, and have a `next_cursor`"),
     ),
     responses((status = 200, body = Clients, description = "A page"), (status = 400, body = ApiError, description = "`invalid_message`"))
 )]
 pub(crate) async fn clients(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let list = async || {
-        let (limit, cursor) = paging(query.as_deref())?;
-        let cursor = cursor.as_deref();
-        Ok(match scope(query.as_deref())? {
-            Scope::Node => Clients::from(api.node.clients(cursor, limit).await?),
-            Scope::Cluster => Clients::from(api.node.cluster_clients(cursor, limit).await?),
-        })
+        let query = query.as_deref();
+        let ((limit, cursor), scope) = (paging(query)?, scope(query)?);
+        let page = |cursor, limit| clients_page(&api, scope, cursor, limit);
+        match text_parameter(query, "search")? {
+            None => page(cursor, limit).await,
+            Some(text) => search(limit, cursor, |client: &Client| client.contains(&text), page).await,
+        }
     };
     json_response(list().await)
 }
 
-/// Describes one client.
+async fn clients_page(
+    api: &Api,
+    scope: Scope,
+    cursor: Option<String>,
+    limit: usize,
+) -> Result<Clients, ApiError> {
+    let cursor = cursor.as_deref();
+    Ok(match scope {
+        Scope::Node => Clients::from(api.node.clients(cursor, limit).await?),
+        Scope::Cluster => Clients::from(api.node.cluster_clients(cursor, limit).await?),
+    })
+}
+
+/// Describes one client, with the positions of its subscriptions.
 #[utoipa::path(
     get, path = "/v1/clients/{client_id}", tag = "clients",
     params(("client_id" = String, Path)),

@@ -29,16 +29,28 @@ pub(crate) use cluster::nodes;
 pub(crate) use events::events;
 pub(crate) use history::{clear_history, history};
 pub(crate) use messages::{broadcast, publish, send_to_client, send_to_user};
-pub(crate) use operations::{live, metrics, openapi_json, ready, stats, top};
+pub(crate) use operations::{live, metrics, openapi_json, ready, stats, stats_samples, top};
 pub(crate) use tail::tail;
 pub(crate) use topics::{topic, topics, unsubscribe_all};
 
 use crate::Api;
 use crate::error::ApiError;
 
-/// The console page.
-pub(crate) async fn console_page(State(api): State<Arc<Api>>) -> Response {
-    api.console_page.response()
+/// The page of the dashboard.
+pub(crate) async fn dashboard_page(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
+    api.dashboard.page(&headers)
+}
+
+/// A script or style of the dashboard.
+pub(crate) async fn dashboard_file(
+    State(api): State<Arc<Api>>,
+    name: PathParameter,
+    headers: HeaderMap,
+) -> Response {
+    match path_parameter(name) {
+        Ok(name) => api.dashboard.file(&name, &headers),
+        Err(error) => error.into_response(),
+    }
 }
 
 type PathParameter = Result<Path<String>, PathRejection>;

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use crate::Api;
 use crate::error::{ApiError, Detail};
 use crate::responses::{Busiest, ClusterNumbers, NodeStats};
+use crate::samples::StatsSamples;
 
 /// Returns metrics as Prometheus text, or as OpenMetrics if `Accept` prefers that.
 #[utoipa::path(get, path = "/metrics", tag = "operations",
@@ -26,7 +27,7 @@ pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> 
 
 /// Returns statistics of the node: connections, messages, bytes, latency, probes, process.
 ///
-/// With `scope=cluster`, returns sums over all nodes.
+/// With `scope=cluster`, returns sums over all nodes, and the statistics of each node.
 #[utoipa::path(
     get, path = "/v1/stats", tag = "operations",
     params(("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`")),
@@ -41,7 +42,7 @@ pub(crate) async fn stats(State(api): State<Arc<Api>>, RawQuery(query): RawQuery
             super::query::Scope::Node => {
                 Numbers::Node(Box::new(NodeStats::new(api.node.node_id(), &api.node.stats())))
             }
-            super::query::Scope::Cluster => Numbers::Cluster(api.node.cluster_stats().await.into()),
+            super::query::Scope::Cluster => Numbers::Cluster(api.node.node_totals().await.into()),
         })
     };
     super::json_response(numbers().await)
@@ -53,6 +54,27 @@ pub(crate) async fn stats(State(api): State<Arc<Api>>, RawQuery(query): RawQuery
 pub(crate) enum Numbers {
     Node(#[schema(inline = false)] Box<NodeStats>),
     Cluster(ClusterNumbers),
+}
+
+/// Returns samples of the node's statistics: one each 5 seconds, of the last 15 minutes.
+#[utoipa::path(
+    get, path = "/v1/stats/samples", tag = "operations", operation_id = "stats_samples",
+    params(("after" = Option<u64>, Query, description = "Only samples after this time, in milliseconds since the Unix epoch")),
+    responses((status = 200, body = StatsSamples, description = "The samples, the oldest first"), (status = 400, body = ApiError, description = "`invalid_message`"))
+)]
+pub(crate) async fn stats_samples(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
+    let samples = || {
+        let after = match super::query::text_parameter(query.as_deref(), "after")? {
+            None => 0,
+            Some(text) => text.parse().map_err(|_| {
+                ApiError::parameter("after", "invalid after; expected milliseconds since the Unix epoch")
+            })?,
+        };
+        // Nothing records samples in a router that another HTTP server runs.
+        api.samples.record_if_due(&api.node);
+        Ok(api.samples.after(after))
+    };
+    super::json_response(samples())
 }
 
 /// Returns the busiest topics and clients of this node.

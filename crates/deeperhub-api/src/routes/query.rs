@@ -58,6 +58,12 @@ pub(super) fn paging(query: Option<&str>) -> Result<(usize, Option<String>), Api
     Ok((limit, cursor))
 }
 
+/// Returns the last value of a parameter that is not empty.
+pub(super) fn text_parameter(query: Option<&str>, name: &str) -> Result<Option<String>, ApiError> {
+    let found = query_parameters(query)?.into_iter().rfind(|(given, _)| given == name);
+    Ok(found.map(|(_, value)| value).filter(|value| !value.is_empty()))
+}
+
 /// Returns the names and values of a query, decoded.
 pub(super) fn query_parameters(query: Option<&str>) -> Result<Vec<(String, String)>, ApiError> {
     let mut pairs = Vec::new();

@@ -6,7 +6,7 @@ use deeperhub_protocol::ClientId;
 use serde::{Deserialize, Serialize};
 
 use crate::operation::Reached;
-use crate::types::ClientInfo;
+use crate::types::{ClientInfo, ConnectionInfo};
 
 /// Time after which a node that did not answer is listed as unanswered.
 pub(crate) const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -64,6 +64,9 @@ pub(crate) struct ClientRecord {
     client_id: String,
     user: Option<String>,
     subscriptions: Vec<String>,
+    /// Absent in the records of older nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    connection: Option<ConnectionInfo>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -84,14 +87,16 @@ pub(crate) enum TopicsReply {
 
 impl From<ClientInfo> for ClientRecord {
     fn from(info: ClientInfo) -> Self {
-        Self { client_id: info.client_id.to_string(), user: info.user, subscriptions: info.subscriptions }
+        let ClientInfo { client_id, user, subscriptions, connection } = info;
+        Self { client_id: client_id.to_string(), user, subscriptions, connection }
     }
 }
 
 impl ClientRecord {
     pub(crate) fn into_info(self) -> Option<ClientInfo> {
         let client_id = ClientId::parse(&self.client_id)?;
-        Some(ClientInfo { client_id, user: self.user, subscriptions: self.subscriptions })
+        let Self { user, subscriptions, connection, .. } = self;
+        Some(ClientInfo { client_id, user, subscriptions, connection })
     }
 }
 
@@ -105,6 +110,15 @@ mod tests {
             assert_eq!(reply_to_operation(reached), text);
             assert_eq!(parse_operation_reply(text), reached);
         }
+    }
+
+    #[test]
+    fn records_of_older_nodes_have_no_connection() {
+        let older = r#"{"client_id":"n.0-0-0","user":"ada","subscriptions":["a"]}"#;
+        let info = serde_json::from_str::<ClientRecord>(older).unwrap().into_info().unwrap();
+        assert_eq!((info.user.as_deref(), &info.connection), (Some("ada"), &None));
+        let text = serde_json::to_string(&ClientRecord::from(info)).unwrap();
+        assert_eq!(text, older);
     }
 
     #[test]

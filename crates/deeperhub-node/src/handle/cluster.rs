@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::NodeHandle;
 use crate::cluster::query::{ClientRecord, ClientsReply, ClusterQuery, QUERY_TIMEOUT, TopicsReply};
 use crate::hub::Hub;
-use crate::stats::ClusterStats;
+use crate::stats::{ClusterStats, NodeTotals};
 use crate::types::{ClientInfo, ClusterAnswer, CursorError, ListError, NodeInfo, Page, TopicInfo};
 
 impl Hub {
@@ -21,18 +21,19 @@ impl Hub {
         broker.request(node, QUERY_TIMEOUT, |request| Message::Query { request, text: &text }).await
     }
 
-    /// Queries all other nodes at once. Returns the answers, and the nodes that did not answer.
+    /// Queries all other nodes at once. Returns the answers with the names of their nodes, and the
+    /// nodes that did not answer.
     async fn query_all_nodes<T: for<'de> Deserialize<'de>>(
         &self,
         query: &ClusterQuery,
-    ) -> (Vec<T>, Vec<String>) {
+    ) -> (Vec<(String, T)>, Vec<String>) {
         let nodes: Vec<_> =
             self.broker.iter().flat_map(|broker| broker.peers()).map(|peer| peer.node_id).collect();
         let answers = join_all(nodes.iter().map(|node| self.query_node(node, query))).await;
         let (mut parsed, mut unanswered) = (Vec::new(), Vec::new());
         for (node, answer) in nodes.into_iter().zip(answers) {
             match answer.ok().and_then(|text| serde_json::from_str(&text).ok()) {
-                Some(answer) => parsed.push(answer),
+                Some(answer) => parsed.push((node, answer)),
                 None => unanswered.push(node),
             }
         }
@@ -45,7 +46,20 @@ impl NodeHandle {
     pub async fn cluster_stats(&self) -> ClusterAnswer<ClusterStats> {
         let (others, unanswered) = self.hub.query_all_nodes::<ClusterStats>(&ClusterQuery::Stats).await;
         let mut answer = ClusterStats::from(self.stats());
-        others.iter().for_each(|other| answer.add(other));
+        others.iter().for_each(|(_, other)| answer.add(other));
+        ClusterAnswer { answer, unanswered }
+    }
+
+    /// Returns the statistics of each node, ordered by name.
+    pub async fn node_totals(&self) -> ClusterAnswer<Vec<NodeTotals>> {
+        let (others, unanswered) = self.hub.query_all_nodes::<ClusterStats>(&ClusterQuery::Stats).await;
+        let this_node = (self.hub.node_id.clone(), ClusterStats::from(self.stats()));
+        let mut answer: Vec<_> = others
+            .into_iter()
+            .chain([this_node])
+            .map(|(node_id, stats)| NodeTotals { node_id, totals: stats.totals })
+            .collect();
+        answer.sort_unstable_by(|a, b| a.node_id.cmp(&b.node_id));
         ClusterAnswer { answer, unanswered }
     }
 
@@ -54,7 +68,7 @@ impl NodeHandle {
         let query = ClusterQuery::Topic { name: topic.as_str().to_owned() };
         let (others, unanswered) = self.hub.query_all_nodes::<u64>(&query).await;
         let mut answer = self.topic(topic);
-        answer.subscribers += others.iter().sum::<u64>();
+        answer.subscribers += others.iter().map(|(_, subscribers)| subscribers).sum::<u64>();
         ClusterAnswer { answer, unanswered }
     }
 
@@ -72,7 +86,8 @@ impl NodeHandle {
         let limit = limit.clamp(1, 1000);
         let after = cursor.map_or(Ok(String::new()), name_from_cursor)?;
         let query = ClusterQuery::Topics { after: after.clone(), limit };
-        let (mut answers, unanswered) = self.hub.query_all_nodes::<TopicsReply>(&query).await;
+        let (others, unanswered) = self.hub.query_all_nodes::<TopicsReply>(&query).await;
+        let mut answers: Vec<_> = others.into_iter().map(|(_, reply)| reply).collect();
         answers.push(TopicsReply::All(self.hub.router.list_names_after(&after, limit)));
         // Each node sent its first `limit` topics after the cursor, so the counts of the first
         // `limit` merged topics are complete.

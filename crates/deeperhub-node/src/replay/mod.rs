@@ -253,6 +253,15 @@ impl Replays {
         topics
     }
 
+    /// Returns the topics of a connection's subscriptions that are behind, each with the offset of
+    /// the last message that was sent.
+    pub(crate) fn behind_of(&self, key: ConnectionKey) -> impl Iterator<Item = (&str, u64)> {
+        let replays = self.connections.get(&key).into_iter().flat_map(|connection| &connection.replays);
+        replays
+            .filter(|replay| !matches!(replay.phase, Phase::Resumed(_)))
+            .map(|replay| (&*replay.topic, replay.cursor.offset()))
+    }
+
     /// Returns the memory that is held for a connection.
     pub(crate) fn bytes(&self, key: ConnectionKey) -> usize {
         self.connections.get(&key).map_or(0, |connection| connection.replays.len() * REPLAY_BYTES)

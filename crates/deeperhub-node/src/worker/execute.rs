@@ -17,9 +17,8 @@ use crate::hub::Hub;
 use crate::metrics::SentType;
 use crate::operation::{Action, Operation, Reached, Target, WorkerAction};
 use crate::session::Session;
-use crate::streams::HubShard;
 use crate::top::{MAX_TOPICS_BEHIND, TopWindow};
-use crate::types::{ClientInfo, MAX_CLIENTS_PAGE_BYTES};
+use crate::types::{ClientInfo, ConnectionInfo, MAX_CLIENTS_PAGE_BYTES, SubscriptionBehind};
 
 /// Maximum number of handles' requests that a worker executes per round. Bounds the time for which
 /// requests delay reads and deliveries.
@@ -97,16 +96,15 @@ impl NodeWorker {
                 let _ = reply.send(top_window.report(now).with_behind(behind));
             }
             WorkerRequest::Client { client, reply } => {
-                let info =
-                    Self::find_session(client, connections).map(|session| client_info(session, &self.shard));
-                let _ = reply.send(info);
+                let is_open = Self::find_session(client, connections).is_some();
+                let _ = reply.send(is_open.then(|| self.client_info(client.key, connections)).flatten());
             }
             WorkerRequest::Clients { from, limit, reply } => {
                 let (mut clients, mut bytes) = (Vec::new(), 0);
                 let mut next = connections.next_open(from);
                 while let Some(key) = next.filter(|_| clients.len() < limit && bytes < MAX_CLIENTS_PAGE_BYTES)
                 {
-                    let client = connections.session(key).map(|session| client_info(session, &self.shard));
+                    let client = self.client_info(key, connections);
                     bytes += client.as_ref().map_or(0, ClientInfo::bytes);
                     clients.extend(client);
                     next = key.checked_add(1).and_then(|key| connections.next_open(key));
@@ -116,6 +114,33 @@ impl NodeWorker {
             #[cfg(test)]
             WorkerRequest::Run(action) => action(),
         }
+    }
+
+    /// Describes a connection. Returns `None` if it is not open.
+    fn client_info(
+        &self,
+        key: ConnectionKey,
+        connections: &mut Connections<'_, Session>,
+    ) -> Option<ClientInfo> {
+        let (now, queued_bytes) = (connections.now(), connections.queued_bytes(key)?);
+        let session = connections.session(key)?;
+        let behind = self.replays.behind_of(key);
+        Some(ClientInfo {
+            client_id: session.client_id.clone(),
+            user: session.user().map(|user| user.to_string()),
+            subscriptions: self.shard.subscriptions(key).map(str::to_owned).collect(),
+            connection: Some(ConnectionInfo {
+                peer: session.peer(),
+                origin: session.origin().map(str::to_owned),
+                connected_ms: u64::try_from(session.connected_for(now).as_millis()).unwrap_or(u64::MAX),
+                received_total: session.received,
+                sent_total: session.sent,
+                queued_bytes: queued_bytes as u64,
+                behind: behind
+                    .map(|(topic, offset)| SubscriptionBehind { topic: topic.to_owned(), offset })
+                    .collect(),
+            }),
+        })
     }
 
     /// Applies an action to an open connection. Returns `true` if it had an effect, and `None` if
@@ -222,12 +247,4 @@ pub(super) fn is_target(sweep: &Sweep, session: &Session, hub: &Hub) -> bool {
 
 fn disconnect_reason() -> CloseReason {
     CloseReason::new(CloseCode::Disconnected, "disconnected by the server API")
-}
-
-fn client_info(session: &Session, shard: &HubShard) -> ClientInfo {
-    ClientInfo {
-        client_id: session.client_id.clone(),
-        user: session.user().map(|user| user.to_string()),
-        subscriptions: shard.subscriptions(session.connection_id.key).map(str::to_owned).collect(),
-    }
 }

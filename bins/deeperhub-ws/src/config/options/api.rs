@@ -7,7 +7,7 @@ use deeperhub_args::{Address, Switchable, Time, whole};
 use deeperhub_security::Secret;
 
 use super::{MAX_BYTES, MAX_COUNT};
-use crate::config::values::secret;
+use crate::config::values::{Dashboard, secret};
 
 /// Options under the heading "Server API".
 #[derive(Debug, Clone, Default, Args)]
@@ -40,6 +40,13 @@ pub(crate) struct ApiOptions {
     /// Use this private key for --api-tls-cert, in PEM: PKCS#8, SEC1 or PKCS#1, not encrypted
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) api_tls_key: Option<PathBuf>,
+
+    /// Serve the dashboard at / of the server API, or answer 404 there
+    ///
+    /// The page uses only calls of the server API. With --api-key, it asks for the key and keeps it
+    /// in the memory of the page.
+    #[arg(long, value_name = "SWITCH", value_enum)]
+    pub(crate) dashboard: Option<Dashboard>,
 
     /// Limit the number of connections to the server API
     ///

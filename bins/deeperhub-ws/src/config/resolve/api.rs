@@ -10,6 +10,7 @@ use deeperhub_security::Secret;
 use super::{Resolver, tls};
 use crate::config::effective::{ApiSettings, OnReload, defaults};
 use crate::config::options::{ApiOptions, flag, variable};
+use crate::config::values::Dashboard;
 use crate::reload::tls::{Tls, TlsFileOptions, TlsKeys};
 
 /// The resolved options of the server API, not yet checked against the other settings.
@@ -27,6 +28,7 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ApiOptions, node: &mut C
         api_key,
         api_tls_cert,
         api_tls_key,
+        dashboard,
         max_api_connections,
         api_idle_timeout,
         api_timeout,
@@ -57,6 +59,7 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ApiOptions, node: &mut C
     };
     let tls = tls::load(resolver, files);
     let mut config = ApiConfig::default();
+    config.dashboard = take!(resolver, fixed dashboard, Dashboard::On) == Dashboard::On;
     config.max_connections = take!(resolver, fixed max_api_connections, config.max_connections);
     config.idle_timeout = take_nonzero!(resolver, fixed api_idle_timeout, config.idle_timeout);
     config.timeout = take_nonzero!(resolver, fixed api_timeout, config.timeout);

@@ -273,7 +273,7 @@ const BASE: [(&str, &str); 11] = [
 ];
 
 /// Each setting, and a value that is neither its default nor that of [`BASE`].
-const OTHER_VALUES: [(&str, &str); 87] = [
+const OTHER_VALUES: [(&str, &str); 88] = [
     ("workers", "3"),
     ("io_uring", "off"),
     ("node_id", "n"),
@@ -294,6 +294,7 @@ const OTHER_VALUES: [(&str, &str); 87] = [
     ("api_key", "after"),
     ("api_tls_cert", "after/server.pem"),
     ("api_tls_key", "after/server.pkcs8.key"),
+    ("dashboard", "off"),
     ("max_api_connections", "7"),
     ("api_idle_timeout", "7s"),
     ("api_timeout", "7s"),

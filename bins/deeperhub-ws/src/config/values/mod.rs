@@ -88,6 +88,15 @@ impl From<LimitEnforcement> for LimitMode {
     }
 }
 
+/// Use of the dashboard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Dashboard {
+    /// Serve it.
+    On,
+    /// Answer 404.
+    Off,
+}
+
 /// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum LogFormat {
@@ -201,7 +210,7 @@ macro_rules! impl_to_toml {
 
 impl_to_toml!(plain: bool, usize, u64, u32, u16, u8, Ratio);
 impl_to_toml!(quoted: String, Time, Host, Address, Switchable<Address>, Switchable<HttpUrl>, Switchable<UrlPath>, UrlPath, NodeId);
-impl_to_toml!(named: ClientAuth, ForwardedHeader, IoUring, LimitEnforcement, LogLevel, LogFormat, ProxyProtocol, UnavailableReadiness);
+impl_to_toml!(named: ClientAuth, Dashboard, ForwardedHeader, IoUring, LimitEnforcement, LogLevel, LogFormat, ProxyProtocol, UnavailableReadiness);
 
 fn plain(value: impl fmt::Display) -> String {
     value.to_string()
