@@ -4,13 +4,14 @@ mod queues;
 
 use crate::budget::Budget;
 use crate::evicted::{Evicted, EvictionReason};
-use crate::policy::Policy;
+use crate::policy::{Policy, Retention};
 use crate::ring::Slot;
 use crate::rules::RuleId;
 use crate::seconds::Seconds;
 use crate::stream::Stream;
 use deeperhub_types::Epoch;
 use queues::{Queued, RuleQueues};
+use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -46,6 +47,8 @@ pub struct StreamTable<M, N> {
     /// Number of streams that were ever added, modulo 2 to the power of 32.
     generation: u32,
     messages: u64,
+    /// `true` if a store has the messages that the budget evicts.
+    has_store: bool,
 }
 
 /// Number of a stream in its table. The number of a removed stream is not used again, until four
@@ -129,7 +132,23 @@ impl<M, N> StreamTable<M, N> {
     #[must_use]
     pub fn new(budget: Arc<Budget>) -> Self {
         let queues = RuleQueues::for_rules(&budget);
-        Self { budget, entries: Vec::new(), free: Vec::new(), queues, generation: 0, messages: 0 }
+        Self {
+            budget,
+            entries: Vec::new(),
+            free: Vec::new(),
+            queues,
+            generation: 0,
+            messages: 0,
+            has_store: false,
+        }
+    }
+
+    /// Tells the table that a store has all messages. Streams then remember what the budget evicts
+    /// ([`Self::oldest_stored`]).
+    #[must_use]
+    pub const fn with_store(mut self) -> Self {
+        self.has_store = true;
+        self
     }
 
     /// Returns the budget.
@@ -175,6 +194,19 @@ impl<M, N> StreamTable<M, N> {
         Some(&self.entry(id)?.name)
     }
 
+    /// Returns the caller's name of a stream, to change it.
+    pub fn name_mut(&mut self, id: StreamId) -> Option<&mut N> {
+        Some(&mut self.entry_mut(id)?.name)
+    }
+
+    /// Returns the offset of the oldest message of a stream in memory or in the store
+    /// ([`Stream::oldest_stored`]), or `None` if the stream was removed.
+    #[must_use]
+    pub fn oldest_stored(&self, id: StreamId, now: Seconds, since: Seconds) -> Option<u64> {
+        let entry = self.entry(id)?;
+        Some(entry.stream.oldest_stored(&self.policy(entry.rule)?.retention(), now, since))
+    }
+
     /// Evicts the expired messages of a stream and returns the stream, or `None` if it was removed.
     pub fn current(&mut self, id: StreamId, now: Seconds, evicted: &mut Evicted<M>) -> Option<&Stream<M>> {
         let ttl = self.policy(self.entry(id)?.rule)?.retention().ttl_seconds;
@@ -202,28 +234,58 @@ impl<M, N> StreamTable<M, N> {
     }
 
     /// Adds a stream that a store has kept ([`Stream::restore`]). Evicts what exceeds the rule and
-    /// the budget.
+    /// the budget. Unlike [`Self::open`], it removes no other stream: callers add those with the
+    /// newest messages first.
     ///
     /// # Errors
-    /// Returns [`OpenError`] if there is no place, like [`Self::open`].
-    pub fn insert(
+    /// Returns [`OpenError`] if there is no place.
+    pub fn restore(
         &mut self,
         rule: RuleId,
         name: N,
         mut stream: Stream<M>,
         now: Seconds,
         evicted: &mut Evicted<M>,
-    ) -> Result<Opened<N>, OpenError> {
+    ) -> Result<StreamId, OpenError> {
         let policy = self.policy(rule).filter(|policy| policy.keeps_history()).ok_or(OpenError::NoHistory)?;
         let bounds = policy.retention();
+        if !self.budget.try_add_stream(rule) {
+            return Err(OpenError::TooManyStreams);
+        }
         stream.expire(bounds.ttl_seconds, now, evicted);
         stream.trim(&bounds, evicted);
+        let id = self.add(rule, name, stream, now, evicted);
+        self.note_spent(id, now);
+        Ok(id)
+    }
+
+    fn insert(
+        &mut self,
+        rule: RuleId,
+        name: N,
+        stream: Stream<M>,
+        now: Seconds,
+        evicted: &mut Evicted<M>,
+    ) -> Result<Opened<N>, OpenError> {
+        self.policy(rule).filter(|policy| policy.keeps_history()).ok_or(OpenError::NoHistory)?;
         let mut replaced = None;
         if !self.budget.try_add_stream(rule) {
             let idlest = self.idlest(rule).ok_or(OpenError::TooManyStreams)?;
             // The new stream is counted in its place, so no other thread can take it meanwhile.
             replaced = self.take(idlest, evicted);
         }
+        Ok(Opened { id: self.add(rule, name, stream, now, evicted), replaced })
+    }
+
+    /// Adds a stream that the budget has counted.
+    fn add(
+        &mut self,
+        rule: RuleId,
+        name: N,
+        stream: Stream<M>,
+        now: Seconds,
+        evicted: &mut Evicted<M>,
+    ) -> StreamId {
         let (added, messages) = (stream.charge(self.budget.message_overhead()), stream.len() as u64);
         self.generation = self.generation.wrapping_add(1);
         let entry = Box::new(Entry {
@@ -251,7 +313,7 @@ impl<M, N> StreamTable<M, N> {
         let id = StreamId { index, generation: self.generation };
         self.enqueue(id);
         self.evict_over_budget(Some(rule), now, MAX_EVICTED_PER_APPEND, evicted);
-        Ok(Opened { id, replaced })
+        id
     }
 
     /// Appends a message to a stream. Returns `None` if the stream was removed.
@@ -268,15 +330,36 @@ impl<M, N> StreamTable<M, N> {
         evicted: &mut Evicted<M>,
         seal: impl FnOnce(Epoch, u64) -> (M, usize),
     ) -> Option<Appended> {
-        let rule = self.entry(id)?.rule;
-        let bounds = self.policy(rule)?.retention();
-        let entry = self.entries[id.index as usize].as_mut()?;
+        let seal = |epoch, offset, _: &Retention| Ok::<_, Infallible>(seal(epoch, offset));
+        match self.try_append(id, now, evicted, seal) {
+            Ok(appended) => appended,
+        }
+    }
+
+    /// Appends a message, like [`Self::append`], unless `seal` fails. It then changes nothing, and
+    /// the offset is given to another message. `seal` also gets the bounds of the stream: a message
+    /// that exceeds them is not kept.
+    ///
+    /// # Errors
+    /// Returns the error of `seal`.
+    pub fn try_append<E>(
+        &mut self,
+        id: StreamId,
+        now: Seconds,
+        evicted: &mut Evicted<M>,
+        seal: impl FnOnce(Epoch, u64, &Retention) -> Result<(M, usize), E>,
+    ) -> Result<Option<Appended>, E> {
+        let Some(bounds) = self.entry(id).and_then(|entry| Some(self.policy(entry.rule)?.retention())) else {
+            return Ok(None);
+        };
+        let Some(entry) = self.entries[id.index as usize].as_mut() else { return Ok(None) };
+        let rule = entry.rule;
         let stream = &mut entry.stream;
         let overhead = self.budget.message_overhead();
-        entry.touched = now;
         let (epoch, offset) = (stream.epoch(), stream.newest() + 1);
         let (before, messages) = (stream.charge(overhead), stream.len());
-        let (message, bytes) = seal(epoch, offset);
+        let (message, bytes) = seal(epoch, offset, &bounds)?;
+        entry.touched = now;
         let kept = stream.make_room(&bounds, bytes, now, evicted);
         let freed = before - stream.charge(overhead);
         self.messages -= (messages - stream.len()) as u64;
@@ -285,7 +368,8 @@ impl<M, N> StreamTable<M, N> {
         self.expire(rule, now, MAX_EXPIRED_PER_APPEND, evicted);
         // The new message is not in the stream yet, so it is not a candidate.
         self.evict_over_budget(Some(rule), now, MAX_EVICTED_PER_APPEND, evicted);
-        let stream = &mut self.entries[id.index as usize].as_mut()?.stream;
+        let Some(entry) = self.entries[id.index as usize].as_mut() else { return Ok(None) };
+        let stream = &mut entry.stream;
         match kept {
             Some(bytes) => {
                 stream.push(message, bytes, now);
@@ -298,7 +382,7 @@ impl<M, N> StreamTable<M, N> {
         }
         self.note_spent(id, now);
         self.enqueue(id);
-        Some(Appended { epoch, offset, is_over_budget: self.budget.excess() > 0 })
+        Ok(Some(Appended { epoch, offset, is_over_budget: self.budget.excess() > 0 }))
     }
 
     /// Tells the table whether a stream has subscribers. A stream with subscribers is never removed

@@ -54,9 +54,11 @@ mod worker;
 
 pub use auth::AuthConfig;
 pub use config::{
-    CanaryConfig, ClusterConfig, Config, CustomGauge, CustomMetric, HistoryLimits, Limits, MetricKind,
+    CanaryConfig, ClusterConfig, Config, CustomGauge, CustomMetric, HistoryLimits, HistoryStore, Limits, MetricKind,
     SessionLimits, burst_rate_per_ip, control_rate_limit, token_rate_limit,
 };
+#[cfg(feature = "disk")]
+pub use config::DiskConfig;
 pub use deeperhub_events as events;
 pub use deeperhub_events::{Event, EventDetails, EventFilter, EventKind, EventStream, Received};
 pub use deeperhub_history as history;
@@ -81,7 +83,7 @@ pub use streams::TopicHistory;
 pub use top::{Top, TopEntry};
 pub use types::{
     ClientInfo, ClientNotFound, ClusterAnswer, CursorError, Delivered, ListError, NodeIdTaken, NodeInfo,
-    Page, PayloadError, PublishError, SendError, TopicInfo, WorkerTimeout,
+    Page, PayloadError, PublishError, SendError, StoreUnavailable, TopicInfo, WorkerTimeout,
 };
 
 /// Runs the README's examples as doc tests.

@@ -61,7 +61,11 @@ fn sweep(hub: &Hub) {
     if let Some(memory) = &hub.config.listener.memory {
         streams.yield_memory(router, memory, hub.limits.load().history.budget.bytes);
     }
-    let now = streams.clock.seconds(Instant::now());
+    let at = Instant::now();
+    let now = streams.clock.seconds(at);
+    if let Some(disk) = &streams.disk {
+        disk.maintain(streams.clock.unix_ms(at), streams.longest_ttl());
+    }
     for stripe in router.stripes() {
         // Each step releases the lock, so publishes wait for one step at most.
         while streams.sweep(router, stripe, now) {}

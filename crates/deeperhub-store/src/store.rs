@@ -172,6 +172,19 @@ impl Store {
         self.queue.wait_durable(ticket, timeout)
     }
 
+    /// Returns the ticket behind all that was appended, created, cleared or removed before.
+    #[must_use]
+    pub fn queued(&self) -> Ticket {
+        self.queue.queued()
+    }
+
+    /// Returns the time since which the store has all messages, in milliseconds since the Unix
+    /// epoch: messages with a later time were not dropped. It is 0 until a segment is dropped.
+    #[must_use]
+    pub fn complete_since_ms(&self) -> u64 {
+        self.files.dropped_until_ms.load(Ordering::Relaxed)
+    }
+
     /// Returns how far appends are on the disk, and whether the store is available.
     #[must_use]
     pub fn progress(&self) -> Progress {

@@ -33,6 +33,7 @@ fn steps_where(
             Step::Message { offset, prev: Some(prev), .. } => format!("{offset}<{prev}"),
             Step::Gap(Gap { from: Some(from), to, reason, .. }) => format!("-{from}..{to} {reason}"),
             Step::Gap(Gap { from: None, to, reason, .. }) => format!("-{to} {reason}"),
+            Step::Stored { from, to } => format!("stored {from}-{to}"),
             Step::Close => "close".to_owned(),
         });
         if steps.last().is_some_and(|step| step == "close") {
@@ -89,7 +90,7 @@ fn a_stream_without_kept_messages_leaves_one_gap() {
     stream.expire(10, Seconds::new(100), &mut Evicted::new());
     for delivery in [Delivery::Lossless, Delivery::DropOldest { keep: 2 }, Delivery::Latest, SAMPLE] {
         let mut cursor = Cursor::new(stream.epoch(), 7);
-        assert_eq!(cursor.messages_left(&stream, delivery), 0);
+        assert_eq!(cursor.messages_left(&stream, stream.oldest(), delivery), 0);
         assert_eq!(steps(&mut cursor, &stream, delivery), "-8..10 trimmed");
         assert!(!cursor.is_behind(&stream));
     }
@@ -145,7 +146,7 @@ fn a_position_beyond_the_stream_yields_nothing() {
     let stream = stream(3, 6);
     for offset in [3, 4, u64::MAX] {
         let mut cursor = Cursor::new(stream.epoch(), offset);
-        assert_eq!(cursor.messages_left(&stream, Delivery::Lossless), 0);
+        assert_eq!(cursor.messages_left(&stream, stream.oldest(), Delivery::Lossless), 0);
         assert_eq!(steps(&mut cursor, &stream, Delivery::Lossless), "");
     }
 }
@@ -248,6 +249,7 @@ impl Client {
                 }
                 self.offset = gap.to;
             }
+            Step::Stored { .. } => unreachable!("there is no store"),
             Step::Close => {
                 assert_eq!(self.delivery, Delivery::Close);
                 assert!(self.offset + 1 < stream.oldest());

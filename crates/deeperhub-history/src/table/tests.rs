@@ -322,7 +322,7 @@ fn a_restored_stream_is_cut_to_its_rule() {
     });
     let stream = Stream::restore(Epoch::from_bits(1), 100, None, restored);
     let mut evicted = Evicted::new();
-    let id = table.insert(rule(0), 0, stream, at(13), &mut evicted).unwrap().id;
+    let id = table.restore(rule(0), 0, stream, at(13), &mut evicted).unwrap();
     assert_eq!((kept(&table, id), table.messages(), shared.bytes()), (vec![99, 100], 2, 200));
     assert_eq!(append(&mut table, id, 13, &mut evicted).offset, 101);
 }

@@ -10,7 +10,7 @@ use deeperhub_protocol::{ClientId, Topic};
 use super::items::Item;
 use super::{Outlet, Phase, Replays};
 use crate::planted::planted;
-use crate::streams::{StreamRouter, Streams};
+use crate::streams::{CurrentStream, StreamRouter, Streams};
 
 impl Replays {
     /// Sends the newest messages of the topics whose tick is due. Returns `true` if the round's
@@ -48,7 +48,7 @@ impl Replays {
         let Ok(parsed) = Topic::parse(&**topic) else { return };
         let seconds = streams.clock.seconds(now);
         let connections = &mut self.connections;
-        let collected = streams.with_stream(router, &parsed, seconds, |stream, delivery| {
+        let collected = streams.with_stream(router, &parsed, seconds, |&CurrentStream { stream, delivery, .. }| {
             let mut items: Vec<(ConnectionKey, Item)> = Vec::new();
             for (key, client_id) in &receivers {
                 let is_sampled =
@@ -75,7 +75,8 @@ impl Replays {
                             break;
                         }
                         Step::Gap(gap) => items.push((*key, Item::Gap(gap))),
-                        Step::Close => break,
+                        // A sample is the newest message in memory.
+                        Step::Stored { .. } | Step::Close => break,
                     }
                 }
             }

@@ -35,7 +35,7 @@ impl NodeWorker {
     }
 
     /// Sends and counts a frame. Returns `false` if the connection is not open.
-    fn send(
+    pub(super) fn send(
         &mut self,
         sent_type: SentType,
         key: ConnectionKey,
