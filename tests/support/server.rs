@@ -183,6 +183,12 @@ impl Server {
         self.running.read_stderr();
     }
 
+    /// Returns the number of the process.
+    #[allow(dead_code, reason = "only the main suite limits what a process may do")]
+    pub(crate) fn process_id(&self) -> u32 {
+        self.running.child.id()
+    }
+
     /// Waits for the server to exit.
     ///
     /// # Panics

@@ -54,18 +54,17 @@ impl Drop for StreamSweeper {
 /// Sweeps all stripes once.
 fn sweep(hub: &Hub) {
     let Hub { streams, router, .. } = hub;
+    streams.clock.synchronize();
+    if let Some(disk) = &streams.disk {
+        disk.maintain(streams.clock.unix_ms(Instant::now()), streams.longest_ttl());
+    }
     if streams.features() == deeperhub_protocol::message::Features::NONE {
         return;
     }
-    streams.clock.synchronize();
     if let Some(memory) = &hub.config.listener.memory {
         streams.yield_memory(router, memory, hub.limits.load().history.budget.bytes);
     }
-    let at = Instant::now();
-    let now = streams.clock.seconds(at);
-    if let Some(disk) = &streams.disk {
-        disk.maintain(streams.clock.unix_ms(at), streams.longest_ttl());
-    }
+    let now = streams.clock.seconds(Instant::now());
     for stripe in router.stripes() {
         // Each step releases the lock, so publishes wait for one step at most.
         while streams.sweep(router, stripe, now) {}

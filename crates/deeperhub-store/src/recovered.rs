@@ -54,6 +54,8 @@ pub struct Wanted {
     pub bytes: usize,
     /// Time of the oldest message, in milliseconds since the Unix epoch.
     pub since_ms: u64,
+    /// Bytes that each message takes in the budget, in addition to its own.
+    pub overhead: usize,
 }
 
 /// A stream whose messages are being collected, newest segment first.
@@ -191,7 +193,7 @@ fn read_segment(
             continue;
         }
         let freed = stream.push(position, &head, body);
-        bytes = (bytes + body.len()).saturating_sub(freed);
+        bytes = (bytes + body.len() + stream.wanted.overhead).saturating_sub(freed);
         order.push_back((head.stream, position));
         while bytes > *left {
             is_over = true;
@@ -200,7 +202,7 @@ fn read_segment(
             // The stream's own limits may have removed it before.
             let oldest = stream.part.get_mut(stream.part_older);
             if let Some(oldest) = oldest.filter(|part| part.position == position) {
-                bytes = bytes.saturating_sub(oldest.len);
+                bytes = bytes.saturating_sub(oldest.len + stream.wanted.overhead);
                 oldest.record.bytes = Vec::new();
                 stream.part_older += 1;
             }
@@ -243,7 +245,8 @@ impl Collected {
         freed
     }
 
-    /// Removes the oldest message of the part. Returns its bytes, or 0 if it stays on the disk.
+    /// Removes the oldest message of the part. Returns its bytes in the budget, or 0 if it stays on
+    /// the disk.
     fn pop_front(&mut self) -> usize {
         let len = self.part.pop_front().map_or(0, |part| part.len);
         self.part_bytes -= len;
@@ -251,7 +254,7 @@ impl Collected {
             self.part_older -= 1;
             return 0;
         }
-        len
+        len + self.wanted.overhead
     }
 
     /// Puts the part of a segment before the messages that are there. Returns its bytes, without
@@ -276,7 +279,7 @@ impl Collected {
                 let Record { offset, time_ms, .. } = part.record;
                 self.older.add(OlderPart { offset, time_ms, bytes: part.len as u64 });
             } else {
-                taken += part.len;
+                taken += part.len + self.wanted.overhead;
                 self.records.push_front(part.record);
             }
         }

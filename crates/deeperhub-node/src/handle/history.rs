@@ -1,5 +1,7 @@
 //! Reads of the history of topics.
 
+use std::time::Instant;
+
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{EncodedDelivery, HistoryRequest};
 use deeperhub_protocol::{Position, Topic};
@@ -125,7 +127,12 @@ impl NodeHandle {
     /// the disk later.
     pub async fn stored(&self, delivered: &Delivered) -> Result<(), StoreUnavailable> {
         match delivered.ticket {
-            Some(ticket) => self.wait_stored(ticket).await,
+            Some(ticket) => {
+                let since = Instant::now();
+                self.wait_stored(ticket).await?;
+                self.hub.streams.disk.iter().for_each(|disk| disk.record_stored(since.elapsed()));
+                Ok(())
+            }
             None => Ok(()),
         }
     }

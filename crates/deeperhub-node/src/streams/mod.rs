@@ -237,7 +237,8 @@ impl Streams {
     }
 
     /// Lets history give way before clients do. While memory is short, the limit on bytes falls to
-    /// half of what is kept, again and again, and streams without subscribers are removed.
+    /// half of what is kept, again and again, and streams without subscribers are removed, unless a
+    /// store keeps them.
     ///
     /// Freed memory shows in later measurements only, so some calls after that change nothing.
     pub(crate) fn yield_memory(&self, router: &StreamRouter, memory: &MemoryBudget, limit_bytes: u64) {
@@ -261,6 +262,10 @@ impl Streams {
         }
         self.settling.store(SETTLING_SWEEPS, Ordering::Relaxed);
         budget.set_limit_bytes((budget.bytes() / 2).min(current));
+        if self.disk.is_some() {
+            // A stream that leaves the memory would leave the disk, too.
+            return;
+        }
         for (rule, _) in budget.rules().iter() {
             let mut left = budget.usage(rule).map_or(0, |usage| usage.streams / 2);
             while left > 0 && self.make_room(router, rule) {

@@ -169,15 +169,10 @@ impl Disk {
     /// Waits until a message is on the disk. Returns `false` if the store becomes unavailable, or if
     /// the time is over.
     pub(crate) async fn wait(&self, ticket: Ticket, timeout: Duration) -> bool {
-        let since = tokio::time::Instant::now();
         let mut progress = self.progress.clone();
         let is_settled = |progress: &Progress| state(progress, ticket) != StoreState::Pending;
         let settled = tokio::time::timeout(timeout, progress.wait_for(is_settled)).await;
-        let is_durable = matches!(settled, Ok(Ok(progress)) if state(&progress, ticket) == StoreState::Durable);
-        if is_durable {
-            self.metrics.append_time.observe_duration(since.elapsed());
-        }
-        is_durable
+        matches!(settled, Ok(Ok(progress)) if state(&progress, ticket) == StoreState::Durable)
     }
 
     /// Notes the time from a publish until its message was on the disk.

@@ -13,6 +13,14 @@ use crate::streams::kept::Remains;
 use crate::streams::stored::StreamName;
 use crate::streams::{StreamRouter, Streams, find_rule};
 
+/// Usual length of a delivery without its payload, the topic and its publisher's ID, so that the
+/// limits of a rule mean about the same for messages that only the store has.
+const FRAME_OVERHEAD: usize = 110;
+
+fn frame_overhead(topic: &str) -> usize {
+    FRAME_OVERHEAD + topic.len()
+}
+
 impl Streams {
     /// Fills the streams with what the store has kept, the newest messages first, until the budget
     /// is used up. Streams that no rule wants are removed from the store.
@@ -33,12 +41,13 @@ impl Streams {
         let wanted = |topic: &str| {
             let parsed = Topic::parse(topic).ok();
             let rule = parsed.and_then(|topic| budget.rules().get(find_rule(&budget, &topic)?));
-            rule.map_or(Wanted { messages: 0, bytes: 0, since_ms: 0 }, |rule| {
+            rule.map_or(Wanted { messages: 0, bytes: 0, since_ms: 0, overhead: 0 }, |rule| {
                 let bounds = rule.policy().retention();
                 Wanted {
                     messages: bounds.messages as usize,
                     bytes: bounds.bytes as usize,
                     since_ms: now_ms.saturating_sub(u64::from(bounds.ttl_seconds) * 1000),
+                    overhead: frame_overhead(topic) + KeptFrame::OVERHEAD_BYTES as usize,
                 }
             })
         };
@@ -73,14 +82,14 @@ impl Streams {
         let predecessor = predecessor
             .map(|predecessor| Predecessor { epoch: predecessor.epoch, newest: predecessor.newest });
         let mut restored = Vec::with_capacity(records.len());
-        let mut older: Vec<_> = older
-            .iter()
-            .map(|part| StoredPart {
-                offset: part.offset,
-                bytes: part.bytes,
-                at: self.clock.seconds_of_unix_ms(part.time_ms),
-            })
-            .collect();
+        let first = records.first().map_or(newest + 1, |record| record.offset);
+        let ends = older.iter().skip(1).map(|part| part.offset).chain([first]);
+        let parts = older.iter().zip(ends).map(|(part, end)| StoredPart {
+            offset: part.offset,
+            bytes: part.bytes + (end - part.offset) * frame_overhead(&topic) as u64,
+            at: self.clock.seconds_of_unix_ms(part.time_ms),
+        });
+        let mut older: Vec<_> = parts.collect();
         for Record { offset, time_ms, bytes } in records {
             let frame = StoredMessage::parse(&bytes)
                 .and_then(|message| message.frame(&topic, epoch, (offset, time_ms)));
