@@ -26,7 +26,7 @@ impl Disk {
         let path = self.path();
         let store = ["--history-store", "disk", "--history-dir", text(&path), "--port", &self.port];
         let rest = ["--rate-limit", "0", "--drain-timeout", "1s"];
-        Server::start(&[&store, &rest, flags].concat())
+        Server::start(&[&store[..], &rest, flags].concat())
     }
 }
 
@@ -321,7 +321,7 @@ async fn a_publisher_that_waits_for_the_disk_delays_nobody() {
     }
     assert_eq!(published, Vec::from_iter(1..=20), "answers keep their order");
     // A batch waits once for all of its messages.
-    let calls: Vec<_> = (0..20).map(|_| json!({ "do": "publish", "topic": "feed.1", "message": 1 })).collect();
+    let calls: Vec<_> = (0..20).map(|_| json!({ "publish": { "topic": "feed.1", "message": 1 } })).collect();
     let batch = http(server.api(), "POST /v1/batch", &[], &json!({ "calls": calls }).to_string()).await;
     let results = batch.json()["results"].as_array().cloned().unwrap_or_default();
     assert!(results.len() == 20 && results.iter().all(|result| result["status"] == 200), "{}", batch.body);
@@ -349,7 +349,9 @@ async fn a_tail_continues_over_a_restart_from_the_disk() {
         let (mut lines, mut read) = (BufReader::new(stream).lines(), Vec::new());
         while read.len() < 250 {
             let line = lines.next_line().await.unwrap().expect("the stream goes on");
-            read.extend(line.strip_prefix("data: ").and_then(|data| serde_json::from_str::<Value>(data).ok()));
+            read.extend(
+                line.strip_prefix("data: ").and_then(|data| serde_json::from_str::<Value>(data).ok()),
+            );
         }
         read
     })

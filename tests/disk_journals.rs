@@ -19,6 +19,9 @@ const RULE: &str = "feed.>: history=1000000 history_bytes=200MiB ttl=1h ack=disk
 /// Times that the server is killed.
 const KILLS: u64 = 6;
 
+/// Number of readers.
+const READERS: u64 = 3;
+
 /// Connections of each reader.
 const RECONNECTS: u64 = 100;
 
@@ -29,6 +32,8 @@ const BURST: u64 = 25;
 #[derive(Default)]
 struct Shared {
     published: AtomicU64,
+    /// Readers that have reconnected often enough.
+    readers_done: AtomicU64,
     /// `true` when the server is killed no more, and the publishers may end.
     is_over: AtomicBool,
     /// `true` when the publishers have ended.
@@ -92,7 +97,8 @@ async fn publish(shared: &Shared, url: &str, topic: &str) -> BTreeMap<u64, (Stri
                 let (id, data) = (reply["id"].as_u64(), &reply["data"]);
                 match reply["type"].as_str() {
                     Some("published") => {
-                        let place = (data["epoch"].as_str().unwrap().to_owned(), data["offset"].as_u64().unwrap());
+                        let place =
+                            (data["epoch"].as_str().unwrap().to_owned(), data["offset"].as_u64().unwrap());
                         assert_eq!(acknowledged.insert(id.unwrap(), place), None, "answered twice: {reply}");
                         shared.published.fetch_add(1, Ordering::SeqCst);
                         left -= 1;
@@ -129,7 +135,11 @@ impl Journal {
             }
             self.messages.clear();
         } else {
-            assert_eq!((&data["recovered"], &data["offset"]), (&json!(true), &self.position["offset"]), "{data}");
+            assert_eq!(
+                (&data["recovered"], &data["offset"]),
+                (&json!(true), &self.position["offset"]),
+                "{data}"
+            );
             self.recovered += 1;
         }
         self.position = position(data);
@@ -150,6 +160,9 @@ async fn follow(shared: &Shared, url: &str, topic: &str, seed: u64) -> Journal {
     let mut connections = 0;
     loop {
         connections += 1;
+        if connections == RECONNECTS {
+            shared.readers_done.fetch_add(1, Ordering::SeqCst);
+        }
         let is_last = connections > RECONNECTS && shared.is_silent.load(Ordering::SeqCst);
         let mut connection = Connection::open(url).await;
         let mut data = json!({ "topic": topic });
@@ -193,8 +206,19 @@ async fn kill_often(shared: &Shared, disk: &Disk, flags: &[&str], mut server: Se
         tokio::task::block_in_place(|| kill(server));
         server = tokio::task::block_in_place(|| disk.start(flags));
     }
+    wait_for_long(async {
+        while shared.readers_done.load(Ordering::SeqCst) < READERS {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
     shared.is_over.store(true, Ordering::SeqCst);
     server
+}
+
+/// Waits for something that takes longer than one step of a test.
+async fn wait_for_long<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(180), future).await.expect("the test ends in time")
 }
 
 async fn check_journals(flags: &[&str]) {
@@ -213,15 +237,14 @@ async fn check_journals(flags: &[&str]) {
         tokio::join!(follow(topics[0], 1), follow(topics[1], 2), follow(topics[0], 3))
     };
     let everything = async { tokio::join!(kill_often(&shared, &disk, &flags, server), publishers, readers) };
-    let limit = Duration::from_secs(180);
-    let (server, acknowledged, readers) =
-        tokio::time::timeout(limit, everything).await.expect("the test ends in time");
+    let (server, acknowledged, readers) = wait_for_long(everything).await;
 
     let mut on_disk = BTreeMap::new();
     for (topic, acknowledged) in topics.iter().zip([acknowledged.0, acknowledged.1]) {
         let (mut numbers, mut places) = (BTreeMap::new(), BTreeMap::new());
         for message in history(&server, topic, "asc").await {
-            let (offset, number) = (message["offset"].as_u64().unwrap(), message["message"].as_u64().unwrap());
+            let (offset, number) =
+                (message["offset"].as_u64().unwrap(), message["message"].as_u64().unwrap());
             assert_eq!(numbers.insert(number, offset), None, "{message} is stored twice");
             places.insert(offset, number);
         }
@@ -238,7 +261,8 @@ async fn check_journals(flags: &[&str]) {
         let (places, last) = (&on_disk[topic], journal.position["offset"].as_u64().unwrap());
         assert_eq!(Some(&last), places.keys().next_back(), "the reader has all of {topic}");
         let first = journal.messages.keys().next().copied().unwrap_or(last + 1);
-        let expected: BTreeMap<_, _> = places.range(first..).map(|(offset, number)| (*offset, *number)).collect();
+        let expected: BTreeMap<_, _> =
+            places.range(first..).map(|(offset, number)| (*offset, *number)).collect();
         assert_eq!(journal.messages, expected, "{topic} after {} holes", journal.holes);
         recovered += journal.recovered;
     }

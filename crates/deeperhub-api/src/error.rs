@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use deeperhub_node::{
-    ClientNotFound, CursorError, ListError, PublishError, SendError, StoreUnavailable, SubscribeError, WorkerTimeout,
+    ClientNotFound, CursorError, ListError, PublishError, SendError, StoreUnavailable, SubscribeError,
+    WorkerTimeout,
 };
 use deeperhub_protocol::{MessageError, TopicError};
 use serde::Serialize;

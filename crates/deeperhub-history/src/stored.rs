@@ -76,8 +76,7 @@ impl Stored {
         (newest, bytes_after): (u64, u32),
         (now, since): (Seconds, Seconds),
     ) -> Option<u64> {
-        let is_kept =
-            |mark: &&Mark| mark.at >= since && self.is_within(mark, bounds, bytes_after, now);
+        let is_kept = |mark: &&Mark| mark.at >= since && self.is_within(mark, bounds, bytes_after, now);
         let oldest = self.marks.iter().find(is_kept)?.offset;
         Some(oldest.max((newest + 1).saturating_sub(bounds.messages.into())))
     }

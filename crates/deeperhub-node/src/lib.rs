@@ -53,12 +53,12 @@ mod types;
 mod worker;
 
 pub use auth::AuthConfig;
-pub use config::{
-    CanaryConfig, ClusterConfig, Config, CustomGauge, CustomMetric, HistoryLimits, HistoryStore, Limits, MetricKind,
-    SessionLimits, burst_rate_per_ip, control_rate_limit, token_rate_limit,
-};
 #[cfg(feature = "disk")]
 pub use config::DiskConfig;
+pub use config::{
+    CanaryConfig, ClusterConfig, Config, CustomGauge, CustomMetric, HistoryLimits, HistoryStore, Limits,
+    MetricKind, SessionLimits, burst_rate_per_ip, control_rate_limit, token_rate_limit,
+};
 pub use deeperhub_events as events;
 pub use deeperhub_events::{Event, EventDetails, EventFilter, EventKind, EventStream, Received};
 pub use deeperhub_history as history;

@@ -26,15 +26,15 @@ use crate::phase::Phase;
 use crate::recent_quantiles::RecentQuantiles;
 use crate::stream_sweeper::StreamSweeper;
 use crate::streams::{Clock, StreamRouter, Streams};
+use crate::top::TopTracker;
+use crate::trace::TraceMetrics;
+use crate::types::NodeIdTaken;
+use crate::worker::request::REQUEST_QUEUE_CAPACITY;
 #[cfg(feature = "disk")]
 use crate::{
     metrics::StoreMetrics,
     streams::{Disk, Found},
 };
-use crate::top::TopTracker;
-use crate::trace::TraceMetrics;
-use crate::types::NodeIdTaken;
-use crate::worker::request::REQUEST_QUEUE_CAPACITY;
 
 /// Divisor of the memory budget. The quotient is the budget for messages that are queued for all
 /// workers together.

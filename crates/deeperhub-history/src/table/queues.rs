@@ -34,7 +34,8 @@ pub(super) struct RuleQueues {
 impl<M, N> StreamTable<M, N> {
     /// Notes the time since which a stream has neither messages nor subscribers.
     pub(super) fn note_spent(&mut self, id: StreamId, now: Seconds) {
-        let ttl = self.rule(id).and_then(|rule| self.policy(rule)).map(|policy| policy.retention().ttl_seconds);
+        let ttl =
+            self.rule(id).and_then(|rule| self.policy(rule)).map(|policy| policy.retention().ttl_seconds);
         if let Some(entry) = self.entry_mut(id)
             && entry.is_spent()
         {

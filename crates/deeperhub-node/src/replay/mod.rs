@@ -251,7 +251,9 @@ impl Replays {
     pub(crate) fn topics_behind(&self, limit: usize) -> Vec<(Arc<str>, u64)> {
         let mut counts: HashMap<&Arc<str>, u64> = HashMap::new();
         let replays = self.connections.values().flat_map(|connection| &connection.replays);
-        for replay in replays.filter(|replay| matches!(replay.phase, Phase::Replaying | Phase::Reading { .. })) {
+        for replay in
+            replays.filter(|replay| matches!(replay.phase, Phase::Replaying | Phase::Reading { .. }))
+        {
             *counts.entry(&replay.topic).or_default() += 1;
         }
         let mut topics: Vec<_> =

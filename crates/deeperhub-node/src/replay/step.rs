@@ -215,10 +215,9 @@ fn collect<'s>(
     }
     let mut bytes = 0;
     while items.len() < MESSAGES_PER_STEP && (bytes < max_bytes || items.is_empty()) {
-        match replay
-            .cursor
-            .advance_within(stream, oldest, delivery, |frame| frame.is_for(client_id) || planted!(OwnReplayed))
-        {
+        match replay.cursor.advance_within(stream, oldest, delivery, |frame| {
+            frame.is_for(client_id) || planted!(OwnReplayed)
+        }) {
             None => break,
             Some(Step::Message { prev, message, .. }) => {
                 bytes += message.len();

@@ -12,7 +12,8 @@ use deeperhub_router::{DeliveryState, Subscribed, TopicView};
 use super::Replays;
 use crate::planted::planted;
 use crate::streams::{
-    CurrentStream, HubShard, KeptStream, NoStream, PublishRefusal, Remains, StreamRouter, StreamRule, StreamStripe, Streams,
+    CurrentStream, HubShard, KeptStream, NoStream, PublishRefusal, Remains, StreamRouter, StreamRule,
+    StreamStripe, Streams,
 };
 
 /// Result of an attempt to subscribe under the lock of the topic.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use deeperhub_history::{
     Budget, Delivery, Evicted, OpenError, RuleId, Seconds, Stream, StreamId, StreamTable,
 };
-use deeperhub_protocol::{Epoch, Topic};
 use deeperhub_protocol::frame::KeptFrame;
+use deeperhub_protocol::{Epoch, Topic};
 use deeperhub_router::{Keep, TopicView};
 
 use super::clock::Clock;

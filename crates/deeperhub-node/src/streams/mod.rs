@@ -41,8 +41,8 @@ pub(crate) use kept::{CurrentStream, KeptStream, NoStream, Remains, StreamStripe
 pub(crate) use publish::{Appended, Once, PublishRefusal, StreamPublish};
 pub(crate) use read::HistoryRead;
 pub use read::TopicHistory;
-pub(crate) use stored::{DiskNotice, HistoryNotice, ReadFailed, ReadRequest, ReadResult, StoreState};
 use stored::StreamName;
+pub(crate) use stored::{DiskNotice, HistoryNotice, ReadFailed, ReadRequest, ReadResult, StoreState};
 
 /// Messages and streams that a sweep handles under one lock.
 const SWEEP_STEP: usize = 256;

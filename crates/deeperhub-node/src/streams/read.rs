@@ -122,7 +122,9 @@ impl Streams {
 fn first_offset(request: &HistoryRequest<'_>, oldest: u64, newest: u64) -> u64 {
     match (request.from, request.order) {
         (Some(HistoryStart::Offset(offset)), HistoryOrder::Ascending) => offset.max(oldest),
-        (Some(HistoryStart::Offset(offset)), HistoryOrder::Descending) => offset.clamp(oldest, newest.max(oldest)),
+        (Some(HistoryStart::Offset(offset)), HistoryOrder::Descending) => {
+            offset.clamp(oldest, newest.max(oldest))
+        }
         (Some(HistoryStart::FromEnd(count)), _) => (newest + 1).saturating_sub(count).max(oldest),
         (None, HistoryOrder::Ascending) => oldest,
         (None, HistoryOrder::Descending) => newest,

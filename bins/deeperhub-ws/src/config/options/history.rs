@@ -31,6 +31,19 @@ pub(crate) struct HistoryOptions {
     #[arg(long, value_name = "SIZE")]
     pub(crate) history_bytes: Option<Size>,
 
+    /// Keep messages of at most this many topics
+    ///
+    /// Another topic takes the place of the one that has been idle the longest without subscribers.
+    /// If all have subscribers, a publish to another topic gets `too_many_topics`.
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_COUNT))]
+    pub(crate) max_streams: Option<u64>,
+
+    /// Forget a topic that has had neither messages nor subscribers for this time
+    ///
+    /// Clients cannot continue at a position of a topic that is forgotten. Whole seconds.
+    #[arg(long, value_name = "TIME", value_parser = forget_time)]
+    pub(crate) history_forget: Option<Time>,
+
     /// Keep the history in memory only, or on a disk too
     ///
     /// With `disk`, topics keep their messages over a restart, and messages that do not fit into
@@ -57,17 +70,4 @@ pub(crate) struct HistoryOptions {
     /// the newest. Without it, the rules' limits alone bound what is kept.
     #[arg(long, value_name = "SIZE")]
     pub(crate) history_disk_bytes: Option<Size>,
-
-    /// Keep messages of at most this many topics
-    ///
-    /// Another topic takes the place of the one that has been idle the longest without subscribers.
-    /// If all have subscribers, a publish to another topic gets `too_many_topics`.
-    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_COUNT))]
-    pub(crate) max_streams: Option<u64>,
-
-    /// Forget a topic that has had neither messages nor subscribers for this time
-    ///
-    /// Clients cannot continue at a position of a topic that is forgotten. Whole seconds.
-    #[arg(long, value_name = "TIME", value_parser = forget_time)]
-    pub(crate) history_forget: Option<Time>,
 }

@@ -137,7 +137,10 @@ mod tests {
             let sync = history_sync(text).ok().map(|sync| sync.to_string());
             assert_eq!(sync.as_deref(), expected, "{text}");
         }
-        assert_eq!(history_sync("1ms"), Err("expected a time from 10ms such as 100ms or 1s, or always".into()));
+        assert_eq!(
+            history_sync("1ms"),
+            Err("expected a time from 10ms such as 100ms or 1s, or always".into())
+        );
     }
 
     #[test]

@@ -221,8 +221,7 @@ impl Disk {
 
     /// Does what is due from time to time.
     pub(crate) fn maintain(&self, now_ms: u64, longest_ttl: Duration) {
-        let unremoved =
-            std::mem::take(&mut *self.unremoved.lock().unwrap_or_else(PoisonError::into_inner));
+        let unremoved = std::mem::take(&mut *self.unremoved.lock().unwrap_or_else(PoisonError::into_inner));
         unremoved.into_iter().for_each(|stream| self.remove(stream));
         self.store.drop_expired(now_ms, u64::try_from(longest_ttl.as_millis()).unwrap_or(u64::MAX));
         // Workers look for replies that wait too long.

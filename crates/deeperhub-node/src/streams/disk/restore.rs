@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use deeperhub_history::{Predecessor, Restored, Stream, StoredPart};
+use deeperhub_history::{Predecessor, Restored, StoredPart, Stream};
 use deeperhub_protocol::Topic;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_store::{Record, RecoveredStream, Wanted};

@@ -6,8 +6,8 @@ mod tests;
 
 use deeperhub_args::{Size, Time};
 use deeperhub_listener::MemoryBudget;
-use deeperhub_node::{Config, HistoryStore};
 use deeperhub_node::history::{BudgetLimits, Rules};
+use deeperhub_node::{Config, HistoryStore};
 
 use self::store::StoreOptions;
 use super::Resolver;
@@ -32,12 +32,12 @@ pub(super) fn resolve(
     let HistoryOptions {
         topic,
         history_bytes,
+        max_streams,
+        history_forget,
         history_store,
         history_dir,
         history_sync,
         history_disk_bytes,
-        max_streams,
-        history_forget,
     } = options;
     let rules = topic.unwrap_or_default();
     resolver.effective.push(EffectiveSetting::list(RULE_KEY, &rules, origins, OnReload::Applied));
@@ -55,11 +55,11 @@ pub(super) fn resolve(
     let default = memory.map_or(budget.bytes, |limit| (limit / MEMORY_SHARE).clamp(1, budget.bytes));
     let bytes = take!(resolver, live history_bytes, Size(default));
     resolver.require("history_bytes", &bytes, bytes.0 > 0, "expected more than 0");
+    let streams = take!(resolver, live max_streams, budget.streams);
+    let forget = take!(resolver, live history_forget, Time(budget.forget));
     let store = StoreOptions { history_store, history_dir, history_sync, history_disk_bytes };
     let kind = store::resolve(resolver, store, node);
     store::refuse_without_disk(resolver, kind, &rules, origins);
-    let streams = take!(resolver, live max_streams, budget.streams);
-    let forget = take!(resolver, live history_forget, Time(budget.forget));
     node.history.budget = budget.with_bytes(bytes.0).with_streams(streams).with_forget(forget.0);
     if node.history.rules.keep_history() {
         warn_of_large_history(resolver, bytes, memory);

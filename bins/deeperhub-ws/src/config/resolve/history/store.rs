@@ -57,12 +57,7 @@ pub(super) fn resolve(resolver: &mut Resolver, options: StoreOptions, node: &mut
 }
 
 #[cfg(feature = "disk")]
-fn on_disk(
-    _: &mut Resolver,
-    folder: PathBuf,
-    sync: HistorySync,
-    max_bytes: Option<Size>,
-) -> HistoryStore {
+fn on_disk(_: &mut Resolver, folder: PathBuf, sync: HistorySync, max_bytes: Option<Size>) -> HistoryStore {
     let mut disk = deeperhub_node::DiskConfig::new(folder);
     disk.sync_interval = match sync {
         HistorySync::Always => None,
