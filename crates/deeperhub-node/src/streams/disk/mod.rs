@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use deeperhub_metrics::{RegisterError, Registry, Unit};
 use deeperhub_protocol::Epoch;
-use deeperhub_store::{AppendError, Availability, Progress, Record, Recovered, Store};
+use deeperhub_store::{AppendError, Availability, Progress, Record, Recovered, Store, Usage};
 use tokio::sync::{mpsc, watch};
 
 use super::stored::{DiskNotice, ReadRequest, ReadResult, StoreRefused, StoreState};
@@ -40,6 +40,9 @@ pub(crate) type Found = Recovered;
 
 /// Error of a folder that cannot be used.
 pub(crate) type OpenError = deeperhub_store::OpenError;
+
+/// Name, help, unit and value of a gauge of the store.
+type StoreGauge = (&'static str, &'static str, Unit, fn(&Usage) -> u64);
 
 /// The store, with what connects it to the node.
 #[derive(Debug)]
@@ -240,7 +243,7 @@ impl Disk {
     /// Registers the metrics.
     pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
         self.metrics.register(registry)?;
-        let gauges: [(_, _, _, fn(&deeperhub_store::Usage) -> u64); 4] = [
+        let gauges: [StoreGauge; 4] = [
             ("deeperhub_store_bytes", "Bytes of messages on the disk", Unit::Bytes, |usage| usage.disk_bytes),
             (
                 "deeperhub_store_queued_bytes",
