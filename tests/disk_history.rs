@@ -359,6 +359,44 @@ async fn a_tail_continues_over_a_restart_from_the_disk() {
     assert_eq!(offsets(&lines), Vec::from_iter(51..=300));
 }
 
+#[tokio::test]
+async fn what_the_limit_of_the_disk_has_dropped_is_told_before() {
+    let disk = Disk::new();
+    let rule = "feed.>: history=100000 history_bytes=100MiB ttl=1h";
+    let limits = ["--history-bytes", "50000", "--history-disk-bytes", "1MiB"];
+    let server = disk.start(&[&["--topic", rule][..], &limits].concat());
+    let mut publisher = Client::connect(&server).await;
+    let pad = "x".repeat(1000);
+    let mut count = 0_u64;
+    for _ in 0..5 {
+        for _ in 0..500 {
+            count += 1;
+            let data = json!({ "topic": "feed.1", "message": pad });
+            publisher.send(&json!({ "type": "publish", "data": data })).await;
+        }
+        assert_eq!(publisher.request(&json!({ "type": "ping" })).await["type"], "pong");
+        // Ages are counted in seconds, and messages of a dropped second count as dropped.
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    }
+    assert!(metric(&server, "deeperhub_store_bytes").await <= (1 << 20) + (1 << 19));
+    let info = http(server.api(), "GET /v1/topics/feed.1", &[], "").await.json();
+    let (epoch, oldest) = (&info["history"]["epoch"], info["history"]["oldest"].as_u64().unwrap());
+    let in_memory = metric(&server, "deeperhub_history_messages").await;
+    assert!(oldest > 1 && count + 1 - oldest > in_memory, "{oldest} of {count}, {in_memory} in memory");
+    let mut client = Client::connect(&server).await;
+    let recover = json!({ "recover": { "epoch": epoch, "offset": 0 } });
+    let trimmed = client.request(&subscribe("feed.1", recover)).await;
+    assert_eq!(trimmed["data"]["reason"], "trimmed", "{trimmed}");
+    let mut client = Client::connect(&server).await;
+    let recover = json!({ "recover": { "epoch": epoch, "offset": oldest - 1 } });
+    let resumed = client.request(&subscribe("feed.1", recover)).await;
+    assert_eq!(resumed["data"]["replay"], count + 1 - oldest, "{resumed}");
+    for offset in oldest..=count {
+        let message = client.receive().await;
+        assert_eq!((&message["type"], &message["data"]["offset"]), (&json!("message"), &json!(offset)));
+    }
+}
+
 /// Returns the paths of the files of messages in a folder, oldest first.
 pub(crate) fn segments(folder: &Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());

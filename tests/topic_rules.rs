@@ -293,12 +293,14 @@ fn a_disk_without_a_folder_is_refused_with_advice() {
     check_file_refused("history_store = 'disk'", &named);
     let store = ["config", "check", "--history-store", "disk", "--history-dir", "/tmp/history"];
     for (more, named) in [
-        (["--cluster", "nats://127.0.0.1:1"], "history in a cluster is not supported yet"),
         (["--history-sync", "5ms"], "expected a time from 10ms"),
         (["--history-disk-bytes", "1000"], "expected at least 1MiB"),
     ] {
         check_refused(&[&store[..], &more].concat(), &[], &[named]);
     }
+    let cluster = ["--cluster", "nats://127.0.0.1:1", "--topic", "a: history=1 ack=disk"];
+    let named = "history in a cluster is not supported yet";
+    check_refused(&[&store[..], &cluster].concat(), &[], &[named]);
     let file = "history_store = 'disk'\nhistory_dir = '/tmp/history'\nhistory_sync = 'always'\n\
                 history_disk_bytes = '1GiB'\n[[topics]]\nmatch = 'a'\nhistory = 1\nack = 'disk'";
     let files = TemporaryDir::new();

@@ -11,8 +11,8 @@ use deeperhub_protocol::{Epoch, Topic};
 use deeperhub_router::{Keep, TopicView};
 
 use super::clock::Clock;
-use super::disk::{Disk, DiskStream};
-use super::stored::{StoreRefused, StreamName};
+use super::disk::Disk;
+use super::stored::{DiskStream, StoreRefused, StreamName};
 
 /// Messages that leave a history, until they are dropped outside of the lock.
 pub(crate) type EvictedFrames = Evicted<KeptFrame>;

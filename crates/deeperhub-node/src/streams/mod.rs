@@ -34,15 +34,15 @@ use crate::metrics::{EvictionLabel, HistoryMetrics};
 use crate::planted::planted;
 
 pub(crate) use clock::Clock;
+pub(crate) use disk::Disk;
 #[cfg(feature = "disk")]
 pub(crate) use disk::Found;
-pub(crate) use disk::{Disk, Ticket};
 pub(crate) use kept::{CurrentStream, KeptStream, NoStream, Remains, StreamStripe};
 pub(crate) use publish::{Appended, Once, PublishRefusal, StreamPublish};
 pub(crate) use read::HistoryRead;
 pub use read::TopicHistory;
 use stored::StreamName;
-pub(crate) use stored::{DiskNotice, HistoryNotice, ReadFailed, ReadRequest, ReadResult, StoreState};
+pub(crate) use stored::{DiskNotice, HistoryNotice, ReadFailed, ReadRequest, ReadResult, StoreState, Ticket};
 
 /// Messages and streams that a sweep handles under one lock.
 const SWEEP_STEP: usize = 256;

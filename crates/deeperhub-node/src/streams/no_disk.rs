@@ -7,15 +7,7 @@ use deeperhub_metrics::{RegisterError, Registry};
 use deeperhub_protocol::Epoch;
 use tokio::sync::mpsc;
 
-use super::stored::{DiskNotice, ReadRequest, ReadResult, StoreRefused, StoreState};
-
-/// Number of a stream in the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DiskStream {}
-
-/// Place of a message among all messages that were queued for the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Ticket {}
+use super::stored::{DiskNotice, DiskStream, ReadRequest, ReadResult, StoreRefused, StoreState, Ticket};
 
 /// A message as it is stored.
 #[derive(Debug, Clone, Copy)]

@@ -5,22 +5,12 @@ use std::sync::Arc;
 use deeperhub_history::Stream;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{HistoryOrder, HistoryRequest, HistoryStart};
-use deeperhub_protocol::{Epoch, Position, Topic};
+use deeperhub_protocol::{Epoch, Topic};
 
 use super::disk::MAX_QUEUED_READS;
 use super::kept::CurrentStream;
-use super::stored::{ReadFailed, ReadRequest, ReadResult, StoredPage};
+use super::stored::{HistoryPage, ReadFailed, ReadRequest, ReadResult, StoredPage};
 use super::{StreamRouter, Streams};
-
-/// Messages of a topic's history.
-#[derive(Debug, Clone)]
-pub(crate) struct HistoryPage {
-    /// Position of the newest message; `None` if the topic has no history.
-    pub(crate) position: Option<Position>,
-    pub(crate) frames: Vec<KeptFrame>,
-    /// Offset with which to continue; `None` if there are no more messages.
-    pub(crate) next: Option<u64>,
-}
 
 /// Result of a read.
 #[derive(Debug)]

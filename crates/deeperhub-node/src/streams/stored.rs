@@ -7,9 +7,25 @@ use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::HistoryOrder;
 use deeperhub_protocol::{Epoch, Position};
 
-use super::disk::DiskStream;
-use super::read::HistoryPage;
 use crate::connection_id::ConnectionId;
+
+/// Number of a stream in the store.
+#[cfg(feature = "disk")]
+pub(crate) type DiskStream = deeperhub_store::StreamId;
+
+/// Place of a message among all messages that were queued for the disk.
+#[cfg(feature = "disk")]
+pub(crate) type Ticket = deeperhub_store::Ticket;
+
+/// Number of a stream in the store, of which there is none.
+#[cfg(not(feature = "disk"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DiskStream {}
+
+/// Place of a message in the store, of which there is none.
+#[cfg(not(feature = "disk"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Ticket {}
 
 /// Name of a stream in the table of its stripe.
 #[derive(Debug, Clone)]
@@ -55,6 +71,16 @@ pub(crate) struct ReadRequest {
 
 /// Messages with their offsets, in the order of the request.
 pub(crate) type ReadResult = Result<Vec<(u64, KeptFrame)>, ReadFailed>;
+
+/// Messages of a topic's history.
+#[derive(Debug, Clone)]
+pub(crate) struct HistoryPage {
+    /// Position of the newest message; `None` if the topic has no history.
+    pub(crate) position: Option<Position>,
+    pub(crate) frames: Vec<KeptFrame>,
+    /// Offset with which to continue; `None` if there are no more messages.
+    pub(crate) next: Option<u64>,
+}
 
 /// Message of the store to a worker.
 #[derive(Debug)]

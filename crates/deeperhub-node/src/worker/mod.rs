@@ -6,6 +6,7 @@ mod outlet;
 pub(crate) mod refusals;
 pub(crate) mod request;
 mod state;
+mod store_link;
 mod stored;
 mod sweep;
 mod users;
@@ -20,7 +21,7 @@ use crate::session::Session;
 use crate::top::TopWindow;
 use deliver::DeliveryScope;
 pub(crate) use state::NodeWorker;
-pub(crate) use stored::StoredReply;
+pub(crate) use store_link::StoredReply;
 
 impl deeperhub_listener::WorkerState<Session> for NodeWorker {
     fn on_written(&mut self, now: Instant) {

@@ -15,7 +15,7 @@ use tokio::time::Sleep;
 
 use super::refusals::Refusals;
 use super::request::QueuedRequest;
-use super::stored::StoreLink;
+use super::store_link::StoreLink;
 use super::sweep::Sweep;
 use super::users::Users;
 use crate::auth::unix_seconds;

@@ -1,22 +1,21 @@
 //! The store's messages to a worker, and the replies that wait for them.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::task::{self, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use deeperhub_events::{EventDetails, EventKind};
 use deeperhub_listener::Connections;
+use deeperhub_protocol::RawJson;
 use deeperhub_protocol::message::{EncodedDelivery, MessageId, ServerMessage};
-use deeperhub_protocol::{Position, RawJson};
-use tokio::sync::mpsc;
 
 use super::NodeWorker;
 use super::outlet::ConnectionOutlet;
+use super::store_link::StoredReply;
 use crate::connection_id::ConnectionId;
 use crate::metrics::{ErrorLabel, SentType};
 use crate::session::Session;
-use crate::streams::{Disk, DiskNotice, HistoryNotice, PublishRefusal, StoreState, Ticket};
+use crate::streams::{DiskNotice, HistoryNotice, PublishRefusal, StoreState};
 
 /// Notices that a worker handles per round.
 const NOTICES_PER_ROUND: usize = 256;
@@ -24,33 +23,6 @@ const NOTICES_PER_ROUND: usize = 256;
 /// Time after which a publisher is told that the store is unavailable, although the store has not
 /// said so: a disk that hangs reports nothing.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A `published` that waits until its message is on the disk.
-#[derive(Debug)]
-pub(crate) struct StoredReply {
-    pub(crate) ticket: Ticket,
-    pub(crate) connection: ConnectionId,
-    /// ID of the client's message, as JSON.
-    pub(crate) id: Box<str>,
-    pub(crate) topic: Box<str>,
-    pub(crate) subscribers: u64,
-    pub(crate) position: Option<Position>,
-    pub(crate) since: Instant,
-}
-
-/// A worker's side of the store.
-#[derive(Debug)]
-pub(crate) struct StoreLink {
-    notices: mpsc::UnboundedReceiver<DiskNotice>,
-    /// In the order of the publishes.
-    replies: VecDeque<StoredReply>,
-}
-
-impl StoreLink {
-    pub(super) fn new(disk: &Disk, worker: u16) -> Self {
-        Self { notices: disk.attach(worker), replies: VecDeque::new() }
-    }
-}
 
 impl NodeWorker {
     /// Lets a reply wait until its message is on the disk.

@@ -18,18 +18,12 @@ use deeperhub_protocol::Epoch;
 use deeperhub_store::{AppendError, Availability, Progress, Record, Recovered, Store, Usage};
 use tokio::sync::{mpsc, watch};
 
-use super::stored::{DiskNotice, ReadRequest, ReadResult, StoreRefused, StoreState};
+use super::stored::{DiskNotice, DiskStream, ReadRequest, ReadResult, StoreRefused, StoreState, Ticket};
 use crate::config::DiskConfig;
 use crate::metrics::{AppendLabel, StoreMetrics};
 use links::Links;
 pub(crate) use message::StoredMessage;
 use reader::Reader;
-
-/// Number of a stream in the store.
-pub(crate) type DiskStream = deeperhub_store::StreamId;
-
-/// Place of a message among all messages that were queued for the disk.
-pub(crate) type Ticket = deeperhub_store::Ticket;
 
 /// Reads that wait at a time, for clients and callers that ask for messages. Subscribers that are
 /// behind have no limit, since each has one read at a time.

@@ -66,7 +66,9 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         drop(self.jobs.take());
-        if let Some(handle) = self.handle.take() {
+        // The last read may own the node, so that the thread itself drops this value. It ends then.
+        let other = self.handle.take().filter(|handle| handle.thread().id() != std::thread::current().id());
+        if let Some(handle) = other {
             // The thread does not panic.
             let _ = handle.join();
         }

@@ -10,7 +10,7 @@ use deeperhub_store::{Record, RecoveredStream, Wanted};
 use super::message::StoredMessage;
 use super::{Found, OpenError};
 use crate::streams::kept::Remains;
-use crate::streams::stored::StreamName;
+use crate::streams::stored::{DiskStream, StreamName};
 use crate::streams::{StreamRouter, Streams, find_rule};
 
 /// Usual length of a delivery without its payload, the topic and its publisher's ID, so that the
@@ -70,7 +70,7 @@ impl Streams {
         })
     }
 
-    fn remove_stored(&self, stream: super::DiskStream) {
+    fn remove_stored(&self, stream: DiskStream) {
         if let Some(disk) = &self.disk {
             disk.remove(stream);
         }

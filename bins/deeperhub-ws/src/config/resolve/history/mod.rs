@@ -67,16 +67,17 @@ pub(super) fn resolve(
     }
 }
 
-/// Reports an error if rules keep messages, or a store does, and the node is part of a cluster.
-pub(super) fn refuse_in_cluster(resolver: &mut Resolver, node: &Config, origins: &[SettingOrigin]) {
+/// Reports an error if rules keep messages and the node is part of a cluster.
+pub(super) fn refuse_in_cluster(resolver: &mut Resolver, node: &mut Config, origins: &[SettingOrigin]) {
     if node.cluster.is_none() {
         return;
     }
     if node.history_store != HistoryStore::Memory {
-        resolver.conflict(format!(
-            "history in a cluster is not supported yet; run a single node without {}, or leave out {}",
-            resolver.name_of("cluster"),
+        node.history_store = HistoryStore::Memory;
+        resolver.warnings.push(format!(
+            "{} has no effect with {}, because a cluster keeps no history yet",
             resolver.name_of("history_store"),
+            resolver.name_of("cluster"),
         ));
     }
     if !node.history.rules.keep_history() {

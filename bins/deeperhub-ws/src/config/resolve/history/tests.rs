@@ -118,12 +118,15 @@ fn the_store_on_disk_has_a_folder_and_takes_its_settings() {
     );
     let small = settings(&[&store, &["--history-disk-bytes=1000000"][..]].concat()).unwrap_err();
     assert!(small.ends_with("expected at least 1MiB"), "{small}");
-    let cluster = settings(&[&store, &["--cluster=nats://h"][..]].concat()).unwrap_err();
+    let cluster = settings(&[&store, &["--cluster=nats://h"][..]].concat()).unwrap();
+    assert_eq!(cluster.node.history_store, HistoryStore::Memory);
     assert_eq!(
-        cluster,
-        "history in a cluster is not supported yet; run a single node without --cluster, or leave out \
-         --history-store"
+        cluster.warnings,
+        ["--history-store has no effect with --cluster, because a cluster keeps no history yet"]
     );
+    let kept = [&store, &["--cluster=nats://h", "--topic=a: history=1 ack=disk"][..]].concat();
+    let refused = settings(&kept).unwrap_err();
+    assert!(refused.starts_with("history in a cluster is not supported yet"), "{refused}");
     let unused = settings(&["--history-dir=/tmp/history", "--history-sync=1s"]).unwrap().warnings;
     assert_eq!(
         unused,
