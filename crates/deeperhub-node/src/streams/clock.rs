@@ -67,7 +67,6 @@ impl Clock {
 
     /// Returns the seconds of a wall-clock time, which can be before the start. A time in the future,
     /// of a clock that was set back, becomes the present.
-    #[cfg_attr(not(feature = "disk"), expect(dead_code))]
     pub(crate) fn seconds_of_unix_ms(&self, unix_ms: u64) -> Seconds {
         let before_start = u64::try_from(BEFORE_START.as_millis()).unwrap_or(u64::MAX);
         let since_start =

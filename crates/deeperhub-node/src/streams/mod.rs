@@ -9,10 +9,12 @@ mod clock;
 mod disk;
 #[cfg(not(feature = "disk"))]
 #[path = "no_disk.rs"]
+#[allow(dead_code, reason = "without a store, nothing is written to it")]
 mod disk;
 mod kept;
 mod publish;
 mod read;
+#[cfg_attr(not(feature = "disk"), allow(dead_code, reason = "without a store, nothing is read from it"))]
 mod stored;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,8 +43,10 @@ pub(crate) use kept::{CurrentStream, KeptStream, NoStream, Remains, StreamStripe
 pub(crate) use publish::{Appended, Once, PublishRefusal, StreamPublish};
 pub(crate) use read::HistoryRead;
 pub use read::TopicHistory;
+#[cfg(feature = "disk")]
+pub(crate) use stored::ReadFailed;
 use stored::StreamName;
-pub(crate) use stored::{DiskNotice, HistoryNotice, ReadFailed, ReadRequest, ReadResult, StoreState, Ticket};
+pub(crate) use stored::{DiskNotice, HistoryNotice, ReadRequest, ReadResult, StoreState, Ticket};
 
 /// Messages and streams that a sweep handles under one lock.
 const SWEEP_STEP: usize = 256;

@@ -7,9 +7,12 @@ use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{HistoryOrder, HistoryRequest, HistoryStart};
 use deeperhub_protocol::{Epoch, Topic};
 
+#[cfg(feature = "disk")]
 use super::disk::MAX_QUEUED_READS;
 use super::kept::CurrentStream;
-use super::stored::{HistoryPage, ReadFailed, ReadRequest, ReadResult, StoredPage};
+#[cfg(feature = "disk")]
+use super::stored::ReadResult;
+use super::stored::{HistoryPage, ReadFailed, ReadRequest, StoredPage};
 use super::{StreamRouter, Streams};
 
 /// Result of a read.
@@ -84,15 +87,15 @@ impl Streams {
         page: StoredPage,
         done: impl FnOnce(Result<HistoryPage, ReadFailed>) + Send + 'static,
     ) {
-        match &self.disk {
-            Some(disk) => {
-                let request = page.request.clone();
-                disk.read(request, MAX_QUEUED_READS, move |result: ReadResult| {
-                    done(result.map(|frames| page.finish(frames)));
-                });
-            }
-            None => done(Err(ReadFailed)),
+        #[cfg(feature = "disk")]
+        if let Some(disk) = &self.disk {
+            let request = page.request.clone();
+            return disk.read(request, MAX_QUEUED_READS, move |result: ReadResult| {
+                done(result.map(|frames| page.finish(frames)));
+            });
         }
+        drop(page);
+        done(Err(ReadFailed));
     }
 
     /// Returns the state of a topic's history, or `None` if it has none.

@@ -46,7 +46,6 @@ pub(crate) struct ReadFailed;
 
 /// State of a message on its way to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(feature = "disk"), expect(dead_code))]
 pub(crate) enum StoreState {
     /// It is on the disk for good.
     Durable,
