@@ -1,5 +1,6 @@
 //! Nodes that are stopped, or crash, and start again on the same folder, with random operations in
 //! between. A model knows what was published, and what each subscriber may miss.
+//! `DEEPERHUB_RESTART_SEEDS` sets the number of runs.
 #![cfg(feature = "disk")]
 #![allow(clippy::unwrap_used)]
 
@@ -204,7 +205,8 @@ async fn run(seed: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn restarts_and_crashes_lose_nothing_that_was_stored() {
-    for seed in 0..8 {
+    let seeds = std::env::var("DEEPERHUB_RESTART_SEEDS").ok().and_then(|count| count.parse().ok());
+    for seed in 0..seeds.unwrap_or(8) {
         let run = tokio::time::timeout(10 * TIMEOUT, run(seed)).await;
         run.unwrap_or_else(|_| panic!("seed {seed} took too long"));
     }
