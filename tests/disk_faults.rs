@@ -1,11 +1,12 @@
 //! History on disk, with a folder or a disk that is not as it should be.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::disk_history::{Disk, history, kill, offsets, publish, segments, subscribe};
+use crate::disk_history::{Disk, history, kill, offsets, publish, subscribe};
 use crate::support::{Client, Server, TemporaryDir, http, metric, run, text, wait_for};
 
 const RULE: &str = "feed.>: history=10000 ttl=1h ack=disk";
@@ -46,6 +47,15 @@ fn folders_that_cannot_be_used_are_refused_with_advice() {
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stderr.contains("has format \"deeperhub-store 9\""), "{stderr}");
     assert_eq!(std::fs::read_to_string(newer.join("VERSION")).unwrap(), "deeperhub-store 9\n");
+}
+
+/// Returns the paths of the files of messages in a folder, oldest first.
+fn segments(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut segments: Vec<_> =
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect();
+    segments.sort();
+    segments
 }
 
 #[tokio::test]

@@ -1,7 +1,5 @@
 //! History on disk: what a restart keeps, and what is read from the disk.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
 use crate::support::{Client, Server, TemporaryDir, free_port, http, metric, text, wait_for};
@@ -395,13 +393,4 @@ async fn what_the_limit_of_the_disk_has_dropped_is_told_before() {
         let message = client.receive().await;
         assert_eq!((&message["type"], &message["data"]["offset"]), (&json!("message"), &json!(offset)));
     }
-}
-
-/// Returns the paths of the files of messages in a folder, oldest first.
-pub(crate) fn segments(folder: &Path) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut segments: Vec<_> =
-        entries.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect();
-    segments.sort();
-    segments
 }

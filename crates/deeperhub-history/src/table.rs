@@ -1,24 +1,20 @@
 //! The streams under one lock, with their expiry and the eviction within the budget.
 
+mod append;
 mod queues;
+mod reload;
 
 use crate::budget::Budget;
 use crate::evicted::{Evicted, EvictionReason};
-use crate::policy::{Policy, Retention};
-use crate::ring::Slot;
+use crate::policy::Policy;
 use crate::rules::RuleId;
 use crate::seconds::Seconds;
 use crate::stream::Stream;
 use deeperhub_types::Epoch;
 use queues::{Queued, RuleQueues};
-use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-
-/// Maximum number of expired messages that one append evicts from other streams. More than one, so
-/// that a table with steady traffic gets rid of expired messages without any sweep.
-const MAX_EXPIRED_PER_APPEND: usize = 4;
 
 /// Maximum number of messages that one append evicts for the budget, which bounds the time under the
 /// lock after the limit was lowered. A message of 64 KiB replaces about as many of the shortest.
@@ -316,75 +312,6 @@ impl<M, N> StreamTable<M, N> {
         id
     }
 
-    /// Appends a message to a stream. Returns `None` if the stream was removed.
-    ///
-    /// `seal` gets the epoch and the message's offset, so that the message can contain them. It
-    /// returns the message and its bytes.
-    ///
-    /// Evicts, in this order: what exceeds the stream's bounds, a few expired messages of the rule,
-    /// and what exceeds the budget. The new message itself is not evicted for the budget.
-    pub fn append(
-        &mut self,
-        id: StreamId,
-        now: Seconds,
-        evicted: &mut Evicted<M>,
-        seal: impl FnOnce(Epoch, u64) -> (M, usize),
-    ) -> Option<Appended> {
-        let seal = |epoch, offset, _: &Retention| Ok::<_, Infallible>(seal(epoch, offset));
-        match self.try_append(id, now, evicted, seal) {
-            Ok(appended) => appended,
-        }
-    }
-
-    /// Appends a message, like [`Self::append`], unless `seal` fails. It then changes nothing, and
-    /// the offset is given to another message. `seal` also gets the bounds of the stream: a message
-    /// that exceeds them is not kept.
-    ///
-    /// # Errors
-    /// Returns the error of `seal`.
-    pub fn try_append<E>(
-        &mut self,
-        id: StreamId,
-        now: Seconds,
-        evicted: &mut Evicted<M>,
-        seal: impl FnOnce(Epoch, u64, &Retention) -> Result<(M, usize), E>,
-    ) -> Result<Option<Appended>, E> {
-        let Some(bounds) = self.entry(id).and_then(|entry| Some(self.policy(entry.rule)?.retention())) else {
-            return Ok(None);
-        };
-        let Some(entry) = self.entries[id.index as usize].as_mut() else { return Ok(None) };
-        let rule = entry.rule;
-        let stream = &mut entry.stream;
-        let overhead = self.budget.message_overhead();
-        let (epoch, offset) = (stream.epoch(), stream.newest() + 1);
-        let (before, messages) = (stream.charge(overhead), stream.len());
-        let (message, bytes) = seal(epoch, offset, &bounds)?;
-        entry.touched = now;
-        let kept = stream.make_room(&bounds, bytes, now, evicted);
-        let freed = before - stream.charge(overhead);
-        self.messages -= (messages - stream.len()) as u64;
-        let added = kept.map_or(0, |bytes| Slot::<M>::charge_of(bytes, overhead));
-        self.budget.adjust(rule, added, freed);
-        self.expire(rule, now, MAX_EXPIRED_PER_APPEND, evicted);
-        // The new message is not in the stream yet, so it is not a candidate.
-        self.evict_over_budget(Some(rule), now, MAX_EVICTED_PER_APPEND, evicted);
-        let Some(entry) = self.entries[id.index as usize].as_mut() else { return Ok(None) };
-        let stream = &mut entry.stream;
-        match kept {
-            Some(bytes) => {
-                stream.push(message, bytes, now);
-                self.messages += 1;
-            }
-            None => {
-                stream.skip();
-                evicted.push(message, EvictionReason::Bytes);
-            }
-        }
-        self.note_spent(id, now);
-        self.enqueue(id);
-        Ok(Some(Appended { epoch, offset, is_over_budget: self.budget.excess() > 0 }))
-    }
-
     /// Tells the table whether a stream has subscribers. A stream with subscribers is never removed
     /// to make room.
     pub fn set_followed(&mut self, id: StreamId, is_followed: bool, now: Seconds) {
@@ -447,50 +374,6 @@ impl<M, N> StreamTable<M, N> {
         }
         left -= self.evict_over_budget(None, now, left, evicted);
         Swept { removed, has_more: left == 0 }
-    }
-
-    /// Changes the rules and limits. `find` returns the new rule of a stream. Streams without a rule
-    /// that keeps messages are removed.
-    ///
-    /// A stream takes the new bounds when it is next used. Streams that exceed a lower maximum
-    /// number stay until others take their place.
-    pub fn set_budget(
-        &mut self,
-        budget: Arc<Budget>,
-        mut find: impl FnMut(&N) -> Option<RuleId>,
-        evicted: &mut Evicted<M>,
-    ) -> Vec<N> {
-        let mut removed = Vec::new();
-        let rule_of = |entry: &Entry<M, N>, find: &mut dyn FnMut(&N) -> Option<RuleId>| {
-            let rule = find(&entry.name)?;
-            budget.rules().get(rule).is_some_and(|rule| rule.policy().keeps_history()).then_some(rule)
-        };
-        let mut kept = Vec::new();
-        for index in 0..self.entries.len() {
-            let Some(entry) = &self.entries[index] else { continue };
-            let id = StreamId { index: index as u32, generation: entry.generation };
-            match rule_of(entry, &mut find) {
-                Some(rule) => kept.push((id, rule)),
-                None => removed.extend(self.remove(id, evicted)),
-            }
-        }
-        let previous = std::mem::replace(&mut self.budget, budget);
-        self.queues = RuleQueues::for_rules(&self.budget);
-        let overhead = self.budget.message_overhead();
-        for (id, rule) in kept {
-            let Some(entry) = self.entry_mut(id) else { continue };
-            let previous_rule = std::mem::replace(&mut entry.rule, rule);
-            let freed = entry.stream.charge(previous.message_overhead());
-            entry.queued = Queued::default();
-            let added = entry.stream.charge(overhead);
-            previous.adjust(previous_rule, 0, freed);
-            previous.remove_stream(previous_rule);
-            self.budget.add_stream(rule);
-            self.budget.adjust(rule, added, 0);
-            self.queues[rule.index()].streams += 1;
-            self.enqueue(id);
-        }
-        removed
     }
 
     /// Returns the memory of the table on the heap, without what messages and names point to.
