@@ -272,13 +272,50 @@ fn history_is_refused_in_a_cluster_with_advice() {
 }
 
 #[test]
-fn acknowledging_on_disk_is_refused_with_advice() {
-    let named =
-        ["the rule `a: history=1 ack=disk` (", "history on disk is not supported yet; use ack=memory"];
+fn acknowledging_on_disk_without_a_disk_is_refused_with_advice() {
+    let named = [
+        "the rule `a: history=1 ack=disk` (",
+        "has ack=disk, and the history is not on a disk; use ack=memory, or set --history-store to disk",
+    ];
     for command in COMMANDS {
         check_refused(&[command, &["--topic", "a: history=1 ack=disk"]].concat(), &[], &named);
     }
     check_file_refused("[[topics]]\nmatch = 'a'\nhistory = 1\nack = 'disk'", &named);
+}
+
+#[test]
+fn a_disk_without_a_folder_is_refused_with_advice() {
+    let named = ["is disk and there is no folder; expected one in --history-dir, DEEPERHUB_HISTORY_DIR or"];
+    for command in COMMANDS {
+        check_refused(&[command, &["--history-store", "disk"]].concat(), &[], &named);
+        check_refused(command, &[("DEEPERHUB_HISTORY_STORE", "disk")], &named);
+    }
+    check_file_refused("history_store = 'disk'", &named);
+    let store = ["config", "check", "--history-store", "disk", "--history-dir", "/tmp/history"];
+    for (more, named) in [
+        (["--history-sync", "5ms"], "expected a time from 10ms"),
+        (["--history-disk-bytes", "1000"], "expected at least 1MiB"),
+    ] {
+        check_refused(&[&store[..], &more].concat(), &[], &[named]);
+    }
+    let cluster = ["--cluster", "nats://127.0.0.1:1", "--topic", "a: history=1 ack=disk"];
+    let named = "history in a cluster is not supported yet";
+    check_refused(&[&store[..], &cluster].concat(), &[], &[named]);
+    let file = "history_store = 'disk'\nhistory_dir = '/tmp/history'\nhistory_sync = 'always'\n\
+                history_disk_bytes = '1GiB'\n[[topics]]\nmatch = 'a'\nhistory = 1\nack = 'disk'";
+    let files = TemporaryDir::new();
+    let path = files.write("hub.toml", file);
+    let checked = run(&["config", "check", "--config", text(&path)], &[]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    let environment = [
+        ("DEEPERHUB_HISTORY_STORE", "disk"),
+        ("DEEPERHUB_HISTORY_DIR", "/tmp/history"),
+        ("DEEPERHUB_HISTORY_SYNC", "1s"),
+        ("DEEPERHUB_HISTORY_DISK_BYTES", "2GiB"),
+        ("DEEPERHUB_TOPIC", "a: history=1 ack=disk"),
+    ];
+    let checked = run(&["config", "check"], &environment);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
 }
 
 #[test]

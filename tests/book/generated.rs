@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use crate::disk_history::Disk;
 use crate::metrics::FullServer;
-use crate::support::{ROOT, run};
+use crate::support::{ROOT, http, run};
 
 use super::Page;
 
@@ -170,10 +171,22 @@ pub(super) struct Family {
     pub(super) labels: BTreeMap<String, Vec<String>>,
 }
 
-/// Returns the metrics of a server with every feature enabled, in the order of its response.
+/// Returns the metrics of a server with every feature enabled, in the order of its response. A second
+/// one has the history on disk, which is not possible in a cluster.
 pub(super) fn metric_families() -> Vec<Family> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let response = runtime.block_on(FullServer::start().metrics(&[]));
+    let mut families = families_in(&runtime.block_on(FullServer::start().metrics(&[])));
+    let disk = Disk::new();
+    let server = disk.start(&[]);
+    let with_store = runtime.block_on(http(server.api(), "GET /metrics", &[], "")).body;
+    let is_known = |family: &Family| families.iter().any(|known| known.name == family.name);
+    let new: Vec<_> = families_in(&with_store).into_iter().filter(|family| !is_known(family)).collect();
+    families.extend(new);
+    assert!(families.len() > 50, "only {} metrics were found", families.len());
+    families
+}
+
+fn families_in(response: &str) -> Vec<Family> {
     let mut families: Vec<Family> = Vec::new();
     for line in response.lines() {
         if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|line| line.split_once(' ')) {
@@ -197,7 +210,6 @@ pub(super) fn metric_families() -> Vec<Family> {
     for family in &mut families {
         family.labels.remove("le");
     }
-    assert!(families.len() > 50, "only {} metrics were found", families.len());
     families
 }
 

@@ -13,6 +13,8 @@ use crate::responses::{Client, Executed, Published, SubscriptionPosition, Topic}
 
 /// Publishes a message; with an idempotency key, only once. Returns the outcome, and `true` if it
 /// is an earlier one.
+///
+/// The caller then waits until the message is stored ([`stored`]).
 pub(crate) fn publish(
     api: &Api,
     topic: &str,
@@ -35,6 +37,11 @@ pub(crate) fn publish(
             api.publishes.run_once(key, (topic_text, message.as_str()), &config, Instant::now(), publish)
         }
     }
+}
+
+/// Waits until a published message is on the disk, if its topic's rule asks for that.
+pub(crate) async fn stored(api: &Api, published: &Published) -> Result<(), ApiError> {
+    Ok(api.node.stored(&published.delivered).await?)
 }
 
 /// Sends an object with a string `type`.

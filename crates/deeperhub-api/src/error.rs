@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use deeperhub_node::{
-    ClientNotFound, CursorError, ListError, PublishError, SendError, SubscribeError, WorkerTimeout,
+    ClientNotFound, CursorError, ListError, PublishError, SendError, StoreUnavailable, SubscribeError,
+    WorkerTimeout,
 };
 use deeperhub_protocol::{MessageError, TopicError};
 use serde::Serialize;
@@ -205,8 +206,15 @@ impl From<PublishError> for ApiError {
                 headers: RETRY_LATER,
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_topics", error.to_string())
             },
+            PublishError::Unavailable(error) => error.into(),
             other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", other.to_string()),
         }
+    }
+}
+
+impl From<StoreUnavailable> for ApiError {
+    fn from(error: StoreUnavailable) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error.to_string()).with_headers(RETRY)
     }
 }
 

@@ -40,6 +40,9 @@ pub(crate) struct Published {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = u64, required = false)]
     time: Option<u64>,
+    /// What the node returned.
+    #[serde(skip)]
+    pub(crate) delivered: Delivered,
 }
 
 /// Outcome of a call that may concern several connections.
@@ -102,6 +105,7 @@ impl From<Delivered> for Published {
             epoch: position.map(|position| EpochText(position.epoch)),
             offset: position.map(|position| position.offset),
             time: position.map(|position| position.time),
+            delivered,
         }
     }
 }

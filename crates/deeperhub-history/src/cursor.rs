@@ -26,6 +26,7 @@ use deeperhub_types::{Epoch, GapReason, Position};
 ///         Step::Gap(gap) => assert_eq!((gap.from, gap.to), (Some(1), 1)),
 ///         Step::Message { message, .. } => texts.push(*message),
 ///         Step::Close => unreachable!("only the delivery `close` ends a subscription"),
+///         Step::Stored { .. } => unreachable!("there is no store"),
 ///     }
 /// }
 /// assert_eq!(texts, ["b", "c"]);
@@ -55,6 +56,14 @@ pub enum Step<'a, M> {
     },
     /// Offsets that the subscriber will not get.
     Gap(Gap),
+    /// The next messages are not in memory, but a store has them. The caller reads them, and moves
+    /// the cursor with [`Cursor::pass_stored`]. Only [`Cursor::advance_within`] returns this.
+    Stored {
+        /// Offset of the next message.
+        from: u64,
+        /// Offset of the last message that is not in memory.
+        to: u64,
+    },
     /// The subscriber has missed a message and must be disconnected ([`Delivery::Close`]). The cursor
     /// stays where it is, so further calls return the same.
     Close,
@@ -94,11 +103,11 @@ impl Cursor {
     }
 
     /// Returns the number of messages that the subscriber gets before it is at the newest message,
-    /// if nothing is published or evicted meanwhile.
+    /// if nothing is published or evicted meanwhile. `oldest` is the offset of the oldest message in
+    /// memory ([`Stream::oldest`]) or in a store ([`Stream::oldest_stored`]).
     #[must_use]
-    pub fn messages_left<M>(&self, stream: &Stream<M>, delivery: Delivery) -> u64 {
-        let first =
-            if self.epoch == stream.epoch() { self.next.max(stream.oldest()) } else { stream.oldest() };
+    pub fn messages_left<M>(&self, stream: &Stream<M>, oldest: u64, delivery: Delivery) -> u64 {
+        let first = if self.epoch == stream.epoch() { self.next.max(oldest) } else { oldest };
         (stream.newest() + 1).saturating_sub(first).min(delivery.max_messages())
     }
 
@@ -117,13 +126,28 @@ impl Cursor {
         &mut self,
         stream: &'a Stream<M>,
         delivery: Delivery,
+        is_wanted: impl FnMut(&M) -> bool,
+    ) -> Option<Step<'a, M>> {
+        self.advance_within(stream, stream.oldest(), delivery, is_wanted)
+    }
+
+    /// Moves by one step, like [`Self::advance_where`], with messages that only a store has: those
+    /// from the offset `oldest` on ([`Stream::oldest_stored`]).
+    pub fn advance_within<'a, M>(
+        &mut self,
+        stream: &'a Stream<M>,
+        oldest: u64,
+        delivery: Delivery,
         mut is_wanted: impl FnMut(&M) -> bool,
     ) -> Option<Step<'a, M>> {
         if !self.is_behind(stream) {
             return None;
         }
-        if let Some(step) = self.jump(stream, delivery, &mut is_wanted) {
+        if let Some(step) = self.jump(stream, oldest, delivery, &mut is_wanted) {
             return Some(step);
+        }
+        if self.next < stream.oldest() {
+            return Some(Step::Stored { from: self.next, to: stream.oldest() - 1 });
         }
         while let Some(message) = stream.message(self.next) {
             let offset = self.next;
@@ -137,15 +161,42 @@ impl Cursor {
         None
     }
 
+    /// Moves past a message that was read from a store. Returns `None` if the subscriber is past it
+    /// already, or if the message is not wanted; otherwise `prev` of the message, as in
+    /// [`Step::Message`].
+    pub fn pass_stored(&mut self, offset: u64, is_wanted: bool) -> Option<Option<u64>> {
+        if offset < self.next {
+            return None;
+        }
+        self.next = offset + 1;
+        is_wanted.then(|| {
+            let prev = Some(self.told).filter(|prev| prev + 1 != offset);
+            self.told = offset;
+            prev
+        })
+    }
+
+    /// Moves to `offset` if the store does not have the messages before it. Returns the gap of
+    /// which the subscriber must be told.
+    pub fn skip_lost(&mut self, offset: u64) -> Option<Gap> {
+        if offset <= self.next {
+            return None;
+        }
+        let (from, to) = (Some(self.told + 1), offset - 1);
+        (self.told, self.next) = (to, offset);
+        Some(Gap { epoch: self.epoch, from, to, reason: GapReason::Lost })
+    }
+
     /// Moves `next` to the first message that the delivery allows. Returns a step if the subscriber
     /// must be told about it.
     fn jump<'a, M>(
         &mut self,
         stream: &'a Stream<M>,
+        oldest: u64,
         delivery: Delivery,
         is_wanted: &mut impl FnMut(&M) -> bool,
     ) -> Option<Step<'a, M>> {
-        let (oldest, end) = (stream.oldest(), stream.newest() + 1);
+        let end = stream.newest() + 1;
         let is_same_epoch = self.epoch == stream.epoch();
         let from = if is_same_epoch { self.next } else { oldest };
         let (target, reason) = match delivery {
@@ -158,6 +209,8 @@ impl Cursor {
                 let mut newest_first = stream.messages(from..).rev();
                 match newest_first.find(|(_, message)| is_wanted(message)) {
                     Some((offset, _)) => (offset, GapReason::Conflated),
+                    // The newest message that only the store has.
+                    None if oldest.max(from) < stream.oldest() => (stream.oldest() - 1, GapReason::Conflated),
                     // First tell what is not kept, then pass over what is not wanted.
                     None if from < oldest => (oldest, GapReason::Trimmed),
                     None => (end, GapReason::Trimmed),

@@ -88,37 +88,49 @@ pub fn judge<M>(
     request: &SubscribeRequest<'_>,
     delivery: Delivery,
 ) -> Start {
+    judge_within(stream.map(|stream| (stream, stream.oldest())), scope, request, delivery)
+}
+
+/// Decides where a subscription starts, like [`judge`], with messages that only a store has: those
+/// from an offset on ([`Stream::oldest_stored`]).
+#[must_use]
+pub fn judge_within<M>(
+    stream: Option<(&Stream<M>, u64)>,
+    scope: SubscriptionScope,
+    request: &SubscribeRequest<'_>,
+    delivery: Delivery,
+) -> Start {
     let refused = |reason| request.recover.map(|_| Err(reason));
-    let stream = match (stream, scope) {
+    let (stream, oldest) = match (stream, scope) {
         (_, SubscriptionScope::Pattern) => {
             return Start { recovery: refused(NotRecovered::Pattern), cursor: None, replay: 0 };
         }
         (None, _) => return Start { recovery: refused(NotRecovered::NoHistory), cursor: None, replay: 0 },
-        (Some(stream), SubscriptionScope::Overlapping) => {
+        (Some((stream, _)), SubscriptionScope::Overlapping) => {
             let cursor = Cursor::new(stream.epoch(), stream.newest());
             return Start { recovery: refused(NotRecovered::Overlap), cursor: Some(cursor), replay: 0 };
         }
         (Some(stream), SubscriptionScope::Topic) => stream,
     };
-    let recovery = request.recover.map(|recover| check_position(stream, &recover));
+    let recovery = request.recover.map(|recover| check_position(stream, oldest, &recover));
     let wanted = match (request.recover, recovery) {
         (Some(recover), Some(Ok(()))) => {
             // Skipped messages are told by a gap, since the client knows that it was behind.
             let cursor = Cursor::new(stream.epoch(), recover.offset);
-            let replay = cursor.messages_left(stream, delivery);
+            let replay = cursor.messages_left(stream, oldest, delivery);
             return Start { recovery, cursor: Some(cursor), replay };
         }
         (Some(Recover { partial: true, .. }), _) => u64::MAX,
         _ => request.history,
     };
     // The client starts where the delivery would not skip, because it misses nothing there.
-    let replay = wanted.min(stream.len() as u64).min(delivery.max_messages());
+    let replay = wanted.min(stream.newest() + 1 - oldest).min(delivery.max_messages());
     let cursor = Cursor::new(stream.epoch(), stream.newest() - replay);
     Start { recovery, cursor: Some(cursor), replay }
 }
 
-/// Checks whether the stream has all messages after a position.
-fn check_position<M>(stream: &Stream<M>, recover: &Recover<'_>) -> Result<(), NotRecovered> {
+/// Checks whether the stream, or its store, has all messages after a position.
+fn check_position<M>(stream: &Stream<M>, oldest: u64, recover: &Recover<'_>) -> Result<(), NotRecovered> {
     let is_of_predecessor = |recover: &Recover<'_>| {
         stream.predecessor().is_some_and(|predecessor| {
             predecessor.epoch.as_str() == recover.epoch && recover.offset <= predecessor.newest
@@ -128,7 +140,7 @@ fn check_position<M>(stream: &Stream<M>, recover: &Recover<'_>) -> Result<(), No
         Err(NotRecovered::Epoch)
     } else if recover.offset > stream.newest() {
         Err(NotRecovered::Ahead)
-    } else if recover.offset + 1 < stream.oldest() {
+    } else if recover.offset + 1 < oldest {
         Err(NotRecovered::Trimmed)
     } else {
         Ok(())

@@ -41,6 +41,7 @@ mod policy;
 mod ring;
 mod rules;
 mod seconds;
+mod stored;
 mod stream;
 mod table;
 
@@ -51,11 +52,12 @@ pub use deeperhub_types::{
 };
 pub use evicted::{Evicted, EvictionReason};
 pub use gap::Gap;
-pub use judge::{Recover, Start, SubscribeRequest, SubscriptionScope, judge};
+pub use judge::{Recover, Start, SubscribeRequest, SubscriptionScope, judge, judge_within};
 pub use once::{OnceKey, OnceLimits, OnceWindow};
 pub use policy::{Acknowledge, Delivery, Policy, PolicySettings, Retention, RuleError};
 pub use rules::{Rule, RuleId, Rules};
 pub use seconds::Seconds;
+pub use stored::StoredPart;
 pub use stream::{Predecessor, Restored, Stream};
 pub use table::{Appended, OpenError, Opened, StreamId, StreamTable, Swept};
 

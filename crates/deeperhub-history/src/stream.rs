@@ -4,6 +4,7 @@ use crate::evicted::{Evicted, EvictionReason};
 use crate::policy::Retention;
 use crate::ring::Ring;
 use crate::seconds::Seconds;
+use crate::stored::{Stored, StoredPart};
 use deeperhub_types::{Epoch, Position};
 use std::ops::{Bound, RangeBounds};
 
@@ -32,7 +33,15 @@ pub struct Stream<M> {
     /// Offset of the newest message, kept or not; 0 before the first one.
     newest: u64,
     ring: Ring<M>,
-    predecessor: Option<Box<Predecessor>>,
+    /// State of a stream that a store keeps, too.
+    rest: Option<Box<Rest>>,
+}
+
+/// State that only streams of a store have, and few of them.
+#[derive(Debug, Default)]
+struct Rest {
+    predecessor: Option<Predecessor>,
+    stored: Stored,
 }
 
 /// The epoch that a stream had before it was restored, for example after a crash.
@@ -60,7 +69,7 @@ impl<M> Stream<M> {
     /// Creates an empty stream.
     #[must_use]
     pub const fn new(epoch: Epoch) -> Self {
-        Self { epoch, newest: 0, ring: Ring::new(), predecessor: None }
+        Self { epoch, newest: 0, ring: Ring::new(), rest: None }
     }
 
     /// Creates a stream from what a store has kept. `messages` are the last ones up to the offset
@@ -75,7 +84,8 @@ impl<M> Stream<M> {
         predecessor: Option<Predecessor>,
         messages: impl IntoIterator<Item = Restored<M>>,
     ) -> Self {
-        let mut stream = Self { epoch, newest, ring: Ring::new(), predecessor: predecessor.map(Box::new) };
+        let rest = predecessor.map(|predecessor| Rest { predecessor: Some(predecessor), ..Rest::default() });
+        let mut stream = Self { epoch, newest, ring: Ring::new(), rest: rest.map(Box::new) };
         for Restored { message, bytes, at } in messages {
             // A stream has no more messages than offsets.
             if stream.ring.len() as u64 == newest {
@@ -84,6 +94,16 @@ impl<M> Stream<M> {
             stream.ring.push(message, u32::try_from(bytes).unwrap_or(u32::MAX), at);
         }
         stream
+    }
+
+    /// Notes the messages that the store has before those of [`Self::restore`], oldest first. They
+    /// have no hole, neither among them nor towards those in memory.
+    #[must_use]
+    pub fn with_stored(mut self, parts: impl IntoIterator<Item = StoredPart>) -> Self {
+        for part in parts {
+            self.rest.get_or_insert_default().stored.push(part);
+        }
+        self
     }
 
     /// Returns the epoch.
@@ -95,7 +115,7 @@ impl<M> Stream<M> {
     /// Returns the predecessor that [`Self::restore`] was given.
     #[must_use]
     pub fn predecessor(&self) -> Option<&Predecessor> {
-        self.predecessor.as_deref()
+        self.rest.as_deref()?.predecessor.as_ref()
     }
 
     /// Returns the offset of the newest message, kept or not; 0 before the first one.
@@ -109,6 +129,20 @@ impl<M> Stream<M> {
     pub fn oldest(&self) -> u64 {
         // A stream never has more messages than offsets.
         self.newest - self.ring.len() as u64 + 1
+    }
+
+    /// Returns the offset of the oldest message within `bounds` that is in memory or that a store
+    /// has; the next offset if there is none. The store has all messages whose time is at least
+    /// `since`.
+    ///
+    /// Messages leave the memory for the budget only, and stay in the store. The returned offset can
+    /// be somewhat too high, because the stream does not know each stored message.
+    #[must_use]
+    pub fn oldest_stored(&self, bounds: &Retention, now: Seconds, since: Seconds) -> u64 {
+        let oldest = self.oldest();
+        let Some(rest) = &self.rest else { return oldest };
+        let stored = rest.stored.oldest(bounds, (self.newest, self.ring.bytes()), (now, since));
+        stored.map_or(oldest, |stored| stored.min(oldest))
     }
 
     /// Returns the position of the newest message. `time_ms` is the time of this look in
@@ -203,7 +237,10 @@ impl<M> Stream<M> {
                 self.trim(&rest, evicted);
             }
             // Kept messages have no holes, so none may stay if the newest one is not kept.
-            None => while self.evict(EvictionReason::Bytes, evicted) {},
+            None => {
+                self.forget_stored();
+                while self.evict(EvictionReason::Bytes, evicted) {}
+            }
         }
         bytes
     }
@@ -243,7 +280,7 @@ impl<M> Stream<M> {
     pub fn clear(&mut self, random: u64, evicted: &mut Evicted<M>) {
         let epoch = Epoch::from_bits(random);
         self.epoch = if epoch == self.epoch { Epoch::from_bits(random ^ 1) } else { epoch };
-        self.predecessor = None;
+        self.rest = None;
         while self.evict(EvictionReason::Removed, evicted) {}
     }
 
@@ -251,11 +288,45 @@ impl<M> Stream<M> {
     pub(crate) fn evict(&mut self, reason: EvictionReason, evicted: &mut Evicted<M>) -> bool {
         match self.ring.pop() {
             Some(slot) => {
+                // What exceeds the bounds of the rule is not kept in any place, nor what is older.
+                self.forget_stored();
                 evicted.push(slot.message, reason);
                 true
             }
             None => false,
         }
+    }
+
+    /// Evicts the oldest message for the budget. A store still has it. Returns `false` if there is
+    /// none.
+    pub(crate) fn evict_stored(
+        &mut self,
+        bounds: &Retention,
+        now: Seconds,
+        evicted: &mut Evicted<M>,
+    ) -> bool {
+        let offset = self.oldest();
+        let Some(slot) = self.ring.pop() else { return false };
+        let stored = &mut self.rest.get_or_insert_default().stored;
+        stored.trim(bounds, self.ring.bytes().saturating_add(slot.bytes), now);
+        stored.push(StoredPart { offset, bytes: slot.bytes.into(), at: slot.at });
+        evicted.push(slot.message, EvictionReason::Budget);
+        true
+    }
+
+    /// Forgets the messages that only a store has.
+    fn forget_stored(&mut self) {
+        let Some(rest) = &mut self.rest else { return };
+        if rest.predecessor.is_none() {
+            self.rest = None;
+        } else if !rest.stored.is_empty() {
+            rest.stored = Stored::default();
+        }
+    }
+
+    /// Returns the time of the newest message that only a store has.
+    pub(crate) fn stored_at(&self) -> Option<Seconds> {
+        self.rest.as_ref()?.stored.newest_at()
     }
 
     /// Returns the time of the oldest kept message.
@@ -277,7 +348,8 @@ impl<M> Stream<M> {
     /// Returns the memory of the stream on the heap, without what messages point to.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        self.ring.heap_bytes() + self.predecessor.as_deref().map_or(0, size_of_val)
+        let rest = self.rest.as_deref();
+        self.ring.heap_bytes() + rest.map_or(0, |rest| size_of_val(rest) + rest.stored.heap_bytes())
     }
 }
 

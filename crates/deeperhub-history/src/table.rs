@@ -1,11 +1,12 @@
 //! The streams under one lock, with their expiry and the eviction within the budget.
 
+mod append;
 mod queues;
+mod reload;
 
 use crate::budget::Budget;
 use crate::evicted::{Evicted, EvictionReason};
 use crate::policy::Policy;
-use crate::ring::Slot;
 use crate::rules::RuleId;
 use crate::seconds::Seconds;
 use crate::stream::Stream;
@@ -14,10 +15,6 @@ use queues::{Queued, RuleQueues};
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-
-/// Maximum number of expired messages that one append evicts from other streams. More than one, so
-/// that a table with steady traffic gets rid of expired messages without any sweep.
-const MAX_EXPIRED_PER_APPEND: usize = 4;
 
 /// Maximum number of messages that one append evicts for the budget, which bounds the time under the
 /// lock after the limit was lowered. A message of 64 KiB replaces about as many of the shortest.
@@ -46,6 +43,8 @@ pub struct StreamTable<M, N> {
     /// Number of streams that were ever added, modulo 2 to the power of 32.
     generation: u32,
     messages: u64,
+    /// `true` if a store has the messages that the budget evicts.
+    has_store: bool,
 }
 
 /// Number of a stream in its table. The number of a removed stream is not used again, until four
@@ -129,7 +128,23 @@ impl<M, N> StreamTable<M, N> {
     #[must_use]
     pub fn new(budget: Arc<Budget>) -> Self {
         let queues = RuleQueues::for_rules(&budget);
-        Self { budget, entries: Vec::new(), free: Vec::new(), queues, generation: 0, messages: 0 }
+        Self {
+            budget,
+            entries: Vec::new(),
+            free: Vec::new(),
+            queues,
+            generation: 0,
+            messages: 0,
+            has_store: false,
+        }
+    }
+
+    /// Tells the table that a store has all messages. Streams then remember what the budget evicts
+    /// ([`Self::oldest_stored`]).
+    #[must_use]
+    pub const fn with_store(mut self) -> Self {
+        self.has_store = true;
+        self
     }
 
     /// Returns the budget.
@@ -175,6 +190,19 @@ impl<M, N> StreamTable<M, N> {
         Some(&self.entry(id)?.name)
     }
 
+    /// Returns the caller's name of a stream, to change it.
+    pub fn name_mut(&mut self, id: StreamId) -> Option<&mut N> {
+        Some(&mut self.entry_mut(id)?.name)
+    }
+
+    /// Returns the offset of the oldest message of a stream in memory or in the store
+    /// ([`Stream::oldest_stored`]), or `None` if the stream was removed.
+    #[must_use]
+    pub fn oldest_stored(&self, id: StreamId, now: Seconds, since: Seconds) -> Option<u64> {
+        let entry = self.entry(id)?;
+        Some(entry.stream.oldest_stored(&self.policy(entry.rule)?.retention(), now, since))
+    }
+
     /// Evicts the expired messages of a stream and returns the stream, or `None` if it was removed.
     pub fn current(&mut self, id: StreamId, now: Seconds, evicted: &mut Evicted<M>) -> Option<&Stream<M>> {
         let ttl = self.policy(self.entry(id)?.rule)?.retention().ttl_seconds;
@@ -202,28 +230,58 @@ impl<M, N> StreamTable<M, N> {
     }
 
     /// Adds a stream that a store has kept ([`Stream::restore`]). Evicts what exceeds the rule and
-    /// the budget.
+    /// the budget. Unlike [`Self::open`], it removes no other stream: callers add those with the
+    /// newest messages first.
     ///
     /// # Errors
-    /// Returns [`OpenError`] if there is no place, like [`Self::open`].
-    pub fn insert(
+    /// Returns [`OpenError`] if there is no place.
+    pub fn restore(
         &mut self,
         rule: RuleId,
         name: N,
         mut stream: Stream<M>,
         now: Seconds,
         evicted: &mut Evicted<M>,
-    ) -> Result<Opened<N>, OpenError> {
+    ) -> Result<StreamId, OpenError> {
         let policy = self.policy(rule).filter(|policy| policy.keeps_history()).ok_or(OpenError::NoHistory)?;
         let bounds = policy.retention();
+        if !self.budget.try_add_stream(rule) {
+            return Err(OpenError::TooManyStreams);
+        }
         stream.expire(bounds.ttl_seconds, now, evicted);
         stream.trim(&bounds, evicted);
+        let id = self.add(rule, name, stream, now, evicted);
+        self.note_spent(id, now);
+        Ok(id)
+    }
+
+    fn insert(
+        &mut self,
+        rule: RuleId,
+        name: N,
+        stream: Stream<M>,
+        now: Seconds,
+        evicted: &mut Evicted<M>,
+    ) -> Result<Opened<N>, OpenError> {
+        self.policy(rule).filter(|policy| policy.keeps_history()).ok_or(OpenError::NoHistory)?;
         let mut replaced = None;
         if !self.budget.try_add_stream(rule) {
             let idlest = self.idlest(rule).ok_or(OpenError::TooManyStreams)?;
             // The new stream is counted in its place, so no other thread can take it meanwhile.
             replaced = self.take(idlest, evicted);
         }
+        Ok(Opened { id: self.add(rule, name, stream, now, evicted), replaced })
+    }
+
+    /// Adds a stream that the budget has counted.
+    fn add(
+        &mut self,
+        rule: RuleId,
+        name: N,
+        stream: Stream<M>,
+        now: Seconds,
+        evicted: &mut Evicted<M>,
+    ) -> StreamId {
         let (added, messages) = (stream.charge(self.budget.message_overhead()), stream.len() as u64);
         self.generation = self.generation.wrapping_add(1);
         let entry = Box::new(Entry {
@@ -251,54 +309,7 @@ impl<M, N> StreamTable<M, N> {
         let id = StreamId { index, generation: self.generation };
         self.enqueue(id);
         self.evict_over_budget(Some(rule), now, MAX_EVICTED_PER_APPEND, evicted);
-        Ok(Opened { id, replaced })
-    }
-
-    /// Appends a message to a stream. Returns `None` if the stream was removed.
-    ///
-    /// `seal` gets the epoch and the message's offset, so that the message can contain them. It
-    /// returns the message and its bytes.
-    ///
-    /// Evicts, in this order: what exceeds the stream's bounds, a few expired messages of the rule,
-    /// and what exceeds the budget. The new message itself is not evicted for the budget.
-    pub fn append(
-        &mut self,
-        id: StreamId,
-        now: Seconds,
-        evicted: &mut Evicted<M>,
-        seal: impl FnOnce(Epoch, u64) -> (M, usize),
-    ) -> Option<Appended> {
-        let rule = self.entry(id)?.rule;
-        let bounds = self.policy(rule)?.retention();
-        let entry = self.entries[id.index as usize].as_mut()?;
-        let stream = &mut entry.stream;
-        let overhead = self.budget.message_overhead();
-        entry.touched = now;
-        let (epoch, offset) = (stream.epoch(), stream.newest() + 1);
-        let (before, messages) = (stream.charge(overhead), stream.len());
-        let (message, bytes) = seal(epoch, offset);
-        let kept = stream.make_room(&bounds, bytes, now, evicted);
-        let freed = before - stream.charge(overhead);
-        self.messages -= (messages - stream.len()) as u64;
-        let added = kept.map_or(0, |bytes| Slot::<M>::charge_of(bytes, overhead));
-        self.budget.adjust(rule, added, freed);
-        self.expire(rule, now, MAX_EXPIRED_PER_APPEND, evicted);
-        // The new message is not in the stream yet, so it is not a candidate.
-        self.evict_over_budget(Some(rule), now, MAX_EVICTED_PER_APPEND, evicted);
-        let stream = &mut self.entries[id.index as usize].as_mut()?.stream;
-        match kept {
-            Some(bytes) => {
-                stream.push(message, bytes, now);
-                self.messages += 1;
-            }
-            None => {
-                stream.skip();
-                evicted.push(message, EvictionReason::Bytes);
-            }
-        }
-        self.note_spent(id, now);
-        self.enqueue(id);
-        Some(Appended { epoch, offset, is_over_budget: self.budget.excess() > 0 })
+        id
     }
 
     /// Tells the table whether a stream has subscribers. A stream with subscribers is never removed
@@ -363,50 +374,6 @@ impl<M, N> StreamTable<M, N> {
         }
         left -= self.evict_over_budget(None, now, left, evicted);
         Swept { removed, has_more: left == 0 }
-    }
-
-    /// Changes the rules and limits. `find` returns the new rule of a stream. Streams without a rule
-    /// that keeps messages are removed.
-    ///
-    /// A stream takes the new bounds when it is next used. Streams that exceed a lower maximum
-    /// number stay until others take their place.
-    pub fn set_budget(
-        &mut self,
-        budget: Arc<Budget>,
-        mut find: impl FnMut(&N) -> Option<RuleId>,
-        evicted: &mut Evicted<M>,
-    ) -> Vec<N> {
-        let mut removed = Vec::new();
-        let rule_of = |entry: &Entry<M, N>, find: &mut dyn FnMut(&N) -> Option<RuleId>| {
-            let rule = find(&entry.name)?;
-            budget.rules().get(rule).is_some_and(|rule| rule.policy().keeps_history()).then_some(rule)
-        };
-        let mut kept = Vec::new();
-        for index in 0..self.entries.len() {
-            let Some(entry) = &self.entries[index] else { continue };
-            let id = StreamId { index: index as u32, generation: entry.generation };
-            match rule_of(entry, &mut find) {
-                Some(rule) => kept.push((id, rule)),
-                None => removed.extend(self.remove(id, evicted)),
-            }
-        }
-        let previous = std::mem::replace(&mut self.budget, budget);
-        self.queues = RuleQueues::for_rules(&self.budget);
-        let overhead = self.budget.message_overhead();
-        for (id, rule) in kept {
-            let Some(entry) = self.entry_mut(id) else { continue };
-            let previous_rule = std::mem::replace(&mut entry.rule, rule);
-            let freed = entry.stream.charge(previous.message_overhead());
-            entry.queued = Queued::default();
-            let added = entry.stream.charge(overhead);
-            previous.adjust(previous_rule, 0, freed);
-            previous.remove_stream(previous_rule);
-            self.budget.add_stream(rule);
-            self.budget.adjust(rule, added, 0);
-            self.queues[rule.index()].streams += 1;
-            self.enqueue(id);
-        }
-        removed
     }
 
     /// Returns the memory of the table on the heap, without what messages and names point to.

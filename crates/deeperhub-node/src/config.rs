@@ -17,7 +17,9 @@ use crate::trace::Tracer;
 pub use canary::CanaryConfig;
 pub use cluster::ClusterConfig;
 pub use custom_metric::{CustomGauge, CustomMetric, MetricKind};
-pub use history::HistoryLimits;
+#[cfg(feature = "disk")]
+pub use history::DiskConfig;
+pub use history::{HistoryLimits, HistoryStore};
 
 /// Default rate of pings and pongs per connection and second. Limits the CPU time of a worker that
 /// one client can use. A client that measures round-trip times needs far fewer.
@@ -129,6 +131,8 @@ pub struct Config {
     /// Rules and limits of topics with history. They can change while the node runs, too. Default:
     /// no topic keeps messages.
     pub history: HistoryLimits,
+    /// Place where the history is kept beside the memory. Default: nowhere. Fixed at the start.
+    pub history_store: HistoryStore,
     /// Authentication by token. Default: no token is required, and none is valid.
     pub auth: AuthConfig,
     /// Rate at which new connections of one address (for IPv6: of one /64) get bursts, for all rate
@@ -165,6 +169,7 @@ impl Default for Config {
             listener: deeperhub_listener::Config::default(),
             session: SessionLimits::default(),
             history: HistoryLimits::default(),
+            history_store: HistoryStore::default(),
             auth: AuthConfig::default(),
             burst_rate_per_ip: Some(burst_rate_per_ip(DEFAULT_BURST_RATE)),
             node_id: None,
@@ -223,6 +228,13 @@ impl Config {
     #[must_use]
     pub fn with_history_rules(mut self, rules: deeperhub_history::Rules) -> Self {
         self.history.rules = rules;
+        self
+    }
+
+    /// Sets [`history_store`](Self::history_store).
+    #[must_use]
+    pub fn with_history_store(mut self, store: HistoryStore) -> Self {
+        self.history_store = store;
         self
     }
 

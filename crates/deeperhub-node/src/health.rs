@@ -9,8 +9,8 @@ use crate::phase::Phase;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Health {
-    /// Reasons why the node is unready: first its phase, then workers, then the cluster. Empty if
-    /// the node is ready.
+    /// Reasons why the node is unready: first its phase, then workers, the cluster and the history
+    /// store. Empty if the node is ready.
     pub reasons: Vec<UnreadyReason>,
 }
 
@@ -21,7 +21,7 @@ pub struct UnreadyReason {
     /// Check that failed.
     pub check: HealthCheck,
     /// Code for programs: `starting`, `draining`, `stopped`, `delivery_stalled`,
-    /// `cluster_unavailable`, `cluster_stalled`.
+    /// `cluster_unavailable`, `cluster_stalled`, `history_unavailable`.
     pub code: &'static str,
     /// Text for people.
     pub message: Cow<'static, str>,
@@ -42,16 +42,19 @@ pub enum HealthCheck {
     /// Connection to the cluster's broker, and probes through the broker. Skipped if
     /// [`ClusterConfig::ready_alone`](crate::ClusterConfig::ready_alone) is set.
     Cluster,
+    /// The store of kept messages on disk.
+    History,
 }
 
 impl HealthCheck {
-    /// Returns the name in answers: `phase`, `canary`, `cluster`.
+    /// Returns the name in answers: `phase`, `canary`, `cluster`, `history`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Phase => "phase",
             Self::Canary => "canary",
             Self::Cluster => "cluster",
+            Self::History => "history",
         }
     }
 }
@@ -77,6 +80,18 @@ impl UnreadyReason {
             check: HealthCheck::Cluster,
             code: "cluster_unavailable",
             message: fault.into(),
+            worker: None,
+            since: None,
+        }
+    }
+}
+
+impl UnreadyReason {
+    pub(crate) fn for_history(fault: &str) -> Self {
+        Self {
+            check: HealthCheck::History,
+            code: "history_unavailable",
+            message: format!("the history store takes no messages: {fault}").into(),
             worker: None,
             since: None,
         }

@@ -53,9 +53,11 @@ mod types;
 mod worker;
 
 pub use auth::AuthConfig;
+#[cfg(feature = "disk")]
+pub use config::DiskConfig;
 pub use config::{
-    CanaryConfig, ClusterConfig, Config, CustomGauge, CustomMetric, HistoryLimits, Limits, MetricKind,
-    SessionLimits, burst_rate_per_ip, control_rate_limit, token_rate_limit,
+    CanaryConfig, ClusterConfig, Config, CustomGauge, CustomMetric, HistoryLimits, HistoryStore, Limits,
+    MetricKind, SessionLimits, burst_rate_per_ip, control_rate_limit, token_rate_limit,
 };
 pub use deeperhub_events as events;
 pub use deeperhub_events::{Event, EventDetails, EventFilter, EventKind, EventStream, Received};
@@ -81,8 +83,8 @@ pub use streams::TopicHistory;
 pub use top::{Top, TopEntry};
 pub use types::{
     ClientInfo, ClientNotFound, ClusterAnswer, ConnectionInfo, CursorError, Delivered, ListError,
-    NodeIdTaken, NodeInfo, Page, PayloadError, PublishError, SendError, SubscriptionBehind, TopicInfo,
-    WorkerTimeout,
+    NodeIdTaken, NodeInfo, Page, PayloadError, PublishError, SendError, StoreUnavailable, SubscriptionBehind,
+    TopicInfo, WorkerTimeout,
 };
 
 /// Runs the README's examples as doc tests.

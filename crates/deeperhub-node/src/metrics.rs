@@ -242,6 +242,37 @@ metrics! {
     }
 }
 
+#[cfg(feature = "disk")]
+labels! {
+    /// Result of a message for the disk.
+    pub(crate) enum AppendLabel("result") {
+        Ok = "ok",
+        /// Too many bytes wait for the disk.
+        QueueFull = "queue_full",
+        Unavailable = "unavailable",
+    }
+
+    /// Result of a read from the disk.
+    pub(crate) enum ReadLabel("result") {
+        Ok = "ok",
+        Failed = "failed",
+    }
+}
+
+#[cfg(feature = "disk")]
+metrics! {
+    /// Metrics of the store of kept messages on disk.
+    pub(crate) struct StoreMetrics {
+        /// Messages for the disk, by result.
+        pub(crate) appends: CounterVec<AppendLabel> = "deeperhub_store_appends_total";
+        /// Reads of messages that are not in memory, by result.
+        pub(crate) reads: CounterVec<ReadLabel> = "deeperhub_store_reads_total";
+        /// Time from a publish to its answer, for rules with `ack=disk`.
+        // Until the message is on the disk for good.
+        pub(crate) append_time: Histogram = "deeperhub_store_append_seconds", bounds: latency_bounds();
+    }
+}
+
 metrics! {
     /// Metrics of the canary's probes of the workers. Missed probes that return later are among the
     /// round-trip times.

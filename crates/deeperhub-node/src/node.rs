@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use deeperhub_cluster::JoinOutcome;
 use deeperhub_events::EventBus;
+use deeperhub_history::{Acknowledge, Rule};
 use deeperhub_listener::{ListenOn, Listener};
 use deeperhub_metrics::{CellError, Cells, RegisterError, Registry, Unit};
 use deeperhub_protocol::ClientId;
@@ -16,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use crate::application::Application;
 use crate::canary::{Canary, CanaryThread};
 use crate::cluster::{ClusterThread, forward_interest};
-use crate::config::Config;
+use crate::config::{Config, HistoryStore};
 use crate::connection_id::{is_node_id, random_node_id};
 use crate::handle::NodeHandle;
 use crate::hub::{Hub, Watchers};
@@ -29,10 +30,18 @@ use crate::top::TopTracker;
 use crate::trace::TraceMetrics;
 use crate::types::NodeIdTaken;
 use crate::worker::request::REQUEST_QUEUE_CAPACITY;
+#[cfg(feature = "disk")]
+use crate::{
+    metrics::StoreMetrics,
+    streams::{Disk, Found},
+};
 
 /// Divisor of the memory budget. The quotient is the budget for messages that are queued for all
 /// workers together.
 const ROUTER_MEMORY_DIVISOR: u64 = 16;
+
+/// Time that a stop waits for the disk.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Running node. Dropping it closes all connections at once. Call [`drain`](Self::drain) before, so
 /// that clients are told to reconnect.
@@ -75,6 +84,13 @@ pub enum StartError {
     /// A rule keeps messages, and the node is in a cluster.
     #[error("topics with history cannot be used in a cluster yet: remove the rules or the cluster")]
     HistoryInCluster,
+    /// A rule has `ack=disk`, and there is no store on disk.
+    #[error("a rule has ack=disk, and there is no history store on disk: set one or use ack=memory")]
+    NoStore,
+    /// The store of the history could not be opened.
+    #[cfg(feature = "disk")]
+    #[error(transparent)]
+    Store(#[from] deeperhub_store::OpenError),
     /// The thread that expires kept messages could not be started.
     #[error("the history thread cannot be started")]
     History(#[source] std::io::Error),
@@ -121,8 +137,13 @@ impl Node {
         if config.auth.required && config.auth.authenticator.is_none() {
             return Err(StartError::NoAuthenticator);
         }
-        if config.cluster.is_some() && config.history.rules.keep_history() {
+        let has_store = config.history_store != HistoryStore::Memory;
+        if config.cluster.is_some() && (config.history.rules.keep_history() || has_store) {
             return Err(StartError::HistoryInCluster);
+        }
+        let waits_for_disk = |rule: &Rule| rule.policy().acknowledge() == Acknowledge::Disk;
+        if !has_store && config.history.rules.iter().any(|(_, rule)| waits_for_disk(rule)) {
+            return Err(StartError::NoStore);
         }
         let node_id = match config.node_id.take() {
             Some(node_id) if is_node_id(&node_id) => node_id,
@@ -140,8 +161,18 @@ impl Node {
         let clock = Arc::new(Clock::new(started));
         let compression = &config.listener.compression;
         let threshold = compression.enabled.then_some(compression.threshold_bytes);
-        let streams = Streams::new(&config.history, clock, threshold, HistoryMetrics::new(&cells));
+        // Before anything else uses the folder, so that a second process ends here.
+        #[cfg(feature = "disk")]
+        let (disk, found) = open_store(&config, &cells)?.unzip();
+        #[cfg(not(feature = "disk"))]
+        let disk = None;
+        let streams = Streams::new(&config.history, clock, threshold, disk, HistoryMetrics::new(&cells));
         let router = Router::keeping_with(shards, router_config(&config, shards), |_| streams.stripe());
+        // Before clients can connect.
+        #[cfg(feature = "disk")]
+        if let Some(found) = found {
+            streams.restore(&router, found)?;
+        }
         let bus = EventBus::new(config.events.clone());
         let canary = Arc::new(Canary::new(config.canary.clone(), workers, config.cluster.is_some()));
         let mut registry = registry(&metrics, &listener_metrics, &router, &bus, config.tracer.metrics())
@@ -253,7 +284,7 @@ impl Node {
     }
 
     /// Stops the node's threads and closes the event bus. Remaining connections are dropped without
-    /// a close frame.
+    /// a close frame. A store on disk is closed cleanly, so that topics keep their epochs.
     pub async fn stop(mut self) {
         drop(self.canary.take());
         drop(self.sweeper);
@@ -265,7 +296,23 @@ impl Node {
         }
         self.handle.hub.bus.close();
         self.handle.listener.stop().await;
+        // Last, when nothing is published any more.
+        let hub = self.handle.hub;
+        if hub.streams.disk.is_some() {
+            let close = move || hub.streams.disk.iter().for_each(|disk| disk.close());
+            // A disk that hangs must not keep the process.
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, tokio::task::spawn_blocking(close)).await;
+        }
     }
+}
+
+/// Opens the store of the history, if there is one. Returns it with what it has kept.
+#[cfg(feature = "disk")]
+fn open_store(config: &Config, cells: &Cells) -> Result<Option<(Arc<Disk>, Found)>, StartError> {
+    let HistoryStore::Disk(disk) = &config.history_store else { return Ok(None) };
+    let sizes = (config.listener.workers, config.listener.limits.max_message_bytes);
+    let (disk, found) = Disk::open(disk, sizes, StoreMetrics::new(cells))?;
+    Ok(Some((Arc::new(disk), found)))
 }
 
 /// Registers the expiry of the certificate that new connections get.

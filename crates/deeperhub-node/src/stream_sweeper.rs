@@ -54,10 +54,13 @@ impl Drop for StreamSweeper {
 /// Sweeps all stripes once.
 fn sweep(hub: &Hub) {
     let Hub { streams, router, .. } = hub;
+    streams.clock.synchronize();
+    if let Some(disk) = &streams.disk {
+        disk.maintain(streams.clock.unix_ms(Instant::now()), streams.longest_ttl());
+    }
     if streams.features() == deeperhub_protocol::message::Features::NONE {
         return;
     }
-    streams.clock.synchronize();
     if let Some(memory) = &hub.config.listener.memory {
         streams.yield_memory(router, memory, hub.limits.load().history.budget.bytes);
     }

@@ -8,7 +8,7 @@ use deeperhub_protocol::message::ClusterFault;
 use deeperhub_protocol::{ClientId, MessageError, Position, TopicError};
 use serde::{Deserialize, Serialize};
 
-use crate::streams::PublishRefusal;
+use crate::streams::{PublishRefusal, Ticket};
 
 /// Result of a publish or an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Delivered {
     pub cluster: Option<ClusterFault>,
     /// Position of a published message, if its topic has history.
     pub position: Option<Position>,
+    /// Place of the message on its way to the disk, if the topic's rule has `ack=disk`.
+    pub(crate) ticket: Option<Ticket>,
 }
 
 /// One connection, as an entry of a list.
@@ -158,12 +160,22 @@ pub enum PublishError {
     /// The topic's rule has as many topics as it may have, and all of them have subscribers.
     #[error("too many topics with history are in use: raise `max_streams` of the topic's rule")]
     TooManyTopics,
+    /// The store of the topic's history takes nothing now.
+    #[error(transparent)]
+    Unavailable(#[from] StoreUnavailable),
 }
+
+/// Error of a store on disk that takes nothing now, or that does not answer in time: its disk is
+/// full, slow or broken. The log has the reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the history store is unavailable; try again later")]
+pub struct StoreUnavailable;
 
 impl From<PublishRefusal> for PublishError {
     fn from(refusal: PublishRefusal) -> Self {
         match refusal {
             PublishRefusal::TooManyTopics => Self::TooManyTopics,
+            PublishRefusal::Unavailable => Self::Unavailable(StoreUnavailable),
         }
     }
 }

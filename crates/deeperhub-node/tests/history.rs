@@ -226,7 +226,7 @@ async fn an_emptied_history_starts_a_new_epoch_that_is_told() {
     let start = client.subscribe(json!({ "topic": "chat" })).await;
     publish(&hub, "chat", 1..=2);
     client.messages(2).await;
-    hub.clear_history(&Topic::parse("chat").unwrap());
+    hub.clear_history(&Topic::parse("chat").unwrap()).await.unwrap();
     let gap = client.receive().await;
     assert_eq!((&gap["type"], &gap["data"]["reason"]), (&json!("gap"), &json!("epoch")));
     assert_ne!(gap["data"]["epoch"], start["epoch"]);

@@ -12,7 +12,7 @@ use deeperhub_store::{
 const MESSAGES: u64 = 1_000_000;
 const TOPICS: u64 = 1000;
 const BYTES: usize = 128;
-const ALL: Wanted = Wanted { messages: usize::MAX, bytes: usize::MAX, since_ms: 0 };
+const ALL: Wanted = Wanted { messages: usize::MAX, bytes: usize::MAX, since_ms: 0, overhead: 0 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::var_os("STORE_BENCH_FOLDER").map_or_else(std::env::temp_dir, PathBuf::from);

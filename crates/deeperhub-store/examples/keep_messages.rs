@@ -15,7 +15,7 @@ pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     drop(store);
 
     let (_store, recovered) = Store::open(&folder, &Options::default(), || fastrand::u64(..))?;
-    let wanted = |_topic: &str| Wanted { messages: 2, bytes: 1 << 20, since_ms: 0 };
+    let wanted = |_topic: &str| Wanted { messages: 2, bytes: 1 << 20, since_ms: 0, overhead: 0 };
     recovered.load(256 << 20, wanted, |stream| {
         let texts = stream.records.iter().map(|record| String::from_utf8_lossy(&record.bytes));
         println!("{} is at {}: {:?}", stream.topic, stream.newest, texts.collect::<Vec<_>>());

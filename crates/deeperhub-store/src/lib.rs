@@ -28,6 +28,7 @@ mod error;
 mod folder;
 mod location;
 mod log;
+mod older;
 mod options;
 mod queue;
 mod read;
@@ -44,6 +45,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use deeperhub_types::Epoch;
 pub use error::{AppendError, CloseError, OpenError, ReadError, WaitError};
+pub use older::OlderPart;
 pub use options::{Options, ProgressFn, SyncPolicy};
 pub use read::{Order, Read};
 pub use recovered::{Recovered, RecoveredStream, Wanted};

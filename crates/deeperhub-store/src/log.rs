@@ -24,6 +24,8 @@ pub(crate) struct Files {
     /// Number of streams, and of withdrawn messages, to be read without the table's lock.
     pub(crate) streams: AtomicUsize,
     pub(crate) withdrawn: AtomicU64,
+    /// Time of the newest message that was dropped with its segment.
+    pub(crate) dropped_until_ms: AtomicU64,
 }
 
 impl Files {
@@ -31,7 +33,8 @@ impl Files {
         let bytes = segments.values().map(|segment| segment.bytes()).sum::<u64>().into();
         let (streams, withdrawn) = (table.streams.len().into(), AtomicU64::new(0));
         let (table, segments) = (Mutex::new(table), Mutex::new(segments));
-        Self { folder: folder.to_owned(), table, segments, bytes, streams, withdrawn }
+        let dropped_until_ms = AtomicU64::new(0);
+        Self { folder: folder.to_owned(), table, segments, bytes, streams, withdrawn, dropped_until_ms }
     }
 
     pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
@@ -298,6 +301,10 @@ impl Log {
     /// dropped nevertheless: on a full disk, nothing else makes room. The declarations are kept, to
     /// be written later. A crash before that makes their streams start anew.
     fn drop_segment(&mut self, id: u32) -> io::Result<()> {
+        if let Some(segment) = self.files.segment(id) {
+            // Before the messages are gone, nobody counts on them any more.
+            self.files.dropped_until_ms.fetch_max(segment.newest_ms(), Ordering::Relaxed);
+        }
         let declarations = self.files.table().forget_segment(id);
         let written = if self.current.is_some() {
             self.write(declarations).and_then(|()| self.sync_current())

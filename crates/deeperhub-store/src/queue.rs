@@ -190,6 +190,11 @@ impl Queue {
         self.state().progress()
     }
 
+    /// Returns the ticket of the newest record.
+    pub(crate) fn queued(&self) -> Ticket {
+        Ticket(self.state().queued)
+    }
+
     /// Returns the bytes that are queued or not synced.
     pub(crate) fn bytes(&self) -> usize {
         let state = self.state();

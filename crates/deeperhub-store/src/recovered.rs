@@ -8,6 +8,7 @@ use deeperhub_types::Epoch;
 
 use crate::location::Location;
 use crate::log::Files;
+use crate::older::{Older, OlderPart};
 use crate::record::{Head, Kind};
 use crate::segment::Segment;
 use crate::table::Stream;
@@ -39,6 +40,9 @@ pub struct RecoveredStream {
     pub newest: u64,
     /// The last messages up to the newest offset, oldest first, without holes.
     pub records: Vec<Record>,
+    /// The messages before them that are wanted, but not within the budget, oldest first. They can
+    /// be read with [`Store::read`](crate::Store::read).
+    pub older: Vec<OlderPart>,
 }
 
 /// The messages that are wanted of a stream.
@@ -50,14 +54,19 @@ pub struct Wanted {
     pub bytes: usize,
     /// Time of the oldest message, in milliseconds since the Unix epoch.
     pub since_ms: u64,
+    /// Bytes that each message takes in the budget, in addition to its own.
+    pub overhead: usize,
 }
 
 /// A stream whose messages are being collected, newest segment first.
 struct Collected {
     wanted: Wanted,
+    /// Bytes of all messages so far.
     bytes: usize,
     /// Messages so far, oldest first.
     records: VecDeque<Record>,
+    /// Messages before them, which stay on the disk.
+    older: Older,
     /// Location of the message before the first of them; none if no more are wanted.
     next: Location,
     /// Offset of that message.
@@ -65,12 +74,16 @@ struct Collected {
     /// Messages of the segment that is being read.
     part: VecDeque<Part>,
     part_bytes: usize,
+    /// Number of messages of the part, the oldest ones, that stay on the disk.
+    part_older: usize,
 }
 
 struct Part {
     position: u32,
     previous: Location,
+    /// The record, without its bytes if it stays on the disk.
     record: Record,
+    len: usize,
 }
 
 impl Recovered {
@@ -113,8 +126,8 @@ impl Recovered {
     /// Reads messages back and hands each stream to `visit`, those with the newest messages first.
     ///
     /// `budget` bounds the bytes of all messages; the newest ones count first. `wanted` says for a
-    /// topic which messages are read. Files are read in order, newest first, and only as far as
-    /// needed.
+    /// topic which messages are read. Of those over the budget, only the places are told. Files are
+    /// read in order, newest first, and only as far as needed.
     ///
     /// # Errors
     ///
@@ -135,7 +148,7 @@ impl Recovered {
             collected.insert(id.0, Collected::new(wanted, next, stream.newest));
         }
         let mut left = budget;
-        while left > 0 {
+        loop {
             // The newest segment with a message that is still wanted; 0 if there is none.
             let newest = collected.values().map(|stream| stream.next.segment()).max().unwrap_or_default();
             if newest == 0 {
@@ -151,9 +164,12 @@ impl Recovered {
             }
         }
         for (id, stream) in self.streams {
-            let records = collected.remove(&id.0).map_or_else(Vec::new, |stream| stream.records.into());
+            let (records, older) = match collected.remove(&id.0) {
+                Some(Collected { records, older, .. }) => (records.into(), older.into_parts()),
+                None => (Vec::new(), Vec::new()),
+            };
             let Stream { topic, epoch, predecessor, newest, .. } = stream;
-            visit(RecoveredStream { id, topic, epoch, predecessor, newest, records });
+            visit(RecoveredStream { id, topic, epoch, predecessor, newest, records, older });
         }
         Ok(())
     }
@@ -176,17 +192,19 @@ fn read_segment(
         if stream.next.segment() != segment.id || position > stream.next.position() {
             continue;
         }
-        let before = stream.part_bytes;
-        stream.push(position, &head, body);
-        bytes = bytes + stream.part_bytes - before;
+        let freed = stream.push(position, &head, body);
+        bytes = (bytes + body.len() + stream.wanted.overhead).saturating_sub(freed);
         order.push_back((head.stream, position));
         while bytes > *left {
             is_over = true;
             let Some((id, position)) = order.pop_front() else { break };
             let Some(stream) = collected.get_mut(&id) else { continue };
             // The stream's own limits may have removed it before.
-            if stream.part.front().is_some_and(|part| part.position == position) {
-                bytes -= stream.pop_front();
+            let oldest = stream.part.get_mut(stream.part_older);
+            if let Some(oldest) = oldest.filter(|part| part.position == position) {
+                bytes = bytes.saturating_sub(oldest.len + stream.wanted.overhead);
+                oldest.record.bytes = Vec::new();
+                stream.part_older += 1;
             }
         }
     }
@@ -196,45 +214,56 @@ fn read_segment(
 }
 
 impl Collected {
-    const fn new(wanted: Wanted, next: Location, newest: u64) -> Self {
+    fn new(wanted: Wanted, next: Location, newest: u64) -> Self {
         Self {
             wanted,
             bytes: 0,
             records: VecDeque::new(),
+            older: Older::default(),
             next,
             next_offset: newest,
             part: VecDeque::new(),
             part_bytes: 0,
+            part_older: 0,
         }
     }
 
-    fn push(&mut self, position: u32, head: &Head, body: &[u8]) {
+    /// Adds a message to the part. Returns the bytes of messages that are no longer wanted, without
+    /// those that stay on the disk.
+    fn push(&mut self, position: u32, head: &Head, body: &[u8]) -> usize {
         let record = Record { offset: head.offset, time_ms: head.time_ms, bytes: body.to_vec() };
-        self.part_bytes += body.len();
-        self.part.push_back(Part { position, previous: Location::from_bits(head.previous), record });
-        while self.part.len() + self.records.len() > self.wanted.messages
-            || self.part_bytes + self.bytes > self.wanted.bytes
+        let (previous, len) = (Location::from_bits(head.previous), body.len());
+        self.part_bytes += len;
+        self.part.push_back(Part { position, previous, record, len });
+        let mut freed = 0;
+        while !self.part.is_empty()
+            && (self.part.len() + self.records.len() + self.older.messages > self.wanted.messages
+                || self.part_bytes + self.bytes > self.wanted.bytes)
         {
-            self.pop_front();
-            if self.part.is_empty() {
-                break;
-            }
+            freed += self.pop_front();
         }
+        freed
     }
 
-    /// Removes the oldest message of the part and returns its bytes.
+    /// Removes the oldest message of the part. Returns its bytes in the budget, or 0 if it stays on
+    /// the disk.
     fn pop_front(&mut self) -> usize {
-        let bytes = self.part.pop_front().map_or(0, |part| part.record.bytes.len());
-        self.part_bytes -= bytes;
-        bytes
+        let len = self.part.pop_front().map_or(0, |part| part.len);
+        self.part_bytes -= len;
+        if self.part_older > 0 {
+            self.part_older -= 1;
+            return 0;
+        }
+        len + self.wanted.overhead
     }
 
-    /// Puts the part of a segment before the messages that are there. Returns its bytes.
+    /// Puts the part of a segment before the messages that are there. Returns its bytes, without
+    /// those that stay on the disk.
     fn merge(&mut self, segment: u32) -> usize {
         if self.next.segment() != segment {
             return 0;
         }
-        let before = self.bytes;
+        let mut taken = 0;
         self.part_bytes = 0;
         while let Some(part) = self.part.pop_back() {
             // Records that were written twice are not all on the chain.
@@ -244,15 +273,23 @@ impl Collected {
             if part.record.offset != self.next_offset || part.record.time_ms < self.wanted.since_ms {
                 break;
             }
-            self.bytes += part.record.bytes.len();
+            self.bytes += part.len;
             (self.next, self.next_offset) = (part.previous, part.record.offset.saturating_sub(1));
-            self.records.push_front(part.record);
+            if self.part.len() < self.part_older {
+                let Record { offset, time_ms, .. } = part.record;
+                self.older.add(OlderPart { offset, time_ms, bytes: part.len as u64 });
+            } else {
+                taken += part.len + self.wanted.overhead;
+                self.records.push_front(part.record);
+            }
         }
         self.part.clear();
+        self.part_older = 0;
         // A message that is still missing here was not wanted, or is damaged.
-        if self.next.segment() == segment || self.records.len() >= self.wanted.messages {
+        let messages = self.records.len() + self.older.messages;
+        if self.next.segment() == segment || messages >= self.wanted.messages {
             self.next = Location::NONE;
         }
-        self.bytes - before
+        taken
     }
 }

@@ -36,7 +36,7 @@ pub struct Store {
     next_stream: AtomicU64,
     thread: Option<thread::JoinHandle<()>>,
     /// Keeps other processes out until the writer has ended.
-    _lock: File,
+    lock: File,
 }
 
 impl Store {
@@ -73,7 +73,7 @@ impl Store {
         };
         let thread = thread::Builder::new().name("history-store".to_owned()).spawn(writer);
         let thread = Some(thread.map_err(OpenError::Thread)?);
-        Ok((Self { queue, files, next_stream, thread, _lock: lock }, recovered))
+        Ok((Self { queue, files, next_stream, thread, lock }, recovered))
     }
 
     /// Creates a stream and returns its number, which appends need. The topic must have no other
@@ -172,6 +172,19 @@ impl Store {
         self.queue.wait_durable(ticket, timeout)
     }
 
+    /// Returns the ticket behind all that was appended, created, cleared or removed before.
+    #[must_use]
+    pub fn queued(&self) -> Ticket {
+        self.queue.queued()
+    }
+
+    /// Returns the time since which the store has all messages, in milliseconds since the Unix
+    /// epoch: messages with a later time were not dropped. It is 0 until a segment is dropped.
+    #[must_use]
+    pub fn complete_since_ms(&self) -> u64 {
+        self.files.dropped_until_ms.load(Ordering::Relaxed)
+    }
+
     /// Returns how far appends are on the disk, and whether the store is available.
     #[must_use]
     pub fn progress(&self) -> Progress {
@@ -221,13 +234,17 @@ impl Store {
     }
 
     /// Writes and syncs all that was appended, then records a clean stop, so that streams keep
-    /// their epochs. Later appends fail. Without this call, a stop is unclean.
+    /// their epochs. Later appends fail, and another store can open the folder. Without this call, a
+    /// stop is unclean.
     ///
     /// # Errors
     ///
     /// Fails if the disk does not take what is queued. The stop is then unclean.
     pub fn close_clean(&self) -> Result<(), CloseError> {
-        self.queue.stop(Stop::Clean).map_err(CloseError)
+        let stopped = self.queue.stop(Stop::Clean).map_err(CloseError);
+        // The writer has ended. If the lock stays, it ends with this value.
+        let _ = self.lock.unlock();
+        stopped
     }
 }
 

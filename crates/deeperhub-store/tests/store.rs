@@ -184,6 +184,7 @@ fn the_newest_messages_are_recovered_within_the_budget() {
     store.close_clean().expect("the disk takes it");
     drop(store);
 
+    let all = Wanted { messages: usize::MAX, bytes: usize::MAX, since_ms: 0, overhead: 0 };
     let lengths = |budget: usize, wanted: Wanted| {
         let (store, recovered) = open_raw(&folder, &options);
         let mut lengths = Vec::new();
@@ -192,6 +193,12 @@ fn the_newest_messages_are_recovered_within_the_budget() {
             |_| wanted,
             |stream| {
                 assert_eq!(stream.records.last().map(|last| last.offset), Some(stream.newest));
+                // What the budget has no room for is told: all that is wanted, without a hole.
+                let first = stream.records.first().map_or(stream.newest + 1, |record| record.offset);
+                let older: u64 = stream.older.iter().map(|part| part.bytes).sum();
+                let oldest = stream.older.first().map_or(first, |part| part.offset);
+                assert_eq!((older % 100, oldest), (0, first - older / 100));
+                assert!(wanted != all || oldest == 1);
                 lengths.push((stream.topic.to_string(), stream.records.len()));
             },
         );
@@ -201,10 +208,10 @@ fn the_newest_messages_are_recovered_within_the_budget() {
         assert_eq!((&*lengths[0].0, &*lengths[1].0), ("milk", "tea"));
         (lengths[0].1, lengths[1].1)
     };
-    let all = Wanted { messages: usize::MAX, bytes: usize::MAX, since_ms: 0 };
     assert_eq!(lengths(usize::MAX, all), (1001, 1000));
     assert_eq!(lengths(50_099, all), (1, 499));
     assert_eq!(lengths(150_100, all), (501, 1000));
+    assert_eq!(lengths(150_300, Wanted { overhead: 100, ..all }), (1, 750));
     assert_eq!(lengths(usize::MAX, Wanted { messages: 700, ..all }), (700, 700));
     assert_eq!(lengths(usize::MAX, Wanted { bytes: 4_050, ..all }), (40, 40));
     assert_eq!(lengths(usize::MAX, Wanted { since_ms: 901, ..all }), (101, 100));

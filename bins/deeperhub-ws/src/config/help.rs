@@ -15,7 +15,7 @@ use super::resolve::resolve;
 
 /// Defaults in words, for settings that have no value by default, or a value that depends on the
 /// machine.
-const DEFAULTS_IN_WORDS: [(&str, &str); 21] = [
+const DEFAULTS_IN_WORDS: [(&str, &str); 23] = [
     ("workers", "number of cores"),
     ("node_id", "random"),
     ("trusted_proxy", "none"),
@@ -32,6 +32,8 @@ const DEFAULTS_IN_WORDS: [(&str, &str); 21] = [
     ("auth_issuer", "any"),
     ("max_memory", "what the system grants"),
     ("topic", "none, no topic keeps messages"),
+    ("history_dir", "none"),
+    ("history_disk_bytes", "none, no limit"),
     ("history_bytes", "256MiB, or an eighth of --max-memory if that is less"),
     ("allowed_origin", "the server's own"),
     ("cluster", "none, a single node"),

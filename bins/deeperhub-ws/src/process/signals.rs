@@ -32,6 +32,7 @@ pub(crate) fn listen() -> io::Result<Signals> {
         ignored: IgnoredSignals {
             one: signal(SignalKind::user_defined1())?,
             two: signal(SignalKind::user_defined2())?,
+            _file_size: signal(SignalKind::from_raw(FILE_SIZE))?,
         },
     })
 }
@@ -67,12 +68,17 @@ impl ReloadSignals {
     }
 }
 
+/// Number of SIGXFSZ on all systems that the program supports.
+const FILE_SIZE: i32 = 25;
+
 /// SIGUSR1 and SIGUSR2, which tools send to other programs to reopen logs or to upgrade. Without a
-/// handler, they would end this process.
+/// handler, they would end this process. So would SIGXFSZ: with a handler, a write over the limit of
+/// file sizes fails like on a full disk.
 #[derive(Debug)]
 pub(crate) struct IgnoredSignals {
     one: Signal,
     two: Signal,
+    _file_size: Signal,
 }
 
 impl IgnoredSignals {

@@ -5,6 +5,7 @@ use std::error::Error;
 use clap::ArgMatches;
 use deeperhub_api::SharedApiConfig;
 use deeperhub_node::NodeHandle;
+use deeperhub_node::history::{Acknowledge, Rule};
 use tracing::field::display;
 use tracing::{info, warn};
 
@@ -26,6 +27,8 @@ pub(crate) struct SettingsReload {
     pub(crate) level: Level,
     /// `true` if the node joined a cluster at its start.
     pub(crate) in_cluster: bool,
+    /// `true` if the node started with a history on disk.
+    pub(crate) has_store: bool,
 }
 
 /// All errors of a reload, as one.
@@ -46,6 +49,12 @@ impl SettingsReload {
         if self.in_cluster && settings.node.history.rules.keep_history() {
             let conflict = "history in a cluster is not supported yet, and this node joined one at its start; \
                             restart it without the cluster, or set history to 0 in all rules";
+            return Err(ConfigErrors(vec![ConfigError::Conflict(conflict.to_owned())]).into());
+        }
+        let waits_for_disk = |(_, rule): (_, &Rule)| rule.policy().acknowledge() == Acknowledge::Disk;
+        if !self.has_store && settings.node.history.rules.iter().any(waits_for_disk) {
+            let conflict = "a rule has ack=disk, and this node started without a history on disk; \
+                            restart it with --history-store disk, or use ack=memory";
             return Err(ConfigErrors(vec![ConfigError::Conflict(conflict.to_owned())]).into());
         }
         for warning in &settings.warnings {

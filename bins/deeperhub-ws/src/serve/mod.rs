@@ -17,7 +17,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use deeperhub_listener::MemoryBudget;
 use deeperhub_metrics::{Counter, Unit};
-use deeperhub_node::{CustomMetric, MetricKind, Node};
+use deeperhub_node::{CustomMetric, HistoryStore, MetricKind, Node};
 use deeperhub_security::files::FileStamp;
 use deeperhub_telemetry::RunningExporters;
 use tokio::runtime::{self, Runtime};
@@ -219,6 +219,7 @@ impl Server {
             api: api.as_ref().map(|api| api.config.clone()),
             level: log_level,
             in_cluster: settings.node.cluster.is_some(),
+            has_store: settings.node.history_store != HistoryStore::Memory,
         };
         Ok(Some(Self {
             node,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use deeperhub_node::HistoryStore;
 use deeperhub_security::tls::ClientAuth;
 
 use crate::cli::{NAME, VERSION};
@@ -66,6 +67,9 @@ pub(crate) fn start_line(
             let plural = if keeping == 1 { "" } else { "s" };
             let max_bytes = usize::try_from(node.history.budget.bytes).unwrap_or(usize::MAX);
             write!(f, " · {keeping} rule{plural} for history, up to {}", bytes(max_bytes))?;
+            if node.history_store != HistoryStore::Memory {
+                f.write_str(" in memory, and more on disk")?;
+            }
         }
         Ok(())
     })

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use deeperhub_node::Target;
 use deeperhub_protocol::message::TraceContext;
+use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -17,6 +18,7 @@ use super::{json_response, trace_context};
 use crate::body::Body;
 use crate::error::ApiError;
 use crate::idempotency::IdempotencyKey;
+use crate::responses::Published;
 use crate::{Api, calls};
 
 /// Calls that run one after the other.
@@ -109,8 +111,11 @@ impl CallResult {
     fn not_carried_out() -> Self {
         let message =
             "the batch timed out before this call, which had no effect; send it again in another batch";
-        let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_carried_out", message);
-        Self { status: error.status().as_u16(), body: to_raw_json(&error) }
+        Self::failed(&ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_carried_out", message))
+    }
+
+    fn failed(error: &ApiError) -> Self {
+        Self { status: error.status().as_u16(), body: to_raw_json(error) }
     }
 }
 
@@ -142,6 +147,7 @@ pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body:
         }
         let trace = trace_context(&headers);
         let mut results = Vec::with_capacity(batch.calls.len());
+        let mut waiting = Vec::new();
         let deadline = Instant::now() + api.config.fixed().timeout;
         for (number, call) in batch.calls.into_iter().enumerate() {
             if number % CALLS_PER_TURN == CALLS_PER_TURN - 1 {
@@ -149,26 +155,37 @@ pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body:
                 tokio::task::yield_now().await;
             }
             results.push(if Instant::now() < deadline {
-                call_result(&api, call.get(), limits.max_body_bytes, &trace).await
+                let (result, published) = call_result(&api, call.get(), limits.max_body_bytes, &trace).await;
+                waiting.extend(published.map(|published| (number, published)));
+                result
             } else {
                 // Each call may wait for a hung worker; the sum of such waits must be bounded.
                 CallResult::not_carried_out()
             });
+        }
+        // All of them share the same writes to the disk.
+        let stored = waiting.iter().map(|(_, published)| calls::stored(&api, published));
+        for ((number, _), stored) in waiting.iter().zip(join_all(stored).await) {
+            if let (Err(error), Some(result)) = (stored, results.get_mut(*number)) {
+                *result = CallResult::failed(&error);
+            }
         }
         Ok(Results { results })
     };
     json_response(run().await)
 }
 
+/// Executes a call. Returns its result, and the outcome of a publish that may still have to be
+/// stored.
 async fn call_result(
     api: &Api,
     call: &str,
     max_message_bytes: usize,
     trace: &TraceContext<'_>,
-) -> CallResult {
+) -> (CallResult, Option<Published>) {
     match execute(api, call, max_message_bytes, trace).await {
-        Ok(body) => CallResult { status: 200, body },
-        Err(error) => CallResult { status: error.status().as_u16(), body: to_raw_json(&error) },
+        Ok((body, published)) => (CallResult { status: 200, body }, published),
+        Err(error) => (CallResult::failed(&error), None),
     }
 }
 
@@ -177,7 +194,7 @@ async fn execute(
     call: &str,
     max_message_bytes: usize,
     trace: &TraceContext<'_>,
-) -> Result<Box<RawValue>, ApiError> {
+) -> Result<(Box<RawValue>, Option<Published>), ApiError> {
     let call: Call<'_> = serde_json::from_str(call).map_err(|error| invalid_batch(&error))?;
     let check_size = |message: &RawValue| {
         if message.get().len() > max_message_bytes { Err(ApiError::body_too_large()) } else { Ok(()) }
@@ -192,11 +209,12 @@ async fn execute(
     let disconnect = async |target: Target<'_, &str>| {
         Ok::<_, ApiError>(to_raw_json(&calls::disconnect(api, target).await?))
     };
-    Ok(match &call {
+    let body = match &call {
         Call::Publish { topic, message: payload, idempotency_key } => {
             check_size(payload)?;
             let key = idempotency_key.as_deref().map(IdempotencyKey::parse).transpose()?;
-            to_raw_json(&calls::publish(api, topic, payload.get(), key, trace)?.0)
+            let (published, _) = calls::publish(api, topic, payload.get(), key, trace)?;
+            return Ok((to_raw_json(&published), Some(published)));
         }
         Call::SendToClient { client_id, message } => send(Target::Client(client_id), message).await?,
         Call::SendToUser { user, message } => send(Target::User(user.into()), message).await?,
@@ -209,7 +227,8 @@ async fn execute(
         Call::DisconnectAll {} => disconnect(Target::All).await?,
         Call::Client { client_id } => to_raw_json(&calls::client(api, client_id).await?),
         Call::Topic { topic } => to_raw_json(&calls::topic(api, topic)?),
-    })
+    };
+    Ok((body, None))
 }
 
 /// Serializes a response body. Bodies are plain structs, whose serialization cannot fail.

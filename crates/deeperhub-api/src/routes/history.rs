@@ -18,7 +18,7 @@ use crate::responses::HistoryPage;
 /// Returns kept messages of a topic, one page at a time.
 ///
 /// A page has at most `limit` messages, and may be shorter: it ends when its messages together are
-/// longer than `--max-message-bytes`. Only a page without `next` is the last one. A topic without
+/// longer than `--max-message-bytes`, or where messages on the disk end. Only a page without `next` is the last one. A topic without
 /// history has no messages and no `epoch`.
 #[utoipa::path(
     get, path = "/v1/topics/{topic}/messages", tag = "history",
@@ -30,7 +30,8 @@ use crate::responses::HistoryPage;
     ),
     responses(
         (status = 200, body = HistoryPage, description = "A page"),
-        (status = 400, body = ApiError, description = "`invalid_topic`, `invalid_message`")
+        (status = 400, body = ApiError, description = "`invalid_topic`, `invalid_message`"),
+        (status = 503, body = ApiError, description = "`unavailable`: messages on the disk cannot be read")
     )
 )]
 pub(crate) async fn history(
@@ -38,10 +39,10 @@ pub(crate) async fn history(
     topic: PathParameter,
     RawQuery(query): RawQuery,
 ) -> Response {
-    let read = || {
+    let read = async || {
         let topic = topic_parameter(topic)?;
         let request = request(&topic, query.as_deref())?;
-        let history = api.node.history(&request);
+        let history = api.node.history(&request).await?;
         // The node has encoded the messages, so each one is valid JSON.
         let messages =
             history.messages.iter().filter_map(|message| serde_json::from_str(message.data()).ok());
@@ -49,7 +50,7 @@ pub(crate) async fn history(
         // Serialized here, because the page borrows the messages.
         Ok(json_response(Ok(HistoryPage::new(&topic, history.position, messages, history.next))))
     };
-    read().unwrap_or_else(ApiError::into_response)
+    read().await.unwrap_or_else(ApiError::into_response)
 }
 
 /// Parses `from`, `limit` and `order`, with the defaults, bounds and errors of the message
@@ -71,22 +72,24 @@ fn request<'a>(topic: &'a str, query: Option<&str>) -> Result<HistoryRequest<'a>
 /// Empties the history of a topic.
 ///
 /// The topic's stream continues in a new epoch, which its subscribers are told by a `gap`. Offsets
-/// continue to rise. Also answers 204 if nothing was kept.
+/// continue to rise. Also answers 204 if nothing was kept. With history on disk, the answer comes
+/// when the disk has forgotten the messages.
 #[utoipa::path(
     delete, path = "/v1/topics/{topic}/messages", tag = "history",
     params(("topic" = String, Path, description = "Topic, percent-encoded", example = "chat.42")),
     responses(
         (status = 204, description = "Nothing is kept any more"),
-        (status = 400, body = ApiError, description = "`invalid_topic`")
+        (status = 400, body = ApiError, description = "`invalid_topic`"),
+        (status = 503, body = ApiError, description = "`unavailable`: the disk that keeps the history takes nothing")
     )
 )]
 pub(crate) async fn clear_history(State(api): State<Arc<Api>>, topic: PathParameter) -> Response {
-    let clear = || {
+    let clear = async || {
         let topic = topic_parameter(topic)?;
-        api.node.clear_history(&Topic::parse(topic.as_str())?);
+        api.node.clear_history(&Topic::parse(topic.as_str())?).await?;
         Ok(StatusCode::NO_CONTENT.into_response())
     };
-    clear().unwrap_or_else(ApiError::into_response)
+    clear().await.unwrap_or_else(ApiError::into_response)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::{Api, calls};
 /// Publishes the body to a topic.
 ///
 /// If the topic has history, the response has the message's position: `epoch`, `offset` and `time`.
+/// If the topic's rule has `ack=disk`, the response comes when the message is on the disk.
 ///
 /// With `Idempotency-Key`, repeating the request publishes nothing and gets the same response,
 /// while the server remembers the key (`--idempotency-ttl`, 5 minutes). Such a response has the
@@ -36,7 +37,8 @@ use crate::{Api, calls};
             ("Idempotency-Replayed" = String, description = "`true` if the response is that of an earlier request")
         )),
         (status = 429, body = ApiError, description = "`too_many_topics`: the topic's rule keeps messages of as many topics as it may, and all of them have subscribers"),
-        (status = 422, body = ApiError, description = "`idempotency_key_reused`: the key was used with another topic or body")
+        (status = 422, body = ApiError, description = "`idempotency_key_reused`: the key was used with another topic or body"),
+        (status = 503, body = ApiError, description = "`unavailable`: the disk that keeps the topic's history takes no messages; see `Retry-After`. With `ack=disk` it may have been delivered, and a retry with the same `Idempotency-Key` does not deliver it again")
     )
 )]
 pub(crate) async fn publish(
@@ -45,16 +47,13 @@ pub(crate) async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let publish = || {
-        calls::publish(
-            &api,
-            &topic_parameter(topic)?,
-            body.text()?,
-            IdempotencyKey::of(&headers)?,
-            &trace_context(&headers),
-        )
+    let publish = async || {
+        let (topic, key) = (topic_parameter(topic)?, IdempotencyKey::of(&headers)?);
+        let outcome = calls::publish(&api, &topic, body.text()?, key, &trace_context(&headers))?;
+        calls::stored(&api, &outcome.0).await?;
+        Ok::<_, ApiError>(outcome)
     };
-    match publish() {
+    match publish().await {
         Ok((published, is_replayed)) => {
             let mut response = axum::Json(published).into_response();
             if is_replayed {

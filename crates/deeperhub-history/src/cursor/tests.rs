@@ -33,6 +33,7 @@ fn steps_where(
             Step::Message { offset, prev: Some(prev), .. } => format!("{offset}<{prev}"),
             Step::Gap(Gap { from: Some(from), to, reason, .. }) => format!("-{from}..{to} {reason}"),
             Step::Gap(Gap { from: None, to, reason, .. }) => format!("-{to} {reason}"),
+            Step::Stored { from, to } => format!("stored {from}-{to}"),
             Step::Close => "close".to_owned(),
         });
         if steps.last().is_some_and(|step| step == "close") {
@@ -89,7 +90,7 @@ fn a_stream_without_kept_messages_leaves_one_gap() {
     stream.expire(10, Seconds::new(100), &mut Evicted::new());
     for delivery in [Delivery::Lossless, Delivery::DropOldest { keep: 2 }, Delivery::Latest, SAMPLE] {
         let mut cursor = Cursor::new(stream.epoch(), 7);
-        assert_eq!(cursor.messages_left(&stream, delivery), 0);
+        assert_eq!(cursor.messages_left(&stream, stream.oldest(), delivery), 0);
         assert_eq!(steps(&mut cursor, &stream, delivery), "-8..10 trimmed");
         assert!(!cursor.is_behind(&stream));
     }
@@ -145,7 +146,7 @@ fn a_position_beyond_the_stream_yields_nothing() {
     let stream = stream(3, 6);
     for offset in [3, 4, u64::MAX] {
         let mut cursor = Cursor::new(stream.epoch(), offset);
-        assert_eq!(cursor.messages_left(&stream, Delivery::Lossless), 0);
+        assert_eq!(cursor.messages_left(&stream, stream.oldest(), Delivery::Lossless), 0);
         assert_eq!(steps(&mut cursor, &stream, Delivery::Lossless), "");
     }
 }
@@ -248,6 +249,7 @@ impl Client {
                 }
                 self.offset = gap.to;
             }
+            Step::Stored { .. } => unreachable!("there is no store"),
             Step::Close => {
                 assert_eq!(self.delivery, Delivery::Close);
                 assert!(self.offset + 1 < stream.oldest());
@@ -316,4 +318,82 @@ proptest! {
             prop_assert!(only_unwanted_left, "{:?}", client);
         }
     }
+}
+
+/// Returns the steps of a cursor in a stream whose messages up to 7 are only in a store, from
+/// `oldest` on. The stream has the messages 8 to 10. Messages of the store follow each other in `()`.
+fn steps_with_store(cursor: &mut Cursor, oldest: u64, delivery: Delivery) -> String {
+    let stream = stream(10, 3);
+    let mut steps = Vec::new();
+    while let Some(step) = cursor.advance_within(&stream, oldest, delivery, |_| true) {
+        match step {
+            Step::Stored { from, to } => {
+                let read = (from..=to).filter(|offset| cursor.pass_stored(*offset, true).is_some());
+                steps.push(format!("({})", read.count()));
+            }
+            Step::Message { offset, prev, .. } => {
+                assert_eq!(prev, None);
+                steps.push(offset.to_string());
+            }
+            Step::Gap(gap) => steps.push(format!("-{:?}..{} {}", gap.from, gap.to, gap.reason)),
+            Step::Close => {
+                steps.push("close".to_owned());
+                break;
+            }
+        }
+        assert!(steps.len() < 100, "the cursor does not end: {steps:?}");
+    }
+    steps.join(" ")
+}
+
+#[test]
+fn messages_of_a_store_come_before_those_in_memory() {
+    let epoch = Epoch::from_bits(1);
+    let keep = |keep| Delivery::DropOldest { keep };
+    for (delivery, from, oldest, expected) in [
+        (Delivery::Lossless, 10, 3, ""),
+        (Delivery::Lossless, 7, 3, "8 9 10"),
+        (Delivery::Lossless, 6, 3, "(1) 8 9 10"),
+        (Delivery::Lossless, 2, 3, "(5) 8 9 10"),
+        (Delivery::Lossless, 1, 3, "-Some(2)..2 trimmed (5) 8 9 10"),
+        (Delivery::Close, 4, 3, "(3) 8 9 10"),
+        (Delivery::Close, 1, 3, "close"),
+        (keep(2), 0, 3, "-Some(1)..8 dropped 9 10"),
+        (keep(5), 0, 3, "-Some(1)..5 dropped (2) 8 9 10"),
+        (keep(9), 0, 3, "-Some(1)..2 trimmed (5) 8 9 10"),
+        (Delivery::Latest, 0, 3, "-Some(1)..9 conflated 10"),
+    ] {
+        let steps = steps_with_store(&mut Cursor::new(epoch, from), oldest, delivery);
+        assert_eq!(steps, expected, "{delivery:?} from {from}");
+    }
+    let other = Epoch::from_bits(2);
+    let steps = steps_with_store(&mut Cursor::new(other, 50), 3, Delivery::Lossless);
+    assert_eq!(steps, "-None..2 epoch (5) 8 9 10");
+}
+
+#[test]
+fn the_newest_message_can_be_in_a_store_alone() {
+    // The budget has evicted all messages.
+    let stream = stream(10, 0);
+    for delivery in [Delivery::Latest, Delivery::DropOldest { keep: 1 }] {
+        let mut cursor = Cursor::new(stream.epoch(), 4);
+        let first = cursor.advance_within(&stream, 3, delivery, |_| true);
+        assert!(matches!(first, Some(Step::Gap(gap)) if (gap.from, gap.to) == (Some(5), 9)), "{first:?}");
+        let second = cursor.advance_within(&stream, 3, delivery, |_| true);
+        assert_eq!(second, Some(Step::Stored { from: 10, to: 10 }));
+        assert_eq!(cursor.pass_stored(10, true), Some(None));
+        assert_eq!(cursor.advance_within(&stream, 3, delivery, |_| true), None);
+    }
+}
+
+#[test]
+fn a_store_that_lacks_messages_makes_a_gap() {
+    let mut cursor = Cursor::new(Epoch::from_bits(1), 4);
+    assert_eq!(cursor.skip_lost(5), None);
+    assert_eq!(cursor.pass_stored(5, false), None);
+    let gap = cursor.skip_lost(8).unwrap();
+    assert_eq!((gap.from, gap.to, gap.reason), (Some(5), 7, GapReason::Lost));
+    assert_eq!((cursor.pass_stored(8, true), cursor.pass_stored(8, true)), (Some(None), None));
+    assert_eq!(cursor.pass_stored(9, false), None);
+    assert_eq!(cursor.pass_stored(10, true), Some(Some(8)));
 }

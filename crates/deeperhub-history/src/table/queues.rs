@@ -5,6 +5,7 @@ use super::{StreamId, StreamTable, live_entry};
 use crate::budget::Budget;
 use crate::evicted::{Evicted, EvictionReason};
 use crate::expiry::TimeQueue;
+use crate::policy::Policy;
 use crate::rules::RuleId;
 use crate::seconds::Seconds;
 
@@ -33,10 +34,15 @@ pub(super) struct RuleQueues {
 impl<M, N> StreamTable<M, N> {
     /// Notes the time since which a stream has neither messages nor subscribers.
     pub(super) fn note_spent(&mut self, id: StreamId, now: Seconds) {
+        let ttl =
+            self.rule(id).and_then(|rule| self.policy(rule)).map(|policy| policy.retention().ttl_seconds);
         if let Some(entry) = self.entry_mut(id)
             && entry.is_spent()
         {
-            entry.spent_since = now;
+            // Messages that only a store has count until they expire.
+            let stored_at = entry.stream.stored_at().filter(|_| ttl.is_some());
+            let stored_until = stored_at.map(|at| Seconds::new(at.get().saturating_add(ttl.unwrap_or(0))));
+            entry.spent_since = stored_until.map_or(now, |until| until.max(now));
         }
     }
 
@@ -136,8 +142,12 @@ impl<M, N> StreamTable<M, N> {
             // Another thread may have evicted messages of this rule meanwhile.
             && self.budget.try_take(rule, charge, own == Some(rule))
         {
+            let bounds = self.policy(rule).map(Policy::retention).filter(|_| self.has_store);
             if let Some(entry) = self.entry_mut(id) {
-                entry.stream.evict(EvictionReason::Budget, evicted);
+                match bounds {
+                    Some(bounds) => entry.stream.evict_stored(&bounds, now, evicted),
+                    None => entry.stream.evict(EvictionReason::Budget, evicted),
+                };
                 self.messages -= 1;
                 self.note_spent(id, now);
                 self.enqueue(id);

@@ -322,7 +322,7 @@ fn a_restored_stream_is_cut_to_its_rule() {
     });
     let stream = Stream::restore(Epoch::from_bits(1), 100, None, restored);
     let mut evicted = Evicted::new();
-    let id = table.insert(rule(0), 0, stream, at(13), &mut evicted).unwrap().id;
+    let id = table.restore(rule(0), 0, stream, at(13), &mut evicted).unwrap();
     assert_eq!((kept(&table, id), table.messages(), shared.bytes()), (vec![99, 100], 2, 200));
     assert_eq!(append(&mut table, id, 13, &mut evicted).offset, 101);
 }
@@ -656,4 +656,61 @@ proptest! {
             model.apply(step);
         }
     }
+}
+
+#[test]
+fn a_store_keeps_what_the_budget_evicts_and_nothing_else() {
+    let limits = BudgetLimits::default().with_bytes(1000).with_forget(std::time::Duration::from_secs(5));
+    let shared = budget(&["a: history=20 ttl=100s"], limits);
+    let mut table = Table::new(Arc::clone(&shared)).with_store();
+    let mut evicted = Evicted::new();
+    let id = table.open(rule(0), 0, 1, at(0), &mut evicted).unwrap().id;
+    let oldest = |table: &Table, now| table.oldest_stored(id, at(now), at(0)).unwrap();
+    assert_eq!(oldest(&table, 0), 1);
+    (0..15).for_each(|_| _ = append(&mut table, id, 10, &mut evicted));
+    let in_memory = kept(&table, id);
+    assert!(in_memory.len() < 15 && evicted.count(EvictionReason::Budget) > 0);
+    assert_eq!(oldest(&table, 10), 1, "all are in memory or in the store");
+    (0..10).for_each(|_| _ = append(&mut table, id, 60, &mut evicted));
+    assert_eq!(oldest(&table, 60), 6, "the rule allows twenty");
+    assert_eq!(table.oldest_stored(id, at(60), at(50)), Some(16), "the store has dropped older ones");
+    // The messages of the tenth second expire.
+    assert_eq!(oldest(&table, 111), 16);
+    // A stream lives as long as the store has messages of it, although there are none in memory.
+    shared.set_limit_bytes(0);
+    while table.sweep(at(70), 100, &mut evicted).has_more {}
+    assert_eq!((kept(&table, id).len(), oldest(&table, 70)), (0, 6));
+    assert!(table.sweep(at(160), 100, &mut evicted).removed.is_empty());
+    assert_eq!(table.sweep(at(167), 100, &mut evicted).removed, [0]);
+}
+
+#[test]
+fn a_failed_append_changes_nothing() {
+    let shared = budget(&["a: history=2"], BudgetLimits::default());
+    let mut table = Table::new(Arc::clone(&shared));
+    let mut evicted = Evicted::new();
+    let id = table.open(rule(0), 0, 1, at(0), &mut evicted).unwrap().id;
+    (0..2).for_each(|_| _ = append(&mut table, id, 1, &mut evicted));
+    let before = (kept(&table, id), table.messages(), shared.bytes());
+    for _ in 0..2 {
+        let failed = table.try_append(id, at(2), &mut evicted, |_, offset, bounds| {
+            assert_eq!((offset, bounds.messages), (3, 2));
+            Err::<(u64, usize), _>("full")
+        });
+        assert_eq!(failed, Err("full"));
+        assert_eq!((kept(&table, id), table.messages(), shared.bytes()), before);
+    }
+    assert_eq!(append(&mut table, id, 3, &mut evicted).offset, 3);
+}
+
+#[test]
+fn restored_streams_take_no_places_of_others() {
+    let shared = budget(&["a.>: history=2 max_streams=1"], BudgetLimits::default());
+    let mut table = Table::new(Arc::clone(&shared));
+    let mut evicted = Evicted::new();
+    let stream = |epoch| Stream::restore(Epoch::from_bits(epoch), 0, None, []);
+    let first = table.restore(rule(0), 7, stream(1), at(0), &mut evicted).unwrap();
+    let second = table.restore(rule(0), 8, stream(2), at(0), &mut evicted);
+    assert_eq!(second, Err(OpenError::TooManyStreams));
+    assert_eq!((table.name(first), shared.streams()), (Some(&7), 1));
 }

@@ -1,17 +1,21 @@
 //! The `history` message: reads kept messages.
 
+use std::sync::Arc;
+
 use deeperhub_listener::Context;
 use deeperhub_protocol::message::{EncodedDelivery, HistoryRequest, MessageId, ServerMessage};
 use deeperhub_protocol::{RawJson, Subscription};
 
 use crate::metrics::SentType;
 use crate::session::{Session, forbidden_reply};
+use crate::streams::{DiskNotice, HistoryNotice, HistoryRead};
 use crate::worker::NodeWorker;
 
 /// Number of requested messages that count as one more message of the client.
 const LIMIT_PER_MESSAGE: usize = 100;
 
-/// Replies with kept messages of a topic. A topic without history has none.
+/// Replies with kept messages of a topic. A topic without history has none. If only the store has
+/// the messages, the reply comes when they are read, so it can come after later replies.
 pub(crate) fn history(
     session: &mut Session,
     id: Option<MessageId<'_>>,
@@ -31,7 +35,20 @@ pub(crate) fn history(
     let worker = cx.worker();
     // A reply is no longer than the longest delivery, which every client must be able to take.
     let max_bytes = worker.limits.listener.max_message_bytes;
-    let page = worker.hub.streams.read(&worker.hub.router, request, max_bytes);
+    let page = match worker.hub.streams.read(&worker.hub.router, request, max_bytes) {
+        HistoryRead::Page(page) => page,
+        HistoryRead::Stored(page) => {
+            let (hub, index) = (Arc::clone(&worker.hub), worker.index);
+            let (connection, topic) = (session.connection_id, Arc::clone(&page.request.topic));
+            let id = id.map(|id| id.as_json().into());
+            return worker.hub.streams.read_stored(page, move |page| {
+                if let Some(disk) = &hub.streams.disk {
+                    let notice = HistoryNotice { connection, id, topic, page };
+                    disk.notify(index, DiskNotice::History(Box::new(notice)));
+                }
+            });
+        }
+    };
     let messages: Vec<RawJson<'_>> = page
         .frames
         .iter()

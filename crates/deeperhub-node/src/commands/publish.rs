@@ -9,7 +9,7 @@ use crate::metrics::SentType;
 use crate::session::{Session, forbidden_reply};
 use crate::streams::{Once, PublishRefusal};
 use crate::trace::MessageSpan;
-use crate::worker::NodeWorker;
+use crate::worker::{NodeWorker, StoredReply};
 
 /// Cost of a pattern-matching step, for [`Context::charge`]. Lets other clients of the worker go
 /// first if matching a topic takes long.
@@ -24,7 +24,8 @@ pub(crate) struct Publish<'a> {
     pub(crate) once: Option<&'a str>,
 }
 
-/// Delivers a message to all subscribers of a topic. Replies only if the message has an `id`.
+/// Delivers a message to all subscribers of a topic. Replies only if the message has an `id`, and if
+/// the topic's rule has `ack=disk`, when the message is on the disk.
 pub(crate) fn publish(
     session: &mut Session,
     id: Option<MessageId<'_>>,
@@ -70,13 +71,25 @@ pub(crate) fn publish(
         worker.paused_publishers.push(key);
         cx.pause_reading();
     }
-    if id.is_some() {
+    if let Some(message_id) = id {
         let worker = cx.worker();
         let excluded = if publish.exclude_self { worker.shard.count_matches(key, publish.topic) } else { 0 };
+        let subscribers = outcome.subscribers.saturating_sub(excluded);
+        if let Some(ticket) = outcome.ticket {
+            return worker.reply_when_stored(StoredReply {
+                ticket,
+                connection: session.connection_id,
+                id: message_id.as_json().into(),
+                topic: publish.topic.as_str().into(),
+                subscribers,
+                position: outcome.position,
+                since: now,
+            });
+        }
         let reply = ServerMessage::Published {
             id,
             topic: publish.topic.as_str(),
-            subscribers: outcome.subscribers.saturating_sub(excluded),
+            subscribers,
             position: outcome.position,
             cluster: outcome.cluster,
         };

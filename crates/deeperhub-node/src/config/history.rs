@@ -1,5 +1,10 @@
 //! Configuration of topics with history.
 
+#[cfg(feature = "disk")]
+use std::path::PathBuf;
+#[cfg(feature = "disk")]
+use std::time::Duration;
+
 use deeperhub_history::{BudgetLimits, OnceLimits, Rules};
 
 /// Rules and limits of topics with history. All of them can change while the node runs
@@ -37,5 +42,54 @@ impl Default for HistoryLimits {
             once: OnceLimits::default(),
             max_local_subscribers: 1000,
         }
+    }
+}
+
+/// Place where the history is kept beside the memory. Fixed at the start.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum HistoryStore {
+    /// Nowhere: the history ends with the process.
+    #[default]
+    Memory,
+    /// A folder on a disk.
+    #[cfg(feature = "disk")]
+    Disk(DiskConfig),
+}
+
+/// A folder that keeps the history over a restart.
+#[cfg(feature = "disk")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiskConfig {
+    /// The folder, which belongs to one process at a time. It is created if needed.
+    pub folder: PathBuf,
+    /// Time after which a message is on the disk for good. A crash loses what was published since.
+    /// With `None`, messages are written as soon as possible. Default 100 ms.
+    pub sync_interval: Option<Duration>,
+    /// Maximum bytes of messages in the folder. Over it, the oldest file is dropped whole, but never
+    /// the newest. `None`, the default, is no limit.
+    pub max_bytes: Option<u64>,
+}
+
+#[cfg(feature = "disk")]
+impl DiskConfig {
+    /// Creates a configuration with the defaults.
+    #[must_use]
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into(), sync_interval: Some(Duration::from_millis(100)), max_bytes: None }
+    }
+
+    /// Returns the settings of the store. `max_message_bytes` is the length of the longest message.
+    pub(crate) fn options(&self, max_message_bytes: usize) -> deeperhub_store::Options {
+        let mut options = deeperhub_store::Options::default();
+        // Some of the longest messages must fit into the queue.
+        options.queue_bytes = options.queue_bytes.max(max_message_bytes.saturating_mul(4));
+        options.sync = match self.sync_interval {
+            Some(interval) => deeperhub_store::SyncPolicy::Interval(interval),
+            None => deeperhub_store::SyncPolicy::Always,
+        };
+        options.max_disk_bytes = self.max_bytes;
+        options
     }
 }

@@ -1,11 +1,15 @@
 //! Reads of the history of topics.
 
+use std::time::Instant;
+
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{EncodedDelivery, HistoryRequest};
 use deeperhub_protocol::{Position, Topic};
+use tokio::sync::oneshot;
 
 use super::NodeHandle;
-use crate::streams::TopicHistory;
+use crate::streams::{HistoryRead, Ticket, TopicHistory};
+use crate::types::{Delivered, StoreUnavailable};
 
 /// Kept messages of a topic.
 #[derive(Debug, Clone)]
@@ -64,15 +68,28 @@ impl NodeHandle {
     ///
     /// The page ends at the request's limit, or when its messages together are longer than the
     /// longest message that a client may send.
-    #[must_use]
-    pub fn history(&self, request: &HistoryRequest<'_>) -> History {
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the messages are not in memory and cannot be read from the store.
+    pub async fn history(&self, request: &HistoryRequest<'_>) -> Result<History, StoreUnavailable> {
+        let streams = &self.hub.streams;
         let max_bytes = self.hub.limits.load().listener.max_message_bytes;
-        let page = self.hub.streams.read(&self.hub.router, request, max_bytes);
-        History {
+        let page = match streams.read(&self.hub.router, request, max_bytes) {
+            HistoryRead::Page(page) => page,
+            HistoryRead::Stored(stored) => {
+                let (sender, receiver) = oneshot::channel();
+                streams.read_stored(stored, move |page| drop(sender.send(page)));
+                let page = tokio::time::timeout(self.hub.config.answer_timeout, receiver).await;
+                let Ok(Ok(Ok(page))) = page else { return Err(StoreUnavailable) };
+                page
+            }
+        };
+        Ok(History {
             position: page.position,
             messages: page.frames.into_iter().filter_map(KeptMessage::new).collect(),
             next: page.next,
-        }
+        })
     }
 
     /// Returns the state of a topic's history; `None` if the topic has none, or if nobody used the
@@ -83,9 +100,47 @@ impl NodeHandle {
     }
 
     /// Empties the history of a topic. The topic's stream continues with a new epoch, and its
-    /// subscribers are told so.
-    pub fn clear_history(&self, topic: &Topic<'_>) {
-        self.hub.streams.clear(&self.hub.router, topic);
+    /// subscribers are told so. With a store, the call waits until the disk has forgotten the
+    /// messages, too.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store takes nothing now. If it fails after it took the call, the
+    /// messages may come back at the next start.
+    pub async fn clear_history(&self, topic: &Topic<'_>) -> Result<(), StoreUnavailable> {
+        let streams = &self.hub.streams;
+        streams.clear(&self.hub.router, topic).map_err(|_| StoreUnavailable)?;
         self.hub.watchers.wake(topic.as_str());
+        match &streams.disk {
+            Some(disk) => self.wait_stored(disk.queued()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until a published message is on the disk for good, if its topic's rule has `ack=disk`.
+    /// Returns at once for other messages.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the disk does not take the message within
+    /// [`answer_timeout`](crate::Config::answer_timeout). Subscribers have got it, and it may reach
+    /// the disk later.
+    pub async fn stored(&self, delivered: &Delivered) -> Result<(), StoreUnavailable> {
+        match delivered.ticket {
+            Some(ticket) => {
+                let since = Instant::now();
+                self.wait_stored(ticket).await?;
+                self.hub.streams.disk.iter().for_each(|disk| disk.record_stored(since.elapsed()));
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn wait_stored(&self, ticket: Ticket) -> Result<(), StoreUnavailable> {
+        let Some(disk) = &self.hub.streams.disk else { return Ok(()) };
+        disk.request_sync();
+        let is_stored = disk.wait(ticket, self.hub.config.answer_timeout).await;
+        is_stored.then_some(()).ok_or(StoreUnavailable)
     }
 }

@@ -65,12 +65,13 @@ impl NodeHandle {
         Self { hub, listener }
     }
 
-    /// Publishes a message to the subscribers of a topic on all nodes. Never waits.
+    /// Publishes a message to the subscribers of a topic on all nodes. Never waits: if the topic's
+    /// rule has `ack=disk`, [`stored`](Self::stored) waits until the message is on the disk.
     ///
     /// # Errors
     ///
     /// Returns [`PublishError`] if the topic is invalid, if the message has no valid JSON form, or
-    /// if the topic should have a history and cannot.
+    /// if the topic should have a history and cannot. Nothing was published.
     pub fn publish<M>(&self, topic: &str, message: &M) -> Result<Delivered, PublishError>
     where
         M: Serialize + ?Sized,
@@ -88,7 +89,8 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// Returns [`PublishError::TooManyTopics`] if the topic should have a history and cannot.
+    /// Returns [`PublishError::TooManyTopics`] if the topic should have a history and cannot, and
+    /// [`PublishError::Unavailable`] if its store takes nothing now.
     pub fn publish_raw(
         &self,
         topic: &Topic<'_>,
@@ -105,8 +107,8 @@ impl NodeHandle {
             span.offset = published.position.map(|position| position.offset);
             tracer.record(|| span.end_publish(topic.as_str(), message.as_str().len()));
         }
-        let PublishOutcome { subscribers: count, cluster, position, .. } = published;
-        Ok(Delivered { count, cluster, position })
+        let PublishOutcome { subscribers: count, cluster, position, ticket, .. } = published;
+        Ok(Delivered { count, cluster, position, ticket })
     }
 
     /// Publishes to the other nodes only. Completes a publish that returned a fault in
@@ -183,7 +185,8 @@ impl NodeHandle {
     /// Returns whether the node should get traffic, and the reasons if not.
     ///
     /// A node is ready if it serves and every worker delivers. In a cluster the broker must deliver
-    /// too, unless [`ClusterConfig::ready_alone`](crate::ClusterConfig::ready_alone) is set.
+    /// too, unless [`ClusterConfig::ready_alone`](crate::ClusterConfig::ready_alone) is set. A store
+    /// on disk must take messages.
     pub fn health(&self) -> Health {
         self.hub.health()
     }

@@ -4,19 +4,23 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use deeperhub_history::{self as history, Cursor, Delivery, Gap, Step, SubscriptionScope, judge};
+use deeperhub_history::{self as history, Cursor, Delivery, Gap, Step, SubscriptionScope, judge_within};
+use deeperhub_protocol::message::HistoryOrder;
 use deeperhub_protocol::{NotRecovered, Position, Topic, TopicError};
 use futures_util::future::{Either, select};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::NodeHandle;
 use super::history::KeptMessage;
 use crate::hub::Hub;
 use crate::phase::Phase;
-use crate::streams::{NoStream, Remains};
+use crate::streams::{CurrentStream, NoStream, ReadRequest, Remains};
 
 /// Messages that a subscriber reads at a time.
 const MESSAGES_PER_READ: usize = 64;
+
+/// Bytes of messages that a subscriber reads from the store at a time.
+const BYTES_PER_READ: usize = 256 * 1024;
 
 /// Place in a topic's stream at which a [`Subscriber`] starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +97,8 @@ pub struct Subscriber {
     notify: Arc<Notify>,
     phase: watch::Receiver<Phase>,
     events: VecDeque<StreamEvent>,
+    /// Offset before which the store has nothing, although it should.
+    lost_before: Option<u64>,
 }
 
 impl NodeHandle {
@@ -112,8 +118,9 @@ impl NodeHandle {
             let mut remains = Remains::default();
             let start = router.update_kept(&parsed, |topic, kept, stripe| {
                 stripe.find_or_open(topic, kept, (&*budget, rule), now, &mut remains)?;
-                let (stream, _) = stripe.current(kept, now, &mut remains).ok_or(NoStream::NoRule)?;
-                let epoch = stream.epoch();
+                let current = stripe.current(kept, now, &mut remains).ok_or(NoStream::NoRule)?;
+                let CurrentStream { stream, oldest, .. } = current;
+                let (epoch, newest) = (stream.epoch(), stream.newest());
                 let (recover, history) = match &from {
                     SubscribeFrom::Newest => (None, 0),
                     SubscribeFrom::Last(count) => (None, *count),
@@ -124,8 +131,9 @@ impl NodeHandle {
                     }
                 };
                 let request = history::SubscribeRequest { recover, history };
-                let start = judge(Some(stream), SubscriptionScope::Topic, &request, Delivery::Lossless);
-                let cursor = start.cursor.unwrap_or(Cursor::new(epoch, stream.newest()));
+                let (stream, scope) = (Some((stream, oldest)), SubscriptionScope::Topic);
+                let start = judge_within(stream, scope, &request, Delivery::Lossless);
+                let cursor = start.cursor.unwrap_or(Cursor::new(epoch, newest));
                 Ok((cursor, start.recovery))
             });
             streams.finish(router, remains, now);
@@ -151,6 +159,7 @@ impl NodeHandle {
             notify,
             phase: self.hub.phase.subscribe(),
             events: VecDeque::new(),
+            lost_before: None,
         })
     }
 }
@@ -182,7 +191,7 @@ impl Subscriber {
             if let Some(event) = self.events.pop_front() {
                 return Some(event);
             }
-            self.read();
+            self.read().await;
             if !self.events.is_empty() {
                 continue;
             }
@@ -199,21 +208,72 @@ impl Subscriber {
     }
 
     /// Reads the next messages.
-    fn read(&mut self) {
+    async fn read(&mut self) {
+        if let Some(request) = self.read_memory() {
+            self.read_stored(request).await;
+        }
+    }
+
+    /// Reads the next messages that are in memory. Returns the read that the next ones need if they
+    /// are not.
+    fn read_memory(&mut self) -> Option<ReadRequest> {
         let Hub { streams, router, .. } = &*self.hub;
         let now = streams.clock.seconds(Instant::now());
         let (cursor, events) = (&mut self.cursor, &mut self.events);
-        streams.with_stream(router, &self.topic, now, |stream, _| {
+        let lost_before = self.lost_before.take();
+        let read = streams.with_stream(router, &self.topic, now, |current| {
+            let CurrentStream { stream, oldest, name, .. } = *current;
+            let lost_before = lost_before.filter(|_| cursor.epoch() == stream.epoch());
+            let gap = lost_before.and_then(|offset| cursor.skip_lost(offset));
+            events.extend(gap.map(StreamEvent::Gap));
             while events.len() < MESSAGES_PER_READ {
-                match cursor.advance(stream, Delivery::Lossless) {
+                match cursor.advance_within(stream, oldest, Delivery::Lossless, |_| true) {
                     Some(Step::Message { message, .. }) => {
                         events.extend(KeptMessage::new(message.clone()).map(StreamEvent::Message));
                     }
                     Some(Step::Gap(gap)) => events.push_back(StreamEvent::Gap(gap)),
+                    Some(Step::Stored { from, to }) => {
+                        let limit = usize::try_from(to - from + 1).unwrap_or(usize::MAX);
+                        return Some(ReadRequest {
+                            stream: name.disk?,
+                            topic: Arc::clone(&name.topic),
+                            epoch: stream.epoch(),
+                            from,
+                            order: HistoryOrder::Ascending,
+                            limit: limit.min(MESSAGES_PER_READ),
+                            max_bytes: BYTES_PER_READ,
+                        });
+                    }
                     Some(Step::Close) | None => break,
                 }
             }
+            None
         });
+        read.flatten().filter(|_| self.events.is_empty())
+    }
+
+    /// Reads messages that only the store has. Nothing is lost if the future is dropped, because the
+    /// cursor moves at the end.
+    async fn read_stored(&mut self, request: ReadRequest) {
+        let Some(disk) = &self.hub.streams.disk else { return };
+        let to = request.from.saturating_add(request.limit as u64) - 1;
+        let (sender, receiver) = oneshot::channel();
+        disk.read(request, usize::MAX, move |result| drop(sender.send(result)));
+        match receiver.await {
+            Ok(Ok(frames)) if !frames.is_empty() => {
+                for (offset, frame) in frames {
+                    self.events.extend(self.cursor.skip_lost(offset).map(StreamEvent::Gap));
+                    if self.cursor.pass_stored(offset, true).is_some() {
+                        self.events.extend(KeptMessage::new(frame).map(StreamEvent::Message));
+                    }
+                }
+            }
+            _ => {
+                self.lost_before = Some(to + 1);
+                // The next call tells the gap.
+                self.notify.notify_one();
+            }
+        }
     }
 }
 

@@ -74,6 +74,9 @@ impl Hub {
             let fault = self.broker_fault().map(UnreadyReason::for_cluster);
             health.reasons.extend(fault.or_else(|| self.canary.cluster_unready_reason()));
         }
+        if let Some(fault) = self.streams.disk.as_ref().and_then(|disk| disk.fault()) {
+            health.reasons.push(UnreadyReason::for_history(&fault));
+        }
         health
     }
 

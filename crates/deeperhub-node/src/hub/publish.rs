@@ -13,7 +13,7 @@ use deeperhub_router::Published;
 use super::Hub;
 use crate::connection_id::ConnectionId;
 use crate::delivery::Delivery;
-use crate::streams::{HubShard, Once, PublishRefusal, StreamPublish};
+use crate::streams::{Appended, HubShard, Once, PublishRefusal, StreamPublish, Ticket};
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
 
@@ -59,6 +59,8 @@ pub(crate) struct PublishOutcome {
     pub(crate) cluster: Option<ClusterFault>,
     /// Position of the message, if the topic has history.
     pub(crate) position: Option<Position>,
+    /// Place of the message on its way to the disk, if its publisher is answered when it is there.
+    pub(crate) ticket: Option<Ticket>,
 }
 
 impl Hub {
@@ -67,8 +69,8 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// Returns [`PublishRefusal`] if the topic should have a stream and cannot. Nothing is then
-    /// published.
+    /// Returns [`PublishRefusal`] if the topic should have a stream and cannot, or if the store takes
+    /// nothing. Nothing is then published.
     pub(crate) fn publish(
         &self,
         topic: &Topic<'_>,
@@ -91,7 +93,7 @@ impl Hub {
         let once = publisher.as_ref().and_then(|publisher| publisher.once);
         let shard = publisher.map(|publisher| publisher.shard);
         let publication = Publication { topic, message, from, trace: &trace, published_at, span, once };
-        let (published, position) = self.deliver(&publication, excluded, source, shard)?;
+        let (published, appended) = self.deliver(&publication, excluded, source, shard)?;
         let cluster = match self.broker {
             Some(_) => self.publish_to_other_nodes(topic, message, from, trace.borrow()),
             None => None,
@@ -101,7 +103,8 @@ impl Hub {
             is_congested: published.congested,
             matching_steps: published.steps,
             cluster,
-            position,
+            position: appended.map(|appended| appended.position),
+            ticket: appended.and_then(|appended| appended.ticket),
         })
     }
 
@@ -129,7 +132,7 @@ impl Hub {
         excluded: Option<ConnectionId>,
         source: Option<u64>,
         mut shard: Option<&mut HubShard>,
-    ) -> Result<(Published, Option<Position>), PublishRefusal> {
+    ) -> Result<(Published, Option<Appended>), PublishRefusal> {
         if let Some((budget, rule)) = self.streams.rule(publication.topic) {
             let Publication { topic, message, from, trace, published_at, span, once } = *publication;
             let message = StreamMessage {
@@ -152,9 +155,9 @@ impl Hub {
             };
             let rule = (&*budget, rule);
             let published = self.streams.publish(&self.router, shard.as_deref_mut(), &publish, rule)?;
-            if let Some((published, position)) = published {
+            if let Some((published, appended)) = published {
                 self.watchers.wake(topic.as_str());
-                return Ok((published, Some(position)));
+                return Ok((published, Some(appended)));
             }
         }
         Ok((self.deliver_live(publication, excluded, source, shard), None))

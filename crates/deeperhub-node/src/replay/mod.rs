@@ -12,6 +12,7 @@ mod samples;
 #[cfg(test)]
 pub(crate) mod simulation;
 mod step;
+mod stored;
 mod subscribe;
 
 use std::collections::{HashMap, VecDeque};
@@ -52,6 +53,8 @@ pub(crate) struct Replays {
     items: StepItems,
     counts: ReplayCounts,
     behind: usize,
+    /// Number of reads from the store that were ever started.
+    reads: u64,
 }
 
 /// Counts for the metrics, since they were last taken.
@@ -80,12 +83,16 @@ struct Replay {
     /// Newest offset of the stream at the last look.
     newest: u64,
     phase: Phase,
+    /// Offset before which the store has nothing, although it should.
+    lost_before: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Messages are sent as fast as the socket takes them.
     Replaying,
+    /// The next messages are being read from the store. The read has this number.
+    Reading { read: u64, to: u64 },
     /// The newest message is sent at each tick.
     Sampled,
     /// The subscription is live. Messages up to the cursor that are still queued for the worker
@@ -104,6 +111,7 @@ impl Replays {
             items: StepItems::default(),
             counts: ReplayCounts::default(),
             behind: 0,
+            reads: 0,
         }
     }
 
@@ -126,7 +134,7 @@ impl Replays {
             _ => Phase::Replaying,
         };
         let connection = self.connections.entry(key).or_default();
-        connection.replays.push(Replay { topic, cursor, newest, phase });
+        connection.replays.push(Replay { topic, cursor, newest, phase, lost_before: None });
         if phase == Phase::Replaying {
             self.behind += 1;
             self.continue_soon(key);
@@ -156,7 +164,7 @@ impl Replays {
 
     fn on_ended(&mut self, key: ConnectionKey, replay: &Replay) {
         match replay.phase {
-            Phase::Replaying => self.behind -= 1,
+            Phase::Replaying | Phase::Reading { .. } => self.behind -= 1,
             Phase::Sampled => self.samples.remove(key, &replay.topic),
             Phase::Resumed(_) => {
                 self.resumed.retain(|(other, topic)| *other != key || *topic != replay.topic);
@@ -192,7 +200,7 @@ impl Replays {
         }
         let Some(replay) = self.find(key, &sequenced.topic) else { return false };
         match replay.phase {
-            Phase::Replaying | Phase::Sampled => !planted!(OverlapForgotten),
+            Phase::Replaying | Phase::Reading { .. } | Phase::Sampled => !planted!(OverlapForgotten),
             Phase::Resumed(_) => {
                 // Offsets go on when a history is emptied, so they also compare across its epochs.
                 !planted!(ResumedTwice) && sequenced.before.offset() < replay.cursor.offset()
@@ -243,7 +251,9 @@ impl Replays {
     pub(crate) fn topics_behind(&self, limit: usize) -> Vec<(Arc<str>, u64)> {
         let mut counts: HashMap<&Arc<str>, u64> = HashMap::new();
         let replays = self.connections.values().flat_map(|connection| &connection.replays);
-        for replay in replays.filter(|replay| replay.phase == Phase::Replaying) {
+        for replay in
+            replays.filter(|replay| matches!(replay.phase, Phase::Replaying | Phase::Reading { .. }))
+        {
             *counts.entry(&replay.topic).or_default() += 1;
         }
         let mut topics: Vec<_> =

@@ -10,7 +10,7 @@ use deeperhub_protocol::{ClientId, Topic};
 use super::items::Item;
 use super::{Outlet, Phase, Replays};
 use crate::planted::planted;
-use crate::streams::{StreamRouter, Streams};
+use crate::streams::{CurrentStream, StreamRouter, Streams};
 
 impl Replays {
     /// Sends the newest messages of the topics whose tick is due. Returns `true` if the round's
@@ -48,39 +48,42 @@ impl Replays {
         let Ok(parsed) = Topic::parse(&**topic) else { return };
         let seconds = streams.clock.seconds(now);
         let connections = &mut self.connections;
-        let collected = streams.with_stream(router, &parsed, seconds, |stream, delivery| {
-            let mut items: Vec<(ConnectionKey, Item)> = Vec::new();
-            for (key, client_id) in &receivers {
-                let is_sampled =
-                    |replay: &&mut super::Replay| *replay.topic == **topic && replay.phase == Phase::Sampled;
-                let connection = connections.get_mut(key);
-                let Some(replay) =
-                    connection.and_then(|connection| connection.replays.iter_mut().find(is_sampled))
-                else {
-                    continue;
-                };
-                replay.newest = stream.newest();
-                while let Some(step) =
-                    replay.cursor.advance_where(stream, delivery, |frame| frame.is_for(client_id))
-                {
-                    match step {
-                        Step::Message { prev, message, .. } => {
-                            items.push((
-                                *key,
-                                Item::Message {
-                                    frame: message.clone(),
-                                    prev: prev.filter(|_| !planted!(PrevNotBridged)),
-                                },
-                            ));
-                            break;
+        let collected =
+            streams.with_stream(router, &parsed, seconds, |&CurrentStream { stream, delivery, .. }| {
+                let mut items: Vec<(ConnectionKey, Item)> = Vec::new();
+                for (key, client_id) in &receivers {
+                    let is_sampled = |replay: &&mut super::Replay| {
+                        *replay.topic == **topic && replay.phase == Phase::Sampled
+                    };
+                    let connection = connections.get_mut(key);
+                    let Some(replay) =
+                        connection.and_then(|connection| connection.replays.iter_mut().find(is_sampled))
+                    else {
+                        continue;
+                    };
+                    replay.newest = stream.newest();
+                    while let Some(step) =
+                        replay.cursor.advance_where(stream, delivery, |frame| frame.is_for(client_id))
+                    {
+                        match step {
+                            Step::Message { prev, message, .. } => {
+                                items.push((
+                                    *key,
+                                    Item::Message {
+                                        frame: message.clone(),
+                                        prev: prev.filter(|_| !planted!(PrevNotBridged)),
+                                    },
+                                ));
+                                break;
+                            }
+                            Step::Gap(gap) => items.push((*key, Item::Gap(gap))),
+                            // A sample is the newest message in memory.
+                            Step::Stored { .. } | Step::Close => break,
                         }
-                        Step::Gap(gap) => items.push((*key, Item::Gap(gap))),
-                        Step::Close => break,
                     }
                 }
-            }
-            (items, delivery)
-        });
+                (items, delivery)
+            });
         let has_changed = !matches!(collected, Some((_, Delivery::Sample { .. })));
         for (key, item) in collected.into_iter().flat_map(|(items, _)| items) {
             self.items.push(item);

@@ -5,15 +5,16 @@ use std::time::Instant;
 
 use deeperhub_history::{Delivery, Gap, Step};
 use deeperhub_listener::ConnectionKey;
-use deeperhub_protocol::frame::KeptFrame;
-use deeperhub_protocol::message::{EncodedDelivery, ServerMessage};
+use deeperhub_protocol::message::{EncodedDelivery, HistoryOrder, ServerMessage};
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, GapReason, Topic};
 use deeperhub_router::DeliveryState;
 
 use super::items::{Item, StepItems};
 use super::{Outlet, Phase, Replay, Replays};
 use crate::planted::planted;
-use crate::streams::{HubShard, KeptStream, Remains, StreamRouter, StreamStripe, Streams};
+use crate::streams::{
+    CurrentStream, HubShard, KeptStream, ReadRequest, Remains, StreamRouter, StreamStripe, Streams,
+};
 
 /// Maximum bytes of one step. Other connections of the worker get their steps in between.
 const BYTES_PER_STEP: usize = 64 * 1024;
@@ -22,12 +23,14 @@ const BYTES_PER_STEP: usize = 64 * 1024;
 const MESSAGES_PER_STEP: usize = 256;
 
 /// Result of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum StepEnd {
     /// The subscriber is at the newest message, and its subscription is live.
     Live,
     /// There are more messages.
     Behind,
+    /// The next messages are not in memory. Another thread reads them.
+    Stored(Box<ReadRequest>),
     /// The topic's delivery is by sample.
     Sampled(std::time::Duration),
     /// The subscriber has missed a message, and the topic's delivery is `close`.
@@ -81,7 +84,7 @@ impl Replays {
         };
         let place = (replay.cursor, replay.newest);
         let (cursor, newest) = place;
-        if end == StepEnd::NoStream && newest > cursor.offset() && !planted!(LostNotTold) {
+        if matches!(end, StepEnd::NoStream) && newest > cursor.offset() && !planted!(LostNotTold) {
             let from = Some(cursor.offset() + 1);
             let gap = Gap { epoch: cursor.epoch(), from, to: newest, reason: GapReason::Lost };
             self.items.items.push(Item::Gap(gap));
@@ -91,6 +94,10 @@ impl Replays {
         let sent = self.send_items(key, &topic, streams.clock.unix_ms(now), outlet);
         match end {
             StepEnd::Behind => self.continue_soon(key),
+            StepEnd::Stored(request) => {
+                self.read_stored(key, &topic, *request, (streams, shard));
+                self.continue_soon(key);
+            }
             StepEnd::Missed => {
                 self.end(key, &topic);
                 outlet.close(key, CloseReason::new(CloseCode::SlowConsumer, "reads too slowly"));
@@ -124,7 +131,7 @@ impl Replays {
             self.connections.get_mut(&key).into_iter().flat_map(|connection| &mut connection.replays);
         for replay in replays.filter(|replay| *replay.topic == *name) {
             match replay.phase {
-                Phase::Replaying => self.behind -= 1,
+                Phase::Replaying | Phase::Reading { .. } => self.behind -= 1,
                 Phase::Sampled => self.samples.remove(key, &replay.topic),
                 Phase::Resumed(_) => continue,
             }
@@ -192,19 +199,25 @@ fn collect<'s>(
     client_id: &ClientId,
     max_bytes: usize,
     items: &mut Vec<Item>,
-    current: impl FnOnce() -> Option<(&'s deeperhub_history::Stream<KeptFrame>, Delivery)>,
+    current: impl FnOnce() -> Option<CurrentStream<'s>>,
 ) -> (DeliveryState, StepEnd) {
-    let Some((stream, delivery)) = current() else { return (DeliveryState::Live, StepEnd::NoStream) };
+    let Some(current) = current() else { return (DeliveryState::Live, StepEnd::NoStream) };
+    let CurrentStream { stream, delivery, oldest, name } = current;
     replay.newest = stream.newest();
     if let Delivery::Sample { every } = delivery {
         return (DeliveryState::Suspended, StepEnd::Sampled(every));
     }
+    // In a new epoch, a gap tells all that was before.
+    if let Some(offset) = replay.lost_before.take()
+        && replay.cursor.epoch() == stream.epoch()
+    {
+        items.extend(replay.cursor.skip_lost(offset).map(Item::Gap));
+    }
     let mut bytes = 0;
     while items.len() < MESSAGES_PER_STEP && (bytes < max_bytes || items.is_empty()) {
-        match replay
-            .cursor
-            .advance_where(stream, delivery, |frame| frame.is_for(client_id) || planted!(OwnReplayed))
-        {
+        match replay.cursor.advance_within(stream, oldest, delivery, |frame| {
+            frame.is_for(client_id) || planted!(OwnReplayed)
+        }) {
             None => break,
             Some(Step::Message { prev, message, .. }) => {
                 bytes += message.len();
@@ -214,9 +227,25 @@ fn collect<'s>(
             Some(Step::Gap(Gap { reason: GapReason::Epoch, .. })) if planted!(EpochNotTold) => {}
             Some(Step::Gap(gap)) => items.push(Item::Gap(gap)),
             Some(Step::Close) => return (DeliveryState::Suspended, StepEnd::Missed),
+            Some(Step::Stored { from, to }) => {
+                let Some(disk_stream) = name.disk else {
+                    items.extend(replay.cursor.skip_lost(to + 1).map(Item::Gap));
+                    continue;
+                };
+                let request = ReadRequest {
+                    stream: disk_stream,
+                    topic: Arc::clone(&name.topic),
+                    epoch: stream.epoch(),
+                    from,
+                    order: HistoryOrder::Ascending,
+                    limit: usize::try_from(to - from + 1).unwrap_or(usize::MAX).min(MESSAGES_PER_STEP),
+                    max_bytes: max_bytes.saturating_sub(bytes).max(1),
+                };
+                return (DeliveryState::Suspended, StepEnd::Stored(Box::new(request)));
+            }
         }
     }
-    let ends_early = planted!(ReplayEndsEarly) && replay.cursor.messages_left(stream, delivery) == 1;
+    let ends_early = planted!(ReplayEndsEarly) && replay.cursor.messages_left(stream, oldest, delivery) == 1;
     if replay.cursor.is_behind(stream) && !ends_early {
         let is_live = planted!(LiveBeforeReplayEnds);
         (if is_live { DeliveryState::Live } else { DeliveryState::Suspended }, StepEnd::Behind)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use deeperhub_history::{self as history, Cursor, Start, SubscriptionScope, judge};
+use deeperhub_history::{self as history, Cursor, Start, SubscriptionScope, judge_within};
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::message::{SubscribeRequest, SubscriptionStart};
 use deeperhub_protocol::{NotRecovered, Subscription, Topic};
@@ -12,7 +12,8 @@ use deeperhub_router::{DeliveryState, Subscribed, TopicView};
 use super::Replays;
 use crate::planted::planted;
 use crate::streams::{
-    HubShard, KeptStream, NoStream, PublishRefusal, Remains, StreamRouter, StreamRule, StreamStripe, Streams,
+    CurrentStream, HubShard, KeptStream, NoStream, PublishRefusal, Remains, StreamRouter, StreamRule,
+    StreamStripe, Streams,
 };
 
 /// Result of an attempt to subscribe under the lock of the topic.
@@ -194,10 +195,11 @@ fn attempt(
         if let Err(no_stream) = stripe.find_or_open(topic, kept, (budget, *rule), now, &mut remains) {
             return (DeliveryState::Live, Err(no_stream));
         }
-        let Some((stream, delivery)) = stripe.current(kept, now, &mut remains) else {
+        let Some(current) = stripe.current(kept, now, &mut remains) else {
             return (DeliveryState::Live, Err(NoStream::NoRule));
         };
-        let mut start = judge(Some(stream), scope, &wishes, delivery);
+        let CurrentStream { stream, delivery, oldest, .. } = current;
+        let mut start = judge_within(Some((stream, oldest)), scope, &wishes, delivery);
         if planted!(JudgedTooHigh) && start.replay > 0 {
             let after_first = |cursor: Cursor| Cursor::new(cursor.epoch(), cursor.offset() + 1);
             start.cursor = start.cursor.map(after_first);

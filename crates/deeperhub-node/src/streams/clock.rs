@@ -1,9 +1,13 @@
 //! The clock of streams.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use deeperhub_history::Seconds;
+use deeperhub_history::{Policy, Seconds};
+
+/// Time before the start of the process at which the times of streams begin. Older messages than
+/// these are never kept, so all messages of earlier processes have a time.
+const BEFORE_START: Duration = Policy::MAX_TTL.saturating_add(Duration::from_secs(3600));
 
 /// Converts times of this process to the times of streams.
 ///
@@ -56,9 +60,18 @@ impl Clock {
         self.started_unix_ms.store(started_unix_ms, Ordering::Relaxed);
     }
 
-    /// Returns the whole seconds from the start to `at`.
+    /// Returns the whole seconds from [`BEFORE_START`] to `at`.
     pub(crate) fn seconds(&self, at: Instant) -> Seconds {
-        at.saturating_duration_since(self.started).into()
+        at.saturating_duration_since(self.started).saturating_add(BEFORE_START).into()
+    }
+
+    /// Returns the seconds of a wall-clock time, which can be before the start. A time in the future,
+    /// of a clock that was set back, becomes the present.
+    pub(crate) fn seconds_of_unix_ms(&self, unix_ms: u64) -> Seconds {
+        let before_start = u64::try_from(BEFORE_START.as_millis()).unwrap_or(u64::MAX);
+        let since_start =
+            (unix_ms + before_start).saturating_sub(self.started_unix_ms.load(Ordering::Relaxed));
+        Seconds::from(Duration::from_millis(since_start)).min(self.seconds(self.now()))
     }
 
     /// Returns milliseconds since the Unix epoch.

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use deeperhub_history::{
     Budget, Delivery, Evicted, OpenError, RuleId, Seconds, Stream, StreamId, StreamTable,
 };
-use deeperhub_protocol::Topic;
 use deeperhub_protocol::frame::KeptFrame;
+use deeperhub_protocol::{Epoch, Topic};
 use deeperhub_router::{Keep, TopicView};
 
 use super::clock::Clock;
+use super::disk::Disk;
+use super::stored::{DiskStream, StoreRefused, StreamName};
 
 /// Messages that leave a history, until they are dropped outside of the lock.
 pub(crate) type EvictedFrames = Evicted<KeptFrame>;
@@ -22,8 +24,9 @@ pub(crate) struct KeptStream(Option<StreamId>);
 /// The streams of one stripe.
 #[derive(Debug)]
 pub(crate) struct StreamStripe {
-    pub(crate) table: StreamTable<KeptFrame, Arc<str>>,
+    pub(crate) table: StreamTable<KeptFrame, StreamName>,
     clock: Arc<Clock>,
+    disk: Option<Arc<Disk>>,
 }
 
 thread_local! {
@@ -38,7 +41,7 @@ pub(crate) struct Remains {
     /// Messages to drop.
     pub(crate) evicted: EvictedFrames,
     /// Topics whose streams were removed, so that the router can forget them.
-    pub(crate) removed: Vec<Arc<str>>,
+    pub(crate) removed: Vec<StreamName>,
     /// `true` if the budget is exceeded and this stripe cannot help.
     pub(crate) is_over_budget: bool,
 }
@@ -85,15 +88,42 @@ impl Keep for KeptStream {
 }
 
 impl KeptStream {
+    /// Adds a stream of the store. Returns `false` if there is no place for it.
+    #[cfg(feature = "disk")]
+    pub(crate) fn restore(
+        &mut self,
+        stripe: &mut StreamStripe,
+        (rule, name): (RuleId, StreamName),
+        stream: Stream<KeptFrame>,
+        now: Seconds,
+        remains: &mut Remains,
+    ) -> bool {
+        let restored = stripe.table.restore(rule, name, stream, now, &mut remains.evicted);
+        self.0 = restored.ok();
+        self.0.is_some()
+    }
+
     /// Forgets the stream if the table has removed it.
     pub(crate) fn forget_removed(&mut self, stripe: &StreamStripe) {
         self.0.take_if(|id| stripe.table.get(*id).is_none());
     }
 }
 
+/// A stream without expired messages.
+#[derive(Debug)]
+pub(crate) struct CurrentStream<'a> {
+    pub(crate) stream: &'a Stream<KeptFrame>,
+    /// Delivery of its rule.
+    pub(crate) delivery: Delivery,
+    /// Offset of the oldest message in memory or in the store.
+    pub(crate) oldest: u64,
+    pub(crate) name: &'a StreamName,
+}
+
 impl StreamStripe {
-    pub(crate) fn new(budget: Arc<Budget>, clock: Arc<Clock>) -> Self {
-        Self { table: StreamTable::new(budget), clock }
+    pub(crate) fn new(budget: Arc<Budget>, clock: Arc<Clock>, disk: Option<Arc<Disk>>) -> Self {
+        let table = StreamTable::new(budget);
+        Self { table: if disk.is_some() { table.with_store() } else { table }, clock, disk }
     }
 
     /// Returns the number of the topic's stream, if it has one.
@@ -107,11 +137,57 @@ impl StreamStripe {
         kept: &KeptStream,
         now: Seconds,
         remains: &mut Remains,
-    ) -> Option<(&Stream<KeptFrame>, Delivery)> {
+    ) -> Option<CurrentStream<'_>> {
         let id = kept.0?;
         let rule = self.table.rule(id)?;
         let delivery = self.table.budget().rules().get(rule)?.policy().delivery();
-        Some((self.table.current(id, now, &mut remains.evicted)?, delivery))
+        self.table.current(id, now, &mut remains.evicted)?;
+        let (stream, name) = (self.table.get(id)?, self.table.name(id)?);
+        let oldest = match &self.disk {
+            None => stream.oldest(),
+            Some(disk) => {
+                // Whole seconds: a message of the same second may have been dropped.
+                let complete_since = match disk.complete_since_ms() {
+                    0 => Seconds::default(),
+                    since_ms => Seconds::new(self.clock.seconds_of_unix_ms(since_ms).get() + 1),
+                };
+                self.table.oldest_stored(id, now, complete_since)?
+            }
+        };
+        Some(CurrentStream { stream, delivery, oldest, name })
+    }
+
+    /// Returns the number that a stream has in the store. It is created if the store did not take it
+    /// before. Returns `None` without a store.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store takes nothing now.
+    pub(crate) fn stored_stream(&mut self, id: StreamId) -> Result<Option<DiskStream>, StoreRefused> {
+        let Some(disk) = &self.disk else { return Ok(None) };
+        let Some(epoch) = self.table.get(id).map(Stream::epoch) else { return Ok(None) };
+        let Some(name) = self.table.name_mut(id) else { return Ok(None) };
+        let stream = match name.disk {
+            Some(stream) => stream,
+            None => disk.create(&name.topic, epoch)?,
+        };
+        name.disk = Some(stream);
+        Ok(name.disk)
+    }
+
+    /// Empties a stream in the store, which gets another number there.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store takes nothing now. The stream is then as it was.
+    pub(crate) fn clear_stored(&mut self, id: StreamId, epoch: Epoch) -> Result<(), StoreRefused> {
+        if let Some(disk) = &self.disk
+            && let Some(name) = self.table.name_mut(id)
+            && let Some(stream) = name.disk
+        {
+            name.disk = Some(disk.clear(stream, &name.topic, epoch)?);
+        }
+        Ok(())
     }
 
     /// Returns the number of the topic's stream, which is created if needed. `rule` is the topic's
@@ -138,7 +214,7 @@ impl StreamStripe {
             let parsed = Topic::parse(&**topic.name()).ok();
             parsed.and_then(|topic| super::find_rule(self.table.budget(), &topic)).ok_or(NoStream::NoRule)?
         };
-        let name = Arc::clone(topic.name());
+        let name = StreamName { topic: Arc::clone(topic.name()), disk: None };
         match self.table.open(rule, name, fastrand::u64(..), now, &mut remains.evicted) {
             Ok(opened) => {
                 remains.removed.extend(opened.replaced);
@@ -146,6 +222,8 @@ impl StreamStripe {
                     self.table.set_followed(opened.id, true, now);
                 }
                 kept.0 = Some(opened.id);
+                // If the store does not take it now, the first message creates it.
+                let _ = self.stored_stream(opened.id);
                 Ok(opened.id)
             }
             Err(OpenError::TooManyStreams) => Err(NoStream::TooMany(rule)),

@@ -5,17 +5,24 @@
 //! rules with their budget, the clock, and the recent publishes with `once`.
 
 mod clock;
+#[cfg(feature = "disk")]
+mod disk;
+#[cfg(not(feature = "disk"))]
+#[path = "no_disk.rs"]
+#[allow(dead_code, reason = "without a store, nothing is written to it")]
+mod disk;
 mod kept;
 mod publish;
 mod read;
+#[cfg_attr(not(feature = "disk"), allow(dead_code, reason = "without a store, nothing is read from it"))]
+mod stored;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use deeperhub_history::{
-    Budget, Delivery as DeliveryPolicy, EvictionReason, OnceWindow, RuleId, Seconds, Stream,
-};
+use deeperhub_history::{Budget, EvictionReason, OnceWindow, RuleId, Seconds};
 use deeperhub_listener::MemoryBudget;
 use deeperhub_metrics::{RegisterError, Registry, Unit};
 use deeperhub_protocol::Topic;
@@ -29,9 +36,17 @@ use crate::metrics::{EvictionLabel, HistoryMetrics};
 use crate::planted::planted;
 
 pub(crate) use clock::Clock;
-pub(crate) use kept::{KeptStream, NoStream, Remains, StreamStripe};
-pub(crate) use publish::{Once, PublishRefusal, StreamPublish};
+pub(crate) use disk::Disk;
+#[cfg(feature = "disk")]
+pub(crate) use disk::Found;
+pub(crate) use kept::{CurrentStream, KeptStream, NoStream, Remains, StreamStripe};
+pub(crate) use publish::{Appended, Once, PublishRefusal, StreamPublish};
+pub(crate) use read::HistoryRead;
 pub use read::TopicHistory;
+#[cfg(feature = "disk")]
+pub(crate) use stored::ReadFailed;
+use stored::StreamName;
+pub(crate) use stored::{DiskNotice, HistoryNotice, ReadRequest, ReadResult, StoreState, Ticket};
 
 /// Messages and streams that a sweep handles under one lock.
 const SWEEP_STEP: usize = 256;
@@ -61,6 +76,8 @@ pub(crate) struct Streams {
     /// Bytes of a frame from which clients' compression keeps a second form of it, or `None`
     /// without compression.
     compression_threshold: Option<usize>,
+    /// The store that keeps the streams over a restart.
+    pub(crate) disk: Option<Arc<Disk>>,
     pub(crate) metrics: HistoryMetrics,
 }
 
@@ -70,6 +87,7 @@ impl Streams {
         limits: &HistoryLimits,
         clock: Arc<Clock>,
         compression_threshold: Option<usize>,
+        disk: Option<Arc<Disk>>,
         metrics: HistoryMetrics,
     ) -> Self {
         let seeds = [fastrand::u64(..), fastrand::u64(..)];
@@ -80,13 +98,14 @@ impl Streams {
             next_swept: AtomicUsize::new(0),
             settling: AtomicUsize::new(0),
             compression_threshold,
+            disk,
             metrics,
         }
     }
 
     /// Returns the value of a new stripe.
     pub(crate) fn stripe(&self) -> StreamStripe {
-        StreamStripe::new(self.budget.load_full(), Arc::clone(&self.clock))
+        StreamStripe::new(self.budget.load_full(), Arc::clone(&self.clock), self.disk.clone())
     }
 
     /// Returns the optional features that the rules need.
@@ -111,7 +130,7 @@ impl Streams {
         for stripe in router.stripes() {
             let mut remains = Remains::default();
             router.update_stripe(stripe, |stripe| {
-                let find = |name: &Arc<str>| find_rule(&new, &Topic::parse(&**name).ok()?);
+                let find = |name: &StreamName| find_rule(&new, &Topic::parse(&*name.topic).ok()?);
                 remains.removed = stripe.table.set_budget(Arc::clone(&new), find, &mut remains.evicted);
             });
             self.finish(router, remains, Seconds::default());
@@ -119,18 +138,18 @@ impl Streams {
         self.budget.store(new);
     }
 
-    /// Calls `read` with the stream of a topic, without expired messages, and with the delivery of
-    /// its rule. Returns `None` if the topic has no stream.
+    /// Calls `read` with the stream of a topic, without expired messages. Returns `None` if the topic
+    /// has no stream.
     pub(crate) fn with_stream<R>(
         &self,
         router: &StreamRouter,
         topic: &Topic<'_>,
         now: Seconds,
-        read: impl FnOnce(&Stream<KeptFrame>, DeliveryPolicy) -> R,
+        read: impl FnOnce(&CurrentStream<'_>) -> R,
     ) -> Option<R> {
         let mut remains = Remains::default();
         let output = router.update_kept(topic, |_, kept, stripe| {
-            stripe.current(kept, now, &mut remains).map(|(stream, delivery)| read(stream, delivery))
+            stripe.current(kept, now, &mut remains).map(|current| read(&current))
         });
         self.finish(router, remains, now);
         output
@@ -151,7 +170,7 @@ impl Streams {
     #[cold]
     fn finish_rare(&self, router: &StreamRouter, remains: &Remains, now: Seconds) {
         for name in &remains.removed {
-            forget(router, name);
+            self.forget(router, name);
         }
         if remains.is_over_budget {
             // Each publish over the budget sweeps another stripe, so all of them take part.
@@ -169,6 +188,25 @@ impl Streams {
         }
     }
 
+    /// Removes the router's entry of a topic whose stream was removed, and what the store has of it.
+    fn forget(&self, router: &StreamRouter, name: &StreamName) {
+        if let Ok(topic) = Topic::parse(&*name.topic)
+            && !planted!(StreamNotForgotten)
+        {
+            router.update_kept(&topic, |_, kept, stripe| kept.forget_removed(stripe));
+        }
+        if let (Some(disk), Some(stream)) = (&self.disk, name.disk) {
+            disk.remove(stream);
+        }
+    }
+
+    /// Returns the longest time for which a rule keeps messages.
+    pub(crate) fn longest_ttl(&self) -> Duration {
+        let budget = self.budget.load();
+        let ttls = budget.rules().iter().map(|(_, rule)| rule.policy());
+        ttls.filter(|policy| policy.keeps_history()).map(|policy| policy.ttl()).max().unwrap_or_default()
+    }
+
     /// Evicts and removes what is due in a stripe. Returns `true` if more may be due.
     pub(crate) fn sweep(&self, router: &StreamRouter, stripe: usize, now: Seconds) -> bool {
         let mut remains = Remains::default();
@@ -179,7 +217,7 @@ impl Streams {
         });
         self.count_evicted(&remains);
         for name in &remains.removed {
-            forget(router, name);
+            self.forget(router, name);
         }
         has_more == Some(true)
     }
@@ -195,7 +233,7 @@ impl Streams {
                 router.update_stripe(stripe, |stripe| stripe.table.remove_idlest(rule, &mut remains.evicted));
             if let Some(Some(name)) = removed {
                 self.count_evicted(&remains);
-                forget(router, &name);
+                self.forget(router, &name);
                 return true;
             }
         }
@@ -203,7 +241,8 @@ impl Streams {
     }
 
     /// Lets history give way before clients do. While memory is short, the limit on bytes falls to
-    /// half of what is kept, again and again, and streams without subscribers are removed.
+    /// half of what is kept, again and again, and streams without subscribers are removed, unless a
+    /// store keeps them.
     ///
     /// Freed memory shows in later measurements only, so some calls after that change nothing.
     pub(crate) fn yield_memory(&self, router: &StreamRouter, memory: &MemoryBudget, limit_bytes: u64) {
@@ -227,6 +266,10 @@ impl Streams {
         }
         self.settling.store(SETTLING_SWEEPS, Ordering::Relaxed);
         budget.set_limit_bytes((budget.bytes() / 2).min(current));
+        if self.disk.is_some() {
+            // A stream that leaves the memory would leave the disk, too.
+            return;
+        }
         for (rule, _) in budget.rules().iter() {
             let mut left = budget.usage(rule).map_or(0, |usage| usage.streams / 2);
             while left > 0 && self.make_room(router, rule) {
@@ -252,6 +295,9 @@ impl Streams {
         registry: &mut Registry,
     ) -> Result<(), RegisterError> {
         self.metrics.register(registry)?;
+        if let Some(disk) = &self.disk {
+            disk.register(registry)?;
+        }
         let budget = Arc::clone(&self.budget);
         registry.register_gauge_fn(
             "deeperhub_history_streams",
@@ -297,15 +343,6 @@ pub(crate) fn kept_messages(router: &StreamRouter) -> u64 {
 
 fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// Removes the router's entry of a topic whose stream was removed.
-fn forget(router: &StreamRouter, name: &Arc<str>) {
-    if let Ok(topic) = Topic::parse(&**name)
-        && !planted!(StreamNotForgotten)
-    {
-        router.update_kept(&topic, |_, kept, stripe| kept.forget_removed(stripe));
-    }
 }
 
 fn budget(limits: &HistoryLimits) -> Budget {

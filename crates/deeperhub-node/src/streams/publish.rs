@@ -3,14 +3,18 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use deeperhub_history::{Budget, Cursor, Delivery as DeliveryPolicy, OnceKey, RuleId, Seconds, Stream};
+use deeperhub_history::{
+    Acknowledge, Budget, Cursor, Delivery as DeliveryPolicy, OnceKey, Retention, RuleId, Seconds, Stream,
+};
 use deeperhub_listener::Multicast;
 use deeperhub_protocol::message::{ServerMessage, StreamMessage};
-use deeperhub_protocol::{Epoch, ErrorCode, GapReason, Position, Topic};
+use deeperhub_protocol::{ClientId, Epoch, ErrorCode, GapReason, Position, Topic};
 use deeperhub_router::{Outgoing, Published, Reach, TopicView};
 
+use super::disk::StoredMessage;
 use super::kept::{KeptStream, NoStream, Remains, StreamStripe};
-use super::{HubShard, StreamRouter, Streams};
+use super::stored::StoreRefused;
+use super::{HubShard, StreamRouter, Streams, Ticket};
 use crate::connection_id::ConnectionId;
 use crate::delivery::{Delivery, Sequenced};
 use crate::planted::planted;
@@ -31,6 +35,15 @@ pub(super) struct OnceAnswer {
     offset: u64,
     time: u64,
     subscribers: u64,
+    ticket: Option<Ticket>,
+}
+
+/// Place of a message that was published to a topic with history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Appended {
+    pub(crate) position: Position,
+    /// Place on the way to the disk, if the publisher is answered when the message is there.
+    pub(crate) ticket: Option<Ticket>,
 }
 
 /// Arguments of a publish to a topic with history.
@@ -52,12 +65,15 @@ pub(crate) struct StreamPublish<'a> {
 pub(crate) enum PublishRefusal {
     /// The topic's rule has as many streams as it may have, and all of them have subscribers.
     TooManyTopics,
+    /// The store of the history takes nothing now.
+    Unavailable,
 }
 
 impl PublishRefusal {
     pub(crate) const fn code(self) -> ErrorCode {
         match self {
             Self::TooManyTopics => ErrorCode::TooManyTopics,
+            Self::Unavailable => ErrorCode::Unavailable,
         }
     }
 
@@ -65,6 +81,7 @@ impl PublishRefusal {
     pub(crate) const fn text(self) -> &'static str {
         match self {
             Self::TooManyTopics => "too many topics with history are in use; try again later",
+            Self::Unavailable => "the history store takes no messages now; try again later",
         }
     }
 
@@ -72,17 +89,23 @@ impl PublishRefusal {
     pub(crate) const fn retry_after_ms(self) -> u64 {
         match self {
             Self::TooManyTopics => 10_000,
+            Self::Unavailable => STORE_RETRY_MS,
         }
     }
 }
 
+/// Time after which a publisher should try again if the store takes nothing.
+pub(crate) const STORE_RETRY_MS: u64 = 1000;
+
 /// Result of an attempt under the lock.
 enum Attempt {
-    /// The message was appended, at this position.
-    Appended(Position),
-    /// The same publish has this answer already.
-    Repeated(Position, u64),
+    /// The message was appended.
+    Appended(Appended),
+    /// The same publish has this answer already, with this number of subscribers.
+    Repeated(Appended, u64),
     NoStream(NoStream),
+    /// The store does not take the message.
+    Refused,
 }
 
 impl Streams {
@@ -91,23 +114,24 @@ impl Streams {
     ///
     /// # Errors
     ///
-    /// Returns [`PublishRefusal`] if the topic can have no stream.
+    /// Returns [`PublishRefusal`] if the topic can have no stream, or if the store takes nothing.
     pub(crate) fn publish(
         &self,
         router: &StreamRouter,
         shard: Option<&mut HubShard>,
         publish: &StreamPublish<'_>,
         rule: (&Arc<Budget>, RuleId),
-    ) -> Result<Option<(Published, Position)>, PublishRefusal> {
+    ) -> Result<Option<(Published, Appended)>, PublishRefusal> {
         let mut shard = shard;
         let mut has_made_room = false;
         loop {
             let (published, attempt) = self.attempt(router, shard.as_deref_mut(), publish, rule);
             match attempt {
-                Attempt::Appended(position) => return Ok(Some((published, position))),
-                Attempt::Repeated(position, subscribers) => {
-                    return Ok(Some((Published { subscribers, ..published }, position)));
+                Attempt::Appended(appended) => return Ok(Some((published, appended))),
+                Attempt::Repeated(appended, subscribers) => {
+                    return Ok(Some((Published { subscribers, ..published }, appended)));
                 }
+                Attempt::Refused => return Err(PublishRefusal::Unavailable),
                 Attempt::NoStream(NoStream::NoRule) => return Ok(None),
                 Attempt::NoStream(NoStream::TooMany(rule)) => {
                     if has_made_room || !self.make_room(router, rule) {
@@ -145,30 +169,45 @@ impl Streams {
             {
                 match self.check_once(topic.name(), epoch, once, now) {
                     Ok(key) => once_key = Some(key),
-                    Err(OnceAnswer { offset, time, subscribers }) => {
+                    Err(OnceAnswer { offset, time, subscribers, ticket }) => {
                         let position = Position { epoch, offset, time };
-                        return (None, Attempt::Repeated(position, subscribers));
+                        return (None, Attempt::Repeated(Appended { position, ticket }, subscribers));
                     }
                 }
             }
-            let mut sealed = None;
-            let appended = stripe.table.append(id, now, &mut remains.evicted, |epoch, offset| {
+            let Ok(stored) = stripe.stored_stream(id) else { return (None, Attempt::Refused) };
+            let (mut sealed, mut ticket) = (None, None);
+            let seal = |epoch, offset, bounds: &Retention| {
                 let frame = unsealed.seal(epoch, offset, None);
                 let (kept, bytes) = (frame.keep(), self.charge(frame.len()));
+                if let (Some(disk), Some(stream)) = (&self.disk, stored) {
+                    let is_kept = u32::try_from(bytes).is_ok_and(|bytes| bytes <= bounds.bytes);
+                    ticket = Some(if is_kept && bounds.messages > 0 {
+                        disk.append(stream, (offset, time), &publish.stored())?
+                    } else {
+                        disk.skip_to(stream, offset)?
+                    });
+                }
                 sealed = Some(frame);
-                (kept, bytes)
-            });
+                Ok::<_, StoreRefused>((kept, bytes))
+            };
+            let Ok(appended) = stripe.table.try_append(id, now, &mut remains.evicted, seal) else {
+                return (None, Attempt::Refused);
+            };
             let (Some(appended), Some(frame)) = (appended, sealed) else {
                 return (None, Attempt::NoStream(NoStream::NoRule));
             };
             remains.is_over_budget = appended.is_over_budget;
             let (epoch, offset) = (appended.epoch, appended.offset);
-            if let Some(key) = once_key {
-                // Patterns are counted after the publish.
-                self.remember_once(key, OnceAnswer { offset, time, subscribers: topic.subscribers() }, now);
-            }
             let rules = stripe.table.budget().rules();
             let policy = stripe.table.rule(id).and_then(|rule| Some(rules.get(rule)?.policy()));
+            let waits = policy.is_some_and(|policy| policy.acknowledge() == Acknowledge::Disk);
+            let ticket = ticket.filter(|_| waits);
+            if let Some(key) = once_key {
+                // Patterns are counted after the publish.
+                let subscribers = topic.subscribers();
+                self.remember_once(key, OnceAnswer { offset, time, subscribers, ticket }, now);
+            }
             let sequenced = Sequenced {
                 topic: Arc::clone(topic.name()),
                 before: Cursor::new(epoch, offset - 1),
@@ -187,15 +226,17 @@ impl Streams {
                 sequenced: Some(sequenced.clone()),
             };
             let outgoing = Outgoing { bytes, make, reach: Reach::Matching };
-            (Some(outgoing), Attempt::Appended(Position { epoch, offset, time }))
+            let position = Position { epoch, offset, time };
+            (Some(outgoing), Attempt::Appended(Appended { position, ticket }))
         };
         let (published, attempt) = match shard {
             Some(shard) => shard.publish_kept(publish.topic, publish.source, prepare),
             None => router.publish_kept(publish.topic, publish.source, prepare),
         };
-        if let (Some(key), Attempt::Appended(Position { offset, time, .. })) = (once_key, &attempt) {
-            let subscribers = published.subscribers;
-            self.remember_once(key, OnceAnswer { offset: *offset, time: *time, subscribers }, now);
+        if let (Some(key), Attempt::Appended(Appended { position, ticket })) = (once_key, &attempt) {
+            let Position { offset, time, .. } = *position;
+            let (subscribers, ticket) = (published.subscribers, *ticket);
+            self.remember_once(key, OnceAnswer { offset, time, subscribers, ticket }, now);
         }
         self.finish(router, remains, now);
         (published, attempt)
@@ -203,7 +244,7 @@ impl Streams {
 
     /// Returns the bytes that a kept frame is charged: its length, and half of it for its compressed
     /// form if clients may compress.
-    fn charge(&self, len: usize) -> usize {
+    pub(super) fn charge(&self, len: usize) -> usize {
         match self.compression_threshold {
             Some(threshold) if len >= threshold => len + len / 2,
             _ => len,
@@ -233,21 +274,29 @@ impl Streams {
 
     /// Empties the stream of a topic, starts a new epoch, and tells its subscribers. Does nothing if
     /// the topic has no stream.
-    pub(crate) fn clear(&self, router: &StreamRouter, topic: &Topic<'_>) {
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store takes nothing now. The stream is then as it was.
+    pub(crate) fn clear(&self, router: &StreamRouter, topic: &Topic<'_>) -> Result<(), StoreRefused> {
         let at = self.clock.now();
         let (now, time) = (self.clock.seconds(at), self.clock.unix_ms(at));
         let mut remains = Remains::default();
         let clear = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
-            let Some(id) = stripe.find(kept) else { return (None, ()) };
+            let Some(id) = stripe.find(kept) else { return (None, Ok(())) };
             let Some(before) =
                 stripe.table.get(id).map(|stream| Cursor::new(stream.epoch(), stream.newest()))
             else {
-                return (None, ());
+                return (None, Ok(()));
             };
-            if !stripe.table.clear(id, fastrand::u64(..), now, &mut remains.evicted) {
-                return (None, ());
+            let random = other_epoch(before.epoch());
+            if let Err(refused) = stripe.clear_stored(id, Epoch::from_bits(random)) {
+                return (None, Err(refused));
             }
-            let Some(stream) = stripe.table.get(id) else { return (None, ()) };
+            if !stripe.table.clear(id, random, now, &mut remains.evicted) {
+                return (None, Ok(()));
+            }
+            let Some(stream) = stripe.table.get(id) else { return (None, Ok(())) };
             let position = stream.position(time);
             let gap =
                 ServerMessage::Gap { topic: topic.name(), from: None, position, reason: GapReason::Epoch };
@@ -266,9 +315,31 @@ impl Streams {
                 }),
             };
             let outgoing = Outgoing { bytes, make, reach: Reach::Topic };
-            (Some(outgoing).filter(|_| !planted!(ClearNotTold)), ())
+            (Some(outgoing).filter(|_| !planted!(ClearNotTold)), Ok(()))
         };
-        router.publish_kept(topic, None, clear);
+        let (_, cleared) = router.publish_kept(topic, None, clear);
         self.finish(router, remains, now);
+        cleared
+    }
+}
+
+impl<'a> StreamPublish<'a> {
+    /// Returns the message as the store keeps it.
+    fn stored(&self) -> StoredMessage<'a> {
+        StoredMessage {
+            excludes_publisher: self.excluded.is_some(),
+            from: self.message.from.map(ClientId::as_str),
+            payload: self.message.message.as_str(),
+        }
+    }
+}
+
+/// Returns a random number for an epoch that differs from `epoch`.
+fn other_epoch(epoch: Epoch) -> u64 {
+    loop {
+        let random = fastrand::u64(..);
+        if Epoch::from_bits(random) != epoch {
+            return random;
+        }
     }
 }

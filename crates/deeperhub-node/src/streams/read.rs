@@ -1,20 +1,26 @@
 //! Reads of kept messages.
 
+use std::sync::Arc;
+
 use deeperhub_history::Stream;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{HistoryOrder, HistoryRequest, HistoryStart};
-use deeperhub_protocol::{Epoch, Position, Topic};
+use deeperhub_protocol::{Epoch, Topic};
 
+#[cfg(feature = "disk")]
+use super::disk::MAX_QUEUED_READS;
+use super::kept::CurrentStream;
+#[cfg(feature = "disk")]
+use super::stored::ReadResult;
+use super::stored::{HistoryPage, ReadFailed, ReadRequest, StoredPage};
 use super::{StreamRouter, Streams};
 
-/// Messages of a topic's history.
-#[derive(Debug, Clone)]
-pub(crate) struct HistoryPage {
-    /// Position of the newest message; `None` if the topic has no history.
-    pub(crate) position: Option<Position>,
-    pub(crate) frames: Vec<KeptFrame>,
-    /// Offset with which to continue; `None` if there are no more messages.
-    pub(crate) next: Option<u64>,
+/// Result of a read.
+#[derive(Debug)]
+pub(crate) enum HistoryRead {
+    Page(HistoryPage),
+    /// The messages are not in memory. They are read on another thread.
+    Stored(StoredPage),
 }
 
 /// State of a topic's history.
@@ -27,7 +33,7 @@ pub struct TopicHistory {
     pub offset: u64,
     /// Number of kept messages.
     pub messages: u64,
-    /// Bytes of the kept messages.
+    /// Bytes of the kept messages that are in memory.
     pub bytes: u64,
     /// Offset of the oldest kept message; `None` if none is kept.
     pub oldest: Option<u64>,
@@ -43,42 +49,90 @@ impl Streams {
         router: &StreamRouter,
         request: &HistoryRequest<'_>,
         max_bytes: usize,
-    ) -> HistoryPage {
+    ) -> HistoryRead {
         let at = self.clock.now();
         let (now, time) = (self.clock.seconds(at), self.clock.unix_ms(at));
-        let page = self.with_stream(router, &request.topic, now, |stream, _| {
-            let (frames, next) = page(stream, request, max_bytes);
-            HistoryPage { position: Some(stream.position(time)), frames, next }
+        let read = self.with_stream(router, &request.topic, now, |current| {
+            let CurrentStream { stream, oldest, name, .. } = *current;
+            let position = stream.position(time);
+            let from = first_offset(request, oldest, stream.newest());
+            if let Some(disk_stream) = name.disk
+                && from < stream.oldest()
+                && from >= oldest
+            {
+                return HistoryRead::Stored(StoredPage {
+                    request: ReadRequest {
+                        stream: disk_stream,
+                        topic: Arc::clone(&name.topic),
+                        epoch: stream.epoch(),
+                        from,
+                        order: request.order,
+                        limit: request.limit.into(),
+                        max_bytes,
+                    },
+                    position,
+                    oldest,
+                    oldest_in_memory: stream.oldest(),
+                });
+            }
+            let (frames, next) = page(stream, oldest, request, max_bytes);
+            HistoryRead::Page(HistoryPage { position: Some(position), frames, next })
         });
-        page.unwrap_or(HistoryPage { position: None, frames: Vec::new(), next: None })
+        read.unwrap_or(HistoryRead::Page(HistoryPage { position: None, frames: Vec::new(), next: None }))
+    }
+
+    /// Reads the messages of a page that only the store has. `done` gets the page on another thread.
+    pub(crate) fn read_stored(
+        &self,
+        page: StoredPage,
+        done: impl FnOnce(Result<HistoryPage, ReadFailed>) + Send + 'static,
+    ) {
+        #[cfg(feature = "disk")]
+        if let Some(disk) = &self.disk {
+            let request = page.request.clone();
+            return disk.read(request, MAX_QUEUED_READS, move |result: ReadResult| {
+                done(result.map(|frames| page.finish(frames)));
+            });
+        }
+        drop(page);
+        done(Err(ReadFailed));
     }
 
     /// Returns the state of a topic's history, or `None` if it has none.
     pub(crate) fn topic_history(&self, router: &StreamRouter, topic: &Topic<'_>) -> Option<TopicHistory> {
         let now = self.clock.seconds(self.clock.now());
-        self.with_stream(router, topic, now, |stream, _| TopicHistory {
+        self.with_stream(router, topic, now, |&CurrentStream { stream, oldest, .. }| TopicHistory {
             epoch: stream.epoch(),
             offset: stream.newest(),
-            messages: stream.len() as u64,
+            messages: stream.newest() + 1 - oldest,
             bytes: stream.bytes().into(),
-            oldest: (!stream.is_empty()).then(|| stream.oldest()),
+            oldest: (oldest <= stream.newest()).then_some(oldest),
         })
     }
 }
 
-/// Returns the messages that a request names, and the offset with which to continue.
-fn page(
-    stream: &Stream<KeptFrame>,
-    request: &HistoryRequest<'_>,
-    max_bytes: usize,
-) -> (Vec<KeptFrame>, Option<u64>) {
-    let (oldest, newest) = (stream.oldest(), stream.newest());
-    let from = match (request.from, request.order) {
-        (Some(HistoryStart::Offset(offset)), _) => offset.max(oldest),
+/// Returns the offset with which a page starts.
+fn first_offset(request: &HistoryRequest<'_>, oldest: u64, newest: u64) -> u64 {
+    match (request.from, request.order) {
+        (Some(HistoryStart::Offset(offset)), HistoryOrder::Ascending) => offset.max(oldest),
+        (Some(HistoryStart::Offset(offset)), HistoryOrder::Descending) => {
+            offset.clamp(oldest, newest.max(oldest))
+        }
         (Some(HistoryStart::FromEnd(count)), _) => (newest + 1).saturating_sub(count).max(oldest),
         (None, HistoryOrder::Ascending) => oldest,
         (None, HistoryOrder::Descending) => newest,
-    };
+    }
+}
+
+/// Returns the messages in memory that a request names, and the offset with which to continue.
+/// `oldest` is the oldest offset in memory or in the store.
+fn page(
+    stream: &Stream<KeptFrame>,
+    oldest: u64,
+    request: &HistoryRequest<'_>,
+    max_bytes: usize,
+) -> (Vec<KeptFrame>, Option<u64>) {
+    let from = first_offset(request, oldest, stream.newest());
     let mut messages: Box<dyn Iterator<Item = (u64, &KeptFrame)>> = match request.order {
         HistoryOrder::Ascending => Box::new(stream.messages(from..)),
         HistoryOrder::Descending => Box::new(stream.messages(..=from).rev()),
@@ -91,7 +145,8 @@ fn page(
         }
         frames.push(frame.clone());
     }
-    (frames, None)
+    let has_older = request.order == HistoryOrder::Descending && oldest < stream.oldest();
+    (frames, has_older.then(|| stream.oldest() - 1))
 }
 
 #[cfg(test)]
@@ -120,7 +175,7 @@ mod tests {
         max_bytes: usize,
     ) -> (Vec<u8>, Option<u64>) {
         let topic = Topic::parse("a").unwrap();
-        let (frames, next) = page(&stream(), &HistoryRequest { topic, from, limit, order }, max_bytes);
+        let (frames, next) = page(&stream(), 3, &HistoryRequest { topic, from, limit, order }, max_bytes);
         (frames.iter().map(|frame| frame.as_bytes().last().unwrap() - b'0').collect(), next)
     }
 

@@ -34,7 +34,7 @@ impl NodeWorker {
     }
 
     /// Sends and counts a frame. Returns `false` if the connection is not open.
-    fn send(
+    pub(super) fn send(
         &mut self,
         sent_type: SentType,
         key: ConnectionKey,

@@ -6,6 +6,8 @@ mod outlet;
 pub(crate) mod refusals;
 pub(crate) mod request;
 mod state;
+mod store_link;
+mod stored;
 mod sweep;
 mod users;
 
@@ -19,6 +21,7 @@ use crate::session::Session;
 use crate::top::TopWindow;
 use deliver::DeliveryScope;
 pub(crate) use state::NodeWorker;
+pub(crate) use store_link::StoredReply;
 
 impl deeperhub_listener::WorkerState<Session> for NodeWorker {
     fn on_written(&mut self, now: Instant) {
@@ -42,6 +45,10 @@ impl deeperhub_listener::WorkerState<Session> for NodeWorker {
                 Some(_) => None,
             };
         }
+        let stored = match self.store {
+            None => Poll::Pending,
+            Some(_) => self.process_store(cx, connections),
+        };
         let requests = self.process_requests(cx, connections);
         let deliveries = self.deliver(DeliveryScope::All(cx), connections);
         if !self.hub.router.is_congested() {
@@ -52,7 +59,7 @@ impl deeperhub_listener::WorkerState<Session> for NodeWorker {
         }
         // Live deliveries go first, so that a storm of recoveries delays none of them.
         let replays = self.replay(cx, connections);
-        if requests.is_ready() || deliveries.is_ready() || replays.is_ready() {
+        if stored.is_ready() || requests.is_ready() || deliveries.is_ready() || replays.is_ready() {
             Poll::Ready(())
         } else {
             Poll::Pending

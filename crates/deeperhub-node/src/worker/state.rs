@@ -15,6 +15,7 @@ use tokio::time::Sleep;
 
 use super::refusals::Refusals;
 use super::request::QueuedRequest;
+use super::store_link::StoreLink;
 use super::sweep::Sweep;
 use super::users::Users;
 use crate::auth::unix_seconds;
@@ -69,6 +70,8 @@ pub(crate) struct NodeWorker {
     pub(super) blocked_request: Option<QueuedRequest>,
     /// Sweep in progress. Requests wait until it is done.
     pub(super) sweep: Option<Sweep>,
+    /// Side of the store on disk; `None` without a store.
+    pub(super) store: Option<Box<StoreLink>>,
     /// Counts per topic and client. `None` while the busiest ones are not tracked.
     pub(crate) top_window: Option<Box<TopWindow>>,
     /// Limits as of this round.
@@ -117,6 +120,7 @@ impl NodeWorker {
             requests: hub.take_request_receiver(worker),
             blocked_request: None,
             sweep: None,
+            store: hub.streams.disk.as_ref().map(|disk| Box::new(StoreLink::new(disk, index))),
             top_window: None,
             limits: hub.limits.load_full(),
             shared_limits: Cache::new(Arc::clone(&hub.limits)),

@@ -22,7 +22,8 @@ impl<'a> MessageId<'a> {
     /// integer. Returns `None` for other values.
     ///
     /// An integer consists of digits only: `1.0`, `1e3` and `-0` are not integers.
-    pub(super) fn from_json(json: &'a str) -> Option<Self> {
+    #[must_use]
+    pub fn from_json(json: &'a str) -> Option<Self> {
         let valid = match json.strip_prefix('"').and_then(|json| json.strip_suffix('"')) {
             Some(inside) => {
                 // Compare the decoded length, since escapes are longer than their characters.

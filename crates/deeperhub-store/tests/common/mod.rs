@@ -58,7 +58,7 @@ pub(crate) fn open_raw(folder: &Folder, options: &Options) -> (Store, Recovered)
 /// Returns all streams that were recovered, within a budget of bytes.
 pub(crate) fn load(recovered: Recovered, budget: usize) -> Vec<RecoveredStream> {
     let mut streams = Vec::new();
-    let all = Wanted { messages: usize::MAX, bytes: usize::MAX, since_ms: 0 };
+    let all = Wanted { messages: usize::MAX, bytes: usize::MAX, since_ms: 0, overhead: 0 };
     recovered.load(budget, |_topic| all, |stream| streams.push(stream)).expect("files can be read");
     streams
 }

@@ -132,7 +132,7 @@ async fn kept_messages_come_first_and_a_lost_connection_costs_none() {
     let api = Api::serve(hub.clone(), address).await;
     assert_eq!([tailed.line().await, tailed.line().await, tailed.line().await], ["8", "9", "10"]);
     tailed.wait_for_reports("gap: messages 7 to 7 are lost (trimmed)", 1).await;
-    hub.clear_history(&Topic::parse(topic).unwrap());
+    hub.clear_history(&Topic::parse(topic).unwrap()).await.unwrap();
     tailed.wait_for_reports("gap: the topic has a new epoch, ", 1).await;
     publish(&hub, topic, &["11"]);
     assert_eq!(tailed.line().await, "11");

@@ -1,11 +1,13 @@
 //! Rules for topics that keep messages, and the limits of all these topics together.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use deeperhub_args::{Size, Time, whole};
 use deeperhub_node::history::Rule;
 
 use super::MAX_COUNT;
-use crate::config::values::{forget_time, topic_rule};
+use crate::config::values::{HistorySync, StoreKind, forget_time, history_sync, topic_rule};
 
 /// Options under the heading "Topics with history".
 #[derive(Debug, Clone, Default, Args)]
@@ -41,4 +43,31 @@ pub(crate) struct HistoryOptions {
     /// Clients cannot continue at a position of a topic that is forgotten. Whole seconds.
     #[arg(long, value_name = "TIME", value_parser = forget_time)]
     pub(crate) history_forget: Option<Time>,
+
+    /// Keep the history in memory only, or on a disk too
+    ///
+    /// With `disk`, topics keep their messages over a restart, and messages that do not fit into
+    /// the memory can still be read. It needs --history-dir.
+    #[arg(long, value_name = "STORE", value_enum)]
+    pub(crate) history_store: Option<StoreKind>,
+
+    /// Keep the history on disk in this folder
+    ///
+    /// The folder is created if needed, and belongs to one process at a time.
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub(crate) history_dir: Option<PathBuf>,
+
+    /// Write messages to the disk for good within this time
+    ///
+    /// A time from 10ms, or `always` for as soon as possible. A crash loses the messages of this
+    /// time. A message whose rule has `ack=disk` is written at once.
+    #[arg(long, value_name = "TIME", value_parser = history_sync)]
+    pub(crate) history_sync: Option<HistorySync>,
+
+    /// Keep at most this many bytes of messages on the disk
+    ///
+    /// A size such as `10GiB`, at least 1MiB. Over the limit, the oldest file is dropped, but never
+    /// the newest. Without it, the rules' limits alone bound what is kept.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) history_disk_bytes: Option<Size>,
 }

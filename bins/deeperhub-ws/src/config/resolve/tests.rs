@@ -257,7 +257,7 @@ fn a_queue_smaller_than_a_message_is_warned_about() {
 }
 
 /// Settings that others in [`OTHER_VALUES`] need.
-const BASE: [(&str, &str); 11] = [
+const BASE: [(&str, &str); 12] = [
     ("tls_cert", "before/server.pem"),
     ("tls_key", "before/server.pkcs8.key"),
     ("tls_client_ca", "before/ca.pem"),
@@ -267,13 +267,14 @@ const BASE: [(&str, &str); 11] = [
     ("byte_rate_limit", "1000"),
     // The default depends on max_memory.
     ("history_bytes", "1GiB"),
+    ("history_dir", "before/history"),
     ("cluster", "nats://hub:before@h"),
     ("cluster_ca", "before/ca.pem"),
     ("api_key", "before"),
 ];
 
 /// Each setting, and a value that is neither its default nor that of [`BASE`].
-const OTHER_VALUES: [(&str, &str); 88] = [
+const OTHER_VALUES: [(&str, &str); 92] = [
     ("workers", "3"),
     ("io_uring", "off"),
     ("node_id", "n"),
@@ -346,6 +347,10 @@ const OTHER_VALUES: [(&str, &str); 88] = [
     ("history_bytes", "7"),
     ("max_streams", "7"),
     ("history_forget", "7s"),
+    ("history_store", "disk"),
+    ("history_dir", "after/history"),
+    ("history_sync", "always"),
+    ("history_disk_bytes", "7MiB"),
     ("no_compression", "true"),
     ("compression_threshold", "7"),
     ("compression_level", "7"),

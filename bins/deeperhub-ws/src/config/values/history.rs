@@ -1,10 +1,58 @@
 //! Values of settings for topics with history.
 
+use std::fmt;
+use std::time::Duration;
+
 use deeperhub_args::{Size, Time};
 use deeperhub_node::history::{Policy, Rule};
 
 use super::{ToToml, plain, quoted};
 use crate::exit::with_causes;
+
+/// Place where the history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum StoreKind {
+    /// Memory alone: the history ends with the process.
+    Memory,
+    /// A disk, beside the memory.
+    Disk,
+}
+
+/// Shortest time between two writes to the disk.
+const MIN_SYNC: Duration = Duration::from_millis(10);
+
+/// Time within which messages are on the disk for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HistorySync {
+    /// As soon as possible.
+    Always,
+    Within(Time),
+}
+
+/// Parses `always` or a time.
+pub(crate) fn history_sync(text: &str) -> Result<HistorySync, String> {
+    if text == "always" {
+        return Ok(HistorySync::Always);
+    }
+    let time = text.parse::<Time>().ok().filter(|time| time.0 >= MIN_SYNC);
+    time.map(HistorySync::Within)
+        .ok_or_else(|| format!("expected a time from {} such as 100ms or 1s, or always", Time(MIN_SYNC)))
+}
+
+impl fmt::Display for HistorySync {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Always => formatter.write_str("always"),
+            Self::Within(time) => time.fmt(formatter),
+        }
+    }
+}
+
+impl ToToml for HistorySync {
+    fn to_toml(&self) -> String {
+        quoted(self)
+    }
+}
 
 /// Parses a rule for topics.
 pub(crate) fn topic_rule(text: &str) -> Result<Rule, String> {
@@ -72,6 +120,27 @@ mod tests {
             assert_eq!(time.as_deref(), expected, "{text}");
         }
         assert!(forget_time("1d").unwrap_err().ends_with("at most 168h"));
+    }
+
+    #[test]
+    fn messages_are_synced_within_a_time_or_at_once() {
+        for (text, expected) in [
+            ("always", Some("always")),
+            ("10ms", Some("10ms")),
+            ("1s", Some("1s")),
+            ("9ms", None),
+            ("0", None),
+            ("Always", None),
+            ("100", None),
+            ("", None),
+        ] {
+            let sync = history_sync(text).ok().map(|sync| sync.to_string());
+            assert_eq!(sync.as_deref(), expected, "{text}");
+        }
+        assert_eq!(
+            history_sync("1ms"),
+            Err("expected a time from 10ms such as 100ms or 1s, or always".into())
+        );
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl World {
         let clock = Arc::new(Clock::new(started));
         clock.simulate(started);
         let metrics = HistoryMetrics::new(&Cells::new(1));
-        let streams = Streams::new(&settings.limits(0), Arc::clone(&clock), None, metrics);
+        let streams = Streams::new(&settings.limits(0), Arc::clone(&clock), None, None, metrics);
         let mut config = deeperhub_router::Config::default();
         config.hash_seeds = Some([settings.seed, 2, 3, 4]);
         let router = Router::keeping_with(settings.workers, config, |_| streams.stripe());
@@ -159,7 +159,8 @@ impl World {
             };
             let published = self.streams.publish(&self.router, shard, &publish, (&budget, rule));
             let Ok(published) = published else { return self.check_is_full(topic) };
-            let Some((_, position)) = published else { return Err("a rule is gone".to_owned()) };
+            let Some((_, appended)) = published else { return Err("a rule is gone".to_owned()) };
+            let position = appended.position;
             let message = Published { number, excluded: excluded.map(|id| id.serial) };
             let times = (self.now.as_secs(), self.oracle.step);
             let place = (position.epoch, position.offset);
@@ -344,7 +345,8 @@ impl World {
 
     /// Empties a topic's history.
     pub(super) fn clear(&mut self, topic: usize) -> Result<(), String> {
-        self.streams.clear(&self.router, &Topic::parse(TOPICS[topic]).unwrap());
+        let cleared = self.streams.clear(&self.router, &Topic::parse(TOPICS[topic]).unwrap());
+        assert!(cleared.is_ok());
         self.check()
     }
 

@@ -1,13 +1,15 @@
 //! Resolves the options under "Topics with history".
 
+mod store;
 #[cfg(test)]
 mod tests;
 
 use deeperhub_args::{Size, Time};
 use deeperhub_listener::MemoryBudget;
-use deeperhub_node::Config;
-use deeperhub_node::history::{Acknowledge, BudgetLimits, Rules};
+use deeperhub_node::history::{BudgetLimits, Rules};
+use deeperhub_node::{Config, HistoryStore};
 
+use self::store::StoreOptions;
 use super::Resolver;
 use crate::config::effective::{EffectiveSetting, OnReload};
 use crate::config::options::{HistoryOptions, RULE_KEY, variable};
@@ -27,18 +29,19 @@ pub(super) fn resolve(
     origins: &[SettingOrigin],
     node: &mut Config,
 ) {
-    let HistoryOptions { topic, history_bytes, max_streams, history_forget } = options;
+    let HistoryOptions {
+        topic,
+        history_bytes,
+        max_streams,
+        history_forget,
+        history_store,
+        history_dir,
+        history_sync,
+        history_disk_bytes,
+    } = options;
     let rules = topic.unwrap_or_default();
     resolver.effective.push(EffectiveSetting::list(RULE_KEY, &rules, origins, OnReload::Applied));
-    for (rule, origin) in rules.iter().zip(origins) {
-        if rule.policy().acknowledge() == Acknowledge::Disk {
-            resolver.conflict(format!(
-                "the rule `{rule}` ({}) has ack=disk, and history on disk is not supported yet; use ack=memory",
-                origin.label(RULE_KEY),
-            ));
-        }
-    }
-    node.history.rules = Rules::new(rules).unwrap_or_else(|error| {
+    node.history.rules = Rules::new(rules.clone()).unwrap_or_else(|error| {
         resolver.conflict(format!(
             "{error}, in --{RULE_KEY}, {}, {RULE_KEY} and [[topics]] together",
             variable(RULE_KEY)
@@ -54,6 +57,9 @@ pub(super) fn resolve(
     resolver.require("history_bytes", &bytes, bytes.0 > 0, "expected more than 0");
     let streams = take!(resolver, live max_streams, budget.streams);
     let forget = take!(resolver, live history_forget, Time(budget.forget));
+    let store = StoreOptions { history_store, history_dir, history_sync, history_disk_bytes };
+    let kind = store::resolve(resolver, store, node);
+    store::refuse_without_disk(resolver, kind, &rules, origins);
     node.history.budget = budget.with_bytes(bytes.0).with_streams(streams).with_forget(forget.0);
     if node.history.rules.keep_history() {
         warn_of_large_history(resolver, bytes, memory);
@@ -62,8 +68,19 @@ pub(super) fn resolve(
 }
 
 /// Reports an error if rules keep messages and the node is part of a cluster.
-pub(super) fn refuse_in_cluster(resolver: &mut Resolver, node: &Config, origins: &[SettingOrigin]) {
-    if node.cluster.is_none() || !node.history.rules.keep_history() {
+pub(super) fn refuse_in_cluster(resolver: &mut Resolver, node: &mut Config, origins: &[SettingOrigin]) {
+    if node.cluster.is_none() {
+        return;
+    }
+    if node.history_store != HistoryStore::Memory {
+        node.history_store = HistoryStore::Memory;
+        resolver.warnings.push(format!(
+            "{} has no effect with {}, because a cluster keeps no history yet",
+            resolver.name_of("history_store"),
+            resolver.name_of("cluster"),
+        ));
+    }
+    if !node.history.rules.keep_history() {
         return;
     }
     let rules = node.history.rules.iter().zip(origins);

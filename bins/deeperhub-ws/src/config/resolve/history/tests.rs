@@ -86,12 +86,54 @@ fn there_are_at_most_64_rules() {
 }
 
 #[test]
-fn acknowledging_on_disk_is_refused() {
-    let error = settings(&["--topic=a:", "--topic=b.>: history=5 ack=disk"]).unwrap_err();
+fn acknowledging_on_disk_needs_a_disk() {
+    let rules = ["--topic=a:", "--topic=b.>: history=5 ack=disk"];
     assert_eq!(
-        error,
-        "the rule `b.>: history=5 ack=disk` (--topic) has ack=disk, and history on disk is not supported yet; \
-         use ack=memory"
+        settings(&rules).unwrap_err(),
+        "the rule `b.>: history=5 ack=disk` (--topic) has ack=disk, and the history is not on a disk; \
+         use ack=memory, or set --history-store to disk"
+    );
+}
+
+#[cfg(feature = "disk")]
+#[test]
+fn the_store_on_disk_has_a_folder_and_takes_its_settings() {
+    use deeperhub_node::HistoryStore;
+
+    let disk = |flags: &[&str]| match settings(flags).unwrap().node.history_store {
+        HistoryStore::Disk(disk) => disk,
+        other => panic!("{other:?}"),
+    };
+    let store = ["--history-store=disk", "--history-dir=/tmp/history"];
+    let defaults = disk(&[&store, &["--topic=b: history=5 ack=disk"][..]].concat());
+    assert_eq!(defaults.folder.to_str(), Some("/tmp/history"));
+    assert_eq!((defaults.sync_interval, defaults.max_bytes), (Some(Duration::from_millis(100)), None));
+    let set = disk(&[&store, &["--history-sync=always", "--history-disk-bytes=1GiB"][..]].concat());
+    assert_eq!((set.sync_interval, set.max_bytes), (None, Some(1 << 30)));
+
+    assert_eq!(
+        settings(&["--history-store=disk"]).unwrap_err(),
+        "--history-store is disk and there is no folder; expected one in --history-dir, \
+         DEEPERHUB_HISTORY_DIR or history_dir as well"
+    );
+    let small = settings(&[&store, &["--history-disk-bytes=1000000"][..]].concat()).unwrap_err();
+    assert!(small.ends_with("expected at least 1MiB"), "{small}");
+    let cluster = settings(&[&store, &["--cluster=nats://h"][..]].concat()).unwrap();
+    assert_eq!(cluster.node.history_store, HistoryStore::Memory);
+    assert_eq!(
+        cluster.warnings,
+        ["--history-store has no effect with --cluster, because a cluster keeps no history yet"]
+    );
+    let kept = [&store, &["--cluster=nats://h", "--topic=a: history=1 ack=disk"][..]].concat();
+    let refused = settings(&kept).unwrap_err();
+    assert!(refused.starts_with("history in a cluster is not supported yet"), "{refused}");
+    let unused = settings(&["--history-dir=/tmp/history", "--history-sync=1s"]).unwrap().warnings;
+    assert_eq!(
+        unused,
+        [
+            "--history-dir has no effect without --history-store disk",
+            "--history-sync has no effect without --history-store disk"
+        ]
     );
 }
 

@@ -1,0 +1,62 @@
+//! The way from the store's threads to the workers.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+
+use crate::streams::DiskNotice;
+
+/// One link for each worker.
+#[derive(Debug)]
+pub(super) struct Links(Box<[Link]>);
+
+#[derive(Debug, Default)]
+struct Link {
+    /// Queue of the worker that runs now. A worker that is replaced takes its queue with it, as it
+    /// does with its connections.
+    sender: Mutex<Option<mpsc::UnboundedSender<DiskNotice>>>,
+    /// `true` if the worker waits for progress.
+    waits: AtomicBool,
+}
+
+impl Links {
+    pub(super) fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| Link::default()).collect())
+    }
+
+    /// Creates the queue of a worker that starts. Its length is bounded by what the worker has asked
+    /// for.
+    pub(super) fn attach(&self, worker: u16) -> mpsc::UnboundedReceiver<DiskNotice> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        if let Some(link) = self.0.get(usize::from(worker)) {
+            *link.sender.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        }
+        receiver
+    }
+
+    pub(super) fn send(&self, worker: u16, notice: DiskNotice) {
+        if let Some(link) = self.0.get(usize::from(worker))
+            && let Some(sender) = &*link.sender.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            // A worker that has ended needs no answer.
+            let _ = sender.send(notice);
+        }
+    }
+
+    /// Tells a worker the next progress. The caller looks at the progress once more after this call.
+    pub(super) fn wait(&self, worker: u16) {
+        if let Some(link) = self.0.get(usize::from(worker)) {
+            link.waits.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Tells the workers that wait to look at the progress.
+    pub(super) fn wake(&self) {
+        for (worker, link) in (0..).zip(&self.0) {
+            if link.waits.swap(false, Ordering::SeqCst) {
+                self.send(worker, DiskNotice::Progress);
+            }
+        }
+    }
+}

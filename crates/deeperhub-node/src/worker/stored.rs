@@ -1,0 +1,153 @@
+//! The store's messages to a worker, and the replies that wait for them.
+
+use std::borrow::Cow;
+use std::task::{self, Poll};
+use std::time::Duration;
+
+use deeperhub_events::{EventDetails, EventKind};
+use deeperhub_listener::Connections;
+use deeperhub_protocol::RawJson;
+use deeperhub_protocol::message::{EncodedDelivery, MessageId, ServerMessage};
+
+use super::NodeWorker;
+use super::outlet::ConnectionOutlet;
+use super::store_link::StoredReply;
+use crate::connection_id::ConnectionId;
+use crate::metrics::{ErrorLabel, SentType};
+use crate::session::Session;
+use crate::streams::{DiskNotice, HistoryNotice, PublishRefusal, StoreState};
+
+/// Notices that a worker handles per round.
+const NOTICES_PER_ROUND: usize = 256;
+
+/// Time after which a publisher is told that the store is unavailable, although the store has not
+/// said so: a disk that hangs reports nothing.
+const STORE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl NodeWorker {
+    /// Lets a reply wait until its message is on the disk.
+    pub(crate) fn reply_when_stored(&mut self, reply: StoredReply) {
+        let (Some(disk), Some(link)) = (&self.hub.streams.disk, &mut self.store) else { return };
+        disk.request_sync();
+        let ticket = reply.ticket;
+        link.replies.push_back(reply);
+        disk.notify_of_progress(self.index);
+        if disk.state(ticket) != StoreState::Pending {
+            // The store made progress before it knew that this worker waits.
+            disk.notify(self.index, DiskNotice::Progress);
+        }
+    }
+
+    /// Handles the store's messages. Returns `Pending` if none remain and the worker is registered
+    /// for a wake-up by the next one.
+    pub(super) fn process_store(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        connections: &mut Connections<'_, Session>,
+    ) -> Poll<()> {
+        for _ in 0..NOTICES_PER_ROUND {
+            let Some(link) = &mut self.store else { return Poll::Pending };
+            let Poll::Ready(Some(notice)) = link.notices.poll_recv(cx) else { return Poll::Pending };
+            match notice {
+                DiskNotice::Progress => self.answer_stored(connections),
+                DiskNotice::Replay { key, read, result } => {
+                    let time_ms = self.hub.streams.clock.unix_ms(connections.now());
+                    let mut outlet = ConnectionOutlet { connections, hub: &self.hub };
+                    self.replays.on_read(key, read, result, time_ms, &mut outlet);
+                }
+                DiskNotice::History(notice) => self.answer_history(*notice, connections),
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Answers the publishers whose messages are on the disk, or will not get there soon.
+    fn answer_stored(&mut self, connections: &mut Connections<'_, Session>) {
+        loop {
+            let (Some(disk), Some(link)) = (&self.hub.streams.disk, &mut self.store) else { return };
+            let Some(reply) = link.replies.front() else { return };
+            let waited = connections.now().saturating_duration_since(reply.since);
+            let is_stored = match disk.state(reply.ticket) {
+                StoreState::Durable => true,
+                StoreState::Failed => false,
+                StoreState::Pending if waited >= STORE_TIMEOUT => false,
+                StoreState::Pending => {
+                    disk.notify_of_progress(self.index);
+                    if disk.state(reply.ticket) == StoreState::Pending {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            if is_stored {
+                disk.record_stored(waited);
+            }
+            let Some(reply) = link.replies.pop_front() else { return };
+            self.answer_publisher(&reply, is_stored, connections);
+        }
+    }
+
+    fn answer_publisher(
+        &mut self,
+        reply: &StoredReply,
+        is_stored: bool,
+        connections: &mut Connections<'_, Session>,
+    ) {
+        if Self::find_session(reply.connection, connections).is_none() {
+            return;
+        }
+        let (id, topic) = (MessageId::from_json(&reply.id), &*reply.topic);
+        if is_stored {
+            let (subscribers, position) = (reply.subscribers, reply.position);
+            let published = ServerMessage::Published { id, topic, subscribers, position, cluster: None };
+            self.send(SentType::Published, reply.connection.key, &published.to_frame(), connections);
+        } else {
+            self.refuse(id, (reply.connection, topic), connections);
+        }
+    }
+
+    /// Tells a client that the store is unavailable.
+    fn refuse(
+        &mut self,
+        id: Option<MessageId<'_>>,
+        (connection, topic): (ConnectionId, &str),
+        connections: &mut Connections<'_, Session>,
+    ) {
+        let refusal = PublishRefusal::Unavailable;
+        let error = ServerMessage::Error {
+            id,
+            code: refusal.code(),
+            message: refusal.text(),
+            field: None,
+            topic: Some(topic),
+            retry_after_ms: Some(refusal.retry_after_ms()),
+        };
+        self.metrics.errors.inc(ErrorLabel(refusal.code()));
+        if let Some(session) = Self::find_session(connection, connections) {
+            let client_id = session.client_id.clone();
+            self.publish_event(EventKind::Error, &client_id, || EventDetails::Error {
+                code: Cow::Borrowed(refusal.code().as_str()),
+                message: Cow::Borrowed(refusal.text()),
+            });
+        }
+        self.send(SentType::Error, connection.key, &error.to_frame(), connections);
+    }
+
+    /// Answers a client that asked for messages which only the store has.
+    fn answer_history(&mut self, notice: HistoryNotice, connections: &mut Connections<'_, Session>) {
+        let HistoryNotice { connection, id, topic, page } = notice;
+        if Self::find_session(connection, connections).is_none() {
+            return;
+        }
+        let id = id.as_deref().and_then(MessageId::from_json);
+        let Ok(page) = page else { return self.refuse(id, (connection, &topic), connections) };
+        let messages: Vec<RawJson<'_>> = page
+            .frames
+            .iter()
+            .filter_map(|frame| Some(EncodedDelivery::parse(frame.as_bytes())?.data()))
+            .collect();
+        let (position, next) = (page.position, page.next);
+        let reply = ServerMessage::History { id, topic: &topic, position, messages: &messages, next };
+        self.send(SentType::History, connection.key, &reply.to_frame(), connections);
+    }
+}
