@@ -1,5 +1,5 @@
-// Runs one scenario with one client, in a process of its own, and tells its parent the result. Fails if
-// a message is missing, comes twice or out of order:
+// Runs one scenario with one client in a process of its own, and tells its parent the result. Fails
+// if a message is missing, comes twice or out of order:
 //
 //     scenario.mjs SCENARIO CLIENT PORT RUN PER_FRAME
 import { clients } from "./clients.mjs";
@@ -97,8 +97,8 @@ const scenarios = {
   },
 
   /**
-   * Times from a cut until all topics of a client are live and have the messages that they missed, in
-   * ms: of each connection's first cut and second cut.
+   * Times from a cut until all topics of a client are live and have the messages that they missed,
+   * in ms: of each connection's first cut and second cut.
    */
   async cut() {
     const [connections, topics, missed] = [12, 100, 3];

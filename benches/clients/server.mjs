@@ -1,9 +1,9 @@
-// A scripted server that speaks as much of three protocols as a benchmark of their clients needs. It has
-// a process of its own and takes commands from its parent. Not a service: it has no limits, and one
-// connection for each run.
+// A scripted server that speaks as much of three protocols as a benchmark of clients needs. It has
+// a process of its own and takes commands from its parent. Not a service: it has no limits, and
+// one connection for each run.
 //
-// The path selects protocol and run: `/deeperhub/RUN`, `/centrifuge/RUN`, `/app/RUN` for Pusher, and
-// `/bare/RUN`.
+// The path selects protocol and run: `/deeperhub/RUN`, `/centrifuge/RUN`, `/app/RUN` for Pusher,
+// and `/bare/RUN`.
 import { WebSocketServer } from "ws";
 
 /** Messages that a topic keeps for recovery. */
@@ -140,7 +140,7 @@ const pusher = {
   },
 };
 
-/** Deliveries of deeperhub for a WebSocket without a client, which sends the names of its topics. */
+/** Deliveries of deeperhub for a WebSocket without a client. It sends the names of its topics. */
 const bare = {
   opened: () => [],
   delivery: deeperhub.delivery,
