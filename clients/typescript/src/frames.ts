@@ -57,6 +57,8 @@ export function defined<T extends object>(object: { [K in keyof T]: T[K] | undef
 /** Returns the length of a text in UTF-8. */
 export function byteLength(text: string): number {
   let bytes = text.length;
+  // A regular expression over ASCII is several times as fast as the loop.
+  if (/^[\x00-\x7f]*$/.test(text)) return bytes;
   for (let index = text.length; index--;) {
     const code = text.charCodeAt(index);
     // The two halves of a surrogate pair are four bytes together.

@@ -34,12 +34,14 @@ export interface HandleOwner {
 /** One subscription of the application, with its queue. */
 export class Handle extends Emitter<SubscriptionEvents> implements Subscription {
   readonly topic: string;
-  readonly ready: Promise<void>;
   state: SubscriptionStateEvent = { state: "subscribing" };
   readonly _owner: HandleOwner;
   readonly _options: SubscribeOptions;
   _topic: Topic;
-  _settle!: (error?: ClientError) => void;
+  _ready: Promise<void> | undefined;
+  _resolve: (() => void) | undefined;
+  _reject: ((error: ClientError) => void) | undefined;
+  _settled: ClientError | true | undefined;
   _queue: Item[] = [];
   _queuedBytes = 0;
   /** Whether messages are dropped: from when the queue is full until half of it is free. */
@@ -52,7 +54,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
   _held: [() => void, string | undefined][] | undefined;
   _isPumping = false;
   _isOver = false;
-  readonly _iterators = new Set<() => void>();
+  _iterators: Set<() => void> | undefined;
 
   constructor(owner: HandleOwner, topic: Topic, options: SubscribeOptions) {
     super();
@@ -60,11 +62,27 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     this._owner = owner;
     this._options = options;
     this._topic = topic;
-    this.ready = new Promise((resolve, reject) => {
-      this._settle = (error) => (error ? reject(error) : resolve());
-    });
-    // Applications that do not wait for it learn of the end through the state.
-    this.ready.catch(() => {});
+  }
+
+  get ready(): Promise<void> {
+    if (!this._ready) {
+      const settled = this._settled;
+      this._ready = new Promise((resolve, reject) => {
+        this._resolve = resolve;
+        this._reject = reject;
+        if (settled) settled === true ? resolve() : reject(settled);
+      });
+      this._ready.catch(() => {});
+    }
+    return this._ready;
+  }
+
+  _settle(error?: ClientError): void {
+    if (this._settled) return;
+    this._settled = error ?? true;
+    if (error) this._reject?.(error);
+    else this._resolve?.();
+    this._resolve = this._reject = undefined;
   }
 
   override on<K extends keyof SubscriptionEvents>(
@@ -177,7 +195,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     this.state = state;
     if (state.state === "ended") this._isOver = true;
     void this._emit("state", state);
-    if (this._isOver) for (const finish of this._iterators) finish();
+    if (this._isOver) for (const finish of this._iterators ?? []) finish();
   }
 
   /** Ends the handle: at once, or after the messages in the queue. */
@@ -216,10 +234,10 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
       arrived = undefined;
       undo();
       release();
-      this._iterators.delete(finish);
+      this._iterators?.delete(finish);
       answer();
     };
-    if (!isOver) this._iterators.add(finish);
+    if (!isOver) (this._iterators ??= new Set<() => void>()).add(finish);
     return {
       next: () => {
         if (!arrived) release();

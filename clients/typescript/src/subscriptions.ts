@@ -59,7 +59,7 @@ export class Subscriptions {
     }
     const handle = new Handle(this._owner, topic, options);
     handle._position = topic._position;
-    topic._handles.push(handle);
+    topic._handles = [...topic._handles, handle];
     if (!isFirst) this._join(handle, topic);
     return handle;
   }

@@ -45,7 +45,7 @@ export class Topic {
   /** Deliveries that wait for the answer to an own publish. */
   _waiting: Received[] = [];
   /** Own messages that this client does not get: the position for each offset. */
-  readonly _own = new Map<number, Position>();
+  _own: Map<number, Position> | undefined;
 
   constructor(name: string, owner: TopicOwner) {
     this._name = name;
@@ -94,8 +94,8 @@ export class Topic {
     }
     this._position = position;
     if (!recovered) this._newest = position;
-    for (const [offset, { epoch }] of this._own) {
-      if (!position || epoch !== position.epoch || offset <= position.offset) this._own.delete(offset);
+    for (const [offset, { epoch }] of this._own ?? []) {
+      if (!position || epoch !== position.epoch || offset <= position.offset) this._own?.delete(offset);
     }
     this._subscribeId = this._attempts = 0;
     this._isSubscribed = this._wasSubscribed = true;
@@ -131,13 +131,13 @@ export class Topic {
   }
 
   _isOwn({ epoch, offset }: Partial<Position>): boolean {
-    return epoch !== undefined && this._own.get(offset ?? 0)?.epoch === epoch;
+    return epoch !== undefined && this._own?.get(offset ?? 0)?.epoch === epoch;
   }
 
   /** Moves the position over own messages before a delivery. */
   _fill({ epoch, offset, prev = (offset ?? 0) - 1 }: Place): void {
     while (this._position && this._position.epoch === epoch && this._position.offset < prev) {
-      const next = this._own.get(this._position.offset + 1);
+      const next = this._own?.get(this._position.offset + 1);
       if (!next || next.epoch !== epoch) return;
       this._skip(next);
     }
@@ -149,7 +149,7 @@ export class Topic {
     for (const handle of this._handles) {
       if (!handle._isFull && !handle._held && !handle._has(position)) handle._position = position;
     }
-    if (!this._handles.some((handle) => handle._isFull)) this._own.delete(position.offset);
+    if (!this._handles.some((handle) => handle._isFull)) this._own?.delete(position.offset);
   }
 
   _isHole({ epoch, offset, prev = (offset ?? 0) - 1 }: Place): boolean {
@@ -197,7 +197,7 @@ export class Topic {
     const position = positionOf(published ?? {});
     const current = this._position;
     if (position && !(current && current.epoch === position.epoch && current.offset >= position.offset)) {
-      this._own.set(position.offset, position);
+      (this._own ??= new Map<number, Position>()).set(position.offset, position);
       if (this._isSubscribed && !this._replay) this._fill({ epoch: position.epoch, prev: position.offset });
     }
     const waiting = this._waiting;
