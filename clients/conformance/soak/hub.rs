@@ -32,11 +32,13 @@ impl Drop for Folder {
     }
 }
 
-/// Starts the hub, and restarts it while `has_faults`. The task ends it when it is aborted.
+/// Starts the hub, and restarts it while `has_faults`. `on_restart` is called before each end and
+/// after each start. The task ends the hub when it is aborted.
 pub(crate) async fn keep_running(
     arguments: &Arguments,
     mut has_faults: watch::Receiver<bool>,
     mut random: fastrand::Rng,
+    mut on_restart: impl FnMut() + Send + 'static,
 ) -> Result<(watch::Receiver<Addresses>, JoinHandle<Result>)> {
     let program = arguments.hub.clone();
     let name = format!("deeperhub-soak-{}-{:08x}", std::process::id(), fastrand::u32(..));
@@ -52,6 +54,7 @@ pub(crate) async fn keep_running(
             if tokio::time::timeout(lifetime, is_over).await.is_ok() {
                 std::future::pending::<()>().await;
             }
+            on_restart();
             if random.bool() {
                 hub.kill().await?;
             } else if let Some(id) = hub.id() {
@@ -61,6 +64,7 @@ pub(crate) async fn keep_running(
             let started = start(&program, path.as_deref()).await;
             let addresses = started.inspect_err(|error| eprintln!("soak: {error}"))?;
             hub = addresses.0;
+            on_restart();
             sender.send_replace(addresses.1);
         }
     });

@@ -65,9 +65,12 @@ async fn soak(arguments: &Arguments) -> Result<bool> {
     println!("seed {}, {:?}", arguments.seed, arguments.duration);
     let mut random = fastrand::Rng::with_seed(arguments.seed);
     let (faults, has_faults) = watch::channel(true);
-    let (addresses, hub) = hub::keep_running(arguments, has_faults.clone(), random.fork()).await?;
-    let proxy = proxy::start(addresses.clone(), has_faults, random.fork()).await?;
     let oracle = Arc::new(Mutex::new(Oracle::default()));
+    let restarts = Arc::clone(&oracle);
+    let on_restart = move || lock(&restarts).hub_restarts();
+    let (addresses, hub) =
+        hub::keep_running(arguments, has_faults.clone(), random.fork(), on_restart).await?;
+    let proxy = proxy::start(addresses.clone(), has_faults, random.fork()).await?;
 
     let mut client = Client::start(&arguments.driver)?;
     let options = json!({"min_delay_ms": 50, "max_delay_ms": 2000, "connect_timeout_ms": 4000, "pong_timeout_ms": 3000});
