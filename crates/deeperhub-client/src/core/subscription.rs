@@ -315,11 +315,13 @@ impl Subscription {
     pub(super) fn add_own(&mut self, position: &Position) {
         self.chain.add_own(position);
         self.skip_own();
-        // Else messages may come again from an earlier position that was asked for.
-        if self.live {
+        // Else messages may come again from an earlier position that was asked for, or are to come.
+        if self.live
+            && let Some(at) = self.chain.position.clone().filter(|at| at.epoch == position.epoch)
+        {
             let positions = self.handles.iter().filter_map(|handle| handle.position.as_ref());
-            let oldest = positions.filter(|at| at.epoch == position.epoch).min_by_key(|at| at.offset);
-            if let Some(oldest) = oldest {
+            let positions = positions.filter(|at| at.epoch == position.epoch).chain([&at]);
+            if let Some(oldest) = positions.min_by_key(|at| at.offset) {
                 self.chain.forget_own(oldest);
             }
         }
