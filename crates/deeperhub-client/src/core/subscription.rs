@@ -317,6 +317,7 @@ impl Subscription {
         self.skip_own();
         // Else messages may come again from an earlier position that was asked for, or are to come.
         if self.live
+            && self.handles.iter().all(|handle| handle.joining.is_none())
             && let Some(at) = self.chain.position.clone().filter(|at| at.epoch == position.epoch)
         {
             let positions = self.handles.iter().filter_map(|handle| handle.position.as_ref());

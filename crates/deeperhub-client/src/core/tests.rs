@@ -11,7 +11,11 @@ fn second(seconds: u64) -> Duration {
 
 /// Returns a client with an open connection.
 fn connected() -> Core {
-    let mut core = Core::new(Settings::default(), TokenKind::None, 7);
+    connected_with(Settings::default())
+}
+
+fn connected_with(settings: Settings) -> Core {
+    let mut core = Core::new(settings, TokenKind::None, 7);
     core.start(Duration::ZERO);
     connect(&mut core, 0);
     core
@@ -138,7 +142,10 @@ fn a_late_answer_to_a_publish_fills_its_place() {
 
 /// Returns a client with a live handle at an offset of the epoch `a`, and one that joins it.
 fn joined(offset: u64) -> (Core, HandleId, HandleId, u64) {
-    let mut core = connected();
+    join(connected(), offset)
+}
+
+fn join(mut core: Core, offset: u64) -> (Core, HandleId, HandleId, u64) {
     let first = core.subscribe("t", 0, None, second(1));
     let id = last_id(&sent(&mut core));
     subscribed(&mut core, id, &format!(r#""offset":{offset}"#));
@@ -218,4 +225,33 @@ fn own_messages_of_an_epoch_to_come_are_remembered() {
         std::iter::from_fn(|| core.poll_action()).filter(|action| matches!(action, Action::Error(_)));
     assert_eq!(errors.count(), 0);
     assert_eq!(taken(&mut core, first), ["live None", "0-0", "10"]);
+}
+
+#[test]
+fn own_messages_are_remembered_while_a_handle_joins() {
+    let mut settings = Settings::default();
+    settings.max_queue_bytes = 200;
+    let (mut core, first, handle, id) = join(connected_with(settings), 3);
+    let mut options = PublishOptions::default();
+    options.exclude_self = true;
+    let payload = to_raw_value(&1).expect("it is JSON");
+    core.publish("t", &payload, &options, second(1)).expect("it is taken");
+    let published = last_id(&sent(&mut core));
+    let answer =
+        format!(r#"{{"type":"published","id":{published},"data":{{"topic":"t","epoch":"a","offset":4}}}}"#);
+    receive(&mut core, &answer, 1);
+    // The queue has room for one of the kept messages, so the other one is asked for again.
+    let kept = [3, 4]
+        .map(|offset| format!(r#"{{"topic":"t","message":1,"epoch":"a","offset":{offset}}}"#))
+        .join(",");
+    let data = format!(r#"{{"topic":"t","epoch":"a","offset":4,"messages":[{kept}]}}"#);
+    receive(&mut core, &format!(r#"{{"type":"history","id":{id},"data":{data}}}"#), 1);
+    assert_eq!(taken(&mut core, handle), ["3", "live None", "Recovering"]);
+    let id = last_id(&sent(&mut core));
+    subscribed(&mut core, id, r#""offset":3,"recovered":true,"replay":1"#);
+    receive(&mut core, &message(5), 1);
+    let errors =
+        std::iter::from_fn(|| core.poll_action()).filter(|action| matches!(action, Action::Error(_)));
+    assert_eq!(errors.count(), 0);
+    assert_eq!(taken(&mut core, first), ["live None", "Recovering", "5", "live Some(true)"]);
 }
