@@ -255,3 +255,65 @@ fn own_messages_are_remembered_while_a_handle_joins() {
     assert_eq!(errors.count(), 0);
     assert_eq!(taken(&mut core, first), ["live None", "Recovering", "5", "live Some(true)"]);
 }
+
+#[test]
+fn own_messages_are_remembered_while_a_handle_is_in_an_earlier_epoch() {
+    let mut settings = Settings::default();
+    settings.max_queue_bytes = 100;
+    let mut core = connected_with(settings);
+    let handle = core.subscribe("t", 0, None, second(1));
+    let id = last_id(&sent(&mut core));
+    subscribed(&mut core, id, r#""offset":3"#);
+    let mut options = PublishOptions::default();
+    options.exclude_self = true;
+    let payload = to_raw_value(&1).expect("it is JSON");
+    core.publish("t", &payload, &options, second(1)).expect("it is taken");
+    let published = last_id(&sent(&mut core));
+    let answer =
+        format!(r#"{{"type":"published","id":{published},"data":{{"topic":"t","epoch":"c","offset":6}}}}"#);
+    // The queue is full before the new epoch, so the handle asks again from the earlier one.
+    for text in [message(4), message(5), epoch_gap("c", 5), answer] {
+        receive(&mut core, &text, 1);
+    }
+    assert_eq!(taken(&mut core, handle), ["live None", "4", "Recovering"]);
+    let id = last_id(&sent(&mut core));
+    let start = r#""offset":5,"recovered":false,"reason":"epoch","replay":0"#;
+    let data = format!(r#"{{"topic":"t","epoch":"c",{start}}}"#);
+    receive(&mut core, &format!(r#"{{"type":"subscribed","id":{id},"data":{data}}}"#), 1);
+    assert_eq!(taken(&mut core, handle), ["0-0", "live Some(false)"]);
+    receive(&mut core, &message(7).replace(r#""a""#, r#""c""#), 1);
+    assert!(!std::iter::from_fn(|| core.poll_action()).any(|action| matches!(action, Action::Error(_))));
+    assert_eq!(taken(&mut core, handle), ["7"]);
+}
+
+#[test]
+fn messages_that_are_held_back_and_dropped_are_asked_for_again() {
+    let mut settings = Settings::default();
+    settings.max_queue_bytes = 200;
+    let mut core = connected_with(settings);
+    core.subscribe("t", 0, None, second(1));
+    let id = last_id(&sent(&mut core));
+    subscribed(&mut core, id, r#""offset":3"#);
+    let mut options = PublishOptions::default();
+    options.exclude_self = true;
+    let payload = to_raw_value(&1).expect("it is JSON");
+    core.publish("t", &payload, &options, second(1)).expect("it is taken");
+    let published = last_id(&sent(&mut core));
+    core.handle(Input::Disconnected { code: None, reason: String::new() }, second(1));
+    core.handle(Input::Timeout, second(9));
+    core.handle(Input::Connected, second(9));
+    receive(&mut core, r#"{"type":"welcome","data":{"client_id":"c2"}}"#, 9);
+    let id = last_id(&sent(&mut core));
+    subscribed(&mut core, id, r#""offset":3,"recovered":true,"replay":4"#);
+    // The first message may be the one that waits for its answer, for it is of this client.
+    for offset in 4..8 {
+        let from = if offset == 4 { r#""from":"c1","# } else { "" };
+        receive(&mut core, &message(offset).replace(r#""epoch""#, &format!(r#"{from}"epoch""#)), 9);
+    }
+    let data = r#"{"topic":"t","epoch":"a","offset":8}"#;
+    receive(&mut core, &format!(r#"{{"type":"published","id":{published},"data":{data}}}"#), 9);
+    let actions: Vec<Action> = std::iter::from_fn(|| core.poll_action()).collect();
+    assert!(!actions.iter().any(|action| matches!(action, Action::Error(_))), "{actions:?}");
+    let is_asked = |action: &Action| matches!(action, Action::Send(text) if text.contains(r#""offset":3"#));
+    assert!(actions.iter().any(is_asked), "{actions:?}");
+}

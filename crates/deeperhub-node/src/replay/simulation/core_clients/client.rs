@@ -168,7 +168,7 @@ impl Simulation {
         let Some(text) = inbox.and_then(VecDeque::pop_front) else { return Ok(false) };
         self.received += 1;
         let is_delivery = text.starts_with(r#"{"type":"message""#);
-        if self.bug == Some(GlueBug::DeliveryLost) && is_delivery && self.received % 64 == 0 {
+        if self.bug == Some(GlueBug::DeliveryLost) && is_delivery && self.received.is_multiple_of(64) {
             return Ok(true);
         }
         let now = self.world.now;
@@ -276,7 +276,7 @@ impl Simulation {
 /// Returns the events that a bug hands over in place of one.
 fn handed(bug: Option<GlueBug>, event: Event, withheld: &mut Option<Event>, now: Duration) -> Vec<Event> {
     let is_message = matches!(event, Event::Message(_));
-    let is_chosen = now.as_millis() % 3 == 0;
+    let is_chosen = now.as_millis().is_multiple_of(3);
     match bug {
         Some(GlueBug::EventRepeated) if is_message && is_chosen => vec![event.clone(), event],
         Some(GlueBug::GapHidden) if matches!(event, Event::Gap(_)) => Vec::new(),

@@ -99,7 +99,7 @@ impl Simulation {
             once: once.map(|text| Once { user: None, text }),
         };
         let serial = self.world.connection_id(Some(client)).map(|id| id.serial);
-        let is_made = self.bug != Some(GlueBug::PublishNotMade) || number % 16 != 0;
+        let is_made = self.bug != Some(GlueBug::PublishNotMade) || !number.is_multiple_of(16);
         let newest = |look: Look| Position { epoch: look.epoch, offset: look.newest, time: 0 };
         let published = match is_made {
             true => self.world.publish_message(&publication),
