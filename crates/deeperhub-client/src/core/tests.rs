@@ -27,6 +27,14 @@ fn connect(core: &mut Core, seconds: u64) {
     sent(core);
 }
 
+/// Publishes a message that the client is not to get. Returns its number here and on the wire.
+fn publish_excluded(core: &mut Core) -> (RequestId, u64) {
+    let options = PublishOptions { exclude_self: true, ..PublishOptions::default() };
+    let payload = to_raw_value(&1).expect("it is JSON");
+    let id = core.publish("t", &payload, &options, second(1)).expect("it is taken");
+    (id, last_id(&sent(core)))
+}
+
 /// Returns the texts that the client sends.
 fn sent(core: &mut Core) -> Vec<String> {
     let actions = std::iter::from_fn(|| core.poll_action());
@@ -121,11 +129,7 @@ fn a_late_answer_to_a_publish_fills_its_place() {
     let handle = core.subscribe("t", 0, None, second(1));
     let id = last_id(&sent(&mut core));
     subscribed(&mut core, id, r#""offset":3"#);
-    let mut options = PublishOptions::default();
-    options.exclude_self = true;
-    let payload = to_raw_value(&1).expect("it is JSON");
-    let id = core.publish("t", &payload, &options, second(1)).expect("it is taken");
-    let wire_id = last_id(&sent(&mut core));
+    let (id, wire_id) = publish_excluded(&mut core);
     // The computer sleeps with the message on its way.
     core.handle(Input::Timeout, second(200));
     let actions: Vec<Action> = std::iter::from_fn(|| core.poll_action()).collect();
@@ -193,11 +197,7 @@ fn a_handle_that_is_ahead_follows_the_subscription_to_a_later_epoch() {
 #[test]
 fn gaps_and_own_messages_of_an_earlier_epoch_do_not_move_a_handle_that_is_ahead() {
     let (mut core, first, handle, id) = joined(3);
-    let mut options = PublishOptions::default();
-    options.exclude_self = true;
-    let payload = to_raw_value(&1).expect("it is JSON");
-    core.publish("t", &payload, &options, second(1)).expect("it is taken");
-    let published = last_id(&sent(&mut core));
+    let (_, published) = publish_excluded(&mut core);
     let answer =
         format!(r#"{{"type":"published","id":{published},"data":{{"topic":"t","epoch":"a","offset":4}}}}"#);
     for text in [answer, history(id), trimmed(5, 6), message(7), epoch_gap("c", 8)] {
@@ -210,11 +210,7 @@ fn gaps_and_own_messages_of_an_earlier_epoch_do_not_move_a_handle_that_is_ahead(
 #[test]
 fn own_messages_of_an_epoch_to_come_are_remembered() {
     let (mut core, first, _, id) = joined(3);
-    let mut options = PublishOptions::default();
-    options.exclude_self = true;
-    let payload = to_raw_value(&1).expect("it is JSON");
-    core.publish("t", &payload, &options, second(1)).expect("it is taken");
-    let published = last_id(&sent(&mut core));
+    let (_, published) = publish_excluded(&mut core);
     receive(&mut core, &history(id), 1);
     let answer =
         format!(r#"{{"type":"published","id":{published},"data":{{"topic":"t","epoch":"c","offset":9}}}}"#);
@@ -229,14 +225,9 @@ fn own_messages_of_an_epoch_to_come_are_remembered() {
 
 #[test]
 fn own_messages_are_remembered_while_a_handle_joins() {
-    let mut settings = Settings::default();
-    settings.max_queue_bytes = 200;
+    let settings = Settings { max_queue_bytes: 200, ..Settings::default() };
     let (mut core, first, handle, id) = join(connected_with(settings), 3);
-    let mut options = PublishOptions::default();
-    options.exclude_self = true;
-    let payload = to_raw_value(&1).expect("it is JSON");
-    core.publish("t", &payload, &options, second(1)).expect("it is taken");
-    let published = last_id(&sent(&mut core));
+    let (_, published) = publish_excluded(&mut core);
     let answer =
         format!(r#"{{"type":"published","id":{published},"data":{{"topic":"t","epoch":"a","offset":4}}}}"#);
     receive(&mut core, &answer, 1);
@@ -258,17 +249,12 @@ fn own_messages_are_remembered_while_a_handle_joins() {
 
 #[test]
 fn own_messages_are_remembered_while_a_handle_is_in_an_earlier_epoch() {
-    let mut settings = Settings::default();
-    settings.max_queue_bytes = 100;
+    let settings = Settings { max_queue_bytes: 100, ..Settings::default() };
     let mut core = connected_with(settings);
     let handle = core.subscribe("t", 0, None, second(1));
     let id = last_id(&sent(&mut core));
     subscribed(&mut core, id, r#""offset":3"#);
-    let mut options = PublishOptions::default();
-    options.exclude_self = true;
-    let payload = to_raw_value(&1).expect("it is JSON");
-    core.publish("t", &payload, &options, second(1)).expect("it is taken");
-    let published = last_id(&sent(&mut core));
+    let (_, published) = publish_excluded(&mut core);
     let answer =
         format!(r#"{{"type":"published","id":{published},"data":{{"topic":"t","epoch":"c","offset":6}}}}"#);
     // The queue is full before the new epoch, so the handle asks again from the earlier one.
@@ -288,17 +274,12 @@ fn own_messages_are_remembered_while_a_handle_is_in_an_earlier_epoch() {
 
 #[test]
 fn messages_that_are_held_back_and_dropped_are_asked_for_again() {
-    let mut settings = Settings::default();
-    settings.max_queue_bytes = 200;
+    let settings = Settings { max_queue_bytes: 200, ..Settings::default() };
     let mut core = connected_with(settings);
     core.subscribe("t", 0, None, second(1));
     let id = last_id(&sent(&mut core));
     subscribed(&mut core, id, r#""offset":3"#);
-    let mut options = PublishOptions::default();
-    options.exclude_self = true;
-    let payload = to_raw_value(&1).expect("it is JSON");
-    core.publish("t", &payload, &options, second(1)).expect("it is taken");
-    let published = last_id(&sent(&mut core));
+    let (_, published) = publish_excluded(&mut core);
     core.handle(Input::Disconnected { code: None, reason: String::new() }, second(1));
     core.handle(Input::Timeout, second(9));
     core.handle(Input::Connected, second(9));
