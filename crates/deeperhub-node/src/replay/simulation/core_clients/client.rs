@@ -116,7 +116,6 @@ impl Simulation {
         view.is_connected = true;
         view.core.handle(Input::Connected, now);
         let (worker, speed) = (view.worker.into(), view.speed);
-        // The connection may have ended before the core has closed it.
         self.world.connect(client, worker, (speed, false));
         self.world.welcome(client);
     }
