@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::request::Kind;
 use super::wire::{self, Delivery};
 use super::{Action, Core, RequestId};
-use crate::{Error, HistoryPage, Message, Order, Published};
+use crate::{Error, HistoryPage, Message, Order, Position, Published};
 
 /// Bytes of a kept message beside its payload, about.
 const MESSAGE_BYTES: usize = 150;
@@ -144,11 +144,12 @@ impl Core {
 
     /// Takes a `published`.
     pub(super) fn on_published(&mut self, id: RequestId, data: &Delivery<'_>) {
+        let position = data.position(None);
         if !self.publishes.contains(id) {
+            self.on_late_answer(id, position.as_ref());
             return;
         }
         let topic: Arc<str> = data.topic.as_ref().into();
-        let position = data.position(None);
         let subscribers = data.subscribers.unwrap_or(0);
         self.finish_publish(id, Ok(Published { topic, subscribers, position }));
     }
@@ -166,6 +167,13 @@ impl Core {
         self.publishes.retry(id, at);
         if error.code == "rate_limited" {
             self.publishes.hold_until(at);
+        }
+    }
+
+    /// Takes an answer to a publish that was not answered in time. Its message fills its place.
+    pub(super) fn on_late_answer(&mut self, id: RequestId, position: Option<&Position>) {
+        if let Some(topic) = self.publishes.take_late(id) {
+            self.on_own_answered(&topic, position);
         }
     }
 

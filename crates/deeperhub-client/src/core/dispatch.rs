@@ -91,7 +91,10 @@ impl Core {
             Some(Pending::Join(handle)) => self.on_joined(id, handle, Err(error)),
             Some(Pending::Authenticate) => self.on_authenticated(Err(error)),
             None if self.publishes.contains(RequestId(id)) => self.on_publish_error(RequestId(id), error),
-            None => self.finish_request(RequestId(id), error),
+            None => {
+                self.on_late_answer(RequestId(id), None);
+                self.finish_request(RequestId(id), error);
+            }
         }
     }
 }

@@ -183,11 +183,14 @@ impl Handle {
             joining.push(Pending::Gap(gap.clone()), self.max_queue_bytes);
             return;
         }
-        // Until the subscription reaches the epoch that the handle has, gaps are older.
-        let epoch =
-            |position: &Option<Position>| position.as_ref().map(|position| Arc::clone(&position.epoch));
-        let is_older = self.is_ahead && epoch(&self.position) != epoch(&gap.position);
-        self.is_ahead = is_older;
+        // Until the subscription reaches the epoch that the handle has, gaps are older. A history
+        // that is emptied keeps its offsets, so a gap that leads on is newer.
+        let (is_other, leads_on) = match (&self.position, &gap.position) {
+            (Some(at), Some(to)) => (at.epoch != to.epoch, at.offset <= to.offset),
+            _ => (false, true),
+        };
+        let is_older = is_other && (gap.from.is_some() || self.is_ahead && !leads_on);
+        self.is_ahead &= is_older;
         let is_told = match (&self.position, &gap.position) {
             (Some(at), Some(to)) => at.covers(to),
             _ => false,
@@ -200,7 +203,27 @@ impl Handle {
             gap.from = gap.from.map(|from| from.max(at.offset + 1));
         }
         self.position.clone_from(&gap.position);
+        if self.skip_gap(&mut gap) {
+            return;
+        }
+        if !self.live && self.recovered == Some(true) {
+            (self.recovered, self.reason) = (Some(false), Some(Arc::clone(&gap.reason)));
+        }
         self.queue.push_gap(gap);
+    }
+
+    /// Takes messages off a gap that another handle asked for. Returns `true` if none is left.
+    fn skip_gap(&mut self, gap: &mut Gap) -> bool {
+        // Other policies replay as many messages as they announced, whatever they skip.
+        let is_counted = !matches!(&*gap.reason, "dropped" | "conflated");
+        let (Some(from), Some(to), true) = (gap.from, gap.to, self.skip > 0 && is_counted) else {
+            return false;
+        };
+        let skipped = self.skip.min(to.saturating_add(1).saturating_sub(from));
+        self.skip -= skipped;
+        let from = from.saturating_add(skipped);
+        gap.from = Some(from);
+        from > to
     }
 
     /// Moves the position over offsets after `before`, without an event.
@@ -311,7 +334,9 @@ impl Handle {
         let epoch =
             |position: &Option<Position>| position.as_ref().map(|position| Arc::clone(&position.epoch));
         let first = epoch(&self.position);
-        let is_renewed = first.is_some() && messages.iter().any(|message| epoch(&message.position) != first);
+        let is_other = |position: &Option<Position>| position.is_some() && epoch(position) != first;
+        let is_renewed = first.is_some()
+            && (is_other(&newest) || messages.iter().any(|message| is_other(&message.position)));
         if !is_renewed {
             for message in messages {
                 let before =
@@ -330,8 +355,11 @@ impl Handle {
             self.position.clone_from(&newest);
         }
         self.has_joined = true;
-        // Messages before the epoch of the kept ones are older than these.
+        // What waits of the time before the epoch of the kept messages is older than these.
         let current = epoch(&self.position);
+        let is_older = |position: &Option<Position>| {
+            !is_renewed && position.is_some() && current.is_some() && epoch(position) != current
+        };
         let start = joining.pending.iter().rposition(|pending| match pending {
             Pending::Gap(gap) => gap.from.is_none() && current.is_some() && epoch(&gap.position) == current,
             Pending::Message { .. } | Pending::Skipped { .. } => false,
@@ -339,7 +367,9 @@ impl Handle {
         for pending in joining.pending.iter().skip(start.map_or(0, |start| start + 1)) {
             match pending {
                 Pending::Message { message, before } => self.receive(message, *before),
+                Pending::Gap(gap) if is_older(&gap.position) => {}
                 Pending::Gap(gap) => self.receive_gap(gap),
+                Pending::Skipped { position, .. } if is_older(&Some(position.clone())) => {}
                 Pending::Skipped { position, before } => self.move_to(position, *before),
             }
         }

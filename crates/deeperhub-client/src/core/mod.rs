@@ -40,6 +40,8 @@ mod store;
 mod subscribe;
 mod subscription;
 mod subscriptions;
+#[cfg(test)]
+mod tests;
 mod token;
 mod wire;
 
@@ -272,6 +274,7 @@ impl Core {
         self.subscriptions.on_time(now);
         while let Some(id) = self.publishes.on_time(now) {
             let text = "the server did not answer in time; the message may have been published";
+            self.publishes.expect_late(id);
             self.finish_publish(id, Err(Error::new(Error::TIMEOUT, text)));
         }
         while let Some(id) = self.requests.on_time(now) {

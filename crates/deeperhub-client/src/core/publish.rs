@@ -46,6 +46,8 @@ pub(super) struct Publishes {
     waiting_bytes: usize,
     /// Publishes of each topic that were sent, exclude their publisher and are unanswered.
     own: HashMap<Arc<str>, usize>,
+    /// Topics of such publishes that failed, but that the server may still answer.
+    late: HashMap<u64, Arc<str>>,
     /// Nothing is sent before this time.
     held_until: Option<Duration>,
 }
@@ -128,19 +130,41 @@ impl Publishes {
         self.ready.remove(&id.0);
         if let Some(deadline) = publish.deadline {
             self.deadlines.remove(&(deadline, id.0));
-            if publish.exclude_self
-                && let Some(count) = self.own.get_mut(&publish.topic)
-            {
-                *count -= 1;
-                if *count == 0 {
-                    self.own.remove(&publish.topic);
-                }
+            if publish.exclude_self {
+                self.forget_own(&publish.topic);
             }
         }
         if publish.ordered {
             self.leave_lane(id.0, &publish.topic);
         }
         Some(publish)
+    }
+
+    fn forget_own(&mut self, topic: &Arc<str>) {
+        if let Some(count) = self.own.get_mut(topic) {
+            *count -= 1;
+            if *count == 0 {
+                self.own.remove(topic);
+            }
+        }
+    }
+
+    /// Notes that a publish is to fail that the server may still answer on this connection.
+    pub(super) fn expect_late(&mut self, id: RequestId) {
+        if let Some(publish) = self.by_id.get(&id.0)
+            && publish.state == State::Sent
+            && publish.exclude_self
+        {
+            *self.own.entry(Arc::clone(&publish.topic)).or_default() += 1;
+            self.late.insert(id.0, Arc::clone(&publish.topic));
+        }
+    }
+
+    /// Takes the topic of a failed publish that is answered after all.
+    pub(super) fn take_late(&mut self, id: RequestId) -> Option<Arc<str>> {
+        let topic = self.late.remove(&id.0)?;
+        self.forget_own(&topic);
+        Some(topic)
     }
 
     fn leave_lane(&mut self, id: u64, topic: &Arc<str>) {
@@ -182,6 +206,9 @@ impl Publishes {
         self.unanswered = 0;
         self.held_until = None;
         self.retries.clear();
+        for topic in std::mem::take(&mut self.late).into_values() {
+            self.forget_own(&topic);
+        }
         for (&id, publish) in &mut self.by_id {
             match publish.state {
                 State::Sent => self.waiting_bytes += publish.text.len(),

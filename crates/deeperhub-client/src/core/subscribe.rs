@@ -338,7 +338,10 @@ impl Core {
             client_ids: &self.connection.client_ids,
             max_queue_bytes: self.settings.max_queue_bytes,
         };
-        if step(subscription, &context) == Flow::Hole {
+        let flow = step(subscription, &context);
+        if flow == Flow::Dropped {
+            self.subscribe_anew(number);
+        } else if flow == Flow::Hole {
             let text = format!("a message of {} was missing, and the server told no gap", subscription.topic);
             let is_repeated = std::mem::replace(&mut subscription.met_hole, true);
             let delay = subscription.backoff.next_delay(&self.settings, &mut self.rng);

@@ -43,6 +43,8 @@ pub(super) enum Flow {
     Continue,
     /// Messages are missing, and nobody told.
     Hole,
+    /// Messages that were held back were too many, and are to be asked for again.
+    Dropped,
 }
 
 #[derive(Debug)]
@@ -315,11 +317,17 @@ impl Subscription {
     pub(super) fn add_own(&mut self, position: &Position) {
         self.chain.add_own(position);
         self.skip_own();
-        // Else messages may come again from an earlier position that was asked for.
-        if self.live {
+        // Else messages may come again from an earlier position that was asked for, or are to come.
+        let is_there = |at: &Position| at.epoch == position.epoch;
+        let may_lag = |handle: &Handle| {
+            handle.joining.is_some() || handle.position.as_ref().is_some_and(|at| !is_there(at))
+        };
+        if self.live
+            && !self.handles.iter().any(may_lag)
+            && let Some(at) = self.chain.position.clone().filter(is_there)
+        {
             let positions = self.handles.iter().filter_map(|handle| handle.position.as_ref());
-            let oldest = positions.filter(|at| at.epoch == position.epoch).min_by_key(|at| at.offset);
-            if let Some(oldest) = oldest {
+            if let Some(oldest) = positions.chain([&at]).min_by_key(|at| at.offset) {
                 self.chain.forget_own(oldest);
             }
         }
@@ -336,7 +344,7 @@ impl Subscription {
                 return Flow::Hole;
             }
         }
-        if overflowed { Flow::Hole } else { Flow::Continue }
+        if overflowed { Flow::Dropped } else { Flow::Continue }
     }
 
     /// Takes a message that the pattern matches.

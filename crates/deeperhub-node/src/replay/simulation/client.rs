@@ -1,13 +1,14 @@
 //! A client that follows the contract: it keeps positions and gives them back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::Epoch;
 use deeperhub_protocol::message::Recover;
 
 use super::operation::Wish;
-use super::socket::{Content, Place};
+use super::socket::{Content, Place, Sent};
 use super::world::recover;
 
 /// A client across its connections.
@@ -19,19 +20,33 @@ pub(super) struct Client {
     pub(super) topics: BTreeSet<usize>,
     /// Last position of each topic.
     known: BTreeMap<usize, Place>,
+    /// Received texts that a real client has yet to read; `None` without a real client.
+    pub(super) inbox: Option<VecDeque<Arc<str>>>,
 }
 
 impl Client {
-    /// Takes the position of a received frame.
-    pub(super) fn receive(&mut self, topic: usize, content: &Content) {
-        match *content {
+    /// Takes a received frame: its position, or its text for a real client.
+    pub(super) fn receive(&mut self, sent: Sent) {
+        if let Some(inbox) = &mut self.inbox {
+            inbox.push_back(sent.text);
+            return;
+        }
+        let Sent { topic, content, .. } = sent;
+        match content {
             Content::Message { place: Some(place), .. }
             | Content::Gap { place, .. }
             | Content::Subscribed { place: Some(place) } => {
                 self.known.insert(topic, place);
             }
-            Content::Message { .. } | Content::Subscribed { .. } | Content::Unsubscribed => {}
+            Content::Message { .. } | Content::Subscribed { .. } | Content::Unsubscribed | Content::Other => {
+            }
         }
+    }
+
+    /// Notes that the connection has ended. What was not read is lost.
+    pub(super) fn on_end(&mut self) {
+        self.connection = None;
+        self.inbox.iter_mut().for_each(VecDeque::clear);
     }
 
     /// Returns `history` and `recover` of a subscribe.

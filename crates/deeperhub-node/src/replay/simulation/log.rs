@@ -167,4 +167,16 @@ impl TopicLog {
         self.published_at = step;
         Ok(())
     }
+
+    /// Notes a publish that its client may have repeated. Returns `true` if it was appended.
+    pub(super) fn record(&mut self, place: Place, message: Published, step: usize) -> Result<bool, String> {
+        let (epoch, offset) = place;
+        match self.number(epoch).map(|number| &self.epochs[number]) {
+            Some(log) if offset <= log.newest() => match log.message(offset) {
+                Some(kept) if kept.number == message.number => Ok(false),
+                other => Err(format!("message {} is answered with the place of {other:?}", message.number)),
+            },
+            _ => self.publish(place, message, None, (0, step)).map(|()| true),
+        }
+    }
 }

@@ -11,17 +11,20 @@
 
 mod budget;
 mod client;
+mod core_clients;
 mod invariants;
 mod log;
 mod operation;
 mod oracle;
 pub(crate) mod plants;
+mod publish;
 mod socket;
 mod subscription;
 mod topics;
 mod world;
 
 use std::env;
+use std::fmt::Debug;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -106,13 +109,17 @@ fn finish(world: &mut World) -> Result<(), String> {
 
 /// Runs operations with the settings of a seed.
 fn run(settings: Settings, operations: &[Operation]) -> Result<(), String> {
-    let simulate = || {
+    catch(|| {
         let mut world = World::new(settings);
         for operation in operations {
             apply(&mut world, *operation).map_err(|text| format!("{text}, after {operation:?}"))?;
         }
         finish(&mut world).map_err(|text| format!("{text}, at the end"))
-    };
+    })
+}
+
+/// Runs a simulation. A panic is a failure.
+fn catch(simulate: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     catch_unwind(AssertUnwindSafe(simulate)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -121,7 +128,7 @@ fn run(settings: Settings, operations: &[Operation]) -> Result<(), String> {
 }
 
 /// Removes operations as long as the run fails.
-fn shrink(settings: Settings, mut operations: Vec<Operation>) -> (Vec<Operation>, String) {
+fn shrink<T: Copy>(mut operations: Vec<T>, run: impl Fn(&[T]) -> Result<(), String>) -> (Vec<T>, String) {
     let mut failure = String::new();
     let (mut len, mut runs) = (operations.len().div_ceil(2), 0);
     while len > 0 && runs < MAX_SHRINKS {
@@ -131,7 +138,7 @@ fn shrink(settings: Settings, mut operations: Vec<Operation>) -> (Vec<Operation>
             let mut shorter = operations.clone();
             shorter.drain(start..(start + len).min(operations.len()));
             runs += 1;
-            match run(settings, &shorter) {
+            match run(&shorter) {
                 Err(text) => (operations, failure, has_removed) = (shorter, text, true),
                 Ok(()) => start += len,
             }
@@ -143,6 +150,17 @@ fn shrink(settings: Settings, mut operations: Vec<Operation>) -> (Vec<Operation>
     (operations, failure)
 }
 
+/// Fails with a seed, and with the shortest list of its operations that fails.
+fn report<T: Copy + Debug>(
+    settings: Settings,
+    operations: Vec<T>,
+    run: impl Fn(&[T]) -> Result<(), String>,
+) -> ! {
+    let (operations, failure) = shrink(operations, run);
+    let list: Vec<_> = operations.iter().map(|operation| format!("  {operation:?}\n")).collect();
+    panic!("seed {}: {failure}\n{settings:?}\n{}", settings.seed, list.concat());
+}
+
 /// Returns the failure of a seed, if there is one.
 fn fails(seed: u64) -> Option<(Settings, Vec<Operation>)> {
     let mut random = fastrand::Rng::with_seed(seed);
@@ -151,25 +169,23 @@ fn fails(seed: u64) -> Option<(Settings, Vec<Operation>)> {
     run(settings, &operations).is_err().then_some((settings, operations))
 }
 
-fn check_seeds(seeds: Range<u64>) {
-    for seed in seeds {
-        if let Some((settings, operations)) = fails(seed) {
-            let (operations, failure) = shrink(settings, operations);
-            let list: Vec<_> = operations.iter().map(|operation| format!("  {operation:?}\n")).collect();
-            panic!("seed {seed}: {failure}\n{settings:?}\n{}", list.concat());
-        }
+/// Returns the seeds that the environment asks for.
+fn seeds() -> Range<u64> {
+    let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let (first, count) = (number("DEEPERHUB_SIMULATION_SEED"), number("DEEPERHUB_SIMULATION_SEEDS"));
+    match (first, count) {
+        (Some(first), count) => first..first + count.unwrap_or(1),
+        (None, count) => 0..count.unwrap_or(SEEDS),
     }
 }
 
 #[test]
 fn clients_of_a_simulated_node_are_told_everything() {
-    let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let (first, count) = (number("DEEPERHUB_SIMULATION_SEED"), number("DEEPERHUB_SIMULATION_SEEDS"));
-    let seeds = match (first, count) {
-        (Some(first), count) => first..first + count.unwrap_or(1),
-        (None, count) => 0..count.unwrap_or(SEEDS),
-    };
-    check_seeds(seeds);
+    for seed in seeds() {
+        if let Some((settings, operations)) = fails(seed) {
+            report(settings, operations, |operations| run(settings, operations));
+        }
+    }
 }
 
 #[test]

@@ -169,7 +169,7 @@ fn choose_one(random: &mut fastrand::Rng) -> Operation {
     }
 }
 
-fn choose_speed(random: &mut fastrand::Rng) -> usize {
+pub(super) fn choose_speed(random: &mut fastrand::Rng) -> usize {
     match random.u8(..4) {
         0 => 0,
         1 => random.usize(..400),

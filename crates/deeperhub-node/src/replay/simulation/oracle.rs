@@ -186,7 +186,7 @@ impl Oracle {
         let has_pattern = connection.matches(topic);
         let view = connection.views.entry(topic).or_default();
         match *content {
-            Content::Subscribed { .. } | Content::Unsubscribed => Ok(()),
+            Content::Subscribed { .. } | Content::Unsubscribed | Content::Other => Ok(()),
             _ if view.subscription.is_none() && !has_pattern => {
                 Err("nothing is subscribed that matches".to_owned())
             }

@@ -7,6 +7,7 @@ use deeperhub_listener::{ConnectionKey, Multicast, QueueFull};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::{ClientId, CloseReason, Epoch, GapReason};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::super::Outlet;
 use super::topics::TOPICS;
@@ -22,10 +23,22 @@ pub(super) type Place = (Epoch, u64);
 /// The content of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Content {
-    Subscribed { place: Option<Place> },
+    Subscribed {
+        place: Option<Place>,
+    },
     Unsubscribed,
-    Message { number: u64, place: Option<Place>, prev: Option<u64> },
-    Gap { place: Place, from: Option<u64>, reason: GapReason },
+    Message {
+        number: u64,
+        place: Option<Place>,
+        prev: Option<u64>,
+    },
+    Gap {
+        place: Place,
+        from: Option<u64>,
+        reason: GapReason,
+    },
+    /// A reply that concerns no single topic, or one that only real clients read.
+    Other,
 }
 
 /// A frame that was sent to a connection.
@@ -34,6 +47,7 @@ pub(super) struct Sent {
     pub(super) key: ConnectionKey,
     pub(super) topic: usize,
     pub(super) content: Content,
+    pub(super) text: Arc<str>,
 }
 
 /// One connection.
@@ -118,8 +132,9 @@ impl Sockets {
             return false;
         };
         while !frames.is_empty() {
-            let (len, topic, content) = parse(frames);
-            let sent = Sent { key, topic, content };
+            let (len, text) = split(frames);
+            let (topic, content) = parse(text);
+            let sent = Sent { key, topic, content, text: text.into() };
             self.sent.push(sent.clone());
             socket.queue.push_back((len, sent));
             socket.queued_bytes += len;
@@ -259,12 +274,12 @@ impl Outlet for Sockets {
 struct Text<'a> {
     r#type: &'a str,
     #[serde(borrow)]
-    data: Data<'a>,
+    data: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 struct Data<'a> {
-    topic: &'a str,
+    topic: Option<&'a str>,
     message: Option<Payload>,
     epoch: Option<&'a str>,
     offset: Option<u64>,
@@ -275,13 +290,15 @@ struct Data<'a> {
     reason: Option<&'a str>,
 }
 
+/// The JSON of all published messages.
 #[derive(Deserialize)]
-struct Payload {
-    n: u64,
+pub(super) struct Payload {
+    /// Number of the message.
+    pub(super) n: u64,
 }
 
-/// Returns the length of the first frame, its topic and its content.
-fn parse(frames: &[u8]) -> (usize, usize, Content) {
+/// Returns the length and the text of the first frame.
+fn split(frames: &[u8]) -> (usize, &str) {
     let (header, len) = match frames[1] {
         126 => (4, usize::from(u16::from_be_bytes([frames[2], frames[3]]))),
         len => {
@@ -289,20 +306,27 @@ fn parse(frames: &[u8]) -> (usize, usize, Content) {
             (2, usize::from(len))
         }
     };
-    let text = &frames[header..header + len];
-    let Text { r#type, data } = serde_json::from_slice(text).unwrap();
+    (header + len, str::from_utf8(&frames[header..header + len]).unwrap())
+}
+
+/// Returns the topic and the content of a message to a client.
+fn parse(text: &str) -> (usize, Content) {
+    let Text { r#type, data } = serde_json::from_str(text).unwrap();
+    if !["subscribed", "unsubscribed", "message", "gap"].contains(&r#type) {
+        return (usize::MAX, Content::Other);
+    }
+    let data: Data<'_> = serde_json::from_str(data.unwrap().get()).unwrap();
+    let Some(name) = data.topic else { return (usize::MAX, Content::Other) };
     let place = data.epoch.map(|epoch| (Epoch::parse(epoch).unwrap(), data.offset.or(data.to).unwrap()));
     let content = match r#type {
         "subscribed" => Content::Subscribed { place },
         "unsubscribed" => Content::Unsubscribed,
         "message" => Content::Message { number: data.message.unwrap().n, place, prev: data.prev },
-        "gap" => {
+        _ => {
             let is_reason = |reason: &&GapReason| Some(reason.as_str()) == data.reason;
             let reason = *GapReason::ALL.iter().find(is_reason).unwrap();
             Content::Gap { place: place.unwrap(), from: data.from.and_then(|from| from.as_u64()), reason }
         }
-        other => panic!("a message of type {other}"),
     };
-    let topic = TOPICS.iter().position(|topic| *topic == data.topic).unwrap_or(usize::MAX);
-    (header + len, topic, content)
+    (TOPICS.iter().position(|topic| *topic == name).unwrap_or(usize::MAX), content)
 }

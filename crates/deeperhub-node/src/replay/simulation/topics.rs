@@ -63,6 +63,12 @@ impl Settings {
         }
     }
 
+    /// Chooses settings with which real clients can reach every topic, and read replies.
+    pub(super) fn choose_for_real_clients(seed: u64, random: &mut fastrand::Rng) -> Self {
+        let settings = Self::choose(seed, random);
+        Self { max_queue_bytes: [4000, 8000, 20_000][random.usize(..3)], streams: 100, ..settings }
+    }
+
     /// Returns the limits with a set of rules.
     pub(super) fn limits(&self, set: usize) -> HistoryLimits {
         let rules = RULE_SETS[set].iter().map(|rule| rule.parse().unwrap());

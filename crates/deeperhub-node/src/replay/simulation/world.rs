@@ -4,24 +4,22 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use deeperhub_listener::{ConnectionKey, Multicast};
+use deeperhub_listener::ConnectionKey;
 use deeperhub_metrics::Cells;
-use deeperhub_protocol::message::{Recover, ServerMessage, StreamMessage, SubscribeRequest};
-use deeperhub_protocol::{Epoch, RawJson, Subscription, Topic};
+use deeperhub_protocol::message::{Recover, ServerMessage, SubscribeRequest};
+use deeperhub_protocol::{Epoch, Subscription, Topic};
 use deeperhub_router::{DeliveryFlow, Router, ShardId, Subscribed};
 
 use super::super::Replays;
 use super::client::Client;
-use super::log::{Look, Published};
+use super::log::Look;
 use super::operation::{CLIENTS, Meanwhile, Wish};
 use super::oracle::{Oracle, describe};
 use super::socket::{Socket, Sockets};
 use super::topics::{PATTERNS, Settings, TOPICS};
 use crate::connection_id::ConnectionId;
-use crate::delivery::Delivery;
 use crate::metrics::HistoryMetrics;
-use crate::streams::{Clock, HubShard, Once, StreamPublish, StreamRouter, Streams};
-use crate::trace::fan_out::PublishStamp;
+use crate::streams::{Clock, HubShard, StreamRouter, Streams};
 use crate::worker::refusals::Refusals;
 
 /// A worker, which runs only when an operation says so.
@@ -38,15 +36,18 @@ pub(super) struct Worker {
 pub(super) struct World {
     pub(super) settings: Settings,
     started: Instant,
-    now: Duration,
+    pub(super) now: Duration,
     pub(super) clock: Arc<Clock>,
     pub(super) streams: Streams,
     pub(super) router: StreamRouter,
     pub(super) workers: Vec<Worker>,
     pub(super) clients: Vec<Client>,
     pub(super) oracle: Oracle,
+    /// `false` if the oracle is to know only what was published, and not to check frames.
+    pub(super) checks_frames: bool,
     serial: u64,
-    number: u64,
+    /// Number of the last message.
+    pub(super) number: u64,
 }
 
 impl World {
@@ -76,6 +77,7 @@ impl World {
             workers,
             clients,
             oracle,
+            checks_frames: true,
             serial: 0,
             number: 0,
         }
@@ -98,6 +100,9 @@ impl World {
             self.oracle.topics[topic].observe(look, step).map_err(|text| format!("{name}: {text}"))?;
         }
         for worker in &mut self.workers {
+            if !self.checks_frames {
+                worker.sockets.sent.clear();
+            }
             for sent in worker.sockets.sent.drain(..) {
                 let Some(socket) = worker.sockets.open.get(&sent.key) else { continue };
                 let serial = socket.id.serial;
@@ -108,90 +113,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    /// Publishes a message, by a client's connection or from outside.
-    pub(super) fn publish(
-        &mut self,
-        topic: usize,
-        by: Option<u8>,
-        (bytes, is_excluded): (usize, bool),
-        once: Option<u8>,
-    ) -> Result<(), String> {
-        let before = self.usage();
-        let name = Topic::parse(TOPICS[topic]).unwrap();
-        self.number += 1;
-        let number = self.number;
-        let json = format!(r#"{{"n":{number},"x":"{:bytes$}"}}"#, "");
-        let message = RawJson::parse(&json).unwrap();
-        let connection = by.and_then(|client| self.clients[usize::from(client)].connection);
-        let (id, client_id) = match connection {
-            None => (None, None),
-            Some((worker, key)) => {
-                let socket = &self.workers[worker].sockets.open[&key];
-                (Some(socket.id), Some(socket.client_id.clone()))
-            }
-        };
-        let user = connection.and(by).map(|client| format!("user {}", client % 2));
-        let text = once.map(|text| text.to_string());
-        let now = self.now();
-        let shard = connection.map(|(worker, _)| &mut self.workers[worker].shard);
-        let source = id.map(ConnectionId::publisher_source);
-        let excluded = id.filter(|_| is_excluded);
-        if let Some((budget, rule)) = self.streams.rule(&name) {
-            let message = StreamMessage {
-                topic: name.as_str(),
-                message,
-                from: client_id.as_ref(),
-                time: self.clock.unix_ms(now),
-                traceparent: None,
-                tracestate: None,
-            };
-            let publish = StreamPublish {
-                topic: &name,
-                message: &message,
-                once: text.as_deref().map(|text| Once { user: user.as_deref(), text }),
-                excluded,
-                source,
-                is_observed: false,
-                span: None,
-                published_at: now,
-            };
-            let published = self.streams.publish(&self.router, shard, &publish, (&budget, rule));
-            let Ok(published) = published else { return self.check_is_full(topic) };
-            let Some((_, appended)) = published else { return Err("a rule is gone".to_owned()) };
-            let position = appended.position;
-            let message = Published { number, excluded: excluded.map(|id| id.serial) };
-            let times = (self.now.as_secs(), self.oracle.step);
-            let place = (position.epoch, position.offset);
-            let once = once.map(|text| (user, text));
-            let noted = self.oracle.topics[topic].publish(place, message, once, times);
-            noted.map_err(|text| format!("{}: {text}", TOPICS[topic]))?;
-            self.check_shares(before, Some(rule))?;
-            return self.check();
-        }
-        let frame = ServerMessage::Message {
-            topic: name.as_str(),
-            message,
-            from: client_id.as_ref(),
-            position: None,
-            prev: None,
-            traceparent: None,
-            tracestate: None,
-        }
-        .to_frame();
-        let make = || Delivery {
-            frame: Multicast::new(frame.fork()),
-            excluded,
-            topic: None,
-            stamp: PublishStamp::new(now, None),
-            sequenced: None,
-        };
-        match shard {
-            Some(shard) => shard.publish(&name, source, frame.len(), make),
-            None => self.router.publish(&name, source, frame.len(), make),
-        };
-        self.check()
     }
 
     /// Subscribes a client's connection.
@@ -274,7 +195,7 @@ impl World {
         sockets.sent.retain(|sent| sent.key != key);
         replays.unsubscribe_all(key, shard);
         self.oracle.connections.remove(&socket.id.serial);
-        self.clients[usize::from(socket.client)].connection = None;
+        self.clients[usize::from(socket.client)].on_end();
     }
 
     /// Replaces a worker that has died, with its connections.
@@ -330,7 +251,7 @@ impl World {
         }
         for socket in sockets.open.values_mut() {
             let client = &mut self.clients[usize::from(socket.client)];
-            socket.received.drain(..).for_each(|sent| client.receive(sent.topic, &sent.content));
+            socket.received.drain(..).for_each(|sent| client.receive(sent));
         }
         Ok(())
     }
