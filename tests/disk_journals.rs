@@ -115,7 +115,7 @@ async fn publish(shared: &Shared, url: &str, topic: &str) -> BTreeMap<u64, (Stri
     acknowledged
 }
 
-/// What one reader knows of one topic.
+/// One reader's knowledge of one topic.
 #[derive(Default)]
 struct Journal {
     position: Value,

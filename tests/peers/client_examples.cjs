@@ -63,7 +63,7 @@ async function chat(browser, address, faults) {
   await say(bob, "<b>hi</b>");
   await shown(ada, "<b>hi</b>");
 
-  // What is sent while the hub is away arrives once it is back.
+  // Messages that are sent while the hub is away arrive once it is back.
   await ask("kill");
   await ada
     .locator("#state")

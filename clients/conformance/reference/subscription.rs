@@ -51,7 +51,7 @@ pub(crate) struct Subscription {
     pub(crate) history: Option<u64>,
     pub(crate) handles: Vec<Handle>,
     pub(crate) was_live: bool,
-    /// What `live` will say.
+    /// Value of `recovered` in the next `live`.
     pub(crate) recovered: Option<bool>,
     pub(crate) reason: Option<String>,
     pub(crate) retry_at: Option<Instant>,

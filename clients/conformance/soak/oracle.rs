@@ -1,4 +1,4 @@
-//! What was published, what the application saw, and whether the two agree.
+//! A journal of what was published and seen, which finds where the two differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

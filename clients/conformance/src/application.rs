@@ -12,7 +12,7 @@ use crate::topic::Topic;
 const EVENTS: [&str; 10] =
     ["closed", "error", "gap", "message", "ready", "result", "state", "subscription", "token", "unsupported"];
 
-/// What the application has seen and the scene has not yet asked for.
+/// Events of the application that the scene has not asked for yet.
 pub(crate) struct Application {
     lines: mpsc::UnboundedReceiver<String>,
     events: VecDeque<Value>,

@@ -16,7 +16,7 @@ const GOOD_AFTER = 10_000;
 /** Close code of a connection that ended without one. */
 const NO_CODE = 1006;
 
-/** What the connection tells its hub. */
+/** Events of a connection for its hub. */
 export interface ConnectionEvents {
   _onState(event: HubStateEvent): void;
   _onOpen(): void;

@@ -22,7 +22,7 @@ type Item = { _bytes: number; _position?: Position | undefined } & (
   | { _name: "presence"; _event: Presence }
 );
 
-/** What a handle needs of its hub. */
+/** The part of a hub that a handle needs. */
 export interface HandleOwner {
   readonly _maxQueueBytes: number;
   _onListenerError(error: unknown): void;
@@ -164,7 +164,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     const epoch = messages[0]?.epoch;
     const isCurrent = epoch === this._topic._position?.epoch;
     for (const [call, other] of held) {
-      // What is of an epoch before that of the history came before it.
+      // Events of an epoch before that of the history came before it.
       if (!epoch || !other || !isCurrent || other === epoch) call();
     }
   }

@@ -13,7 +13,7 @@ import type { Positions } from "./positions.js";
 import { Topic } from "./topic.js";
 import type { TopicOwner } from "./topic.js";
 
-/** What the subscriptions need of their hub. */
+/** The part of a hub that subscriptions need. */
 export interface SubscriptionsOwner extends HandleOwner, TopicOwner {
   _nextId(): number;
   /** Sends what waits, soon. */

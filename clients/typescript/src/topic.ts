@@ -4,7 +4,7 @@ import { defined, isPattern, positionOf } from "./frames.js";
 import type { Handle } from "./handle.js";
 import type { Gap, Position, Presence, Published, SubscriptionStateEvent } from "./index.js";
 
-/** What a topic needs of the subscriptions. */
+/** The part of the subscriptions that a topic needs. */
 export interface TopicOwner {
   /** Subscribes to the topic again, from its position. */
   _subscribeAnew(topic: Topic): void;

@@ -40,7 +40,7 @@ pub(crate) struct Published {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = u64, required = false)]
     time: Option<u64>,
-    /// What the node returned.
+    /// The node's result.
     #[serde(skip)]
     pub(crate) delivered: Delivered,
 }

@@ -288,7 +288,7 @@ impl<M> Stream<M> {
     pub(crate) fn evict(&mut self, reason: EvictionReason, evicted: &mut Evicted<M>) -> bool {
         match self.ring.pop() {
             Some(slot) => {
-                // What exceeds the bounds of the rule is not kept in any place, nor what is older.
+                // A message over the bounds of the rule is kept in no place, nor are older ones.
                 self.forget_stored();
                 evicted.push(slot.message, reason);
                 true

@@ -193,7 +193,7 @@ fn the_newest_messages_are_recovered_within_the_budget() {
             |_| wanted,
             |stream| {
                 assert_eq!(stream.records.last().map(|last| last.offset), Some(stream.newest));
-                // What the budget has no room for is told: all that is wanted, without a hole.
+                // Messages without room in the budget are told: all that are wanted, without a hole.
                 let first = stream.records.first().map_or(stream.newest + 1, |record| record.offset);
                 let older: u64 = stream.older.iter().map(|part| part.bytes).sum();
                 let oldest = stream.older.first().map_or(first, |part| part.offset);

@@ -20,7 +20,7 @@ struct Stored {
     own: Option<(String, Value)>,
 }
 
-/// What the scripted server does with a publish.
+/// Treatment of a publish by the scripted server.
 enum Fate {
     Answered,
     /// Others' messages are delivered before the answer.
@@ -81,7 +81,7 @@ impl Model {
         let message = &publish.data["message"];
         let fate = match self.random.below(8) {
             0 => Fate::CutBehind,
-            // What is stored is recognised, whatever else happens.
+            // A stored publish is recognised, so it is never refused.
             1 if !self.is_known(&once) => Fate::CutBefore,
             2 if !self.is_known(&once) => Fate::Refused("unavailable"),
             3 if !self.is_known(&once) => Fate::Refused("rate_limited"),

@@ -176,7 +176,7 @@ pub(super) async fn once_is_unique(kit: &mut Kit) -> Result {
     Ok(())
 }
 
-/// What was published without a connection is sent when it is open, in its order.
+/// Publishes without a connection are sent when it is open, in their order.
 pub(super) async fn queued_while_away(kit: &mut Kit) -> Result {
     kit.connect().await?;
     let mut connection = kit.open().await?;

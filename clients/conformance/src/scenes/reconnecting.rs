@@ -1,4 +1,4 @@
-//! What follows after the end of a connection.
+//! The time after the end of a connection.
 
 use std::time::Instant;
 

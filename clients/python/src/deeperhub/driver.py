@@ -237,7 +237,7 @@ class Driver:
         except Exception:
             log.exception("Position of %s was not saved", topic)
 
-    # What the connection reports.
+    # Events of the connection.
 
     def on_socket_open(self) -> None:
         """Passes on that the handshake succeeded."""

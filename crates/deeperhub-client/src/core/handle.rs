@@ -355,7 +355,7 @@ impl Handle {
             self.position.clone_from(&newest);
         }
         self.has_joined = true;
-        // What waits of the time before the epoch of the kept messages is older than these.
+        // Events of an epoch before that of the kept messages are older than these.
         let current = epoch(&self.position);
         let is_older = |position: &Option<Position>| {
             !is_renewed && position.is_some() && current.is_some() && epoch(position) != current

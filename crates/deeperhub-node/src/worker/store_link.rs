@@ -1,4 +1,4 @@
-//! What connects a worker to the store on disk.
+//! The link from a worker to the store on disk.
 
 use std::collections::VecDeque;
 use std::time::Instant;

@@ -248,7 +248,7 @@ class Machine:
         """Notes that the caller no longer waits for an answer."""
         self._requests.cancel(request)
 
-    # What the connection tells.
+    # Events of the connection.
 
     def on_open(self, now: float) -> None:
         """Sends what waits: repeated publishes, one subscribe, and everything else."""
