@@ -66,6 +66,14 @@ pub struct Gap {
     pub position: Option<Position>,
 }
 
+impl Gap {
+    /// Returns `true` if a delivery policy caused the gap. Such a policy replays as many messages as
+    /// it announced, whatever it skips, and the position was good.
+    pub(crate) fn is_by_policy(&self) -> bool {
+        matches!(&*self.reason, "dropped" | "conflated")
+    }
+}
+
 /// The state of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -206,7 +206,7 @@ impl Handle {
         if self.skip_gap(&mut gap) {
             return;
         }
-        if !self.live && self.recovered == Some(true) {
+        if !self.live && self.recovered == Some(true) && !gap.is_by_policy() {
             (self.recovered, self.reason) = (Some(false), Some(Arc::clone(&gap.reason)));
         }
         self.queue.push_gap(gap);
@@ -214,9 +214,7 @@ impl Handle {
 
     /// Takes messages off a gap that another handle asked for. Returns `true` if none is left.
     fn skip_gap(&mut self, gap: &mut Gap) -> bool {
-        // Other policies replay as many messages as they announced, whatever they skip.
-        let is_counted = !matches!(&*gap.reason, "dropped" | "conflated");
-        let (Some(from), Some(to), true) = (gap.from, gap.to, self.skip > 0 && is_counted) else {
+        let (Some(from), Some(to), true) = (gap.from, gap.to, self.skip > 0 && !gap.is_by_policy()) else {
             return false;
         };
         let skipped = self.skip.min(to.saturating_add(1).saturating_sub(from));

@@ -107,20 +107,22 @@ fn a_handle_is_not_told_a_gap_that_another_one_asked_for() {
 }
 
 #[test]
-fn a_gap_in_a_recovery_is_missed() {
-    let mut core = connected();
-    let handle = core.subscribe("t", 0, None, second(1));
-    let id = last_id(&sent(&mut core));
-    subscribed(&mut core, id, r#""offset":3"#);
-    core.handle(Input::Disconnected { code: None, reason: String::new() }, second(1));
-    core.handle(Input::Timeout, second(9));
-    core.handle(Input::Connected, second(9));
-    receive(&mut core, r#"{"type":"welcome","data":{"client_id":"c2"}}"#, 9);
-    let id = last_id(&sent(&mut core));
-    subscribed(&mut core, id, r#""offset":3,"recovered":true,"replay":2"#);
-    receive(&mut core, &trimmed(4, 4), 9);
-    receive(&mut core, &message(5), 9);
-    assert_eq!(taken(&mut core, handle), ["live None", "Recovering", "4-4", "5", "live Some(false)"]);
+fn a_gap_in_a_recovery_is_missed_unless_a_delivery_policy_caused_it() {
+    for (reason, replay, live) in [("trimmed", 2, "live Some(false)"), ("conflated", 1, "live Some(true)")] {
+        let mut core = connected();
+        let handle = core.subscribe("t", 0, None, second(1));
+        let id = last_id(&sent(&mut core));
+        subscribed(&mut core, id, r#""offset":3"#);
+        core.handle(Input::Disconnected { code: None, reason: String::new() }, second(1));
+        core.handle(Input::Timeout, second(9));
+        core.handle(Input::Connected, second(9));
+        receive(&mut core, r#"{"type":"welcome","data":{"client_id":"c2"}}"#, 9);
+        let id = last_id(&sent(&mut core));
+        subscribed(&mut core, id, &format!(r#""offset":3,"recovered":true,"replay":{replay}"#));
+        receive(&mut core, &trimmed(4, 4).replace("trimmed", reason), 9);
+        receive(&mut core, &message(5), 9);
+        assert_eq!(taken(&mut core, handle), ["live None", "Recovering", "4-4", "5", live]);
+    }
 }
 
 #[test]
