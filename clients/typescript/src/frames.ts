@@ -49,6 +49,11 @@ export function positionOf({ epoch, offset, time }: Partial<Position>): Position
   return epoch === undefined || offset === undefined ? undefined : { epoch, offset, time: time ?? 0 };
 }
 
+/** Returns `true` if a position is in the epoch of another one, and not before it. */
+export function covers(position: Position | undefined, { epoch, offset }: Position): boolean {
+  return !!position && position.epoch === epoch && position.offset >= offset;
+}
+
 /** Returns a copy without keys whose value is `undefined`. */
 export function defined<T extends object>(object: { [K in keyof T]: T[K] | undefined }): T {
   return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined)) as T;
