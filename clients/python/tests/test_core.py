@@ -783,8 +783,8 @@ def test_a_gap_in_a_recovery_is_missed(gap: Data, last: list[int]) -> None:
     assert items[-1] == SubscriptionState("live", False, gap["reason"])
 
 
-@pytest.mark.parametrize("is_stored", [True, False])
-def test_a_late_answer_to_a_publish_fills_its_place(is_stored: bool) -> None:
+@pytest.mark.parametrize("end", ["stored", "refused", "lost"])
+def test_a_late_answer_to_a_publish_fills_its_place(end: str) -> None:
     rig = Rig()
     handle = rig.live()
     rig.publish("own", exclude_self=True)
@@ -795,14 +795,18 @@ def test_a_late_answer_to_a_publish_fills_its_place(is_stored: bool) -> None:
     rig.take_sent("ping")
     rig.deliver(12)
     assert offsets(drain(handle)) == []
-    if is_stored:
+    if end == "stored":
         answer_publish(rig, request, 11)
         assert rig.errors == []
         assert offsets(drain(handle)) == [12]
         # Nothing is awaited any more.
         rig.deliver(14)
-    else:
+    elif end == "refused":
         rig.message("error", {"code": "unavailable", "message": "x"}, request["id"])
+    else:
+        request = return_to(rig)
+        rig.message("subscribed", {"topic": "chat", "recovered": True, **at(10)}, request["id"])
+        rig.deliver(12)
     assert [error.code for error in rig.errors] == ["hole"]
 
 
@@ -886,6 +890,24 @@ def test_a_history_that_is_emptied_between_two_parts_ends_with_the_first() -> No
     assert offsets(items) == [9, 10, 11]
     gaps = [index for index, item in enumerate(items) if isinstance(item, Gap)]
     assert gaps == [len(items) - 2]
+
+
+def test_a_server_that_lost_its_offsets_between_two_parts_of_a_history() -> None:
+    rig = Rig()
+    _, handle, request = joined(rig, history=2000)
+    answer_history(rig, request, 9, 10, next=11)
+    rig.take_sent("history")
+    rig.end(Ending("cut"))
+    rig.pass_time(1)
+    rig.open()
+    request, history = rig.take_sent("subscribe", "history")
+    data = {"topic": "chat", "recovered": False, "reason": "epoch", **at(2, "e9")}
+    rig.message("subscribed", data, request["id"])
+    rig.message("message", {"topic": "chat", "message": 3, **at(3, "e9")})
+    rig.message("history", {"topic": "chat", "messages": [], **at(3, "e9")}, history["id"])
+    items = drain(handle)
+    assert offsets(items) == [9, 10, 3]
+    assert [item for item in items if isinstance(item, Gap)] == [Gap("chat", "epoch")]
 
 
 @pytest.mark.parametrize("epochs", [["e3"], ["e2", "e3"]])
