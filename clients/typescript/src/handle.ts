@@ -1,7 +1,7 @@
 import type { ClientError } from "./error.js";
 import { Emitter } from "./emitter.js";
 import type { Delivery } from "./frames.js";
-import { byteLength, covers, defined, positionOf } from "./frames.js";
+import { byteLength, covers, defined, isByPolicy, positionOf } from "./frames.js";
 import type {
   Gap,
   Message,
@@ -52,7 +52,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
   _processed: Position | undefined;
   /** Epoch of the topic. That of the position is a later one, if history was read meanwhile. */
   _epoch: string | undefined;
-  /** Reason of the last gap since the last state. */
+  /** Reason of the last gap since the last state that no delivery policy made. */
   _missed: string | undefined;
   /** Calls that wait until history has been read. */
   _held: (() => void)[] | undefined;
@@ -146,7 +146,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     }
     if (this._isFull) return;
     this._position = position ?? at;
-    this._missed = gap.reason;
+    if (!isByPolicy(gap.reason)) this._missed = gap.reason;
     if (from && at) gap = { ...gap, from: Math.max(from, at.offset + 1) };
     this._push({ _name: "gap", _event: gap, _bytes: 0, _position: position });
   }

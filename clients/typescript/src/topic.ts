@@ -1,6 +1,6 @@
 import type { ClientError } from "./error.js";
 import type { Delivery, GapData, Subscribed } from "./frames.js";
-import { covers, defined, isPattern, positionOf } from "./frames.js";
+import { covers, defined, isByPolicy, isPattern, positionOf } from "./frames.js";
 import type { Handle } from "./handle.js";
 import type { Gap, Position, Presence, Published, SubscriptionStateEvent } from "./index.js";
 
@@ -188,7 +188,7 @@ export class Topic {
         const { topic, reason, from, to } = data;
         // Policies that skip count only what they send. A new epoch ends the replay.
         if (reason === "epoch") replayed = Infinity;
-        else if (!/^(dropped|conflated)$/.test(reason)) replayed = data.offset - (current?.offset ?? 0);
+        else if (!isByPolicy(reason)) replayed = data.offset - (current?.offset ?? 0);
         for (const handle of this._handles)
           handle._offerGap(defined<Gap>({ topic, reason, from, to }), position);
       } else if (position) {

@@ -5,8 +5,8 @@ import { comeBack, note, position, settle, start } from "./support.mjs";
 
 const errorsOf = (app) => app.seen.errors.map(({ code }) => code);
 
-const gap = (socket, from, to) =>
-  socket.receive("gap", { topic: "chat.1", ...position(to), from, to, reason: "trimmed" });
+const gap = (socket, from, to, reason = "trimmed") =>
+  socket.receive("gap", { topic: "chat.1", ...position(to), from, to, reason });
 
 const newEpoch = (socket, epoch, offset) =>
   socket.receive("gap", { topic: "chat.1", ...position(offset, epoch), reason: "epoch" });
@@ -107,6 +107,19 @@ test("a gap in a replay is a part of it that is not recovered", async () => {
   newEpoch(socket, "e2", 16);
   await settle();
   assert.deepEqual(events.splice(0), ["recovering", "gap epoch", "live false epoch"]);
+});
+
+test("a gap of a delivery policy is no part of its replay, which is recovered", async () => {
+  const app = start();
+  const { events } = await app.live(10);
+  const socket = await comeBack(app);
+  await socket.subscribed({ ...position(10), recovered: true, replay: 1 });
+  gap(socket, 11, 19, "conflated");
+  await settle();
+  assert.deepEqual(events, ["recovering", "gap conflated 11-19"]);
+  socket.deliver("chat.1", 20);
+  await settle();
+  assert.deepEqual(events, ["recovering", "gap conflated 11-19", 20, "live true"]);
 });
 
 test("the late answer to a publish fills its hole", async () => {
