@@ -63,6 +63,12 @@ class Stream:
         self.messages.clear()
         self.once.clear()
 
+    def clear(self) -> None:
+        """Begins an epoch in which offsets go on."""
+        newest = self.newest
+        self.reset()
+        self.newest = newest
+
 
 class Server:
     """The server's side of one client: what it answers, and in which order."""
@@ -73,6 +79,8 @@ class Server:
         self.connections = 0
         #: Share of requests that get an error that passes.
         self.trouble = 0.0
+        #: Share of histories that overtake deliveries.
+        self.overtaking = 0.0
         self.client_id: str | None = None
         self.subscribed: set[str] = set()
         self.outbox: deque[tuple[float, str]] = deque()
@@ -109,6 +117,16 @@ class Server:
         earliest = self.outbox[-1][0] if self.outbox else self.now
         self.outbox.append((max(earliest, self.now) + self.random.random() * 0.02, json.dumps(envelope)))
 
+    def overtake(self) -> None:
+        """Moves the answer that was sent last before deliveries."""
+        _, answer = self.outbox.pop()
+        start = len(self.outbox)
+        while start > 0 and json.loads(self.outbox[start - 1][1])["type"] in ("message", "gap"):
+            start -= 1
+        place = self.random.randrange(start, len(self.outbox) + 1)
+        when = self.outbox[place][0] if place < len(self.outbox) else self.now
+        self.outbox.insert(place, (when, answer))
+
     def publish(self, topic: str, message: Any, sender: str | None = None, exclude: bool = False) -> Data:
         data = self.streams[topic].add(message, sender)
         if topic in self.subscribed and not exclude:
@@ -122,6 +140,12 @@ class Server:
         stream.reset()
         if topic in self.subscribed:
             self.send("gap", {"topic": topic, "reason": "epoch", **stream.position(0)})
+
+    def clear(self, topic: str) -> None:
+        stream = self.streams[topic]
+        stream.clear()
+        if topic in self.subscribed:
+            self.send("gap", {"topic": topic, "reason": "epoch", **stream.position(stream.newest)})
 
     def receive(self, text: str, now: float) -> None:
         self.now = now
@@ -151,6 +175,8 @@ class Server:
                 {"topic": data["topic"], "messages": found, **stream.position(stream.newest)},
                 request,
             )
+            if self.random.random() < self.overtaking:
+                self.overtake()
 
     def subscribe(self, data: Data, request: object) -> None:
         entries = data.get("topics") or [data]

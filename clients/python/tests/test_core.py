@@ -710,3 +710,275 @@ def test_unsubscribing_while_recovering() -> None:
     rig.message("subscribed", {"topic": "chat", "recovered": True, "replay": 1, **at(10)}, request["id"])
     rig.deliver(11)
     assert drain(handle) == [SubscriptionState("ended", None, "unsubscribed")]
+
+
+def trimmed(rig: Rig, start: int, end: int) -> None:
+    rig.message("gap", {"topic": "chat", "reason": "trimmed", "from": start, "to": end, **at(end)})
+
+
+def new_epoch(rig: Rig, epoch: str, offset: int) -> None:
+    rig.message("gap", {"topic": "chat", "reason": "epoch", **at(offset, epoch)})
+
+
+def answer_history(rig: Rig, request: Data, *kept: int, epoch: str = "e1", **keys: Any) -> None:
+    messages = [{"topic": "chat", "message": offset, **at(offset, epoch)} for offset in kept]
+    data = {"topic": "chat", "messages": messages, **at(kept[-1], epoch), **keys}
+    rig.message("history", data, request["id"])
+
+
+def answer_publish(rig: Rig, request: Data, offset: int, epoch: str = "e1") -> None:
+    rig.message("published", {"topic": "chat", "subscribers": 1, **at(offset, epoch)}, request["id"])
+
+
+def return_to(rig: Rig) -> Data:
+    """Ends the connection, and returns the subscribe of the next one."""
+    rig.end(Ending("cut"))
+    rig.pass_time(1)
+    rig.open()
+    return rig.sent.pop()
+
+
+@pytest.mark.parametrize(("end", "expected"), [(2, []), (4, [Gap("chat", "trimmed", 4, 4)])])
+def test_a_gap_that_the_history_of_a_later_handle_covers_is_not_told(end: int, expected: list[Gap]) -> None:
+    rig = Rig()
+    rig.open()
+    first = rig.subscribe(history=4)
+    (request,) = rig.take_sent("subscribe")
+    second, third = rig.subscribe(history=1), rig.subscribe()
+    rig.message("subscribed", {"topic": "chat", "replay": 4, **at(0)}, request["id"])
+    (history,) = rig.take_sent("history")
+    trimmed(rig, 1, end)
+    for offset in range(end + 1, 5):
+        rig.deliver(offset)
+    answer_history(rig, history, 3 if end == 4 else 4)
+    rig.deliver(5)
+    items = drain(first)
+    # Handles that wait for the same answer get the same replay.
+    assert drain(third) == items
+    assert items[:2] == [SubscriptionState("recovering"), Gap("chat", "trimmed", 1, end)]
+    assert items[-2] == SubscriptionState("live")
+    items = drain(second)
+    assert [item for item in items if isinstance(item, Gap)] == expected
+    assert offsets(items) == [3 if end == 4 else 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("gap", "last"),
+    [
+        ({"reason": "trimmed", "from": 11, "to": 11, **at(11)}, [12]),
+        ({"reason": "epoch", **at(12, "e2")}, []),
+    ],
+)
+def test_a_gap_in_a_recovery_is_missed(gap: Data, last: list[int]) -> None:
+    rig = Rig()
+    handle = rig.live()
+    request = return_to(rig)
+    data = {"topic": "chat", "recovered": True, "replay": 2, **at(10)}
+    rig.message("subscribed", data, request["id"])
+    rig.message("gap", {"topic": "chat", **gap})
+    for offset in last:
+        rig.deliver(offset)
+    items = drain(handle)
+    assert offsets(items) == last
+    assert items[-1] == SubscriptionState("live", False, gap["reason"])
+
+
+@pytest.mark.parametrize("end", ["stored", "refused", "lost"])
+def test_a_late_answer_to_a_publish_fills_its_place(end: str) -> None:
+    rig = Rig()
+    handle = rig.live()
+    rig.publish("own", exclude_self=True)
+    (request,) = rig.take_sent("publish")
+    # The computer sleeps with the message on its way.
+    rig.sleep(200)
+    assert [outcome.code for outcome in rig.outcomes] == ["timeout"]
+    rig.take_sent("ping")
+    rig.deliver(12)
+    assert offsets(drain(handle)) == []
+    if end == "stored":
+        answer_publish(rig, request, 11)
+        assert rig.errors == []
+        assert offsets(drain(handle)) == [12]
+        # Nothing is awaited any more.
+        rig.deliver(14)
+    elif end == "refused":
+        rig.message("error", {"code": "unavailable", "message": "x"}, request["id"])
+    else:
+        request = return_to(rig)
+        rig.message("subscribed", {"topic": "chat", "recovered": True, **at(10)}, request["id"])
+        rig.deliver(12)
+    assert [error.code for error in rig.errors] == ["hole"]
+
+
+def joined(rig: Rig, history: int = 5) -> tuple[HandleQueue, HandleQueue, Data]:
+    """Returns a live handle, and one that joins it with its request for the history."""
+    first = rig.live()
+    second = rig.subscribe(history=history)
+    (request,) = rig.take_sent("history")
+    return first, second, request
+
+
+def test_gaps_before_the_epoch_of_the_history_do_not_lead_back() -> None:
+    rig = Rig()
+    _, handle, request = joined(rig)
+    # The history was emptied twice, and the subscription is behind.
+    rig.deliver(11)
+    new_epoch(rig, "e2", 11)
+    rig.message("message", {"topic": "chat", "message": 12, **at(12, "e2")})
+    answer_history(rig, request, 15, epoch="e3")
+    rig.message("message", {"topic": "chat", "message": 13, **at(13, "e2")})
+    trimmed_data = {"topic": "chat", "reason": "trimmed", "from": 14, "to": 14}
+    rig.message("gap", {**trimmed_data, **at(14, "e2")})
+    new_epoch(rig, "e3", 14)
+    for offset in (15, 16):
+        rig.message("message", {"topic": "chat", "message": offset, **at(offset, "e3")})
+    items = drain(handle)
+    assert offsets(items) == [15, 16]
+    assert not [item for item in items if isinstance(item, Gap)]
+    assert rig.errors == []
+
+
+@pytest.mark.parametrize("is_told_before", [True, False])
+def test_a_handle_that_is_ahead_follows_the_subscription_to_a_later_epoch(is_told_before: bool) -> None:
+    rig = Rig()
+    _, handle, request = joined(rig)
+    # The subscription never reaches the epoch of the history.
+    if is_told_before:
+        new_epoch(rig, "e4", 20)
+    answer_history(rig, request, 15, epoch="e3")
+    if not is_told_before:
+        new_epoch(rig, "e4", 20)
+    rig.message("message", {"topic": "chat", "message": 21, **at(21, "e4")})
+    items = drain(handle)
+    assert offsets(items) == [15, 21]
+    assert [item for item in items if isinstance(item, Gap)] == [Gap("chat", "epoch")]
+
+
+def test_a_handle_that_is_ahead_follows_a_server_that_lost_its_offsets() -> None:
+    rig = Rig()
+    _, handle, request = joined(rig)
+    answer_history(rig, request, 15, epoch="e3")
+    request = return_to(rig)
+    data = {"topic": "chat", "recovered": False, "reason": "epoch", **at(2, "e9")}
+    rig.message("subscribed", data, request["id"])
+    rig.message("message", {"topic": "chat", "message": 3, **at(3, "e9")})
+    items = drain(handle)
+    assert offsets(items) == [15, 3]
+    assert [item for item in items if isinstance(item, Gap)] == [Gap("chat", "epoch")]
+
+
+def test_a_joined_handle_follows_offsets_that_go_on_in_another_epoch() -> None:
+    rig = Rig()
+    _, handle, request = joined(rig)
+    answer_history(rig, request, 9, 10)
+    request = return_to(rig)
+    data = {"topic": "chat", "recovered": True, "replay": 1, **at(10, "e2")}
+    rig.message("subscribed", data, request["id"])
+    rig.message("message", {"topic": "chat", "message": 11, **at(11, "e2")})
+    assert offsets(drain(handle)) == [9, 10, 11]
+
+
+def test_a_history_that_is_emptied_between_two_parts_ends_with_the_first() -> None:
+    rig = Rig()
+    _, handle, request = joined(rig, history=2000)
+    answer_history(rig, request, 9, 10, next=11)
+    (request,) = rig.take_sent("history")
+    new_epoch(rig, "e2", 10)
+    rig.message("message", {"topic": "chat", "message": 11, **at(11, "e2")})
+    answer_history(rig, request, 11, epoch="e2")
+    items = drain(handle)
+    assert offsets(items) == [9, 10, 11]
+    gaps = [index for index, item in enumerate(items) if isinstance(item, Gap)]
+    assert gaps == [len(items) - 2]
+
+
+def test_a_server_that_lost_its_offsets_between_two_parts_of_a_history() -> None:
+    rig = Rig()
+    _, handle, request = joined(rig, history=2000)
+    answer_history(rig, request, 9, 10, next=11)
+    rig.take_sent("history")
+    rig.end(Ending("cut"))
+    rig.pass_time(1)
+    rig.open()
+    request, history = rig.take_sent("subscribe", "history")
+    data = {"topic": "chat", "recovered": False, "reason": "epoch", **at(2, "e9")}
+    rig.message("subscribed", data, request["id"])
+    rig.message("message", {"topic": "chat", "message": 3, **at(3, "e9")})
+    rig.message("history", {"topic": "chat", "messages": [], **at(3, "e9")}, history["id"])
+    items = drain(handle)
+    assert offsets(items) == [9, 10, 3]
+    assert [item for item in items if isinstance(item, Gap)] == [Gap("chat", "epoch")]
+
+
+@pytest.mark.parametrize("epochs", [["e3"], ["e2", "e3"]])
+def test_own_messages_of_an_epoch_to_come_are_remembered(epochs: list[str]) -> None:
+    rig = Rig()
+    handle = rig.live()
+    rig.publish("own", exclude_self=True)
+    (request,) = rig.take_sent("publish")
+    answer_publish(rig, request, 15, "e3")
+    for offset, epoch in enumerate(epochs, 13):
+        new_epoch(rig, epoch, offset if epoch != "e3" else 14)
+    rig.message("message", {"topic": "chat", "message": 16, **at(16, "e3")})
+    assert rig.errors == []
+    assert offsets(drain(handle)) == [16]
+
+
+def test_own_messages_are_remembered_while_a_handle_joins() -> None:
+    rig = Rig(max_queue_bytes=300)
+    first, second, history = joined(rig)
+    rig.publish("own", exclude_self=True)
+    (request,) = rig.take_sent("publish")
+    answer_publish(rig, request, 11)
+    # The queue of the joined handle is full, so messages are asked for again.
+    answer_history(rig, history, 8, 9, 10, 11)
+    rig.deliver(12)
+    drain(second)
+    rig.machine.on_taken(second)
+    rig.act()
+    _, request = rig.take_sent("unsubscribe", "subscribe")
+    assert request["data"]["recover"] == at(11)
+    rig.message("subscribed", {"topic": "chat", "recovered": True, "replay": 1, **at(11)}, request["id"])
+    rig.deliver(12)
+    assert rig.errors == []
+    assert offsets(drain(first)) == offsets(drain(second)) == [12]
+
+
+def test_own_messages_are_remembered_while_the_queue_is_full_in_an_earlier_epoch() -> None:
+    rig = Rig(max_queue_bytes=150)
+    handle = rig.live()
+    rig.publish("own", exclude_self=True)
+    (request,) = rig.take_sent("publish")
+    # The queue is full before the new epoch, so the subscription asks again from the earlier one.
+    rig.deliver(11)
+    rig.deliver(12)
+    new_epoch(rig, "e2", 12)
+    answer_publish(rig, request, 13, "e2")
+    assert offsets(drain(handle)) == [11]
+    rig.machine.on_taken(handle)
+    rig.act()
+    _, request = rig.take_sent("unsubscribe", "subscribe")
+    assert request["data"]["recover"] == at(11)
+    data = {"topic": "chat", "recovered": False, "reason": "epoch", **at(12, "e2")}
+    rig.message("subscribed", data, request["id"])
+    rig.message("message", {"topic": "chat", "message": 14, **at(14, "e2")})
+    assert rig.errors == []
+    assert offsets(drain(handle)) == [14]
+
+
+def test_messages_that_are_held_back_and_dropped_are_asked_for_again() -> None:
+    rig = Rig(max_queue_bytes=500)
+    handle = rig.live()
+    rig.publish("own", exclude_self=True)
+    (request,) = rig.take_sent("publish")
+    for offset in range(12, 40):
+        rig.deliver(offset)
+    rig.take_sent()
+    answer_publish(rig, request, 11)
+    _, request = rig.take_sent("unsubscribe", "subscribe")
+    assert request["data"]["recover"] == at(10)
+    rig.message("subscribed", {"topic": "chat", "recovered": True, "replay": 2, **at(10)}, request["id"])
+    for offset in (12, 13):
+        rig.deliver(offset)
+    assert rig.errors == []
+    assert offsets(drain(handle)) == [12, 13]

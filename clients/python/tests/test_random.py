@@ -199,6 +199,36 @@ def test_a_later_handle_gets_history_and_live_messages_without_a_seam(seed: int)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS // 3))
+def test_later_handles_follow_a_topic_that_is_cleared(seed: int) -> None:
+    random, network = make(seed)
+    server = network.server
+    server.overtaking = 0.7
+    applications = [Application(network, "chat.1", None)]
+    network.run(1.0)
+    for number in range(80):
+        server.now = network.now
+        if random.random() < 0.6:
+            server.publish("chat.1", f"other {number}")
+        elif random.random() < 0.3:
+            server.clear("chat.1")
+        if random.random() < 0.03 and seed % 2:
+            network.cut()
+        if random.random() < 0.15:
+            applications.append(Application(network, "chat.1", random.randrange(1, 30)))
+        if random.random() < 0.5:
+            network.run(network.now + random.random() * 0.03)
+    network.run(network.now + 10)
+    server.now = network.now
+    server.publish("chat.1", "last")
+    network.run(network.now + 10)
+    stream = server.streams["chat.1"]
+    for application in applications:
+        application.take(10_000)
+        assert application.position == Position(stream.epoch, stream.newest)
+    assert not network.errors
+
+
+@pytest.mark.parametrize("seed", range(SEEDS // 3))
 def test_a_new_process_continues_where_the_last_one_was(seed: int) -> None:
     random, network = make(seed)
     server = network.server

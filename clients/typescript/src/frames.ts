@@ -49,6 +49,16 @@ export function positionOf({ epoch, offset, time }: Partial<Position>): Position
   return epoch === undefined || offset === undefined ? undefined : { epoch, offset, time: time ?? 0 };
 }
 
+/** Returns `true` if a position is in the epoch of another one, and not before it. */
+export function covers(position: Position | undefined, { epoch, offset }: Position): boolean {
+  return !!position && position.epoch === epoch && position.offset >= offset;
+}
+
+/** Returns `true` for the reason of a gap that a delivery policy makes. Recovery is complete with it. */
+export function isByPolicy(reason: string): boolean {
+  return /^(dropped|conflated)$/.test(reason);
+}
+
 /** Returns a copy without keys whose value is `undefined`. */
 export function defined<T extends object>(object: { [K in keyof T]: T[K] | undefined }): T {
   return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined)) as T;

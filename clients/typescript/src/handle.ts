@@ -1,7 +1,7 @@
 import type { ClientError } from "./error.js";
 import { Emitter } from "./emitter.js";
 import type { Delivery } from "./frames.js";
-import { byteLength, positionOf } from "./frames.js";
+import { byteLength, covers, defined, isByPolicy, positionOf } from "./frames.js";
 import type {
   Gap,
   Message,
@@ -50,8 +50,12 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
   _position: Position | undefined;
   /** Position of the last event that the application has processed. */
   _processed: Position | undefined;
-  /** Calls that wait until history has been read, with the epochs of their positions. */
-  _held: [() => void, string | undefined][] | undefined;
+  /** Epoch of the topic. That of the position is a later one, if history was read meanwhile. */
+  _epoch: string | undefined;
+  /** Reason of the last gap since the last state that no delivery policy made. */
+  _missed: string | undefined;
+  /** Calls that wait until history has been read. */
+  _held: (() => void)[] | undefined;
   _isPumping = false;
   _isOver = false;
   _iterators: Set<() => void> | undefined;
@@ -62,6 +66,8 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     this._owner = owner;
     this._options = options;
     this._topic = topic;
+    this._position = topic._position;
+    this._epoch = topic._position?.epoch;
   }
 
   get ready(): Promise<void> {
@@ -104,11 +110,10 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
 
   /** Takes a message, unless the application has it or there is no room. */
   _offer(delivery: Delivery, bytes: number): void {
-    if (this._isHeld(() => this._offer(delivery, bytes), delivery.epoch)) return;
+    if (this._isHeld(() => this._offer(delivery, bytes))) return;
     const { prev, ...message } = delivery;
     const position = this._topic._isPattern ? undefined : positionOf(delivery);
-    if (position && this._has(position)) return;
-    if (this._isFull) return;
+    if (this._isFull || (position && !this._isNext(position))) return;
     if (this._queuedBytes && this._queuedBytes + bytes > this._owner._maxQueueBytes) {
       this._isFull = true;
       // Messages without a position do not come again.
@@ -121,23 +126,36 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     this._push({ _name: "message", _event: message as Message, _bytes: bytes, _position: position });
   }
 
-  /** Returns `true` if the message at this position is in the queue already, or was. */
-  _has({ epoch, offset }: Position): boolean {
-    return !!this._position && this._position.epoch === epoch && offset <= this._position.offset;
+  /** Returns `true` for a later position of the same epoch. A new epoch begins with a gap. */
+  _isNext({ epoch, offset }: Position): boolean {
+    const at = this._position;
+    return !at || (at.epoch === epoch && offset > at.offset);
   }
 
+  /** Takes a gap, unless the handle is beyond it. */
   _offerGap(gap: Gap, position: Position | undefined): void {
-    // History that was read meanwhile may reach beyond the gap.
-    const later = (): void => {
-      if (!position || !this._has(position)) this._offerGap(gap, position);
-    };
-    if (this._isHeld(later, position?.epoch) || this._isFull) return;
-    this._position = position ?? this._position;
+    if (this._isHeld(() => this._offerGap(gap, position))) return;
+    const at = this._position;
+    const { from } = gap;
+    if (position) {
+      const isAhead = at && this._epoch && at.epoch !== this._epoch;
+      this._epoch = position.epoch;
+      if (covers(at, position)) return;
+      // A history that is emptied keeps its offsets, so a gap that leads on is newer.
+      if (at && at.epoch !== position.epoch && (from || (isAhead && position.offset < at.offset))) return;
+    }
+    if (this._isFull) return;
+    this._position = position ?? at;
+    if (!isByPolicy(gap.reason)) this._missed = gap.reason;
+    if (from && at) gap = { ...gap, from: Math.max(from, at.offset + 1) };
     this._push({ _name: "gap", _event: gap, _bytes: 0, _position: position });
   }
 
   _offerState(state: SubscriptionStateEvent): void {
     if (this._isHeld(() => this._offerState(state))) return;
+    if (state.recovered !== undefined)
+      state = defined({ ...state, recovered: !this._missed, reason: this._missed });
+    this._missed = undefined;
     this._push({ _name: "state", _event: state, _bytes: 0 });
   }
 
@@ -146,8 +164,8 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
   }
 
   /** Keeps a call for later, if history is being read. */
-  _isHeld(call: () => void, epoch?: string): boolean {
-    this._held?.push([call, epoch]);
+  _isHeld(call: () => void): boolean {
+    this._held?.push(call);
     return !!this._held;
   }
 
@@ -161,12 +179,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     const held = this._held ?? [];
     this._held = undefined;
     for (const message of messages) this._offer(message, byteLength(JSON.stringify(message)));
-    const epoch = messages[0]?.epoch;
-    const isCurrent = epoch === this._topic._position?.epoch;
-    for (const [call, other] of held) {
-      // Events of an epoch before that of the history came before it.
-      if (!epoch || !other || !isCurrent || other === epoch) call();
-    }
+    for (const call of held) call();
   }
 
   /** Hands over what is in the queue. Messages wait until there is a listener for them. */

@@ -121,6 +121,8 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
     const messages: Delivery[] = [];
     for (let from: number | undefined = -count; from !== undefined;) {
       const page: History = await this.history(topic, { from, limit: Math.min(count, 1000) });
+      // A history that was emptied meanwhile goes on in another epoch.
+      if (messages[0]?.epoch !== page.epoch) messages.length = 0;
       messages.push(...(page.messages as Delivery[]));
       from = page.next;
     }
@@ -202,7 +204,7 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
   }
 
   _waitsForPublished(topic: string): boolean {
-    return this._publisher._excluded.has(topic);
+    return [...this._publisher._excluded.values()].includes(topic);
   }
 
   _isOwn(clientId: string): boolean {

@@ -1,5 +1,6 @@
 import type { Clock, Position, PositionStorage } from "./index.js";
 import { Timer } from "./clock.js";
+import { covers } from "./frames.js";
 import type { Handle } from "./handle.js";
 
 /** Time between two writes to the storage. */
@@ -45,9 +46,7 @@ export class Positions {
     for (const [topic, handle] of this._changed) {
       // Several handles share a key: the slowest one decides.
       const positions = [handle, ...handle._topic._handles].map((other) => other._processed);
-      const slowest = positions.reduce((a, b) =>
-        a && b && a.epoch === b.epoch && b.offset < a.offset ? b : a,
-      );
+      const slowest = positions.reduce((a, b) => (b && covers(a, b) ? b : a));
       try {
         this._storage?.setItem(this._prefix + topic, JSON.stringify(slowest));
       } catch {

@@ -43,14 +43,14 @@ function randomText(): string {
 /** Publishes messages over reconnects, in the order of each topic. */
 export class Publisher {
   readonly _connection: Connection;
-  readonly _onPublished: (topic: string, published: Published | undefined) => void;
+  readonly _onPublished: (topic: string, published?: Partial<Published>) => void;
   readonly _once = randomText();
   readonly _publications = new Map<number, Publication>();
   readonly _lanes = new Map<string | number, Publication[]>();
   /** The publications that may be sent now, by age. */
   _ready: Publication[] = [];
-  /** Unanswered publishes with `exclude_self` that the server may have, by topic. */
-  readonly _excluded = new Map<string, number>();
+  /** Topics of publishes with `exclude_self` that the server may have and answer. */
+  readonly _excluded = new Map<number, string>();
   readonly _hold: Timer;
   _isHeld = false;
   _waitingBytes = 0;
@@ -59,7 +59,7 @@ export class Publisher {
   /** `onPublished` is called for each end of a publish with `exclude_self` that was sent. */
   constructor(
     connection: Connection,
-    onPublished: (topic: string, published: Published | undefined) => void,
+    onPublished: (topic: string, published?: Partial<Published>) => void,
   ) {
     this._connection = connection;
     this._onPublished = onPublished;
@@ -127,7 +127,7 @@ export class Publisher {
       publication._timer._set(this._connection._settings.publishTimeout, () =>
         this._fail(publication, timeout),
       );
-      if (publication._excludesSelf) this._countExcluded(publication._topic, 1);
+      if (publication._excludesSelf) this._excluded.set(publication._id, publication._topic);
     }
     publication._isSent = true;
     this._unanswered++;
@@ -135,25 +135,29 @@ export class Publisher {
     this._connection._sendText(publication._text);
   }
 
-  _countExcluded(topic: string, change: number): void {
-    const count = (this._excluded.get(topic) ?? 0) + change;
-    if (count) this._excluded.set(topic, count);
-    else this._excluded.delete(topic);
+  _endExcluded(id: number, published?: Partial<Published>): void {
+    const topic = this._excluded.get(id);
+    if (this._excluded.delete(id)) this._onPublished(topic as string, published);
   }
 
   /** Takes an answer. Returns `false` if it is none of these. */
   _answer({ type, id, data }: Frame): boolean {
     const publication = this._publications.get(id as number);
-    if (!publication || !publication._isSent) return false;
-    if (type !== "error") {
-      this._take(publication, data as Published);
-      publication._resolve(data as Published);
-      this._resume();
-      return true;
+    const error = type === "error" && (data as ServerError);
+    if (publication) {
+      if (!publication._isSent) return false;
+      if (error && isTemporary(error.code)) {
+        this._retry(publication, error);
+        return true;
+      }
+      this._take(publication);
     }
-    const error = data as ServerError;
-    if (isTemporary(error.code)) this._retry(publication, error);
-    else this._fail(publication, fromServer(error));
+    // A late answer tells the position of the message too.
+    this._endExcluded(id as number, data as Published);
+    if (!publication) return false;
+    if (error) publication._reject(fromServer(error));
+    else publication._resolve(data as Published);
+    this._resume();
     return true;
   }
 
@@ -197,16 +201,22 @@ export class Publisher {
       this._ready.push(publication);
     }
     this._ready.sort(compare);
+    // Answers that are late do not come on another connection.
+    for (const id of this._excluded.keys()) if (!this._publications.has(id)) this._excluded.delete(id);
   }
 
+  /** Fails a publication that is too large, or was not answered in time. */
   _fail(publication: Publication, error: ClientError): void {
+    // The server may still answer on this connection.
+    const isLate = publication._isSent;
     this._take(publication);
+    if (!isLate) this._endExcluded(publication._id);
     publication._reject(error);
     this._resume();
   }
 
   /** Removes a publication that has ended, and lets the next one of its lane follow. */
-  _take(publication: Publication, published?: Published): void {
+  _take(publication: Publication): void {
     if (publication._isSent) this._unsend(publication);
     else this._ready = this._ready.filter((other) => other !== publication);
     this._waitingBytes -= publication._bytes;
@@ -218,10 +228,6 @@ export class Publisher {
     const next = lane[0];
     if (next) this._makeReady(next);
     else this._lanes.delete(publication._lane);
-    if (publication._excludesSelf && publication._wasSent) {
-      this._countExcluded(publication._topic, -1);
-      this._onPublished(publication._topic, published);
-    }
   }
 
   _end(): void {

@@ -58,7 +58,6 @@ export class Subscriptions {
       this._owner._schedule();
     }
     const handle = new Handle(this._owner, topic, options);
-    handle._position = topic._position;
     topic._handles = [...topic._handles, handle];
     if (!isFirst) this._join(handle, topic);
     return handle;

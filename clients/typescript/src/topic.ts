@@ -1,6 +1,6 @@
 import type { ClientError } from "./error.js";
 import type { Delivery, GapData, Subscribed } from "./frames.js";
-import { defined, isPattern, positionOf } from "./frames.js";
+import { covers, defined, isByPolicy, isPattern, positionOf } from "./frames.js";
 import type { Handle } from "./handle.js";
 import type { Gap, Position, Presence, Published, SubscriptionStateEvent } from "./index.js";
 
@@ -69,13 +69,14 @@ export class Topic {
   _recoverFrom(): Position | undefined {
     return this._handles.reduce((from, handle) => {
       const behind = handle._isFull ? handle._position : undefined;
-      return behind && from && (behind.epoch !== from.epoch || behind.offset < from.offset) ? behind : from;
+      return behind && from && !covers(behind, from) ? behind : from;
     }, this._position);
   }
 
   /** Takes the reply to a subscribe. */
   _onSubscribed(reply: Subscribed): void {
     const position = positionOf(reply);
+    const asked = this._recoverFrom()?.epoch;
     let { recovered, reason } = reply;
     if (recovered === undefined && this._wasSubscribed) {
       recovered = false;
@@ -83,24 +84,29 @@ export class Topic {
     }
     const isAnySlow = this._handles.some((handle) => handle._isFull);
     for (const handle of this._handles) {
-      const before = handle._position;
+      let before = handle._position;
       handle._isFull = false;
       handle._settle();
-      // A handle that is ahead of a slow one misses nothing.
-      if (recovered || (isAnySlow && position && handle._has(position))) continue;
-      if (recovered === false)
-        handle._offerGap(gapBetween(this._name, reason ?? "", before, position), position);
+      if (!handle._held) handle._epoch = position?.epoch;
+      if (before && position) {
+        // Offsets go on under a new epoch.
+        if (recovered && before.epoch === asked)
+          handle._position = before = { ...before, epoch: position.epoch };
+        // A handle that is ahead of a slow one misses nothing.
+        if (recovered ? before.epoch === position.epoch : isAnySlow && covers(before, position)) continue;
+      } else if (recovered) continue;
+      handle._position = undefined;
+      if (recovered !== undefined)
+        handle._offerGap(gapBetween(this._name, reason ?? "epoch", before, position), position);
       if (!handle._held) handle._position = position;
     }
     this._position = position;
     if (!recovered) this._newest = position;
-    for (const [offset, { epoch }] of this._own ?? []) {
-      if (!position || epoch !== position.epoch || offset <= position.offset) this._own?.delete(offset);
-    }
+    this._forgetOwn();
     this._subscribeId = this._attempts = 0;
     this._isSubscribed = this._wasSubscribed = true;
     this._replay = reply.replay ?? 0;
-    this._afterReplay = defined<SubscriptionStateEvent>({ state: "live", recovered, reason });
+    this._afterReplay = defined<SubscriptionStateEvent>({ state: "live", recovered });
     if (!this._replay) this._enter(this._afterReplay);
   }
 
@@ -117,8 +123,7 @@ export class Topic {
   _isNew(data: Partial<Position>): boolean {
     const position = positionOf(data);
     if (!position) return true;
-    const newest = this._newest;
-    if (newest && newest.epoch === position.epoch && newest.offset >= position.offset) return false;
+    if (covers(this._newest, position)) return false;
     this._newest = position;
     return true;
   }
@@ -147,9 +152,17 @@ export class Topic {
   _skip(position: Position): void {
     this._position = position;
     for (const handle of this._handles) {
-      if (!handle._isFull && !handle._held && !handle._has(position)) handle._position = position;
+      if (!handle._isFull && !handle._held && handle._isNext(position)) handle._position = position;
     }
-    if (!this._handles.some((handle) => handle._isFull)) this._own?.delete(position.offset);
+    // Else messages may come again from an earlier position.
+    if (!this._handles.some((handle) => handle._isFull || handle._held)) this._forgetOwn();
+  }
+
+  /** Forgets own messages up to the position. Those of another epoch may be to come. */
+  _forgetOwn(): void {
+    for (const own of this._own?.values() ?? []) {
+      if (!this._position || covers(this._position, own)) this._own?.delete(own.offset);
+    }
   }
 
   _isHole({ epoch, offset, prev = (offset ?? 0) - 1 }: Place): boolean {
@@ -160,12 +173,12 @@ export class Topic {
   _process([type, data, bytes]: Received): void {
     const position = this._isPattern ? undefined : positionOf(data);
     const current = this._position;
-    const isRepeated =
-      position && current && position.epoch === current.epoch && position.offset <= current.offset;
+    const isRepeated = position && covers(current, position);
     if (type === "message") {
       this._fill(data);
       if (position && this._isHole(data)) return this._onHole();
     }
+    let replayed = Number(type === "message");
     if (!isRepeated) {
       this._position = position ?? current;
       if (type === "message") {
@@ -173,13 +186,19 @@ export class Topic {
         else for (const handle of this._handles) handle._offer(data, bytes);
       } else if (type === "gap") {
         const { topic, reason, from, to } = data;
+        // Policies that skip count only what they send. A new epoch ends the replay.
+        if (reason === "epoch") replayed = Infinity;
+        else if (!isByPolicy(reason)) replayed = data.offset - (current?.offset ?? 0);
         for (const handle of this._handles)
           handle._offerGap(defined<Gap>({ topic, reason, from, to }), position);
       } else if (position) {
         this._skip(position);
       }
     }
-    if (type === "message" && this._replay && !--this._replay) this._enter(this._afterReplay);
+    if (this._replay && !((this._replay -= replayed) > 0)) {
+      this._replay = 0;
+      this._enter(this._afterReplay);
+    }
   }
 
   _onHole(): void {
@@ -193,10 +212,9 @@ export class Topic {
   }
 
   /** Takes the end of a publish that this client was excluded from. */
-  _onPublished(published: Published | undefined): void {
-    const position = positionOf(published ?? {});
-    const current = this._position;
-    if (position && !(current && current.epoch === position.epoch && current.offset >= position.offset)) {
+  _onPublished(published: Partial<Published> = {}): void {
+    const position = positionOf(published);
+    if (position && !covers(this._position, position)) {
       (this._own ??= new Map<number, Position>()).set(position.offset, position);
       if (this._isSubscribed && !this._replay) this._fill({ epoch: position.epoch, prev: position.offset });
     }

@@ -39,16 +39,18 @@ export class ModelHub {
     return { epoch: this.log(name).epoch, offset, time: offset };
   }
 
+  /** Returns the position of the message: the first one, if it was published before. */
   publish(name, message, from, once, excludeSelf) {
     const topic = this.topics.get(name);
     const known = once && topic.onces.get(once);
     if (known) return known;
     const log = this.log(name);
     const offset = log.messages.push({ message, from, once, excluded: excludeSelf ? from : undefined });
-    if (once) topic.onces.set(once, offset);
+    const position = this.position(name, offset);
+    if (once) topic.onces.set(once, position);
     if (this.connection?.subscriptions.has(name) && !(excludeSelf && from === this.connection.id))
       this.deliver(name, offset);
-    return offset;
+    return position;
   }
 
   deliver(name, offset) {
@@ -63,6 +65,22 @@ export class ModelHub {
   trim(name) {
     const log = this.log(name);
     log.trimmed = Math.max(log.trimmed, log.messages.length - 3);
+  }
+
+  /** Empties a topic's history: a new epoch, whose offsets go on. */
+  clear(name) {
+    const topic = this.topics.get(name);
+    const { messages } = this.log(name);
+    topic.epochs.push({
+      epoch: `e${topic.epochs.length + 1}`,
+      messages: messages.map((message) => ({ ...message, once: undefined })),
+      trimmed: messages.length,
+    });
+    if (this.connection?.subscriptions.has(name))
+      this.connection.outgoing.push({
+        type: "gap",
+        data: { topic: name, ...this.position(name), reason: "epoch" },
+      });
   }
 
   /** Answers the next messages of the client. */
@@ -80,8 +98,9 @@ export class ModelHub {
     if (type === "publish") {
       if (this.random() < 0.05)
         return reply("error", { code: "unavailable", message: "later", retry_after_ms: 50 });
-      const offset = this.publish(data.topic, data.message, this.connection.id, data.once, data.exclude_self);
-      reply("published", { topic: data.topic, subscribers: 1, ...this.position(data.topic, offset) });
+      const { id } = this.connection;
+      const position = this.publish(data.topic, data.message, id, data.once, data.exclude_self);
+      reply("published", { topic: data.topic, subscribers: 1, ...position });
     }
     if (type === "unsubscribe") {
       this.connection.subscriptions.delete(data.topic);

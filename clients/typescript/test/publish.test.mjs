@@ -1,12 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { fixRandom, position, settle, start } from "./support.mjs";
-
-async function comeBack(app) {
-  await app.socket.cut();
-  while (app.hub.state.state === "waiting") await app.clock.advance(100);
-  return app.open();
-}
+import { comeBack, fixRandom, position, settle, start } from "./support.mjs";
 
 const payloads = (publishes) => publishes.map(({ data }) => data.message);
 

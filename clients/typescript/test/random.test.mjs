@@ -35,6 +35,7 @@ function follow(app, topic, random, releases, options) {
 function check(hub, { topic, events, readsHistory }, clientIds, isOver) {
   const logs = new Map(hub.topics.get(topic).epochs.map((log) => [log.epoch, log.messages]));
   const isOwn = (epoch, offset) => clientIds.has(logs.get(epoch)[offset - 1].excluded);
+  const seen = new Set();
   let at = null;
   for (const event of events) {
     if (event.gap) {
@@ -50,6 +51,8 @@ function check(hub, { topic, events, readsHistory }, clientIds, isOver) {
       continue;
     }
     const { epoch, offset, message } = event;
+    assert.ok(!seen.has(`${epoch} ${offset}`), `${topic} ${epoch} ${offset} is repeated`);
+    seen.add(`${epoch} ${offset}`);
     assert.deepEqual(logs.get(epoch)[offset - 1].message, message);
     // History that was read has the own messages too.
     assert.ok(readsHistory || !isOwn(epoch, offset), `${topic} ${epoch} ${offset} is an own message`);
@@ -113,6 +116,7 @@ async function play(seed) {
     [4, () => releases.shift()?.()],
     [2, () => hub.connection && cut()],
     [0.5, () => hub.trim(pick(TOPICS))],
+    [0.5, () => hub.clear(pick(TOPICS))],
     [
       0.3,
       () => {

@@ -1,13 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { position, settle, start } from "./support.mjs";
-
-/** Cuts the connection and opens the next one. */
-async function comeBack(app) {
-  await app.socket.cut();
-  while (app.hub.state.state === "waiting") await app.clock.advance(100);
-  return app.open();
-}
+import { comeBack, position, settle, start } from "./support.mjs";
 
 test("a first subscribe is live after its replay", async () => {
   const app = start();

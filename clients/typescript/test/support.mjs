@@ -199,3 +199,10 @@ export function note(handle, onMessage) {
 export function fixRandom(test, value) {
   test.mock.method(Math, "random", () => value);
 }
+
+/** Cuts the connection and opens the next one. */
+export async function comeBack(app) {
+  await app.socket.cut();
+  while (app.hub.state.state === "waiting") await app.clock.advance(100);
+  return app.open();
+}

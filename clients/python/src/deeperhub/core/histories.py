@@ -12,7 +12,7 @@ from .connection import Connection
 from .queue import HandleQueue
 from .request import Request, Requests
 from .timers import Timers
-from .wire import RETRYABLE, Data, data_of, encode, integer, message_of, size_of, text
+from .wire import RETRYABLE, Data, data_of, encode, integer, message_of, position_of, size_of, text
 
 #: Messages that one request asks for at most.
 MAX_LIMIT = 1000
@@ -110,9 +110,9 @@ class Histories:
             for entry in (entries if isinstance(entries, list) else [])
             if isinstance(entry, dict) and text(entry.get("topic")) is not None
         ]
-        handle.add_history(messages)
+        continues = handle.add_history(messages, position_of(answer))
         start = integer(answer.get("next"))
-        if start is None or not messages:
+        if start is None or not messages or not continues:
             self.forget(handle)
             handle.finish_history()
         else:

@@ -60,6 +60,8 @@ class PublishQueue:
         self._waiting_bytes = 0
         self._held_until: float | None = None
         self._filling: Counter[str] = Counter()
+        #: Publishes that timed out and whose message may still be stored and answered.
+        self._late: dict[int, Publish] = {}
 
     def may_fill_hole(self, topic: str) -> bool:
         """Returns whether an unanswered publish may be a message that is missing in the topic."""
@@ -102,9 +104,7 @@ class PublishQueue:
                 continue
             self._leave_queue(publish)
             self._unanswered.add(publish.id)
-            if publish.exclude_self and not publish.may_fill_hole:
-                publish.may_fill_hole = True
-                self._filling[publish.topic] += 1
+            self._start_filling(publish)
             if publish.first_sent is None:
                 publish.first_sent = now
                 self._timers.set("publish timeout", now + self._timeout, publish.id)
@@ -113,6 +113,9 @@ class PublishQueue:
 
     def on_published(self, request: int, data: Data) -> tuple[Publish, Position | None] | None:
         """Takes an answer. Returns the publish and the position of its message."""
+        late = self._take_late(request)
+        if late is not None:
+            return late, position_of(data)
         publish = self._publishes.get(request)
         if publish is None or request not in self._unanswered:
             return None
@@ -131,6 +134,9 @@ class PublishQueue:
 
     def on_error(self, request: int, error: HubError, now: float) -> Publish | None:
         """Takes an error. Returns the publish that it belongs to."""
+        late = self._take_late(request)
+        if late is not None:
+            return late
         publish = self._publishes.get(request)
         if publish is None or request not in self._unanswered:
             return None
@@ -166,8 +172,12 @@ class PublishQueue:
         """Fails a publish that was not answered in time."""
         publish = self._publishes.get(request)
         if publish is not None:
+            is_unanswered = request in self._unanswered
             message = f"no answer within {self._timeout:g} s; the message may have been published"
             self._settle(publish, HubError("timeout", message))
+            if is_unanswered and publish.exclude_self:
+                self._late[request] = publish
+                self._start_filling(publish)
         return publish
 
     def cancel(self, publish: Publish) -> None:
@@ -180,6 +190,8 @@ class PublishQueue:
         """Notes that the connection ended: what is unanswered is sent again."""
         self.on_hold_end()
         self._timers.cancel("publishes held")
+        for request in list(self._late):
+            self._take_late(request)
         for request in sorted(self._unanswered):
             publish = self._publishes[request]
             publish.answer_lost = True
@@ -230,6 +242,17 @@ class PublishQueue:
         if not publish.is_waiting:
             publish.is_waiting = True
             self._waiting_bytes += publish.size
+
+    def _take_late(self, request: int) -> Publish | None:
+        publish = self._late.pop(request, None)
+        if publish is not None:
+            self._stop_filling(publish)
+        return publish
+
+    def _start_filling(self, publish: Publish) -> None:
+        if publish.exclude_self and not publish.may_fill_hole:
+            publish.may_fill_hole = True
+            self._filling[publish.topic] += 1
 
     def _stop_filling(self, publish: Publish) -> None:
         if publish.may_fill_hole:

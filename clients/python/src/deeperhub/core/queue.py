@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..errors import HubError
 from ..types import Gap, Message, Position, SubscriptionState
@@ -32,10 +33,14 @@ class HandleQueue:
         self._notify = notify
         self._items: deque[tuple[Item, int]] = deque()
         self._notices = 0
-        #: Live events that wait until the history of a later handle has arrived.
-        self._backlog: list[tuple[Item, int]] | None = None
-        #: Messages up to here were handed over with the history already.
+        #: Live events that wait until the history of a later handle has arrived, and the positions
+        #: that gaps lead to.
+        self._backlog: list[tuple[Item, int, Position | None]] | None = None
+        #: Messages up to here were handed over with the history already. Its epoch may be one that
+        #: the subscription has not reached. `None` once the handle has passed it.
         self._floor: Position | None = None
+        #: Whether the topic's history was emptied before all parts of it had arrived.
+        self._is_history_cut = False
 
     @property
     def ended(self) -> bool:
@@ -56,18 +61,37 @@ class HandleQueue:
         """Returns whether a message fits. An empty queue takes a message of any length."""
         return self.bytes == 0 or self.bytes + size <= self._max_bytes
 
+    def exceeds(self, size: int) -> bool:
+        """Returns whether a message of this size would exceed the limit, even in an empty queue."""
+        return self.bytes + size > self._max_bytes
+
     def push_message(self, message: Message, size: int) -> None:
-        """Adds a message, unless it was part of the history of a later handle."""
-        floor = self._floor
-        if floor is not None and message.epoch == floor.epoch and (message.offset or 0) <= floor.offset:
-            return
+        """Adds a message, unless the history of a later handle has it or is newer."""
+        if self._backlog is None and self._floor is not None:
+            if is_before(message, self._floor):
+                return
+            self._floor = None
         self._push(message, size)
 
-    def push_gap(self, gap: Gap) -> None:
-        """Adds a gap. Gaps of unknown messages that follow each other become one."""
+    def push_gap(self, gap: Gap, position: Position | None = None, *, is_current: bool = False) -> None:
+        """Adds a gap that leads to a position, unless the history of a later handle covers it.
+
+        Gaps of unknown messages that follow each other become one. With `is_current`, the gap is
+        newer than the history.
+        """
         if gap.reason == "dropped" and gap.to is None and self._last() == gap:
             return
-        self._push(gap, 0)
+        if self._backlog is None and self._floor is not None:
+            rest = gap_after(gap, position, self._floor, is_current=is_current)
+            if rest is None:
+                return
+            gap, self._floor = rest, None
+        self._push(gap, 0, position)
+
+    def continue_in_epoch(self, old: str, new: str) -> None:
+        """Notes that the offsets of an epoch go on in another one."""
+        if self._floor is not None and self._floor.epoch == old:
+            self._floor = replace(self._floor, epoch=new)
 
     def set_state(self, state: SubscriptionState) -> None:
         """Changes the state and adds the change to the events."""
@@ -87,7 +111,7 @@ class HandleQueue:
             self._items.clear()
             self._notices = self.bytes = 0
         backlog, self._backlog = self._backlog, None
-        for item, size in (backlog or ()) if keep else ():
+        for item, size, _ in (backlog or ()) if keep else ():
             self.bytes -= size
             self._append(item, size)
         self.error = error
@@ -98,21 +122,31 @@ class HandleQueue:
         """Holds events back until the history has arrived."""
         self._backlog = []
 
-    def add_history(self, messages: list[tuple[Message, int]]) -> None:
-        """Adds a part of the history before all events that were held back."""
+    def add_history(self, messages: list[tuple[Message, int]], newest: Position | None) -> bool:
+        """Adds a part of the history before all events that were held back.
+
+        `newest` is the position of the topic. Returns `False` if the history was emptied since the
+        part before; then a gap leads to the new epoch.
+        """
+        if self._floor is not None and newest is not None and newest.epoch != self._floor.epoch:
+            self._is_history_cut = True
+            return False
         for message, size in messages:
             self._append(message, size)
             if message.epoch is not None and message.offset is not None:
                 self._floor = Position(message.epoch, message.offset, message.time)
         self._notify()
+        return True
 
     def finish_history(self) -> None:
         """Continues with the events that were held back."""
         backlog, self._backlog = self._backlog, None
-        for item, size in backlog or ():
+        for item, size, position in backlog or ():
             self.bytes -= size
             if isinstance(item, Message):
                 self.push_message(item, size)
+            elif isinstance(item, Gap):
+                self.push_gap(item, position, is_current=self._is_history_cut)
             else:
                 self._append(item, size)
         self.make_ready()
@@ -128,15 +162,16 @@ class HandleQueue:
         return item
 
     def _last(self) -> Item | None:
-        items = self._items if self._backlog is None else self._backlog
-        return items[-1][0] if items else None
+        if self._backlog is not None:
+            return self._backlog[-1][0] if self._backlog else None
+        return self._items[-1][0] if self._items else None
 
-    def _push(self, item: Item, size: int) -> None:
+    def _push(self, item: Item, size: int, position: Position | None = None) -> None:
         if self._backlog is None:
             self._append(item, size)
             self._notify()
         else:
-            self._backlog.append((item, size))
+            self._backlog.append((item, size, position))
             self.bytes += size
 
     def _append(self, item: Item, size: int) -> None:
@@ -146,3 +181,24 @@ class HandleQueue:
             self._notices += 1
         self._items.append((item, size))
         self.bytes += size
+
+
+def is_before(message: Message, floor: Position) -> bool:
+    """Returns whether a message is part of a history up to a position, or older."""
+    if message.epoch is None:
+        return False
+    # A gap leads to each later epoch, so a message of another epoch is older.
+    return message.epoch != floor.epoch or (message.offset or 0) <= floor.offset
+
+
+def gap_after(gap: Gap, position: Position | None, floor: Position, *, is_current: bool) -> Gap | None:
+    """Returns the part of a gap that comes after a history up to `floor`, if there is one."""
+    if position is None:
+        return gap
+    if position.epoch == floor.epoch:
+        if position.offset <= floor.offset:
+            return None
+        return gap if gap.from_ is None else replace(gap, from_=max(gap.from_, floor.offset + 1))
+    # Offsets go on when a history is emptied, so lower ones are of an earlier epoch.
+    is_older = gap.from_ is not None or position.offset < floor.offset
+    return None if is_older and not is_current else gap

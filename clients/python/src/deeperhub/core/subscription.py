@@ -11,8 +11,12 @@ from .backoff import Backoff
 from .queue import HandleQueue
 from .wire import Data, is_pattern, message_of, position_of, recover_of, text
 
-#: Own messages that are remembered of each topic until the position has passed them.
+#: Own messages that are remembered of each epoch until the position has passed them.
 MAX_OWN = 1000
+#: Epochs of a topic whose own messages are remembered.
+MAX_OWN_EPOCHS = 4
+#: Reasons of gaps that a replay does not count: the server announces only what it sends.
+SKIPPING = frozenset({"dropped", "conflated"})
 
 
 class Wire(Enum):
@@ -66,8 +70,8 @@ class Subscription:
         self._live = SubscriptionState("live")
         #: Positions of own messages that the application must not get, by epoch and offset. Those
         #: of another epoch may be needed soon: the answer to a publish can come before the
-        #: `subscribed` that tells the new epoch.
-        self._own: dict[tuple[str, int], Position] = {}
+        #: `subscribed` or the gaps that lead to its epoch.
+        self._own: dict[str, dict[int, Position]] = {}
         #: Deliveries after a hole that the answer to an own publish may fill.
         self._held: list[Delivery] = []
 
@@ -104,11 +108,15 @@ class Subscription:
         self._live = SubscriptionState("live")
         if recovered is True:
             self._live = SubscriptionState("live", True)
-            self._move(position or self.position)
+            known = self.position
+            if known is not None and position is not None and known.epoch != position.epoch:
+                for handle in self.handles:
+                    handle.continue_in_epoch(known.epoch, position.epoch)
+            self._move(position or known)
         elif recovered is False or self._subscribed_before:
             reason = text(reply.get("reason")) or "no_history"
             self._live = SubscriptionState("live", False, reason)
-            self._push_gap(self._missed(reason, position))
+            self._push_gap(self._missed(reason, position), position, is_current=True)
             self._move(position)
         else:
             self._move(position)
@@ -136,12 +144,15 @@ class Subscription:
         """Notes the position of an own message that the server does not deliver."""
         known = self.position
         if known is None or known.epoch != position.epoch or known.offset < position.offset:
-            self._own[position.epoch, position.offset] = position
+            own = self._own.setdefault(position.epoch, {})
+            own[position.offset] = position
+            if len(own) > MAX_OWN:
+                del own[next(iter(own))]
+            if len(self._own) > MAX_OWN_EPOCHS:
+                del self._own[next(iter(self._own))]
             if known is not None and self.wire is Wire.ACTIVE and not self.is_overflowing:
                 # The position that a reconnect gives back is behind the own message then.
                 self._fill_own(known, position.offset)
-            while len(self._own) > MAX_OWN:
-                del self._own[next(iter(self._own))]
 
     def release_held(self, *, awaits_own: bool, own_clients: tuple[str, ...]) -> Outcome:
         """Looks at held deliveries again, since an own publish was answered."""
@@ -186,14 +197,14 @@ class Subscription:
         if delivery.kind == "gap":
             reason = text(delivery.data.get("reason")) or "lost"
             start, end = delivery.data.get("from"), delivery.data.get("to")
-            self._push_gap(
-                Gap(
-                    self.topic,
-                    reason,
-                    start if isinstance(start, int) else None,
-                    end if isinstance(end, int) else None,
-                )
+            gap = Gap(
+                self.topic,
+                reason,
+                start if isinstance(start, int) else None,
+                end if isinstance(end, int) else None,
             )
+            self._push_gap(gap, position)
+            self._count_gap(gap)
         return Outcome.DONE
 
     def _take_message(self, delivery: Delivery, awaits_own: bool, own_clients: tuple[str, ...]) -> Outcome:
@@ -214,7 +225,7 @@ class Subscription:
             known = self._fill_own(known, previous)
         if previous > known.offset:
             return self._hold(delivery) if awaits_own else Outcome.HOLE
-        if (position.epoch, position.offset) in self._own:
+        if position.offset in self._own.get(position.epoch, ()):
             self._move(position)
             self._count_replay()
             return Outcome.DONE
@@ -241,39 +252,52 @@ class Subscription:
     def _hold(self, delivery: Delivery) -> Outcome:
         self._held.append(delivery)
         held = sum(delivery.size for delivery in self._held)
-        if not all(handle.has_room(held) for handle in self.handles):
+        # One message of any length may wait, as in an empty queue.
+        if len(self._held) > 1 and any(handle.exceeds(held) for handle in self.handles):
             self._held.clear()
             self.is_overflowing = True
         return Outcome.DONE
 
-    def _count_replay(self) -> None:
+    def _count_replay(self, messages: int = 1) -> None:
         if self._replay > 0:
-            self._replay -= 1
+            self._replay = max(self._replay - messages, 0)
             if self._replay == 0:
                 self.set_state(self._live)
+
+    def _count_gap(self, gap: Gap) -> None:
+        """Takes the messages of a gap off the replay. They are missed, so it no longer recovers all."""
+        if self._replay > 0 and self._live.recovered:
+            self._live = SubscriptionState("live", False, gap.reason)
+        if gap.reason == "epoch":
+            self._count_replay(self._replay)
+        elif gap.reason not in SKIPPING and gap.from_ is not None and gap.to is not None:
+            self._count_replay(gap.to - gap.from_ + 1)
 
     def _move(self, position: Position | None) -> None:
         known, self.position = self.position, position
         if position is None or not self._own:
             return
-        has_moved_on = known is not None and known.epoch != position.epoch
-        self._own = {
-            key: own
-            for key, own in self._own.items()
-            if (own.epoch == position.epoch and own.offset > position.offset)
-            or (own.epoch != position.epoch and not has_moved_on)
-        }
+        if known is not None and known.epoch != position.epoch:
+            self._own.pop(known.epoch, None)
+        own = self._own.pop(position.epoch, {})
+        left = {offset: at for offset, at in own.items() if offset > position.offset}
+        if left:
+            self._own[position.epoch] = left
 
     def _fill_own(self, known: Position, end: int) -> Position:
         """Moves over own messages, at most to the offset `end`. Returns the position."""
-        while known.offset < end and (own := self._own.get((known.epoch, known.offset + 1))) is not None:
+        while known.offset < end and (own := self._own_after(known)) is not None:
             known = own
             self._move(known)
         return known
 
-    def _push_gap(self, gap: Gap) -> None:
+    def _own_after(self, position: Position) -> Position | None:
+        """Returns the position of the own message that comes next, if it is one."""
+        return self._own.get(position.epoch, {}).get(position.offset + 1)
+
+    def _push_gap(self, gap: Gap, position: Position | None, *, is_current: bool = False) -> None:
         for handle in self.handles:
-            handle.push_gap(gap)
+            handle.push_gap(gap, position, is_current=is_current)
 
     def _missed(self, reason: str, position: Position | None) -> Gap:
         known = self.position
