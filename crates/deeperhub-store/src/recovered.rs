@@ -147,7 +147,7 @@ impl Recovered {
             let next = if is_wanted { stream.last } else { Location::NONE };
             collected.insert(id.0, Collected::new(wanted, next, stream.newest));
         }
-        let mut left = budget;
+        let mut left = Some(budget);
         loop {
             // The newest segment with a message that is still wanted; 0 if there is none.
             let newest = collected.values().map(|stream| stream.next.segment()).max().unwrap_or_default();
@@ -175,14 +175,14 @@ impl Recovered {
     }
 }
 
-/// Reads the messages of one segment that are wanted. Leaves nothing of the budget if not all of
-/// them fit.
+/// Reads the messages of one segment that are wanted. Leaves `None` of the budget if not all of them
+/// fit: older messages then stay on the disk, whatever their length, so that no stream has a hole.
 fn read_segment(
     segment: &Segment,
     collected: &mut HashMap<u64, Collected>,
-    left: &mut usize,
+    left: &mut Option<usize>,
 ) -> io::Result<()> {
-    let (mut order, mut bytes, mut is_over) = (VecDeque::new(), 0_usize, false);
+    let (mut order, mut bytes, mut is_over) = (VecDeque::new(), 0_usize, left.is_none());
     let mut scan = segment.scan()?;
     while let Some((position, head, body)) = scan.next()? {
         if head.kind != Kind::Message {
@@ -195,7 +195,7 @@ fn read_segment(
         let freed = stream.push(position, &head, body);
         bytes = (bytes + body.len() + stream.wanted.overhead).saturating_sub(freed);
         order.push_back((head.stream, position));
-        while bytes > *left {
+        while left.is_none_or(|left| bytes > left) {
             is_over = true;
             let Some((id, position)) = order.pop_front() else { break };
             let Some(stream) = collected.get_mut(&id) else { continue };
@@ -209,7 +209,7 @@ fn read_segment(
         }
     }
     let taken: usize = collected.values_mut().map(|stream| stream.merge(segment.id)).sum();
-    *left = if is_over { 0 } else { left.saturating_sub(taken) };
+    *left = left.filter(|_| !is_over).map(|left| left.saturating_sub(taken));
     Ok(())
 }
 

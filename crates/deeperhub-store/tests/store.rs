@@ -172,6 +172,24 @@ fn reads_go_both_ways_from_any_offset() {
 }
 
 #[test]
+fn messages_without_bytes_leave_no_hole_behind_a_spent_budget() {
+    let folder = Folder::new("spent");
+    let mut options = with_sync(NEVER);
+    options.segment_bytes = 64 << 10;
+    let (store, _) = open(&folder, &options);
+    let stream = create(&store, "tea");
+    (1..=5000).for_each(|offset| append(&store, stream, offset, &[]));
+    (5001..=5004).for_each(|offset| append(&store, stream, offset, &[1; 30_000]));
+    store.close_clean().expect("the disk takes it");
+    drop(store);
+    assert!(folder.files("log").len() > 2, "some files have no long message");
+
+    let (_store, recovered) = open_raw(&folder, &options);
+    let streams = load(recovered, 10_000);
+    assert_eq!((streams[0].newest, streams[0].records.len()), (5004, 0));
+}
+
+#[test]
 fn the_newest_messages_are_recovered_within_the_budget() {
     let folder = Folder::new("budget");
     let mut options = with_sync(NEVER);

@@ -265,8 +265,11 @@ class Subscription:
                 self.set_state(self._live)
 
     def _count_gap(self, gap: Gap) -> None:
-        """Takes the messages of a gap off the replay. They are missed, so it no longer recovers all."""
-        if self._replay > 0 and self._live.recovered:
+        """Takes the messages of a gap off the replay, which then no longer recovers all.
+
+        A delivery policy replays as many messages as it announced, and the position was good.
+        """
+        if self._replay > 0 and self._live.recovered and gap.reason not in SKIPPING:
             self._live = SubscriptionState("live", False, gap.reason)
         if gap.reason == "epoch":
             self._count_replay(self._replay)
