@@ -86,7 +86,8 @@ async fn a_batch_runs_in_order_with_a_result_for_each_call() {
             }
         })
         .collect();
-    let one = format!(r#"200 {{"client_id":"{}","subscriptions":[],"user":null}}"#, client.id());
+    let one =
+        format!(r#"200 {{"client_id":"{}","positions":[],"subscriptions":[],"user":null}}"#, client.id());
     assert_eq!(
         results,
         [
