@@ -38,6 +38,7 @@ files! {
     "overview.js": SCRIPT,
     "poller.js": SCRIPT,
     "samples.js": SCRIPT,
+    "search_list.js": SCRIPT,
     "tail.js": SCRIPT,
     "topic.js": SCRIPT,
     "topics.js": SCRIPT,

@@ -2,26 +2,22 @@
 
 import { act } from "./actions.js";
 import { read } from "./api.js";
-import { button, field, figure, h, name, setText, syncRows, table } from "./dom.js";
+import { button, field, figure, h, name, syncRows, table } from "./dom.js";
 import { byteRate, bytes, plural, rate, short, span, whole } from "./format.js";
 import { poll } from "./poller.js";
+import { searchList } from "./search_list.js";
 import { clientLink } from "./tail.js";
-import { readList } from "./topics.js";
 
-const PAGE = 100;
 /** Time between two updates. A page of clients costs the server more than its statistics. */
 const INTERVAL_MS = 10_000;
 
 export function clients({ view, signal, pulse }) {
-  const input = h("input", {
-    type: "search",
-    maxlength: "255",
-    spellcheck: "false",
+  const search = searchList({
+    label: "User, address or ID",
     placeholder: "ada, 192.0.2.7 or an ID",
+    signal,
+    update,
   });
-  const everywhere = h("input", { type: "checkbox" });
-  const scope = h("label", { class: "check", hidden: true }, everywhere, "all nodes");
-  const summary = h("p", { role: "status" });
   const list = table("Clients", [
     "Client",
     "User",
@@ -38,38 +34,12 @@ export function clients({ view, signal, pulse }) {
     { label: "Messages", class: "figure" },
     { label: "Bytes", class: "figure" },
   ]);
-  const more = button(
-    "Show more",
-    () => {
-      limit = Math.min(limit + PAGE, 1000);
-      void refresh();
-    },
-    "quiet",
-  );
-  more.hidden = true;
-  let limit = PAGE;
-
-  const form = h(
-    "form",
-    {
-      class: "search",
-      role: "search",
-      onsubmit: (event) => {
-        event.preventDefault();
-        limit = PAGE;
-        void refresh();
-      },
-    },
-    field("User, address or ID", input),
-    scope,
-    h("button", {}, "Search"),
-  );
   view.append(
     h("h1", {}, "Clients"),
-    form,
-    summary,
+    search.form,
+    search.summary,
     list.element,
-    more,
+    search.more,
     h(
       "div",
       { class: "buttons" },
@@ -85,21 +55,16 @@ export function clients({ view, signal, pulse }) {
   async function update() {
     updates += 1;
     const update = updates;
-    const search = input.value.trim();
-    const parameters = { search, scope: everywhere.checked ? "cluster" : null };
+    const text = search.text();
     const [{ items, hasMore }, top] = await Promise.all([
-      readList("v1/clients", "clients", parameters, limit, signal),
+      search.read("v1/clients", "clients", { search: text }),
       read("v1/top?limit=10", { signal }),
     ]);
     // A search that started later shows its own result.
     if (update !== updates) return;
-    setText(
-      summary,
-      search === ""
-        ? `${plural(pulse.stats?.connections.active ?? items.length, "client")} on this node.`
-        : `${plural(items.length, "match", "matches")}${hasMore ? " so far" : ""}.`,
-    );
-    more.hidden = !hasMore || limit >= 1000;
+    const count = items.length;
+    const all = `${plural(pulse.stats?.connections.active ?? count, "client")} on this node.`;
+    search.summarize(text, { count, hasMore, all });
     syncRows(
       list.body,
       items,
@@ -132,26 +97,7 @@ export function clients({ view, signal, pulse }) {
     );
   }
 
-  /** Updates at once, between two regular updates. */
-  async function refresh() {
-    try {
-      await update();
-    } catch (error) {
-      if (!signal.aborted) setText(summary, error.message);
-    }
-  }
-
-  read("v1/nodes", { signal }).then(
-    ({ nodes }) => {
-      scope.hidden = nodes.length < 2;
-    },
-    () => {},
-  );
-  return poll(update, {
-    interval: INTERVAL_MS,
-    signal,
-    onFailure: (error) => setText(summary, error.message),
-  });
+  return poll(() => update(), { interval: INTERVAL_MS, signal, onFailure: search.fail });
 }
 
 function broadcast() {

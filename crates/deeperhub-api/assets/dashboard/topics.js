@@ -1,18 +1,16 @@
 // Topics: the busiest first, and a search.
 
-import { query, read } from "./api.js";
-import { button, field, figure, h, name, setText, syncRows, table } from "./dom.js";
+import { read } from "./api.js";
+import { figure, h, name, syncRows, table } from "./dom.js";
 import { byteRate, bytes, plural, rate, short, whole } from "./format.js";
 import { poll } from "./poller.js";
+import { searchList } from "./search_list.js";
 
 const MAX_BUSIEST = 50;
 /** Updates of the rates after which the list, which costs the server more, is read again. */
 const LIST_EVERY = 3;
 /** Topics of which one call reads subscribers and history. */
 const MAX_DESCRIBED = 100;
-const PAGE = 100;
-/** Pages that one search reads at most: each may be empty while the server looks for matches. */
-const MAX_SEARCH_CALLS = 8;
 
 export function isPattern(topic) {
   return topic.split(".").some((level) => level === "*" || level === ">");
@@ -20,21 +18,6 @@ export function isPattern(topic) {
 
 export function topicLink(topic) {
   return h("a", { href: `#/topics/${encodeURIComponent(topic)}` }, name(topic));
-}
-
-/** Reads a list until it has `limit` items. Returns the items, and whether there are more. */
-export async function readList(callPath, key, parameters, limit, signal) {
-  const items = [];
-  let cursor = null;
-  for (let calls = 0; calls < MAX_SEARCH_CALLS && items.length < limit; calls += 1) {
-    const answer = await read(callPath + query({ ...parameters, limit: limit - items.length, cursor }), {
-      signal,
-    });
-    items.push(...answer[key]);
-    cursor = answer.next_cursor ?? null;
-    if (cursor === null) break;
-  }
-  return { items, hasMore: cursor !== null };
 }
 
 /** Returns the busy topics per second, by name. */
@@ -71,15 +54,7 @@ async function describe(names, signal) {
 }
 
 export function topics({ view, signal, pulse }) {
-  const input = h("input", {
-    type: "search",
-    maxlength: "255",
-    spellcheck: "false",
-    placeholder: "chat. or chat.*",
-  });
-  const everywhere = h("input", { type: "checkbox" });
-  const scope = h("label", { class: "check", hidden: true }, everywhere, "all nodes");
-  const summary = h("p", { role: "status" });
+  const search = searchList({ label: "Prefix or pattern", placeholder: "chat. or chat.*", signal, update });
   const { element, body } = table("Topics", [
     "Topic or pattern",
     { label: "Subscribers", class: "figure" },
@@ -89,42 +64,15 @@ export function topics({ view, signal, pulse }) {
     { label: "Behind", class: "figure" },
     { label: "Kept", class: "figure" },
   ]);
-  const more = button(
-    "Show more",
-    () => {
-      limit = Math.min(limit + PAGE, 1000);
-      void refresh();
-    },
-    "quiet",
-  );
-  more.hidden = true;
-  let limit = PAGE;
-
-  const form = h(
-    "form",
-    {
-      class: "search",
-      role: "search",
-      onsubmit: (event) => {
-        event.preventDefault();
-        limit = PAGE;
-        void refresh();
-      },
-    },
-    field("Prefix or pattern", input),
-    scope,
-    h("button", {}, "Search"),
-  );
-  view.append(h("h1", {}, "Topics"), form, summary, element, more);
+  view.append(h("h1", {}, "Topics"), search.form, search.summary, element, search.more);
 
   let list = null;
   let updates = 0;
 
   /** Reads the topics of the list, with their subscribers and history. */
   async function readTopics(text, busiest) {
-    const parameters = { scope: everywhere.checked ? "cluster" : null };
-    parameters[isPattern(text) ? "match" : "prefix"] = text;
-    const { items, hasMore } = await readList("v1/topics", "topics", parameters, limit, signal);
+    const parameters = { [isPattern(text) ? "match" : "prefix"]: text };
+    const { items, hasMore } = await search.read("v1/topics", "topics", parameters);
     const listed = new Map(items.map((topic) => [topic.topic, topic]));
     const details = await describe([...new Set([...busiest, ...listed.keys()])], signal);
     return { text, listed, details, hasMore };
@@ -133,7 +81,7 @@ export function topics({ view, signal, pulse }) {
   async function update(isNewSearch = false) {
     updates += 1;
     const update = updates;
-    const text = input.value.trim();
+    const text = search.text();
     const busy = await readBusy(signal);
     const busiest = text === "" ? [...busy.keys()].slice(0, MAX_BUSIEST) : [];
     const isListOld = isNewSearch || list?.text !== text || update % LIST_EVERY === 0;
@@ -148,13 +96,9 @@ export function topics({ view, signal, pulse }) {
       (busy.get(topic.topic)?.messages ?? 0) + (busy.get(topic.topic)?.deliveries ?? 0);
     // The sort is stable, so quiet topics keep the server's order.
     rows.sort((a, b) => rateOf(b) - rateOf(a));
-    setText(
-      summary,
-      text === ""
-        ? `${plural(pulse.stats?.topics ?? rows.length, "topic")} and patterns; the busiest first.`
-        : `${plural(rows.length, "match", "matches")}${hasMore ? " so far" : ""}.`,
-    );
-    more.hidden = !hasMore || limit >= 1000;
+    const count = rows.length;
+    const all = `${plural(pulse.stats?.topics ?? count, "topic")} and patterns; the busiest first.`;
+    search.summarize(text, { count, hasMore, all });
     syncRows(
       body,
       rows,
@@ -174,20 +118,5 @@ export function topics({ view, signal, pulse }) {
     );
   }
 
-  /** Updates at once, between two regular updates. */
-  async function refresh() {
-    try {
-      await update(true);
-    } catch (error) {
-      if (!signal.aborted) setText(summary, error.message);
-    }
-  }
-
-  read("v1/nodes", { signal }).then(
-    ({ nodes }) => {
-      scope.hidden = nodes.length < 2;
-    },
-    () => {},
-  );
-  return poll(() => update(), { signal, onFailure: (error) => setText(summary, error.message) });
+  return poll(() => update(), { signal, onFailure: search.fail });
 }
