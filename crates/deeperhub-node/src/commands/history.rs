@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use deeperhub_listener::Context;
-use deeperhub_protocol::message::{EncodedDelivery, HistoryRequest, MessageId, ServerMessage};
-use deeperhub_protocol::{RawJson, Subscription};
+use deeperhub_protocol::Subscription;
+use deeperhub_protocol::message::{HistoryRequest, MessageId, ServerMessage};
 
 use crate::metrics::SentType;
 use crate::session::{Session, forbidden_reply};
@@ -49,11 +49,7 @@ pub(crate) fn history(
             });
         }
     };
-    let messages: Vec<RawJson<'_>> = page
-        .frames
-        .iter()
-        .filter_map(|frame| Some(EncodedDelivery::parse(frame.as_bytes())?.data()))
-        .collect();
+    let messages = page.messages();
     cx.charge(messages.iter().map(|message| message.as_str().len()).sum());
     let (position, next) = (page.position, page.next);
     let reply = ServerMessage::History { id, topic, position, messages: &messages, next };

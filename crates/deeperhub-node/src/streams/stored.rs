@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::frame::KeptFrame;
-use deeperhub_protocol::message::HistoryOrder;
-use deeperhub_protocol::{Epoch, Position};
+use deeperhub_protocol::message::{EncodedDelivery, HistoryOrder};
+use deeperhub_protocol::{Epoch, Position, RawJson};
 
 use crate::connection_id::ConnectionId;
 
@@ -79,6 +79,14 @@ pub(crate) struct HistoryPage {
     pub(crate) frames: Vec<KeptFrame>,
     /// Offset with which to continue; `None` if there are no more messages.
     pub(crate) next: Option<u64>,
+}
+
+impl HistoryPage {
+    /// Returns the messages as a reply has them: the `data` of each delivery.
+    pub(crate) fn messages(&self) -> Vec<RawJson<'_>> {
+        let frames = self.frames.iter();
+        frames.filter_map(|frame| Some(EncodedDelivery::parse(frame.as_bytes())?.data())).collect()
+    }
 }
 
 /// Message of the store to a worker.

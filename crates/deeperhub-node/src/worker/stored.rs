@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use deeperhub_events::{EventDetails, EventKind};
 use deeperhub_listener::Connections;
-use deeperhub_protocol::RawJson;
-use deeperhub_protocol::message::{EncodedDelivery, MessageId, ServerMessage};
+use deeperhub_protocol::message::{MessageId, ServerMessage};
 
 use super::NodeWorker;
 use super::outlet::ConnectionOutlet;
@@ -141,11 +140,7 @@ impl NodeWorker {
         }
         let id = id.as_deref().and_then(MessageId::from_json);
         let Ok(page) = page else { return self.refuse(id, (connection, &topic), connections) };
-        let messages: Vec<RawJson<'_>> = page
-            .frames
-            .iter()
-            .filter_map(|frame| Some(EncodedDelivery::parse(frame.as_bytes())?.data()))
-            .collect();
+        let messages = page.messages();
         let (position, next) = (page.position, page.next);
         let reply = ServerMessage::History { id, topic: &topic, position, messages: &messages, next };
         self.send(SentType::History, connection.key, &reply.to_frame(), connections);

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use deeperhub_protocol::message::{
-    ClientMessage, Command, EncodedDelivery, HistoryRequest, MessageId, ServerMessage, SubscribeRequest,
-    SubscribedEntry, SubscribedError, SubscriptionStart, WelcomeLimits,
+    ClientMessage, Command, HistoryRequest, MessageId, ServerMessage, SubscribeRequest, SubscribedEntry,
+    SubscribedError, SubscriptionStart, WelcomeLimits,
 };
 use deeperhub_protocol::{Position, RawJson};
 
@@ -186,9 +186,7 @@ impl World {
         let HistoryRead::Page(page) = self.streams.read(&self.router, request, max_bytes) else {
             unreachable!("the node has no store");
         };
-        let data = |frame| EncodedDelivery::parse(frame).map(|delivery| delivery.data());
-        let messages: Vec<RawJson<'_>> =
-            page.frames.iter().filter_map(|frame| data(frame.as_bytes())).collect();
+        let messages = page.messages();
         let (topic, position, next) = (request.topic.as_str(), page.position, page.next);
         self.reply(client, &ServerMessage::History { id, topic, position, messages: &messages, next });
     }
