@@ -4,8 +4,10 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use crate::connection::Connection;
 use crate::failure::{Result, ensure};
 use crate::kit::{CHAT, Kit};
+use crate::received::{Received, Subscribe};
 use crate::topic::Topic;
 
 const OTHER: Topic = Topic::new("chat.2", "x9");
@@ -128,8 +130,9 @@ pub(super) async fn messages_after_goodbye(kit: &mut Kit) -> Result {
     kit.settle(&mut connection).await
 }
 
-/// An own message whose answer was lost: the repeated publish says its offset before the replay.
-pub(super) async fn lost_answer_of_an_own_message(kit: &mut Kit) -> Result {
+/// Loses the answer to an own message. Returns the next connection, with the repeated publish and the
+/// subscribe that follows it.
+async fn repeat_own_publish(kit: &mut Kit) -> Result<(Connection, Received, Subscribe)> {
     let mut connection = kit.live_at(10).await?;
     let keys = json!({"as": "post", "topic": CHAT.name, "message": "mine", "exclude_self": true});
     kit.command("publish", keys).await?;
@@ -139,6 +142,12 @@ pub(super) async fn lost_answer_of_an_own_message(kit: &mut Kit) -> Result {
     let publish = connection.expect_publish(CHAT.name, json!("mine")).await?;
     let subscribe = connection.expect_subscribe(&[CHAT.name]).await?;
     subscribe.expect_recover(&CHAT, 10)?;
+    Ok((connection, publish, subscribe))
+}
+
+/// An own message whose answer was lost: the repeated publish says its offset before the replay.
+pub(super) async fn lost_answer_of_an_own_message(kit: &mut Kit) -> Result {
+    let (mut connection, publish, subscribe) = repeat_own_publish(kit).await?;
     connection.reply_published(&publish, &CHAT, 12).await?;
     connection.reply_subscribed(&subscribe, &[CHAT.at(10, json!({"recovered": true, "replay": 3}))]).await?;
     connection.deliver_all(&CHAT, 11..=14).await?;
@@ -152,15 +161,7 @@ pub(super) async fn lost_answer_of_an_own_message(kit: &mut Kit) -> Result {
 
 /// The answer fills a hole while the subscribe is under way, whose replay has the own message.
 pub(super) async fn own_message_at_the_start_of_a_replay(kit: &mut Kit) -> Result {
-    let mut connection = kit.live_at(10).await?;
-    let keys = json!({"as": "post", "topic": CHAT.name, "message": "mine", "exclude_self": true});
-    kit.command("publish", keys).await?;
-    connection.expect_publish(CHAT.name, json!("mine")).await?;
-    connection.cut();
-    let mut connection = kit.open().await?;
-    let publish = connection.expect_publish(CHAT.name, json!("mine")).await?;
-    let subscribe = connection.expect_subscribe(&[CHAT.name]).await?;
-    subscribe.expect_recover(&CHAT, 10)?;
+    let (mut connection, publish, subscribe) = repeat_own_publish(kit).await?;
     connection.reply_published(&publish, &CHAT, 11).await?;
     connection.reply_subscribed(&subscribe, &[CHAT.at(10, json!({"recovered": true, "replay": 2}))]).await?;
     connection.deliver_all(&CHAT, 11..=13).await?;

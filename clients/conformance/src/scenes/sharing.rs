@@ -194,13 +194,19 @@ pub(super) async fn pattern_cannot_recover(kit: &mut Kit) -> Result {
     kit.settle(&mut connection).await
 }
 
-/// A message that matches a topic and a pattern comes once, and goes to both handles.
-pub(super) async fn topic_and_pattern_overlap(kit: &mut Kit) -> Result {
+/// Returns a connection with the topic at offset 10, and with a pattern that matches it.
+async fn live_with_pattern(kit: &mut Kit) -> Result<Connection> {
     let mut connection = kit.live_at(10).await?;
     kit.subscribe("all", "chat.*").await?;
     let subscribe = connection.expect_subscribe(&["chat.*"]).await?;
     connection.reply_subscribed(&subscribe, &[json!({"topic": "chat.*"})]).await?;
     kit.app().expect_live("all").await?;
+    Ok(connection)
+}
+
+/// A message that matches a topic and a pattern comes once, and goes to both handles.
+pub(super) async fn topic_and_pattern_overlap(kit: &mut Kit) -> Result {
+    let mut connection = live_with_pattern(kit).await?;
     connection.deliver(&CHAT, 11).await?;
     connection.deliver(&OTHER, 501).await?;
     connection.deliver(&CHAT, 12).await?;
@@ -213,11 +219,7 @@ pub(super) async fn topic_and_pattern_overlap(kit: &mut Kit) -> Result {
 
 /// A handle that leaves a pattern does not end the topic below it.
 pub(super) async fn pattern_ends_alone(kit: &mut Kit) -> Result {
-    let mut connection = kit.live_at(10).await?;
-    kit.subscribe("all", "chat.*").await?;
-    let subscribe = connection.expect_subscribe(&["chat.*"]).await?;
-    connection.reply_subscribed(&subscribe, &[json!({"topic": "chat.*"})]).await?;
-    kit.app().expect_live("all").await?;
+    let mut connection = live_with_pattern(kit).await?;
     kit.command("unsubscribe", json!({"as": "all"})).await?;
     let unsubscribe = connection.expect("unsubscribe").await?;
     ensure(unsubscribe.data["topic"] == "chat.*", || format!("expected unsubscribe of chat.*, not {}", unsubscribe.data))?;
