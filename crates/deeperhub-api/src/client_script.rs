@@ -22,10 +22,10 @@ const HASH: u64 = {
 };
 
 /// Returns the TypeScript client, an ES module for web pages of any origin.
-#[utoipa::path(get, path = "/deeperhub.js", tag = "operations", operation_id = "client_script",
+#[cfg_attr(test, utoipa::path(get, path = "/deeperhub.js", tag = "operations", operation_id = "client_script",
     responses(
         (status = 200, body = String, content_type = "text/javascript", description = "The module, with an `ETag`"),
-        (status = 304, description = "The caller has it: its `If-None-Match` names the `ETag`")))]
+        (status = 304, description = "The caller has it: its `If-None-Match` names the `ETag`"))))]
 pub(crate) async fn client_script(headers: HeaderMap) -> Response {
     let tag = format!("\"{HASH:016x}\"");
     let matches = |value: &HeaderValue| {

@@ -10,10 +10,10 @@ use deeperhub_node::{
 };
 use deeperhub_protocol::{MessageError, TopicError};
 use serde::Serialize;
-use utoipa::ToSchema;
 
 /// An error response.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct ApiError {
     #[serde(skip)]
     status: StatusCode,
@@ -39,17 +39,18 @@ const CLOSE: Headers = &[("connection", "close")];
 const RETRY_AND_CLOSE: Headers = &[("retry-after", "1"), ("connection", "close")];
 
 /// The error.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Detail {
     /// Stable code for programs.
-    #[schema(value_type = String, example = "invalid_topic")]
+    #[cfg_attr(test, schema(value_type = String, example = "invalid_topic"))]
     code: Cow<'static, str>,
     /// Explanation for people; the wording may change.
-    #[schema(value_type = String)]
+    #[cfg_attr(test, schema(value_type = String))]
     message: Cow<'static, str>,
     /// Key, parameter or header at fault; absent if the error concerns no single one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = false, example = "limit")]
+    #[cfg_attr(test, schema(value_type = String, required = false, example = "limit"))]
     field: Option<&'static str>,
 }
 

@@ -48,7 +48,6 @@ mod trace;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Bytes;
 use axum::routing::{delete, get, post};
 use deeperhub_node::NodeHandle;
 
@@ -70,8 +69,6 @@ pub(crate) struct Api {
     config: SharedApiConfig,
     metrics: ApiMetrics,
     dashboard: dashboard::Dashboard,
-    /// OpenAPI document, kept because generating it is slow.
-    openapi_json: Bytes,
     /// Outcomes of publishes with an idempotency key.
     publishes: idempotency::PublishStore<responses::Published>,
     /// Statistics of the last minutes.
@@ -83,10 +80,9 @@ impl Api {
         let fixed = config.fixed();
         let dashboard = dashboard::Dashboard::new(fixed.websocket_url.as_deref());
         let metrics = fixed.metrics.clone();
-        let openapi_json = openapi().to_json().unwrap_or_default().into();
         let publishes = idempotency::PublishStore::new(metrics.clone());
         let samples = samples::Samples::default();
-        Self { node, config, metrics, dashboard, openapi_json, publishes, samples }
+        Self { node, config, metrics, dashboard, publishes, samples }
     }
 }
 

@@ -8,7 +8,6 @@ use deeperhub_node::{
     Action, ClusterAnswer, ClusterFault, Delivered, NodeInfo, Operation, Target, TopicHistory, TopicInfo,
 };
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use self::history::EpochText;
 pub(crate) use self::history::{HistoryPage, HistoryState};
@@ -18,7 +17,8 @@ pub(crate) use self::stats::{Busiest, ClusterNumbers, NodeStats};
 use crate::idempotency::PublishOutcome;
 
 /// Outcome of a publish.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Published {
     /// Matching subscriptions on this node. A client with two of them counts twice and gets the
     /// message once.
@@ -26,19 +26,19 @@ pub(crate) struct Published {
     /// `unavailable` if the other nodes of the cluster could not be reached, `too_large` if the
     /// message is over the broker's size limit; otherwise absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = false, example = "unavailable")]
+    #[cfg_attr(test, schema(value_type = String, required = false, example = "unavailable"))]
     cluster: Option<&'static str>,
     /// Epoch of the topic's stream. Epoch, offset and time are absent if the topic has no history.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = false, example = "k3J9aQx2")]
+    #[cfg_attr(test, schema(value_type = String, required = false, example = "k3J9aQx2"))]
     epoch: Option<EpochText>,
     /// Offset of the message in the stream.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = u64, required = false)]
+    #[cfg_attr(test, schema(value_type = u64, required = false))]
     offset: Option<u64>,
     /// Time of the publish in milliseconds since the Unix epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = u64, required = false)]
+    #[cfg_attr(test, schema(value_type = u64, required = false))]
     time: Option<u64>,
     /// The node's result.
     #[serde(skip)]
@@ -46,14 +46,15 @@ pub(crate) struct Published {
 }
 
 /// Outcome of a call that may concern several connections.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Sent {
     /// Number of this node's connections on which the call took effect.
     clients: u64,
     /// `unavailable` if the other nodes of the cluster could not be reached, `too_large` if the
     /// message is over the broker's size limit; otherwise absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = false, example = "unavailable")]
+    #[cfg_attr(test, schema(value_type = String, required = false, example = "unavailable"))]
     cluster: Option<&'static str>,
 }
 
@@ -67,32 +68,35 @@ pub(crate) enum Executed {
 }
 
 /// Empty body of a call that took effect.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Done {}
 
 /// Outcome of ending a client's subscription.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Unsubscribed {
     /// `false` if the client had no subscription to exactly this topic or pattern.
     pub(crate) unsubscribed: bool,
 }
 
 /// A topic or pattern.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Topic {
-    #[schema(example = "sports.football")]
+    #[cfg_attr(test, schema(example = "sports.football"))]
     pub(crate) topic: String,
     /// Number of subscribers on this node, or on all nodes with scope `cluster`.
     subscribers: u64,
     /// Kept messages of the topic. Absent in lists, for patterns, and if the topic has no history
     /// or was never used.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = HistoryState, required = false)]
+    #[cfg_attr(test, schema(value_type = HistoryState, required = false))]
     history: Option<HistoryState>,
     /// Nodes of the cluster that did not answer in time and are missing here. Absent with scope
     /// `node`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Vec<String>, required = false)]
+    #[cfg_attr(test, schema(value_type = Vec<String>, required = false))]
     unanswered: Option<Vec<String>>,
 }
 
@@ -166,14 +170,16 @@ impl From<ClusterAnswer<TopicInfo>> for Topic {
 }
 
 /// The nodes of a cluster.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Nodes {
     /// All nodes including this one, in the order of their names.
     nodes: Vec<Node>,
 }
 
 /// A node of a cluster.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Node {
     /// Name of the node, with which its client IDs start.
     node_id: String,

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use deeperhub_node::{NodeHandle, Stats};
 use serde::Serialize;
-use utoipa::ToSchema;
 
 /// Time between two samples.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(5);
@@ -124,15 +123,16 @@ fn row(at_unix_ms: u64, stats: &Stats) -> Row {
 }
 
 /// Samples of a node's statistics. A name that ends in `_total` counts from the node's start.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct StatsSamples {
     /// Time between two samples.
     interval_ms: u64,
     /// Names of the values of a sample. The first one is `at_unix_ms`.
-    #[schema(value_type = Vec<String>)]
+    #[cfg_attr(test, schema(value_type = Vec<String>))]
     columns: [&'static str; COLUMNS.len()],
     /// Samples, the oldest first: a value per column, or null.
-    #[schema(value_type = Vec<Vec<Option<u64>>>)]
+    #[cfg_attr(test, schema(value_type = Vec<Vec<Option<u64>>>))]
     samples: Vec<Row>,
 }
 

@@ -4,7 +4,6 @@ use deeperhub_node::TopicHistory;
 use deeperhub_protocol::{Epoch, Position};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
 
 /// An epoch, which is serialized as its text.
 #[derive(Debug, Clone, Copy)]
@@ -17,28 +16,29 @@ impl Serialize for EpochText {
 }
 
 /// A page of a topic's kept messages.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct HistoryPage<'a> {
-    #[schema(example = "chat.42")]
+    #[cfg_attr(test, schema(example = "chat.42"))]
     topic: &'a str,
     /// Epoch of the topic's stream. Epoch, offset and time are absent if no message was ever kept.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = false, example = "k3J9aQx2")]
+    #[cfg_attr(test, schema(value_type = String, required = false, example = "k3J9aQx2"))]
     epoch: Option<EpochText>,
     /// Offset of the newest message, kept or not.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = u64, required = false)]
+    #[cfg_attr(test, schema(value_type = u64, required = false))]
     offset: Option<u64>,
     /// Time of this response in milliseconds since the Unix epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = u64, required = false)]
+    #[cfg_attr(test, schema(value_type = u64, required = false))]
     time: Option<u64>,
     /// The messages as their subscribers got them.
-    #[schema(value_type = Vec<Delivery>)]
+    #[cfg_attr(test, schema(value_type = Vec<Delivery>))]
     messages: Vec<&'a RawValue>,
     /// `from` of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = u64, required = false)]
+    #[cfg_attr(test, schema(value_type = u64, required = false))]
     next: Option<u64>,
 }
 
@@ -61,8 +61,10 @@ impl<'a> HistoryPage<'a> {
 }
 
 /// A message of a topic with history, as its subscribers got it.
-#[expect(dead_code, reason = "it only describes texts that the node has encoded")]
-#[derive(ToSchema)]
+// It only describes texts that the node has encoded.
+#[cfg(test)]
+#[expect(dead_code, reason = "the node encodes the message")]
+#[derive(utoipa::ToSchema)]
 pub(crate) struct Delivery {
     topic: String,
     /// The message as published.
@@ -84,10 +86,11 @@ pub(crate) struct Delivery {
 }
 
 /// State of a topic's history.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct HistoryState {
     /// Epoch of the topic's stream.
-    #[schema(value_type = String, example = "k3J9aQx2")]
+    #[cfg_attr(test, schema(value_type = String, example = "k3J9aQx2"))]
     epoch: EpochText,
     /// Offset of the newest message, kept or not; 0 before the first message.
     offset: u64,
@@ -96,7 +99,7 @@ pub(crate) struct HistoryState {
     /// Bytes of the kept messages.
     bytes: u64,
     /// Offset of the oldest kept message; null if none is kept.
-    #[schema(required = true)]
+    #[cfg_attr(test, schema(required = true))]
     oldest: Option<u64>,
 }
 

@@ -2,40 +2,41 @@
 
 use deeperhub_node::{ClientInfo, ClusterAnswer, ConnectionInfo, Page, TopicInfo};
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::Topic;
 
 /// A client's connection.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Client {
     /// ID of the client.
-    #[schema(example = "node-1.0-1f-5c2a")]
+    #[cfg_attr(test, schema(example = "node-1.0-1f-5c2a"))]
     pub(crate) client_id: String,
     /// User of the client's token or certificate; null without one.
-    #[schema(required = true)]
+    #[cfg_attr(test, schema(required = true))]
     pub(crate) user: Option<String>,
     /// Topics and patterns that the client is subscribed to.
     pub(crate) subscriptions: Vec<String>,
     /// State of the connection. Absent if the client's node is of an older version.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = ClientConnection, required = false)]
+    #[cfg_attr(test, schema(value_type = ClientConnection, required = false))]
     pub(crate) connection: Option<ClientConnection>,
     /// Positions of the subscriptions to topics with history. Absent in lists, and for clients of
     /// other nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Vec<SubscriptionPosition>, required = false)]
+    #[cfg_attr(test, schema(value_type = Vec<SubscriptionPosition>, required = false))]
     pub(crate) positions: Option<Vec<SubscriptionPosition>>,
 }
 
 /// State of a client's connection.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct ClientConnection {
     /// Address of the client.
-    #[schema(example = "192.0.2.7:52118")]
+    #[cfg_attr(test, schema(example = "192.0.2.7:52118"))]
     peer: String,
     /// `Origin` header of the handshake; null without one.
-    #[schema(required = true)]
+    #[cfg_attr(test, schema(required = true))]
     origin: Option<String>,
     /// Time since the handshake.
     connected_ms: u64,
@@ -50,7 +51,8 @@ pub(crate) struct ClientConnection {
 }
 
 /// A subscription that is behind.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Behind {
     pub(crate) topic: String,
     /// Offset of the last message that was sent to the client.
@@ -58,7 +60,8 @@ pub(crate) struct Behind {
 }
 
 /// Position of a subscription to a topic with history.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct SubscriptionPosition {
     pub(crate) topic: String,
     /// Offset of the last message that was sent to the client.
@@ -68,32 +71,34 @@ pub(crate) struct SubscriptionPosition {
 }
 
 /// A page of the list of clients.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Clients {
     pub(crate) clients: Vec<Client>,
     /// Cursor of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = false)]
+    #[cfg_attr(test, schema(value_type = String, required = false))]
     pub(crate) next_cursor: Option<String>,
     /// Nodes of the cluster that did not answer in time and are missing here. Absent with scope
     /// `node`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Vec<String>, required = false)]
+    #[cfg_attr(test, schema(value_type = Vec<String>, required = false))]
     pub(crate) unanswered: Option<Vec<String>>,
 }
 
 /// A page of the list of topics.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Topics {
     pub(crate) topics: Vec<Topic>,
     /// Cursor of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = false)]
+    #[cfg_attr(test, schema(value_type = String, required = false))]
     pub(crate) next_cursor: Option<String>,
     /// Nodes of the cluster that did not answer in time and are missing here. Absent with scope
     /// `node`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Vec<String>, required = false)]
+    #[cfg_attr(test, schema(value_type = Vec<String>, required = false))]
     pub(crate) unanswered: Option<Vec<String>>,
 }
 

@@ -2,16 +2,16 @@
 
 use deeperhub_node::{ClusterAnswer, NodeTotals, Phase, Stats, Top, TopEntry, Totals};
 use serde::Serialize;
-use utoipa::ToSchema;
 
 /// Statistics of a node. Totals count from its start.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct NodeStats {
     /// Name of the node, with which its client IDs start.
     node_id: String,
     version: &'static str,
     /// `starting`, `serving`, `draining` or `stopped`.
-    #[schema(example = "serving")]
+    #[cfg_attr(test, schema(example = "serving"))]
     phase: &'static str,
     uptime_ms: u64,
     /// Number of worker threads.
@@ -25,7 +25,7 @@ pub(crate) struct NodeStats {
     bytes: ByteStats,
     /// Time from a publish to the write to a subscriber's socket. Covers the last 5 to 10 seconds
     /// if statistics are read every second; null if nothing was delivered.
-    #[schema(required = true)]
+    #[cfg_attr(test, schema(required = true))]
     publish_latency: Option<LatencyStats>,
     history: HistoryStats,
     /// Number of events that slow observers missed.
@@ -34,15 +34,16 @@ pub(crate) struct NodeStats {
     worker_restarts_total: u64,
     canary: CanaryStats,
     /// Memory of the process against `--max-memory`; null without a limit.
-    #[schema(required = true)]
+    #[cfg_attr(test, schema(required = true))]
     memory: Option<MemoryStats>,
     /// Null if the operating system does not report it.
-    #[schema(required = true)]
+    #[cfg_attr(test, schema(required = true))]
     process: Option<ProcessStats>,
 }
 
 /// Counts of client connections.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct ConnectionStats {
     /// Open connections: from the end of the handshake to the start of the close.
     active: u64,
@@ -57,7 +58,8 @@ pub(crate) struct ConnectionStats {
 }
 
 /// Counts of messages from and to clients.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct MessageStats {
     received_total: u64,
     /// Replies and deliveries.
@@ -67,7 +69,8 @@ pub(crate) struct MessageStats {
 }
 
 /// Bytes received from and sent to clients.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct ByteStats {
     received_total: u64,
     sent_total: u64,
@@ -76,7 +79,8 @@ pub(crate) struct ByteStats {
 }
 
 /// Messages kept for topics with history.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct HistoryStats {
     /// Number of topics with a history.
     streams: u64,
@@ -89,7 +93,8 @@ pub(crate) struct HistoryStats {
 }
 
 /// Percentiles of latency.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct LatencyStats {
     p50_us: u64,
     p99_us: u64,
@@ -97,22 +102,24 @@ pub(crate) struct LatencyStats {
 }
 
 /// State of the probes that prove delivery.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct CanaryStats {
     /// Round-trip time of the last probe through router and worker, of the slowest worker. Null
     /// before the first.
-    #[schema(required = true)]
+    #[cfg_attr(test, schema(required = true))]
     round_trip_us: Option<u64>,
     /// Round-trip time of the last probe through the cluster's broker, router and worker. Null
     /// before the first, and without a cluster.
-    #[schema(required = true)]
+    #[cfg_attr(test, schema(required = true))]
     cluster_round_trip_us: Option<u64>,
     /// Number of workers whose probe is overdue.
     failing_workers: usize,
 }
 
 /// Memory of the process.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct MemoryStats {
     /// Bytes in use. From 80 % of the limit on, new connections are refused; from 90 % on, those
     /// that hold the most are closed.
@@ -121,7 +128,8 @@ pub(crate) struct MemoryStats {
 }
 
 /// Resource usage of the process.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct ProcessStats {
     cpu_seconds_total: f64,
     resident_bytes: u64,
@@ -130,7 +138,8 @@ pub(crate) struct ProcessStats {
 }
 
 /// The busiest topics and clients of the last 5 to 10 seconds on this node.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Busiest {
     /// Time that the counts cover. 0 at first: counting starts with the first call, and stops half
     /// a minute after the last.
@@ -143,7 +152,8 @@ pub(crate) struct Busiest {
 }
 
 /// A busy topic.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct BusyTopic {
     topic: String,
     /// Messages published to the topic.
@@ -159,7 +169,8 @@ pub(crate) struct BusyTopic {
 }
 
 /// A busy client.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct BusyClient {
     client_id: String,
     /// Messages sent to the hub.
@@ -214,7 +225,8 @@ impl From<&Totals> for HistoryStats {
 }
 
 /// Statistics of all nodes together. Totals count from each node's start.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct ClusterNumbers {
     /// Number of nodes that answered.
     nodes: u64,
@@ -234,7 +246,8 @@ pub(crate) struct ClusterNumbers {
 }
 
 /// Statistics of one node of a cluster. Totals count from its start.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct NodeNumbers {
     /// Name of the node.
     node_id: String,

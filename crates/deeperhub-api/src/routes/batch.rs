@@ -12,7 +12,6 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
-use utoipa::ToSchema;
 
 use super::{json_response, trace_context};
 use crate::body::Body;
@@ -22,30 +21,32 @@ use crate::responses::Published;
 use crate::{Api, calls};
 
 /// Calls that run one after the other.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Batch<'a> {
     /// Each call is an object with one key, the name of the call.
     #[serde(borrow)]
-    #[schema(value_type = Vec<Call>, min_items = 1)]
+    #[cfg_attr(test, schema(value_type = Vec<Call>, min_items = 1))]
     calls: Vec<&'a RawValue>,
 }
 
 /// One call of a batch.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Call<'a> {
     /// Same as `POST /v1/topics/{topic}/messages`.
     Publish {
         #[serde(borrow)]
-        #[schema(value_type = String)]
+        #[cfg_attr(test, schema(value_type = String))]
         topic: Cow<'a, str>,
         /// Any JSON.
         #[serde(borrow)]
-        #[schema(value_type = serde_json::Value)]
+        #[cfg_attr(test, schema(value_type = serde_json::Value))]
         message: &'a RawValue,
         /// Same as the header `Idempotency-Key`.
-        #[schema(value_type = String, required = false)]
+        #[cfg_attr(test, schema(value_type = String, required = false))]
         idempotency_key: Option<String>,
     },
     /// Same as `POST /v1/clients/{client_id}/messages`.
@@ -53,7 +54,7 @@ pub(crate) enum Call<'a> {
         client_id: String,
         /// An object with a string `type`.
         #[serde(borrow)]
-        #[schema(value_type = Object)]
+        #[cfg_attr(test, schema(value_type = Object))]
         message: &'a RawValue,
     },
     /// Same as `POST /v1/users/{user}/messages`.
@@ -61,14 +62,14 @@ pub(crate) enum Call<'a> {
         user: String,
         /// An object with a string `type`.
         #[serde(borrow)]
-        #[schema(value_type = Object)]
+        #[cfg_attr(test, schema(value_type = Object))]
         message: &'a RawValue,
     },
     /// Same as `POST /v1/broadcast`.
     Broadcast {
         /// An object with a string `type`.
         #[serde(borrow)]
-        #[schema(value_type = Object)]
+        #[cfg_attr(test, schema(value_type = Object))]
         message: &'a RawValue,
     },
     /// Same as `DELETE /v1/clients/{client_id}/subscriptions/{topic}`.
@@ -90,20 +91,22 @@ pub(crate) enum Call<'a> {
 }
 
 /// Results of a batch.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Results {
     /// One result per call, in the order of the calls.
     results: Vec<CallResult>,
 }
 
 /// Result of one call.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct CallResult {
     /// HTTP status that the call alone would have had.
-    #[schema(example = 200)]
+    #[cfg_attr(test, schema(example = 200))]
     status: u16,
     /// Body that the call alone would have had.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     body: Box<RawValue>,
 }
 
@@ -127,11 +130,11 @@ const CALLS_PER_TURN: usize = 16;
 /// The status is 200 if the batch is well-formed; the body has one result per call. Calls that have
 /// not started within `--api-timeout` have no effect (503 `not_carried_out`). Publishes to one
 /// topic, and sends to one client, keep their order. `traceparent` applies to all publishes.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     post, path = "/v1/batch", tag = "batch",
     request_body(content = Batch, content_type = "application/json"),
     responses((status = 200, body = Results, description = "One result per call"))
-)]
+))]
 pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> Response {
     let run = async || {
         let limits = api.config.limits();

@@ -23,7 +23,7 @@ use crate::metrics::EventStreamGuard;
 /// `websocket_message_received`, `websocket_message_sent`, `websocket_binary_received` or
 /// `websocket_error`. `data:` is an object with `client_id`, `at_unix_ms` and the fields of the
 /// event. Binary payloads are in base64.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get, path = "/v1/events", tag = "events",
     params(("types" = Option<String>, Query, description = "Comma-separated names of events; default all")),
     responses(
@@ -32,7 +32,7 @@ use crate::metrics::EventStreamGuard;
         (status = 400, body = ApiError, description = "`invalid_message`: an unknown name of an event"),
         (status = 503, body = ApiError, description = "`too_many_observers`: `--max-event-streams` are open, or half of `--max-api-connections`. `too_many_connections`: `--max-api-connections` are busy")
     )
-)]
+))]
 pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let observe = || {
         let mut filter = EventFilter::all();

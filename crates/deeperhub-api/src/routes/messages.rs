@@ -11,7 +11,6 @@ use super::{PathParameter, json_response, path_parameter, topic_parameter, trace
 use crate::body::Body;
 use crate::error::ApiError;
 use crate::idempotency::{IdempotencyKey, REPLAYED_HEADER};
-use crate::responses::{Done, Published, Sent};
 use crate::{Api, calls};
 
 /// Publishes the body to a topic.
@@ -23,7 +22,7 @@ use crate::{Api, calls};
 /// while the server remembers the key (`--idempotency-ttl`, 5 minutes). Such a response has the
 /// header `Idempotency-Replayed: true`. After a response with `cluster: "unavailable"`, repeating
 /// the request publishes to the other nodes only.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     post, path = "/v1/topics/{topic}/messages", tag = "messages",
     params(
         ("topic" = String, Path, description = "Topic, percent-encoded", example = "sports.football"),
@@ -33,14 +32,14 @@ use crate::{Api, calls};
     ),
     request_body(content = serde_json::Value, content_type = "application/json", description = "Any JSON"),
     responses(
-        (status = 200, body = Published, description = "Published", headers(
+        (status = 200, body = crate::responses::Published, description = "Published", headers(
             ("Idempotency-Replayed" = String, description = "`true` if the response is that of an earlier request")
         )),
         (status = 429, body = ApiError, description = "`too_many_topics`: the topic's rule keeps messages of as many topics as it may, and all of them have subscribers"),
         (status = 422, body = ApiError, description = "`idempotency_key_reused`: the key was used with another topic or body"),
         (status = 503, body = ApiError, description = "`unavailable`: the disk that keeps the topic's history takes no messages; see `Retry-After`. With `ack=disk` it may have been delivered, and a retry with the same `Idempotency-Key` does not deliver it again")
     )
-)]
+))]
 pub(crate) async fn publish(
     State(api): State<Arc<Api>>,
     topic: PathParameter,
@@ -66,12 +65,12 @@ pub(crate) async fn publish(
 }
 
 /// Sends an object with a string `type` to one client.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     post, path = "/v1/clients/{client_id}/messages", tag = "messages",
     params(("client_id" = String, Path)),
     request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),
-    responses((status = 200, body = Done, description = "Done"), (status = 404, body = ApiError, description = "`client_not_found`"))
-)]
+    responses((status = 200, body = crate::responses::Done, description = "Done"), (status = 404, body = ApiError, description = "`client_not_found`"))
+))]
 pub(crate) async fn send_to_client(
     State(api): State<Arc<Api>>,
     client_id: PathParameter,
@@ -82,23 +81,23 @@ pub(crate) async fn send_to_client(
 }
 
 /// Sends an object with a string `type` to all connections of a user.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     post, path = "/v1/users/{user}/messages", tag = "messages",
     params(("user" = String, Path, description = "Percent-encoded")),
     request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),
-    responses((status = 200, body = Sent, description = "Sent"))
-)]
+    responses((status = 200, body = crate::responses::Sent, description = "Sent"))
+))]
 pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathParameter, body: Body) -> Response {
     let send = async || calls::send(&api, Target::User(path_parameter(user)?.into()), body.text()?).await;
     json_response(send().await)
 }
 
 /// Sends an object with a string `type` to all clients.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     post, path = "/v1/broadcast", tag = "messages",
     request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),
-    responses((status = 200, body = Sent, description = "Sent"))
-)]
+    responses((status = 200, body = crate::responses::Sent, description = "Sent"))
+))]
 pub(crate) async fn broadcast(State(api): State<Arc<Api>>, body: Body) -> Response {
     let send = async || calls::send(&api, Target::All, body.text()?).await;
     json_response(send().await)

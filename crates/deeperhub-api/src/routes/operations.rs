@@ -8,16 +8,15 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use deeperhub_metrics::Format;
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use crate::Api;
 use crate::error::{ApiError, Detail};
+use crate::openapi;
 use crate::responses::{Busiest, ClusterNumbers, NodeStats};
-use crate::samples::StatsSamples;
 
 /// Returns metrics as Prometheus text, or as OpenMetrics if `Accept` prefers that.
-#[utoipa::path(get, path = "/metrics", tag = "operations",
-    responses((status = 200, body = String, content_type = "text/plain", description = "The metrics")))]
+#[cfg_attr(test, utoipa::path(get, path = "/metrics", tag = "operations",
+    responses((status = 200, body = String, content_type = "text/plain", description = "The metrics"))))]
 pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
     let accept: Vec<_> =
         headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok()).collect();
@@ -28,14 +27,14 @@ pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> 
 /// Returns statistics of the node: connections, messages, bytes, latency, probes, process.
 ///
 /// With `scope=cluster`, returns sums over all nodes, and the statistics of each node.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get, path = "/v1/stats", tag = "operations",
     params(("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`")),
     responses(
         (status = 200, body = Numbers, description = "The statistics"),
         (status = 400, body = ApiError, description = "`invalid_message`")
     )
-)]
+))]
 pub(crate) async fn stats(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let numbers = async || {
         Ok(match super::query::scope(query.as_deref())? {
@@ -49,19 +48,20 @@ pub(crate) async fn stats(State(api): State<Arc<Api>>, RawQuery(query): RawQuery
 }
 
 /// Statistics of the node or of the cluster, depending on `scope`.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub(crate) enum Numbers {
-    Node(#[schema(inline = false)] Box<NodeStats>),
+    Node(#[cfg_attr(test, schema(inline = false))] Box<NodeStats>),
     Cluster(ClusterNumbers),
 }
 
 /// Returns samples of the node's statistics: one each 5 seconds, of the last 15 minutes.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get, path = "/v1/stats/samples", tag = "operations", operation_id = "stats_samples",
     params(("after" = Option<u64>, Query, description = "Only samples after this time, in milliseconds since the Unix epoch")),
-    responses((status = 200, body = StatsSamples, description = "The samples, the oldest first"), (status = 400, body = ApiError, description = "`invalid_message`"))
-)]
+    responses((status = 200, body = crate::samples::StatsSamples, description = "The samples, the oldest first"), (status = 400, body = ApiError, description = "`invalid_message`"))
+))]
 pub(crate) async fn stats_samples(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let samples = || {
         let after = match super::query::text_parameter(query.as_deref(), "after")? {
@@ -82,11 +82,11 @@ pub(crate) async fn stats_samples(State(api): State<Arc<Api>>, RawQuery(query): 
 /// Counting starts with the first call and stops half a minute after the last one, so call again
 /// every few seconds. Memory is bounded: a Space-Saving sketch of 128 names per worker, which
 /// always includes the busiest ones.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get, path = "/v1/top", tag = "operations",
     params(("limit" = Option<u32>, Query, description = "Maximum number of topics and of clients, default 20", minimum = 1, maximum = 128)),
     responses((status = 200, body = Busiest, description = "The busiest topics and clients"), (status = 400, body = ApiError, description = "`invalid_message`"))
-)]
+))]
 pub(crate) async fn top(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let top = async || {
         let mut limit = 20;
@@ -103,7 +103,7 @@ pub(crate) async fn top(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) 
 }
 
 /// Liveness: 200 while the process serves HTTP.
-#[utoipa::path(get, path = "/health/live", tag = "operations", responses((status = 200, body = Live, description = "The process is live")))]
+#[cfg_attr(test, utoipa::path(get, path = "/health/live", tag = "operations", responses((status = 200, body = Live, description = "The process is live"))))]
 pub(crate) async fn live() -> Response {
     axum::Json(Live { status: "live" }).into_response()
 }
@@ -113,8 +113,8 @@ pub(crate) async fn live() -> Response {
 ///
 /// Delivery is proved with a probe, which is published to each worker every `--canary-interval` and
 /// must come back.
-#[utoipa::path(get, path = "/health/ready", tag = "operations",
-    responses((status = 200, body = Ready, description = "The node should get traffic"), (status = 503, body = Unready, description = "The node should get no traffic now")))]
+#[cfg_attr(test, utoipa::path(get, path = "/health/ready", tag = "operations",
+    responses((status = 200, body = Ready, description = "The node should get traffic"), (status = 503, body = Unready, description = "The node should get no traffic now"))))]
 pub(crate) async fn ready(State(api): State<Arc<Api>>) -> Response {
     let health = api.node.health();
     let Some(first) = health.reasons.first() else {
@@ -127,21 +127,24 @@ pub(crate) async fn ready(State(api): State<Arc<Api>>) -> Response {
 }
 
 /// The process is live.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Live {
     /// `live`.
     status: &'static str,
 }
 
 /// The node should get traffic.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Ready {
     /// `ready`.
     status: &'static str,
 }
 
 /// The node should get no traffic now.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Unready {
     /// The first reason.
     error: Detail,
@@ -152,13 +155,14 @@ pub(crate) struct Unready {
 }
 
 /// One reason why a node is not ready.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Reason {
     /// Check that failed.
-    #[schema(example = "canary")]
+    #[cfg_attr(test, schema(example = "canary"))]
     check: &'static str,
     /// Stable code for programs.
-    #[schema(example = "delivery_stalled")]
+    #[cfg_attr(test, schema(example = "delivery_stalled"))]
     code: &'static str,
     /// Explanation for people.
     message: String,
@@ -184,8 +188,8 @@ impl Reason {
 }
 
 /// Returns this OpenAPI document.
-#[utoipa::path(get, path = "/openapi.json", tag = "operations", operation_id = "description",
-    responses((status = 200, body = Object, description = "The document")))]
-pub(crate) async fn openapi_json(State(api): State<Arc<Api>>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], api.openapi_json.clone()).into_response()
+#[cfg_attr(test, utoipa::path(get, path = "/openapi.json", tag = "operations", operation_id = "description",
+    responses((status = 200, body = Object, description = "The document"))))]
+pub(crate) async fn openapi_json() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], openapi()).into_response()
 }

@@ -34,7 +34,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// the position `EPOCH:OFFSET`. A client that reconnects with it in `Last-Event-ID`, as browsers do,
 /// misses nothing that is kept. If the position is not good, the first event is a `gap`. The first
 /// `id:` comes before any message. The stream counts as no subscriber of the topic.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get, path = "/v1/topics/{topic}/tail", tag = "history",
     params(
         ("topic" = String, Path, description = "Topic, percent-encoded", example = "chat.42"),
@@ -48,7 +48,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
         (status = 429, body = ApiError, description = "`too_many_topics`: the topic's rule keeps messages of as many topics as it may, and all of them have subscribers"),
         (status = 503, body = ApiError, description = "`too_many_observers`: `--max-event-streams` are open, or half of `--max-api-connections`. `too_many_connections`: `--max-api-connections` are busy")
     )
-)]
+))]
 pub(crate) async fn tail(
     State(api): State<Arc<Api>>,
     topic: PathParameter,

@@ -10,13 +10,13 @@ use deeperhub_protocol::Subscription;
 use super::query::{Scope, paging, scope, text_parameter};
 use super::{PathParameter, json_response, topic_parameter};
 use crate::error::ApiError;
-use crate::responses::{Sent, Topic, Topics};
+use crate::responses::{Topic, Topics};
 use crate::search::search;
 use crate::{Api, calls};
 
 /// Lists the topics and patterns with subscribers on this node, or on all nodes, one page at a
 /// time.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get, path = "/v1/topics", tag = "topics",
     params(
         ("limit" = Option<u32>, Query, description = "Maximum items of the page, default 100", minimum = 1, maximum = 1000),
@@ -26,7 +26,7 @@ use crate::{Api, calls};
         ("match" = Option<String>, Query, description = "Only names that this topic or pattern covers. With `prefix` or `match`, a page may be shorter than the limit, or empty, and have a `next_cursor`", example = "sports.>"),
     ),
     responses((status = 200, body = Topics, description = "A page"), (status = 400, body = ApiError, description = "`invalid_message`"))
-)]
+))]
 pub(crate) async fn topics(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let list = async || {
         let query = query.as_deref();
@@ -68,14 +68,14 @@ async fn topics_page(
 
 /// Describes one topic or pattern. Without subscribers, its count is 0. `history` describes the kept
 /// messages of a topic.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     get, path = "/v1/topics/{topic}", tag = "topics",
     params(
         ("topic" = String, Path, description = "Topic or pattern, percent-encoded", example = "sports.football"),
         ("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`"),
     ),
     responses((status = 200, body = Topic, description = "The topic"), (status = 400, body = ApiError, description = "`invalid_topic`"))
-)]
+))]
 pub(crate) async fn topic(
     State(api): State<Arc<Api>>,
     topic: PathParameter,
@@ -95,11 +95,11 @@ pub(crate) async fn topic(
 ///
 /// Each client with the subscription gets an `unsubscribed` without an `id`. It may subscribe again
 /// unless its token forbids it.
-#[utoipa::path(
+#[cfg_attr(test, utoipa::path(
     delete, path = "/v1/topics/{topic}/subscriptions", tag = "topics",
     params(("topic" = String, Path, description = "Topic or pattern exactly as subscribed to, percent-encoded")),
-    responses((status = 200, body = Sent, description = "Number of connections whose subscription was ended"), (status = 400, body = ApiError, description = "`invalid_topic`"))
-)]
+    responses((status = 200, body = crate::responses::Sent, description = "Number of connections whose subscription was ended"), (status = 400, body = ApiError, description = "`invalid_topic`"))
+))]
 pub(crate) async fn unsubscribe_all(State(api): State<Arc<Api>>, topic: PathParameter) -> Response {
     let unsubscribe = async || calls::unsubscribe(&api, Target::All, &topic_parameter(topic)?).await;
     json_response(unsubscribe().await)
