@@ -191,6 +191,21 @@ impl Replays {
         self.connections.get(&key)?.replays.iter().find(|replay| *replay.topic == *topic)
     }
 
+    /// Returns `true` if a live delivery must not be sent, see [`withholds`](Self::withholds). Notes
+    /// that its message was published: if the topic loses its history before the replay has seen the
+    /// message, only this tells that it was there.
+    #[inline]
+    pub(crate) fn withhold(&mut self, key: ConnectionKey, sequenced: &Sequenced) -> bool {
+        if self.connections.is_empty() || !self.withholds(key, sequenced) {
+            return false;
+        }
+        if !sequenced.is_gap {
+            let before = sequenced.before;
+            self.note_published(key, &sequenced.topic, (before.epoch(), before.offset() + 1));
+        }
+        true
+    }
+
     /// Returns `true` if a live delivery must not be sent, because a replay sends or has sent the
     /// same message. Only clients with overlapping subscriptions get such deliveries.
     #[inline]

@@ -71,12 +71,12 @@ impl Refusals {
         &mut self,
         key: ConnectionKey,
         delivery: &Delivery,
-        replays: &Replays,
+        replays: &mut Replays,
         receivers: &'r mut R,
     ) -> Option<&'r mut R::Session> {
         match &delivery.sequenced {
             None => receivers.send_multicast(key, &delivery.frame),
-            Some(sequenced) if replays.withholds(key, sequenced) => None,
+            Some(sequenced) if replays.withhold(key, sequenced) => None,
             Some(sequenced) => self.send_or_keep(key, (delivery, sequenced), receivers),
         }
     }

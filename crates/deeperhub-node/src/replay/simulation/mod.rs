@@ -198,3 +198,32 @@ fn the_simulation_finds_planted_bugs() {
         println!("{bug:?} is found with seed {seed}");
     }
 }
+
+/// A sampled client that also has a pattern gets nothing of the topic by the pattern. If the topic
+/// loses its history before a sample, only the withheld deliveries tell that there were messages.
+#[test]
+fn withheld_messages_of_a_topic_that_loses_its_history_are_told() {
+    let settings = Settings::choose(751, &mut fastrand::Rng::with_seed(751));
+    let wish = Wish::WrongEpoch { is_partial: true, history: 0 };
+    let publish = |topic, count| Operation::Publish {
+        topic,
+        by: None,
+        bytes: 100,
+        is_excluded: false,
+        once: None,
+        count,
+    };
+    let operations = [
+        Operation::Connect { client: 4, worker: 0, speed: 2000, has_compression: true, resumes: true },
+        Operation::Subscribe { client: 4, topic: 4, wish },
+        Operation::Connect { client: 5, worker: 0, speed: 0, has_compression: true, resumes: false },
+        Operation::SubscribePattern { client: 5, pattern: 0 },
+        publish(0, 3),
+        Operation::SubscribePattern { client: 4, pattern: 1 },
+        publish(4, 2),
+        Operation::Round { worker: 0, budget: 3, meanwhile: None },
+        publish(4, 2),
+        Operation::Rules { set: 2 },
+    ];
+    assert_eq!(run(settings, &operations), Ok(()));
+}
