@@ -7,8 +7,8 @@
 //! A publish pushes one envelope (the message, and the numbers of the matching subscriber lists)
 //! into the inbox of each shard with a match. It holds the lock of the topic meanwhile, and wakes a
 //! worker only if the worker sleeps. The worker then delivers to its own subscribers without any
-//! lock. A worker that publishes ([`Shard::publish`]) can wake the others once for a whole burst, and
-//! so can any other thread ([`DeferredPublisher`]).
+//! lock. A worker that publishes ([`Shard::publish`]) can wake the others once for a whole burst,
+//! and so can any other thread ([`DeferredPublisher`]).
 //!
 //! # Guarantees
 //! - All subscribers of a topic, on all shards, get its messages in the same order.

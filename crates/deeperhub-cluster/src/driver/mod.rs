@@ -70,8 +70,8 @@ pub trait MessageHandler: Send + 'static {
     /// Completes what [`handle`](Self::handle) deferred, for example wake-ups of other threads.
     ///
     /// The driver calls this method after each burst of messages, and before it waits for anything,
-    /// also within `handle`. A burst has at most 64 messages, and ends early with a message at which
-    /// it has 64 KiB, so no message waits for an endless stream of later ones.
+    /// also within `handle`. A burst ends after 64 messages or 64 KiB, so no message waits for an
+    /// endless stream of later ones.
     fn flush(&self) {}
 
     /// Returns the number of the node's open connections.

@@ -119,8 +119,8 @@ impl Hub {
         })
     }
 
-    /// Delivers a publish of another node. `trace` is the trace context that it carries. `publisher`
-    /// wakes the workers when it is flushed.
+    /// Delivers a publish of another node. `trace` is the trace context that it carries.
+    /// `publisher` wakes the workers when it is flushed.
     pub(crate) fn deliver_remote(
         &self,
         publisher: &mut HubPublisher,
