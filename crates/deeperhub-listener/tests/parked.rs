@@ -99,7 +99,7 @@ impl Session for LateSession {
         let Message::Text(text) = message else { return };
         let number: usize = text.split(' ').next().unwrap().parse().unwrap();
         let answer = Frame::text(text);
-        if number % PARKS_EACH == 0 {
+        if number.is_multiple_of(PARKS_EACH) {
             let key = cx.key();
             cx.worker().parked.push_back((key, answer));
             cx.park();
@@ -116,7 +116,7 @@ impl Session for LateSession {
 
 /// Returns a numbered text. Some are long.
 fn text(number: usize) -> String {
-    format!("{number} {}", "x".repeat(if number % 100 == 0 { 20_000 } else { number % 50 }))
+    format!("{number} {}", "x".repeat(if number.is_multiple_of(100) { 20_000 } else { number % 50 }))
 }
 
 /// Appends a client's text frame, masked.

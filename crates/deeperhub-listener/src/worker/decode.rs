@@ -20,8 +20,8 @@ const EARLY_WRITE_BYTES: usize = 8 * 1024;
 enum Decoded {
     /// All input was decoded.
     All,
-    /// The session closed or parked the connection or paused reading, or the turn is over. Input may
-    /// be left.
+    /// The session closed or parked the connection or paused reading, or the turn is over. Input
+    /// may be left.
     Stopped,
     /// The connection's queue is over its limit. Input may be left.
     QueueFull,

@@ -143,7 +143,7 @@ pub(super) fn mark_silent<S>(connection: &mut Connection<S>, clock: &Clock) {
 enum Progress {
     /// Bytes wait for the peer, and its kernel acknowledged none.
     Stalled,
-    /// The kernel acknowledged at most a ping, or nothing waited for it, or its progress is unknown.
+    /// The kernel acknowledged at most a ping, or nothing waited for it, or nothing is known.
     Unclear,
     /// The peer took bytes.
     Advanced,

@@ -66,8 +66,8 @@ impl Next {
         Self::Refuse(Box::new(refusal))
     }
 
-    /// Returns the verdict for holds that a session has asked for, or [`Next::Continue`] if it asked
-    /// for none.
+    /// Returns the verdict for holds that a session has asked for, or [`Next::Continue`] if it
+    /// asked for none.
     #[inline]
     pub(super) fn hold(holds: InputHolds) -> Self {
         if holds.is_empty() { Self::Continue } else { Self::Hold(holds) }

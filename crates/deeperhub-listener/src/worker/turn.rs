@@ -200,9 +200,9 @@ impl<A: Application> Worker<'_, A> {
         self.ctx.round.deferred += 1;
     }
 
-    /// Handles input from position `at` on, until the turn is over, or the session pauses reading or
-    /// parks the connection. A verdict that changes the connection's state is applied before the rest of the input is
-    /// handled. Input of a connection that is removed counts as handled.
+    /// Handles input from position `at` on, until the turn is over, or the session pauses reading
+    /// or parks the connection. A verdict that changes the connection's state is applied before the
+    /// rest of the input is handled. Input of a connection that is removed counts as handled.
     #[inline]
     fn dispatch(&mut self, key: u32, bytes: &mut [u8], at: &mut usize, turn: &mut Turn) {
         while *at < bytes.len() {

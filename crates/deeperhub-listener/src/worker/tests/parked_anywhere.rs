@@ -90,7 +90,7 @@ impl Session for LateSession {
             Message::Binary(bytes) => format!("{} binary {bytes:?}", self.messages),
         };
         self.messages += 1;
-        let is_long = self.messages % 7 == 0;
+        let is_long = self.messages.is_multiple_of(7);
         let answer = Frame::text(&format!("{text}{}", " ".repeat(usize::from(is_long) * LONG_ANSWER_BYTES)));
         let (key, worker) = (cx.key(), cx.worker());
         if worker.parks_once_in > 0 && worker.random.u32(0..worker.parks_once_in) == 0 {
