@@ -2,12 +2,13 @@
 """Measures the cost of a cluster: latency, throughput and CPU time per message from one node to another, over NATS and
 over Redis, compared with a single node.
 
-    cargo build --release && benches/cluster/measure.py [--workers N] [--setups one,nats,redis] [--rounds N] [PROGRAM...]
+    cargo build --release
+    benches/cluster/measure.py [--workers N] [--setups one,nats,redis] [--rounds N] [PROGRAM...]
 
 Needs nats-server and redis-server (`tests/peers/install nats-server redis-server`) and Python without packages. A
 publisher has one connection, and each worker of the receiving node has a subscriber: 2000 publishes one at a time, then
-100,000 at once, then bursts of 50. The setups and programs (target/release/deeperhub-ws) alternate for five rounds, which
-takes about two minutes. Prints medians of the rounds; throughput also with its range.
+100,000 at once, then bursts of 50. The setups and programs (target/release/deeperhub-ws) alternate for five rounds,
+which takes about two minutes. Prints medians of the rounds; throughput also with its range.
 """
 
 import argparse
@@ -131,8 +132,9 @@ def publish(number):
 
 
 def measure(program, workers, broker):
-    """Runs one round. Returns latency percentiles in µs, messages per second, and twice, with all messages at once and in
-    bursts, the CPU µs per message of each process and the sleeps of the receiving node's workers per 1000 messages."""
+    """Runs one round. Returns latency percentiles in µs, messages per second, and twice, with all messages at once and
+    in bursts, the CPU µs per message of each process and the sleeps of the receiving node's workers per 1000 messages.
+    """
     processes, nodes = [], []
     try:
         if broker is None:
