@@ -2,25 +2,27 @@
 """Measures the cost of a cluster: latency, throughput and CPU time per message from one node to another, over NATS and
 over Redis, compared with a single node.
 
-    cargo build --release && benches/cluster/measure.py [target/release/deeperhub-ws]
+    cargo build --release
+    benches/cluster/measure.py [--workers N] [--setups one,nats,redis] [--rounds N] [PROGRAM...]
 
 Needs nats-server and redis-server (`tests/peers/install nats-server redis-server`) and Python without packages. A
-publisher and a subscriber have one connection each: 2000 publishes one at a time, then 100,000 at once. The three setups
-alternate for five rounds, which takes about two minutes. Prints medians of the rounds; throughput also with its range.
+publisher has one connection, and each worker of the receiving node has a subscriber: 2000 publishes one at a time, then
+100,000 at once, then bursts of 50. The setups and programs (target/release/deeperhub-ws) alternate for five rounds,
+which takes about two minutes. Prints medians of the rounds; throughput also with its range.
 """
 
+import argparse
 import os
 import socket
 import statistics
 import subprocess
-import sys
+import threading
 import time
 
 ONE_BY_ONE = 2000
 AT_ONCE = 100_000
-ROUNDS = 5
+BURSTS, BURST, BURST_INTERVAL = 400, 50, 0.005
 PAYLOAD = "x" * 128
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def free_port():
@@ -30,9 +32,13 @@ def free_port():
 
 
 def cpu_seconds(process):
-    with open(f"/proc/{process.pid}/stat") as stat:
-        fields = stat.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    """Returns the CPU time of all threads of a process. It has finer steps here than in /proc/PID/stat."""
+    tasks = f"/proc/{process.pid}/task"
+    nanoseconds = 0
+    for task in os.listdir(tasks):
+        with open(f"{tasks}/{task}/schedstat") as schedstat:
+            nanoseconds += int(schedstat.read().split()[0])
+    return nanoseconds / 1e9
 
 
 class Client:
@@ -93,8 +99,28 @@ class Client:
                 raise ConnectionError("the hub closed the connection")
 
 
-def start_node(program, flags):
-    command = [program, "--port", "0", "--api-listen", "off", "--rate-limit", "0", "--workers", "1"]
+def sleeps(process):
+    """Returns how often the workers of a node have waited."""
+    tasks, count = f"/proc/{process.pid}/task", 0
+    for task in os.listdir(tasks):
+        with open(f"{tasks}/{task}/comm") as name, open(f"{tasks}/{task}/status") as status:
+            if "worker" in name.read():
+                lines = [line for line in status if line.startswith("voluntary_ctxt_switches")]
+                count += sum(int(line.split()[1]) for line in lines)
+    return count
+
+
+def count_all(subscribers, wanted):
+    """Waits until all subscribers have got as many deliveries."""
+    threads = [threading.Thread(target=client.count_messages, args=(wanted,)) for client in subscribers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def start_node(program, workers, flags):
+    command = [program, "--port", "0", "--api-listen", "off", "--rate-limit", "0", "--workers", str(workers)]
     command += ["--max-queue-bytes", "268435456", "--cluster-queue-bytes", "268435456"] + flags
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     host, port = process.stdout.readline().split("ws://")[1].split()[0].split(":")
@@ -105,12 +131,14 @@ def publish(number):
     return '{"type":"publish","data":{"topic":"bench","message":[%d,"%s"]}}' % (number, PAYLOAD)
 
 
-def measure(program, broker):
-    """Runs one round. Returns latency percentiles in µs, messages per second, and CPU µs per message of each process."""
+def measure(program, workers, broker):
+    """Runs one round. Returns latency percentiles in µs, messages per second, and twice, with all messages at once and
+    in bursts, the CPU µs per message of each process and the sleeps of the receiving node's workers per 1000 messages.
+    """
     processes, nodes = [], []
     try:
         if broker is None:
-            nodes = [start_node(program, [])]
+            nodes = [start_node(program, workers, [])]
         else:
             port = free_port()
             command = {
@@ -121,34 +149,53 @@ def measure(program, broker):
             processes.append(subprocess.Popen(command, **quiet))
             time.sleep(1)
             url = f"{broker}://127.0.0.1:{port}"
-            nodes = [start_node(program, ["--cluster", url, "--node-id", node]) for node in "ab"]
+            nodes = [start_node(program, workers, ["--cluster", url, "--node-id", node]) for node in "ab"]
         measured = [process for process, _ in nodes] + processes
         processes += [process for process, _ in nodes]
-        publisher, subscriber = Client(nodes[0][1]), Client(nodes[-1][1])
-        subscriber.send('{"type":"subscribe","data":{"topic":"bench"}}')
-        subscriber.receive()
+        publisher = Client(nodes[0][1])
+        # New connections go to the worker with the fewest.
+        subscribers = [Client(nodes[-1][1]) for _ in range(workers)]
+        for subscriber in subscribers:
+            subscriber.send('{"type":"subscribe","data":{"topic":"bench"}}')
+            subscriber.receive()
         time.sleep(1)
 
         times = []
         for number in range(ONE_BY_ONE):
             began = time.perf_counter()
             publisher.send(publish(number))
-            subscriber.receive()
+            for subscriber in subscribers:
+                subscriber.receive()
             times.append((time.perf_counter() - began) * 1e6)
         times.sort()
         percentiles = [times[min(int(len(times) * part), len(times) - 1)] for part in (0.5, 0.9, 0.99, 0.999)]
 
-        before = [cpu_seconds(process) for process in measured]
+        def send_and_count(send, messages):
+            """Returns the time, the CPU µs per message of each process, and the sleeps per 1000 messages."""
+            before = [cpu_seconds(process) for process in measured]
+            sleeps_before = sleeps(nodes[-1][0])
+            began = time.perf_counter()
+            if os.fork() == 0:
+                send()
+                os._exit(0)
+            count_all(subscribers, messages)
+            took = time.perf_counter() - began
+            os.wait()
+            cpu = [(cpu_seconds(process) - was) / messages * 1e6 for process, was in zip(measured, before)]
+            return took, cpu, (sleeps(nodes[-1][0]) - sleeps_before) / messages * 1000
+
+        def send_bursts():
+            due = time.perf_counter()
+            for _ in range(BURSTS):
+                publisher.socket.sendall(burst)
+                due += BURST_INTERVAL
+                time.sleep(max(due - time.perf_counter(), 0))
+
         frames = b"".join(Client.frame(publish(number)) for number in range(AT_ONCE))
-        began = time.perf_counter()
-        if os.fork() == 0:
-            publisher.socket.sendall(frames)
-            os._exit(0)
-        subscriber.count_messages(AT_ONCE)
-        took = time.perf_counter() - began
-        os.wait()
-        cpu = [(cpu_seconds(process) - was) / AT_ONCE * 1e6 for process, was in zip(measured, before)]
-        return percentiles, AT_ONCE / took, cpu
+        burst = b"".join(Client.frame(publish(number)) for number in range(BURST))
+        took, *at_once = send_and_count(lambda: publisher.socket.sendall(frames), AT_ONCE)
+        _, *in_bursts = send_and_count(send_bursts, BURSTS * BURST)
+        return percentiles, AT_ONCE / took, *at_once, *in_bursts
     finally:
         for process in reversed(processes):
             process.kill()
@@ -161,21 +208,37 @@ def median_and_range(values, digits):
     return f"{shown[0]} ({shown[1]}-{shown[2]})"
 
 
+SETUPS = {"one": ("one node", None), "nats": ("two nodes, NATS", "nats"), "redis": ("two nodes, Redis", "redis")}
+
+
 def main():
-    program = sys.argv[1] if len(sys.argv) > 1 else "target/release/deeperhub-ws"
+    parser = argparse.ArgumentParser()
+    parser.add_argument("programs", nargs="*", default=["target/release/deeperhub-ws"])
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--setups", default=",".join(SETUPS))
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
     os.environ["PATH"] += ":/usr/sbin"
-    setups = {"one node": None, "two nodes, NATS": "nats", "two nodes, Redis": "redis"}
-    rounds = {name: [] for name in setups}
-    for _ in range(ROUNDS):
-        for name, broker in setups.items():
-            rounds[name].append(measure(program, broker))
-    print("| setup | latency µs: p50 | p90 | p99 | p99.9 | messages per second | CPU µs per message: sending node | receiving node | broker |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for name, results in rounds.items():
-        latencies = [f"{statistics.median(column):.0f}" for column in zip(*(percentiles for percentiles, _, _ in results))]
-        throughput = median_and_range([rate for _, rate, _ in results], 0)
-        cpu = [f"{statistics.median(column):.2f}" for column in zip(*(cpu for _, _, cpu in results))]
-        cells = [name, *latencies, throughput, *(cpu + ["-", "-"])[:3]]
+    runs = [(SETUPS[setup], program) for setup in arguments.setups.split(",") for program in arguments.programs]
+    rounds = {run: [] for run in runs}
+    for _ in range(arguments.rounds):
+        for run in runs:
+            (_, broker), program = run
+            rounds[run].append(measure(program, arguments.workers, broker))
+    columns = ["setup", "latency µs: p50", "p90", "p99", "p99.9", "messages per second"]
+    for load in ["at once", "in bursts"]:
+        columns += [f"CPU µs per message {load}: sending node", "receiving node", "broker", "sleeps per 1000 messages"]
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for ((name, _), program), results in rounds.items():
+        if len(arguments.programs) > 1:
+            name += f", {program}"
+        percentiles, rates, *costs = zip(*results)
+        cells = [name] + [f"{statistics.median(column):.0f}" for column in zip(*percentiles)]
+        cells.append(median_and_range(rates, 0))
+        for cpu, slept in [costs[:2], costs[2:]]:
+            medians = [f"{statistics.median(column):.2f}" for column in zip(*cpu)]
+            cells += (medians + ["-", "-"])[:3] + [f"{statistics.median(slept):.1f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

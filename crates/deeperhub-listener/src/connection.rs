@@ -59,8 +59,8 @@ pub(crate) struct Flags {
     pub(crate) dirty: bool,
     /// `true` if the socket is full. A wake-up for writability is then armed.
     pub(crate) write_blocked: bool,
-    /// `true` if the session paused reading.
-    pub(crate) paused: bool,
+    /// Reasons for which input is not handled. Only open connections have any.
+    pub(crate) holds: InputHolds,
     /// `true` if the listener sent a ping that has no pong yet.
     pub(crate) awaiting_pong: bool,
     /// Result of the last liveness check.
@@ -81,6 +81,41 @@ pub(crate) struct Flags {
     pub(crate) wants_drain: bool,
     /// Parameters of the negotiated compression.
     pub(crate) deflate: Option<Params>,
+}
+
+/// Reasons for which the input of an open connection is not handled. It is handled again once all
+/// of them are gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct InputHolds(u8);
+
+impl InputHolds {
+    /// The session paused reading.
+    pub(crate) const PAUSED: Self = Self(1);
+    /// The session parked the connection.
+    pub(crate) const PARKED: Self = Self(2);
+
+    #[inline]
+    pub(crate) const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(crate) const fn contains(self, hold: Self) -> bool {
+        self.0 & hold.0 != 0
+    }
+
+    /// Adds holds, and returns those that were not set.
+    pub(crate) fn insert(&mut self, holds: Self) -> Self {
+        let added = Self(holds.0 & !self.0);
+        self.0 |= holds.0;
+        added
+    }
+
+    /// Removes a hold. Returns `true` if it was set.
+    pub(crate) fn remove(&mut self, hold: Self) -> bool {
+        let was_set = self.contains(hold);
+        self.0 &= !hold.0;
+        was_set
+    }
 }
 
 /// Result of the last liveness check of a peer. Any received byte is a sign of life. So are bytes

@@ -6,7 +6,7 @@ use deeperhub_protocol::CloseReason;
 use deeperhub_protocol::frame::Frame;
 
 use crate::arena::Multicast;
-use crate::connection::{Connection, State};
+use crate::connection::{Connection, InputHolds, State};
 use crate::round::{Buffers, Round};
 use crate::session::ConnectionKey;
 use crate::shared::ListenerShared;
@@ -168,14 +168,32 @@ impl<S> Connections<'_, S> {
     }
 
     /// Resumes reading after [`Context::pause_reading`](crate::Context::pause_reading).
+    /// A connection that is also parked is read once it is [unparked](Self::unpark).
     pub fn resume_reading(&mut self, key: ConnectionKey) {
-        if let Some(connection) = self.table.slab.get_mut(key as usize)
-            && connection.flags.paused
-        {
-            connection.flags.paused = false;
+        if self.release(key, InputHolds::PAUSED) {
             self.table.paused -= 1;
+        }
+    }
+
+    /// Continues a connection that its session [parked](crate::Context::park). In the next round,
+    /// the input that was read already is handled, and then more is read. Returns `true` if the
+    /// connection was parked.
+    ///
+    /// Frames that were queued before this call are sent before the replies to that input.
+    pub fn unpark(&mut self, key: ConnectionKey) -> bool {
+        self.release(key, InputHolds::PARKED)
+    }
+
+    /// Ends one reason for which a connection's input is not handled. Gives the connection a turn
+    /// if there is no other. Returns `true` if the reason was there.
+    fn release(&mut self, key: ConnectionKey, hold: InputHolds) -> bool {
+        let Some(connection) = self.table.get_mut(key) else { return false };
+        let holds = &mut connection.flags.holds;
+        let was_held = holds.remove(hold);
+        if was_held && holds.is_empty() {
             self.round.lists.run_queue.push(key);
         }
+        was_held
     }
 }
 

@@ -117,7 +117,8 @@ metrics! {
         // WebSocket handshakes included. With TLS, bytes before encryption count.
         pub sent_bytes: Counter = "deeperhub_sent_bytes_total", per worker;
         /// Connection turns that ended with unhandled input.
-        // The client sent more than its share of a round, or its session paused reading.
+        // The client sent more than its share of a round, or its session paused reading or parked
+        // the connection.
         pub turns_deferred: Counter = "deeperhub_turns_deferred_total", per worker;
         /// Messages compressed; a message with many receivers counts once.
         // Once for each set of compression parameters.

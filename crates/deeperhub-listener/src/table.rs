@@ -41,7 +41,7 @@ pub(crate) struct ConnectionTable<S> {
     pub(crate) progress: ProgressTable,
     /// Open sessions.
     pub(crate) open: usize,
-    /// Connections whose session paused reading.
+    /// Connections whose session paused reading. Parked connections do not count.
     pub(crate) paused: usize,
 }
 

@@ -7,7 +7,8 @@
 //! A publish pushes one envelope (the message, and the numbers of the matching subscriber lists)
 //! into the inbox of each shard with a match. It holds the lock of the topic meanwhile, and wakes a
 //! worker only if the worker sleeps. The worker then delivers to its own subscribers without any
-//! lock. A worker that publishes ([`Shard::publish`]) can wake the others once for a whole burst.
+//! lock. A worker that publishes ([`Shard::publish`]) can wake the others once for a whole burst,
+//! and so can any other thread ([`DeferredPublisher`]).
 //!
 //! # Guarantees
 //! - All subscribers of a topic, on all shards, get its messages in the same order.
@@ -86,6 +87,7 @@
 //! ```
 
 mod arena;
+mod deferred;
 mod fanout;
 mod inbox;
 mod inline_list;
@@ -107,6 +109,7 @@ mod wakeups;
 mod wildcard;
 
 pub use deeperhub_types::{Subscription, Topic, TopicError, TopicPattern};
+pub use deferred::DeferredPublisher;
 pub use kept::{DeliveryState, Keep, Outgoing, Reach, TopicView};
 pub use page::{InvalidCursor, TopicPage};
 pub use router::{Config, InboxPosition, InterestChange, Published, Router, ShardId};

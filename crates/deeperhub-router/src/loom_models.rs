@@ -92,6 +92,25 @@ fn no_deferred_wake_up_is_lost() {
 }
 
 #[test]
+fn no_wake_up_of_a_deferred_publisher_is_lost() {
+    check(3, || {
+        let router = router(1);
+        let mut shard = router.attach(ShardId(0));
+        shard.subscribe(0, &Subscription::parse("a").unwrap());
+        let publisher = loom::thread::spawn(move || {
+            let mut publisher = router.deferred_publisher();
+            let topic = Topic::parse("a").unwrap();
+            let burst = [1, 2].map(|message| publisher.publish(&topic, None, 1, || message).subscribers);
+            publisher.flush_wakeups();
+            // Dropping the publisher flushes this wake-up.
+            (burst, publisher.publish(&topic, None, 1, || 3).subscribers)
+        });
+        assert_eq!(receive(&mut shard, 3), [1, 2, 3]);
+        assert_eq!(publisher.join().unwrap(), ([1, 1], 1));
+    });
+}
+
+#[test]
 fn no_wake_up_is_lost_between_a_deferred_and_an_immediate_one() {
     check(3, || {
         let router = router(2);

@@ -10,7 +10,7 @@ use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
 use crate::stripe::Stripe;
 use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock, read, write};
-use crate::wakeups::{WakeOnDrop, Wakeups};
+use crate::wakeups::{ShardSet, WakeOnDrop, Wakeups};
 use ahash::RandomState;
 use deeperhub_types::{Subscription, Topic};
 use std::fmt;
@@ -122,6 +122,15 @@ impl<M, T: Keep> Shared<M, T> {
 
     pub(crate) fn stripe_at(&self, index: usize) -> Option<MutexGuard<'_, Stripe<T>>> {
         Some(lock(&self.stripes.get(index)?.0))
+    }
+
+    /// Wakes the workers of a set that still sleep, and empties the set.
+    pub(crate) fn wake(&self, shards: &mut ShardSet) {
+        while let Some(shard) = shards.pop() {
+            if let Some(inbox) = self.inboxes.get(shard) {
+                inbox.wake();
+            }
+        }
     }
 
     /// Calls the observer. Callers hold the lock of the name's entry, so that changes are reported
@@ -326,7 +335,7 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
         self.shared.stripes[index].0.try_lock().is_err()
     }
 
-    pub(crate) fn shared(&self) -> &Shared<M, T> {
+    pub(crate) fn shared(&self) -> &Arc<Shared<M, T>> {
         &self.shared
     }
 }

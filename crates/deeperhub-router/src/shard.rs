@@ -159,11 +159,7 @@ impl<M, T: Keep> Shard<M, T> {
     /// Wakes each worker whose wake-up [`publish`](Self::publish) deferred, if the worker still
     /// sleeps.
     pub fn flush_wakeups(&mut self) {
-        while let Some(shard) = self.deferred_wakeups.pop() {
-            if let Some(inbox) = self.shared.inboxes.get(shard) {
-                inbox.wake();
-            }
-        }
+        self.shared.wake(&mut self.deferred_wakeups);
     }
 }
 

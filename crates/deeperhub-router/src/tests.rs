@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::{
-    Config, DeliveryFlow, InterestChange, Router, Shard, ShardId, Subscribed, SubscriberKey,
-    WORKER_SUBSCRIBER,
+    Config, DeferredPublisher, DeliveryFlow, InterestChange, Router, Shard, ShardId, Subscribed,
+    SubscriberKey, WORKER_SUBSCRIBER,
 };
 use deeperhub_types::{Subscription, Topic};
 use proptest::prelude::*;
@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 
 const SHARDS: u16 = 2;
+/// Number of the deferred publisher among those that defer wake-ups, after all shards.
+const DEFERRED_PUBLISHER: u16 = SHARDS;
 const TOPICS: [&str; 5] = ["a", "a.b", "a.c", "b.b", "a.b.c"];
 const SUBSCRIPTIONS: [&str; 11] = ["a", "a.b", "a.c", "b.b", "a.b.c", "*", ">", "a.*", "*.b", "a.>", "*.*"];
 
@@ -37,12 +39,12 @@ enum Step {
     Publish {
         topic: usize,
         source: Option<u64>,
-        /// The worker that publishes it; `None` for another thread.
+        /// The worker or deferred publisher that publishes it; `None` for another thread.
         from: Option<u16>,
     },
-    /// The worker flushes its deferred wake-ups.
+    /// The worker or deferred publisher flushes its deferred wake-ups.
     FlushWakeups {
-        shard: u16,
+        by: u16,
     },
     /// Pauses at every `pause`th delivery.
     Deliver {
@@ -63,9 +65,9 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (shard(), key(), 0..SUBSCRIPTIONS.len())
             .prop_map(|(shard, key, from)| Step::Unsubscribe { shard, key, from }),
         1 => (shard(), key()).prop_map(|(shard, key)| Step::Remove { shard, key }),
-        12 => (0..TOPICS.len(), proptest::option::of(0..3_u64), proptest::option::of(shard()))
+        12 => (0..TOPICS.len(), proptest::option::of(0..3_u64), proptest::option::of(0..=DEFERRED_PUBLISHER))
             .prop_map(|(topic, source, from)| Step::Publish { topic, source, from }),
-        3 => shard().prop_map(|shard| Step::FlushWakeups { shard }),
+        3 => (0..=DEFERRED_PUBLISHER).prop_map(|by| Step::FlushWakeups { by }),
         12 => (shard(), 1..8_usize).prop_map(|(shard, pause)| Step::Deliver { shard, pause }),
         1 => shard().prop_map(|shard| Step::Replace { shard }),
     ]
@@ -88,7 +90,9 @@ struct Sleep {
     /// Number of wake-ups expected so far.
     expected: usize,
     is_asleep: bool,
-    /// Workers that deferred their wake-up of this one.
+    /// `true` if messages were pushed since the worker fell asleep.
+    has_messages: bool,
+    /// Workers and publishers with a deferred wake-up of this worker, though it may have run since.
     deferred_by: BTreeSet<u16>,
 }
 
@@ -96,19 +100,23 @@ impl Sleep {
     /// Expects a wake-up if the worker sleeps.
     fn expect_wakeup(&mut self) {
         self.expected += usize::from(std::mem::take(&mut self.is_asleep));
-        self.deferred_by.clear();
     }
 
     /// Models that the worker runs, with or without a wake-up.
     fn run(&mut self) {
         self.is_asleep = false;
-        self.deferred_by.clear();
+    }
+
+    /// Models that the worker has delivered all messages and sleeps.
+    fn fall_asleep(&mut self) {
+        (self.is_asleep, self.has_messages) = (true, false);
     }
 }
 
 struct Model {
     router: Router<usize>,
     shards: Vec<Shard<usize>>,
+    publisher: DeferredPublisher<usize>,
     sleeps: Vec<Sleep>,
     /// Number of the next subscription.
     next_number: u64,
@@ -138,6 +146,7 @@ impl Model {
         });
         let shards = (0..SHARDS).map(|shard| router.attach(ShardId(shard))).collect();
         Self {
+            publisher: router.deferred_publisher(),
             router,
             shards,
             sleeps: (0..SHARDS).map(|_| Sleep::default()).collect(),
@@ -176,9 +185,12 @@ impl Model {
                 assert_eq!(self.shards[usize::from(shard)].remove_subscriber(key), removed.len());
             }
             Step::Publish { topic, source, from } => self.publish(TOPICS[topic], source, from),
-            Step::FlushWakeups { shard } => {
-                self.shards[usize::from(shard)].flush_wakeups();
-                self.expect_wakeups_deferred_by(shard);
+            Step::FlushWakeups { by } => {
+                match by {
+                    DEFERRED_PUBLISHER => self.publisher.flush_wakeups(),
+                    shard => self.shards[usize::from(shard)].flush_wakeups(),
+                }
+                self.expect_wakeups_deferred_by(by);
             }
             Step::Deliver { shard, pause } => {
                 self.deliver(shard, pause);
@@ -213,7 +225,7 @@ impl Model {
 
     fn expect_wakeups_deferred_by(&mut self, by: u16) {
         for sleep in &mut self.sleeps {
-            if sleep.deferred_by.contains(&by) {
+            if sleep.deferred_by.remove(&by) && sleep.has_messages {
                 sleep.expect_wakeup();
             }
         }
@@ -243,17 +255,19 @@ impl Model {
             number
         };
         let published = match from {
+            Some(DEFERRED_PUBLISHER) => self.publisher.publish(&parsed, source, 10, make),
             Some(shard) => self.shards[usize::from(shard)].publish(&parsed, source, 10, make),
             None => self.router.publish(&parsed, source, 10, make),
         };
         assert_eq!(published.subscribers, receivers.values().map(BTreeSet::len).sum::<usize>() as u64);
         let shards: BTreeSet<_> = receivers.keys().map(|client| client.0).collect();
         assert_eq!(made, shards.len(), "one message for each worker with a receiver");
-        if let Some(from) = from {
-            self.sleeps[usize::from(from)].run();
+        if let Some(worker) = from.and_then(|from| self.sleeps.get_mut(usize::from(from))) {
+            worker.run();
         }
         for shard in shards {
             let sleep = &mut self.sleeps[usize::from(shard)];
+            sleep.has_messages = true;
             match from {
                 Some(from) if sleep.is_asleep => {
                     sleep.deferred_by.insert(from);
@@ -294,7 +308,9 @@ impl Model {
         self.expect_wakeups_deferred_by(shard);
         let sleep = &mut self.sleeps[usize::from(shard)];
         sleep.run();
-        sleep.is_asleep = more.is_pending();
+        if more.is_pending() {
+            sleep.fall_asleep();
+        }
         more.is_ready()
     }
 
@@ -470,6 +486,29 @@ fn a_deferred_wakeup_does_not_delay_one_from_another_thread() {
     assert_eq!(drain(&mut second, &count), [3], "the worker ran without a wake-up");
     first.flush_wakeups();
     assert_eq!(woken(), 1);
+}
+
+#[test]
+fn a_deferred_publisher_wakes_each_worker_once_for_a_burst() {
+    let router = Router::new(2, Config::default());
+    let [(mut first, first_count), (mut second, second_count)] =
+        [0, 1].map(|shard| sleeping_worker(&router, shard));
+    let woken = || [&first_count, &second_count].map(|count| count.0.load(Ordering::Relaxed));
+    let mut publisher = router.deferred_publisher();
+    let topic = Topic::parse("a").unwrap();
+    for message in 0..100 {
+        assert_eq!(publisher.publish(&topic, None, 1, || message).subscribers, 2);
+    }
+    assert_eq!(woken(), [0, 0]);
+    publisher.flush_wakeups();
+    publisher.flush_wakeups();
+    assert_eq!(woken(), [1, 1]);
+    for (worker, count) in [(&mut first, &first_count), (&mut second, &second_count)] {
+        assert_eq!(drain(worker, count), (0..100).collect::<Vec<_>>());
+    }
+    publisher.publish(&topic, None, 1, || 100);
+    drop(publisher);
+    assert_eq!(woken(), [2, 2], "a dropped publisher flushes its deferred wake-ups");
 }
 
 #[test]

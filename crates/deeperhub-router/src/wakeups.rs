@@ -7,7 +7,7 @@ use std::task::Waker;
 pub(crate) enum Wakeups<'s> {
     /// The publish wakes them at its end, when this value is dropped.
     Immediate(WakeOnDrop),
-    /// The publish only adds them to this set. The publishing worker wakes them later.
+    /// The publish only adds them to this set. The publishing thread wakes them later.
     Deferred(&'s mut ShardSet),
 }
 

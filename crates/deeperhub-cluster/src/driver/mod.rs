@@ -3,6 +3,7 @@
 
 mod backlog;
 mod batch;
+mod burst;
 mod connection;
 
 use std::cell::{Cell, RefCell};
@@ -26,6 +27,7 @@ use crate::link::{Link, LinkError};
 use crate::metrics::Dropped;
 use crate::queue::{MAX_BATCH_BYTES, Outbound};
 use backlog::{Backlog, CountDroppedOnDrop};
+use burst::{Burst, flush_after_polls};
 use connection::Connection;
 
 /// Timeout of each operation at the broker, after which the connection counts as lost. Long enough
@@ -52,9 +54,6 @@ const ENVELOPE_FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Run time after which the next panic counts as the first in a row, which resets the backoff.
 const PANIC_RESET_AFTER: Duration = Duration::from_secs(60);
 
-/// Number of envelopes processed between two yields to the driver's other tasks.
-const ENVELOPES_PER_YIELD: u32 = 128;
-
 /// Future that prepares and sends an answer. It runs concurrently with later messages.
 pub type PendingAnswer = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -67,6 +66,13 @@ pub trait MessageHandler: Send + 'static {
     /// messages wait in the backlog. A returned [`PendingAnswer`] runs concurrently with later
     /// messages.
     fn handle(&self, envelope: Envelope<'_>) -> impl Future<Output = Option<PendingAnswer>>;
+
+    /// Completes what [`handle`](Self::handle) deferred, for example wake-ups of other threads.
+    ///
+    /// The driver calls this method after each burst of messages, and before it waits for anything,
+    /// also within `handle`. A burst ends after 64 messages or 64 KiB, so no message waits for an
+    /// endless stream of later ones.
+    fn flush(&self) {}
 
     /// Returns the number of the node's open connections.
     fn connections(&self) -> u64;
@@ -378,7 +384,7 @@ impl<I: MessageHandler> DriverState<I> {
     /// processed, within [`ENVELOPE_FINISH_TIMEOUT`].
     async fn process_backlog_while<T>(&self, other: impl Future<Output = T>) -> T {
         let stop = Notify::new();
-        let processing = self.process_backlog(&stop);
+        let processing = flush_after_polls(self.process_backlog(&stop), || self.handler.flush());
         tokio::pin!(processing);
         let result = tokio::select! {
             result = other => result,
@@ -393,7 +399,7 @@ impl<I: MessageHandler> DriverState<I> {
     async fn process_backlog(&self, stop: &Notify) {
         let shared = &self.shared;
         let mut answers: FuturesUnordered<PendingAnswer> = FuturesUnordered::new();
-        let mut processed = 0;
+        let mut burst = Burst::default();
         loop {
             let envelope = tokio::select! {
                 biased;
@@ -412,8 +418,7 @@ impl<I: MessageHandler> DriverState<I> {
                 Err(error) => self.on_invalid(error),
             }
             std::mem::forget(guard);
-            processed += 1;
-            if processed % ENVELOPES_PER_YIELD == 0 {
+            if burst.ends_with(envelope.len()) {
                 tokio::task::yield_now().await;
             }
         }

@@ -14,14 +14,26 @@ struct RecordingHandler {
     pause: Duration,
     /// Sequence to panic at.
     panics_at: Option<u64>,
+    /// Number of messages before each flush that followed a message.
+    flushed: Arc<std::sync::Mutex<Vec<usize>>>,
 }
 
 impl MessageHandler for RecordingHandler {
     async fn handle(&self, envelope: Envelope<'_>) -> Option<PendingAnswer> {
-        sleep(self.pause).await;
+        if !self.pause.is_zero() {
+            sleep(self.pause).await;
+        }
         assert_ne!(Some(envelope.sequence), self.panics_at, "a panic that a test wants");
         self.received.lock().unwrap().push(envelope.sequence);
         None
+    }
+
+    fn flush(&self) {
+        let count = self.received.lock().unwrap().len();
+        let mut flushed = self.flushed.lock().unwrap();
+        if flushed.last().copied().unwrap_or_default() != count {
+            flushed.push(count);
+        }
     }
 
     fn connections(&self) -> u64 {
@@ -93,7 +105,7 @@ fn the_backlog_is_processed_in_order_across_connections() {
     let handler = RecordingHandler {
         received: Arc::clone(&received),
         pause: Duration::from_millis(1),
-        panics_at: None,
+        ..RecordingHandler::default()
     };
     let driver = driver(handler, 100_000);
     for sequence in 0..30 {
@@ -142,6 +154,49 @@ fn a_panic_costs_one_envelope() {
     // Messages queued for the broker are kept.
     assert_eq!(driver.unconfirmed_count(), 1);
     assert!(matches!(broker.state(), ClusterState::Disconnected { .. }));
+}
+
+/// Lets a driver process messages whose envelopes have these lengths or more. Returns the number of
+/// messages before each flush.
+fn flushes(handler: RecordingHandler, lengths: &[usize]) -> Vec<usize> {
+    let flushed = Arc::clone(&handler.flushed);
+    let driver = driver(handler, 100 << 20);
+    for (sequence, length) in lengths.iter().enumerate() {
+        let text = format!(r#"{{"type":"{}"}}"#, "x".repeat(*length));
+        let message = deeperhub_protocol::RawJson::parse(&text).unwrap();
+        let broadcast = Message::Operation(Operation::new(Target::All, Action::Send(message)));
+        assert!(driver.backlog.push(&driver.shared, envelope("other", sequence as u64, broadcast)));
+    }
+    let run = || {
+        let all = async {
+            while driver.shared.backlog_bytes.load(Ordering::Relaxed) > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        runtime().unwrap().block_on(driver.process_backlog_while(all));
+    };
+    supervise(run, |panics| restart_after_panic(&driver.shared, panics));
+    flushed.lock().unwrap().clone()
+}
+
+#[test]
+fn the_handler_flushes_once_after_a_burst() {
+    assert_eq!(flushes(RecordingHandler::default(), &[1; 60]), [60]);
+    // A long burst is flushed in between, so that its first messages do not wait for the last.
+    assert_eq!(flushes(RecordingHandler::default(), &[1; 200]), [64, 128, 192, 200]);
+    assert_eq!(flushes(RecordingHandler::default(), &[40_000; 5]), [2, 4, 5]);
+}
+
+#[test]
+fn the_handler_flushes_before_it_waits() {
+    let handler = RecordingHandler { pause: Duration::from_millis(1), ..RecordingHandler::default() };
+    assert_eq!(flushes(handler, &[1; 4]), [1, 2, 3, 4]);
+}
+
+#[test]
+fn the_handler_flushes_after_a_panic() {
+    let handler = RecordingHandler { panics_at: Some(3), ..RecordingHandler::default() };
+    assert_eq!(flushes(handler, &[1; 10]), [3, 9]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use deeperhub_protocol::deflate::Params;
 use deeperhub_protocol::frame::{self, Frame};
 
 use super::{ConnectionKey, Message};
+use crate::connection::InputHolds;
 use crate::deflate::Compressor;
 use crate::outbox::Outbox;
 use crate::transport::{TlsScratch, Transport};
@@ -25,8 +26,8 @@ pub struct Context<'a, W> {
     pub(crate) deflate: Option<Params>,
     /// Reason to close the connection with, once the session has asked for it.
     pub(crate) close: &'a mut Option<CloseReason>,
-    /// `true` if the session has asked to pause reading.
-    pub(crate) pause: &'a mut bool,
+    /// Holds that the session has asked for.
+    pub(crate) holds: &'a mut InputHolds,
     /// Cost that the session has charged.
     pub(crate) charged: &'a mut usize,
     /// Socket for long replies, if they may be written at once.
@@ -172,6 +173,20 @@ impl<W> Context<'_, W> {
     /// waits in the kernel, so TCP slows the client down. Bytes that were read already are handled
     /// after that call.
     pub fn pause_reading(&mut self) {
-        *self.pause = true;
+        self.holds.insert(InputHolds::PAUSED);
+    }
+
+    /// Parks this connection: no further input is handled until
+    /// [`Connections::unpark`](crate::Connections::unpark) is called. For a message that is
+    /// answered later, if the client's later messages must wait for that answer.
+    ///
+    /// Input that was read already is kept, at most that of one read, and counts as memory of the
+    /// connection. Further input waits in the kernel, as does the end of the input. Frames to the
+    /// client, pings, closes and drains go on.
+    ///
+    /// Silence while parked is no reason for a pong timeout, but the client's system must still
+    /// acknowledge the pings. There is no other limit of time; the application should have one.
+    pub fn park(&mut self) {
+        self.holds.insert(InputHolds::PARKED);
     }
 }

@@ -9,7 +9,7 @@ use deeperhub_protocol::handshake::Refusal;
 use deeperhub_protocol::{CloseCode, CloseReason};
 
 use super::{Next, PhaseContext, Worker, callback, liveness, spread};
-use crate::connection::{ClosingUntil, Connection, Liveness, State};
+use crate::connection::{ClosingUntil, Connection, InputHolds, Liveness, State};
 use crate::handshake::write_ready;
 use crate::metrics::HandshakeOutcome;
 use crate::outbox::Outbox;
@@ -57,10 +57,9 @@ impl<A: Application> Worker<'_, A> {
                     lists.defer(key, &mut connection.flags);
                     Next::Continue
                 }
-                Next::Pause => {
-                    if !std::mem::replace(&mut connection.flags.paused, true) {
-                        self.table.paused += 1;
-                    }
+                Next::Hold(holds) => {
+                    let added = connection.flags.holds.insert(holds);
+                    self.table.paused += usize::from(added.contains(InputHolds::PAUSED));
                     Next::Continue
                 }
                 Next::Open(rest) => self.open(key, rest),
@@ -244,13 +243,11 @@ impl<A: Application> Worker<'_, A> {
         flags.awaiting_pong = false;
         flags.wants_drain = false;
         flags.liveness = Liveness::Alive;
-        let was_paused = std::mem::take(&mut flags.paused);
-        if was_paused {
-            self.table.paused -= 1;
-        }
-        // Resume reading if it had stopped: the session paused it, the queue was full, or a turn
-        // was over. A closing connection is read to its end.
-        if std::mem::take(&mut flags.over_queue_limit) || was_paused || flags.has_unread {
+        let holds = std::mem::take(&mut flags.holds);
+        self.table.paused -= usize::from(holds.contains(InputHolds::PAUSED));
+        // Resume reading if it had stopped: the session held it, the queue was full, or a turn was
+        // over. A closing connection is read to its end.
+        if std::mem::take(&mut flags.over_queue_limit) || !holds.is_empty() || flags.has_unread {
             round.lists.run_queue.push(key);
         }
         self.table.open -= 1;

@@ -100,7 +100,8 @@ impl<S> Connection<S> {
     fn may_read_in_batch(&self) -> bool {
         let flags = &self.flags;
         matches!((&self.state, &self.transport), (State::Open(_), Transport::Tcp(_)))
+            && flags.holds.is_empty()
             && !(flags.in_backlog || flags.has_unread)
-            && !(flags.reads_long || flags.write_blocked || flags.paused || flags.over_queue_limit)
+            && !(flags.reads_long || flags.write_blocked || flags.over_queue_limit)
     }
 }

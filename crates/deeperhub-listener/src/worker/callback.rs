@@ -6,7 +6,7 @@ use deeperhub_protocol::CloseReason;
 
 use super::next::internal_error_reason;
 use super::{Next, PhaseContext};
-use crate::connection::{Connection, State};
+use crate::connection::{Connection, InputHolds, State};
 use crate::metrics::Metrics;
 use crate::session::{Application, Context};
 
@@ -20,7 +20,7 @@ pub(super) fn call<A: Application>(
     let Connection { state: State::Open(session), outbox, flags, .. } = connection else {
         return Next::Continue;
     };
-    let (mut close, mut pause, mut charged) = (None, false, 0);
+    let (mut close, mut holds, mut charged) = (None, InputHolds::default(), 0);
     let mut cx = Context {
         key,
         now: ctx.round.clock.now(),
@@ -30,7 +30,7 @@ pub(super) fn call<A: Application>(
         compressor: &mut ctx.round.codec.compressor,
         deflate: flags.deflate,
         close: &mut close,
-        pause: &mut pause,
+        holds: &mut holds,
         charged: &mut charged,
         direct_write: None,
     };
@@ -38,8 +38,7 @@ pub(super) fn call<A: Application>(
     match (result, close) {
         (Err(_), _) => Next::close(record_panic(&ctx.shared.metrics)),
         (Ok(()), Some(reason)) => Next::close(reason),
-        (Ok(()), None) if pause => Next::Pause,
-        (Ok(()), None) => Next::Continue,
+        (Ok(()), None) => Next::hold(holds),
     }
 }
 

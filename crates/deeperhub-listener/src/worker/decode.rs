@@ -7,7 +7,7 @@ use deeperhub_protocol::frame::{self, FrameError, Incoming};
 use super::callback::record_panic;
 use super::next::slow_consumer_reason;
 use super::{Next, PhaseContext};
-use crate::connection::{Connection, State};
+use crate::connection::{Connection, InputHolds, State};
 use crate::deflate::DeflateCodec;
 use crate::round::{Buffers, FRAME_COST, MESSAGE_COST, Turn};
 use crate::session::{Application, Context, DirectWrite, Message, Session};
@@ -20,7 +20,8 @@ const EARLY_WRITE_BYTES: usize = 8 * 1024;
 enum Decoded {
     /// All input was decoded.
     All,
-    /// The session closed the connection or paused reading, or the turn is over. Input may be left.
+    /// The session closed or parked the connection or paused reading, or the turn is over. Input
+    /// may be left.
     Stopped,
     /// The connection's queue is over its limit. Input may be left.
     QueueFull,
@@ -30,8 +31,8 @@ enum Decoded {
     Invalid(FrameError),
 }
 
-/// Decodes input from `pos` on and passes messages to the session, until the turn is over or the
-/// session pauses reading.
+/// Decodes input from `pos` on and passes messages to the session, until the turn is over, or the
+/// session pauses reading or parks the connection.
 pub(super) fn decode<A: Application>(
     connection: &mut Connection<A::Session>,
     key: u32,
@@ -62,7 +63,7 @@ fn decode_until_queue_full<A: Application>(
         return Some(Next::Continue);
     };
     let mut close = None;
-    let mut pause = false;
+    let mut holds = InputHolds::default();
     let (worker_state, limits) = (&mut ctx.worker_state, &ctx.shared.frame_limits);
     let max_queue_bytes = ctx.shared.limits.max_queue_bytes;
     let (now, budget) = (ctx.round.clock.now(), &mut ctx.round.budget);
@@ -88,7 +89,7 @@ fn decode_until_queue_full<A: Application>(
                 compressor: &mut *compressor,
                 deflate,
                 close: &mut close,
-                pause: &mut pause,
+                holds: &mut holds,
                 charged: &mut charged,
                 // Only the reply to the last buffered message may be written directly. Replies to
                 // earlier ones are written together.
@@ -149,7 +150,7 @@ fn decode_until_queue_full<A: Application>(
             if outbox.len() > max_queue_bytes {
                 return Decoded::QueueFull;
             }
-            if pause || turn.is_over() {
+            if !holds.is_empty() || turn.is_over() {
                 return Decoded::Stopped;
             }
         }
@@ -172,13 +173,12 @@ fn decode_until_queue_full<A: Application>(
     if let Some(reason) = close {
         return Some(Next::close(reason));
     }
-    let stopped = if pause { Next::Pause } else { Next::Continue };
     match decoded {
-        Decoded::All | Decoded::Stopped => Some(stopped),
+        Decoded::All | Decoded::Stopped => Some(Next::hold(holds)),
         Decoded::QueueFull if connection.outbox.len() > max_queue_bytes => {
             Some(Next::close(slow_consumer_reason()))
         }
-        Decoded::QueueFull => (pause || turn.is_over()).then_some(stopped),
+        Decoded::QueueFull => (!holds.is_empty() || turn.is_over()).then(|| Next::hold(holds)),
         Decoded::PeerClose(code) => Some(Next::AnswerClose(code)),
         Decoded::Invalid(error) => {
             ctx.shared.metrics.record_too_big(&error);

@@ -6,7 +6,8 @@ use crate::round::{HANDSHAKE_COST, Turn};
 use crate::session::Application;
 
 /// Handles input from position `at` on, and advances `at`. Stops at the end of the input, when the
-/// connection's state changes, when the turn is over, or when the session pauses reading.
+/// connection's state changes, when the turn is over, or when the session pauses
+/// reading or parks the connection.
 #[inline]
 pub(super) fn handle<A: Application>(
     connection: &mut Connection<A::Session>,

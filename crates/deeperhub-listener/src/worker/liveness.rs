@@ -66,7 +66,7 @@ fn check_liveness<A: Application>(
     let (config, clock) = (&ctx.shared.config, &ctx.round.clock);
     let pong_deadline = clock.deadline(config.pong_timeout);
     let next_tick = clock.deadline(config.tick());
-    let made_progress = made_progress(connection, key, progress);
+    let sent = check_progress(connection, key, progress);
     match connection.flags.liveness {
         Liveness::Alive if config.ping_interval.is_zero() => {
             connection.deadline = next_ping(config, clock);
@@ -80,11 +80,20 @@ fn check_liveness<A: Application>(
             frame::write_ping(arena.replies(), b"");
             connection.outbox.push_arena(arena.bytes(), start..arena.len());
         }
-        // While the session pauses reading, no sign of life can be read. Send progress is a sign
-        // of life.
+        // While input is held, no sign of life can be read. The peer's kernel acknowledges the ping
+        // nevertheless, unless the peer is gone. The next ping asks again.
         Liveness::PingSent | Liveness::FinalRead | Liveness::Silent
-            if connection.flags.paused || made_progress =>
+            if !connection.flags.holds.is_empty() && sent != Progress::Stalled =>
         {
+            connection.flags.liveness = Liveness::Alive;
+            connection.deadline = next_ping(config, clock);
+            progress.remove(&key);
+        }
+        Liveness::PingSent | Liveness::FinalRead if !connection.flags.holds.is_empty() => {
+            return Next::close(pong_timeout_reason());
+        }
+        // Send progress is a sign of life.
+        Liveness::PingSent | Liveness::FinalRead | Liveness::Silent if sent == Progress::Advanced => {
             connection.flags.liveness = Liveness::PingSent;
             connection.deadline = pong_deadline;
         }
@@ -96,11 +105,13 @@ fn check_liveness<A: Application>(
         }
         // The connection has not had its last turn yet.
         Liveness::FinalRead => connection.deadline = next_tick,
-        Liveness::Silent => {
-            return Next::close(CloseReason::new(CloseCode::PongTimeout, "no sign of life in time"));
-        }
+        Liveness::Silent => return Next::close(pong_timeout_reason()),
     }
     Next::Continue
+}
+
+fn pong_timeout_reason() -> CloseReason {
+    CloseReason::new(CloseCode::PongTimeout, "no sign of life in time")
 }
 
 /// Records a sign of life of an open connection.
@@ -127,27 +138,40 @@ pub(super) fn mark_silent<S>(connection: &mut Connection<S>, clock: &Clock) {
     }
 }
 
-/// Returns `true` if the peer took bytes since the last call, and records its send progress.
+/// Progress that a peer made in taking bytes between two checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Bytes wait for the peer, and its kernel acknowledged none.
+    Stalled,
+    /// The kernel acknowledged at most a ping, or nothing waited for it, or nothing is known.
+    Unclear,
+    /// The peer took bytes.
+    Advanced,
+}
+
+/// Returns the progress of a peer since the last call, and records it.
 ///
 /// A slow reader reads a ping only after the data sent before it, so its pong may be late. The
 /// acknowledgements of its kernel show that it still reads. An acknowledgement of the ping alone
 /// does not count: a kernel acknowledges a ping even if the program hangs.
-fn made_progress<S>(connection: &Connection<S>, key: u32, progress: &mut ProgressTable) -> bool {
-    let Ok(sent) = connection.transport.progress() else { return false };
+fn check_progress<S>(connection: &Connection<S>, key: u32, progress: &mut ProgressTable) -> Progress {
+    let Ok(sent) = connection.transport.progress() else { return Progress::Unclear };
     let is_behind = sent.is_outstanding || !connection.is_written();
     let current = PeerProgress { acknowledged: sent.acknowledged, is_behind, extensions: 0 };
-    let previous = progress.insert(key, current);
-    previous.is_some_and(|previous| {
-        let ping_bytes = if previous.is_behind { 0 } else { PING_BYTES };
-        sent.acknowledged.saturating_sub(previous.acknowledged) > ping_bytes
-    })
+    let Some(previous) = progress.insert(key, current) else { return Progress::Unclear };
+    let ping_bytes = if previous.is_behind { 0 } else { PING_BYTES };
+    match sent.acknowledged.saturating_sub(previous.acknowledged) {
+        0 if is_behind => Progress::Stalled,
+        bytes if bytes > ping_bytes => Progress::Advanced,
+        _ => Progress::Unclear,
+    }
 }
 
 /// Records the send progress of a connection that starts closing. The next close timeout compares
 /// with it.
 pub(super) fn record_progress<S>(connection: &Connection<S>, key: u32, progress: &mut ProgressTable) {
     progress.remove(&key);
-    made_progress(connection, key, progress);
+    check_progress(connection, key, progress);
 }
 
 /// Removes a closing connection at its close timeout. If the peer took bytes since the last timeout
@@ -159,13 +183,13 @@ fn on_close_timeout<A: Application>(
     ctx: &PhaseContext<'_, A>,
 ) -> Next {
     let previous = progress.get(&key).copied();
-    let made_progress = made_progress(connection, key, progress);
+    let sent = check_progress(connection, key, progress);
     let extensions = previous.map_or(0, |previous| previous.extensions) + 1;
     let is_behind = progress.get_mut(&key).is_some_and(|progress| {
         progress.extensions = extensions;
         progress.is_behind
     });
-    if !made_progress || !is_behind || extensions > MAX_CLOSE_EXTENSIONS {
+    if sent != Progress::Advanced || !is_behind || extensions > MAX_CLOSE_EXTENSIONS {
         return Next::Remove;
     }
     connection.deadline = ctx.round.clock.deadline(ctx.shared.config.close_timeout);

@@ -3,6 +3,7 @@
 use deeperhub_protocol::handshake::Refusal;
 use deeperhub_protocol::{CloseCode, CloseReason};
 
+use crate::connection::InputHolds;
 use crate::table::UnreadInput;
 
 /// Verdict of a phase: what happens next with its connection.
@@ -27,8 +28,8 @@ pub(crate) enum Next {
     PollAgain,
     /// The turn is over with input left. The next turn comes from the backlog.
     Defer,
-    /// The session paused reading.
-    Pause,
+    /// The session paused reading or parked the connection.
+    Hold(InputHolds),
     /// The handshake was accepted, and the connection has a session. The session's `on_open` is
     /// called, and then the bytes that followed the request are handled.
     Open(Option<Box<UnreadInput>>),
@@ -65,10 +66,17 @@ impl Next {
         Self::Refuse(Box::new(refusal))
     }
 
+    /// Returns the verdict for holds that a session has asked for, or [`Next::Continue`] if it
+    /// asked for none.
+    #[inline]
+    pub(super) fn hold(holds: InputHolds) -> Self {
+        if holds.is_empty() { Self::Continue } else { Self::Hold(holds) }
+    }
+
     /// Returns `true` if the connection's state changes, so that the rest of the same input is
     /// handled in the new state. Otherwise, the rest waits for the connection's next turn.
     pub(super) fn changes_state(&self) -> bool {
-        !matches!(self, Self::Continue | Self::Drained | Self::PollAgain | Self::Defer | Self::Pause)
+        !matches!(self, Self::Continue | Self::Drained | Self::PollAgain | Self::Defer | Self::Hold(_))
     }
 }
 

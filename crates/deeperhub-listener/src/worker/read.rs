@@ -44,7 +44,7 @@ pub(super) fn next_step<S>(connection: &Connection<S>, steps: usize, turn: Turn,
     let flags = &connection.flags;
     match &connection.state {
         State::Handshake(handshake) if handshake.decision.is_some() => return TurnStep::PollDecision,
-        State::Open(_) if flags.paused || flags.over_queue_limit => return TurnStep::End,
+        State::Open(_) if !flags.holds.is_empty() || flags.over_queue_limit => return TurnStep::End,
         _ => {}
     }
     if flags.in_backlog {

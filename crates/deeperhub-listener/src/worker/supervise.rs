@@ -13,7 +13,7 @@ use tokio::runtime::{self, Runtime};
 use super::apply::report_end;
 use super::next::internal_error_reason;
 use super::{Next, Worker, WorkerCore};
-use crate::connection::{ClosingUntil, Connection, State};
+use crate::connection::{ClosingUntil, Connection, InputHolds, State};
 use crate::control::{Control, Mailbox};
 use crate::metrics::{HandshakeOutcome, WorkerMetrics};
 use crate::restart::RestartDelay;
@@ -174,7 +174,7 @@ impl<A: Application> Worker<'_, A> {
             lists.mark_dirty(key, flags);
             flags.in_backlog = false;
             flags.has_unread = table.unread.contains_key(&key);
-            table.paused += usize::from(flags.paused);
+            table.paused += usize::from(flags.holds.contains(InputHolds::PAUSED));
             if matches!(connection.state, State::Open(_)) {
                 open.push(key);
             }

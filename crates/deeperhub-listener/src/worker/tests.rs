@@ -2,6 +2,8 @@
 
 mod drained;
 mod fixture;
+mod parked;
+mod parked_anywhere;
 mod phases;
 mod script;
 mod scripted_client;

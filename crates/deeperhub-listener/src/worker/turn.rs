@@ -172,7 +172,7 @@ impl<A: Application> Worker<'_, A> {
         let Some(connection) = self.table.get(key) else { return };
         let mut at = 0;
         // The turn may be over already: other connections of a batched read spend the same budget.
-        if !turn.is_over() && !connection.flags.paused {
+        if !turn.is_over() && connection.flags.holds.is_empty() {
             self.dispatch(key, bytes, &mut at, turn);
         }
         if let Some(rest) = bytes.get(at..)
@@ -200,9 +200,9 @@ impl<A: Application> Worker<'_, A> {
         self.ctx.round.deferred += 1;
     }
 
-    /// Handles input from position `at` on, until the turn is over or the session pauses reading.
-    /// A verdict that changes the connection's state is applied before the rest of the input is
-    /// handled. Input of a connection that is removed counts as handled.
+    /// Handles input from position `at` on, until the turn is over, or the session pauses reading
+    /// or parks the connection. A verdict that changes the connection's state is applied before the
+    /// rest of the input is handled. Input of a connection that is removed counts as handled.
     #[inline]
     fn dispatch(&mut self, key: u32, bytes: &mut [u8], at: &mut usize, turn: &mut Turn) {
         while *at < bytes.len() {

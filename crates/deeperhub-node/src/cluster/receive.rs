@@ -1,5 +1,6 @@
 //! Handling of messages from other nodes.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use super::answer::answer_query;
 use super::query::{self, ClusterQuery};
 use crate::hub::Hub;
 use crate::operation::{Operation, Target};
+use crate::streams::HubPublisher;
 use crate::types::ClientNotFound;
 use crate::worker::request::WorkerRequest;
 
@@ -27,11 +29,14 @@ const CONGESTION_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct ClusterReceiver {
     hub: Arc<Hub>,
     hasher: RandomState,
+    /// Publisher of the driver's thread.
+    publisher: RefCell<HubPublisher>,
 }
 
 impl ClusterReceiver {
     pub(super) fn new(hub: Arc<Hub>) -> Self {
-        Self { hub, hasher: RandomState::new() }
+        let publisher = RefCell::new(hub.router.deferred_publisher());
+        Self { hub, hasher: RandomState::new(), publisher }
     }
 
     fn publish(
@@ -44,7 +49,7 @@ impl ClusterReceiver {
         // No client of this node has a source number with the highest bit. The messages of a remote
         // publisher thus keep the order in which the broker sent them, also across topics.
         let source = from.map(|from| self.hasher.hash_one(from) | 1 << 63);
-        self.hub.deliver_remote(topic, payload, from, source, trace);
+        self.hub.deliver_remote(&mut self.publisher.borrow_mut(), topic, payload, from, source, trace);
     }
 
     /// Waits until no worker is congested, for at most [`CONGESTION_TIMEOUT`].
@@ -132,7 +137,87 @@ impl MessageHandler for ClusterReceiver {
         }
     }
 
+    fn flush(&self) {
+        self.publisher.borrow_mut().flush_wakeups();
+    }
+
     fn connections(&self) -> u64 {
         self.hub.metrics.connections()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake, Waker};
+
+    use deeperhub_cluster::Origin;
+    use deeperhub_protocol::Subscription;
+    use deeperhub_router::{DeliveryFlow, ShardId};
+
+    use super::*;
+    use crate::streams::HubShard;
+    use crate::{Config, Node};
+
+    #[derive(Default)]
+    struct WakeCount(AtomicUsize);
+
+    impl Wake for WakeCount {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Delivers all messages to a worker, and returns their number. The worker then sleeps.
+    fn deliver(shard: &mut HubShard, count: &Arc<WakeCount>) -> usize {
+        let (waker, mut delivered) = (Waker::from(Arc::clone(count)), 0);
+        let mut deliver = |_, _: &crate::delivery::Delivery| {
+            delivered += 1;
+            DeliveryFlow::Continue
+        };
+        while shard.poll_deliver(&mut Context::from_waker(&waker), &mut deliver).is_ready() {}
+        delivered
+    }
+
+    #[test]
+    fn a_burst_of_another_node_wakes_each_worker_once() {
+        const MESSAGES: usize = 50;
+        let mut config = Config::default();
+        config.listener.workers = 2;
+        config.canary.interval = Duration::ZERO;
+        let node = Node::start(([127, 0, 0, 1], 0).into(), config).unwrap();
+        let hub = Arc::clone(&node.handle().hub);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(node.stop());
+        // This test acts as the workers of the stopped node.
+        let mut workers = [0, 1].map(|shard| {
+            let mut worker = hub.router.attach(ShardId(shard));
+            worker.subscribe(0, &Subscription::parse("a").unwrap());
+            let count = Arc::new(WakeCount::default());
+            assert_eq!(deliver(&mut worker, &count), 0);
+            (worker, count)
+        });
+        let receiver = ClusterReceiver::new(hub);
+        for sequence in 0..MESSAGES as u64 {
+            let message = Message::Publish {
+                topic: Topic::parse("a").unwrap(),
+                from: ClientId::parse("other.0-0-0"),
+                trace: TraceContext::default(),
+                payload: RawJson::parse("1").unwrap(),
+            };
+            let origin = Origin { node: "other", incarnation: 1 };
+            let answer = runtime.block_on(receiver.handle(Envelope { origin, sequence, message }));
+            assert!(answer.is_none());
+        }
+        let woken = |workers: &[(HubShard, Arc<WakeCount>)]| {
+            workers.iter().map(|(_, count)| count.0.load(Ordering::Relaxed)).collect::<Vec<_>>()
+        };
+        assert_eq!(woken(&workers), [0, 0]);
+        receiver.flush();
+        receiver.flush();
+        assert_eq!(woken(&workers), [1, 1]);
+        for (worker, count) in &mut workers {
+            assert_eq!(deliver(worker, count), MESSAGES);
+        }
     }
 }

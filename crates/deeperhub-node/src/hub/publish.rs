@@ -13,7 +13,7 @@ use deeperhub_router::Published;
 use super::Hub;
 use crate::connection_id::ConnectionId;
 use crate::delivery::Delivery;
-use crate::streams::{Appended, HubShard, Once, PublishRefusal, StreamPublish, Ticket};
+use crate::streams::{Appended, HubPublisher, HubShard, Once, PublishRefusal, StreamPublish, Ticket};
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
 
@@ -43,6 +43,17 @@ struct Publication<'a> {
     /// Span of the publish, if it is sampled.
     span: Option<&'a ActiveSpan>,
     once: Option<Once<'a>>,
+}
+
+/// Route of a message to the workers. It decides when they are woken.
+#[derive(Debug)]
+enum Route<'a> {
+    /// The router, which wakes workers at once.
+    Immediate,
+    /// Shard of the calling worker, which wakes the others later.
+    Worker(&'a mut HubShard),
+    /// Publisher of another thread, which wakes workers after a burst.
+    Burst(&'a mut HubPublisher),
 }
 
 /// Result of a publish.
@@ -109,8 +120,10 @@ impl Hub {
     }
 
     /// Delivers a publish of another node. `trace` is the trace context that it carries.
+    /// `publisher` wakes the workers when it is flushed.
     pub(crate) fn deliver_remote(
         &self,
+        publisher: &mut HubPublisher,
         topic: &Topic<'_>,
         message: RawJson<'_>,
         from: Option<&ClientId>,
@@ -119,7 +132,7 @@ impl Hub {
     ) {
         let publication =
             Publication { topic, message, from, trace, published_at: Instant::now(), span: None, once: None };
-        let published = self.deliver_live(&publication, None, source, None);
+        let published = self.deliver_live(&publication, None, source, Route::Burst(publisher));
         self.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
     }
 
@@ -160,19 +173,20 @@ impl Hub {
                 return Ok((published, Some(appended)));
             }
         }
-        Ok((self.deliver_live(publication, excluded, source, shard), None))
+        let route = shard.map_or(Route::Immediate, Route::Worker);
+        Ok((self.deliver_live(publication, excluded, source, route), None))
     }
 
     /// Encodes a message once and pushes it to every worker with a subscriber.
     ///
     /// The connection `excluded` does not get the message. `source` is the publisher's source
-    /// number. `shard` is the shard of the calling worker, or `None` on other threads.
+    /// number.
     fn deliver_live(
         &self,
         publication: &Publication<'_>,
         excluded: Option<ConnectionId>,
         source: Option<u64>,
-        shard: Option<&mut HubShard>,
+        route: Route<'_>,
     ) -> Published {
         let Publication { topic, message, from, trace, published_at, span, .. } = *publication;
         let frame = ServerMessage::Message {
@@ -199,9 +213,10 @@ impl Hub {
             stamp: PublishStamp::new(published_at, span),
             sequenced: None,
         };
-        match shard {
-            Some(shard) => shard.publish(topic, source, frame.len(), make),
-            None => self.router.publish(topic, source, frame.len(), make),
+        match route {
+            Route::Immediate => self.router.publish(topic, source, frame.len(), make),
+            Route::Worker(shard) => shard.publish(topic, source, frame.len(), make),
+            Route::Burst(publisher) => publisher.publish(topic, source, frame.len(), make),
         }
     }
 

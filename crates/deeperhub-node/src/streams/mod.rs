@@ -28,7 +28,7 @@ use deeperhub_metrics::{RegisterError, Registry, Unit};
 use deeperhub_protocol::Topic;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::Features;
-use deeperhub_router::{Router, Shard};
+use deeperhub_router::{DeferredPublisher, Router, Shard};
 
 use crate::config::HistoryLimits;
 use crate::delivery::Delivery;
@@ -60,6 +60,9 @@ pub(crate) type StreamRouter = Router<Delivery, KeptStream>;
 
 /// One worker's part of the router.
 pub(crate) type HubShard = Shard<Delivery, KeptStream>;
+
+/// Publisher of a thread that wakes workers once for a burst of messages.
+pub(crate) type HubPublisher = DeferredPublisher<Delivery, KeptStream>;
 
 /// State that all streams of a node share.
 #[derive(Debug)]

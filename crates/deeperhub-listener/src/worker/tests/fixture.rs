@@ -228,6 +228,7 @@ impl Session for ObedientSession {
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, ObedientWorkerState>) {
         match message {
             Message::Text("pause") => cx.pause_reading(),
+            Message::Text("park") => cx.park(),
             Message::Text("close") => cx.close(CloseReason::new(CloseCode::Disconnected, "as asked")),
             Message::Text("panic") => std::panic::resume_unwind(Box::new("injected by a test")),
             _ => cx.reply_message(message),

@@ -4,7 +4,7 @@ use deeperhub_protocol::CloseCode;
 
 use super::fixture::{Fixture, Obedient, TestWorker, UPGRADE, client_frame, client_text, server_text};
 use crate::config::Config;
-use crate::connection::{ClosingUntil, State};
+use crate::connection::{ClosingUntil, InputHolds, State};
 use crate::drain::{DrainPlan, ReconnectTo, WorkerDrain};
 use crate::handshake::ClientSource;
 use crate::transport::Scripted;
@@ -115,7 +115,10 @@ fn decoding_stops_with_the_verdict_of_a_frame() {
     };
     assert!(matches!(decode(&mut tester, key, client_text("hello")), (Next::Continue, _)));
     assert_eq!(tester.connection(key).unwrap().outbox.len(), server_text("hello").len());
-    assert!(matches!(decode_before(&mut tester, &client_text("pause")), (Next::Pause, true)));
+    for (message, hold) in [("pause", InputHolds::PAUSED), ("park", InputHolds::PARKED)] {
+        let (next, stops) = decode_before(&mut tester, &client_text(message));
+        assert!(matches!(next, Next::Hold(holds) if holds == hold) && stops, "{message}: {next:?}");
+    }
     let (next, stops) = decode_before(&mut tester, &client_text("close"));
     assert_eq!((close_code(&next), stops), (Some(CloseCode::Disconnected), true));
     let (next, _) = decode_before(&mut tester, &client_text("panic"));

@@ -12,7 +12,7 @@ use super::fixture::{Fixture, TestWorker};
 use super::scripted_client::ScriptedClient;
 use super::scripted_server::{Ends, ScriptedServer};
 use crate::config::Config;
-use crate::connection::{ClosingUntil, Connection, State};
+use crate::connection::{ClosingUntil, Connection, InputHolds, State};
 use crate::drain::{DrainPlan, ReconnectTo};
 use crate::handshake::ClientSource;
 use crate::memory_budget::MemoryBudget;
@@ -200,7 +200,9 @@ fn check_consistency<A: Application>(worker: &mut TestWorker<'_, A>) {
     for (key, connection) in &table.slab {
         let flags = &connection.flags;
         open += usize::from(matches!(connection.state, State::Open(_)));
-        paused += usize::from(flags.paused);
+        paused += usize::from(flags.holds.contains(InputHolds::PAUSED));
+        let is_open = matches!(connection.state, State::Open(_));
+        assert!(is_open || flags.holds.is_empty(), "a connection without a session is held");
         assert!(flags.write_blocked || connection.is_written(), "bytes are not written");
         assert!(!connection.outbox.may_be_in_arena(), "a queue refers to the arena");
         assert_eq!(flags.has_unread, table.unread.contains_key(&(key as u32)));
@@ -213,7 +215,9 @@ fn check_consistency<A: Application>(worker: &mut TestWorker<'_, A>) {
             assert!(!flags.write_blocked || !stream.has_room(), "a writable socket is not written");
             let is_deciding =
                 matches!(&connection.state, State::Handshake(handshake) if handshake.decision.is_some());
-            assert!(flags.paused || is_deciding || !stream.has_input(), "a readable socket is not read");
+            let is_held = !flags.holds.is_empty();
+            assert!(is_held || is_deciding || !stream.has_input(), "a readable socket is not read");
+            assert!(is_held || !flags.has_unread, "the rest of a read is not handled");
         }
     }
     assert_eq!((table.open, table.paused), (open, paused));

@@ -85,7 +85,7 @@ impl Application for ScriptedServer {
     type Session = ScriptedSession;
 
     fn worker_state(&self, _worker: usize) -> ScriptedWorkerState {
-        ScriptedWorkerState { server: self.clone(), paused: Vec::new() }
+        ScriptedWorkerState { server: self.clone(), paused: Vec::new(), parked: Vec::new() }
     }
 
     fn accept(
@@ -130,6 +130,8 @@ pub(super) struct ScriptedWorkerState {
     server: ScriptedServer,
     /// Connections whose session has paused reading at some time.
     paused: Vec<ConnectionKey>,
+    /// Connections whose session has parked them, with the text that they are sent meanwhile.
+    parked: Vec<(ConnectionKey, String)>,
 }
 
 impl WorkerState<ScriptedSession> for ScriptedWorkerState {
@@ -141,6 +143,13 @@ impl WorkerState<ScriptedSession> for ScriptedWorkerState {
         if self.server.ends.lock().unwrap().is_quiet || self.server.once_in(4) {
             for key in self.paused.drain(..) {
                 connections.resume_reading(key);
+            }
+        }
+        if self.server.ends.lock().unwrap().is_quiet || self.server.once_in(3) {
+            for (key, text) in self.parked.drain(..) {
+                // A long queue may have closed the connection.
+                let _ = connections.send(key, &Frame::text(&text));
+                connections.unpark(key);
             }
         }
         if self.server.once_in(4) {
@@ -241,7 +250,7 @@ impl ScriptedSession {
         ends.late_calls += u32::from(ends.closes[self.id] > 0);
     }
 
-    /// Closes, pauses, replies, panics, or does nothing.
+    /// Closes, pauses, parks, replies, panics, or does nothing.
     fn act_at_random(&self, cx: &mut Context<'_, ScriptedWorkerState>) {
         self.check_is_open();
         self.server.panic_once_in(100);
@@ -250,6 +259,9 @@ impl ScriptedSession {
         }
         if self.server.once_in(20) {
             self.pause(cx);
+        }
+        if self.server.once_in(30) {
+            self.park("after a callback", cx);
         }
         if self.server.once_in(5) {
             cx.send(&Frame::text("from a callback"));
@@ -261,6 +273,13 @@ impl ScriptedSession {
         let key = cx.key();
         cx.worker().paused.push(key);
         cx.pause_reading();
+    }
+
+    /// Parks the connection. A text is sent later, before the replies to later messages.
+    fn park(&self, text: &str, cx: &mut Context<'_, ScriptedWorkerState>) {
+        let key = cx.key();
+        cx.worker().parked.push((key, text.to_owned()));
+        cx.park();
     }
 }
 
@@ -287,6 +306,12 @@ impl Session for ScriptedSession {
                 Some(out.len())
             }),
             Message::Text("expensive") => cx.charge(usize::MAX),
+            Message::Text(text) if text.starts_with("number ") && self.server.once_in(5) => {
+                self.park(text, cx);
+                if self.server.once_in(4) {
+                    self.pause(cx);
+                }
+            }
             Message::Text(text) => cx.reply(|out| frame::write_text(out, text)),
             Message::Binary(bytes) => cx.reply(|out| frame::write_binary(out, bytes)),
         }
@@ -322,6 +347,7 @@ impl Session for ScriptedSession {
         ends.awaiting_drain.remove(&key);
         drop(ends);
         worker.paused.retain(|&paused| paused != key);
+        worker.parked.retain(|&(parked, _)| parked != key);
         self.server.panic_once_in(10);
     }
 }

@@ -8,6 +8,7 @@ use deeperhub_protocol::{CloseCode, CloseReason};
 
 use super::fixture::{Fixture, Obedient, client_text, server_text};
 use crate::config::Config;
+use crate::connection::InputHolds;
 use crate::handshake::ClientSource;
 use crate::transport::Scripted;
 use crate::worker::Next;
@@ -72,7 +73,7 @@ fn a_paused_connection_is_read_again_when_it_closes() {
     tester.round();
     assert_eq!(tester.worker.table.paused, 1);
     assert!(tester.worker.table.unread.contains_key(&key));
-    tester.apply(key, Next::Pause);
+    tester.apply(key, Next::Hold(InputHolds::PAUSED));
     assert_eq!(tester.worker.table.paused, 1, "the connection is counted twice");
     tester.apply(key, close());
     tester.round();
