@@ -32,4 +32,7 @@ pub(crate) struct Sequenced {
     pub(crate) may_suspend: bool,
     /// `true` for the gap that tells a new epoch, `false` for a message.
     pub(crate) is_gap: bool,
+    /// Number of rule changes before the publish, so that deliveries of a stream that rules have
+    /// removed differ from those of a later stream.
+    pub(crate) rule_changes: u32,
 }

@@ -50,6 +50,9 @@ pub(crate) struct Replays {
     /// Subscriptions that became live, while messages from before can still be queued for patterns
     /// of the same client.
     resumed: Vec<(ConnectionKey, Arc<str>)>,
+    /// Subscriptions whose stream was removed, while messages of it can still be queued for patterns
+    /// of the same client.
+    detached: Vec<(ConnectionKey, Arc<str>)>,
     items: StepItems,
     counts: ReplayCounts,
     behind: usize,
@@ -98,6 +101,17 @@ enum Phase {
     /// The subscription is live. Messages up to the cursor that are still queued for the worker
     /// must not be delivered again.
     Resumed(InboxPosition),
+    /// Rules have removed the stream, and the subscription is live. Messages of the stream that are
+    /// queued for the worker up to this position are lost, and a gap then tells how many. They were
+    /// published before so many rule changes.
+    Detached { until: InboxPosition, rule_changes: u32 },
+}
+
+impl Replay {
+    /// Returns `true` if the subscriber gets its messages by this replay.
+    const fn is_behind(&self) -> bool {
+        matches!(self.phase, Phase::Replaying | Phase::Reading { .. } | Phase::Sampled)
+    }
 }
 
 impl Replays {
@@ -108,6 +122,7 @@ impl Replays {
             ready: VecDeque::new(),
             samples: Samples::default(),
             resumed: Vec::new(),
+            detached: Vec::new(),
             items: StepItems::default(),
             counts: ReplayCounts::default(),
             behind: 0,
@@ -169,13 +184,16 @@ impl Replays {
             Phase::Resumed(_) => {
                 self.resumed.retain(|(other, topic)| *other != key || *topic != replay.topic);
             }
+            Phase::Detached { .. } => {
+                self.detached.retain(|(other, topic)| *other != key || *topic != replay.topic);
+            }
         }
     }
 
     /// Returns the place of a subscriber that is behind.
     pub(crate) fn cursor(&self, key: ConnectionKey, topic: &str) -> Option<Cursor> {
         let replay = self.find(key, topic)?;
-        (!matches!(replay.phase, Phase::Resumed(_))).then_some(replay.cursor)
+        replay.is_behind().then_some(replay.cursor)
     }
 
     /// Notes that a message of a topic was published, for a subscriber that is behind.
@@ -220,6 +238,7 @@ impl Replays {
                 // Offsets go on when a history is emptied, so they also compare across its epochs.
                 !planted!(ResumedTwice) && sequenced.before.offset() < replay.cursor.offset()
             }
+            Phase::Detached { rule_changes, .. } => sequenced.rule_changes < rule_changes,
         }
     }
 
@@ -282,9 +301,7 @@ impl Replays {
     /// the last message that was sent.
     pub(crate) fn behind_of(&self, key: ConnectionKey) -> impl Iterator<Item = (&str, u64)> {
         let replays = self.connections.get(&key).into_iter().flat_map(|connection| &connection.replays);
-        replays
-            .filter(|replay| !matches!(replay.phase, Phase::Resumed(_)))
-            .map(|replay| (&*replay.topic, replay.cursor.offset()))
+        replays.filter(|replay| replay.is_behind()).map(|replay| (&*replay.topic, replay.cursor.offset()))
     }
 
     /// Returns the memory that is held for a connection.
@@ -323,6 +340,7 @@ impl Replays {
             }
             budget = budget.saturating_sub(self.step(key, (streams, router, shard), now, outlet));
         }
+        self.end_detached((streams, shard), now, outlet);
         self.resumed.retain(|(key, topic)| {
             let Some(connection) = self.connections.get_mut(key) else { return false };
             let has_delivered = |replay: &Replay| match replay.phase {

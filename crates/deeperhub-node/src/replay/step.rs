@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use deeperhub_history::{Delivery, Gap, Step};
+use deeperhub_history::{Cursor, Delivery, Gap, Step};
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::message::{EncodedDelivery, HistoryOrder, ServerMessage};
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, GapReason, Topic};
@@ -69,8 +69,10 @@ impl Replays {
         let mut remains = Remains::default();
         let items = &mut self.items.items;
         let seconds = streams.clock.seconds(now);
+        let mut rule_changes = 0;
         let advance =
             |_: deeperhub_router::TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
+                rule_changes = stripe.rule_changes;
                 collect(replay, &client_id, max_bytes, items, || stripe.current(kept, seconds, &mut remains))
             };
         let end = shard.resume_at(key, &parsed, advance);
@@ -83,11 +85,9 @@ impl Replays {
             return 0;
         };
         let place = (replay.cursor, replay.newest);
-        let (cursor, newest) = place;
-        if matches!(end, StepEnd::NoStream) && newest > cursor.offset() && !planted!(LostNotTold) {
-            let from = Some(cursor.offset() + 1);
-            let gap = Gap { epoch: cursor.epoch(), from, to: newest, reason: GapReason::Lost };
-            self.items.items.push(Item::Gap(gap));
+        let has_others = shard.count_matches(key, &parsed) > 1;
+        if matches!(end, StepEnd::NoStream) && !has_others {
+            self.items.items.extend(lost_rest(place));
         }
         // Several topics of one connection take turns.
         connection.replays.rotate_left(1);
@@ -106,12 +106,57 @@ impl Replays {
                 self.begin(key, topic, place, Delivery::Sample { every }, now);
                 self.continue_soon(key);
             }
-            StepEnd::Live | StepEnd::NoStream => {
-                self.resume(key, &topic, shard.count_matches(key, &parsed) > 1, (router, shard));
+            StepEnd::NoStream if !has_others => {
+                self.end(key, &topic);
+                self.continue_soon(key);
+            }
+            StepEnd::Live => {
+                self.resume(key, &topic, has_others, (router, shard));
+                self.continue_soon(key);
+            }
+            StepEnd::NoStream => {
+                let until = router.inbox_position(shard.id());
+                self.detach(key, &topic, Phase::Detached { until, rule_changes });
                 self.continue_soon(key);
             }
         }
         sent
+    }
+
+    /// Notes that the stream of a replay was removed.
+    fn detach(&mut self, key: ConnectionKey, name: &Arc<str>, phase: Phase) {
+        let replays =
+            self.connections.get_mut(&key).into_iter().flat_map(|connection| &mut connection.replays);
+        for replay in replays.filter(|replay| replay.topic == *name && replay.phase == Phase::Replaying) {
+            self.behind -= 1;
+            replay.phase = phase;
+            self.detached.push((key, Arc::clone(name)));
+        }
+    }
+
+    /// Ends the replays of removed streams of which no more messages are queued. Tells their
+    /// subscribers what is lost.
+    pub(super) fn end_detached(
+        &mut self,
+        (streams, shard): (&Streams, &HubShard),
+        now: Instant,
+        outlet: &mut impl Outlet,
+    ) {
+        let mut index = 0;
+        while let Some((key, topic)) = self.detached.get(index).cloned() {
+            let has_delivered = |replay: &Replay| match replay.phase {
+                Phase::Detached { until, .. } => shard.has_delivered(until),
+                _ => true,
+            };
+            let Some(replay) = self.find(key, &topic).filter(|replay| has_delivered(replay)) else {
+                index += 1;
+                continue;
+            };
+            self.items.items.extend(lost_rest((replay.cursor, replay.newest)));
+            // Removes it from the list, too.
+            self.end(key, &topic);
+            self.send_items(key, &topic, streams.clock.unix_ms(now), outlet);
+        }
     }
 
     /// Ends a replay whose subscription is live or has ended. If another subscription of the client
@@ -134,6 +179,10 @@ impl Replays {
                 Phase::Replaying | Phase::Reading { .. } => self.behind -= 1,
                 Phase::Sampled => self.samples.remove(key, &replay.topic),
                 Phase::Resumed(_) => continue,
+                // Messages of the stream that wait for patterns are delivered by them.
+                Phase::Detached { .. } => {
+                    self.detached.retain(|(other, topic)| *other != key || **topic != *name);
+                }
             }
             replay.phase = Phase::Resumed(until);
             self.resumed.push((key, Arc::clone(&replay.topic)));
@@ -190,6 +239,13 @@ impl Replays {
         }
         bytes
     }
+}
+
+/// Returns the gap of a subscriber whose stream was removed, if the stream had more messages.
+fn lost_rest((cursor, newest): (Cursor, u64)) -> Option<Item> {
+    let from = Some(cursor.offset() + 1);
+    let gap = Gap { epoch: cursor.epoch(), from, to: newest, reason: GapReason::Lost };
+    (newest > cursor.offset() && !planted!(LostNotTold)).then_some(Item::Gap(gap))
 }
 
 /// Collects messages and gaps for a subscriber, at most `max_bytes` but at least one message.

@@ -27,6 +27,8 @@ pub(crate) struct StreamStripe {
     pub(crate) table: StreamTable<KeptFrame, StreamName>,
     clock: Arc<Clock>,
     disk: Option<Arc<Disk>>,
+    /// Number of times that the rules have changed.
+    pub(crate) rule_changes: u32,
 }
 
 thread_local! {
@@ -123,7 +125,7 @@ pub(crate) struct CurrentStream<'a> {
 impl StreamStripe {
     pub(crate) fn new(budget: Arc<Budget>, clock: Arc<Clock>, disk: Option<Arc<Disk>>) -> Self {
         let table = StreamTable::new(budget);
-        Self { table: if disk.is_some() { table.with_store() } else { table }, clock, disk }
+        Self { table: if disk.is_some() { table.with_store() } else { table }, clock, disk, rule_changes: 0 }
     }
 
     /// Returns the number of the topic's stream, if it has one.

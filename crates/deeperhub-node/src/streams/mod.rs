@@ -134,6 +134,7 @@ impl Streams {
             let mut remains = Remains::default();
             router.update_stripe(stripe, |stripe| {
                 let find = |name: &StreamName| find_rule(&new, &Topic::parse(&*name.topic).ok()?);
+                stripe.rule_changes = stripe.rule_changes.wrapping_add(1);
                 remains.removed = stripe.table.set_budget(Arc::clone(&new), find, &mut remains.evicted);
             });
             self.finish(router, remains, Seconds::default());

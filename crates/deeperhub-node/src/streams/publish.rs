@@ -213,6 +213,7 @@ impl Streams {
                 before: Cursor::new(epoch, offset - 1),
                 may_suspend: policy.is_some_and(|policy| policy.delivery() != DeliveryPolicy::Close),
                 is_gap: false,
+                rule_changes: stripe.rule_changes,
             };
             let bytes = frame.len();
             // Each worker has its own reference count, so that workers do not contend for one cache
@@ -300,7 +301,7 @@ impl Streams {
             let position = stream.position(time);
             let gap =
                 ServerMessage::Gap { topic: topic.name(), from: None, position, reason: GapReason::Epoch };
-            let (frame, name) = (gap.to_frame(), Arc::clone(topic.name()));
+            let (frame, name, rule_changes) = (gap.to_frame(), Arc::clone(topic.name()), stripe.rule_changes);
             let bytes = frame.len();
             let make = move || Delivery {
                 frame: Multicast::new(frame.fork()),
@@ -312,6 +313,7 @@ impl Streams {
                     before,
                     may_suspend: true,
                     is_gap: true,
+                    rule_changes,
                 }),
             };
             let outgoing = Outgoing { bytes, make, reach: Reach::Topic };

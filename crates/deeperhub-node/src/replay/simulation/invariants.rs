@@ -35,9 +35,9 @@ impl World {
     /// Checks that nothing is left of subscriptions that have ended.
     pub(super) fn check_is_empty(&self) -> Result<(), String> {
         for worker in &self.workers {
-            let Replays { connections, samples, resumed, behind, .. } = &worker.replays;
-            if !connections.is_empty() || samples.next_tick().is_some() || !resumed.is_empty() || *behind != 0
-            {
+            let Replays { connections, samples, resumed, detached, behind, .. } = &worker.replays;
+            let are_listed = samples.next_tick().is_some() || !resumed.is_empty() || !detached.is_empty();
+            if !connections.is_empty() || are_listed || *behind != 0 {
                 return Err(format!("replays are left: {:?}", worker.replays));
             }
         }
@@ -80,8 +80,11 @@ fn check(worker: &Worker) -> Result<(), String> {
             return Err(format!("nothing continues {connection:?}"));
         }
     }
-    if let Some((key, topic)) =
-        replays.resumed.iter().find(|(key, topic)| replays.find(*key, topic).is_none())
+    if let Some((key, topic)) = replays
+        .resumed
+        .iter()
+        .chain(&replays.detached)
+        .find(|(key, topic)| replays.find(*key, topic).is_none())
     {
         return Err(format!("{topic} of {key} is kept after its replay"));
     }

@@ -202,9 +202,8 @@ fn the_simulation_finds_planted_bugs() {
 /// A sampled client that also has a pattern gets nothing of the topic by the pattern. If the topic
 /// loses its history before a sample, only the withheld deliveries tell that there were messages.
 #[test]
-fn withheld_messages_of_a_topic_that_loses_its_history_are_told() {
+fn messages_of_a_topic_that_loses_its_history_are_told_or_withheld() {
     let settings = Settings::choose(751, &mut fastrand::Rng::with_seed(751));
-    let wish = Wish::WrongEpoch { is_partial: true, history: 0 };
     let publish = |topic, count| Operation::Publish {
         topic,
         by: None,
@@ -213,17 +212,40 @@ fn withheld_messages_of_a_topic_that_loses_its_history_are_told() {
         once: None,
         count,
     };
-    let operations = [
-        Operation::Connect { client: 4, worker: 0, speed: 2000, has_compression: true, resumes: true },
-        Operation::Subscribe { client: 4, topic: 4, wish },
-        Operation::Connect { client: 5, worker: 0, speed: 0, has_compression: true, resumes: false },
-        Operation::SubscribePattern { client: 5, pattern: 0 },
+    let connect = |client| Operation::Connect {
+        client,
+        worker: 0,
+        speed: 2000,
+        has_compression: false,
+        resumes: false,
+    };
+    let pattern = |client, pattern| Operation::SubscribePattern { client, pattern };
+    let round = Operation::Round { worker: 0, budget: 3, meanwhile: None };
+    let subscribe = Operation::Subscribe { client: 4, topic: 4, wish: Wish::Live };
+    // The first messages of the topic come by the pattern, too.
+    let withheld = [
+        connect(4),
+        subscribe,
+        connect(5),
+        pattern(5, 0),
         publish(0, 3),
-        Operation::SubscribePattern { client: 4, pattern: 1 },
+        pattern(4, 1),
         publish(4, 2),
-        Operation::Round { worker: 0, budget: 3, meanwhile: None },
+        round,
         publish(4, 2),
         Operation::Rules { set: 2 },
     ];
-    assert_eq!(run(settings, &operations), Ok(()));
+    assert_eq!(run(settings, &withheld), Ok(()));
+    // The first messages of the topic do not come by the pattern.
+    let unseen = [
+        connect(4),
+        subscribe,
+        publish(4, 2),
+        pattern(4, 2),
+        publish(5, 3),
+        round,
+        publish(4, 2),
+        Operation::Rules { set: 2 },
+    ];
+    assert_eq!(run(settings, &unseen), Ok(()));
 }

@@ -125,6 +125,8 @@ impl World {
         let Worker { shard, replays, sockets, .. } = &mut self.workers[worker];
         let parts = (&self.streams, &self.router, shard);
         let Ok((subscribed, start)) = replays.subscribe(key, &request, parts, now) else {
+            // The attempt can have removed the stream of another topic.
+            self.check()?;
             return self.check_is_full(topic);
         };
         let reply = ServerMessage::Subscribed { id: None, topic: TOPICS[topic], start };
