@@ -87,7 +87,7 @@ export class Topic {
       let before = handle._position;
       handle._isFull = false;
       handle._settle();
-      if (!handle._held) handle._epoch = position?.epoch;
+      if (!handle._held?.length) handle._epoch = position?.epoch;
       if (before && position) {
         // Offsets go on under a new epoch.
         if (recovered && before.epoch === asked)

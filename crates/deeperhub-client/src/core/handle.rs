@@ -24,10 +24,7 @@ enum Pending {
         epoch: Option<Arc<str>>,
     },
     /// Own messages after the offset `before` are skipped.
-    Skipped {
-        position: Position,
-        before: u64,
-    },
+    Skipped { position: Position, before: u64 },
 }
 
 /// Kept messages that a handle reads before it gets live ones.
