@@ -6,6 +6,7 @@ mod client;
 mod delivery;
 mod fault;
 mod handle;
+mod joining;
 mod publish;
 mod subscription;
 mod timers;
