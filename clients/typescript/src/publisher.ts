@@ -120,10 +120,7 @@ export class Publisher {
   _send(publication: Publication): void {
     if (!publication._wasSent) {
       publication._wasSent = true;
-      const timeout = new ClientError(
-        "timeout",
-        "no answer to the publish in time; it may have been published",
-      );
+      const timeout = new ClientError("timeout", "no answer to publish in time; it may have been published");
       publication._timer._set(this._connection._settings.publishTimeout, () =>
         this._fail(publication, timeout),
       );

@@ -320,20 +320,65 @@ test("own messages are remembered while a handle is full in an earlier epoch", a
   assert.deepEqual(events, [4, "recovering", "gap epoch", "live false epoch", 7]);
 });
 
-test("messages that wait for an answer are no hole, however many they are", async () => {
-  const app = start({ maxQueueBytes: 200 });
+test("messages that wait for an answer are limited, and asked for again", async () => {
+  const app = start({ maxQueueBytes: 400 });
   const { events, socket } = await app.live(10);
   const answer = await postExcluded(app);
   for (const offset of [12, 13, 14, 15]) socket.deliver("chat.1", offset);
   await settle();
+  assert.deepEqual(socket.take("subscribe"), []);
   answer(position(11));
   await settle();
-  const { recover } = await socket.subscribed({ ...position(12), recovered: true, replay: 3 });
-  assert.deepEqual(recover, position(12));
-  for (const offset of [13, 14, 15]) {
+  const { recover } = await socket.subscribed({ ...position(11), recovered: true, replay: 4 });
+  assert.deepEqual(recover, position(11));
+  for (const offset of [12, 13, 14, 15]) {
     socket.deliver("chat.1", offset);
     await settle();
   }
   assert.deepEqual(errorsOf(app), []);
-  assert.deepEqual(events, [12, "recovering", 13, 14, 15, "live true"]);
+  assert.deepEqual(events, ["recovering", 12, 13, 14, 15, "live true"]);
+});
+
+test("messages that wait for history are limited, and asked for again", async () => {
+  const { app, socket, first, second, answer } = await joined({ maxQueueBytes: 400 });
+  for (const offset of [4, 5, 6, 7]) {
+    socket.deliver("chat.1", offset);
+    await settle();
+  }
+  await answer("e1", [3]);
+  const from = socket.sent.find(({ type }) => type === "subscribe").data.recover.offset;
+  assert.ok(from >= 3 && from < 7, `recovered from ${from}`);
+  await socket.subscribed({ ...position(from), recovered: true, replay: 7 - from });
+  for (let offset = from + 1; offset <= 7; offset += 1) {
+    socket.deliver("chat.1", offset);
+    await settle();
+  }
+  assert.deepEqual(errorsOf(app), []);
+  assert.deepEqual(
+    first.filter((event) => typeof event === "number"),
+    [4, 5, 6, 7],
+  );
+  assert.deepEqual(
+    second.filter((event) => typeof event === "number"),
+    [3, 4, 5, 6, 7],
+  );
+});
+
+test("messages without a position that wait for history are told as dropped", async () => {
+  const app = start({ maxQueueBytes: 200 });
+  app.subscribe("news");
+  const socket = await app.open();
+  await socket.subscribed();
+  const { events } = app.subscribe("news", { history: 5 });
+  await settle();
+  const [{ id }] = socket.take("history");
+  for (let number = 1; number <= 9; number += 1)
+    socket.receive("message", { topic: "news", message: number, padding: "x".repeat(50) });
+  socket.receive("history", { topic: "news", messages: [] }, id);
+  await settle();
+  socket.receive("message", { topic: "news", message: 10 });
+  await settle();
+  const seen = events.filter((event) => event !== "live");
+  assert.ok(seen.length < 9, seen.join());
+  assert.deepEqual(seen.slice(0, 1).concat(seen.slice(-2)), [1, "gap dropped", 10]);
 });

@@ -137,7 +137,7 @@ impl Handle {
         let Some(position) = &message.position else {
             self.position = None;
             if !self.queue.push_message(message.clone()) {
-                self.tell_dropped(message);
+                self.tell_dropped(&message.topic);
             }
             return;
         };
@@ -156,7 +156,7 @@ impl Handle {
             // A handle without a position cannot recover what is dropped.
             match self.position {
                 Some(_) => self.full = true,
-                None => self.tell_dropped(message),
+                None => self.tell_dropped(&message.topic),
             }
             return;
         }
@@ -166,12 +166,12 @@ impl Handle {
     /// Appends a message of a pattern, which cannot be recovered.
     pub(super) fn receive_by_pattern(&mut self, message: &Message) {
         if !self.queue.push_message(message.clone()) {
-            self.tell_dropped(message);
+            self.tell_dropped(&message.topic);
         }
     }
 
-    fn tell_dropped(&mut self, message: &Message) {
-        let topic = Arc::clone(&message.topic);
+    fn tell_dropped(&mut self, topic: &Arc<str>) {
+        let topic = Arc::clone(topic);
         self.queue.push_gap(Gap { topic, from: None, to: None, reason: "dropped".into(), position: None });
     }
 
@@ -370,7 +370,12 @@ impl Handle {
                 }
             }
         }
-        self.full |= joining.overflowed && self.position.is_some();
+        match (joining.overflowed, &self.position) {
+            (true, Some(_)) => self.full = true,
+            // Without a position, what was dropped does not come again.
+            (true, None) => self.tell_dropped(&Arc::clone(&self.topic)),
+            (false, _) => {}
+        }
         false
     }
 

@@ -215,6 +215,25 @@ fn a_handle_that_joins_follows_a_server_that_lost_its_offsets() {
 }
 
 #[test]
+fn messages_without_a_position_that_wait_for_history_are_told_as_dropped() {
+    let mut core = connected_with(Settings { max_queue_bytes: 100, ..Settings::default() });
+    core.subscribe("t", 0, None, second(1));
+    let id = last_id(&sent(&mut core));
+    receive(&mut core, &format!(r#"{{"type":"subscribed","id":{id},"data":{{"topic":"t"}}}}"#), 1);
+    let handle = core.subscribe("t", 5, None, second(1));
+    let id = last_id(&sent(&mut core));
+    let plain = r#"{"type":"message","data":{"topic":"t","message":1}}"#;
+    for _ in 0..9 {
+        receive(&mut core, plain, 1);
+    }
+    let data = r#"{"topic":"t","messages":[]}"#;
+    receive(&mut core, &format!(r#"{{"type":"history","id":{id},"data":{data}}}"#), 1);
+    assert_eq!(taken(&mut core, handle), ["0", "0-0", "live None"]);
+    receive(&mut core, plain, 1);
+    assert_eq!(taken(&mut core, handle), ["0"]);
+}
+
+#[test]
 fn own_messages_of_a_later_epoch_are_skipped_while_a_handle_joins() {
     let (mut core, _, handle, id) = joined(3);
     let (_, published) = publish_excluded(&mut core);
