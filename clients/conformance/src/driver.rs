@@ -1,5 +1,6 @@
 //! The process between the kit and the client.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -19,14 +20,19 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Starts the driver. What it writes arrives in the receiver, line by line.
+    /// Starts the driver, which trusts a certificate. What it writes arrives in the receiver, line
+    /// by line.
     pub(crate) fn start(
         command: &[String],
+        trusted: Option<&Path>,
         journal: Journal,
     ) -> Result<(Self, mpsc::UnboundedReceiver<String>)> {
         let (program, arguments) =
             command.split_first().ok_or_else(|| Failure::new("the command of the driver is empty"))?;
+        // OpenSSL, rustls and Node.js look there for authorities.
+        let variables = ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"].into_iter();
         let mut child = Command::new(program)
+            .envs(variables.filter_map(|name| Some((name, trusted?))))
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

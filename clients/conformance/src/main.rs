@@ -11,6 +11,7 @@ mod received;
 mod request;
 mod runner;
 mod scenes;
+mod tls;
 mod topic;
 
 use std::process::ExitCode;

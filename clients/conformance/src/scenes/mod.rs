@@ -272,6 +272,12 @@ scenes! {
         json_in_another_form,
         welcome_without_limits,
     }
+    tls {
+        ["tls"] messages_and_a_cut,
+        ["tls"] expired_certificate,
+        ["tls"] certificate_of_another_name,
+        ["tls"] certificate_of_another_authority,
+    }
     application {
         handler_fails,
         messages_wait_for_the_handler,
