@@ -188,7 +188,7 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
 
   _onHole(topic: string): void {
     this._onError(
-      new ClientError("hole", `a message of ${topic} is missing and nobody told; it is asked for again`),
+      new ClientError("hole", `a message of ${topic} is missing and nobody told; asking for it again`),
     );
   }
 

@@ -32,7 +32,7 @@ interface Publication {
 
 /** Orders publications: those that the server may have, then by age. */
 function compare(a: Publication, b: Publication): number {
-  return Number(b._wasSent) - Number(a._wasSent) || a._id - b._id;
+  return +b._wasSent - +a._wasSent || a._id - b._id;
 }
 
 /** Returns a text that no other client has. */
