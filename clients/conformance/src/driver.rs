@@ -64,6 +64,11 @@ impl Driver {
         Ok((Self { child, stdin, journal }, receiver))
     }
 
+    /// Returns the ID of the process, while it runs.
+    pub(crate) fn process_id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Gives the driver a command.
     pub(crate) async fn send(&mut self, command: &Value) -> Result {
         let line = command.to_string();
@@ -78,7 +83,7 @@ impl Driver {
 
     /// Sends a signal to the process, such as `STOP`.
     pub(crate) async fn signal(&mut self, name: &str) -> Result {
-        let id = self.child.id().ok_or_else(|| Failure::new("the driver has ended"))?;
+        let id = self.process_id().ok_or_else(|| Failure::new("the driver has ended"))?;
         self.journal.note("kit:", &format!("SIG{name} to the driver"));
         let status = Command::new("kill").arg(format!("-{name}")).arg(id.to_string()).status().await?;
         if status.success() { Ok(()) } else { Err(Failure::new(format!("kill -{name} {id} failed"))) }

@@ -190,7 +190,9 @@ pub(super) async fn history_is_emptied_between_its_parts(kit: &mut Kit) -> Resul
         expect_all(kit, "late", &rest).await?;
     } else {
         ensure(event["epoch"] == SECOND.epoch && event["offset"] == 13, || {
-            format!("expected message 9 of e1 or 13 of e2 at handle \"late\", but the application saw {event}")
+            format!(
+                "expected message 9 of e1 or 13 of e2 at handle \"late\", but the application saw {event}"
+            )
         })?;
     }
     expect_all(kit, "late", &[Seen::Message(SECOND, 14)]).await?;
@@ -249,9 +251,7 @@ async fn serve_until_echo(kit: &mut Kit, connection: &mut Connection) -> Result 
             _ => {
                 let subscribe = connection.as_subscribe(received)?;
                 let from = subscribe.entry(CHAT.name)?["recover"]["offset"].as_u64().unwrap_or_default();
-                ensure((10..=11).contains(&from), || {
-                    format!("expected recover from 10 or 11, not {from}")
-                })?;
+                ensure((10..=11).contains(&from), || format!("expected recover from 10 or 11, not {from}"))?;
                 let answer = CHAT.at(from, json!({"recovered": true, "replay": 0}));
                 connection.reply_subscribed(&subscribe, &[answer]).await?;
             }
