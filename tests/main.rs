@@ -16,6 +16,7 @@ mod book;
 mod capabilities;
 mod churn;
 mod cli;
+mod client_compression;
 mod client_typescript;
 mod closing;
 mod cluster;

@@ -1,8 +1,9 @@
-// Driver of the TypeScript client: see ../README.md for the line protocol. It runs the built file on
-// the WebSocket of npm's `ws`, and plays the page around it.
+// Driver of the TypeScript client: see ../README.md for the line protocol. It runs the built files on
+// the WebSocket of npm's `ws`, and plays the page around them.
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
-import { Hub } from "../../typescript/dist/deeperhub.js";
+import { Hub as BrowserHub } from "../../typescript/dist/deeperhub.js";
+import { Hub } from "../../typescript/dist/deeperhub.node.js";
 
 const WebSocket = createRequire(new URL("../../../tests/peers/package.json", import.meta.url))("ws");
 
@@ -103,7 +104,7 @@ function connect({ url, options = {} }) {
     given.token = nextToken;
   }
   if (options.storage) given.storage = storage;
-  load.hub = new Hub(url, given);
+  load.hub = new (options.blind ? BrowserHub : Hub)(url, given);
   load.hub.on("state", ({ state, until, reason }) => {
     if (current.isLeft) return;
     const wait =
@@ -182,8 +183,7 @@ const COMMANDS = {
   close: () => load.hub.close().then(() => write("closed")),
 };
 
-// As in browsers, the client does not see why a handshake was refused.
-write("ready", { client: "typescript", skips: ["refusals"] });
+write("ready", { client: "typescript", skips: [] });
 const lines = createInterface({ input: process.stdin });
 lines.on("line", (line) => {
   const command = JSON.parse(line);

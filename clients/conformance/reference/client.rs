@@ -60,6 +60,8 @@ pub(crate) struct Client {
     pub(crate) state: State,
     pub(crate) subscriptions: Vec<Subscription>,
     pub(crate) publishes: Vec<Publish>,
+    /// Topics of own publishes that failed, and that the server may still answer.
+    pub(crate) late: HashMap<u64, String>,
     pub(crate) requests: Vec<Request>,
     pub(crate) next_id: u64,
     pub(crate) storage: Option<HashMap<String, Value>>,
@@ -91,6 +93,7 @@ impl Client {
             state: State::New,
             subscriptions: Vec::new(),
             publishes: Vec::new(),
+            late: HashMap::new(),
             requests: Vec::new(),
             next_id: 0,
             storage: None,
@@ -200,22 +203,17 @@ impl Client {
     fn subscribe(&mut self, command: &Value) {
         let topic = command["topic"].as_str().unwrap_or_default();
         let history = command["history"].as_u64();
-        let mut handle = Handle::new(command);
+        let mut handle = Handle::new(command, self.fault);
         let known =
             self.subscriptions.iter().position(|known| known.topic == topic && known.stage != Stage::Ended);
         let known = known.filter(|_| self.fault != Fault::SubscribesTwice);
         if let Some(index) = known {
             if self.subscriptions[index].stage == Stage::Live {
                 handle.push_state("live", None, None);
-                if let Some(history) = history {
-                    let id = self.new_id();
-                    handle.history = Some(id);
-                    let from = -i64::try_from(history).unwrap_or(i64::MAX);
-                    self.send("history", Some(id), &json!({"topic": topic, "from": from, "limit": history}));
-                }
             }
+            handle.wanted = history;
             self.subscriptions[index].handles.push(handle);
-            return;
+            return self.send_histories();
         }
         if self.state == State::Closed {
             return handle.push_state("ended", None, Some("closed"));

@@ -10,7 +10,7 @@ use crate::fault::Fault;
 use crate::subscription::{Position, Stage, Subscription};
 
 /// Returns the event for the application.
-fn message_event(data: &Value) -> Value {
+pub(crate) fn message_event(data: &Value) -> Value {
     let mut event = json!({"event": "message"});
     for key in ["topic", "message", "from", "time", "epoch", "offset"] {
         if let Some(value) = data.get(key) {
@@ -94,11 +94,12 @@ impl Client {
         subscription.recovered = recovered;
         subscription.reason = reason.map(str::to_owned);
         if recovered == Some(false) {
-            let new = subscription.position.as_ref();
-            let range = old.zip(new).filter(|(old, new)| old.epoch == new.epoch && new.offset > old.offset);
+            let new = subscription.position.clone();
+            let range =
+                old.zip(new.as_ref()).filter(|(old, new)| old.epoch == new.epoch && new.offset > old.offset);
             let range = range.map(|(old, new)| (old.offset + 1, new.offset));
             if fault != Fault::HidesGaps {
-                subscription.push_all(&gap_event(reason.unwrap_or_default(), range), 0);
+                subscription.push_gap(&gap_event(reason.unwrap_or_default(), range), new.as_ref(), None);
             }
         }
         subscription.skip_own();
@@ -118,6 +119,7 @@ impl Client {
         {
             position.offset += 1;
         }
+        self.send_histories();
     }
 
     fn on_subscribe_error(&mut self, id: u64, topic: Option<&str>, error: &Value, wait: Duration) {
@@ -194,17 +196,21 @@ impl Client {
         let subscription = &mut self.subscriptions[index];
         let is_fenced =
             matches!(subscription.stage, Stage::Idle | Stage::Asked(_)) && fault != Fault::NoFence;
-        if is_fenced || subscription.is_full {
+        if is_fenced || subscription.is_full || subscription.must_ask_again {
             return false;
         }
         let (Some(position), Some(at)) = (subscription.position.clone(), Position::of(data)) else {
+            if awaits_own && fault == Fault::WaitsWithoutHistory {
+                subscription.behind_own.push((data.clone(), bytes));
+                return true;
+            }
             hand_over_lossy(subscription, data, bytes, max, fault);
             return true;
         };
         let at_offset = at.offset;
         if at.epoch == position.epoch || fault == Fault::IgnoresEpoch {
             if at.offset <= position.offset && fault != Fault::Duplicates && fault != Fault::Reorders {
-                subscription.count_replayed();
+                subscription.count_replayed(1);
                 return false;
             }
             let prev = data["prev"].as_u64().unwrap_or(at.offset.saturating_sub(1));
@@ -213,6 +219,11 @@ impl Client {
             {
                 if awaits_own && fault != Fault::OwnMessageIsHole {
                     subscription.behind_own.push((data.clone(), bytes));
+                    let waiting: usize = subscription.behind_own.iter().map(|(_, bytes)| bytes).sum();
+                    if waiting > usize::try_from(max).unwrap_or(usize::MAX) {
+                        subscription.behind_own.clear();
+                        subscription.must_ask_again = true;
+                    }
                     return true;
                 }
                 return self.on_hole(index);
@@ -220,7 +231,7 @@ impl Client {
         } else {
             return self.on_hole(index);
         }
-        if subscription.own.contains_key(&at.offset) {
+        if subscription.is_own(&at) {
             subscription.position = Some(at);
         } else {
             let queued =
@@ -234,13 +245,20 @@ impl Client {
                 return true;
             }
             subscription.position = Some(at);
-            subscription.push_all(&message_event(data), bytes);
+            if fault == Fault::ReplaysToOne
+                && let (Stage::Replaying(_), Some(handle)) =
+                    (subscription.stage, subscription.handles.first_mut())
+            {
+                handle.push(message_event(data), bytes);
+            } else {
+                subscription.push_all(&message_event(data), bytes);
+            }
         }
         subscription.skip_own();
         if subscription.stage == Stage::Live {
-            subscription.own.retain(|offset, _| *offset > at_offset);
+            subscription.own.retain(|offset, own| own.epoch != position.epoch || *offset > at_offset);
         }
-        subscription.count_replayed();
+        subscription.count_replayed(1);
         true
     }
 
@@ -280,14 +298,23 @@ impl Client {
         let known =
             |known: &&mut Subscription| data["topic"] == known.topic.as_str() && known.stage != Stage::Ended;
         let Some(subscription) = self.subscriptions.iter_mut().find(known) else { return };
-        if matches!(subscription.stage, Stage::Idle | Stage::Asked(_)) {
+        if matches!(subscription.stage, Stage::Idle | Stage::Asked(_)) || subscription.is_full {
             return;
         }
         let range = data["from"].as_u64().zip(data["to"].as_u64());
+        let reason = data["reason"].as_str().unwrap_or_default();
+        let before = std::mem::replace(&mut subscription.position, Position::of(data));
+        let after = subscription.position.clone();
         if self.fault != Fault::HidesGaps {
-            subscription.push_all(&gap_event(data["reason"].as_str().unwrap_or_default(), range), 0);
+            subscription.push_gap(&gap_event(reason, range), after.as_ref(), before.as_ref());
         }
-        subscription.position = Position::of(data);
+        subscription.skip_own();
+        if matches!(subscription.stage, Stage::Replaying(_)) && !matches!(reason, "dropped" | "conflated") {
+            if subscription.recovered == Some(true) && self.fault != Fault::CallsGapsRecovered {
+                (subscription.recovered, subscription.reason) = (Some(false), Some(reason.to_owned()));
+            }
+            subscription.count_replayed(range.map_or(u64::MAX, |(from, to)| to + 1 - from));
+        }
     }
 
     pub(crate) fn on_position(&mut self, data: &Value) {
@@ -310,8 +337,11 @@ impl Client {
     pub(crate) fn on_own(&mut self, topic: &str, own: Option<Position>) {
         let Some(index) = self.subscriptions.iter().position(|known| known.topic == topic) else { return };
         let subscription = &mut self.subscriptions[index];
-        let is_ahead =
-            |own: &Position| subscription.position.as_ref().is_some_and(|at| own.offset > at.offset);
+        let keeps_others = self.fault != Fault::ForgetsOtherEpochs;
+        let is_ahead = |own: &Position| {
+            let at = subscription.position.as_ref();
+            at.is_some_and(|at| if at.epoch == own.epoch { own.offset > at.offset } else { keeps_others })
+        };
         if let Some(own) = own.filter(is_ahead) {
             subscription.own.insert(own.offset, own);
             subscription.skip_own();
@@ -320,17 +350,11 @@ impl Client {
                 subscription.own.retain(|offset, _| Some(*offset) > position);
             }
         }
+        if std::mem::take(&mut subscription.must_ask_again) && self.fault != Fault::LosesWaiting {
+            return self.subscribe_anew(index);
+        }
         for (data, bytes) in std::mem::take(&mut subscription.behind_own) {
             self.accept_exact(index, &data, bytes);
-        }
-    }
-
-    /// Hands over the history that a later handle asked for.
-    pub(crate) fn on_handle_history(&mut self, id: Option<u64>, data: &Value) {
-        let handles = self.subscriptions.iter_mut().flat_map(|subscription| &mut subscription.handles);
-        for handle in handles.filter(|handle| handle.history.is_some() && handle.history == id) {
-            let messages = data["messages"].as_array().cloned().unwrap_or_default();
-            handle.push_history(messages.iter().map(message_event).collect());
         }
     }
 }

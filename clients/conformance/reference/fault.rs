@@ -81,6 +81,24 @@ faults! {
     SavesTooEarly = "saves-too-early",
     /// Connects again after it was closed while connecting.
     SurvivesClose = "survives-close",
+    /// Lets a gap before the epoch of its history lead a handle back.
+    FollowsOlderGaps = "follows-older-gaps",
+    /// Takes a gap to an epoch after that of a handle's history for an older one.
+    OverlooksLaterGaps = "overlooks-later-gaps",
+    /// Takes lower offsets for older ones, although the topic has the epoch of the history.
+    OverlooksLowerOffsets = "overlooks-lower-offsets",
+    /// Forgets own messages of an epoch that the topic has not reached.
+    ForgetsOtherEpochs = "forgets-other-epochs",
+    /// Forgets a publish that failed with `timeout`.
+    ForgetsLateAnswers = "forgets-late-answers",
+    /// Says that a recovery was complete although a gap came in it.
+    CallsGapsRecovered = "calls-gaps-recovered",
+    /// Hands a replay to the first handle only, but its gaps to all.
+    ReplaysToOne = "replays-to-one",
+    /// Forgets deliveries that were too many to wait for an answer.
+    LosesWaiting = "loses-waiting",
+    /// Lets deliveries without a position wait for an answer.
+    WaitsWithoutHistory = "waits-without-history",
     /// Lets each handle subscribe for itself.
     SubscribesTwice = "subscribes-twice",
 }

@@ -6,6 +6,7 @@ mod client;
 mod delivery;
 mod fault;
 mod handle;
+mod joining;
 mod publish;
 mod subscription;
 mod timers;
@@ -56,7 +57,7 @@ fn refusal(error: &tungstenite::Error) -> Ended {
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let fault = Fault::parse(std::env::args().nth(1).as_deref());
-    emit(&json!({"event": "ready", "client": "reference", "skips": ["page", "blind"]}));
+    emit(&json!({"event": "ready", "client": "reference", "skips": ["page", "blind", "tls"]}));
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut client = Client::new(fault);
     let mut socket: Option<Socket> = None;

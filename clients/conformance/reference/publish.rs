@@ -134,7 +134,7 @@ impl Client {
             Fault::MatchesByOrder => self.publishes.iter().position(|publish| publish.is_sent),
             _ => self.publishes.iter().position(|publish| id == Some(publish.id)),
         };
-        let Some(index) = answered else { return };
+        let Some(index) = answered else { return self.on_late_answer(id, Position::of(data)) };
         let publish = self.publishes.remove(index);
         let mut value = json!({"topic": publish.topic(), "subscribers": data["subscribers"]});
         for key in ["epoch", "offset"] {
@@ -153,6 +153,14 @@ impl Client {
     pub(crate) fn awaits_own(&self, topic: &str) -> bool {
         let is_own = |publish: &Publish| publish.topic() == topic && publish.data["exclude_self"] == true;
         self.publishes.iter().any(|publish| publish.is_sent && is_own(publish))
+            || self.late.values().any(|late| late == topic)
+    }
+
+    /// Handles the answer to a publish that was not answered in time.
+    fn on_late_answer(&mut self, id: Option<u64>, position: Option<Position>) {
+        if let Some(topic) = id.and_then(|id| self.late.remove(&id)) {
+            self.on_own(&topic, position);
+        }
     }
 
     /// Handles the error of a publish. Returns `false` if the ID belongs to none.
@@ -164,6 +172,7 @@ impl Client {
         wait: Duration,
     ) -> bool {
         let Some(index) = self.publishes.iter().position(|publish| id == Some(publish.id)) else {
+            self.on_late_answer(id, None);
             return false;
         };
         let code = data["code"].as_str().unwrap_or_default();
@@ -227,6 +236,7 @@ impl Client {
         if self.fault == Fault::LosesPublishes {
             self.publishes.retain(|publish| !publish.is_sent);
         }
+        self.late.clear();
         self.publishes.iter_mut().for_each(|publish| publish.is_sent = false);
         self.requests.iter_mut().for_each(|request| request.is_sent = false);
     }
@@ -238,10 +248,15 @@ impl Client {
 
     /// Fails what was not answered in time.
     pub(crate) fn expire_requests(&mut self, now: Instant) {
+        let (late, keeps_late) = (&mut self.late, self.fault != Fault::ForgetsLateAnswers);
         self.publishes.retain(|publish| {
             let is_late = publish.ends.is_some_and(|ends| ends <= now);
             if is_late {
                 fail(&publish.call, "timeout");
+                // The server may still answer on this connection.
+                if publish.is_sent && publish.data["exclude_self"] == true && keeps_late {
+                    late.insert(publish.id, publish.topic().to_owned());
+                }
             }
             !is_late
         });

@@ -60,6 +60,8 @@ pub(crate) struct Subscription {
     pub(crate) own: BTreeMap<u64, Position>,
     /// Deliveries that wait for the answer to an own publish.
     pub(crate) behind_own: Vec<(Value, usize)>,
+    /// Whether those were too many, and are dropped until the answer.
+    pub(crate) must_ask_again: bool,
     /// Whether deliveries are dropped until a queue is half empty.
     pub(crate) is_full: bool,
     /// Messages that a full queue of a topic without history has lost.
@@ -81,6 +83,7 @@ impl Subscription {
             retries: 0,
             own: BTreeMap::new(),
             behind_own: Vec::new(),
+            must_ask_again: false,
             is_full: false,
             lost: false,
         }
@@ -107,14 +110,29 @@ impl Subscription {
     /// Moves the position over own messages. They stay known, since a replay that was asked for
     /// before may still have them.
     pub(crate) fn skip_own(&mut self) {
-        let next = |position: &Option<Position>| position.as_ref().map(|position| position.offset + 1);
-        while let Some(own) = next(&self.position).and_then(|offset| self.own.get(&offset)) {
+        while let Some(at) = &self.position
+            && let Some(own) = self.own.get(&(at.offset + 1))
+            && own.epoch == at.epoch
+        {
             self.position = Some(own.clone());
         }
     }
 
+    /// Returns `true` if a position is that of an own message.
+    pub(crate) fn is_own(&self, at: &Position) -> bool {
+        self.own.get(&at.offset).is_some_and(|own| own.epoch == at.epoch)
+    }
+
     pub(crate) fn push_all(&mut self, event: &Value, bytes: usize) {
         self.handles.iter_mut().for_each(|handle| handle.push(event.clone(), bytes));
+    }
+
+    /// Tells a gap that leads to a position, from the epoch `before` if it is known to be older.
+    pub(crate) fn push_gap(&mut self, event: &Value, position: Option<&Position>, before: Option<&Position>) {
+        for handle in &mut self.handles {
+            let epoch = before.map(|before| before.epoch.clone());
+            handle.push_gap(event.clone(), position.cloned(), epoch);
+        }
     }
 
     pub(crate) fn push_state(&mut self, state: &str) {
@@ -137,7 +155,7 @@ impl Subscription {
             return;
         }
         self.behind_own.clear();
-        self.is_full = false;
+        (self.is_full, self.must_ask_again) = (false, false);
         let had_been_live = self.stage == Stage::Live;
         self.stage = Stage::Idle;
         self.retry_at = None;
@@ -146,10 +164,10 @@ impl Subscription {
         }
     }
 
-    /// Counts a message of the replay.
-    pub(crate) fn count_replayed(&mut self) {
+    /// Counts messages of the replay.
+    pub(crate) fn count_replayed(&mut self, messages: u64) {
         if let Stage::Replaying(left) = &mut self.stage {
-            *left -= 1;
+            *left = left.saturating_sub(messages);
             if *left == 0 {
                 self.go_live();
             }

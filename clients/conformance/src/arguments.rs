@@ -2,6 +2,7 @@
 
 const USAGE: &str = "usage: deeperhub-conformance [--jobs N] [--seed N] [NAME…] -- DRIVER [ARGUMENT…]
        deeperhub-conformance --list [NAME…]
+       deeperhub-conformance --soak …
 
 Plays all scenes, or the ones whose names contain one of NAME, against a driver. Another seed gives
 other random faults in the scenes of chaos.";

@@ -1,5 +1,6 @@
 //! The process between the kit and the client.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -19,14 +20,19 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Starts the driver. What it writes arrives in the receiver, line by line.
+    /// Starts the driver, which trusts a certificate. What it writes arrives in the receiver, line
+    /// by line.
     pub(crate) fn start(
         command: &[String],
+        trusted: Option<&Path>,
         journal: Journal,
     ) -> Result<(Self, mpsc::UnboundedReceiver<String>)> {
         let (program, arguments) =
             command.split_first().ok_or_else(|| Failure::new("the command of the driver is empty"))?;
+        // OpenSSL, rustls and Node.js look there for authorities.
+        let variables = ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"].into_iter();
         let mut child = Command::new(program)
+            .envs(variables.filter_map(|name| Some((name, trusted?))))
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -58,6 +64,11 @@ impl Driver {
         Ok((Self { child, stdin, journal }, receiver))
     }
 
+    /// Returns the ID of the process, while it runs.
+    pub(crate) fn process_id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Gives the driver a command.
     pub(crate) async fn send(&mut self, command: &Value) -> Result {
         let line = command.to_string();
@@ -72,7 +83,7 @@ impl Driver {
 
     /// Sends a signal to the process, such as `STOP`.
     pub(crate) async fn signal(&mut self, name: &str) -> Result {
-        let id = self.child.id().ok_or_else(|| Failure::new("the driver has ended"))?;
+        let id = self.process_id().ok_or_else(|| Failure::new("the driver has ended"))?;
         self.journal.note("kit:", &format!("SIG{name} to the driver"));
         let status = Command::new("kill").arg(format!("-{name}")).arg(id.to_string()).status().await?;
         if status.success() { Ok(()) } else { Err(Failure::new(format!("kill -{name} {id} failed"))) }

@@ -1,5 +1,6 @@
 //! All that a scene has at hand: a listening socket, a driver, and what the application saw.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ use crate::driver::Driver;
 use crate::failure::{Failure, Result, ensure};
 use crate::journal::Journal;
 use crate::request::Request;
+use crate::tls::{Authority, Certificate, Gate};
 use crate::topic::{Topic, merge};
 
 /// Limits of the backoff in scenes: short, so that scenes are.
@@ -26,6 +28,7 @@ pub(crate) struct Kit {
     driver: Driver,
     application: Application,
     journal: Journal,
+    authority: Option<Arc<Authority>>,
     settled: u32,
     /// Number from which random scenes take their seeds.
     pub(crate) seed: u64,
@@ -34,12 +37,18 @@ pub(crate) struct Kit {
 
 impl Kit {
     /// Listens on a port of its own and starts a driver.
-    pub(crate) async fn start(command: &[String], seed: u64, journal: Journal) -> Result<Self> {
+    pub(crate) async fn start(
+        command: &[String],
+        seed: u64,
+        authority: Option<Arc<Authority>>,
+        journal: Journal,
+    ) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let (driver, lines) = Driver::start(command, journal.clone())?;
+        let trusted = authority.as_deref().map(Authority::root);
+        let (driver, lines) = Driver::start(command, trusted.as_deref(), journal.clone())?;
         let mut application = Application::new(lines, journal.clone());
         let skips = application.start().await?;
-        Ok(Self { listener, driver, application, journal, settled: 0, seed, skips })
+        Ok(Self { listener, driver, application, journal, authority, settled: 0, seed, skips })
     }
 
     /// Returns what the application saw.
@@ -63,8 +72,19 @@ impl Kit {
 
     /// Lets the driver create a hub with short delays and these options.
     pub(crate) async fn connect_with(&mut self, options: Value) -> Result {
-        let usual = json!({"min_delay_ms": MIN_DELAY_MS, "max_delay_ms": MAX_DELAY_MS});
         let url = format!("ws://{}/", self.listener.local_addr()?);
+        self.connect_to(&url, options).await
+    }
+
+    /// Opens a port for TLS before the scripted server.
+    pub(crate) async fn gate(&self, certificate: Certificate) -> Result<Gate> {
+        let authority = self.authority.clone().ok_or_else(|| Failure::new("there is no authority"))?;
+        Gate::open(authority, certificate, self.listener.local_addr()?).await
+    }
+
+    /// Lets the driver create a hub with another address.
+    pub(crate) async fn connect_to(&mut self, url: &str, options: Value) -> Result {
+        let usual = json!({"min_delay_ms": MIN_DELAY_MS, "max_delay_ms": MAX_DELAY_MS});
         self.command("connect", json!({"url": url, "options": merge(usual, options)})).await
     }
 

@@ -1,4 +1,5 @@
-//! Plays scenes against a client and says which of them it passes.
+//! Plays scenes against a client and says which of them it passes. With `--soak`, runs the client
+//! for a long time instead.
 
 mod application;
 mod arguments;
@@ -11,6 +12,8 @@ mod received;
 mod request;
 mod runner;
 mod scenes;
+mod soak;
+mod tls;
 mod topic;
 
 use std::process::ExitCode;
@@ -19,7 +22,11 @@ use crate::arguments::Arguments;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let arguments = match Arguments::parse(std::env::args().skip(1)) {
+    let mut command_line = std::env::args().skip(1).peekable();
+    if command_line.next_if_eq("--soak").is_some() {
+        return soak::run(command_line).await;
+    }
+    let arguments = match Arguments::parse(command_line) {
         Ok(arguments) => arguments,
         Err(error) => {
             eprintln!("{error}");

@@ -1,6 +1,7 @@
 //! Plays scenes, a few at a time, and prints a line for each.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -10,11 +11,15 @@ use crate::failure::{Failure, Result};
 use crate::journal::Journal;
 use crate::kit::Kit;
 use crate::scenes::Scene;
+use crate::tls::Authority;
 
 /// Longest time of a scene.
 const SCENE_LIMIT: Duration = Duration::from_secs(15);
 /// Longest time until a driver is ready.
 const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// Kind of scene that needs certificates.
+const TLS: &str = "tls";
 
 /// End of a scene.
 enum Outcome {
@@ -25,10 +30,22 @@ enum Outcome {
 
 /// Plays all scenes and returns whether the client passed.
 pub(crate) async fn play_all(scenes: Vec<Scene>, arguments: &Arguments) -> ExitCode {
+    // Only some scenes need it, and it takes a moment.
+    let authority = match scenes.iter().any(|scene| scene.needs == Some(TLS)).then(Authority::create) {
+        Some(Ok(authority)) => Some(Arc::new(authority)),
+        Some(Err(failure)) => {
+            eprintln!("{failure}");
+            return ExitCode::FAILURE;
+        }
+        None => None,
+    };
     let mut outcomes = futures_util::stream::iter(scenes)
-        .map(|scene| async move {
-            let name = scene.name;
-            (name, play(scene, arguments).await)
+        .map(|scene| {
+            let authority = authority.clone();
+            async move {
+                let name = scene.name;
+                (name, play(scene, authority, arguments).await)
+            }
         })
         .buffer_unordered(arguments.jobs);
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
@@ -53,12 +70,12 @@ pub(crate) async fn play_all(scenes: Vec<Scene>, arguments: &Arguments) -> ExitC
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn play(scene: Scene, arguments: &Arguments) -> Outcome {
+async fn play(scene: Scene, authority: Option<Arc<Authority>>, arguments: &Arguments) -> Outcome {
     let journal = Journal::new();
     let failed = |text: String| Outcome::Failed(format!("{text}{}", journal.last_lines()));
     let mut kit = match tokio::time::timeout(
         START_LIMIT,
-        Kit::start(&arguments.driver, arguments.seed, journal.clone()),
+        Kit::start(&arguments.driver, arguments.seed, authority, journal.clone()),
     )
     .await
     {

@@ -854,6 +854,18 @@ def test_a_handle_that_is_ahead_follows_the_subscription_to_a_later_epoch(is_tol
     assert [item for item in items if isinstance(item, Gap)] == [Gap("chat", "epoch")]
 
 
+def test_a_joined_handle_follows_a_server_that_lost_its_offsets_meanwhile() -> None:
+    rig = Rig()
+    _, handle, request = joined(rig)
+    new_epoch(rig, "e3", 14)
+    answer_history(rig, request, 15, epoch="e3")
+    new_epoch(rig, "e9", 2)
+    rig.message("message", {"topic": "chat", "message": 3, **at(3, "e9")})
+    items = drain(handle)
+    assert offsets(items) == [15, 3]
+    assert [item for item in items if isinstance(item, Gap)] == [Gap("chat", "epoch")]
+
+
 def test_a_handle_that_is_ahead_follows_a_server_that_lost_its_offsets() -> None:
     rig = Rig()
     _, handle, request = joined(rig)

@@ -18,7 +18,7 @@ export class Timer {
     this._clock = clock;
   }
 
-  _set(ms: number, callback: () => void): void {
+  _set(ms: number, callback: () => unknown): void {
     this._clear();
     this._timer = this._clock.setTimeout(callback, Math.min(Math.max(ms, 0), MAX_DELAY));
   }

@@ -10,11 +10,27 @@ import { isHidden, isOffline } from "./page.js";
 import type { Settings } from "./settings.js";
 import { Token, expiryOf } from "./token.js";
 
+/** Whether this is the build for Node.js. The one for browsers is smaller. */
+declare const NODE: boolean;
+
 /** Time that a connection must be open to count as a good one. */
 const GOOD_AFTER = 10_000;
 
 /** Close code of a connection that ended without one. */
 const NO_CODE = 1006;
+
+/** Close code of a token that has expired. A token that is refused in the handshake is the same. */
+const EXPIRED = 4001;
+
+/** A WebSocket, maybe that of the package `ws`, which has listeners for refused handshakes. */
+interface Socket extends WebSocketLike {
+  on?(event: "unexpected-response", listener: (request: unknown, response: Refusal) => void): unknown;
+}
+
+interface Refusal {
+  readonly statusCode: number;
+  readonly headers: Readonly<Record<string, string | undefined>>;
+}
 
 /** Events of a connection for its hub. */
 export interface ConnectionEvents {
@@ -118,9 +134,9 @@ export class Connection {
       this._tokenSent = token;
       protocols.push("bearer." + token);
     }
-    let socket: WebSocketLike;
+    let socket: Socket;
     try {
-      socket = new this._settings.WebSocket(this._url, protocols) as WebSocketLike;
+      socket = new this._settings.WebSocket(this._url, protocols) as Socket;
     } catch (error) {
       return this._end(NO_CODE, String(error));
     }
@@ -128,12 +144,26 @@ export class Connection {
     socket.onmessage = ({ data }) => {
       if (this._socket === socket) this._receive(data, token);
     };
-    // `onclose` follows. Without a handler, `ws` would throw.
-    socket.onerror = () => {};
+    let failure: string | undefined;
+    // `onclose` follows. Without a handler, `ws` would throw. Browsers have no message.
+    socket.onerror = ({ message }) => (failure = message);
     socket.onclose = ({ code, reason }) => {
-      if (this._socket === socket) this._end(code, reason);
+      if (this._socket === socket) this._end(code, reason || failure);
       else if (this._isClosed) this._onClosed?.();
     };
+    // Only `ws` shows how a handshake was refused.
+    if (NODE)
+      socket.on?.("unexpected-response", (_request, { statusCode: code, headers }) => {
+        if (this._socket !== socket) return;
+        const seconds = Number(headers["retry-after"]);
+        this._goodbye = {
+          code: code === 401 ? EXPIRED : code,
+          reason: `the handshake was answered with status ${code}`,
+          reconnect: ![400, 403, 404].includes(code),
+          retry_after_ms: seconds >= 0 ? 1000 * seconds : undefined,
+        };
+        this._end(code);
+      });
   }
 
   /** Returns a token, or `undefined` if there is none to go on with. */
@@ -220,11 +250,11 @@ export class Connection {
     const { server_time: time } = this._welcome ?? {};
     if (!this._token._isFunction || time === undefined) return;
     const left = expiry - time - (this._settings.clock.now() - this._welcomeAt);
-    this._renewal._set(Math.max(0.8 * left, this._settings.minDelay), () => void this._renew());
+    this._renewal._set(Math.max(0.8 * left, this._settings.minDelay), () => this._renew());
   }
 
   _retryRenewal(): void {
-    this._renewal._set(backoff(this._settings, ++this._failedRenewals), () => void this._renew());
+    this._renewal._set(backoff(this._settings, ++this._failedRenewals), () => this._renew());
   }
 
   async _renew(): Promise<void> {
@@ -233,7 +263,7 @@ export class Connection {
   }
 
   /** Ends the connection or the attempt, and decides what follows. */
-  _end(code: number, reason: string, isLifeless = false): void {
+  _end(code: number, reason?: string, isLifeless = false): void {
     if (this._isClosed) return;
     const goodbye = this._goodbye;
     const wasOpen = this._isOpen;
@@ -249,7 +279,7 @@ export class Connection {
     if (wasOpen) this._hub._onLost();
     const comesBack = !goodbye || goodbye.reconnect;
     reason = reason || `closed with code ${code}`;
-    if (code === 4001) {
+    if (code === EXPIRED) {
       if (!this._token._isFunction) return this._close(reason);
       const again = this._cameBack;
       this._cameBack = true;

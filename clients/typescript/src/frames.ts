@@ -18,7 +18,7 @@ export interface Goodbye {
   readonly code: number;
   readonly reason: string;
   readonly reconnect: boolean;
-  readonly retry_after_ms?: number;
+  readonly retry_after_ms?: number | undefined;
 }
 
 export interface Delivery extends Partial<Position> {

@@ -12,6 +12,8 @@ import type {
   SubscriptionEvents,
   SubscriptionStateEvent,
 } from "./index.js";
+import type { Positions } from "./positions.js";
+import type { Subscriptions } from "./subscriptions.js";
 import type { Topic } from "./topic.js";
 
 /** The name of an event, what its listeners get, and the position after it. */
@@ -22,13 +24,16 @@ type Item = { _bytes: number; _position?: Position | undefined } & (
   | { _name: "presence"; _event: Presence }
 );
 
+/** Bytes that a gap counts for while it waits for history. */
+const GAP_BYTES = 64;
+
 /** The part of a hub that a handle needs. */
 export interface HandleOwner {
   readonly _maxQueueBytes: number;
+  readonly _positions: Positions;
+  readonly _subscriptions: Subscriptions;
   _onListenerError(error: unknown): void;
   _onError(error: ClientError): void;
-  _onPosition(handle: Handle): void;
-  _onUnsubscribe(handle: Handle): void;
 }
 
 /** One subscription of the application, with its queue. */
@@ -101,7 +106,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
   }
 
   unsubscribe(): void {
-    if (!this._isOver) this._owner._onUnsubscribe(this);
+    if (!this._isOver) this._owner._subscriptions._unsubscribe(this);
   }
 
   _onListenerError(error: unknown): void {
@@ -110,20 +115,21 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
 
   /** Takes a message, unless the application has it or there is no room. */
   _offer(delivery: Delivery, bytes: number): void {
-    if (this._isHeld(() => this._offer(delivery, bytes))) return;
+    if (this._isHeld(() => this._offer(delivery, bytes), bytes)) return;
     const { prev, ...message } = delivery;
     const position = this._topic._isPattern ? undefined : positionOf(delivery);
     if (this._isFull || (position && !this._isNext(position))) return;
-    if (this._queuedBytes && this._queuedBytes + bytes > this._owner._maxQueueBytes) {
-      this._isFull = true;
-      // Messages without a position do not come again.
-      if (!position)
-        this._push({ _name: "gap", _event: { topic: this.topic, reason: "dropped" }, _bytes: 0 });
-      return;
-    }
+    if (this._queuedBytes && this._queuedBytes + bytes > this._owner._maxQueueBytes)
+      return this._overflow(position);
     this._queuedBytes += bytes;
     this._position = position ?? this._position;
-    this._push({ _name: "message", _event: message as Message, _bytes: bytes, _position: position });
+    this._push("message", message as Message, position, bytes);
+  }
+
+  /** Drops messages from now on. Those without a position do not come again. */
+  _overflow(position: Position | undefined): void {
+    this._isFull = true;
+    if (!position) this._push("gap", { topic: this.topic, reason: "dropped" });
   }
 
   /** Returns `true` for a later position of the same epoch. A new epoch begins with a gap. */
@@ -134,7 +140,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
 
   /** Takes a gap, unless the handle is beyond it. */
   _offerGap(gap: Gap, position: Position | undefined): void {
-    if (this._isHeld(() => this._offerGap(gap, position))) return;
+    if (this._isHeld(() => this._offerGap(gap, position), GAP_BYTES)) return;
     const at = this._position;
     const { from } = gap;
     if (position) {
@@ -148,7 +154,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     this._position = position ?? at;
     if (!isByPolicy(gap.reason)) this._missed = gap.reason;
     if (from && at) gap = { ...gap, from: Math.max(from, at.offset + 1) };
-    this._push({ _name: "gap", _event: gap, _bytes: 0, _position: position });
+    this._push("gap", gap, position);
   }
 
   _offerState(state: SubscriptionStateEvent): void {
@@ -156,30 +162,41 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
     if (state.recovered !== undefined)
       state = defined({ ...state, recovered: !this._missed, reason: this._missed });
     this._missed = undefined;
-    this._push({ _name: "state", _event: state, _bytes: 0 });
+    this._push("state", state);
   }
 
   _offerPresence(presence: Presence): void {
-    this._push({ _name: "presence", _event: presence, _bytes: 0 });
+    this._push("presence", presence);
   }
 
-  /** Keeps a call for later, if history is being read. */
-  _isHeld(call: () => void): boolean {
-    this._held?.push(call);
-    return !!this._held;
+  /** Keeps a call for later, if history is being read. What exceeds the limit is dropped, but for states. */
+  _isHeld(call: () => void, bytes = 0): boolean {
+    if (!this._held) return false;
+    this._queuedBytes += bytes;
+    if (!bytes || this._queuedBytes <= this._owner._maxQueueBytes) this._held.push(call);
+    return true;
   }
 
-  _push(item: Item): void {
-    this._queue.push(item);
+  _push<K extends keyof SubscriptionEvents>(
+    name: K,
+    event: SubscriptionEvents[K],
+    position?: Position,
+    bytes = 0,
+  ): void {
+    this._queue.push({ _name: name, _event: event, _position: position, _bytes: bytes } as Item);
     void this._pump();
   }
 
   /** Takes history, and then what waited for it. */
   _release(messages: Delivery[]): void {
     const held = this._held ?? [];
+    const isTooLong = this._queuedBytes > this._owner._maxQueueBytes;
     this._held = undefined;
+    this._queuedBytes = 0;
     for (const message of messages) this._offer(message, byteLength(JSON.stringify(message)));
     for (const call of held) call();
+    if (isTooLong) this._overflow(this._position);
+    if (this._isFull && !this._queue.length) this._topic._onRoom(this);
   }
 
   /** Hands over what is in the queue. Messages wait until there is a listener for them. */
@@ -198,7 +215,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
       // After the end, the position is not the application's any more.
       if (item._position && !this._isOver) {
         this._processed = item._position;
-        this._owner._onPosition(this);
+        this._owner._positions._onPosition(this);
       }
     }
     this._isPumping = false;

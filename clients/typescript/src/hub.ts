@@ -4,7 +4,6 @@ import { Emitter } from "./emitter.js";
 import { ClientError, fromServer } from "./error.js";
 import type { ServerError } from "./error.js";
 import type { Delivery, Frame } from "./frames.js";
-import type { Handle } from "./handle.js";
 import type {
   DirectMessage,
   History,
@@ -25,7 +24,6 @@ import { Requests } from "./requests.js";
 import { withDefaults } from "./settings.js";
 import { Subscriptions } from "./subscriptions.js";
 import type { SubscriptionsOwner } from "./subscriptions.js";
-import type { Topic } from "./topic.js";
 
 /** Types of the server's own messages. All others come from backends. */
 const OWN_TYPES =
@@ -59,14 +57,9 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
     this._publisher = new Publisher(this._connection, (topic, published) => {
       this._subscriptions._topics.get(topic)?._onPublished(published);
     });
-    this._unwatch = watchPage({
-      _onHidden: () => this._positions._save(),
-      _onShown: () => this._connection._onShown(),
-      _onOffline: () => this._connection._onOffline(),
-      _onOnline: () => this._connection._onOnline(),
-    });
+    this._unwatch = watchPage(this._connection, () => this._positions._save());
     // Listeners that are added right after the constructor get the first state.
-    queueMicrotask(() => void this._connection._connect());
+    queueMicrotask(() => this._connection._connect());
   }
 
   get state(): HubStateEvent {
@@ -195,12 +188,8 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
 
   _onHole(topic: string): void {
     this._onError(
-      new ClientError("hole", `a message of ${topic} is missing and nobody told; it is asked for again`),
+      new ClientError("hole", `a message of ${topic} is missing and nobody told; asking for it again`),
     );
-  }
-
-  _subscribeAnew(topic: Topic): void {
-    this._subscriptions._subscribeAnew(topic);
   }
 
   _waitsForPublished(topic: string): boolean {
@@ -209,13 +198,5 @@ export class HubClient extends Emitter<HubEvents> implements Hub, ConnectionEven
 
   _isOwn(clientId: string): boolean {
     return this._ids.includes(clientId);
-  }
-
-  _onPosition(handle: Handle): void {
-    this._positions._onPosition(handle);
-  }
-
-  _onUnsubscribe(handle: Handle): void {
-    this._subscriptions._unsubscribe(handle);
   }
 }

@@ -1,6 +1,5 @@
-/** Reports of a browser about the page and the network. */
+/** What is told about the page and the network. */
 export interface PageEvents {
-  _onHidden(): void;
   _onShown(): void;
   _onOffline(): void;
   _onOnline(): void;
@@ -15,17 +14,15 @@ export function isOffline(): boolean {
 }
 
 /** Reports events of the page until the returned function is called. Outside browsers there are none. */
-export function watchPage(events: PageEvents): () => void {
+export function watchPage(events: PageEvents, onHidden: () => void): () => void {
   const undo: (() => void)[] = [];
   const listen = (target: EventTarget | undefined, name: string, listener: () => void): void => {
     if (!target || !target.addEventListener) return;
     target.addEventListener(name, listener);
     undo.push(() => target.removeEventListener(name, listener));
   };
-  listen(globalThis.document, "visibilitychange", () =>
-    isHidden() ? events._onHidden() : events._onShown(),
-  );
-  listen(globalThis, "pagehide", () => events._onHidden());
+  listen(globalThis.document, "visibilitychange", () => (isHidden() ? onHidden() : events._onShown()));
+  listen(globalThis, "pagehide", onHidden);
   listen(globalThis, "offline", () => events._onOffline());
   listen(globalThis, "online", () => events._onOnline());
   return () => undo.forEach((remove) => remove());

@@ -12,7 +12,6 @@ export class Positions {
   readonly _storage: PositionStorage | undefined;
   readonly _timer: Timer;
   readonly _changed = new Map<string, Handle>();
-  _isWaiting = false;
 
   constructor(url: string, storage: PositionStorage | undefined, clock: Clock) {
     this._prefix = `deeperhub:${url}:`;
@@ -34,15 +33,12 @@ export class Positions {
   /** Notes that a handle's position has moved. */
   _onPosition(handle: Handle): void {
     if (!this._storage) return;
+    if (!this._changed.size) this._timer._set(SAVE_EVERY, () => this._save());
     this._changed.set(handle.topic, handle);
-    if (this._isWaiting) return;
-    this._isWaiting = true;
-    this._timer._set(SAVE_EVERY, () => this._save());
   }
 
   _save(): void {
     this._timer._clear();
-    this._isWaiting = false;
     for (const [topic, handle] of this._changed) {
       // Several handles share a key: the slowest one decides.
       const positions = [handle, ...handle._topic._handles].map((other) => other._processed);

@@ -32,7 +32,7 @@ interface Publication {
 
 /** Orders publications: those that the server may have, then by age. */
 function compare(a: Publication, b: Publication): number {
-  return Number(b._wasSent) - Number(a._wasSent) || a._id - b._id;
+  return +b._wasSent - +a._wasSent || a._id - b._id;
 }
 
 /** Returns a text that no other client has. */
@@ -120,10 +120,7 @@ export class Publisher {
   _send(publication: Publication): void {
     if (!publication._wasSent) {
       publication._wasSent = true;
-      const timeout = new ClientError(
-        "timeout",
-        "no answer to the publish in time; it may have been published",
-      );
+      const timeout = new ClientError("timeout", "no answer to publish in time; it may have been published");
       publication._timer._set(this._connection._settings.publishTimeout, () =>
         this._fail(publication, timeout),
       );

@@ -20,6 +20,6 @@ export type Settings = HubOptions & Required<Pick<HubOptions, keyof typeof DEFAU
 export function withDefaults(options: HubOptions): Settings {
   const WebSocket = options.WebSocket ?? globalThis.WebSocket;
   if (!WebSocket)
-    throw new TypeError("there is no global WebSocket: pass the option WebSocket, such as that of ws");
+    throw new TypeError("no global WebSocket: pass the option WebSocket, such as that of ws");
   return { ...DEFAULTS, ...defined<HubOptions>(options), WebSocket };
 }

@@ -114,7 +114,11 @@ export class Subscriptions {
       topic._recovering();
       this._pending.add(topic);
       // History is asked for again, and covers what is held.
-      for (const handle of topic._handles) if (handle._held) handle._held = [];
+      for (const handle of topic._handles) {
+        if (!handle._held) continue;
+        handle._held = [];
+        handle._queuedBytes = 0;
+      }
     }
   }
 
@@ -129,7 +133,7 @@ export class Subscriptions {
     let entries: object[] = [];
     let bytes = 0;
     // A topic recovers only if no pattern that matches it came before.
-    const pending = [...this._pending].sort((a, b) => Number(a._isPattern) - Number(b._isPattern));
+    const pending = [...this._pending].sort((a, b) => +a._isPattern - +b._isPattern);
     this._pending.clear();
     for (const topic of pending) {
       const { history, presence } = topic._handles[0]?._options ?? {};

@@ -3,11 +3,12 @@ import type { Delivery, GapData, Subscribed } from "./frames.js";
 import { covers, defined, isByPolicy, isPattern, positionOf } from "./frames.js";
 import type { Handle } from "./handle.js";
 import type { Gap, Position, Presence, Published, SubscriptionStateEvent } from "./index.js";
+import type { Subscriptions } from "./subscriptions.js";
 
 /** The part of the subscriptions that a topic needs. */
 export interface TopicOwner {
-  /** Subscribes to the topic again, from its position. */
-  _subscribeAnew(topic: Topic): void;
+  readonly _maxQueueBytes: number;
+  readonly _subscriptions: Subscriptions;
   /** Returns `true` if a publish to the topic is unanswered that excludes this client. */
   _waitsForPublished(topic: string): boolean;
   /** Returns `true` for the ID of this client, now or earlier. */
@@ -44,6 +45,7 @@ export class Topic {
   _afterReplay: SubscriptionStateEvent = { state: "live" };
   /** Deliveries that wait for the answer to an own publish. */
   _waiting: Received[] = [];
+  _waitingBytes = 0;
   /** Own messages that this client does not get: the position for each offset. */
   _own: Map<number, Position> | undefined;
 
@@ -60,7 +62,7 @@ export class Topic {
 
   _recovering(): void {
     this._isSubscribed = false;
-    this._subscribeId = 0;
+    this._subscribeId = this._waitingBytes = 0;
     this._waiting = [];
     if (this._state.state === "live") this._enter({ state: "recovering" });
   }
@@ -87,7 +89,7 @@ export class Topic {
       let before = handle._position;
       handle._isFull = false;
       handle._settle();
-      if (!handle._held) handle._epoch = position?.epoch;
+      if (!handle._held?.length) handle._epoch = position?.epoch;
       if (before && position) {
         // Offsets go on under a new epoch.
         if (recovered && before.epoch === asked)
@@ -115,8 +117,13 @@ export class Topic {
     const [type, data] = received;
     const isNew = this._isNew(data);
     if (!this._isSubscribed) return isNew;
-    if (this._waiting.length || this._mustWait(type, data)) this._waiting.push(received);
-    else this._process(received);
+    if (this._waiting.length || this._mustWait(type, data)) {
+      // More than a queue holds is asked for again when the answer is there.
+      if ((this._waitingBytes += received[2]) > this._owner._maxQueueBytes) this._waiting = [];
+      this._waiting.push(received);
+    } else {
+      this._process(received);
+    }
     return isNew && !this._isOwn(data);
   }
 
@@ -130,7 +137,7 @@ export class Topic {
 
   /** Returns `true` for a delivery that the answer to an own publish explains. */
   _mustWait(type: string, data: Delivery | GapData): boolean {
-    if (type !== "message" || !this._owner._waitsForPublished(this._name)) return false;
+    if (type !== "message" || !positionOf(data) || !this._owner._waitsForPublished(this._name)) return false;
     this._fill(data);
     return this._isHole(data) || (typeof data.from === "string" && this._owner._isOwn(data.from));
   }
@@ -167,7 +174,7 @@ export class Topic {
 
   _isHole({ epoch, offset, prev = (offset ?? 0) - 1 }: Place): boolean {
     const position = this._position;
-    return !!position && offset !== undefined && (position.epoch !== epoch || prev > position.offset);
+    return !!position && (position.epoch !== epoch || prev > position.offset);
   }
 
   _process([type, data, bytes]: Received): void {
@@ -176,7 +183,10 @@ export class Topic {
     const isRepeated = position && covers(current, position);
     if (type === "message") {
       this._fill(data);
-      if (position && this._isHole(data)) return this._onHole();
+      if (position && this._isHole(data)) {
+        this._owner._onHole(this._name);
+        return this._subscribeAnew();
+      }
     }
     let replayed = Number(type === "message");
     if (!isRepeated) {
@@ -201,14 +211,9 @@ export class Topic {
     }
   }
 
-  _onHole(): void {
-    this._owner._onHole(this._name);
-    this._subscribeAnew();
-  }
-
   _subscribeAnew(): void {
     this._recovering();
-    this._owner._subscribeAnew(this);
+    this._owner._subscriptions._subscribeAnew(this);
   }
 
   /** Takes the end of a publish that this client was excluded from. */
@@ -219,8 +224,11 @@ export class Topic {
       if (this._isSubscribed && !this._replay) this._fill({ epoch: position.epoch, prev: position.offset });
     }
     const waiting = this._waiting;
+    const isTooLong = this._waitingBytes > this._owner._maxQueueBytes;
     this._waiting = [];
-    for (const received of waiting) this._receive(received);
+    this._waitingBytes = 0;
+    if (isTooLong) this._subscribeAnew();
+    else for (const received of waiting) this._receive(received);
   }
 
   _onPresence(presence: Presence): void {

@@ -19,6 +19,18 @@ async function postExcluded(app) {
   return (at) => app.socket.receive("published", { topic: "chat.1", subscribers: 1, ...at }, id);
 }
 
+/** Answers the request for history. */
+async function answerHistory(socket, epoch, offsets) {
+  const [{ id }] = socket.take("history");
+  const messages = offsets.map((offset) => ({
+    topic: "chat.1",
+    message: { n: offset },
+    ...position(offset, epoch),
+  }));
+  socket.receive("history", { topic: "chat.1", ...position(offsets.at(-1), epoch), messages }, id);
+  await settle();
+}
+
 /** Returns a hub with a live handle at offset 3, and one that waits for its history. */
 async function joined(options) {
   const app = start(options);
@@ -26,15 +38,7 @@ async function joined(options) {
   const second = app.subscribe("chat.1", { history: 5 });
   await settle();
   const { socket } = first;
-  const [{ id }] = socket.take("history");
-  const answer = (epoch, offsets) => {
-    const messages = offsets.map((offset) => ({
-      topic: "chat.1",
-      message: { n: offset },
-      ...position(offset, epoch),
-    }));
-    socket.receive("history", { topic: "chat.1", ...position(offsets.at(-1), epoch), messages }, id);
-  };
+  const answer = (epoch, offsets) => answerHistory(socket, epoch, offsets);
   return { app, socket, first: first.events, second: second.events, answer };
 }
 
@@ -180,15 +184,47 @@ test("events of an earlier epoch do not move a handle that is ahead", async () =
   assert.deepEqual(second, [9, "live", 10]);
 });
 
-test("a handle that is ahead follows the subscription to a later epoch", async () => {
+for (const isToldBefore of [true, false]) {
+  test(`a handle that is ahead follows the topic to a later epoch (told before: ${isToldBefore})`, async () => {
+    const { socket, second, answer } = await joined();
+    // The subscription never reaches the epoch `c`.
+    if (isToldBefore) newEpoch(socket, "d", 12);
+    answer("c", [9]);
+    await settle();
+    if (!isToldBefore) newEpoch(socket, "d", 12);
+    socket.deliver("chat.1", 13, { epoch: "d" });
+    await settle();
+    assert.deepEqual(
+      second.filter((event) => event !== "live"),
+      [9, "gap epoch", 13],
+    );
+  });
+}
+
+test("a joined handle follows a server that lost its offsets", async () => {
   const { socket, second, answer } = await joined();
+  newEpoch(socket, "c", 8);
+  newEpoch(socket, "e", 2);
   answer("c", [9]);
   await settle();
-  // The subscription never reaches the epoch `c`.
-  newEpoch(socket, "d", 12);
-  socket.deliver("chat.1", 13, { epoch: "d" });
+  socket.deliver("chat.1", 3, { epoch: "e" });
   await settle();
-  assert.deepEqual(second, [9, "live", "gap epoch", 13]);
+  assert.deepEqual(second, [9, "live", "gap epoch", 3]);
+});
+
+test("gaps before the epoch of its history do not lead a handle back that joined at the start", async () => {
+  const app = start();
+  app.subscribe("chat.1");
+  const { events } = app.subscribe("chat.1", { history: 5 });
+  const socket = await app.open();
+  await socket.subscribed(position(3));
+  await answerHistory(socket, "c", [9]);
+  newEpoch(socket, "b", 5);
+  for (const offset of [6, 7]) socket.deliver("chat.1", offset, { epoch: "b" });
+  newEpoch(socket, "c", 8);
+  for (const offset of [9, 10]) socket.deliver("chat.1", offset, { epoch: "c" });
+  await settle();
+  assert.deepEqual(events, [9, "live", 10]);
 });
 
 test("pages of history from before it was emptied are left out", async () => {
@@ -284,20 +320,65 @@ test("own messages are remembered while a handle is full in an earlier epoch", a
   assert.deepEqual(events, [4, "recovering", "gap epoch", "live false epoch", 7]);
 });
 
-test("messages that wait for an answer are no hole, however many they are", async () => {
-  const app = start({ maxQueueBytes: 200 });
+test("messages that wait for an answer are limited, and asked for again", async () => {
+  const app = start({ maxQueueBytes: 400 });
   const { events, socket } = await app.live(10);
   const answer = await postExcluded(app);
   for (const offset of [12, 13, 14, 15]) socket.deliver("chat.1", offset);
   await settle();
+  assert.deepEqual(socket.take("subscribe"), []);
   answer(position(11));
   await settle();
-  const { recover } = await socket.subscribed({ ...position(12), recovered: true, replay: 3 });
-  assert.deepEqual(recover, position(12));
-  for (const offset of [13, 14, 15]) {
+  const { recover } = await socket.subscribed({ ...position(11), recovered: true, replay: 4 });
+  assert.deepEqual(recover, position(11));
+  for (const offset of [12, 13, 14, 15]) {
     socket.deliver("chat.1", offset);
     await settle();
   }
   assert.deepEqual(errorsOf(app), []);
-  assert.deepEqual(events, [12, "recovering", 13, 14, 15, "live true"]);
+  assert.deepEqual(events, ["recovering", 12, 13, 14, 15, "live true"]);
+});
+
+test("messages that wait for history are limited, and asked for again", async () => {
+  const { app, socket, first, second, answer } = await joined({ maxQueueBytes: 400 });
+  for (const offset of [4, 5, 6, 7]) {
+    socket.deliver("chat.1", offset);
+    await settle();
+  }
+  await answer("e1", [3]);
+  const from = socket.sent.find(({ type }) => type === "subscribe").data.recover.offset;
+  assert.ok(from >= 3 && from < 7, `recovered from ${from}`);
+  await socket.subscribed({ ...position(from), recovered: true, replay: 7 - from });
+  for (let offset = from + 1; offset <= 7; offset += 1) {
+    socket.deliver("chat.1", offset);
+    await settle();
+  }
+  assert.deepEqual(errorsOf(app), []);
+  assert.deepEqual(
+    first.filter((event) => typeof event === "number"),
+    [4, 5, 6, 7],
+  );
+  assert.deepEqual(
+    second.filter((event) => typeof event === "number"),
+    [3, 4, 5, 6, 7],
+  );
+});
+
+test("messages without a position that wait for history are told as dropped", async () => {
+  const app = start({ maxQueueBytes: 200 });
+  app.subscribe("news");
+  const socket = await app.open();
+  await socket.subscribed();
+  const { events } = app.subscribe("news", { history: 5 });
+  await settle();
+  const [{ id }] = socket.take("history");
+  for (let number = 1; number <= 9; number += 1)
+    socket.receive("message", { topic: "news", message: number, padding: "x".repeat(50) });
+  socket.receive("history", { topic: "news", messages: [] }, id);
+  await settle();
+  socket.receive("message", { topic: "news", message: 10 });
+  await settle();
+  const seen = events.filter((event) => event !== "live");
+  assert.ok(seen.length < 9, seen.join());
+  assert.deepEqual(seen.slice(0, 1).concat(seen.slice(-2)), [1, "gap dropped", 10]);
 });

@@ -142,6 +142,7 @@ scenes! {
         two_handles_share,
         two_handles_before_the_connection,
         last_handle_ends_the_subscription,
+        replay_for_another_handle,
         later_handle_reads_history,
         slow_and_fast_handle,
         pattern_receives_all_topics,
@@ -168,6 +169,7 @@ scenes! {
         recovered_after_it_was_not,
         recovered_into_a_new_epoch,
         recovered_with_a_gap,
+        recovered_but_for_a_gap,
         topic_without_history,
     }
     order {
@@ -193,6 +195,22 @@ scenes! {
         own_message_in_a_replay,
         refused_publish_fills_nothing,
         own_message_is_delivered,
+        late_answer_fills_the_hole,
+        published_in_an_epoch_to_come,
+        full_queue_in_an_earlier_epoch,
+        waiting_deliveries_are_limited,
+        topic_without_history_waits_for_no_answer,
+    }
+    joining {
+        events_before_the_epoch_of_the_history,
+        joined_before_subscribed,
+        later_epoch_waits_for_the_history,
+        later_epoch_after_the_history,
+        lower_offsets_wait_for_the_history,
+        history_is_emptied_between_its_parts,
+        own_message_behind_the_history,
+        own_message_in_the_history,
+        own_message_in_a_history_that_does_not_fit,
     }
     publishing {
         result_has_position,
@@ -253,6 +271,12 @@ scenes! {
         message_in_parts,
         json_in_another_form,
         welcome_without_limits,
+    }
+    tls {
+        ["tls"] messages_and_a_cut,
+        ["tls"] expired_certificate,
+        ["tls"] certificate_of_another_name,
+        ["tls"] certificate_of_another_authority,
     }
     application {
         handler_fails,

@@ -96,7 +96,7 @@ pub(super) async fn position_of_a_quiet_topic(kit: &mut Kit) -> Result {
 }
 
 /// Expects that the client subscribes to the topic anew. It may end the old subscription before.
-async fn expect_resubscribe(connection: &mut Connection) -> Result<crate::received::Subscribe> {
+pub(super) async fn expect_resubscribe(connection: &mut Connection) -> Result<crate::received::Subscribe> {
     let received = connection.receive().await?;
     if received.kind == "unsubscribe" {
         if received.id.is_some() {

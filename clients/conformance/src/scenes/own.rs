@@ -2,13 +2,14 @@
 
 use serde_json::json;
 
+use super::order::expect_resubscribe;
 use crate::connection::Connection;
 use crate::failure::{Result, ensure};
 use crate::kit::{CHAT, Kit};
 use crate::received::Received;
 
 /// Lets the application publish for all but itself.
-async fn publish_excluded(kit: &mut Kit, connection: &mut Connection) -> Result<Received> {
+pub(super) async fn publish_excluded(kit: &mut Kit, connection: &mut Connection) -> Result<Received> {
     let keys = json!({"as": "post", "topic": CHAT.name, "message": "mine", "exclude_self": true});
     kit.command("publish", keys).await?;
     let publish = connection.expect_publish(CHAT.name, json!("mine")).await?;
@@ -122,5 +123,119 @@ pub(super) async fn own_message_is_delivered(kit: &mut Kit) -> Result {
     kit.app().expect_published("post", 11).await?;
     connection.deliver(&CHAT, 12).await?;
     kit.app().expect_message("chat", &CHAT, 12).await?;
+    kit.settle(&mut connection).await
+}
+
+/// The answer comes after the publish failed with `timeout`, and still fills the hole.
+pub(super) async fn late_answer_fills_the_hole(kit: &mut Kit) -> Result {
+    let mut connection = kit.live_with(json!({"publish_timeout_ms": 100}), 10).await?;
+    let publish = publish_excluded(kit, &mut connection).await?;
+    kit.app().expect_failed("post", "timeout").await?;
+    connection.deliver(&CHAT, 12).await?;
+    kit.settle(&mut connection).await?;
+    connection.reply_published(&publish, &CHAT, 11).await?;
+    connection.deliver(&CHAT, 13).await?;
+    kit.app().expect_messages("chat", &CHAT, 12..=13).await?;
+    kit.settle(&mut connection).await
+}
+
+/// The answer is of an epoch that the topic reaches later.
+pub(super) async fn published_in_an_epoch_to_come(kit: &mut Kit) -> Result {
+    let mut connection = kit.live_at(10).await?;
+    let publish = publish_excluded(kit, &mut connection).await?;
+    let chat = CHAT.in_epoch("e2");
+    connection.reply_published(&publish, &chat, 13).await?;
+    kit.app().expect_published("post", 13).await?;
+    connection.deliver(&CHAT, 11).await?;
+    connection.send("gap", chat.at(12, json!({"reason": "epoch"}))).await?;
+    connection.deliver(&chat, 14).await?;
+    kit.app().expect_message("chat", &CHAT, 11).await?;
+    kit.app().expect_gap("chat", "epoch", None).await?;
+    kit.app().expect_message("chat", &chat, 14).await?;
+    kit.settle(&mut connection).await
+}
+
+/// Delivers a message that fills most of a queue of 600 bytes.
+async fn deliver_long(connection: &mut Connection, offset: u64) -> Result {
+    connection.deliver_with(&CHAT, offset, json!({"padding": "x".repeat(350)})).await
+}
+
+/// The queue was full before the epoch of the own message: the topic is asked for from the epoch before.
+pub(super) async fn full_queue_in_an_earlier_epoch(kit: &mut Kit) -> Result {
+    kit.connect_with(json!({"max_queue_bytes": 600})).await?;
+    kit.command("subscribe", json!({"as": "slow", "topic": CHAT.name, "hold": true})).await?;
+    let mut connection = kit.open().await?;
+    connection.serve_subscribes(&[CHAT.at(10, json!({}))]).await?;
+    kit.app().expect_live("slow").await?;
+    connection.deliver(&CHAT, 11).await?;
+    kit.app().expect_message("slow", &CHAT, 11).await?;
+    deliver_long(&mut connection, 12).await?;
+    deliver_long(&mut connection, 13).await?;
+    let publish = publish_excluded(kit, &mut connection).await?;
+    let chat = CHAT.in_epoch("e2");
+    connection.send("gap", chat.at(13, json!({"reason": "epoch"}))).await?;
+    connection.reply_published(&publish, &chat, 14).await?;
+    kit.app().expect_published("post", 14).await?;
+    kit.command("release", json!({"as": "slow"})).await?;
+    let subscribe = expect_resubscribe(&mut connection).await?;
+    subscribe.expect_recover(&CHAT, 12)?;
+    let answer = chat.at(13, json!({"recovered": false, "reason": "epoch"}));
+    connection.reply_subscribed(&subscribe, &[answer]).await?;
+    connection.deliver(&chat, 15).await?;
+    kit.app().expect_offset("slow", 12).await?;
+    kit.app().expect_gap("slow", "epoch", None).await?;
+    kit.app().expect_not_recovered("slow", "epoch").await?;
+    kit.app().expect_message("slow", &chat, 15).await?;
+    kit.settle(&mut connection).await
+}
+
+/// Deliveries that wait for an answer are limited as a queue is: the client asks for the rest again,
+/// and reports no hole.
+pub(super) async fn waiting_deliveries_are_limited(kit: &mut Kit) -> Result {
+    let mut connection = kit.live_with(json!({"max_queue_bytes": 4096}), 10).await?;
+    let publish = publish_excluded(kit, &mut connection).await?;
+    for offset in 12..=60 {
+        connection.deliver_with(&CHAT, offset, json!({"padding": "x".repeat(200)})).await?;
+    }
+    kit.settle(&mut connection).await?;
+    connection.reply_published(&publish, &CHAT, 11).await?;
+    kit.app().expect_published("post", 11).await?;
+    let subscribe = expect_resubscribe(&mut connection).await?;
+    let from = subscribe.entry(CHAT.name)?["recover"]["offset"].as_u64().unwrap_or_default();
+    ensure((10..60).contains(&from), || format!("expected recover from 10 to 59, not {from}"))?;
+    subscribe.expect_recover(&CHAT, from)?;
+    // The own message is not in the replay.
+    let first = from.max(11) + 1;
+    let answer = CHAT.at(from, json!({"recovered": true, "replay": 61 - first}));
+    connection.reply_subscribed(&subscribe, &[answer]).await?;
+    let mut next = 12;
+    for offset in first..=60 {
+        let prev = if offset == first { from } else { offset - 1 };
+        connection.deliver_with(&CHAT, offset, json!({"prev": prev})).await?;
+        // The application keeps up, so that its queue is not full again.
+        while next <= offset {
+            kit.app().expect_offset("chat", next).await?;
+            next += 1;
+        }
+    }
+    kit.settle_leaving(&mut connection, "chat").await
+}
+
+/// Nothing waits on a topic without history, whose messages have no places.
+pub(super) async fn topic_without_history_waits_for_no_answer(kit: &mut Kit) -> Result {
+    kit.connect().await?;
+    kit.subscribe("news", "news").await?;
+    let mut connection = kit.open().await?;
+    connection.serve_subscribes(&[json!({"topic": "news"})]).await?;
+    kit.app().expect_live("news").await?;
+    let keys = json!({"as": "post", "topic": "news", "message": "mine", "exclude_self": true});
+    kit.command("publish", keys).await?;
+    let publish = connection.expect_publish("news", json!("mine")).await?;
+    for number in 0..3 {
+        connection.deliver_plain("news", json!(number)).await?;
+        kit.app().expect_payload("news", "news", json!(number)).await?;
+    }
+    connection.reply(&publish, "published", json!({"topic": "news", "subscribers": 1})).await?;
+    kit.app().expect_value("post").await?;
     kit.settle(&mut connection).await
 }

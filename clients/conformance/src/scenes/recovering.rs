@@ -234,6 +234,22 @@ pub(super) async fn recovered_with_a_gap(kit: &mut Kit) -> Result {
     kit.settle(&mut connection).await
 }
 
+/// A gap that no delivery policy made in a replay: the topic is live, but not recovered.
+pub(super) async fn recovered_but_for_a_gap(kit: &mut Kit) -> Result {
+    let connection = kit.live_at(10).await?;
+    connection.cut();
+    let mut connection = kit.recover(10, 4).await?;
+    connection.deliver(&CHAT, 11).await?;
+    connection.send("gap", CHAT.at(13, json!({"from": 12, "to": 13, "reason": "trimmed"}))).await?;
+    connection.deliver_all(&CHAT, 14..=15).await?;
+    kit.app().expect_message("chat", &CHAT, 11).await?;
+    kit.app().expect_gap("chat", "trimmed", Some((12, 13))).await?;
+    kit.app().expect_message("chat", &CHAT, 14).await?;
+    kit.app().expect_not_recovered("chat", "trimmed").await?;
+    kit.app().expect_message("chat", &CHAT, 15).await?;
+    kit.settle(&mut connection).await
+}
+
 /// A topic without history: what was missed is unknown, and the client says so.
 pub(super) async fn topic_without_history(kit: &mut Kit) -> Result {
     kit.connect().await?;

@@ -83,6 +83,33 @@ pub(super) async fn later_handle_reads_history(kit: &mut Kit) -> Result {
     kit.settle_leaving(&mut connection, "second").await
 }
 
+/// A replay that one handle asked for: another one sees all of it or nothing, and its gap likewise.
+pub(super) async fn replay_for_another_handle(kit: &mut Kit) -> Result {
+    kit.connect().await?;
+    kit.command("subscribe", json!({"as": "first", "topic": CHAT.name, "history": 4})).await?;
+    kit.subscribe("second", CHAT.name).await?;
+    let mut connection = kit.open().await?;
+    connection.serve_subscribes(&[CHAT.at(10, json!({"replay": 4}))]).await?;
+    connection.send("gap", CHAT.at(12, json!({"from": 11, "to": 12, "reason": "trimmed"}))).await?;
+    connection.deliver_all(&CHAT, 13..=15).await?;
+    kit.app().expect_gap("first", "trimmed", Some((11, 12))).await?;
+    for offset in 13..=15 {
+        kit.app().expect_offset("first", offset).await?;
+    }
+    let event = kit.app().next_message_or_gap("second").await?;
+    if event["event"] == "gap" {
+        for offset in 13..=15 {
+            kit.app().expect_offset("second", offset).await?;
+        }
+    } else {
+        ensure(event["offset"] == 15, || {
+            format!("expected the gap or message 15 at handle \"second\", but the application saw {event}")
+        })?;
+    }
+    kit.app().skip_states("first");
+    kit.settle_leaving(&mut connection, "second").await
+}
+
 /// Answers the subscribes of a client that stops and continues, up to the offset `top`.
 async fn serve_until_cancelled(connection: &mut Connection, top: u64) -> Result {
     loop {

@@ -251,7 +251,7 @@ pub(super) async fn opaque_token(kit: &mut Kit) -> Result {
 
 /// A client that cannot see why a handshake failed connects without the token and sends it then.
 pub(super) async fn blind_client_authenticates(kit: &mut Kit) -> Result {
-    kit.connect_with(json!({"tokens": ["old", "new"]})).await?;
+    kit.connect_with(json!({"tokens": ["old", "new"], "blind": true})).await?;
     kit.subscribe("chat", CHAT.name).await?;
     refuse(kit, "old").await?;
     let request = kit.request().await?;
@@ -268,7 +268,7 @@ pub(super) async fn blind_client_authenticates(kit: &mut Kit) -> Result {
 
 /// A string that is refused with `authenticate` is the end.
 pub(super) async fn blind_client_is_refused(kit: &mut Kit) -> Result {
-    kit.connect_with(json!({"token": "bad"})).await?;
+    kit.connect_with(json!({"token": "bad", "blind": true})).await?;
     refuse(kit, "bad").await?;
     let mut connection = kit.open().await?;
     let authenticate = expect_renewal(&mut connection, "bad").await?;

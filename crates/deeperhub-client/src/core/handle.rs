@@ -18,12 +18,13 @@ enum Pending {
         /// The offset before it.
         before: u64,
     },
-    Gap(Gap),
-    /// Own messages after the offset `before` are skipped.
-    Skipped {
-        position: Position,
-        before: u64,
+    Gap {
+        gap: Gap,
+        /// The epoch before it.
+        epoch: Option<Arc<str>>,
     },
+    /// Own messages after the offset `before` are skipped.
+    Skipped { position: Position, before: u64 },
 }
 
 /// Kept messages that a handle reads before it gets live ones.
@@ -53,7 +54,7 @@ impl Joining {
     fn push(&mut self, pending: Pending, max_bytes: usize) {
         self.pending_bytes += match &pending {
             Pending::Message { message, .. } => message.bytes,
-            Pending::Gap(_) | Pending::Skipped { .. } => 64,
+            Pending::Gap { .. } | Pending::Skipped { .. } => 64,
         };
         self.overflowed |= self.pending_bytes > max_bytes;
         if !self.overflowed {
@@ -87,8 +88,6 @@ pub(super) struct Handle {
     pub(super) joining: Option<Joining>,
     /// The next message may show that messages before it were not kept.
     has_joined: bool,
-    /// The handle read kept messages of an epoch that the subscription has not reached.
-    pub(super) is_ahead: bool,
     /// The queue was full, so messages after `position` are dropped until it has room.
     pub(super) full: bool,
     /// The first `subscribed` has come.
@@ -118,7 +117,6 @@ impl Handle {
             skip: 0,
             joining: None,
             has_joined: false,
-            is_ahead: false,
             full: false,
             ready: false,
             is_woken: false,
@@ -139,7 +137,7 @@ impl Handle {
         let Some(position) = &message.position else {
             self.position = None;
             if !self.queue.push_message(message.clone()) {
-                self.tell_dropped(message);
+                self.tell_dropped(&message.topic);
             }
             return;
         };
@@ -158,7 +156,7 @@ impl Handle {
             // A handle without a position cannot recover what is dropped.
             match self.position {
                 Some(_) => self.full = true,
-                None => self.tell_dropped(message),
+                None => self.tell_dropped(&message.topic),
             }
             return;
         }
@@ -168,34 +166,34 @@ impl Handle {
     /// Appends a message of a pattern, which cannot be recovered.
     pub(super) fn receive_by_pattern(&mut self, message: &Message) {
         if !self.queue.push_message(message.clone()) {
-            self.tell_dropped(message);
+            self.tell_dropped(&message.topic);
         }
     }
 
-    fn tell_dropped(&mut self, message: &Message) {
-        let topic = Arc::clone(&message.topic);
+    fn tell_dropped(&mut self, topic: &Arc<str>) {
+        let topic = Arc::clone(topic);
         self.queue.push_gap(Gap { topic, from: None, to: None, reason: "dropped".into(), position: None });
     }
 
-    /// Appends a gap, and moves to its end.
-    pub(super) fn receive_gap(&mut self, gap: &Gap) {
+    /// Appends a gap, and moves to its end. `epoch` is that of the subscription before the gap.
+    pub(super) fn receive_gap(&mut self, gap: &Gap, epoch: Option<&Arc<str>>) {
         if let Some(joining) = &mut self.joining {
-            joining.push(Pending::Gap(gap.clone()), self.max_queue_bytes);
+            let pending = Pending::Gap { gap: gap.clone(), epoch: epoch.cloned() };
+            joining.push(pending, self.max_queue_bytes);
             return;
         }
-        // Until the subscription reaches the epoch that the handle has, gaps are older. A history
-        // that is emptied keeps its offsets, so a gap that leads on is newer.
-        let (is_other, leads_on) = match (&self.position, &gap.position) {
-            (Some(at), Some(to)) => (at.epoch != to.epoch, at.offset <= to.offset),
-            _ => (false, true),
-        };
-        let is_older = is_other && (gap.from.is_some() || self.is_ahead && !leads_on);
-        self.is_ahead &= is_older;
-        let is_told = match (&self.position, &gap.position) {
+        // A handle that read kept messages may be ahead of the subscription. Until that reaches
+        // the handle's epoch, gaps are older. A history that is emptied keeps its offsets, so a
+        // gap that leads on is newer.
+        let is_older = match (&self.position, &gap.position) {
+            (Some(at), Some(to)) if at.epoch != to.epoch => {
+                let is_ahead = epoch.is_some_and(|epoch| *epoch != at.epoch);
+                gap.from.is_some() || is_ahead && to.offset < at.offset
+            }
             (Some(at), Some(to)) => at.covers(to),
             _ => false,
         };
-        if self.full || is_told || is_older {
+        if self.full || is_older {
             return;
         }
         let mut gap = gap.clone();
@@ -243,7 +241,6 @@ impl Handle {
     /// were missed.
     pub(super) fn on_subscribed(&mut self, outcome: &Outcome<'_>) {
         let Outcome { topic, asked, missed, position } = *outcome;
-        self.is_ahead = false;
         let covers = match (&self.position, position) {
             (Some(at), Some(to)) => at.covers(to) && self.position.as_ref() != asked,
             _ => false,
@@ -353,25 +350,32 @@ impl Handle {
             self.position.clone_from(&newest);
         }
         self.has_joined = true;
-        // Events of an epoch before that of the kept messages are older than these.
+        // Events before the epoch of the kept messages are older than these.
         let current = epoch(&self.position);
-        let is_older = |position: &Option<Position>| {
-            !is_renewed && position.is_some() && current.is_some() && epoch(position) != current
-        };
         let start = joining.pending.iter().rposition(|pending| match pending {
-            Pending::Gap(gap) => gap.from.is_none() && current.is_some() && epoch(&gap.position) == current,
+            Pending::Gap { gap, .. } => {
+                gap.from.is_none() && current.is_some() && epoch(&gap.position) == current
+            }
             Pending::Message { .. } | Pending::Skipped { .. } => false,
         });
         for pending in joining.pending.iter().skip(start.map_or(0, |start| start + 1)) {
             match pending {
                 Pending::Message { message, before } => self.receive(message, *before),
-                Pending::Gap(gap) if is_older(&gap.position) => {}
-                Pending::Gap(gap) => self.receive_gap(gap),
-                Pending::Skipped { position, .. } if is_older(&Some(position.clone())) => {}
-                Pending::Skipped { position, before } => self.move_to(position, *before),
+                Pending::Gap { gap, epoch } => self.receive_gap(gap, epoch.as_ref()),
+                Pending::Skipped { position, before } => {
+                    // Only gaps lead to another epoch.
+                    if self.position.as_ref().is_none_or(|at| at.epoch == position.epoch) {
+                        self.move_to(position, *before);
+                    }
+                }
             }
         }
-        self.full |= joining.overflowed && self.position.is_some();
+        match (joining.overflowed, &self.position) {
+            (true, Some(_)) => self.full = true,
+            // Without a position, what was dropped does not come again.
+            (true, None) => self.tell_dropped(&Arc::clone(&self.topic)),
+            (false, _) => {}
+        }
         false
     }
 

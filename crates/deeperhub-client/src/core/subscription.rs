@@ -262,9 +262,10 @@ impl Subscription {
                     (Some(at), Some(to)) => to.saturating_sub(at.offset),
                     _ => 0,
                 };
-                self.chain.position.clone_from(&gap.position);
+                let before = std::mem::replace(&mut self.chain.position, gap.position.clone());
+                let epoch = before.as_ref().map(|before| &before.epoch);
                 for handle in &mut self.handles {
-                    handle.receive_gap(&gap);
+                    handle.receive_gap(&gap, epoch);
                 }
                 match &*gap.reason {
                     // These policies count only what they send.
@@ -386,10 +387,6 @@ impl Subscription {
     /// Makes a handle live that has read kept messages.
     pub(super) fn on_joined(&mut self, id: HandleId) {
         let Some(handle) = self.handles.iter_mut().find(|handle| handle.id == id) else { return };
-        handle.is_ahead = match (&handle.position, &self.chain.position) {
-            (Some(at), Some(chain)) => at.epoch != chain.epoch,
-            _ => false,
-        };
         if self.live {
             handle.on_live();
         }

@@ -187,13 +187,62 @@ fn gaps_before_the_epoch_of_kept_messages_do_not_lead_back() {
 
 #[test]
 fn a_handle_that_is_ahead_follows_the_subscription_to_a_later_epoch() {
+    for is_told_before in [true, false] {
+        let (mut core, _, handle, id) = joined(3);
+        // The subscription never reaches the epoch `c`.
+        let mut texts = [history(id), epoch_gap("d", 12)];
+        if is_told_before {
+            texts.reverse();
+        }
+        for text in texts {
+            receive(&mut core, &text, 1);
+        }
+        receive(&mut core, &message(13).replace(r#""a""#, r#""d""#), 1);
+        let events = taken(&mut core, handle);
+        let messages: Vec<&String> = events.iter().filter(|event| !event.starts_with("live")).collect();
+        assert_eq!(messages, ["9", "0-0", "13"], "told before: {is_told_before}");
+    }
+}
+
+#[test]
+fn a_handle_that_joins_follows_a_server_that_lost_its_offsets() {
     let (mut core, _, handle, id) = joined(3);
-    // The subscription never reaches the epoch `c`.
-    for text in [history(id), epoch_gap("d", 12)] {
+    for text in [epoch_gap("c", 8), epoch_gap("e", 2), history(id)] {
         receive(&mut core, &text, 1);
     }
-    receive(&mut core, &message(13).replace(r#""a""#, r#""d""#), 1);
-    assert_eq!(taken(&mut core, handle), ["9", "live None", "0-0", "13"]);
+    receive(&mut core, &message(3).replace(r#""a""#, r#""e""#), 1);
+    assert_eq!(taken(&mut core, handle), ["9", "0-0", "live None", "3"]);
+}
+
+#[test]
+fn messages_without_a_position_that_wait_for_history_are_told_as_dropped() {
+    let mut core = connected_with(Settings { max_queue_bytes: 100, ..Settings::default() });
+    core.subscribe("t", 0, None, second(1));
+    let id = last_id(&sent(&mut core));
+    receive(&mut core, &format!(r#"{{"type":"subscribed","id":{id},"data":{{"topic":"t"}}}}"#), 1);
+    let handle = core.subscribe("t", 5, None, second(1));
+    let id = last_id(&sent(&mut core));
+    let plain = r#"{"type":"message","data":{"topic":"t","message":1}}"#;
+    for _ in 0..9 {
+        receive(&mut core, plain, 1);
+    }
+    let data = r#"{"topic":"t","messages":[]}"#;
+    receive(&mut core, &format!(r#"{{"type":"history","id":{id},"data":{data}}}"#), 1);
+    assert_eq!(taken(&mut core, handle), ["0", "0-0", "live None"]);
+    receive(&mut core, plain, 1);
+    assert_eq!(taken(&mut core, handle), ["0"]);
+}
+
+#[test]
+fn own_messages_of_a_later_epoch_are_skipped_while_a_handle_joins() {
+    let (mut core, _, handle, id) = joined(3);
+    let (_, published) = publish_excluded(&mut core);
+    let answer =
+        format!(r#"{{"type":"published","id":{published},"data":{{"topic":"t","epoch":"d","offset":13}}}}"#);
+    for text in [epoch_gap("d", 12), answer, history(id), message(14).replace(r#""a""#, r#""d""#)] {
+        receive(&mut core, &text, 1);
+    }
+    assert_eq!(taken(&mut core, handle), ["9", "0-0", "live None", "14"]);
 }
 
 #[test]

@@ -33,14 +33,14 @@ class HandleQueue:
         self._notify = notify
         self._items: deque[tuple[Item, int]] = deque()
         self._notices = 0
-        #: Live events that wait until the history of a later handle has arrived, and the positions
-        #: that gaps lead to.
-        self._backlog: list[tuple[Item, int, Position | None]] | None = None
+        #: Live events that wait until the history of a later handle has arrived. Gaps have the
+        #: positions that they lead to, and the epochs before them.
+        self._backlog: list[tuple[Item, int, Position | None, str | None]] | None = None
         #: Messages up to here were handed over with the history already. Its epoch may be one that
         #: the subscription has not reached. `None` once the handle has passed it.
         self._floor: Position | None = None
-        #: Whether the topic's history was emptied before all parts of it had arrived.
-        self._is_history_cut = False
+        #: Epoch of the topic if its history was emptied before all parts of it had arrived.
+        self._next_epoch: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -73,20 +73,28 @@ class HandleQueue:
             self._floor = None
         self._push(message, size)
 
-    def push_gap(self, gap: Gap, position: Position | None = None, *, is_current: bool = False) -> None:
+    def push_gap(
+        self,
+        gap: Gap,
+        position: Position | None = None,
+        epoch: str | None = None,
+        *,
+        is_current: bool = False,
+    ) -> None:
         """Adds a gap that leads to a position, unless the history of a later handle covers it.
 
-        Gaps of unknown messages that follow each other become one. With `is_current`, the gap is
-        newer than the history.
+        Gaps of unknown messages that follow each other become one. `epoch` is that of the
+        subscription before the gap. With `is_current`, the gap is newer than a history that has
+        arrived.
         """
         if gap.reason == "dropped" and gap.to is None and self._last() == gap:
             return
         if self._backlog is None and self._floor is not None:
-            rest = gap_after(gap, position, self._floor, is_current=is_current)
+            rest = gap_after(gap, position, self._floor, None if is_current else epoch)
             if rest is None:
                 return
             gap, self._floor = rest, None
-        self._push(gap, 0, position)
+        self._push(gap, 0, position, epoch)
 
     def continue_in_epoch(self, old: str, new: str) -> None:
         """Notes that the offsets of an epoch go on in another one."""
@@ -111,7 +119,7 @@ class HandleQueue:
             self._items.clear()
             self._notices = self.bytes = 0
         backlog, self._backlog = self._backlog, None
-        for item, size, _ in (backlog or ()) if keep else ():
+        for item, size, *_ in (backlog or ()) if keep else ():
             self.bytes -= size
             self._append(item, size)
         self.error = error
@@ -129,7 +137,7 @@ class HandleQueue:
         part before; then a gap leads to the new epoch.
         """
         if self._floor is not None and newest is not None and newest.epoch != self._floor.epoch:
-            self._is_history_cut = True
+            self._next_epoch = newest.epoch
             return False
         for message, size in messages:
             self._append(message, size)
@@ -141,12 +149,13 @@ class HandleQueue:
     def finish_history(self) -> None:
         """Continues with the events that were held back."""
         backlog, self._backlog = self._backlog, None
-        for item, size, position in backlog or ():
+        for item, size, position, epoch in backlog or ():
             self.bytes -= size
             if isinstance(item, Message):
                 self.push_message(item, size)
             elif isinstance(item, Gap):
-                self.push_gap(item, position, is_current=self._is_history_cut)
+                is_current = position is not None and position.epoch == self._next_epoch
+                self.push_gap(item, position, epoch, is_current=is_current)
             else:
                 self._append(item, size)
         self.make_ready()
@@ -166,12 +175,14 @@ class HandleQueue:
             return self._backlog[-1][0] if self._backlog else None
         return self._items[-1][0] if self._items else None
 
-    def _push(self, item: Item, size: int, position: Position | None = None) -> None:
+    def _push(
+        self, item: Item, size: int, position: Position | None = None, epoch: str | None = None
+    ) -> None:
         if self._backlog is None:
             self._append(item, size)
             self._notify()
         else:
-            self._backlog.append((item, size, position))
+            self._backlog.append((item, size, position, epoch))
             self.bytes += size
 
     def _append(self, item: Item, size: int) -> None:
@@ -191,14 +202,19 @@ def is_before(message: Message, floor: Position) -> bool:
     return message.epoch != floor.epoch or (message.offset or 0) <= floor.offset
 
 
-def gap_after(gap: Gap, position: Position | None, floor: Position, *, is_current: bool) -> Gap | None:
-    """Returns the part of a gap that comes after a history up to `floor`, if there is one."""
+def gap_after(gap: Gap, position: Position | None, floor: Position, epoch: str | None) -> Gap | None:
+    """Returns the part of a gap that comes after a history up to `floor`, if there is one.
+
+    `epoch` is that of the subscription before the gap.
+    """
     if position is None:
         return gap
     if position.epoch == floor.epoch:
         if position.offset <= floor.offset:
             return None
         return gap if gap.from_ is None else replace(gap, from_=max(gap.from_, floor.offset + 1))
-    # Offsets go on when a history is emptied, so lower ones are of an earlier epoch.
-    is_older = gap.from_ is not None or position.offset < floor.offset
-    return None if is_older and not is_current else gap
+    # The history may be ahead of the subscription. Offsets go on when it is emptied, so lower ones
+    # are of an earlier epoch then.
+    is_ahead = epoch is not None and epoch != floor.epoch
+    is_older = is_ahead and (gap.from_ is not None or position.offset < floor.offset)
+    return None if is_older else gap

@@ -188,12 +188,14 @@ class Subscription:
     def _take(self, delivery: Delivery, awaits_own: bool, own_clients: tuple[str, ...]) -> Outcome:
         if delivery.kind == "message":
             return self._take_message(delivery, awaits_own, own_clients)
-        position = position_of(delivery.data)
-        known = self.position
-        if position is not None:
-            if known is not None and known.epoch == position.epoch and known.offset >= position.offset:
-                return Outcome.DONE
-            self._move(position)
+        position, known = position_of(delivery.data), self.position
+        if (
+            position is not None
+            and known is not None
+            and known.epoch == position.epoch
+            and known.offset >= position.offset
+        ):
+            return Outcome.DONE
         if delivery.kind == "gap":
             reason = text(delivery.data.get("reason")) or "lost"
             start, end = delivery.data.get("from"), delivery.data.get("to")
@@ -205,6 +207,8 @@ class Subscription:
             )
             self._push_gap(gap, position)
             self._count_gap(gap)
+        if position is not None:
+            self._move(position)
         return Outcome.DONE
 
     def _take_message(self, delivery: Delivery, awaits_own: bool, own_clients: tuple[str, ...]) -> Outcome:
@@ -299,8 +303,10 @@ class Subscription:
         return self._own.get(position.epoch, {}).get(position.offset + 1)
 
     def _push_gap(self, gap: Gap, position: Position | None, *, is_current: bool = False) -> None:
+        """Tells a gap that leads from the present position to another one."""
+        epoch = self.position.epoch if self.position is not None else None
         for handle in self.handles:
-            handle.push_gap(gap, position, is_current=is_current)
+            handle.push_gap(gap, position, epoch, is_current=is_current)
 
     def _missed(self, reason: str, position: Position | None) -> Gap:
         known = self.position

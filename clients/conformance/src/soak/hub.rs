@@ -10,17 +10,17 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::Result;
-use crate::arguments::Arguments;
+use super::Result;
+use super::arguments::Arguments;
 
 /// Time between two ends of the hub, in seconds.
 const LIFETIME: std::ops::Range<u64> = 20..120;
 
 /// Addresses of the hub that runs now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Addresses {
-    pub(crate) clients: SocketAddr,
-    pub(crate) api: SocketAddr,
+pub(super) struct Addresses {
+    pub(super) clients: SocketAddr,
+    pub(super) api: SocketAddr,
 }
 
 /// A folder that is removed with this value.
@@ -34,7 +34,7 @@ impl Drop for Folder {
 
 /// Starts the hub, and restarts it while `has_faults`. `on_restart` is called before each end and
 /// after each start. The task ends the hub when it is aborted.
-pub(crate) async fn keep_running(
+pub(super) async fn keep_running(
     arguments: &Arguments,
     mut has_faults: watch::Receiver<bool>,
     mut random: fastrand::Rng,

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::arguments::Arguments;
-use crate::client::Client;
-use crate::memory::MemoryLog;
-use crate::oracle::Oracle;
+use self::arguments::Arguments;
+use self::client::Client;
+use self::memory::MemoryLog;
+use self::oracle::Oracle;
 
 /// An error that ends the run, for people.
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -41,9 +41,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    let arguments = match Arguments::parse(std::env::args().skip(1)) {
+/// Runs a soak as the command line says.
+pub(crate) async fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
+    let arguments = match Arguments::parse(arguments) {
         Ok(arguments) => arguments,
         Err(text) => {
             eprintln!("{text}");

@@ -10,9 +10,9 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::hub::Addresses;
-use crate::oracle::Oracle;
-use crate::{TOPICS, lock, topic};
+use super::hub::Addresses;
+use super::oracle::Oracle;
+use super::{TOPICS, lock, topic};
 
 /// Pause between two publishes, in milliseconds.
 const PAUSE: std::ops::Range<u64> = 0..30;
@@ -21,7 +21,7 @@ const PAUSE: std::ops::Range<u64> = 0..30;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Publishes until it is aborted. A publish without an answer is not repeated: it may be stored.
-pub(crate) async fn run(
+pub(super) async fn run(
     addresses: watch::Receiver<Addresses>,
     oracle: Arc<Mutex<Oracle>>,
     mut random: fastrand::Rng,

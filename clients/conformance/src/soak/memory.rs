@@ -12,18 +12,18 @@ const MAX_GROWTH: f64 = 1.2;
 const MAX_GROWTH_KIB: f64 = 8192.0;
 
 /// Samples of a process's resident memory.
-pub(crate) struct MemoryLog {
+pub(super) struct MemoryLog {
     process: Option<u32>,
     kibibytes: Vec<u64>,
 }
 
 impl MemoryLog {
-    pub(crate) fn new(process: Option<u32>) -> Self {
+    pub(super) fn new(process: Option<u32>) -> Self {
         Self { process, kibibytes: Vec::new() }
     }
 
     /// Takes a sample, if one is due.
-    pub(crate) fn sample(&mut self, elapsed: Duration) {
+    pub(super) fn sample(&mut self, elapsed: Duration) {
         let due = INTERVAL * u32::try_from(self.kibibytes.len()).unwrap_or(u32::MAX);
         if elapsed < due {
             return;
@@ -49,7 +49,7 @@ impl MemoryLog {
     }
 
     /// Returns `true` if the memory did not grow, or if the run was too short to tell.
-    pub(crate) fn is_flat(&self) -> bool {
+    pub(super) fn is_flat(&self) -> bool {
         self.quarters().is_none_or(|(early, late)| {
             late as f64 <= (early as f64 * MAX_GROWTH).max(early as f64 + MAX_GROWTH_KIB)
         })

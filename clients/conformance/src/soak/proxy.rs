@@ -8,8 +8,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::Result;
-use crate::hub::Addresses;
+use super::Result;
+use super::hub::Addresses;
 
 /// Mean lifetime of a connection.
 const LIFETIME: Duration = Duration::from_secs(12);
@@ -66,7 +66,7 @@ impl Plan {
 }
 
 /// Starts the proxy and returns its address.
-pub(crate) async fn start(
+pub(super) async fn start(
     addresses: watch::Receiver<Addresses>,
     has_faults: watch::Receiver<bool>,
     mut random: fastrand::Rng,

@@ -3,26 +3,27 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-const USAGE: &str = "usage: client-soak --hub PATH [--minutes N] [--seed N] [--memory] -- DRIVER [ARGUMENT…]
+const USAGE: &str =
+    "usage: deeperhub-conformance --soak --hub PATH [--minutes N] [--seed N] [--memory] -- DRIVER [ARGUMENT…]
 
 Runs a client behind a proxy that breaks its connections, while the hub is restarted and killed.
 The hub keeps its history on disk, or in memory with --memory. Default: 60 minutes, a random seed.";
 
 /// Settings of a run.
-pub(crate) struct Arguments {
+pub(super) struct Arguments {
     /// Program of the hub.
-    pub(crate) hub: PathBuf,
-    pub(crate) duration: Duration,
-    pub(crate) seed: u64,
+    pub(super) hub: PathBuf,
+    pub(super) duration: Duration,
+    pub(super) seed: u64,
     /// `true` if the hub keeps its history on disk.
-    pub(crate) on_disk: bool,
+    pub(super) on_disk: bool,
     /// Command line of the driver.
-    pub(crate) driver: Vec<String>,
+    pub(super) driver: Vec<String>,
 }
 
 impl Arguments {
     /// Parses the command line, or returns a text for the user.
-    pub(crate) fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+    pub(super) fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut parsed = Self {
             hub: PathBuf::new(),
             duration: Duration::from_secs(3600),

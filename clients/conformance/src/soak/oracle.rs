@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::OWN_TOPIC;
+use super::OWN_TOPIC;
 
 /// One topic. The messages of a topic are numbered in the order of their publishes.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ struct Journal {
 
 /// Compares what a client hands over with what was published.
 #[derive(Debug, Default)]
-pub(crate) struct Oracle {
+pub(super) struct Oracle {
     topics: BTreeMap<String, Journal>,
     /// The client's own publishes that it must not be handed.
     excluded: BTreeSet<u64>,
@@ -44,12 +44,12 @@ pub(crate) struct Oracle {
 
 impl Oracle {
     /// Notes a publish of the backend that the hub has answered.
-    pub(crate) fn published(&mut self, topic: &str, n: u64) {
+    pub(super) fn published(&mut self, topic: &str, n: u64) {
         self.topics.entry(topic.to_owned()).or_default().acknowledged.insert(n);
     }
 
     /// Notes a publish that is given to the client.
-    pub(crate) fn own_publish(&mut self, n: u64, excludes_self: bool) {
+    pub(super) fn own_publish(&mut self, n: u64, excludes_self: bool) {
         self.unanswered.insert(n);
         if excludes_self {
             self.excluded.insert(n);
@@ -57,17 +57,17 @@ impl Oracle {
     }
 
     /// Notes that the hub ends or has started.
-    pub(crate) fn hub_restarts(&mut self) {
+    pub(super) fn hub_restarts(&mut self) {
         self.may_repeat.extend(&self.unanswered);
     }
 
     /// Returns the number of topics that were live once.
-    pub(crate) fn live_topics(&self) -> usize {
+    pub(super) fn live_topics(&self) -> usize {
         self.topics.values().filter(|journal| journal.is_live).count()
     }
 
     /// Takes an event of the driver.
-    pub(crate) fn observe(&mut self, event: &Value) {
+    pub(super) fn observe(&mut self, event: &Value) {
         let name = event["as"].as_str().unwrap_or_default();
         match event["event"].as_str().unwrap_or_default() {
             "state" if event["state"] == "open" => self.connections += 1,
@@ -130,7 +130,7 @@ impl Oracle {
 
     /// Returns `true` if all that was acknowledged has been handed over or told, and all publishes
     /// have a result.
-    pub(crate) fn is_complete(&self) -> bool {
+    pub(super) fn is_complete(&self) -> bool {
         self.unanswered.is_empty()
             && self.topics.values().all(|journal| {
                 journal.has_gap || journal.acknowledged.last().is_none_or(|last| *last <= journal.last)
@@ -138,7 +138,7 @@ impl Oracle {
     }
 
     /// Returns all that was wrong.
-    pub(crate) fn finish(&mut self) -> Vec<String> {
+    pub(super) fn finish(&mut self) -> Vec<String> {
         let mut violations = std::mem::take(&mut self.violations);
         for (topic, journal) in &mut self.topics {
             if journal.has_gap {
