@@ -235,7 +235,9 @@ impl<M> Fanouts<M> {
                 }
             }
         }
-        self.queue.iter().filter(|envelope| envelope.is_for(tables, key)).find_map(read)
+        // Of one topic, deferred envelopes are older than queued ones.
+        let waiting = self.deferred.iter().chain(&self.queue);
+        waiting.filter(|envelope| envelope.is_for(tables, key)).find_map(read)
     }
 
     /// Returns `true` if all envelopes up to this sequence are finished.

@@ -83,7 +83,7 @@ struct ConnectionReplays {
 struct Replay {
     topic: Arc<str>,
     cursor: Cursor,
-    /// Newest offset of the stream at the last look.
+    /// Newest known offset in the cursor's epoch.
     newest: u64,
     phase: Phase,
     /// Offset before which the store has nothing, although it should.

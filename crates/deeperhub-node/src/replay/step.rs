@@ -259,10 +259,14 @@ fn collect<'s>(
 ) -> (DeliveryState, StepEnd) {
     let Some(current) = current() else { return (DeliveryState::Live, StepEnd::NoStream) };
     let CurrentStream { stream, delivery, oldest, name } = current;
-    replay.newest = stream.newest();
     if let Delivery::Sample { every } = delivery {
+        // The tick moves the cursor to a new epoch.
+        if replay.cursor.epoch() == stream.epoch() {
+            replay.newest = stream.newest();
+        }
         return (DeliveryState::Suspended, StepEnd::Sampled(every));
     }
+    replay.newest = stream.newest();
     // In a new epoch, a gap tells all that was before.
     if let Some(offset) = replay.lost_before.take()
         && replay.cursor.epoch() == stream.epoch()

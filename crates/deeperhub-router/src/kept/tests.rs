@@ -763,3 +763,29 @@ fn the_first_undelivered_message_of_a_client_is_found() {
     }
     assert_eq!(received[&2], [2, 3]);
 }
+
+#[test]
+fn a_message_that_waits_for_a_paused_one_is_found() {
+    let router = Router::<u32>::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    let (topic, other) = (Topic::parse("a").unwrap(), Topic::parse("b").unwrap());
+    for key in [0, 1] {
+        shard.subscribe(key, &Subscription::parse("a").unwrap());
+        shard.subscribe(key, &Subscription::parse("b").unwrap());
+    }
+    for (topic, message) in [(&topic, 1), (&topic, 2), (&other, 3)] {
+        router.publish(topic, None, 1, || message);
+    }
+    // The third call puts off message 2, since message 1 counts as running, and delivers message 3.
+    let mut delivered = Vec::new();
+    for _ in 0..3 {
+        let mut deliver = |key, message: &u32| {
+            delivered.push((key, *message));
+            DeliveryFlow::Pause
+        };
+        assert!(shard.poll_deliver(&mut Context::from_waker(Waker::noop()), &mut deliver).is_ready());
+    }
+    assert_eq!(delivered, [(0, 1), (1, 1), (0, 3)]);
+    let find = |key| shard.find_undelivered(key, &topic, |message| Some(*message));
+    assert_eq!([find(0), find(1)], [Some(2), Some(2)]);
+}
