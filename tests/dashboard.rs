@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Broker, Client, Collector, Engine, Prometheus, ROOT, Server, has_brokers, http};
+use crate::support::{
+    Broker, Client, Collector, Engine, Prometheus, ROOT, Server, TemporaryDir, has_brokers, http,
+};
 use crate::telemetry::{sampled, server};
 
 fn file(name: &str) -> String {
@@ -34,8 +36,14 @@ fn metrics_named_in(text: &str) -> Vec<String> {
 #[tokio::test]
 async fn dashboard_and_alerts_use_existing_metrics() {
     // Nothing listens there; the node still has cluster metrics.
-    let server = Server::start(&["--cluster", "nats://127.0.0.1:1"]);
-    let text = http(server.api(), "GET /metrics", &[], "").await.body;
+    let in_cluster = Server::start(&["--cluster", "nats://127.0.0.1:1"]);
+    let folder = TemporaryDir::new();
+    let path = folder.path("history").display().to_string();
+    let with_disk = Server::start(&["--history-store", "disk", "--history-dir", &path]);
+    let mut text = String::new();
+    for server in [&in_cluster, &with_disk] {
+        text += &http(server.api(), "GET /metrics", &[], "").await.body;
+    }
     for name in ["deploy/grafana/deeperhub.json", "deploy/prometheus/alerts.yml"] {
         let names = metrics_named_in(&file(name));
         assert!(names.len() > 5, "{name}: {names:?}");
