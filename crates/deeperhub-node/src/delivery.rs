@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use deeperhub_history::Cursor;
+use deeperhub_history::{Cursor, Epoch};
 use deeperhub_listener::Multicast;
 
 use crate::connection_id::ConnectionId;
@@ -35,4 +35,11 @@ pub(crate) struct Sequenced {
     /// Number of rule changes before the publish, so that deliveries of a stream that rules have
     /// removed differ from those of a later stream.
     pub(crate) rule_changes: u32,
+}
+
+impl Sequenced {
+    /// Returns the epoch and the offset of the message, or of the position before a gap.
+    pub(crate) fn newest(&self) -> (Epoch, u64) {
+        (self.before.epoch(), self.before.offset() + u64::from(!self.is_gap))
+    }
 }

@@ -217,10 +217,7 @@ impl Replays {
         if self.connections.is_empty() || !self.withholds(key, sequenced) {
             return false;
         }
-        if !sequenced.is_gap {
-            let before = sequenced.before;
-            self.note_published(key, &sequenced.topic, (before.epoch(), before.offset() + 1));
-        }
+        self.note_published(key, &sequenced.topic, sequenced.newest());
         true
     }
 

@@ -7,7 +7,6 @@ use ahash::RandomState;
 use deeperhub_history::{Cursor, Delivery as DeliveryPolicy};
 use deeperhub_listener::{ConnectionKey, Multicast, QueueFull};
 use deeperhub_protocol::frame::Frame;
-use deeperhub_protocol::message::EncodedDelivery;
 use deeperhub_protocol::{Subscription, Topic};
 
 use crate::delivery::{Delivery, Sequenced};
@@ -138,6 +137,7 @@ impl Refusals {
         let mut settled = Settled::default();
         let Self { refused, subscriptions } = self;
         for Refused { key, sequenced, frame } in refused.drain(..) {
+            let (epoch, newest) = sequenced.newest();
             let Sequenced { topic, mut before, .. } = sequenced;
             if planted!(CursorTooFar) {
                 before = Cursor::new(before.epoch(), before.offset() + 1);
@@ -145,10 +145,8 @@ impl Refusals {
             if !receivers.is_open(key) {
                 continue;
             }
-            let is_message = EncodedDelivery::parse(frame.as_bytes()).is_some();
-            let newest = before.offset() + u64::from(is_message);
             if replays.cursor(key, &topic).is_some() {
-                replays.note_published(key, &topic, (before.epoch(), newest));
+                replays.note_published(key, &topic, (epoch, newest));
                 continue;
             }
             let Ok(parsed) = Topic::parse(&*topic) else { continue };
