@@ -47,12 +47,9 @@ pub(crate) struct Replays {
     /// Connections whose replays continue in the next step, in turn.
     ready: VecDeque<ConnectionKey>,
     samples: Samples,
-    /// Subscriptions that became live, while messages from before can still be queued for patterns
-    /// of the same client.
-    resumed: Vec<(ConnectionKey, Arc<str>)>,
-    /// Subscriptions whose stream was removed, while messages of it can still be queued for patterns
-    /// of the same client.
-    detached: Vec<(ConnectionKey, Arc<str>)>,
+    /// Subscriptions that became live or whose stream was removed, while messages from before can
+    /// still be queued for patterns of the same client.
+    lingering: Vec<(ConnectionKey, Arc<str>)>,
     items: StepItems,
     counts: ReplayCounts,
     behind: usize,
@@ -121,8 +118,7 @@ impl Replays {
             connections: HashMap::with_hasher(RandomState::with_seeds(5, 6, 7, 8)),
             ready: VecDeque::new(),
             samples: Samples::default(),
-            resumed: Vec::new(),
-            detached: Vec::new(),
+            lingering: Vec::new(),
             items: StepItems::default(),
             counts: ReplayCounts::default(),
             behind: 0,
@@ -181,11 +177,8 @@ impl Replays {
         match replay.phase {
             Phase::Replaying | Phase::Reading { .. } => self.behind -= 1,
             Phase::Sampled => self.samples.remove(key, &replay.topic),
-            Phase::Resumed(_) => {
-                self.resumed.retain(|(other, topic)| *other != key || *topic != replay.topic);
-            }
-            Phase::Detached { .. } => {
-                self.detached.retain(|(other, topic)| *other != key || *topic != replay.topic);
+            Phase::Resumed(_) | Phase::Detached { .. } => {
+                self.lingering.retain(|(other, topic)| *other != key || *topic != replay.topic);
             }
         }
     }
@@ -337,22 +330,7 @@ impl Replays {
             }
             budget = budget.saturating_sub(self.step(key, (streams, router, shard), now, outlet));
         }
-        self.end_detached((streams, shard), now, outlet);
-        self.resumed.retain(|(key, topic)| {
-            let Some(connection) = self.connections.get_mut(key) else { return false };
-            let has_delivered = |replay: &Replay| match replay.phase {
-                Phase::Resumed(until) => shard.has_delivered(until),
-                _ => false,
-            };
-            let index =
-                connection.replays.iter().position(|replay| replay.topic == *topic && has_delivered(replay));
-            let Some(index) = index else { return true };
-            connection.replays.swap_remove(index);
-            if connection.replays.is_empty() {
-                self.connections.remove(key);
-            }
-            false
-        });
+        self.end_lingering((streams, shard), now, outlet);
         has_samples || !self.ready.is_empty()
     }
 }

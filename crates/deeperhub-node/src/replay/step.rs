@@ -130,31 +130,32 @@ impl Replays {
         for replay in replays.filter(|replay| replay.topic == *name && replay.phase == Phase::Replaying) {
             self.behind -= 1;
             replay.phase = phase;
-            self.detached.push((key, Arc::clone(name)));
+            self.lingering.push((key, Arc::clone(name)));
         }
     }
 
-    /// Ends the replays of removed streams of which no more messages are queued. Tells their
-    /// subscribers what is lost.
-    pub(super) fn end_detached(
+    /// Ends the replays of which no more messages are queued. Tells the subscribers of removed
+    /// streams what is lost.
+    pub(super) fn end_lingering(
         &mut self,
         (streams, shard): (&Streams, &HubShard),
         now: Instant,
         outlet: &mut impl Outlet,
     ) {
-        let mut index = 0;
-        while let Some((key, topic)) = self.detached.get(index).cloned() {
-            let has_delivered = |replay: &Replay| match replay.phase {
-                Phase::Detached { until, .. } => shard.has_delivered(until),
-                _ => true,
+        for (key, topic) in std::mem::take(&mut self.lingering) {
+            let Some(replay) = self.find(key, &topic) else { continue };
+            let lost = match replay.phase {
+                Phase::Resumed(until) if shard.has_delivered(until) => None,
+                Phase::Detached { until, .. } if shard.has_delivered(until) => {
+                    lost_rest((replay.cursor, replay.newest))
+                }
+                _ => {
+                    self.lingering.push((key, topic));
+                    continue;
+                }
             };
-            let Some(replay) = self.find(key, &topic).filter(|replay| has_delivered(replay)) else {
-                index += 1;
-                continue;
-            };
-            self.items.items.extend(lost_rest((replay.cursor, replay.newest)));
-            // Removes it from the list, too.
             self.end(key, &topic);
+            self.items.items.extend(lost);
             self.send_items(key, &topic, streams.clock.unix_ms(now), outlet);
         }
     }
@@ -181,11 +182,12 @@ impl Replays {
                 Phase::Resumed(_) => continue,
                 // Messages of the stream that wait for patterns are delivered by them.
                 Phase::Detached { .. } => {
-                    self.detached.retain(|(other, topic)| *other != key || **topic != *name);
+                    replay.phase = Phase::Resumed(until);
+                    continue;
                 }
             }
             replay.phase = Phase::Resumed(until);
-            self.resumed.push((key, Arc::clone(&replay.topic)));
+            self.lingering.push((key, Arc::clone(&replay.topic)));
         }
     }
 

@@ -35,8 +35,8 @@ impl World {
     /// Checks that nothing is left of subscriptions that have ended.
     pub(super) fn check_is_empty(&self) -> Result<(), String> {
         for worker in &self.workers {
-            let Replays { connections, samples, resumed, detached, behind, .. } = &worker.replays;
-            let are_listed = samples.next_tick().is_some() || !resumed.is_empty() || !detached.is_empty();
+            let Replays { connections, samples, lingering, behind, .. } = &worker.replays;
+            let are_listed = samples.next_tick().is_some() || !lingering.is_empty();
             if !connections.is_empty() || are_listed || *behind != 0 {
                 return Err(format!("replays are left: {:?}", worker.replays));
             }
@@ -80,11 +80,8 @@ fn check(worker: &Worker) -> Result<(), String> {
             return Err(format!("nothing continues {connection:?}"));
         }
     }
-    if let Some((key, topic)) = replays
-        .resumed
-        .iter()
-        .chain(&replays.detached)
-        .find(|(key, topic)| replays.find(*key, topic).is_none())
+    if let Some((key, topic)) =
+        replays.lingering.iter().find(|(key, topic)| replays.find(*key, topic).is_none())
     {
         return Err(format!("{topic} of {key} is kept after its replay"));
     }
