@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/server.rs"]
+mod server;
 #[cfg(feature = "tls")]
 #[path = "support/tls.rs"]
 mod tls;
@@ -14,16 +16,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{self, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use deeperhub_listener::{
-    Accepted, Application, Closed, Config, ConnectionKey, Connections, Context, Frame, Listener, Message,
-    Metrics, Multicast, Peer, QueueFull, Refusal, Request, Session, WorkerState,
+    Accepted, Application, Closed, Config, ConnectionKey, Connections, Context, Frame, Message, Multicast,
+    Peer, QueueFull, Refusal, Request, Session, WorkerState,
 };
-use deeperhub_metrics::Cells;
-
-/// Timeout far longer than the tests take on a busy machine.
-const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+use server::{TEST_TIMEOUT, start, wait_until};
 
 const MAX_QUEUE_BYTES: usize = 256 * 1024;
 
@@ -218,15 +217,6 @@ impl Session for FedSession {
     }
 }
 
-/// Waits until `condition` returns `true`. Panics with `expectation` after the timeout.
-fn wait_until(expectation: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + TEST_TIMEOUT;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{expectation}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// Opens a connection with a small receive buffer.
 fn connect(address: SocketAddr) -> TcpStream {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -273,17 +263,11 @@ fn check_feeds<C: Read + Write + Send>(
     configure: impl FnOnce(&mut Config),
     make_client: impl Fn(TcpStream) -> C,
 ) {
-    let mut config = Config::default().max_queue_bytes(MAX_QUEUE_BYTES);
-    config.workers = 1;
-    configure(&mut config);
-    let cells = Cells::new(1);
-    let metrics = Metrics::new(&cells);
     let shared = Arc::<Shared>::default();
-    let listener = Listener::builder(TestApplication(Arc::clone(&shared)))
-        .config(config)
-        .metrics(&cells, metrics.clone())
-        .bind(([127, 0, 0, 1], 0))
-        .unwrap();
+    let (listener, metrics) = start(TestApplication(Arc::clone(&shared)), |config| {
+        config.limits.max_queue_bytes = MAX_QUEUE_BYTES;
+        configure(config);
+    });
     let mut clients: Vec<C> = (0..CLIENTS).map(|_| make_client(connect(listener.local_addr()))).collect();
     clients.iter_mut().for_each(start_feed);
     wait_until("all queues are full", || shared.full.load(Ordering::Relaxed) == CLIENTS);

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/server.rs"]
+mod server;
 #[cfg(feature = "tls")]
 #[path = "support/tls.rs"]
 mod tls;
@@ -13,16 +15,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{self, Poll};
-use std::time::{Duration, Instant};
 
 use deeperhub_listener::{
-    Accepted, Application, Closed, Config, ConnectionKey, Connections, Context, Frame, Listener, Message,
-    Metrics, Peer, Refusal, Request, Session, WorkerState,
+    Accepted, Application, Closed, Config, ConnectionKey, Connections, Context, Frame, Message, Peer,
+    Refusal, Request, Session, WorkerState,
 };
-use deeperhub_metrics::Cells;
-
-/// Timeout far longer than the tests take on a busy machine.
-const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+use server::{TEST_TIMEOUT, start, wait_until};
 
 /// Number of clients. A worker reads and writes as many in a batch, if io_uring is available.
 const CLIENTS: usize = 6;
@@ -188,17 +186,11 @@ fn check_conversations<C: Read + Write + Send>(
     configure: impl FnOnce(&mut Config),
     make_client: impl Fn(TcpStream) -> C,
 ) {
-    let mut config = Config::default().max_queue_bytes(16 << 20);
-    config.workers = 1;
-    configure(&mut config);
-    let cells = Cells::new(1);
-    let metrics = Metrics::new(&cells);
     let shared = Arc::<Shared>::default();
-    let listener = Listener::builder(TestApplication(Arc::clone(&shared)))
-        .config(config)
-        .metrics(&cells, metrics.clone())
-        .bind(([127, 0, 0, 1], 0))
-        .unwrap();
+    let (listener, metrics) = start(TestApplication(Arc::clone(&shared)), |config| {
+        config.limits.max_queue_bytes = 16 << 20;
+        configure(config);
+    });
     let mut clients: Vec<C> = (0..CLIENTS).map(|_| make_client(connect(listener.local_addr()))).collect();
     std::thread::scope(|scope| {
         for (number, client) in clients.iter_mut().enumerate() {
@@ -210,11 +202,7 @@ fn check_conversations<C: Read + Write + Send>(
     assert_eq!((metrics.session_panics.value(), metrics.worker_restarts.value()), (0, 0));
     assert!(metrics.turns_deferred.value() > 0, "no session parked within a read");
     drop(clients);
-    let deadline = Instant::now() + TEST_TIMEOUT;
-    while shared.closed.load(Ordering::Relaxed) < CLIENTS {
-        assert!(Instant::now() < deadline, "a session does not end");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    wait_until("all sessions end", || shared.closed.load(Ordering::Relaxed) == CLIENTS);
 }
 
 #[test]

@@ -3,25 +3,25 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/server.rs"]
+mod server;
+
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{self, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use deeperhub_listener::{
     Accepted, Application, Closed, Config, ConnectionKey, Connections, Context, Listener, Message, Metrics,
     Peer, Session, WorkerState,
 };
-use deeperhub_metrics::Cells;
 use deeperhub_protocol::deflate::{self, Deflater, negotiate, write_text_compressed};
 use deeperhub_protocol::frame;
 use deeperhub_protocol::handshake::{Refusal, Request};
-
-/// Timeout far longer than the tests take on a busy machine.
-const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+use server::{TEST_TIMEOUT, wait_until};
 
 /// Budget of a round, in byte cost.
 const ROUND_BYTES: usize = 64 * 1024;
@@ -143,22 +143,14 @@ impl Session for CountingSession {
 
 /// Starts a listener with one worker, with a configuration that `configure` changes.
 fn start(configure: impl FnOnce(&mut Config)) -> (Listener, Metrics, Arc<Shared>) {
-    let mut config = Config::default();
-    config.workers = 1;
-    config.limits.round_bytes = ROUND_BYTES;
-    config.limits.round_time = Duration::from_secs(3600);
-    config.limits.max_message_bytes = MAX_MESSAGE_BYTES;
-    config.limits.max_queue_bytes = 64 << 20;
-    configure(&mut config);
-    let cells = Cells::new(config.workers);
-    let metrics = Metrics::new(&cells);
     let shared = Arc::<Shared>::default();
-    let address = ([127, 0, 0, 1], 0);
-    let listener = Listener::builder(TestApplication(Arc::clone(&shared)))
-        .config(config)
-        .metrics(&cells, metrics.clone())
-        .bind(address)
-        .unwrap();
+    let (listener, metrics) = server::start(TestApplication(Arc::clone(&shared)), |config| {
+        config.limits.round_bytes = ROUND_BYTES;
+        config.limits.round_time = Duration::from_secs(3600);
+        config.limits.max_message_bytes = MAX_MESSAGE_BYTES;
+        config.limits.max_queue_bytes = 64 << 20;
+        configure(config);
+    });
     (listener, metrics, shared)
 }
 
@@ -224,15 +216,6 @@ fn final_blocks(blocks: usize) -> Vec<u8> {
     deflated.push(0);
     let [high, low] = u16::try_from(deflated.len()).unwrap().to_be_bytes();
     [&[0xc1, 126 | 0x80, high, low, 0, 0, 0, 0], &deflated[..]].concat()
-}
-
-/// Waits until `condition` returns `true`. Panics with `expectation` after the timeout.
-fn wait_until(expectation: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + TEST_TIMEOUT;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{expectation}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// Random generator with a seed, so that a failure can be reproduced.
