@@ -213,6 +213,18 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
         self.shared().publish_kept(topic, source, prepare, Wakeups::Immediate(WakeOnDrop::default()))
     }
 
+    /// Publishes the messages that `prepare` makes, in their order. No other message of the topic
+    /// comes between them. Otherwise works like [`publish_kept`](Self::publish_kept).
+    pub fn publish_each_kept<F: FnMut() -> M, R>(
+        &self,
+        topic: &Topic<'_>,
+        source: Option<u64>,
+        prepare: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> (Vec<Outgoing<F>>, R),
+    ) -> R {
+        let wakeups = Wakeups::Immediate(WakeOnDrop::default());
+        self.shared().publish_each_kept(topic, source, prepare, wakeups)
+    }
+
     /// Calls `update` with a topic, its kept value and the value of its stripe, and returns the
     /// result. The call is a critical section of the topic, as in
     /// [`publish_kept`](Self::publish_kept).
@@ -222,6 +234,16 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
         update: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> R,
     ) -> R {
         self.shared().update_kept(topic.as_str(), update)
+    }
+
+    /// Works like [`update_kept`](Self::update_kept), and also returns the number of subscriptions
+    /// that a publish would match now: those to the topic and to patterns, on all shards.
+    pub fn update_and_count<R>(
+        &self,
+        topic: &Topic<'_>,
+        update: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> R,
+    ) -> (u64, R) {
+        self.shared().update_and_count(topic.as_str(), update)
     }
 
     /// Returns the numbers of the stripes: parts of the topics, each under its own lock.

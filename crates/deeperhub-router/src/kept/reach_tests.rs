@@ -114,3 +114,41 @@ fn patterns_that_need_heap_memory_to_match_are_left_out() {
     let expected = || vec![(1, 7), (1, 8), (2, 7), (2, 8)];
     assert_eq!(shards.each_mut().map(deliver), [expected(), expected(), expected()]);
 }
+
+#[test]
+fn several_messages_reach_their_subscribers_in_order() {
+    for has_patterns in [false, true] {
+        let (router, mut shards) = router_with_two_shards();
+        for shard in &mut shards {
+            subscribe(shard, EXACT, &["a.b"]);
+            if has_patterns {
+                subscribe(shard, PATTERN, &["a.*"]);
+            }
+        }
+        let outgoing = |message: u32, reach| Outgoing { bytes: 1, make: move || message, reach };
+        let counted = router.publish_each_kept(&topic("a.b"), None, |view, (), ()| {
+            let messages =
+                vec![outgoing(1, Reach::Matching), outgoing(2, Reach::Topic), outgoing(3, Reach::Matching)];
+            (messages, view.subscribers())
+        });
+        assert_eq!(counted, 2);
+        for shard in &mut shards {
+            let exact = [(1, EXACT), (2, EXACT), (3, EXACT)];
+            let both = [(1, EXACT), (1, PATTERN), (2, EXACT), (3, EXACT), (3, PATTERN)];
+            assert_eq!(deliver(shard), if has_patterns { &both[..] } else { &exact });
+        }
+    }
+}
+
+#[test]
+fn subscriptions_are_counted_without_a_publish() {
+    let (router, mut shards) = router_with_two_shards();
+    let count = || router.update_and_count(&topic("a.b"), |view, (), ()| view.subscribers());
+    assert_eq!(count(), (0, 0));
+    subscribe(&mut shards[0], EXACT, &["a.b"]);
+    subscribe(&mut shards[1], EXACT, &["a.b"]);
+    assert_eq!(count(), (2, 2));
+    subscribe(&mut shards[0], PATTERN, &["a.*", ">"]);
+    assert_eq!(count(), (4, 2));
+    assert!(deliver(&mut shards[0]).is_empty());
+}

@@ -77,6 +77,27 @@ impl<M, T: Keep> Shared<M, T> {
         )
     }
 
+    /// Calls `update` with a kept value, and counts the topic's subscriptions; see
+    /// [`Router::update_and_count`](super::Router::update_and_count).
+    pub(crate) fn update_and_count<R>(
+        &self,
+        name: &str,
+        update: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> R,
+    ) -> (u64, R) {
+        let hash = self.hash(name);
+        if let Some(mut stripe) = self.lock_unless_patterns_match(hash, name) {
+            let (route, output) = stripe.update_kept(hash, name, &self.hasher, update);
+            return (route.map_or(0, RouteEntry::subscribers), output);
+        }
+        let mut matched = MatchedLists::new();
+        let patterns = read(&self.patterns);
+        patterns.matching(name, &mut |route| matched.add(route));
+        let mut stripe = self.stripe(hash);
+        let (route, output) = stripe.update_kept(hash, name, &self.hasher, update);
+        route.into_iter().for_each(|route| matched.add(route));
+        (matched.subscribers(), output)
+    }
+
     /// Pushes a message to each shard with a matching subscription.
     ///
     /// `prepare` is called under the lock of the topic's stripe, before the pushes.
@@ -126,11 +147,7 @@ impl<M, T: Keep> Shared<M, T> {
                 route.into_iter().for_each(|route| matched.add(route));
                 subscribers = matched.subscribers();
                 matched.for_each_shard(|shard, lists| {
-                    let lists = match lists {
-                        [list] => ListIds::One(*list as u32),
-                        lists => ListIds::Many(lists.iter().map(|list| *list as u32).collect()),
-                    };
-                    push(outgoing, shard, lists);
+                    push(outgoing, shard, list_ids(lists));
                 });
             }
             drop(stripe);
@@ -138,6 +155,59 @@ impl<M, T: Keep> Shared<M, T> {
         }
         drop(wakeups);
         (Published { subscribers, congested, steps }, output)
+    }
+
+    /// Pushes several messages; see [`Router::publish_each_kept`](super::Router::publish_each_kept).
+    pub(crate) fn publish_each_kept<F: FnMut() -> M, R>(
+        &self,
+        topic: &Topic<'_>,
+        source: Option<u64>,
+        prepare: impl FnOnce(TopicView<'_>, &mut T, &mut T::Stripe) -> (Vec<Outgoing<F>>, R),
+        mut wakeups: Wakeups<'_>,
+    ) -> R {
+        let name = topic.as_str();
+        let hash = self.hash(name);
+        // Values that the messages own are freed after the locks are released.
+        let (mut messages, output);
+        let mut push = |outgoing: &mut Outgoing<F>, shard: u16, lists: ListIds| {
+            if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
+                let keys = OrderingKeys { topic: hash, source };
+                let (bytes, message) = (outgoing.bytes, (outgoing.make)());
+                inbox.push(keys, lists, bytes, message, self.soft_limits(), &mut wakeups);
+            }
+        };
+        let mut push_all = |outgoing: &mut Outgoing<F>, matched: &mut MatchedLists| {
+            matched.for_each_shard(|shard, lists| push(outgoing, shard, list_ids(lists)));
+        };
+        let mut of_topic = MatchedLists::new();
+        if let Some(mut stripe) = self.lock_unless_patterns_match(hash, name) {
+            let route;
+            (route, (messages, output)) = stripe.update_kept(hash, name, &self.hasher, prepare);
+            route.into_iter().for_each(|route| of_topic.add(route));
+            messages.iter_mut().for_each(|outgoing| push_all(outgoing, &mut of_topic));
+        } else {
+            let mut matched = MatchedLists::new();
+            // As in `publish_prepared`, this lock is held until all messages are pushed.
+            let patterns = read(&self.patterns);
+            patterns.matching(name, &mut |route| matched.add(route));
+            let mut stripe = self.stripe(hash);
+            let route;
+            (route, (messages, output)) = stripe.update_kept(hash, name, &self.hasher, prepare);
+            if let Some(route) = route {
+                of_topic.add(route);
+                matched.add(route);
+            }
+            for outgoing in &mut messages {
+                match outgoing.reach {
+                    Reach::Topic => push_all(outgoing, &mut of_topic),
+                    Reach::Matching => push_all(outgoing, &mut matched),
+                }
+            }
+            drop(stripe);
+            drop(patterns);
+        }
+        drop(wakeups);
+        output
     }
 
     /// Locks the stripe of a topic. If there are patterns that the topic could match, locks nothing
@@ -155,5 +225,13 @@ impl<M, T: Keep> Shared<M, T> {
         // subscriber may already have a message of this topic from another thread, so it must get
         // this one too.
         (!may_match_patterns()).then_some(stripe)
+    }
+}
+
+/// Returns the lists of one worker. The lower half of each word is the number of a list.
+fn list_ids(words: &[u64]) -> ListIds {
+    match words {
+        [list] => ListIds::One(*list as u32),
+        lists => ListIds::Many(lists.iter().map(|list| *list as u32).collect()),
     }
 }
