@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use deeperhub_metrics::{RegisterError, Registry, Unit};
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::warn;
 
@@ -18,6 +17,7 @@ use crate::interest::Interests;
 use crate::metrics::{Dropped, Metrics};
 use crate::peers::{Peer, Peers};
 use crate::queue::{Destination, Full, Lane, Queue};
+use crate::store::RequestQueue;
 
 /// Maximum number of requests that wait for answers at the same time. Limits memory use.
 const MAX_REQUESTS: usize = 4096;
@@ -61,6 +61,9 @@ pub enum EnqueueError {
     /// The message exceeds the broker's limit.
     #[error("the message is larger than the cluster's broker allows")]
     TooLarge,
+    /// This broker cannot keep streams ([`Broker::keeps_streams`]).
+    #[error("this broker cannot keep streams yet; use Redis or Valkey")]
+    Unsupported,
 }
 
 /// Reason why a request to another node got no answer.
@@ -91,6 +94,7 @@ pub(crate) struct Shared {
     pub(crate) incarnation: u64,
     pub(crate) version: &'static str,
     pub(crate) queue: Queue,
+    pub(crate) requests_to_store: RequestQueue,
     pub(crate) interests: Interests,
     pub(crate) peers: Peers,
     pub(crate) metrics: Metrics,
@@ -141,6 +145,7 @@ impl Broker {
         };
         Self(Arc::new(Shared {
             queue: Queue::new(config.queue_bytes),
+            requests_to_store: RequestQueue::default(),
             config,
             node,
             incarnation,
@@ -200,7 +205,7 @@ impl Broker {
         self.0.queue.push(Lane::Data, to, envelope).map_err(|Full| EnqueueError::Full)
     }
 
-    fn enqueue(&self, to: Destination, message: Message<'_>) -> Result<(), EnqueueError> {
+    pub(crate) fn enqueue(&self, to: Destination, message: Message<'_>) -> Result<(), EnqueueError> {
         let shared = &*self.0;
         if !shared.is_up.load(Ordering::Acquire) {
             shared.metrics.dropped(Dropped::Unavailable, 1);
@@ -313,51 +318,6 @@ impl Broker {
     #[must_use]
     pub fn subscription_count(&self) -> usize {
         self.0.interests.len()
-    }
-
-    /// Registers the cluster's metrics.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`RegisterError`] if a name is already registered.
-    pub fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
-        self.0.metrics.register(registry)?;
-        let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-        let broker = self.clone();
-        registry.register_gauge_fn(
-            "deeperhub_cluster_queue_bytes",
-            "Bytes queued for the broker",
-            Unit::Bytes,
-            move || gauge(broker.0.queue.bytes()),
-        )?;
-        let broker = self.clone();
-        registry.register_gauge_fn(
-            "deeperhub_cluster_subscriptions",
-            "Topics and patterns that this node subscribes to at the broker",
-            Unit::None,
-            move || gauge(broker.0.interests.len()),
-        )?;
-        let broker = self.clone();
-        registry.register_gauge_fn(
-            "deeperhub_cluster_subscription_bytes",
-            "Estimated memory of subscriptions at the broker, and of topics and patterns that others cover",
-            Unit::Bytes,
-            move || gauge(broker.0.interests.bytes()),
-        )?;
-        let broker = self.clone();
-        registry.register_gauge_fn(
-            "deeperhub_cluster_backlog_bytes",
-            "Bytes received from the broker that wait for this node's workers",
-            Unit::Bytes,
-            move || gauge(broker.0.backlog_bytes.load(Ordering::Relaxed)),
-        )?;
-        let broker = self.clone();
-        registry.register_gauge_fn(
-            "deeperhub_cluster_nodes",
-            "Nodes of the cluster with recent heartbeats, this one included",
-            Unit::None,
-            move || gauge(broker.0.peers.len() + 1),
-        )
     }
 
     /// Returns the length in bytes up to which an [`answer`](Self::answer) always fits within the

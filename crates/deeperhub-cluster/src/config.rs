@@ -180,6 +180,10 @@ impl BrokerUrl {
     }
 
     /// Returns the servers, at least one. The URLs hold secrets.
+    #[cfg_attr(
+        not(any(feature = "nats", feature = "redis")),
+        expect(dead_code, reason = "there are no engines")
+    )]
     pub(crate) fn servers(&self) -> &[Url] {
         &self.servers
     }

@@ -16,9 +16,16 @@
 //!   broker has confirmed them.
 //!
 //! # Limits
-//! Messages are not stored. A node that lost its connection misses messages published meanwhile. A
-//! broker that crashes loses messages that it confirmed and did not pass on yet. There is no order
-//! between nodes.
+//! Messages of [`Broker::publish`] are not stored. A node that lost its connection misses those
+//! published meanwhile. A broker that crashes loses messages that it confirmed and did not pass on
+//! yet. There is no order between nodes.
+//!
+//! # Streams
+//! On Redis and Valkey, [`Broker::append`] stores messages in streams, one for each topic. A stored
+//! message ([`Message::Stored`]) has a position, which is the same for all nodes. A node reads what
+//! it missed ([`Broker::read_streams`]). A server that loses its memory begins a stream with a
+//! larger epoch, so no position is given to two messages that a node has seen.
+//! [`Broker::check_store`] tells what a server lacks. NATS keeps no streams yet.
 //!
 //! Membership, elections and replication are left to the broker. Nodes exchange heartbeats only, so
 //! that they can be listed and names stay unique.
@@ -43,6 +50,7 @@ mod peers;
 mod queue;
 #[cfg(feature = "redis")]
 mod redis;
+mod store;
 
 pub use broker::{Broker, ClusterState, EnqueueError, InterestChange, RequestError};
 pub use config::{BrokerUrl, BrokerUrlError, Config, Engine, is_prefix};
@@ -57,6 +65,11 @@ pub use envelope::{
 pub use nats::check_credentials;
 pub use operation::{Action, Operation, Target};
 pub use peers::Peer;
+pub use store::{
+    Append, AppendError, AppendNumber, Appended, CheckError, MAX_READS, MAX_TOPS, Once, ReadError,
+    ResetStream, ResetWhen, StoreFinding, StorePosition, StoreReply, StoredEnvelope, StreamLimits,
+    StreamRange, StreamRead, StreamTop, check_store,
+};
 
 use std::time::SystemTime;
 

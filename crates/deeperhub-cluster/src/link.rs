@@ -1,12 +1,16 @@
-//! One connection to a broker of any engine. Its three parts can be used concurrently in one task.
+//! One connection to a broker of any engine. Its four parts can be used concurrently in one task.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::broker::Shared;
+#[cfg(any(feature = "nats", feature = "redis"))]
 use crate::config::Engine;
 use crate::queue::Outbound;
+#[cfg(feature = "nats")]
+use crate::store::ReadError;
+use crate::store::{AppendOutcome, Request};
 
 /// Reason why a connection was lost or could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +28,7 @@ pub(crate) struct Link {
     pub(crate) sender: Sender,
     pub(crate) subscriber: Subscriber,
     pub(crate) receiver: Receiver,
+    pub(crate) reader: Reader,
     /// `true` if the broker delivers the node's own messages back to it.
     pub(crate) echoes_own: bool,
 }
@@ -50,6 +55,14 @@ pub(crate) enum Receiver {
     Nats(crate::nats::Receiver),
     #[cfg(feature = "redis")]
     Redis(crate::redis::Receiver),
+}
+
+/// Part that reads streams. NATS has none: no request gets that far.
+pub(crate) enum Reader {
+    #[cfg(feature = "nats")]
+    Nats,
+    #[cfg(feature = "redis")]
+    Redis(Box<crate::redis::Reader>),
 }
 
 /// Calls the same method of either engine. Without engines there are no links.
@@ -85,13 +98,30 @@ impl Link {
 }
 
 #[cfg_attr(
-    not(any(feature = "nats", feature = "redis")),
-    expect(unused_variables, unused_mut, clippy::unused_async, reason = "there are no engines")
+    not(feature = "redis"),
+    allow(
+        unused_variables,
+        clippy::unused_async,
+        reason = "only Redis keeps streams, or there are no engines"
+    )
 )]
 impl Sender {
-    /// Sends a batch and returns when the broker has confirmed all of it.
-    pub(crate) async fn send(&mut self, batch: &[Outbound]) -> Result<(), LinkError> {
-        engine!(self, inner => inner.send(batch).await)
+    /// Sends a batch and returns the outcomes of its appends when the broker has confirmed all of
+    /// it. `is_resent` says that the broker may have got the batch before.
+    pub(crate) async fn send(
+        &mut self,
+        batch: &[Outbound],
+        is_resent: bool,
+    ) -> Result<Vec<AppendOutcome>, LinkError> {
+        match self {
+            // Every node drops duplicates of messages that are not stored.
+            #[cfg(feature = "nats")]
+            Self::Nats(inner) => inner.send(batch).await.map(|()| Vec::new()),
+            #[cfg(feature = "redis")]
+            Self::Redis(inner) => inner.send(batch, is_resent).await,
+            #[cfg(not(any(feature = "nats", feature = "redis")))]
+            _ => Err(LinkError::new("the program was built without engines")),
+        }
     }
 }
 
@@ -120,5 +150,27 @@ impl Receiver {
     /// sent them. An error means that the connection has ended.
     pub(crate) async fn next(&mut self, batch: &mut Vec<Bytes>) -> Result<(), LinkError> {
         engine!(self, inner => inner.next(batch).await)
+    }
+}
+
+#[cfg_attr(
+    not(feature = "redis"),
+    allow(
+        unused_variables,
+        clippy::unused_async,
+        reason = "only Redis keeps streams, or there are no engines"
+    )
+)]
+impl Reader {
+    /// Answers requests, with errors if the connection fails.
+    pub(crate) async fn answer(&mut self, requests: Vec<Request>) {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(inner) => inner.answer(requests).await,
+            #[cfg(feature = "nats")]
+            Self::Nats => requests.into_iter().for_each(|request| request.fail(ReadError::Unsupported)),
+            #[cfg(not(any(feature = "nats", feature = "redis")))]
+            _ => {}
+        }
     }
 }

@@ -1,6 +1,10 @@
 //! Metrics of the cluster.
 
-use deeperhub_metrics::{Counter, CounterVec, Gauge, labels, metrics};
+use std::sync::atomic::Ordering;
+
+use deeperhub_metrics::{Counter, CounterVec, Gauge, RegisterError, Registry, Unit, labels, metrics};
+
+use crate::broker::Broker;
 
 labels! {
     /// Reason why an envelope was dropped.
@@ -51,5 +55,52 @@ impl Metrics {
     #[cfg(all(test, feature = "nats"))]
     pub(crate) fn dropped_for(&self, reason: Dropped) -> u64 {
         self.dropped.value(reason)
+    }
+}
+
+impl Broker {
+    /// Registers the cluster's metrics.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`RegisterError`] if a name is already registered.
+    pub fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
+        self.0.metrics.register(registry)?;
+        let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        let broker = self.clone();
+        registry.register_gauge_fn(
+            "deeperhub_cluster_queue_bytes",
+            "Bytes queued for the broker",
+            Unit::Bytes,
+            move || gauge(broker.0.queue.bytes()),
+        )?;
+        let broker = self.clone();
+        registry.register_gauge_fn(
+            "deeperhub_cluster_subscriptions",
+            "Topics and patterns that this node subscribes to at the broker",
+            Unit::None,
+            move || gauge(broker.0.interests.len()),
+        )?;
+        let broker = self.clone();
+        registry.register_gauge_fn(
+            "deeperhub_cluster_subscription_bytes",
+            "Estimated memory of subscriptions at the broker, and of topics and patterns that others cover",
+            Unit::Bytes,
+            move || gauge(broker.0.interests.bytes()),
+        )?;
+        let broker = self.clone();
+        registry.register_gauge_fn(
+            "deeperhub_cluster_backlog_bytes",
+            "Bytes received from the broker that wait for this node's workers",
+            Unit::Bytes,
+            move || gauge(broker.0.backlog_bytes.load(Ordering::Relaxed)),
+        )?;
+        let broker = self.clone();
+        registry.register_gauge_fn(
+            "deeperhub_cluster_nodes",
+            "Nodes of the cluster with recent heartbeats, this one included",
+            Unit::None,
+            move || gauge(broker.0.peers.len() + 1),
+        )
     }
 }

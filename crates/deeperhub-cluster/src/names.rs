@@ -5,6 +5,8 @@
 //! are at least as strict as those for NATS subjects. Redis channels take any bytes. Only Redis'
 //! glob characters are escaped, in patterns.
 
+#![cfg_attr(not(any(feature = "nats", feature = "redis")), allow(dead_code, reason = "there are no engines"))]
+
 #[cfg(test)]
 use deeperhub_protocol::Subscription;
 
@@ -43,6 +45,14 @@ impl Names {
     /// Returns the name that every node receives.
     pub(crate) fn broadcast(&self) -> String {
         format!("{}{}a", self.prefix, self.separator)
+    }
+
+    /// Returns the Redis key of the list with a topic's messages. The braces make the keys of one
+    /// topic share a slot. No key of a topic is that of another one, because only the list's key
+    /// ends with a brace.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only Redis has keys"))]
+    pub(crate) fn stream(&self, topic: &str) -> String {
+        format!("{{{}{1}h{1}{topic}}}", self.prefix, self.separator)
     }
 
     /// Returns a name that no node subscribes to. NATS answers a request to it at once.
@@ -175,6 +185,7 @@ mod tests {
             assert_eq!(names.to_topic(&names.node("t")), None);
             assert_ne!(names.topic("a"), names.node("a"));
         }
+        assert_eq!(redis().stream("a.b"), "{hub:h:a.b}");
         assert_eq!(nats().topic("a.>"), "hub.t.a.>");
         assert_eq!(redis().topic("a.b"), "hub:t:a.b");
         assert_eq!(redis().glob("a[b].*.c?"), "hub:t:a\\[b\\].?*.c\\?");

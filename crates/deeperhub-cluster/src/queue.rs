@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::envelope::set_sequence;
+use crate::store::AppendTarget;
 
 /// Estimated memory of a queued envelope besides its bytes. An envelope's cost is the sum of both.
 const ENVELOPE_OVERHEAD_BYTES: usize = 96;
@@ -36,6 +37,8 @@ pub(crate) enum Destination {
     Node(Box<str>),
     /// All nodes.
     All,
+    /// The store, which passes the message to all nodes that subscribe to its topic.
+    Append(Box<AppendTarget>),
 }
 
 /// An envelope for the broker.
@@ -43,6 +46,23 @@ pub(crate) enum Destination {
 pub(crate) struct Outbound {
     pub(crate) to: Destination,
     pub(crate) envelope: Bytes,
+}
+
+impl Outbound {
+    /// Returns what is known of the append besides its envelope, if it is one.
+    pub(crate) fn into_append(self) -> Option<AppendTarget> {
+        if let Destination::Append(target) = self.to { Some(*target) } else { None }
+    }
+
+    fn cost(&self) -> usize {
+        cost(&self.to, self.envelope.len())
+    }
+}
+
+/// Returns the cost of an envelope with this number of bytes.
+fn cost(to: &Destination, bytes: usize) -> usize {
+    let target = if let Destination::Append(target) = to { target.bytes() } else { 0 };
+    bytes + ENVELOPE_OVERHEAD_BYTES + target
 }
 
 /// Priority of an envelope.
@@ -79,6 +99,8 @@ struct Inner {
     control_bytes: usize,
     /// Sequence of the last envelope.
     sequence: u64,
+    /// `true` if the driver has ended, so that no append gets an outcome.
+    refuses_appends: bool,
 }
 
 impl Queue {
@@ -92,9 +114,12 @@ impl Queue {
 
     /// Assigns the next sequence to an envelope and appends it.
     pub(crate) fn push(&self, lane: Lane, to: Destination, mut envelope: Vec<u8>) -> Result<(), Full> {
-        let cost = envelope.len() + ENVELOPE_OVERHEAD_BYTES;
+        let cost = cost(&to, envelope.len());
         {
             let mut inner = self.lock();
+            if inner.refuses_appends && matches!(to, Destination::Append(_)) {
+                return Err(Full);
+            }
             // An empty lane accepts any envelope, even one that exceeds the lane's limit.
             let is_full = match lane {
                 Lane::Control => {
@@ -139,9 +164,9 @@ impl Queue {
             };
             let Some(next) = next else { break };
             bytes += next.envelope.len();
-            inner.bytes -= next.envelope.len() + ENVELOPE_OVERHEAD_BYTES;
+            inner.bytes -= next.cost();
             if lane == Lane::Control {
-                inner.control_bytes -= next.envelope.len() + ENVELOPE_OVERHEAD_BYTES;
+                inner.control_bytes -= next.cost();
             }
             batch.push(next);
         }
@@ -150,10 +175,33 @@ impl Queue {
     /// Drops all control messages, because they are outdated after an outage.
     pub(crate) fn clear_control(&self) {
         let mut inner = self.lock();
-        let freed: usize =
-            inner.control.drain(..).map(|outbound| outbound.envelope.len() + ENVELOPE_OVERHEAD_BYTES).sum();
+        let freed: usize = inner.control.drain(..).map(|outbound| outbound.cost()).sum();
         inner.bytes -= freed;
         inner.control_bytes = 0;
+    }
+
+    /// Returns a sequence for an envelope that does not pass through the queue.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        let mut inner = self.lock();
+        inner.sequence += 1;
+        inner.sequence
+    }
+
+    /// Refuses further appends, and removes and returns those in the queue.
+    pub(crate) fn close_for_appends(&self) -> Vec<AppendTarget> {
+        let mut inner = self.lock();
+        inner.refuses_appends = true;
+        let mut removed = Vec::new();
+        for outbound in std::mem::take(&mut inner.data) {
+            if let Destination::Append(_) = outbound.to {
+                inner.bytes -= outbound.cost();
+                removed.push(outbound);
+            } else {
+                inner.data.push_back(outbound);
+            }
+        }
+        drop(inner);
+        removed.into_iter().filter_map(Outbound::into_append).collect()
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -225,6 +273,40 @@ mod tests {
         queue.take(Lane::Control, usize::MAX, &mut batch);
         assert_eq!(batch.len(), 1);
         assert_eq!(queue.bytes(), 4000 + ENVELOPE_OVERHEAD_BYTES);
+    }
+
+    #[test]
+    fn appends_keep_their_place_until_the_queue_is_closed_for_them() {
+        let append = |number| {
+            let limits = crate::StreamLimits {
+                messages: 1,
+                ttl: std::time::Duration::ZERO,
+                forget: std::time::Duration::ZERO,
+            };
+            let number = crate::AppendNumber(number);
+            Destination::Append(Box::new(AppendTarget {
+                number,
+                limits,
+                known: None,
+                once: None,
+                stamp: 0,
+                topic: 0,
+                topic_len: 0,
+            }))
+        };
+        let queue = Queue::new(1 << 20);
+        for to in [append(1), Destination::All, append(2), append(3)] {
+            assert_eq!(queue.push(Lane::Data, to, envelope()), Ok(()));
+        }
+        let mut batch = Vec::new();
+        queue.take(Lane::Data, 1, &mut batch);
+        assert!(matches!(&batch[..], [Outbound { to: Destination::Append(_), .. }]));
+        let rest: Vec<_> = queue.close_for_appends().iter().map(|target| target.number.0).collect();
+        assert_eq!(rest, [2, 3]);
+        assert_eq!(queue.push(Lane::Data, append(4), envelope()), Err(Full));
+        assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Ok(()));
+        assert_eq!(take(&queue, Lane::Data), [2, 5]);
+        assert_eq!(queue.bytes(), 0);
     }
 
     #[test]

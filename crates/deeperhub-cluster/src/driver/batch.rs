@@ -8,22 +8,25 @@ use super::{BROKER_TIMEOUT, DriverState};
 use crate::broker::Shared;
 use crate::link::{LinkError, Sender};
 use crate::queue::{MAX_BATCH_BYTES, Outbound};
+use crate::store::AppendOutcome;
 
 /// Minimum of the adaptive batch size, which a slow broker reaches.
 const MIN_BATCH_BYTES: usize = 8 << 10;
 
 /// Sends a batch and waits until the broker has confirmed it, for at most [`BROKER_TIMEOUT`].
+/// Returns the outcomes of its appends. `is_resent` says that the broker may have got it before.
 pub(super) async fn send_with_timeout(
     sender: &mut Sender,
     batch: &[Outbound],
+    is_resent: bool,
     shared: &Shared,
-) -> Result<(), LinkError> {
-    match timeout(BROKER_TIMEOUT, sender.send(batch)).await {
+) -> Result<Vec<AppendOutcome>, LinkError> {
+    let outcomes = match timeout(BROKER_TIMEOUT, sender.send(batch, is_resent)).await {
         Ok(result) => result?,
         Err(_) => return Err(LinkError::new("the broker did not confirm messages in time")),
-    }
+    };
     shared.metrics.sent.add(batch.len() as u64);
-    Ok(())
+    Ok(outcomes)
 }
 
 /// Returns the maximum size of the next batch, after the broker confirmed a batch of at most

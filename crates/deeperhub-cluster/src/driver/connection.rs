@@ -51,11 +51,12 @@ pub(super) struct Connection<'l, I> {
 impl<I: MessageHandler> Connection<'_, I> {
     /// Runs all tasks of the connection until one of them ends it, and returns the reason.
     pub(super) async fn run(&self, link: Link) -> ConnectionEnd {
-        let Link { mut sender, mut subscriber, mut receiver, echoes_own } = link;
+        let Link { mut sender, mut subscriber, mut receiver, mut reader, echoes_own } = link;
         let end = tokio::select! {
             end = self.send_batches(&mut sender, echoes_own) => end,
             end = self.update_subscriptions(&mut subscriber) => end,
             end = self.receive(&mut receiver) => end,
+            end = self.serve_store_requests(&mut reader) => end,
             end = self.join_and_heartbeat(echoes_own) => end,
             () = self.name_taken.notified() => ConnectionEnd::NameTaken,
             () = self.driver.wait_for_flush() => ConnectionEnd::Stopped,
@@ -67,7 +68,7 @@ impl<I: MessageHandler> Connection<'_, I> {
         end
     }
 
-    fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &Shared {
         &self.driver.shared
     }
 
@@ -83,7 +84,7 @@ impl<I: MessageHandler> Connection<'_, I> {
         shared.send_control(Destination::All, Message::Bye);
         let mut batch = Vec::new();
         shared.queue.take(Lane::Control, MAX_BATCH_BYTES, &mut batch);
-        let _ = timeout(GOODBYE_TIMEOUT, sender.send(&batch)).await;
+        let _ = timeout(GOODBYE_TIMEOUT, sender.send(&batch, false)).await;
     }
 
     /// Sends all unconfirmed and queued messages, which were queued after the flush had seen an
@@ -92,7 +93,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         let shared = self.shared();
         loop {
             let mut batch = std::mem::take(&mut *self.driver.unconfirmed.borrow_mut());
-            if batch.is_empty() {
+            let is_resent = !batch.is_empty();
+            if !is_resent {
                 shared.queue.take(Lane::Data, MAX_BATCH_BYTES, &mut batch);
             }
             if batch.is_empty() {
@@ -100,10 +102,14 @@ impl<I: MessageHandler> Connection<'_, I> {
             }
             self.driver.in_flight.set(batch.len());
             let guard = RequeueOnDrop { batch: &mut batch, driver: self.driver };
-            if send_with_timeout(sender, guard.batch, shared).await.is_err() {
-                return;
+            match send_with_timeout(sender, guard.batch, is_resent, shared).await {
+                Ok(outcomes) => {
+                    guard.batch.clear();
+                    drop(guard);
+                    self.driver.report(outcomes);
+                }
+                Err(_) => return,
             }
-            guard.batch.clear();
         }
     }
 
@@ -115,7 +121,7 @@ impl<I: MessageHandler> Connection<'_, I> {
             let mut batch = Vec::new();
             shared.queue.take(Lane::Control, MAX_BATCH_BYTES, &mut batch);
             if !batch.is_empty()
-                && let Err(error) = send_with_timeout(sender, &batch, shared).await
+                && let Err(error) = send_with_timeout(sender, &batch, false, shared).await
             {
                 return error.into();
             }
@@ -125,7 +131,8 @@ impl<I: MessageHandler> Connection<'_, I> {
             }
             let max_bytes = self.driver.batch_bytes.get();
             let mut batch = std::mem::take(&mut *self.driver.unconfirmed.borrow_mut());
-            if batch.is_empty() {
+            let is_resent = !batch.is_empty();
+            if !is_resent {
                 shared.queue.take(Lane::Data, max_bytes, &mut batch);
             } else {
                 *self.driver.unconfirmed.borrow_mut() = split_off(&mut batch, max_bytes);
@@ -138,14 +145,16 @@ impl<I: MessageHandler> Connection<'_, I> {
             // The guard requeues the batch also if this future is dropped.
             self.driver.in_flight.set(batch.len());
             let guard = RequeueOnDrop { batch: &mut batch, driver: self.driver };
-            if let Err(error) = send_with_timeout(sender, guard.batch, shared).await {
-                return error.into();
-            }
+            let outcomes = match send_with_timeout(sender, guard.batch, is_resent, shared).await {
+                Ok(outcomes) => outcomes,
+                Err(error) => return error.into(),
+            };
             if !echoes_own {
                 self.echo_probes(guard.batch);
             }
             guard.batch.clear();
             drop(guard);
+            self.driver.report(outcomes);
             self.driver.confirmed.notify_one();
             self.driver.batch_bytes.set(next_batch_bytes(max_bytes, sent_at.elapsed()));
         }
@@ -167,6 +176,7 @@ impl<I: MessageHandler> Connection<'_, I> {
     async fn update_subscriptions(&self, subscriber: &mut Subscriber) -> ConnectionEnd {
         let interests = &self.shared().interests;
         loop {
+            let requested = interests.requested();
             let changes = interests.take(Instant::now());
             if changes.subscribe.is_empty() && changes.unsubscribe.is_empty() {
                 if changes.has_more {
@@ -174,6 +184,7 @@ impl<I: MessageHandler> Connection<'_, I> {
                     continue;
                 }
                 self.subscribed.notify_one();
+                self.confirm_interest(requested);
                 let next_due = interests.next_due();
                 tokio::select! {
                     () = interests.changed.notified() => {}
@@ -189,7 +200,8 @@ impl<I: MessageHandler> Connection<'_, I> {
                 subscriber.unsubscribe(&changes.unsubscribe).await
             };
             match timeout(BROKER_TIMEOUT, send_changes).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) if changes.has_more => {}
+                Ok(Ok(())) => self.confirm_interest(requested),
                 Ok(Err(error)) => return error.into(),
                 Err(_) => return LinkError::new("the broker did not answer in time").into(),
             }
@@ -234,11 +246,24 @@ impl<I: MessageHandler> Connection<'_, I> {
             Err(error) => return self.driver.on_invalid(error),
         };
         let origin = header.origin;
-        if origin.node == shared.node && origin.incarnation == shared.incarnation {
+        let is_own = origin.node == shared.node && origin.incarnation == shared.incarnation;
+        if is_own {
             self.last_echo.set(now);
             if header.is_probe() {
                 self.driver.backlog.push(shared, bytes);
+                return;
             }
+        }
+        if header.is_from_store() {
+            if !is_own {
+                shared.metrics.received.inc();
+            }
+            if !self.driver.backlog.push(shared, bytes) {
+                shared.metrics.dropped(Dropped::SlowNode, 1);
+            }
+            return;
+        }
+        if is_own {
             return;
         }
         if !self.driver.dedup.borrow_mut().is_new(origin.node, origin.incarnation, header.sequence) {

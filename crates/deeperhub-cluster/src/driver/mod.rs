@@ -5,10 +5,11 @@ mod backlog;
 mod batch;
 mod burst;
 mod connection;
+mod handler;
+mod store_requests;
+mod thread;
 
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -16,19 +17,22 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::{sleep, sleep_until, timeout};
-use tracing::{error, warn};
+use tracing::warn;
 
-use crate::broker::{Broker, ClusterState, Shared};
+use crate::broker::{ClusterState, Shared};
 use crate::dedup_window::DedupWindow;
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::link::{Link, LinkError};
 use crate::metrics::Dropped;
 use crate::queue::{MAX_BATCH_BYTES, Outbound};
+use crate::store::{AppendError, AppendOutcome};
 use backlog::{Backlog, CountDroppedOnDrop};
 use burst::{Burst, flush_after_polls};
 use connection::Connection;
+pub use handler::{MessageHandler, PendingAnswer};
+pub use thread::{Driver, DriverHandle, JoinOutcome};
 
 /// Timeout of each operation at the broker, after which the connection counts as lost. Long enough
 /// for a busy machine, and short enough for a request that waits for a paused broker.
@@ -51,73 +55,6 @@ const FLUSH_RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// ends. After this time, the envelope counts as dropped.
 const ENVELOPE_FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Run time after which the next panic counts as the first in a row, which resets the backoff.
-const PANIC_RESET_AFTER: Duration = Duration::from_secs(60);
-
-/// Future that prepares and sends an answer. It runs concurrently with later messages.
-pub type PendingAnswer = Pin<Box<dyn Future<Output = ()>>>;
-
-/// Handles messages of other nodes.
-pub trait MessageHandler: Send + 'static {
-    /// Handles one message. The driver calls this once for each message, in order. Of the node's
-    /// own messages, it passes only probes.
-    ///
-    /// While this future waits, for example until the node's threads accept the message, later
-    /// messages wait in the backlog. A returned [`PendingAnswer`] runs concurrently with later
-    /// messages.
-    fn handle(&self, envelope: Envelope<'_>) -> impl Future<Output = Option<PendingAnswer>>;
-
-    /// Completes what [`handle`](Self::handle) deferred, for example wake-ups of other threads.
-    ///
-    /// The driver calls this method after each burst of messages, and before it waits for anything,
-    /// also within `handle`. A burst ends after 64 messages or 64 KiB, so no message waits for an
-    /// endless stream of later ones.
-    fn flush(&self) {}
-
-    /// Returns the number of the node's open connections.
-    fn connections(&self) -> u64;
-}
-
-/// Outcome of the first attempt to join.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum JoinOutcome {
-    /// The node has joined.
-    Joined,
-    /// The broker was unreachable; the text is the reason. The driver continues to try.
-    Unreachable(String),
-    /// Another node has this node's name. The driver has ended.
-    NameTaken,
-}
-
-/// The driver of a [`Broker`]. It runs on its own thread, so that load on other threads does not
-/// delay heartbeats.
-#[derive(Debug)]
-pub struct Driver {
-    shared: Arc<Shared>,
-}
-
-/// Handle to a running driver.
-#[derive(Debug)]
-pub struct DriverHandle {
-    join_outcome: mpsc::Receiver<JoinOutcome>,
-    ended: oneshot::Receiver<()>,
-}
-
-impl DriverHandle {
-    /// Blocks until the first attempt to join ends, for at most `timeout`. Returns `None` if the
-    /// attempt takes longer.
-    #[must_use]
-    pub fn wait_for_join(&self, timeout: Duration) -> Option<JoinOutcome> {
-        self.join_outcome.recv_timeout(timeout).ok()
-    }
-
-    /// Waits until the driver ends, for example after [`Broker::stop`].
-    pub async fn wait_for_end(self) {
-        // An error means that the driver's thread dropped the sender, because it ended.
-        let _ = self.ended.await;
-    }
-}
-
 /// Reason why a connection ended.
 enum ConnectionEnd {
     Stopped,
@@ -129,69 +66,6 @@ impl From<LinkError> for ConnectionEnd {
     fn from(error: LinkError) -> Self {
         Self::Lost(error)
     }
-}
-
-impl Driver {
-    pub(crate) const fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
-    }
-
-    /// Returns a handle to the broker.
-    #[must_use]
-    pub fn broker(&self) -> Broker {
-        Broker(Arc::clone(&self.shared))
-    }
-
-    /// Starts the driver's thread.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the thread cannot be started.
-    pub fn spawn(self, handler: impl MessageHandler) -> std::io::Result<DriverHandle> {
-        let (outcome_sender, join_outcome) = mpsc::channel();
-        let (end_sender, ended) = oneshot::channel::<()>();
-        std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
-            let shared = Arc::clone(&self.shared);
-            let mut driver = DriverState::new(self.shared, handler, outcome_sender);
-            supervise(|| driver.run(), |panics| restart_after_panic(&shared, panics));
-            drop(end_sender);
-        })?;
-        Ok(DriverHandle { join_outcome, ended })
-    }
-}
-
-/// Calls `run` until it returns without a panic. After each panic, calls `restart` with the number
-/// of panics in a row, and returns if `restart` returns `false`.
-fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
-    let mut panics = 0;
-    loop {
-        let began = Instant::now();
-        if catch_unwind(AssertUnwindSafe(&mut run)).is_ok() {
-            return;
-        }
-        panics = if began.elapsed() >= PANIC_RESET_AFTER { 1 } else { panics + 1 };
-        if !restart(panics) {
-            return;
-        }
-    }
-}
-
-/// Counts and logs a driver panic. Waits for the backoff and returns `true`, or returns `false` if
-/// the driver was asked to stop. Messages that are queued for the broker stay in the queue.
-fn restart_after_panic(shared: &Shared, panics: usize) -> bool {
-    shared.metrics.restarts.inc();
-    let backoff = reconnect_backoff(panics);
-    error!(panics, pause = ?backoff, "Cluster driver panicked");
-    shared.set_state(ClusterState::Disconnected { error: "the cluster's driver panicked".to_owned() });
-    shared.queue.clear_control();
-    if shared.stop_request().is_none() {
-        std::thread::sleep(backoff);
-        return true;
-    }
-    let lost = shared.queue.len() as u64;
-    shared.metrics.dropped(Dropped::Stopped, lost);
-    shared.set_state(ClusterState::Stopped);
-    false
 }
 
 /// Returns the exponential backoff after a number of attempts. Jitter reduces it by up to half, so
@@ -288,6 +162,23 @@ impl<I: MessageHandler> DriverState<I> {
     /// Returns the number of messages that the broker has not confirmed.
     fn unconfirmed_count(&self) -> usize {
         self.shared.queue.len() + self.unconfirmed.borrow().len() + self.in_flight.get()
+    }
+
+    /// Passes outcomes of appends to the handler.
+    fn report(&self, outcomes: Vec<AppendOutcome>) {
+        for (number, outcome) in outcomes {
+            self.handler.on_appended(number, outcome);
+        }
+    }
+
+    /// Refuses further appends, and fails those that the store has not confirmed. The driver has
+    /// ended.
+    fn fail_appends(&self) {
+        let unconfirmed = std::mem::take(&mut *self.unconfirmed.borrow_mut());
+        let queued = self.shared.queue.close_for_appends();
+        for target in unconfirmed.into_iter().filter_map(Outbound::into_append).chain(queued) {
+            self.handler.on_appended(target.number, Err(AppendError::Stopped));
+        }
     }
 
     /// Counts and logs the messages that the broker has not confirmed.
@@ -413,7 +304,8 @@ impl<I: MessageHandler> DriverState<I> {
                 // to leave.
                 Ok(envelope)
                     if envelope.origin.node == shared.node
-                        && envelope.origin.incarnation != shared.incarnation => {}
+                        && envelope.origin.incarnation != shared.incarnation
+                        && !envelope.message.is_from_store() => {}
                 Ok(envelope) => answers.extend(self.handler.handle(envelope).await),
                 Err(error) => self.on_invalid(error),
             }
@@ -447,27 +339,6 @@ fn runtime() -> std::io::Result<Runtime> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_driver_that_panics_runs_again_until_it_ends_by_itself() {
-        let (mut runs, mut panics) = (0, Vec::new());
-        let run = || {
-            runs += 1;
-            assert!(runs > 3, "a panic that this test wants");
-        };
-        supervise(run, |count| {
-            panics.push(count);
-            true
-        });
-        assert_eq!((runs, panics), (4, vec![1, 2, 3]));
-        let mut runs = 0;
-        let run = || {
-            runs += 1;
-            panic!("another panic that this test wants");
-        };
-        supervise(run, |_| false);
-        assert_eq!(runs, 1);
-    }
 
     #[test]
     fn backoff_grows_to_its_limit() {

@@ -1,7 +1,9 @@
 //! Tests that need the URL of a broker but never reach it.
 
 use super::batch::RequeueOnDrop;
+use super::thread::{restart_after_panic, supervise};
 use super::*;
+use crate::broker::Broker;
 use crate::envelope::Message;
 use crate::operation::{Action, Operation, Target};
 use crate::queue::Lane;
@@ -97,6 +99,43 @@ fn heartbeats_and_duplicates_are_handled_when_they_are_read() {
     assert_eq!(metrics.dropped_for(Dropped::SlowNode), 98 - kept);
     let bytes = shared.backlog_bytes.load(Ordering::Relaxed);
     assert!(bytes > 500 && bytes <= 1000, "{bytes}");
+}
+
+/// The position of a message from the store tells whether it is a duplicate.
+#[test]
+fn messages_of_the_store_pass_whoever_sent_them() {
+    let received = Arc::<std::sync::Mutex<Vec<u64>>>::default();
+    let handler = RecordingHandler { received: Arc::clone(&received), ..RecordingHandler::default() };
+    let driver = driver(handler, 100_000);
+    let now = Instant::now();
+    let connection = Connection {
+        driver: &driver,
+        subscribed: Notify::new(),
+        name_taken: Notify::new(),
+        last_echo: Cell::new(now),
+    };
+    let reset = |node, incarnation, sequence| {
+        let topic = deeperhub_protocol::Topic::parse("t").unwrap();
+        let origin = crate::Origin { node, incarnation };
+        let message = Message::StreamReset { epoch: 1, time: 1, topic };
+        Bytes::from(Envelope { origin, sequence, message }.write())
+    };
+    let later = now + Duration::from_secs(9);
+    connection.dispatch(reset("other", 7, 1), now);
+    connection.dispatch(reset("other", 7, 1), now);
+    connection.dispatch(reset("own", 7, 2), later);
+    // A message that this node appended before it was restarted.
+    connection.dispatch(reset("own", 6, 3), later);
+    assert_eq!(connection.last_echo.get(), later);
+    let metrics = &driver.shared.metrics;
+    assert_eq!((metrics.received.value(), metrics.duplicates.value()), (3, 0));
+    let all = async {
+        while driver.shared.backlog_bytes.load(Ordering::Relaxed) > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    runtime().unwrap().block_on(driver.process_backlog_while(all));
+    assert_eq!(*received.lock().unwrap(), [1, 1, 2, 3]);
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! Encoding of envelopes.
 
-use deeperhub_protocol::ClientId;
+use deeperhub_protocol::message::TraceContext;
+use deeperhub_protocol::{ClientId, RawJson, Topic};
 
 use super::header::ORIGIN_OFFSET;
-use super::{ANSWER, BYE, ClientRequest, Envelope, HELLO, Message, PROBE, TAKEN, VERSION};
+use super::{
+    ANSWER, BYE, ClientRequest, Envelope, HELLO, Message, PROBE, STORED, STREAM_RESET, TAKEN, VERSION,
+};
 use crate::operation::{Action, Operation, Target};
 
 impl Envelope<'_> {
@@ -33,12 +36,14 @@ impl Message<'_> {
             Self::NameTaken { .. } => TAKEN,
             Self::Bye => BYE,
             Self::Probe { .. } => PROBE,
+            Self::Stored { .. } => STORED,
+            Self::StreamReset { .. } => STREAM_RESET,
         }
     }
 
     pub(super) const fn payload_len(&self) -> usize {
         match self {
-            Self::Publish { payload, .. } => payload.as_str().len(),
+            Self::Publish { payload, .. } | Self::Stored { payload, .. } => payload.as_str().len(),
             Self::Operation(Operation { action: Action::Send(payload), .. }) => payload.as_str().len(),
             Self::Query { text, .. } | Self::Answer { text, .. } => text.len(),
             _ => 0,
@@ -48,11 +53,7 @@ impl Message<'_> {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Publish { topic, from, trace, payload } => {
-                write_short_text(out, topic.as_str());
-                write_short_text(out, from.as_ref().map_or("", ClientId::as_str));
-                write_long_text(out, trace.traceparent.as_deref().unwrap_or_default());
-                write_long_text(out, trace.tracestate.as_deref().unwrap_or_default());
-                out.extend(payload.as_str().as_bytes());
+                write_publish(out, topic, from.as_ref(), trace, payload);
             }
             Self::Operation(operation) => operation.write(out),
             Self::Query { request, text } | Self::Answer { request, text } => {
@@ -67,6 +68,18 @@ impl Message<'_> {
             Self::NameTaken { incarnation } => out.extend(incarnation.to_be_bytes()),
             Self::Bye => {}
             Self::Probe { number } => out.extend(number.to_be_bytes()),
+            Self::Stored { position, previous, time, excludes_publisher, topic, from, trace, payload } => {
+                for field in [position.epoch, position.offset, *previous, *time] {
+                    out.extend(field.to_be_bytes());
+                }
+                out.push(u8::from(*excludes_publisher));
+                write_publish(out, topic, from.as_ref(), trace, payload);
+            }
+            Self::StreamReset { epoch, time, topic } => {
+                out.extend(epoch.to_be_bytes());
+                out.extend(time.to_be_bytes());
+                write_short_text(out, topic.as_str());
+            }
         }
     }
 }
@@ -101,6 +114,21 @@ impl Operation<'_, ClientRequest> {
             Action::Disconnect => {}
         }
     }
+}
+
+/// Writes the fields of a publish.
+fn write_publish(
+    out: &mut Vec<u8>,
+    topic: &Topic<'_>,
+    from: Option<&ClientId>,
+    trace: &TraceContext<'_>,
+    payload: &RawJson<'_>,
+) {
+    write_short_text(out, topic.as_str());
+    write_short_text(out, from.map_or("", ClientId::as_str));
+    write_long_text(out, trace.traceparent.as_deref().unwrap_or_default());
+    write_long_text(out, trace.tracestate.as_deref().unwrap_or_default());
+    out.extend(payload.as_str().as_bytes());
 }
 
 /// Writes a text after its length in one byte.

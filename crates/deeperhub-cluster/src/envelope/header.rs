@@ -1,7 +1,10 @@
 //! The fields at the start of every envelope.
 
 use super::reader::Reader;
-use super::{ANSWER, BYE, EnvelopeError, HELLO, Origin, PROBE, TAKEN, VERSION, is_node_id};
+use super::{
+    ANSWER, BYE, EnvelopeError, HELLO, Origin, PROBE, STAMP_BYTES, STORED, STREAM_RESET, TAKEN, VERSION,
+    is_node_id,
+};
 
 /// Offset of the sequence, which the queue fills in.
 const SEQUENCE_OFFSET: usize = 10;
@@ -44,6 +47,12 @@ impl<'a> Header<'a> {
         matches!(self.kind, ANSWER | HELLO | TAKEN | BYE)
     }
 
+    /// Returns `true` if the message comes from the store. Its position tells whether it is a
+    /// duplicate, so the sequence does not matter. The origin gets its own ones, too.
+    pub(crate) const fn is_from_store(&self) -> bool {
+        matches!(self.kind, STORED | STREAM_RESET)
+    }
+
     /// Returns `true` if the message is a probe of the origin to itself.
     pub(crate) const fn is_probe(&self) -> bool {
         self.kind == PROBE
@@ -63,6 +72,16 @@ pub(crate) fn set_sequence(envelope: &mut [u8], sequence: u64) {
     if let Some(field) = envelope.get_mut(SEQUENCE_OFFSET..ORIGIN_OFFSET) {
         field.copy_from_slice(&sequence.to_be_bytes());
     }
+}
+
+/// Returns the offset of the fields that the store fills in, for an origin's name of this length.
+pub(crate) const fn stamp_offset(origin_len: usize) -> usize {
+    ORIGIN_OFFSET + 1 + origin_len
+}
+
+/// Returns the offset of the topic in an encoded [`Message::Stored`](super::Message::Stored).
+pub(crate) const fn stored_topic_offset(origin_len: usize) -> usize {
+    stamp_offset(origin_len) + STAMP_BYTES + 2
 }
 
 /// Returns the offset of the topic in an encoded publish whose origin's name has this length.

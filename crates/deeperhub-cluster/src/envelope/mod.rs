@@ -28,10 +28,11 @@ use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Topic};
 
 use crate::operation::Operation;
+use crate::store::StorePosition;
 
 #[cfg(feature = "nats")]
 pub(crate) use header::sort_key;
-pub(crate) use header::{Header, set_sequence, topic_offset};
+pub(crate) use header::{Header, set_sequence, stamp_offset, stored_topic_offset, topic_offset};
 
 /// Version of the format.
 const VERSION: u8 = 1;
@@ -42,9 +43,14 @@ const HELLO: u8 = 8;
 const TAKEN: u8 = 9;
 const BYE: u8 = 10;
 const PROBE: u8 = 14;
+pub(crate) const STORED: u8 = 17;
+const STREAM_RESET: u8 = 18;
+
+/// Length of the fields of a stored message that the store fills in.
+pub(crate) const STAMP_BYTES: usize = 32;
 
 /// Maximum number of bytes that an envelope adds to a payload: header, longest topic, client and
-/// trace. A send to a user also adds the user's name.
+/// trace. A send to a user also adds the user's name, and a stored message 33 bytes.
 pub const MAX_ENVELOPE_OVERHEAD_BYTES: usize = 1024;
 
 /// Maximum length of a node's name, in bytes.
@@ -139,6 +145,48 @@ pub enum Message<'a> {
         /// Number of the application.
         number: u64,
     },
+    /// A publish that the store has appended to the topic's stream. Kind 17: epoch (8), offset (8),
+    /// previous offset (8), time (8), excludes the publisher (1: 0 or 1), and the fields of a
+    /// publish.
+    ///
+    /// The store writes the first four fields. It keeps the whole envelope, and sends the same
+    /// bytes to all nodes that follow the topic, the origin included.
+    Stored {
+        /// The position in the topic's stream.
+        position: StorePosition,
+        /// Offset of the topic's message before this one, or 0 if this is the stream's first.
+        previous: u64,
+        /// Time of the store in milliseconds since the Unix epoch.
+        time: u64,
+        /// `true` if the publisher must not get its own message.
+        excludes_publisher: bool,
+        /// The topic.
+        topic: Topic<'a>,
+        /// The client that published; `None` for a server.
+        from: Option<ClientId>,
+        /// The trace that the publish belongs to.
+        trace: TraceContext<'a>,
+        /// The published value.
+        payload: RawJson<'a>,
+    },
+    /// The topic has a new, empty stream. Kind 18: epoch (8), time (8), topic (1 + n). The store
+    /// writes the first two fields.
+    StreamReset {
+        /// Epoch of the new stream.
+        epoch: u64,
+        /// Time of the store in milliseconds since the Unix epoch.
+        time: u64,
+        /// The topic.
+        topic: Topic<'a>,
+    },
+}
+
+impl Message<'_> {
+    /// Returns `true` if the store has sent the message. It may stem from an earlier start of this
+    /// node.
+    pub(crate) const fn is_from_store(&self) -> bool {
+        matches!(self, Self::Stored { .. } | Self::StreamReset { .. })
+    }
 }
 
 /// Client of the receiving node, and the request that the node answers.

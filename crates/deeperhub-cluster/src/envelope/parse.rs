@@ -1,11 +1,13 @@
 //! Parsing of envelopes.
 
+use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Topic};
 
 use super::header::Header;
 use super::reader::Reader;
-use super::{ClientRequest, Envelope, EnvelopeError, Message};
+use super::{ClientRequest, Envelope, EnvelopeError, Message, STORED, STREAM_RESET};
 use crate::operation::{Action, Operation, Target};
+use crate::store::{MAX_EPOCH, MAX_OFFSET, StorePosition};
 
 impl<'a> Envelope<'a> {
     /// Parses an envelope. Only client IDs are copied.
@@ -25,19 +27,8 @@ impl<'a> Message<'a> {
     fn read(kind: u8, reader: &mut Reader<'a>) -> Result<Self, EnvelopeError> {
         let message = match kind {
             1 => {
-                let topic = Topic::parse(reader.short_text("topic")?);
-                let from = match reader.short_text("from")? {
-                    "" => None,
-                    id => Some(ClientId::parse(id).ok_or(EnvelopeError::Field("from"))?),
-                };
-                let trace = reader.trace()?;
-                let payload = reader.payload(|text| RawJson::parse(text).ok())?;
-                Self::Publish {
-                    topic: topic.map_err(|_| EnvelopeError::Field("topic"))?,
-                    from,
-                    trace,
-                    payload,
-                }
+                let (topic, from, trace, payload) = read_publish(reader)?;
+                Self::Publish { topic, from, trace, payload }
             }
             6 => Self::Query { request: reader.number()?, text: reader.rest("text")? },
             7 => Self::Answer { request: reader.number()?, text: reader.rest("text")? },
@@ -50,10 +41,44 @@ impl<'a> Message<'a> {
             9 => Self::NameTaken { incarnation: reader.number()? },
             10 => Self::Bye,
             14 => Self::Probe { number: reader.number()? },
+            STORED => {
+                let epoch = read_epoch(reader)?;
+                let (offset, previous, time) = (reader.number()?, reader.number()?, reader.number()?);
+                if previous >= offset || offset > MAX_OFFSET {
+                    return Err(EnvelopeError::Field("offset"));
+                }
+                let excludes_publisher = reader.boolean("excludes_publisher")?;
+                let (topic, from, trace, payload) = read_publish(reader)?;
+                let position = StorePosition { epoch, offset };
+                Self::Stored { position, previous, time, excludes_publisher, topic, from, trace, payload }
+            }
+            STREAM_RESET => {
+                let (epoch, time) = (read_epoch(reader)?, reader.number()?);
+                Self::StreamReset { epoch, time, topic: reader.topic()? }
+            }
             other => Self::Operation(Operation::read(other, reader)?),
         };
         if reader.0.is_empty() { Ok(message) } else { Err(EnvelopeError::Length) }
     }
+}
+
+type PublishFields<'a> = (Topic<'a>, Option<ClientId>, TraceContext<'a>, RawJson<'a>);
+
+fn read_publish<'a>(reader: &mut Reader<'a>) -> Result<PublishFields<'a>, EnvelopeError> {
+    let topic = Topic::parse(reader.short_text("topic")?);
+    let from = match reader.short_text("from")? {
+        "" => None,
+        id => Some(ClientId::parse(id).ok_or(EnvelopeError::Field("from"))?),
+    };
+    let trace = reader.trace()?;
+    let payload = reader.payload(|text| RawJson::parse(text).ok())?;
+    Ok((topic.map_err(|_| EnvelopeError::Field("topic"))?, from, trace, payload))
+}
+
+/// Reads an epoch. Every epoch of a store is a time, and has a wire form.
+fn read_epoch(reader: &mut Reader<'_>) -> Result<u64, EnvelopeError> {
+    let epoch = reader.number()?;
+    if (1..=MAX_EPOCH).contains(&epoch) { Ok(epoch) } else { Err(EnvelopeError::Field("epoch")) }
 }
 
 impl<'a> Operation<'a, ClientRequest> {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use deeperhub_protocol::message::{TraceContext, check_server_object};
-use deeperhub_protocol::{ClientId, RawJson, Subscription};
+use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 
 use super::EnvelopeError;
 
@@ -53,6 +53,10 @@ impl<'a> Reader<'a> {
 
     pub(super) fn client(&mut self) -> Result<ClientId, EnvelopeError> {
         ClientId::parse(self.short_text("client")?).ok_or(EnvelopeError::Field("client"))
+    }
+
+    pub(super) fn topic(&mut self) -> Result<Topic<'a>, EnvelopeError> {
+        Topic::parse(self.short_text("topic")?).map_err(|_| EnvelopeError::Field("topic"))
     }
 
     pub(super) fn subscription(&mut self) -> Result<Subscription<'a>, EnvelopeError> {

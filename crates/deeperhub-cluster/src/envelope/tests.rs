@@ -1,6 +1,7 @@
 use super::header::ORIGIN_OFFSET;
 use super::*;
 use crate::operation::{Action, Target};
+use crate::store::{MAX_EPOCH, MAX_OFFSET};
 use deeperhub_protocol::Subscription;
 use proptest::prelude::*;
 
@@ -57,11 +58,32 @@ fn messages() -> Vec<Message<'static>> {
         Message::Probe { number: u64::MAX },
         operation(Target::All, Action::Disconnect),
         operation(Target::All, unsubscribe("é.>")),
+        Message::Stored {
+            position: StorePosition { epoch: 0x0000_0101_0203_0405, offset: 7 },
+            previous: 5,
+            time: 0x0000_0102_0304_0506,
+            excludes_publisher: true,
+            topic: Topic::parse("a.é").unwrap(),
+            from: Some(client("n.0-1-2")),
+            trace: TraceContext::new(Some(TRACEPARENT.into()), None),
+            payload: json(r#"{"a":1}"#),
+        },
+        Message::Stored {
+            position: StorePosition { epoch: MAX_EPOCH, offset: MAX_OFFSET },
+            previous: MAX_OFFSET - 1,
+            time: 0,
+            excludes_publisher: false,
+            topic: Topic::parse("t").unwrap(),
+            from: None,
+            trace: TraceContext::default(),
+            payload: json("0"),
+        },
+        Message::StreamReset { epoch: 1, time: 2, topic: Topic::parse("a.é").unwrap() },
     ]
 }
 
-/// Bytes of each of [`messages`], as the first version to write them did: the kind, and what follows the
-/// origin. A row never changes; new kinds add rows.
+/// Bytes of each of [`messages`], as the first version to write them did: the kind, and what
+/// follows the origin. A row never changes; new kinds add rows.
 const GOLDEN: &[(u8, &[u8])] = &[
     (
         1,
@@ -84,6 +106,17 @@ const GOLDEN: &[(u8, &[u8])] = &[
     (14, b"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF"),
     (15, b""),
     (16, b"\x04\xC3\xA9.>"),
+    (
+        17,
+        b"\0\0\x01\x01\x02\x03\x04\x05\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x05\0\0\x01\x02\x03\x04\x05\x06\x01\
+          \x04a.\xC3\xA9\x07n.0-1-2\x00700-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\0\0{\"a\":1}",
+    ),
+    (
+        17,
+        b"\0\0\x7F\xFF\xFF\xFF\xFF\xFF\0\x1F\xFF\xFF\xFF\xFF\xFF\xFF\0\x1F\xFF\xFF\xFF\xFF\xFF\xFE\
+          \0\0\0\0\0\0\0\0\0\x01t\0\0\0\0\x000",
+    ),
+    (18, b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\x04a.\xC3\xA9"),
 ];
 
 /// Nodes of different versions run in one cluster, so the bytes of a kind never change.
@@ -147,7 +180,22 @@ fn invalid_fields_are_rejected() {
         (0, 1, &b""[..], EnvelopeError::Version(0)),
         (2, 1, b"", EnvelopeError::Version(2)),
         (1, 0, b"", EnvelopeError::Kind(0)),
-        (1, 17, b"", EnvelopeError::Kind(17)),
+        (1, 19, b"", EnvelopeError::Kind(19)),
+        (1, 17, &[0; 8], EnvelopeError::Field("epoch")),
+        (1, 17, b"\0\x01\0\0\0\0\0\0", EnvelopeError::Field("epoch")),
+        (
+            1,
+            17,
+            b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0",
+            EnvelopeError::Field("offset"),
+        ),
+        (
+            1,
+            17,
+            b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\x02",
+            EnvelopeError::Field("excludes_publisher"),
+        ),
+        (1, 18, b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\x02a.", EnvelopeError::Field("topic")),
         (1, 16, b"\x03a..", EnvelopeError::Field("topic")),
         (1, 1, b"\x03a.*\0\0\0\0\0null", EnvelopeError::Field("topic")),
         (1, 1, b"\x02\xFF\xFF\0\0\0\0\0null", EnvelopeError::Field("topic")),
@@ -171,6 +219,38 @@ fn invalid_fields_are_rejected() {
     assert_eq!(Envelope::parse(&nameless), Err(EnvelopeError::Field("origin")));
 }
 
+#[test]
+fn kinds_of_later_versions_are_told_apart_from_invalid_bytes() {
+    for (error, is_later) in [
+        (EnvelopeError::Kind(19), true),
+        (EnvelopeError::Version(2), true),
+        (EnvelopeError::Version(0), false),
+        (EnvelopeError::Field("epoch"), false),
+    ] {
+        assert_eq!(error.is_of_later_version(), is_later, "{error}");
+    }
+}
+
+#[test]
+fn the_store_fills_in_its_fields_at_their_offsets() {
+    let message = Message::Stored {
+        position: StorePosition { epoch: 1, offset: 3 },
+        previous: 2,
+        time: 4,
+        excludes_publisher: false,
+        topic: Topic::parse("ab").unwrap(),
+        from: None,
+        trace: TraceContext::default(),
+        payload: json("1"),
+    };
+    let bytes = Envelope { origin: ORIGIN, sequence: 1, message }.write();
+    let stamp = stamp_offset(ORIGIN.node.len());
+    let numbers: Vec<_> = (0..4).map(|at| bytes[stamp + at * 8 + 7]).collect();
+    assert_eq!(numbers, [1, 3, 2, 4]);
+    assert_eq!(bytes[stamp + STAMP_BYTES..][..4], *b"\0\x02ab");
+    assert_eq!(bytes[stored_topic_offset(ORIGIN.node.len())..][..2], *b"ab");
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_parsed_or_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
@@ -180,7 +260,7 @@ proptest! {
     }
 
     #[test]
-    fn every_accepted_encoding_is_canonical(index in 0_usize..200, byte: u8, which in 0_usize..17) {
+    fn every_accepted_encoding_is_canonical(index in 0_usize..200, byte: u8, which in 0_usize..20) {
         let message = messages().swap_remove(which);
         let mut bytes = Envelope { origin: ORIGIN, sequence: 3, message }.write();
         let length = bytes.len();

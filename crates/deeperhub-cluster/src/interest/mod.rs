@@ -12,6 +12,7 @@
 mod placement;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,10 @@ pub(crate) struct Interests {
     pub(crate) changed: Notify,
     /// Memory that the client library uses per subscription.
     bytes_per_subscription: usize,
+    /// Number of requests for a confirmation.
+    requested: AtomicU64,
+    /// Number of the last request that is confirmed.
+    confirmed: AtomicU64,
 }
 
 /// Subscriptions to add at the broker, and subscriptions to remove after the broker has confirmed
@@ -72,7 +77,13 @@ impl Interests {
             bytes: 0,
             now: Instant::now(),
         };
-        Self { inner: Mutex::new(inner), changed: Notify::new(), bytes_per_subscription }
+        Self {
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+            bytes_per_subscription,
+            requested: AtomicU64::new(0),
+            confirmed: AtomicU64::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Placements> {
@@ -151,6 +162,30 @@ impl Interests {
         inner.reset();
         drop(inner);
         self.changed.notify_one();
+    }
+
+    /// Requests a confirmation that the broker has the subscriptions for all names that were added
+    /// before. Returns its number, which [`confirmed`](Self::confirmed) reaches.
+    pub(crate) fn request_confirmation(&self) -> u64 {
+        let number = self.requested.fetch_add(1, Ordering::SeqCst) + 1;
+        self.changed.notify_one();
+        number
+    }
+
+    /// Returns the number of the last request for a confirmation.
+    pub(crate) fn requested(&self) -> u64 {
+        self.requested.load(Ordering::SeqCst)
+    }
+
+    /// Returns the number of the last request that is confirmed.
+    pub(crate) fn confirmed(&self) -> u64 {
+        self.confirmed.load(Ordering::SeqCst)
+    }
+
+    /// Confirms the requests up to a number: the broker has confirmed all changes that were due
+    /// after it was requested.
+    pub(crate) fn confirm(&self, number: u64) {
+        self.confirmed.store(number, Ordering::SeqCst);
     }
 
     /// Returns the number of names subscribed to at the broker.

@@ -1,8 +1,9 @@
 //! NATS: one connection without echo, with a subscription for each topic and pattern.
 
+mod credentials;
+
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -25,6 +26,9 @@ use crate::link::{self, Link, LinkError};
 use crate::metrics::Dropped;
 use crate::names::Names;
 use crate::queue::{Destination, Outbound};
+use credentials::with_credentials;
+
+pub use credentials::check_credentials;
 
 /// Maximum number of messages that the library queues per subscription. If the queue is full,
 /// messages are lost and counted. The driver empties the queue at once, but the library may first
@@ -125,6 +129,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
             lost,
             _permanent: permanent,
         }),
+        reader: link::Reader::Nats,
         echoes_own: false,
     })
 }
@@ -193,44 +198,6 @@ async fn connect_options(
     Ok(options)
 }
 
-/// Text that only credentials files of `nsc` contain.
-const USER_JWT: &str = "BEGIN NATS USER JWT";
-
-/// Checks the contents of a [`Config::credentials`](crate::Config::credentials) file: credentials
-/// of `nsc`, or the seed of an nkey. Does not check whether a server accepts them.
-///
-/// # Errors
-///
-/// Returns a description of the problem, without secrets.
-pub fn check_credentials(text: &str) -> Result<(), String> {
-    if text.contains(USER_JWT) {
-        return ConnectOptions::with_credentials(text)
-            .map(drop)
-            .map_err(|error| format!("expected credentials as nsc writes them ({error})"));
-    }
-    let seed = text.trim();
-    let is_seed = seed.len() == 58
-        && seed.starts_with("SU")
-        && seed.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'2'..=b'7'));
-    if is_seed {
-        Ok(())
-    } else {
-        Err("expected credentials as nsc writes them, or the seed of a user's nkey (SU…)".to_owned())
-    }
-}
-
-/// Adds the credentials of an `nsc` file, or of a file that holds only the seed of an nkey.
-async fn with_credentials(options: ConnectOptions, file: &Path) -> Result<ConnectOptions, LinkError> {
-    let invalid =
-        |error: std::io::Error| LinkError(format!("invalid NATS credentials in {}: {error}", file.display()));
-    let text = std::fs::read_to_string(file).map_err(invalid)?;
-    if text.contains(USER_JWT) {
-        options.credentials(&text).map_err(invalid)
-    } else {
-        Ok(options.nkey(text.trim().to_owned()))
-    }
-}
-
 /// Returns the server's address without user and password, which are in the options.
 fn server_address(server: &Url) -> Result<ServerAddr, LinkError> {
     let mut url = server.clone();
@@ -274,6 +241,8 @@ impl Sender {
                 }
                 Destination::Node(node) => self.names.node(node),
                 Destination::All => self.names.broadcast(),
+                // `Broker::append` refuses to queue it.
+                Destination::Append(_) => continue,
             };
             match self.client.publish(subject, outbound.envelope.clone()).await {
                 Ok(()) => {}

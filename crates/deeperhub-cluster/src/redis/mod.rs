@@ -1,4 +1,10 @@
-//! Redis: one connection that publishes and one that receives subscriptions.
+//! Redis: one connection that publishes and appends, one that receives subscriptions, and one that
+//! reads streams.
+
+mod check;
+mod reader;
+mod script;
+mod sender;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,26 +12,26 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
-use redis::{AsyncConnectionConfig, Client, RedisError, TlsCertificates, Value};
+use redis::aio::{PubSubSink, PubSubStream};
+use redis::{Client, RedisError, TlsCertificates, Value};
+use url::Url;
 
 use crate::broker::Shared;
+use crate::config::Config;
 use crate::cover::is_pattern;
 use crate::driver::BROKER_TIMEOUT;
 use crate::link::{self, Link, LinkError};
 use crate::names::Names;
-use crate::queue::{Destination, Outbound};
+
+pub(crate) use check::check_store;
+pub(crate) use reader::Reader;
+pub(crate) use sender::Sender;
 
 /// Maximum length of a string in Redis by default (`proto-max-bulk-len`).
 const MAX_BULK_BYTES: usize = 512 << 20;
 
 /// Maximum number of messages in one batch of the receiver.
 const MAX_READ_MESSAGES: usize = 512;
-
-pub(crate) struct Sender {
-    connection: MultiplexedConnection,
-    names: Names,
-}
 
 pub(crate) struct Subscriber {
     sink: PubSubSink,
@@ -48,23 +54,11 @@ impl From<RedisError> for LinkError {
 pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link, LinkError> {
     let servers = shared.config.url.servers();
     let server = servers.get(attempt % servers.len().max(1)).ok_or_else(|| LinkError::new("no server"))?;
-    let client = match &shared.config.ca {
-        None => Client::open(server.clone())?,
-        Some(ca) => {
-            let unreadable = |error| LinkError(format!("cannot read {}: {error}", ca.display()));
-            let root_cert = Some(std::fs::read(ca).map_err(unreadable)?);
-            Client::build_with_tls(server.clone(), TlsCertificates { client_tls: None, root_cert })?
-        }
-    };
+    let client = client(&shared.config, server)?;
     let names = Names::new(shared.config.prefix.clone(), ':');
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(BROKER_TIMEOUT))
-        .set_response_timeout(Some(BROKER_TIMEOUT));
-    let over_tls = server.scheme() == "rediss";
-    let mut connection = client
-        .get_multiplexed_async_connection_with_config(&config)
+    let mut connection = reader::connect(&client, BROKER_TIMEOUT)
         .await
-        .map_err(|error| connect_error(error, over_tls))?;
+        .map_err(|error| connect_error(error, server.scheme() == "rediss"))?;
     // An access list may forbid ROLE. The operator must then make sure that the server is no
     // replica.
     if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async::<Value>(&mut connection).await
@@ -76,10 +70,22 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     sink.subscribe(vec![names.broadcast(), names.node(&shared.node)]).await?;
     shared.max_envelope.store(MAX_BULK_BYTES, Ordering::Relaxed);
     Ok(Link {
-        sender: link::Sender::Redis(Sender { connection, names: names.clone() }),
-        subscriber: link::Subscriber::Redis(Subscriber { sink, names, globs: HashMap::new() }),
+        sender: link::Sender::Redis(Sender::new(connection, names.clone())),
+        subscriber: link::Subscriber::Redis(Subscriber { sink, names: names.clone(), globs: HashMap::new() }),
         receiver: link::Receiver::Redis(Receiver { stream }),
+        reader: link::Reader::Redis(Box::new(Reader::new(client, names))),
         echoes_own: true,
+    })
+}
+
+fn client(config: &Config, server: &Url) -> Result<Client, LinkError> {
+    Ok(match &config.ca {
+        None => Client::open(server.clone())?,
+        Some(ca) => {
+            let unreadable = |error| LinkError(format!("cannot read {}: {error}", ca.display()));
+            let root_cert = Some(std::fs::read(ca).map_err(unreadable)?);
+            Client::build_with_tls(server.clone(), TlsCertificates { client_tls: None, root_cert })?
+        }
     })
 }
 
@@ -93,24 +99,6 @@ fn connect_error(error: RedisError, over_tls: bool) -> LinkError {
         LinkError(format!("no connection was made ({error}): does this port want TLS (rediss://)?"))
     } else {
         error.into()
-    }
-}
-
-impl Sender {
-    pub(crate) async fn send(&mut self, batch: &[Outbound]) -> Result<(), LinkError> {
-        let mut pipeline = redis::Pipeline::with_capacity(batch.len());
-        for outbound in batch {
-            let channel = match &outbound.to {
-                Destination::Topic { start, len } => {
-                    let topic = outbound.envelope.get(*start..start + len).unwrap_or_default();
-                    self.names.topic(&String::from_utf8_lossy(topic))
-                }
-                Destination::Node(node) => self.names.node(node),
-                Destination::All => self.names.broadcast(),
-            };
-            pipeline.cmd("PUBLISH").arg(channel).arg(&outbound.envelope[..]).ignore();
-        }
-        pipeline.query_async::<()>(&mut self.connection).await.map_err(LinkError::from)
     }
 }
 

@@ -1,0 +1,92 @@
+-- Appends a message to a stream, and publishes it to the nodes that follow the topic.
+--
+-- KEYS: list, meta, and for a publish with `once` two hashes, see below.
+-- ARGV: 1 channel, 2 and 3 the envelope before and after the fields that this script fills in,
+--   4 maximum number of messages, 5 lifetime of the list, 6 lifetime of the meta key (ms),
+--   7 and 8 known epoch and offset (0: none), 9 '1' for a message that may have been appended,
+--   10 and 11 user and text of `once`.
+-- Returns the fields that it filled in (epoch, offset, previous offset, time), and a further byte
+-- if they are those of an earlier publish with the same `once`. Returns false for a late original.
+
+-- A node that lost its connection sends its unconfirmed messages again on a new one, marked as
+-- resent. The server may have taken them on the old connection already, or may still take them
+-- later, from a buffer or a delayed packet. So a resent message is looked for in the list, and
+-- leaves a fence: incarnation of the node (8 bytes), sequence (8), time (8). Messages of this
+-- incarnation up to this sequence that are not marked are late originals.
+local resent = ARGV[9] == '1'
+if resent or fences ~= '' then
+  local own = string.sub(ARGV[2], 3, 10)
+  local sequence = struct.unpack('>I8', ARGV[2], 11)
+  local others, count = '', 0
+  for at = 1, #fences, 24 do
+    local fenced, since = struct.unpack('>I8I8', fences, at + 8)
+    local is_own = string.sub(fences, at, at + 7) == own
+    if is_own and not resent and sequence <= fenced then
+      return false
+    end
+    -- A delayed packet is given up on after a minute.
+    if now - since < 60000 and count < 15 and not (is_own and resent) then
+      others = others .. string.sub(fences, at, at + 23)
+      count = count + 1
+    end
+  end
+  fences = others
+  if resent then
+    fences = own .. struct.pack('>I8I8', sequence, now) .. others
+  end
+end
+
+local known_epoch = tonumber(ARGV[7])
+if is_behind(known_epoch, tonumber(ARGV[8])) then
+  begin_epoch(known_epoch)
+elseif resent then
+  local entries = redis.call('LRANGE', list, -512, -1)
+  local length = #ARGV[2]
+  for index = #entries, 1, -1 do
+    if string.sub(entries[index], 1, length) == ARGV[2] then
+      -- The message counts as appended even if the server has no memory for the fence.
+      redis.pcall('SET', meta, struct.pack('>I8I8', epoch, top) .. fences, 'PX', ARGV[6])
+      return string.sub(entries[index], length + 1, length + 32)
+    end
+  end
+end
+
+-- The hashes remember publishes with `once`, each those of every second period of two minutes.
+-- They map a digest of user and text to what the script returned.
+local current, field, user
+if KEYS[3] then
+  local period = math.floor(now / 120000)
+  local previous
+  current, previous = KEYS[3 + period % 2], KEYS[4 - period % 2]
+  user = redis.sha1hex(ARGV[10])
+  field = string.sub(redis.sha1hex(user .. ARGV[11]), 1, 32)
+  user = string.sub(user, 1, 16)
+  local found = redis.call('HGET', current, field) or redis.call('HGET', previous, field)
+  if found and #found == 32 then
+    local its_epoch, _, _, time = struct.unpack('>I8I8I8I8', found)
+    if its_epoch == epoch and now - time < 120000 then
+      return found .. '+'
+    end
+  end
+end
+
+local stamp = struct.pack('>I8I8I8I8', epoch, top + 1, top, now)
+local entry = ARGV[2] .. stamp .. ARGV[3]
+local limit = tonumber(ARGV[4])
+-- The first write: if the server's memory is full, it fails here, and nothing has changed.
+if redis.call('RPUSH', list, entry) > limit then
+  redis.call('LTRIM', list, -limit, -1)
+end
+redis.call('SET', meta, struct.pack('>I8I8', epoch, top + 1) .. fences, 'PX', ARGV[6])
+redis.call('PEXPIRE', list, ARGV[5])
+
+-- Bounds memory: a topic remembers so many publishes at most, and so many of one user. Later ones
+-- are appended and not remembered.
+if current and redis.call('HLEN', current) < 32768
+    and redis.call('HINCRBY', current, user, 1) <= 8192 then
+  redis.call('HSET', current, field, stamp)
+  redis.call('PEXPIREAT', current, (math.floor(now / 120000) + 2) * 120000)
+end
+
+redis.call('PUBLISH', ARGV[1], entry)
+return stamp

@@ -1,0 +1,84 @@
+//! What a server needs for streams, and what was found.
+
+use crate::config::Config;
+
+/// Oldest version of Redis that keeps streams.
+#[cfg(feature = "redis")]
+pub(crate) const MIN_REDIS_VERSION: u32 = 6;
+
+/// Something that an operator should know about the server that keeps streams.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreFinding {
+    /// This kind of broker cannot keep streams yet.
+    #[error("{0} cannot keep streams yet; use Redis or Valkey")]
+    UnsupportedEngine(&'static str),
+    /// The server's version is too old.
+    #[error("the server has version {0}, which is too old to keep streams; use Redis 6 or later")]
+    OldVersion(String),
+    /// The server is part of a Redis Cluster, which keeps keys on several servers.
+    #[error("the server belongs to a Redis Cluster; use one without cluster mode")]
+    ClusterMode,
+    /// The server counts with 32 bits, which is too few for epochs.
+    #[error("the server is a 32-bit program; use a 64-bit one")]
+    NarrowNumbers,
+    /// The server refused what streams need, for example because of an access list.
+    #[error("the server refused a step that streams need: {0}")]
+    Refused(String),
+    /// The server evicts keys if its memory is full.
+    #[error(
+        "the server's maxmemory-policy {0} evicts histories if its memory is full; use noeviction, or expect lost \
+         histories"
+    )]
+    Evicts(String),
+    /// The server does not tell its version and settings.
+    #[error("the server does not tell its version and its maxmemory-policy: {0}")]
+    Unknown(String),
+}
+
+impl StoreFinding {
+    /// Returns `true` if streams do not work. Other findings are warnings.
+    #[must_use]
+    pub const fn is_error(&self) -> bool {
+        !matches!(self, Self::Evicts(_) | Self::Unknown(_))
+    }
+}
+
+/// Reason why a check was not made: the server was not reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the broker was not reached: {0}")]
+pub struct CheckError(pub(crate) String);
+
+/// Checks whether a broker can keep streams, with a connection of its own: its version, its
+/// settings, and each step with a stream of its own, which is removed. Needs a tokio runtime with
+/// I/O and time.
+///
+/// # Errors
+///
+/// Returns [`CheckError`] if no server was reached within a few seconds.
+#[cfg_attr(not(feature = "redis"), expect(clippy::unused_async, reason = "only Redis has a store"))]
+pub async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
+    match config.url.engine() {
+        #[cfg(feature = "redis")]
+        crate::config::Engine::Redis => crate::redis::check_store(config).await,
+        engine => Ok(vec![StoreFinding::UnsupportedEngine(engine.name())]),
+    }
+}
+
+impl crate::Broker {
+    /// Checks whether the broker can keep streams, see [`check_store`].
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CheckError`] if no server was reached within a few seconds.
+    pub async fn check_store(&self) -> Result<Vec<StoreFinding>, CheckError> {
+        check_store(&self.0.config).await
+    }
+}
+
+/// Returns `true` if a `maxmemory-policy` evicts keys. All keys of streams expire, so those that
+/// evict only keys with a time to live concern them too.
+#[cfg(feature = "redis")]
+pub(crate) fn is_evicting(policy: &str) -> bool {
+    policy != "noeviction"
+}

@@ -1,0 +1,32 @@
+//! Streams that the broker keeps: appends, reads, and what a server needs for them.
+//!
+//! The *store* is the broker in its role of keeping the last messages of topics. It gives each
+//! message its position. [`Broker::append`](crate::Broker::append) sends a message to the store.
+//! The store tells all nodes that follow the topic ([`Message::Stored`](crate::Message::Stored)),
+//! and the outcome goes to [`MessageHandler::on_appended`](crate::MessageHandler::on_appended).
+//!
+//! # Epochs
+//! The store begins a stream with a new, larger epoch if it does not know the topic, or if a node
+//! knows a later position than the store does. The second happens after a failover that lost the
+//! last writes. So a node never sees two messages at one position.
+
+#![cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only Redis keeps streams"))]
+
+mod append;
+mod finding;
+mod position;
+mod read;
+mod requests;
+
+pub use append::{Append, AppendError, AppendNumber, Appended, Once};
+pub(crate) use append::{AppendOutcome, AppendTarget};
+pub use finding::{CheckError, StoreFinding, check_store};
+#[cfg(feature = "redis")]
+pub(crate) use finding::{MIN_REDIS_VERSION, is_evicting};
+pub(crate) use position::{MAX_EPOCH, MAX_OFFSET};
+pub use position::{StorePosition, StreamLimits};
+pub use read::{
+    MAX_READS, MAX_TOPS, ReadError, ResetStream, ResetWhen, StoreReply, StoredEnvelope, StreamRange,
+    StreamRead, StreamTop,
+};
+pub(crate) use requests::{Request, RequestQueue};

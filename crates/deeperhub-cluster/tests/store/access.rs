@@ -1,0 +1,113 @@
+//! What a server must allow, and the check of it.
+
+use deeperhub_cluster::{
+    Append, AppendError, BrokerUrl, Config, Once, ResetStream, ResetWhen, StoreFinding, check_store,
+};
+
+use crate::node::{LIMITS, Node, contents, message, numbers, read, topic};
+use crate::server::{Reply, Server};
+use crate::wait;
+
+/// Returns the rights of a user that the crate's README lists.
+fn documented_rights() -> Vec<&'static str> {
+    let readme = include_str!("../../README.md");
+    let rights = readme
+        .split("ACL SETUSER hub on '>PASSWORD' resetchannels ")
+        .nth(1)
+        .expect("the README lists rights");
+    let rights = rights.split("```").next().unwrap_or_default();
+    rights.split_whitespace().filter(|right| *right != "\\").map(|right| right.trim_matches('\'')).collect()
+}
+
+fn start(rights: &[&str]) -> Option<(Server, String)> {
+    let server = Server::start(&[])?;
+    let command = [&["ACL", "SETUSER", "hub", "on", ">secret", "resetchannels"], rights].concat();
+    assert_eq!(server.run(&command), Reply::Status("OK".to_owned()));
+    // Nothing works without a password.
+    server.run(&["ACL", "SETUSER", "default", "resetpass", ">other"]);
+    let url = format!("redis://hub:secret@{}", server.address);
+    Some((server, url))
+}
+
+fn check(url: &str) -> Vec<StoreFinding> {
+    wait(check_store(&Config::new(BrokerUrl::parse(url).unwrap()))).unwrap()
+}
+
+#[test]
+fn the_documented_rights_are_enough() {
+    let Some((_server, url)) = start(&documented_rights()) else { return };
+    assert_eq!(check(&url), []);
+    let node = Node::join(&url, "a");
+    node.follow("t");
+    assert_eq!(wait(node.broker.check_store()), Ok(Vec::new()));
+    let once = Some(Once { user: Some("ada"), text: "x" });
+    let position = node.store_with(1, Append { once, ..message("t", "1") });
+    assert_eq!(node.receive(1).len(), 1);
+    assert_eq!(contents(&node.read(read("t", None, 9))), numbers([1]));
+    wait(node.broker.read_tops(vec![topic("t")], Some(LIMITS)).unwrap()).unwrap();
+    let reset =
+        ResetStream { topic: topic("t"), known: Some(position), limits: LIMITS, when: ResetWhen::Always };
+    assert!(wait(node.broker.reset_stream(reset).unwrap()).unwrap().epoch > position.epoch);
+}
+
+#[test]
+fn each_documented_right_is_needed() {
+    // Without these, streams work, and other things do not.
+    let optional = ["+role", "+info", "+psubscribe", "+unsubscribe", "+punsubscribe", "+subscribe", "&*"];
+    let rights = documented_rights();
+    let Some((server, url)) = start(&rights) else { return };
+    assert_eq!(check(&url), []);
+    for right in &rights {
+        if optional.contains(right) || !right.starts_with('+') {
+            continue;
+        }
+        let revoked = right.replace('+', "-");
+        let mut stream = server_as_admin(&server);
+        stream.command(&["ACL", "SETUSER", "hub", &revoked]);
+        let findings = check(&url);
+        assert!(matches!(&findings[..], [StoreFinding::Refused(_)]), "{right}: {findings:?}");
+        stream.command(&["ACL", "SETUSER", "hub", right]);
+        assert_eq!(check(&url), [], "{right}");
+    }
+}
+
+#[test]
+fn what_an_access_list_forbids_is_told() {
+    let rights = ["~*", "&*", "+publish", "+subscribe", "+psubscribe", "+unsubscribe", "+punsubscribe"];
+    let Some((_server, url)) = start(&rights) else { return };
+    let findings = check(&url);
+    assert!(
+        matches!(&findings[..], [StoreFinding::Unknown(info), StoreFinding::Refused(script)]
+            if info.contains("info") && script.contains("script")),
+        "{findings:?}"
+    );
+    // Messages that are not stored still pass, and appends tell the reason.
+    let node = Node::join(&url, "a");
+    node.append(1, message("t", "1")).unwrap();
+    let Err(AppendError::Refused(reason)) = node.outcome(1) else { panic!("scripts are forbidden") };
+    assert!(reason.contains("NOPERM"), "{reason}");
+    assert!(node.broker.is_up());
+}
+
+#[test]
+fn policies_that_evict_are_told() {
+    let Some(server) = Server::start(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]) else {
+        return;
+    };
+    let findings = check(&server.url());
+    assert_eq!(findings, [StoreFinding::Evicts("allkeys-lru".to_owned())]);
+    assert!(!findings[0].is_error());
+    assert_eq!(server.run(&["DBSIZE"]), Reply::Number(0), "the check leaves nothing");
+    server.run(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    assert_eq!(check(&server.url()), []);
+}
+
+#[test]
+fn an_unreachable_server_is_an_error() {
+    let url = BrokerUrl::parse("redis://127.0.0.1:1").unwrap();
+    assert!(wait(check_store(&Config::new(url))).is_err());
+}
+
+fn server_as_admin(server: &Server) -> crate::server::Admin {
+    server.admin("other")
+}

@@ -1,0 +1,149 @@
+//! A TCP proxy that holds back what passes, in either direction, and cuts connections.
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+
+/// A proxy in front of a server.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Sockets of clients and of the server, by number.
+    connections: Vec<(usize, TcpStream, TcpStream)>,
+    accepted: usize,
+    /// Connections whose commands, or whose replies, are held back.
+    held_commands: HashSet<usize>,
+    held_replies: HashSet<usize>,
+    holds_calls: bool,
+    refuses: bool,
+}
+
+impl Proxy {
+    pub(crate) fn start(upstream: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::<State>::default();
+        let accepting = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                accepting.accept(client, upstream);
+            }
+        });
+        Self { address, state }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    /// Holds back calls of scripts that clients send on the open connections, and what follows.
+    pub(crate) fn hold_commands(&self) {
+        let inner = &mut *self.state.inner.lock().unwrap();
+        inner.held_commands.extend(inner.connections.iter().map(|(number, ..)| *number));
+    }
+
+    /// Returns `true` if calls of scripts are held back.
+    pub(crate) fn holds_calls(&self) -> bool {
+        self.state.inner.lock().unwrap().holds_calls
+    }
+
+    /// Sends on what was held back, even if the client has gone.
+    pub(crate) fn release_commands(&self) {
+        self.state.inner.lock().unwrap().held_commands.clear();
+        self.state.changed.notify_all();
+    }
+
+    /// Holds back what the server sends on the open connections.
+    pub(crate) fn hold_replies(&self) {
+        let inner = &mut *self.state.inner.lock().unwrap();
+        inner.held_replies.extend(inner.connections.iter().map(|(number, ..)| *number));
+    }
+
+    /// Sends on what was held back.
+    pub(crate) fn release_replies(&self) {
+        self.state.inner.lock().unwrap().held_replies.clear();
+        self.state.changed.notify_all();
+    }
+
+    /// Cuts the open connections on the side of the clients. The server gets what is held back,
+    /// when it is released.
+    pub(crate) fn cut_clients(&self) {
+        for (_, client, _) in &self.state.inner.lock().unwrap().connections {
+            let _ = client.shutdown(Shutdown::Both);
+        }
+        self.state.changed.notify_all();
+    }
+
+    /// Refuses new connections, or accepts them again.
+    pub(crate) fn refuse(&self, refuses: bool) {
+        self.state.inner.lock().unwrap().refuses = refuses;
+    }
+}
+
+impl State {
+    fn accept(self: &Arc<Self>, client: TcpStream, upstream: SocketAddr) {
+        let mut inner = self.inner.lock().unwrap();
+        if inner.refuses {
+            return;
+        }
+        let Ok(server) = TcpStream::connect(upstream) else { return };
+        inner.accepted += 1;
+        let number = inner.accepted;
+        let copy = |stream: &TcpStream| stream.try_clone().unwrap();
+        inner.connections.push((number, copy(&client), copy(&server)));
+        let (commands, replies) = (Arc::clone(self), Arc::clone(self));
+        let (from, to) = (copy(&client), copy(&server));
+        std::thread::spawn(move || {
+            commands.carry(from, &to, |inner, chunk| {
+                let is_held =
+                    inner.held_commands.contains(&number) && chunk.windows(7).any(|part| part == b"EVALSHA");
+                inner.holds_calls |= is_held;
+                is_held
+            });
+            let _ = to.shutdown(Shutdown::Both);
+        });
+        std::thread::spawn(move || {
+            replies.carry(server, &client, |inner, _| inner.held_replies.contains(&number));
+            let _ = client.shutdown(Shutdown::Both);
+        });
+    }
+
+    fn carry(&self, mut from: TcpStream, mut to: &TcpStream, is_held: impl Fn(&mut Inner, &[u8]) -> bool) {
+        let mut buffer = [0; 64 << 10];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            let chunk = &buffer[..length];
+            let inner = self.inner.lock().unwrap();
+            drop(self.changed.wait_while(inner, |inner| is_held(inner, chunk)).unwrap());
+            if to.write_all(chunk).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        {
+            let mut inner = self.state.inner.lock().unwrap();
+            inner.refuses = true;
+            inner.held_commands.clear();
+            inner.held_replies.clear();
+            for (_, client, server) in inner.connections.drain(..) {
+                let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
+            }
+        }
+        self.state.changed.notify_all();
+    }
+}
