@@ -2,7 +2,7 @@
 
 use crate::gap::Gap;
 use crate::policy::Delivery;
-use crate::stream::Stream;
+use crate::stream::{Stream, StreamItem};
 use deeperhub_types::{Epoch, GapReason, Position};
 
 /// The place of one subscriber in a stream. A subscriber that is behind gets the steps of its
@@ -108,7 +108,7 @@ impl Cursor {
     #[must_use]
     pub fn messages_left<M>(&self, stream: &Stream<M>, oldest: u64, delivery: Delivery) -> u64 {
         let first = if self.epoch == stream.epoch() { self.next.max(oldest) } else { oldest };
-        (stream.newest() + 1).saturating_sub(first).min(delivery.max_messages())
+        stream.count_from(first).min(delivery.max_messages())
     }
 
     /// Moves by one step. Returns `None` if the subscriber is at the newest message.
@@ -146,10 +146,14 @@ impl Cursor {
         if let Some(step) = self.jump(stream, oldest, delivery, &mut is_wanted) {
             return Some(step);
         }
-        if self.next < stream.oldest() {
-            return Some(Step::Stored { from: self.next, to: stream.oldest() - 1 });
+        if stream.is_sparse() {
+            return self.advance_sparse(stream, delivery, is_wanted);
         }
-        while let Some(message) = stream.message(self.next) {
+        let in_memory = stream.dense_oldest();
+        if self.next < in_memory {
+            return Some(Step::Stored { from: self.next, to: in_memory - 1 });
+        }
+        while let Some(message) = stream.message_at(self.next - in_memory) {
             let offset = self.next;
             self.next += 1;
             if is_wanted(message) {
@@ -159,6 +163,39 @@ impl Cursor {
             }
         }
         None
+    }
+
+    /// Moves to the next message of a sparse stream, or over what is missing before it.
+    #[inline(never)]
+    fn advance_sparse<'a, M>(
+        &mut self,
+        stream: &'a Stream<M>,
+        delivery: Delivery,
+        mut is_wanted: impl FnMut(&M) -> bool,
+    ) -> Option<Step<'a, M>> {
+        while let Some(item) = stream.item_at(self.next) {
+            let (offset, message) = match item {
+                StreamItem::Message(offset, message) => (offset, message),
+                StreamItem::Missing(_) if delivery == Delivery::Close => return Some(Step::Close),
+                StreamItem::Missing(missing) => return Some(self.skip(missing.to, missing.reason)),
+            };
+            self.next = offset + 1;
+            if is_wanted(message) {
+                let prev = Some(self.told).filter(|prev| prev + 1 != offset);
+                self.told = offset;
+                return Some(Step::Message { offset, prev, message });
+            }
+        }
+        // The last offsets can belong to no message.
+        self.next = self.next.max(stream.newest() + 1);
+        None
+    }
+
+    /// Moves behind `to` and returns the gap of which the subscriber is told.
+    const fn skip<'a, M>(&mut self, to: u64, reason: GapReason) -> Step<'a, M> {
+        let gap = Gap { epoch: self.epoch, from: Some(self.told + 1), to, reason };
+        (self.told, self.next) = (to, to + 1);
+        Step::Gap(gap)
     }
 
     /// Moves past a message that was read from a store. Returns `None` if the subscriber is past it
@@ -201,14 +238,14 @@ impl Cursor {
         let from = if is_same_epoch { self.next } else { oldest };
         let (target, reason) = match delivery {
             Delivery::Lossless | Delivery::Close => (oldest, GapReason::Trimmed),
-            Delivery::DropOldest { .. } => match end.saturating_sub(delivery.max_messages()) {
-                first if first < oldest => (oldest, GapReason::Trimmed),
-                first => (first, GapReason::Dropped),
+            Delivery::DropOldest { .. } => match delivery.max_messages() {
+                keep if keep > stream.count_from(oldest) => (oldest, GapReason::Trimmed),
+                keep => (stream.position_before_last(keep) + 1, GapReason::Dropped),
             },
             Delivery::Latest | Delivery::Sample { .. } => {
                 let mut newest_first = stream.messages(from..).rev();
                 match newest_first.find(|(_, message)| is_wanted(message)) {
-                    Some((offset, _)) => (offset, GapReason::Conflated),
+                    Some((offset, _)) => (stream.position_before(offset) + 1, GapReason::Conflated),
                     // The newest message that only the store has.
                     None if oldest.max(from) < stream.oldest() => (stream.oldest() - 1, GapReason::Conflated),
                     // First tell what is not kept, then pass over what is not wanted.
@@ -223,6 +260,14 @@ impl Cursor {
             return Some(Step::Gap(gap));
         }
         if target <= self.next {
+            return None;
+        }
+        // If no message is skipped, the subscriber is told what is missing with its own reason.
+        if stream.is_missing_from(from)
+            && from >= oldest
+            && !matches!(delivery, Delivery::Sample { .. })
+            && (target == end || stream.messages(from..target).next().is_none())
+        {
             return None;
         }
         match delivery {
@@ -241,9 +286,7 @@ impl Cursor {
             Delivery::Lossless | Delivery::DropOldest { .. } | Delivery::Latest | Delivery::Sample { .. } => {
             }
         }
-        let gap = Gap { epoch: self.epoch, from: Some(self.told + 1), to: target - 1, reason };
-        (self.told, self.next) = (target - 1, target);
-        Some(Step::Gap(gap))
+        Some(self.skip(target - 1, reason))
     }
 }
 

@@ -58,7 +58,8 @@ pub struct Start {
 ///
 /// `stream` is `None` if the topic has no history. A position is good if the stream still has all
 /// messages after it, or if there are none, even if nothing is kept. Expired messages count as long
-/// as they are kept ([`Stream::expire`]).
+/// as they are kept ([`Stream::expire`]). A position between two messages is as good as one at the
+/// first of them.
 ///
 /// A client that is not recovered starts at the newest message, or `history` messages before it.
 /// With `partial`, it starts before all that is kept.
@@ -124,8 +125,8 @@ pub fn judge_within<M>(
         _ => request.history,
     };
     // The client starts where the delivery would not skip, because it misses nothing there.
-    let replay = wanted.min(stream.newest() + 1 - oldest).min(delivery.max_messages());
-    let cursor = Cursor::new(stream.epoch(), stream.newest() - replay);
+    let replay = wanted.min(stream.count_from(oldest)).min(delivery.max_messages());
+    let cursor = Cursor::new(stream.epoch(), stream.position_before_last(replay));
     Start { recovery, cursor: Some(cursor), replay }
 }
 
@@ -140,7 +141,7 @@ fn check_position<M>(stream: &Stream<M>, oldest: u64, recover: &Recover<'_>) -> 
         Err(NotRecovered::Epoch)
     } else if recover.offset > stream.newest() {
         Err(NotRecovered::Ahead)
-    } else if recover.offset + 1 < oldest {
+    } else if recover.offset < stream.lowest_good(oldest) {
         Err(NotRecovered::Trimmed)
     } else {
         Ok(())

@@ -36,7 +36,9 @@ mod evicted;
 mod expiry;
 mod gap;
 mod judge;
+mod mirror;
 mod once;
+mod planted;
 mod policy;
 mod ring;
 mod rules;
@@ -53,13 +55,17 @@ pub use deeperhub_types::{
 pub use evicted::{Evicted, EvictionReason};
 pub use gap::Gap;
 pub use judge::{Recover, Start, SubscribeRequest, SubscriptionScope, judge, judge_within};
+pub use mirror::{
+    CheckResult, LiveResult, Mirror, MirrorStep, ReadRequest, ReadResult, StorePosition, StoredMessage,
+    StreamRead, SubscribeCheck,
+};
 pub use once::{OnceKey, OnceLimits, OnceWindow};
 pub use policy::{Acknowledge, Delivery, Policy, PolicySettings, Retention, RuleError};
 pub use rules::{Rule, RuleId, Rules};
 pub use seconds::Seconds;
 pub use stored::StoredPart;
 pub use stream::{Predecessor, Restored, Stream};
-pub use table::{Appended, OpenError, Opened, StreamId, StreamTable, Swept};
+pub use table::{Appended, Applied, OpenError, Opened, StreamId, StreamTable, Swept};
 
 /// Runs the README's example as a doc test.
 #[cfg(doctest)]

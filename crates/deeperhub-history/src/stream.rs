@@ -1,17 +1,24 @@
 //! The stream of one topic: its epoch, its newest offset, and the messages that are kept.
 
+mod given;
+mod sparse;
+mod store;
+
 use crate::evicted::{Evicted, EvictionReason};
 use crate::policy::Retention;
 use crate::ring::Ring;
 use crate::seconds::Seconds;
-use crate::stored::{Stored, StoredPart};
 use deeperhub_types::{Epoch, Position};
+pub(crate) use given::StreamItem;
+use sparse::Sparse;
 use std::ops::{Bound, RangeBounds};
+use store::StoreState;
 
 /// The messages of one topic that are kept, with the topic's epoch and newest offset.
 ///
 /// Offsets start at 1 and are dense: the message after offset 41 has offset 42. Kept messages are
-/// always the newest ones without a hole.
+/// always the newest ones without a hole. If a store gives the offsets ([`Self::append_at`]), some of
+/// them can belong to no message, and messages can be missing ([`Self::skip_missing`]).
 ///
 /// ```
 /// use deeperhub_history::{Epoch, Evicted, Retention, Seconds, Stream};
@@ -38,10 +45,12 @@ pub struct Stream<M> {
 }
 
 /// State that only streams of a store have, and few of them.
-#[derive(Debug, Default)]
-struct Rest {
-    predecessor: Option<Predecessor>,
-    stored: Stored,
+#[derive(Debug)]
+enum Rest {
+    /// The store keeps what the stream gives to it.
+    Store(StoreState),
+    /// The store gives offsets that are not dense. A box keeps the other variant small.
+    Sparse(Box<Sparse>),
 }
 
 /// The epoch that a stream had before it was restored, for example after a crash.
@@ -84,8 +93,9 @@ impl<M> Stream<M> {
         predecessor: Option<Predecessor>,
         messages: impl IntoIterator<Item = Restored<M>>,
     ) -> Self {
-        let rest = predecessor.map(|predecessor| Rest { predecessor: Some(predecessor), ..Rest::default() });
-        let mut stream = Self { epoch, newest, ring: Ring::new(), rest: rest.map(Box::new) };
+        let state = |predecessor| StoreState { predecessor: Some(predecessor), ..StoreState::default() };
+        let rest = predecessor.map(|predecessor| Box::new(Rest::Store(state(predecessor))));
+        let mut stream = Self { epoch, newest, ring: Ring::new(), rest };
         for Restored { message, bytes, at } in messages {
             // A stream has no more messages than offsets.
             if stream.ring.len() as u64 == newest {
@@ -96,26 +106,10 @@ impl<M> Stream<M> {
         stream
     }
 
-    /// Notes the messages that the store has before those of [`Self::restore`], oldest first. They
-    /// have no hole, neither among them nor towards those in memory.
-    #[must_use]
-    pub fn with_stored(mut self, parts: impl IntoIterator<Item = StoredPart>) -> Self {
-        for part in parts {
-            self.rest.get_or_insert_default().stored.push(part);
-        }
-        self
-    }
-
     /// Returns the epoch.
     #[must_use]
     pub const fn epoch(&self) -> Epoch {
         self.epoch
-    }
-
-    /// Returns the predecessor that [`Self::restore`] was given.
-    #[must_use]
-    pub fn predecessor(&self) -> Option<&Predecessor> {
-        self.rest.as_deref()?.predecessor.as_ref()
     }
 
     /// Returns the offset of the newest message, kept or not; 0 before the first one.
@@ -125,24 +119,16 @@ impl<M> Stream<M> {
     }
 
     /// Returns the offset of the oldest kept message, or the next offset if none is kept.
+    ///
+    /// If a store gives sparse offsets, returns the offset after the last evicted message. It belongs
+    /// to no message, or to the oldest kept one.
+    #[inline]
     #[must_use]
     pub fn oldest(&self) -> u64 {
-        // A stream never has more messages than offsets.
-        self.newest - self.ring.len() as u64 + 1
-    }
-
-    /// Returns the offset of the oldest message within `bounds` that is in memory or that a store
-    /// has; the next offset if there is none. The store has all messages whose time is at least
-    /// `since`.
-    ///
-    /// Messages leave the memory for the budget only, and stay in the store. The returned offset can
-    /// be somewhat too high, because the stream does not know each stored message.
-    #[must_use]
-    pub fn oldest_stored(&self, bounds: &Retention, now: Seconds, since: Seconds) -> u64 {
-        let oldest = self.oldest();
-        let Some(rest) = &self.rest else { return oldest };
-        let stored = rest.stored.oldest(bounds, (self.newest, self.ring.bytes()), (now, since));
-        stored.map_or(oldest, |stored| stored.min(oldest))
+        match self.sparse() {
+            None => self.dense_oldest(),
+            Some(sparse) => sparse.floor() + 1,
+        }
     }
 
     /// Returns the position of the newest message. `time_ms` is the time of this look in
@@ -173,7 +159,23 @@ impl<M> Stream<M> {
     /// Returns the kept message with an offset.
     #[must_use]
     pub fn message(&self, offset: u64) -> Option<&M> {
-        let index = offset.checked_sub(self.oldest())?;
+        let index = match self.sparse() {
+            None => usize::try_from(offset.checked_sub(self.oldest())?).ok()?,
+            Some(sparse) => sparse.index_of(offset)?,
+        };
+        self.ring.get(index)
+    }
+
+    /// Returns the offset of the oldest message of a stream that is not sparse, like [`Self::oldest`].
+    #[inline]
+    pub(crate) fn dense_oldest(&self) -> u64 {
+        // A stream never has more messages than offsets.
+        self.newest - self.ring.len() as u64 + 1
+    }
+
+    /// Returns the kept message at an index, counted from the oldest.
+    #[inline]
+    pub(crate) fn message_at(&self, index: u64) -> Option<&M> {
         self.ring.get(usize::try_from(index).ok()?)
     }
 
@@ -191,8 +193,16 @@ impl<M> Stream<M> {
             Bound::Excluded(&offset) => offset,
             Bound::Unbounded => end,
         };
-        (from.clamp(oldest, end)..to.clamp(oldest, end))
-            .filter_map(move |offset| Some((offset, self.ring.get(usize::try_from(offset - oldest).ok()?)?)))
+        let (from, to, sparse) = (from.clamp(oldest, end), to.clamp(oldest, end), self.sparse());
+        // A ring is far shorter than the limit of the number.
+        let index_of = |offset| sparse.map_or((offset - oldest) as usize, |sparse| sparse.index_from(offset));
+        (index_of(from)..index_of(to)).filter_map(move |index| {
+            let offset = match sparse {
+                None => oldest + index as u64,
+                Some(sparse) => sparse.offset(index)?,
+            };
+            Some((offset, self.ring.get(index)?))
+        })
     }
 
     /// Appends a message and returns its offset. Evicts the oldest messages until `bounds` hold.
@@ -212,7 +222,7 @@ impl<M> Stream<M> {
         match self.make_room(bounds, bytes, now, evicted) {
             Some(bytes) => self.push(message, bytes, now),
             None => {
-                self.newest = offset;
+                self.skip_to(offset);
                 evicted.push(message, EvictionReason::Bytes);
             }
         }
@@ -259,12 +269,9 @@ impl<M> Stream<M> {
     pub(crate) fn push(&mut self, message: M, bytes: u32, now: Seconds) {
         self.ring.push(message, bytes, now);
         self.newest += 1;
-    }
-
-    /// Uses the next offset for a message that is not kept. The stream must be empty.
-    pub(crate) fn skip(&mut self) {
-        debug_assert!(self.is_empty(), "a hole between kept messages");
-        self.newest += 1;
+        if self.rest.is_some() {
+            self.note_pushed();
+        }
     }
 
     /// Evicts the messages that are older than `ttl_seconds`.
@@ -288,8 +295,9 @@ impl<M> Stream<M> {
     pub(crate) fn evict(&mut self, reason: EvictionReason, evicted: &mut Evicted<M>) -> bool {
         match self.ring.pop() {
             Some(slot) => {
-                // A message over the bounds of the rule is kept in no place, nor are older ones.
-                self.forget_stored();
+                if self.rest.is_some() {
+                    self.note_evicted();
+                }
                 evicted.push(slot.message, reason);
                 true
             }
@@ -297,36 +305,27 @@ impl<M> Stream<M> {
         }
     }
 
-    /// Evicts the oldest message for the budget. A store still has it. Returns `false` if there is
-    /// none.
-    pub(crate) fn evict_stored(
-        &mut self,
-        bounds: &Retention,
-        now: Seconds,
-        evicted: &mut Evicted<M>,
-    ) -> bool {
-        let offset = self.oldest();
-        let Some(slot) = self.ring.pop() else { return false };
-        let stored = &mut self.rest.get_or_insert_default().stored;
-        stored.trim(bounds, self.ring.bytes().saturating_add(slot.bytes), now);
-        stored.push(StoredPart { offset, bytes: slot.bytes.into(), at: slot.at });
-        evicted.push(slot.message, EvictionReason::Budget);
-        true
-    }
-
-    /// Forgets the messages that only a store has.
-    fn forget_stored(&mut self) {
-        let Some(rest) = &mut self.rest else { return };
-        if rest.predecessor.is_none() {
-            self.rest = None;
-        } else if !rest.stored.is_empty() {
-            rest.stored = Stored::default();
+    /// Updates what is known beside the ring after a message was added.
+    #[cold]
+    fn note_pushed(&mut self) {
+        if let Some(Rest::Sparse(sparse)) = self.rest.as_deref_mut() {
+            sparse.push(self.newest);
         }
     }
 
-    /// Returns the time of the newest message that only a store has.
-    pub(crate) fn stored_at(&self) -> Option<Seconds> {
-        self.rest.as_ref()?.stored.newest_at()
+    /// Updates what is known beside the ring after its oldest message was evicted.
+    #[cold]
+    fn note_evicted(&mut self) {
+        match self.rest.as_deref_mut() {
+            Some(Rest::Sparse(sparse)) => {
+                sparse.pop();
+                if sparse.is_dense(self.newest) {
+                    self.rest = None;
+                }
+            }
+            // A message over the bounds of the rule is kept in no place, nor are older ones.
+            _ => self.forget_stored(),
+        }
     }
 
     /// Returns the time of the oldest kept message.
@@ -348,8 +347,14 @@ impl<M> Stream<M> {
     /// Returns the memory of the stream on the heap, without what messages point to.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        let rest = self.rest.as_deref();
-        self.ring.heap_bytes() + rest.map_or(0, |rest| size_of_val(rest) + rest.stored.heap_bytes())
+        let rest = self.rest.as_deref().map(|rest| {
+            let inner = match rest {
+                Rest::Store(state) => state.stored.heap_bytes(),
+                Rest::Sparse(sparse) => sparse.heap_bytes(),
+            };
+            size_of_val(rest) + inner
+        });
+        self.ring.heap_bytes() + rest.unwrap_or(0)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The streams under one lock, with their expiry and the eviction within the budget.
 
 mod append;
+mod given;
 mod queues;
 mod reload;
 
@@ -11,6 +12,7 @@ use crate::rules::RuleId;
 use crate::seconds::Seconds;
 use crate::stream::Stream;
 use deeperhub_types::Epoch;
+pub use given::Applied;
 use queues::{Queued, RuleQueues};
 use std::error::Error;
 use std::fmt;

@@ -4,9 +4,11 @@ use std::convert::Infallible;
 
 use super::{Appended, MAX_EVICTED_PER_APPEND, StreamId, StreamTable};
 use crate::evicted::{Evicted, EvictionReason};
+use crate::mirror::StoredMessage;
 use crate::policy::Retention;
 use crate::ring::Slot;
 use crate::seconds::Seconds;
+use crate::stream::Stream;
 use deeperhub_types::Epoch;
 
 /// Maximum number of expired messages that one append evicts from other streams. More than one, so
@@ -47,6 +49,62 @@ impl<M, N> StreamTable<M, N> {
         evicted: &mut Evicted<M>,
         seal: impl FnOnce(Epoch, u64, &Retention) -> Result<(M, usize), E>,
     ) -> Result<Option<Appended>, E> {
+        let next = |stream: &Stream<M>| Some(stream.newest() + 1);
+        self.append_with(id, now, evicted, next, seal, |stream, message, kept, offset| match kept {
+            Some(bytes) => {
+                stream.push(message, bytes, now);
+                None
+            }
+            None => {
+                stream.skip_to(offset);
+                Some(message)
+            }
+        })
+    }
+
+    /// Appends a message at the offset that a store gave it, like [`Stream::append_at`]. Evicts
+    /// like [`Self::append`]. Returns `None`, and changes nothing, if the stream was removed or if
+    /// the offset is not above the newest one.
+    ///
+    /// Sparse offsets take up to 16 bytes for each message, which the budget does not count.
+    /// [`BudgetLimits::message_overhead`](crate::BudgetLimits::message_overhead) can contain them.
+    pub fn append_at(
+        &mut self,
+        id: StreamId,
+        now: Seconds,
+        evicted: &mut Evicted<M>,
+        stored: StoredMessage<M>,
+    ) -> Option<Appended> {
+        let StoredMessage { offset, message, bytes, at, .. } = stored;
+        let given = |stream: &Stream<M>| (offset > stream.newest()).then_some(offset);
+        let seal = |_, _, _: &Retention| Ok::<_, Infallible>((message, bytes));
+        let push = |stream: &mut Stream<M>, message, kept, offset| match kept {
+            Some(bytes) => {
+                stream.push_at(message, bytes, at, offset);
+                None
+            }
+            None => {
+                stream.skip_to(offset);
+                Some(message)
+            }
+        };
+        match self.append_with(id, now, evicted, given, seal, push) {
+            Ok(appended) => appended,
+        }
+    }
+
+    /// Appends a message. `offset_of` returns its offset; `None` changes nothing. `push` adds the
+    /// message with its bytes, or uses its offset and gives the message back if it is not kept.
+    #[inline]
+    fn append_with<E>(
+        &mut self,
+        id: StreamId,
+        now: Seconds,
+        evicted: &mut Evicted<M>,
+        offset_of: impl FnOnce(&Stream<M>) -> Option<u64>,
+        seal: impl FnOnce(Epoch, u64, &Retention) -> Result<(M, usize), E>,
+        push: impl FnOnce(&mut Stream<M>, M, Option<u32>, u64) -> Option<M>,
+    ) -> Result<Option<Appended>, E> {
         let Some(bounds) = self.entry(id).and_then(|entry| Some(self.policy(entry.rule)?.retention())) else {
             return Ok(None);
         };
@@ -54,7 +112,8 @@ impl<M, N> StreamTable<M, N> {
         let rule = entry.rule;
         let stream = &mut entry.stream;
         let overhead = self.budget.message_overhead();
-        let (epoch, offset) = (stream.epoch(), stream.newest() + 1);
+        let epoch = stream.epoch();
+        let Some(offset) = offset_of(stream) else { return Ok(None) };
         let (before, messages) = (stream.charge(overhead), stream.len());
         let (message, bytes) = seal(epoch, offset, &bounds)?;
         entry.touched = now;
@@ -67,16 +126,9 @@ impl<M, N> StreamTable<M, N> {
         // The new message is not in the stream yet, so it is not a candidate.
         self.evict_over_budget(Some(rule), now, MAX_EVICTED_PER_APPEND, evicted);
         let Some(entry) = self.entries[id.index as usize].as_mut() else { return Ok(None) };
-        let stream = &mut entry.stream;
-        match kept {
-            Some(bytes) => {
-                stream.push(message, bytes, now);
-                self.messages += 1;
-            }
-            None => {
-                stream.skip();
-                evicted.push(message, EvictionReason::Bytes);
-            }
+        match push(&mut entry.stream, message, kept, offset) {
+            None => self.messages += 1,
+            Some(message) => evicted.push(message, EvictionReason::Bytes),
         }
         self.note_spent(id, now);
         self.enqueue(id);
