@@ -39,9 +39,10 @@ pub(crate) fn publish(
     }
 }
 
-/// Waits until a published message is on the disk, if its topic's rule asks for that.
-pub(crate) async fn stored(api: &Api, published: &Published) -> Result<(), ApiError> {
-    Ok(api.node.stored(&published.delivered).await?)
+/// Waits until a published message is stored, if its topic's rule asks for that or the cluster
+/// keeps its history. Returns the outcome with the message's position.
+pub(crate) async fn stored(api: &Api, published: Published) -> Result<Published, ApiError> {
+    Ok(published.with_position(api.node.stored(&published.delivered).await?.position))
 }
 
 /// Sends an object with a string `type`.
@@ -99,21 +100,21 @@ fn positions(api: &Api, client: &Client) -> Vec<SubscriptionPosition> {
     client.subscriptions.iter().filter_map(position).collect()
 }
 
-pub(crate) fn topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {
+pub(crate) async fn topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {
     let topic = Subscription::parse(topic)?;
-    Ok(Topic::from(api.node.topic(&topic)).with_history(history_of(api, &topic)))
+    Ok(Topic::from(api.node.topic(&topic)).with_history(history_of(api, &topic).await?))
 }
 
 pub(crate) async fn cluster_topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {
     let topic = Subscription::parse(topic)?;
-    Ok(Topic::from(api.node.cluster_topic(&topic).await).with_history(history_of(api, &topic)))
+    Ok(Topic::from(api.node.cluster_topic(&topic).await).with_history(history_of(api, &topic).await?))
 }
 
 /// Returns the state of a topic's history. Patterns have none.
-fn history_of(api: &Api, topic: &Subscription<'_>) -> Option<TopicHistory> {
+async fn history_of(api: &Api, topic: &Subscription<'_>) -> Result<Option<TopicHistory>, ApiError> {
     match topic {
-        Subscription::Topic(topic) => api.node.topic_history(topic),
-        Subscription::Pattern(_) => None,
+        Subscription::Topic(topic) => Ok(api.node.read_topic_history(topic).await?),
+        Subscription::Pattern(_) => Ok(None),
     }
 }
 

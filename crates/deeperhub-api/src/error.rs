@@ -230,6 +230,7 @@ impl From<SubscribeError> for ApiError {
             }
             SubscribeError::TooManyTopics => PublishError::TooManyTopics.into(),
             SubscribeError::TooManySubscribers => Self::too_many_observers(),
+            SubscribeError::Unavailable(unavailable) => unavailable.into(),
             other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", other.to_string()),
         }
     }

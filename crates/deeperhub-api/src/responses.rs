@@ -7,6 +7,7 @@ mod stats;
 use deeperhub_node::{
     Action, ClusterAnswer, ClusterFault, Delivered, NodeInfo, Operation, Target, TopicHistory, TopicInfo,
 };
+use deeperhub_protocol::Position;
 use serde::Serialize;
 
 use self::history::EpochText;
@@ -102,19 +103,23 @@ pub(crate) struct Topic {
 
 impl From<Delivered> for Published {
     fn from(delivered: Delivered) -> Self {
-        let position = delivered.position;
-        Self {
-            subscribers: delivered.count,
-            cluster: cluster_fault(delivered),
-            epoch: position.map(|position| EpochText(position.epoch)),
-            offset: position.map(|position| position.offset),
-            time: position.map(|position| position.time),
-            delivered,
-        }
+        let (subscribers, cluster) = (delivered.count, cluster_fault(delivered));
+        let published = Self { subscribers, cluster, epoch: None, offset: None, time: None, delivered };
+        published.with_position(delivered.position)
     }
 }
 
 impl Published {
+    /// Returns the same outcome with the position of the message.
+    pub(crate) fn with_position(self, position: Option<Position>) -> Self {
+        Self {
+            epoch: position.map(|position| EpochText(position.epoch)),
+            offset: position.map(|position| position.offset),
+            time: position.map(|position| position.time),
+            ..self
+        }
+    }
+
     /// Returns the same outcome after a second attempt to reach the other nodes.
     pub(crate) fn with_other_nodes(self, fault: Option<ClusterFault>) -> Self {
         Self { cluster: fault.map(ClusterFault::as_str), ..self }

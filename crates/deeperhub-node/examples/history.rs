@@ -14,7 +14,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("published at offset {}", position.offset);
     }
     // The last two messages, then those that clients and this program publish.
-    let mut prices = hub.subscribe("prices.tea", SubscribeFrom::Last(2))?;
+    let mut prices = hub.subscribe("prices.tea", SubscribeFrom::Last(2)).await?;
     for _ in 0..2 {
         let Some(StreamEvent::Message(message)) = prices.next().await else { break };
         println!("{} costs {}", prices.topic(), message.message());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use deeperhub_history::{Cursor, Epoch};
 use deeperhub_listener::Multicast;
+use deeperhub_protocol::GapReason;
 
 use crate::connection_id::ConnectionId;
 use crate::trace::fan_out::PublishStamp;
@@ -30,8 +31,11 @@ pub(crate) struct Sequenced {
     /// `true` if a subscriber that reads too slowly continues later from the stream. Otherwise its
     /// connection is closed.
     pub(crate) may_suspend: bool,
-    /// `true` for the gap that tells a new epoch, `false` for a message.
-    pub(crate) is_gap: bool,
+    /// Reason of a gap; `None` for a message.
+    pub(crate) gap: Option<GapReason>,
+    /// `true` if the cluster's store gives the offsets. They start anew in each epoch, and a later
+    /// epoch is larger. Otherwise they go on in the next epoch.
+    pub(crate) is_mirrored: bool,
     /// Number of rule changes before the publish, so that deliveries of a stream that rules have
     /// removed differ from those of a later stream.
     pub(crate) rule_changes: u32,
@@ -40,6 +44,16 @@ pub(crate) struct Sequenced {
 impl Sequenced {
     /// Returns the epoch and the offset of the message, or of the position before a gap.
     pub(crate) fn newest(&self) -> (Epoch, u64) {
-        (self.before.epoch(), self.before.offset() + u64::from(!self.is_gap))
+        (self.before.epoch(), self.before.offset() + u64::from(self.gap.is_none()))
+    }
+
+    /// Returns `true` if a subscriber at `cursor` has passed this delivery.
+    pub(crate) fn is_before(&self, cursor: &Cursor) -> bool {
+        let (before, passed) = (self.before.offset(), cursor.offset());
+        if self.is_mirrored {
+            (self.before.epoch(), before) < (cursor.epoch(), passed)
+        } else {
+            before < passed
+        }
     }
 }

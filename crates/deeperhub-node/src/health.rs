@@ -87,6 +87,16 @@ impl UnreadyReason {
 }
 
 impl UnreadyReason {
+    pub(crate) fn for_unchecked_streams() -> Self {
+        Self {
+            check: HealthCheck::Cluster,
+            code: "cluster_unavailable",
+            message: "streams are compared with the cluster's store, because the broker was away".into(),
+            worker: None,
+            since: None,
+        }
+    }
+
     pub(crate) fn for_history(fault: &str) -> Self {
         Self {
             check: HealthCheck::History,

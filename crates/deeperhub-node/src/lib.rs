@@ -37,6 +37,7 @@ mod handle;
 mod health;
 mod hub;
 pub mod metrics;
+mod mirrors;
 mod node;
 mod operation;
 mod phase;

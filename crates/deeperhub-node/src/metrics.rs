@@ -242,34 +242,39 @@ metrics! {
     }
 }
 
-#[cfg(feature = "disk")]
 labels! {
-    /// Result of a message for the disk.
+    /// Result of a message for the store.
     pub(crate) enum AppendLabel("result") {
         Ok = "ok",
-        /// Too many bytes wait for the disk.
+        /// Too many bytes wait for the store.
         QueueFull = "queue_full",
         Unavailable = "unavailable",
     }
 
-    /// Result of a read from the disk.
+    /// Result of a read from the store.
     pub(crate) enum ReadLabel("result") {
         Ok = "ok",
         Failed = "failed",
     }
 }
 
-#[cfg(feature = "disk")]
 metrics! {
-    /// Metrics of the store of kept messages on disk.
+    /// Metrics of the store of kept messages, on disk or in the cluster.
     pub(crate) struct StoreMetrics {
-        /// Messages for the disk, by result.
+        /// Messages for the history store, by result.
         pub(crate) appends: CounterVec<AppendLabel> = "deeperhub_store_appends_total";
         /// Reads of messages that are not in memory, by result.
         pub(crate) reads: CounterVec<ReadLabel> = "deeperhub_store_reads_total";
-        /// Time from a publish to its answer, for rules with `ack=disk`.
-        // Until the message is on the disk for good.
+        /// Time from a publish to its answer, if the answer waits for the history store.
         pub(crate) append_time: Histogram = "deeperhub_store_append_seconds", bounds: latency_bounds();
+    }
+}
+
+metrics! {
+    /// Metrics of the mirrors of streams that the cluster keeps.
+    pub(crate) struct MirrorMetrics {
+        /// Holes in the streams of the cluster's store that this node found and read again.
+        pub(crate) holes: Counter = "deeperhub_mirror_holes_total";
     }
 }
 

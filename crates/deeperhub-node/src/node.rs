@@ -1,15 +1,17 @@
 //! Start and stop of a node.
 
+mod registry;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use deeperhub_cluster::JoinOutcome;
+use deeperhub_cluster::{Broker, Driver, JoinOutcome};
 use deeperhub_events::EventBus;
 use deeperhub_history::{Acknowledge, Rule};
 use deeperhub_listener::{ListenOn, Listener};
-use deeperhub_metrics::{CellError, Cells, RegisterError, Registry, Unit};
+use deeperhub_metrics::{CellError, Cells, RegisterError};
 use deeperhub_protocol::ClientId;
 use deeperhub_router::Router;
 use tokio::sync::{mpsc, watch};
@@ -21,20 +23,20 @@ use crate::config::{Config, HistoryStore};
 use crate::connection_id::{is_node_id, random_node_id};
 use crate::handle::NodeHandle;
 use crate::hub::{Hub, Watchers};
-use crate::metrics::{HistoryMetrics, Metrics};
+use crate::metrics::{HistoryMetrics, Metrics, MirrorMetrics, StoreMetrics};
+use crate::mirrors::StoreReader;
 use crate::phase::Phase;
 use crate::recent_quantiles::RecentQuantiles;
 use crate::stream_sweeper::StreamSweeper;
-use crate::streams::{Clock, StreamRouter, Streams};
+use crate::streams::{Clock, ClusterStore, Streams};
+#[cfg(feature = "disk")]
+use crate::streams::{Disk, Found};
 use crate::top::TopTracker;
-use crate::trace::TraceMetrics;
 use crate::types::NodeIdTaken;
 use crate::worker::request::REQUEST_QUEUE_CAPACITY;
-#[cfg(feature = "disk")]
-use crate::{
-    metrics::StoreMetrics,
-    streams::{Disk, Found},
-};
+#[cfg(feature = "tls")]
+use registry::register_certificate;
+use registry::registry;
 
 /// Divisor of the memory budget. The quotient is the budget for messages that are queued for all
 /// workers together.
@@ -50,6 +52,7 @@ pub struct Node {
     handle: NodeHandle,
     canary: Option<CanaryThread>,
     cluster: Option<ClusterThread>,
+    store_reader: Option<StoreReader>,
     sweeper: StreamSweeper,
 }
 
@@ -81,9 +84,14 @@ pub enum StartError {
     /// The thread that connects to the cluster could not be started.
     #[error("the cluster thread cannot be started")]
     Cluster(#[source] std::io::Error),
-    /// A rule keeps messages, and the node is in a cluster.
-    #[error("topics with history cannot be used in a cluster yet: remove the rules or the cluster")]
-    HistoryInCluster,
+    /// A rule keeps messages, and the broker of the cluster cannot keep them.
+    #[error(
+        "a rule keeps history, and the cluster's broker cannot keep it yet: use Redis or remove the rule"
+    )]
+    NoClusterStore,
+    /// There is a history store on disk, and the node is in a cluster, which keeps the history.
+    #[error("a history store on disk cannot be used in a cluster: remove one of them")]
+    DiskInCluster,
     /// A rule has `ack=disk`, and there is no store on disk.
     #[error("a rule has ack=disk, and there is no history store on disk: set one or use ack=memory")]
     NoStore,
@@ -138,8 +146,14 @@ impl Node {
             return Err(StartError::NoAuthenticator);
         }
         let has_store = config.history_store != HistoryStore::Memory;
-        if config.cluster.is_some() && (config.history.rules.keep_history() || has_store) {
-            return Err(StartError::HistoryInCluster);
+        if let Some(cluster) = &config.cluster {
+            let keeps_history = config.history.rules.keep_history();
+            if keeps_history && !cluster.broker.url.engine().keeps_streams() {
+                return Err(StartError::NoClusterStore);
+            }
+            if has_store {
+                return Err(StartError::DiskInCluster);
+            }
         }
         let waits_for_disk = |rule: &Rule| rule.policy().acknowledge() == Acknowledge::Disk;
         if !has_store && config.history.rules.iter().any(|(_, rule)| waits_for_disk(rule)) {
@@ -166,7 +180,14 @@ impl Node {
         let (disk, found) = open_store(&config, &cells)?.unzip();
         #[cfg(not(feature = "disk"))]
         let disk = None;
-        let streams = Streams::new(&config.history, clock, threshold, disk, HistoryMetrics::new(&cells));
+        let (broker, driver) = connect_to_cluster(&config, &node_id)?.unzip();
+        let cluster_store = broker.clone().filter(Broker::keeps_streams).map(|broker| {
+            let metrics = (StoreMetrics::new(&cells), MirrorMetrics::new(&cells));
+            Arc::new(ClusterStore::new(broker, workers, config.history.budget.forget, metrics))
+        });
+        let history_metrics = HistoryMetrics::new(&cells);
+        let streams =
+            Streams::new(&config.history, clock, threshold, disk, cluster_store.clone(), history_metrics);
         let router = Router::keeping_with(shards, router_config(&config, shards), |_| streams.stripe());
         // Before clients can connect.
         #[cfg(feature = "disk")]
@@ -187,19 +208,10 @@ impl Node {
         for metric in &config.custom_metrics {
             metric.register(&mut registry).map_err(MetricsError::Register)?;
         }
-        let (broker, driver) = match config.cluster.as_ref() {
-            None => (None, None),
-            Some(cluster) => {
-                let version = env!("CARGO_PKG_VERSION");
-                let mut settings = cluster.broker.clone();
-                settings.max_payload_bytes = config.listener.limits.max_message_bytes;
-                let (broker, driver) =
-                    deeperhub_cluster::connect(settings, &node_id, version).map_err(StartError::Random)?;
-                broker.register(&mut registry).map_err(MetricsError::Register)?;
-                forward_interest(&router, &broker);
-                (Some(broker), Some(driver))
-            }
-        };
+        if let Some(broker) = &broker {
+            broker.register(&mut registry).map_err(MetricsError::Register)?;
+            forward_interest(&router, broker, cluster_store.clone());
+        }
 
         let (request_senders, request_receivers) = (0..workers)
             .map(|_| {
@@ -235,6 +247,10 @@ impl Node {
         let Some(placeholder_id) = ClientId::parse(&hub.node_id) else {
             return Err(StartError::NodeId(hub.node_id.clone()));
         };
+        let store_reader = match &cluster_store {
+            Some(store) => Some(StoreReader::start(&hub, store).map_err(StartError::History)?),
+            None => None,
+        };
         // Join before clients can connect: a node whose name is taken must not accept clients.
         let cluster = match broker.zip(driver) {
             None => None,
@@ -260,7 +276,7 @@ impl Node {
         }
         let sweeper = StreamSweeper::start(Arc::clone(&hub)).map_err(StartError::History)?;
         hub.phase.send_replace(Phase::Serving);
-        Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)), canary, cluster, sweeper })
+        Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)), canary, cluster, store_reader, sweeper })
     }
 
     /// Returns a handle for backends and embedding programs.
@@ -294,6 +310,7 @@ impl Node {
             let drain_deadline = self.handle.hub.drain_deadline.get().copied();
             cluster.stop(drain_deadline).await;
         }
+        drop(self.store_reader.take());
         self.handle.hub.bus.close();
         self.handle.listener.stop().await;
         // Last, when nothing is published any more.
@@ -306,6 +323,16 @@ impl Node {
     }
 }
 
+/// Creates the connection to the other nodes, if there is a cluster. It connects when the driver is
+/// spawned.
+fn connect_to_cluster(config: &Config, node_id: &str) -> Result<Option<(Broker, Driver)>, StartError> {
+    let Some(cluster) = &config.cluster else { return Ok(None) };
+    let mut settings = cluster.broker.clone();
+    settings.max_payload_bytes = config.listener.limits.max_message_bytes;
+    let version = env!("CARGO_PKG_VERSION");
+    deeperhub_cluster::connect(settings, node_id, version).map(Some).map_err(StartError::Random)
+}
+
 /// Opens the store of the history, if there is one. Returns it with what it has kept.
 #[cfg(feature = "disk")]
 fn open_store(config: &Config, cells: &Cells) -> Result<Option<(Arc<Disk>, Found)>, StartError> {
@@ -313,60 +340,6 @@ fn open_store(config: &Config, cells: &Cells) -> Result<Option<(Arc<Disk>, Found
     let sizes = (config.listener.workers, config.listener.limits.max_message_bytes);
     let (disk, found) = Disk::open(disk, sizes, StoreMetrics::new(cells))?;
     Ok(Some((Arc::new(disk), found)))
-}
-
-/// Registers the expiry of the certificate that new connections get.
-#[cfg(feature = "tls")]
-fn register_certificate(
-    mut registry: Registry,
-    listener: &deeperhub_listener::Config,
-) -> Result<Registry, RegisterError> {
-    if let Some(tls) = listener.tls.clone() {
-        registry.register_gauge_fn(
-            "deeperhub_tls_certificate_not_after_seconds",
-            "Expiry of the TLS certificate, in Unix time",
-            Unit::Seconds,
-            move || i64::try_from(tls.expires_at()).unwrap_or(i64::MAX),
-        )?;
-    }
-    Ok(registry)
-}
-
-/// Returns a registry with the metrics of node, listener, router, event bus, traces and process.
-fn registry(
-    metrics: &Metrics,
-    listener: &deeperhub_listener::Metrics,
-    router: &StreamRouter,
-    bus: &EventBus,
-    traces: &TraceMetrics,
-) -> Result<Registry, RegisterError> {
-    let mut registry = Registry::new();
-    metrics.register(&mut registry)?;
-    listener.register(&mut registry)?;
-    let topics = router.clone();
-    registry.register_gauge_fn(
-        "deeperhub_topics",
-        "Topics and patterns with a subscriber",
-        Unit::None,
-        move || i64::try_from(topics.topic_count()).unwrap_or(i64::MAX),
-    )?;
-    let event_bus = bus.clone();
-    registry.register_gauge_fn(
-        "deeperhub_events_queued_bytes",
-        "Bytes of events queued for observers",
-        Unit::Bytes,
-        move || i64::try_from(event_bus.queued_bytes()).unwrap_or(i64::MAX),
-    )?;
-    let bus = bus.clone();
-    registry.register_counter_fn(
-        "deeperhub_events_lost_total",
-        "Events lost by slow observers",
-        Unit::None,
-        move || bus.lost(),
-    )?;
-    traces.register(&mut registry)?;
-    registry.register_process();
-    Ok(registry)
 }
 
 /// Returns the router's configuration. A small memory budget lowers the bytes in an inbox above

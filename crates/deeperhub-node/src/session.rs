@@ -124,8 +124,8 @@ impl Session {
                 });
                 let tracer = &cx.worker().hub.config.tracer;
                 match MessageSpan::begin(tracer, &message.trace, self.handshake_trace.as_deref()) {
-                    None => self.execute(&message, None, cx),
-                    Some(span) => self.execute_traced(&message, span, cx),
+                    None => self.execute(&message, text, None, cx),
+                    Some(span) => self.execute_traced(&message, text, span, cx),
                 }
             }
             Err(error) => {
@@ -152,12 +152,13 @@ impl Session {
     fn execute_traced(
         &mut self,
         message: &ClientMessage<'_>,
+        text: &str,
         mut span: MessageSpan,
         cx: &mut Context<'_, NodeWorker>,
     ) {
         let log_span = span.span.log_span().entered();
         cx.worker().last_error_code = None;
-        self.execute(message, Some(&mut span), cx);
+        self.execute(message, text, Some(&mut span), cx);
         let worker = cx.worker();
         let error_code = worker.last_error_code.take();
         if let Some(code) = error_code {
@@ -170,10 +171,12 @@ impl Session {
         });
     }
 
-    /// Executes a message, unless the connection must authenticate first.
+    /// Executes a message, unless the connection must authenticate first. `text` is the message as
+    /// it was received.
     fn execute(
         &mut self,
         message: &ClientMessage<'_>,
+        text: &str,
         span: Option<&mut MessageSpan>,
         cx: &mut Context<'_, NodeWorker>,
     ) {
@@ -183,8 +186,8 @@ impl Session {
         }
         match &message.command {
             Command::Echo { data } => commands::echo(self, id, *data, cx),
-            Command::Subscribe(request) => commands::subscribe(self, id, request, cx),
-            Command::SubscribeList { topics } => commands::subscribe_list(self, id, *topics, cx),
+            Command::Subscribe(request) => commands::subscribe(self, id, request, text, cx),
+            Command::SubscribeList { topics } => commands::subscribe_list(self, id, *topics, text, cx),
             Command::Unsubscribe { subscription } => commands::unsubscribe(self, id, subscription, cx),
             Command::Publish { topic, message: payload, exclude_self, once } => {
                 let (message, exclude_self, once) = (*payload, *exclude_self, once.as_deref());
@@ -291,7 +294,10 @@ impl deeperhub_listener::Session for Session {
             .rare_limiters
             .as_ref()
             .map_or(0, |rare_limiters| rare_limiters.publishes.bytes(worker.uncongested_rounds));
-        worker.shard.held_bytes(key, per_topic) + worker.replays.bytes(key) + queued_publishes
+        worker.shard.held_bytes(key, per_topic)
+            + worker.replays.bytes(key)
+            + worker.parked_bytes(key)
+            + queued_publishes
     }
 
     fn on_tick(&mut self, cx: &mut Context<'_, NodeWorker>) {
@@ -326,6 +332,7 @@ impl deeperhub_listener::Session for Session {
         if let Some(user) = self.user() {
             worker.remove_user(user, key);
         }
+        worker.remove_parked(key);
         worker.paused_publishers.retain(|&paused| paused != key);
         let (code, reason): (Option<u16>, Cow<'static, str>) = match closed {
             Closed::ByPeer { code } => {

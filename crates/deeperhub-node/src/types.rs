@@ -8,6 +8,8 @@ use deeperhub_protocol::message::ClusterFault;
 use deeperhub_protocol::{ClientId, MessageError, Position, TopicError};
 use serde::{Deserialize, Serialize};
 
+use deeperhub_cluster::AppendNumber;
+
 use crate::streams::{PublishRefusal, Ticket};
 
 /// Result of a publish or an operation.
@@ -20,10 +22,13 @@ pub struct Delivered {
     /// Fault that kept the message from other nodes. `None` if it was queued for them, or if there
     /// is no cluster.
     pub cluster: Option<ClusterFault>,
-    /// Position of a published message, if its topic has history.
+    /// Position of a published message, if its topic has history. In a cluster, it is known once
+    /// the message is stored ([`NodeHandle::stored`](crate::NodeHandle::stored)).
     pub position: Option<Position>,
     /// Place of the message on its way to the disk, if the topic's rule has `ack=disk`.
     pub(crate) ticket: Option<Ticket>,
+    /// Number of the append to the cluster's store, if the message is on its way there.
+    pub(crate) append: Option<AppendNumber>,
 }
 
 /// One connection, as an entry of a list.
@@ -165,8 +170,8 @@ pub enum PublishError {
     Unavailable(#[from] StoreUnavailable),
 }
 
-/// Error of a store on disk that takes nothing now, or that does not answer in time: its disk is
-/// full, slow or broken. The log has the reason.
+/// Error of a history store that takes nothing now, or that does not answer in time: its disk is
+/// full, slow or broken, or the cluster's broker cannot be reached. The log has the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the history store is unavailable; try again later")]
 pub struct StoreUnavailable;

@@ -261,9 +261,9 @@ async fn a_sampled_topic_sends_the_newest_message_at_each_tick() {
 async fn a_subscriber_in_the_process_reads_from_the_history_and_then_live() {
     let node = start(&["prices: history=10"]);
     let hub = node.handle();
-    assert!(matches!(hub.subscribe("other", SubscribeFrom::Newest), Err(SubscribeError::NoHistory)));
+    assert!(matches!(hub.subscribe("other", SubscribeFrom::Newest).await, Err(SubscribeError::NoHistory)));
     publish(&hub, "prices", 1..=3);
-    let mut subscriber = hub.subscribe("prices", SubscribeFrom::Last(2)).unwrap();
+    let mut subscriber = hub.subscribe("prices", SubscribeFrom::Last(2)).await.unwrap();
     let reader = tokio::spawn(async move {
         let mut numbers = Vec::new();
         while let Some(event) = subscriber.next().await {

@@ -142,7 +142,7 @@ async fn read(
     from: SubscribeFrom,
     count: usize,
 ) -> Result<Vec<(u64, u64)>, NotRecovered> {
-    let mut subscriber = hub.subscribe(topic, from).unwrap();
+    let mut subscriber = hub.subscribe(topic, from).await.unwrap();
     if let Some(Err(reason)) = subscriber.recovery() {
         return Err(reason);
     }

@@ -57,11 +57,50 @@ fn check(settings: &Settings, topic: Option<&Topic<'_>>) -> ExitCode {
         Ok(warnings) => warnings,
         Err(error) => return bad_configuration(&[error]),
     };
-    for warning in settings.warnings.iter().chain(&warnings) {
+    let (findings, errors) = check_broker(settings);
+    if !errors.is_empty() {
+        return bad_configuration(&errors);
+    }
+    for warning in settings.warnings.iter().chain(&warnings).chain(&findings) {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     let rule = topic.map(|topic| format!("{}\n", rule_of(settings, topic))).unwrap_or_default();
     print(&format_args!("The configuration is valid.\n{rule}"))
+}
+
+/// Asks the broker of the cluster whether it can keep history, if rules need that. Returns warnings
+/// and errors.
+fn check_broker(settings: &Settings) -> (Vec<String>, Vec<ConfigError>) {
+    let (mut warnings, mut errors) = (Vec::new(), Vec::new());
+    let Some(cluster) = &settings.node.cluster else { return (warnings, errors) };
+    if !settings.node.history.rules.keep_history() {
+        return (warnings, errors);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let findings = match runtime {
+        Ok(runtime) => match runtime.block_on(deeperhub_cluster::check_store(&cluster.broker)) {
+            Ok(findings) => findings,
+            Err(error) => {
+                warnings.push(format!("{error}; it was not checked whether it can keep history"));
+                return (warnings, errors);
+            }
+        },
+        Err(error) => {
+            warnings
+                .push(format!("the broker was not checked, because no runtime could be started: {error}"));
+            return (warnings, errors);
+        }
+    };
+    for finding in findings {
+        if finding.is_error() {
+            errors.push(ConfigError::Conflict(format!(
+                "the broker of the cluster cannot keep history: {finding}"
+            )));
+        } else {
+            warnings.push(format!("the broker of the cluster may lose history: {finding}"));
+        }
+    }
+    (warnings, errors)
 }
 
 /// Returns a sentence that names the rule of a topic, and the rule's place and origin.

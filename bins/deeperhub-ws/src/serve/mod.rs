@@ -218,7 +218,8 @@ impl Server {
             node: node.handle(),
             api: api.as_ref().map(|api| api.config.clone()),
             level: log_level,
-            in_cluster: settings.node.cluster.is_some(),
+            broker_keeps_no_history: (settings.node.cluster.as_ref())
+                .is_some_and(|cluster| !cluster.broker.url.engine().keeps_streams()),
             has_store: settings.node.history_store != HistoryStore::Memory,
         };
         Ok(Some(Self {

@@ -69,6 +69,8 @@ pub(crate) fn start_line(
             write!(f, " · {keeping} rule{plural} for history, up to {}", bytes(max_bytes))?;
             if node.history_store != HistoryStore::Memory {
                 f.write_str(" in memory, and more on disk")?;
+            } else if node.cluster.is_some() {
+                f.write_str(" in memory, and in the cluster's broker")?;
             }
         }
         Ok(())

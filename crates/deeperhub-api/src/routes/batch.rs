@@ -166,11 +166,14 @@ pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body:
                 CallResult::not_carried_out()
             });
         }
-        // All of them share the same writes to the disk.
-        let stored = waiting.iter().map(|(_, published)| calls::stored(&api, published));
+        // All of them share the same writes to the store.
+        let stored = waiting.iter().map(|(_, published)| calls::stored(&api, *published));
         for ((number, _), stored) in waiting.iter().zip(join_all(stored).await) {
-            if let (Err(error), Some(result)) = (stored, results.get_mut(*number)) {
-                *result = CallResult::failed(&error);
+            if let Some(result) = results.get_mut(*number) {
+                *result = match stored {
+                    Ok(published) => CallResult { status: 200, body: to_raw_json(&published) },
+                    Err(error) => CallResult::failed(&error),
+                };
             }
         }
         Ok(Results { results })
@@ -229,7 +232,7 @@ async fn execute(
         Call::DisconnectUser { user } => disconnect(Target::User(user.into())).await?,
         Call::DisconnectAll {} => disconnect(Target::All).await?,
         Call::Client { client_id } => to_raw_json(&calls::client(api, client_id).await?),
-        Call::Topic { topic } => to_raw_json(&calls::topic(api, topic)?),
+        Call::Topic { topic } => to_raw_json(&calls::topic(api, topic).await?),
     };
     Ok((body, None))
 }

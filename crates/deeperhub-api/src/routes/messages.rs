@@ -48,9 +48,9 @@ pub(crate) async fn publish(
 ) -> Response {
     let publish = async || {
         let (topic, key) = (topic_parameter(topic)?, IdempotencyKey::of(&headers)?);
-        let outcome = calls::publish(&api, &topic, body.text()?, key, &trace_context(&headers))?;
-        calls::stored(&api, &outcome.0).await?;
-        Ok::<_, ApiError>(outcome)
+        let (published, is_replayed) =
+            calls::publish(&api, &topic, body.text()?, key, &trace_context(&headers))?;
+        Ok::<_, ApiError>((calls::stored(&api, published).await?, is_replayed))
     };
     match publish().await {
         Ok((published, is_replayed)) => {

@@ -46,7 +46,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
         (status = 400, body = ApiError, description = "`invalid_topic`, `invalid_message`"),
         (status = 404, body = ApiError, description = "`no_history`: no rule keeps messages of this topic"),
         (status = 429, body = ApiError, description = "`too_many_topics`: the topic's rule keeps messages of as many topics as it may, and all of them have subscribers"),
-        (status = 503, body = ApiError, description = "`too_many_observers`: `--max-event-streams` are open, or half of `--max-api-connections`. `too_many_connections`: `--max-api-connections` are busy")
+        (status = 503, body = ApiError, description = "`too_many_observers`: `--max-event-streams` are open, or half of `--max-api-connections`. `too_many_connections`: `--max-api-connections` are busy. `unavailable`: the cluster's store cannot be read")
     )
 ))]
 pub(crate) async fn tail(
@@ -55,13 +55,13 @@ pub(crate) async fn tail(
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Response {
-    let open = || {
+    let open = async || {
         let topic = topic_parameter(topic)?;
         let from = start(&headers, query.as_deref())?;
         let guard = admit_stream(&api)?;
-        Ok(Tail::open(&api.node, &topic, from)?.into_stream(guard))
+        Ok(Tail::open(&api.node, &topic, from).await?.into_stream(guard))
     };
-    match open() {
+    match open().await {
         Ok(stream) => stream_response(stream),
         Err(error) => ApiError::into_response(error),
     }
@@ -113,15 +113,15 @@ struct Tail {
 impl Tail {
     /// Subscribes to a topic. If the messages after a position are not kept any more, the
     /// subscriber starts where one would be that had stayed connected: at the oldest kept message.
-    fn open(node: &NodeHandle, topic: &str, from: SubscribeFrom) -> Result<Self, SubscribeError> {
-        let mut subscriber = node.subscribe(topic, from)?;
+    async fn open(node: &NodeHandle, topic: &str, from: SubscribeFrom) -> Result<Self, SubscribeError> {
+        let mut subscriber = node.subscribe(topic, from).await?;
         let (SubscribeFrom::After(position), Some(Err(reason))) = (from, subscriber.recovery()) else {
             return Ok(Self { subscriber, gap: None });
         };
         if matches!(reason, NotRecovered::Epoch | NotRecovered::Trimmed) {
             // Dropped first, because the number of subscribers is limited.
             drop(subscriber);
-            subscriber = node.subscribe(topic, SubscribeFrom::Last(u64::MAX))?;
+            subscriber = node.subscribe(topic, SubscribeFrom::Last(u64::MAX)).await?;
         }
         let gap = gap_between(&position, &subscriber.start());
         Ok(Self { subscriber, gap: Some(gap) })

@@ -84,7 +84,7 @@ pub(crate) async fn topic(
     let find = async || {
         let topic = topic_parameter(topic)?;
         match scope(query.as_deref())? {
-            Scope::Node => calls::topic(&api, &topic),
+            Scope::Node => calls::topic(&api, &topic).await,
             Scope::Cluster => calls::cluster_topic(&api, &topic).await,
         }
     };

@@ -6,6 +6,7 @@ pub use deeperhub_cluster::{BrokerUrl, BrokerUrlError, Config as BrokerConfig, E
 mod answer;
 pub(crate) mod query;
 mod receive;
+mod recent_positions;
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use deeperhub_cluster::{Broker, Driver, DriverHandle, InterestChange, JoinOutcome};
 
 use crate::hub::Hub;
-use crate::streams::StreamRouter;
+use crate::streams::{ClusterStore, StreamRouter};
 use receive::ClusterReceiver;
 
 /// Time that the start waits for the broker. Afterwards the node serves its own clients while the
@@ -73,13 +74,19 @@ impl Drop for ClusterThread {
 
 /// Registers an observer of the router that tells the broker which topics have a subscriber on this
 /// node.
-pub(crate) fn forward_interest(router: &StreamRouter, broker: &Broker) {
+pub(crate) fn forward_interest(router: &StreamRouter, broker: &Broker, store: Option<Arc<ClusterStore>>) {
     let broker = broker.clone();
     router.observe_interest(move |name, change| {
         // Topics that start with `$` are reserved and stay on this node.
         if !name.starts_with('$') {
             let change = match change {
                 deeperhub_router::InterestChange::Gained => InterestChange::Gained,
+                // A subscriber in this process follows the topic, too.
+                deeperhub_router::InterestChange::Lost
+                    if store.as_ref().is_some_and(|store| store.is_watched(name)) =>
+                {
+                    return;
+                }
                 deeperhub_router::InterestChange::Lost => InterestChange::Lost,
             };
             broker.change_interest(name, change);

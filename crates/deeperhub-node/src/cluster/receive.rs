@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use deeperhub_cluster::{ClientRequest, Envelope, Message, MessageHandler, PendingAnswer};
+use deeperhub_cluster::{
+    AppendError, AppendNumber, Appended, ClientRequest, Envelope, Message, MessageHandler, PendingAnswer,
+};
 use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Topic};
 use tokio::sync::oneshot;
 
 use super::answer::answer_query;
 use super::query::{self, ClusterQuery};
+use super::recent_positions::RecentPositions;
 use crate::hub::Hub;
 use crate::operation::{Operation, Target};
 use crate::streams::HubPublisher;
@@ -31,12 +34,14 @@ pub(super) struct ClusterReceiver {
     hasher: RandomState,
     /// Publisher of the driver's thread.
     publisher: RefCell<HubPublisher>,
+    recent_positions: RefCell<RecentPositions>,
 }
 
 impl ClusterReceiver {
     pub(super) fn new(hub: Arc<Hub>) -> Self {
         let publisher = RefCell::new(hub.router.deferred_publisher());
-        Self { hub, hasher: RandomState::new(), publisher }
+        let recent_positions = RefCell::new(RecentPositions::new());
+        Self { hub, hasher: RandomState::new(), publisher, recent_positions }
     }
 
     fn publish(
@@ -46,10 +51,16 @@ impl ClusterReceiver {
         from: Option<&ClientId>,
         trace: &TraceContext<'_>,
     ) {
-        // No client of this node has a source number with the highest bit. The messages of a remote
-        // publisher thus keep the order in which the broker sent them, also across topics.
-        let source = from.map(|from| self.hasher.hash_one(from) | 1 << 63);
+        let source = from.map(|from| self.source_of(from));
         self.hub.deliver_remote(&mut self.publisher.borrow_mut(), topic, payload, from, source, trace);
+    }
+
+    /// Returns the source number of a publisher whose messages the broker sends.
+    ///
+    /// No client of this node has a source number with the highest bit. The messages of a publisher
+    /// thus keep the order in which the broker sent them, also across topics.
+    fn source_of(&self, publisher: &ClientId) -> u64 {
+        self.hasher.hash_one(publisher) | 1 << 63
     }
 
     /// Waits until no worker is congested, for at most [`CONGESTION_TIMEOUT`].
@@ -115,6 +126,19 @@ impl MessageHandler for ClusterReceiver {
                 self.publish(&topic, payload, from.as_ref(), &trace);
                 None
             }
+            Message::Stored { position, ref topic, ref from, .. } => {
+                let hash = self.hasher.hash_one(topic.as_str());
+                let is_copy = !self.recent_positions.borrow_mut().is_new(hash, position);
+                self.wait_until_uncongested().await;
+                let source = from.as_ref().map(|from| self.source_of(from));
+                let message = (requester, &envelope.message);
+                self.hub.apply_stored(&mut self.publisher.borrow_mut(), message, source, is_copy);
+                None
+            }
+            Message::StreamReset { epoch, topic, .. } => {
+                self.hub.on_stream_reset(&topic, epoch);
+                None
+            }
             Message::Operation(operation) => self.execute(requester, operation).await,
             Message::Query { request, text } => {
                 let broker = self.hub.broker.clone()?;
@@ -134,6 +158,12 @@ impl MessageHandler for ClusterReceiver {
             }
             // Other kinds are handled by the driver, or belong to a later version.
             _ => None,
+        }
+    }
+
+    fn on_appended(&self, number: AppendNumber, outcome: Result<Appended, AppendError>) {
+        if let Some(store) = &self.hub.streams.cluster {
+            store.on_appended(number, outcome);
         }
     }
 

@@ -8,14 +8,14 @@ use deeperhub_protocol::message::{HistoryRequest, MessageId, ServerMessage};
 
 use crate::metrics::SentType;
 use crate::session::{Session, forbidden_reply};
-use crate::streams::{DiskNotice, HistoryNotice, HistoryRead};
+use crate::streams::{HistoryNotice, HistoryRead, StoreNotice};
 use crate::worker::NodeWorker;
 
 /// Number of requested messages that count as one more message of the client.
 const LIMIT_PER_MESSAGE: usize = 100;
 
 /// Replies with kept messages of a topic. A topic without history has none. If only the store has
-/// the messages, the reply comes when they are read, so it can come after later replies.
+/// the messages, the connection waits until they are read.
 pub(crate) fn history(
     session: &mut Session,
     id: Option<MessageId<'_>>,
@@ -41,12 +41,27 @@ pub(crate) fn history(
             let (hub, index) = (Arc::clone(&worker.hub), worker.index);
             let (connection, topic) = (session.connection_id, Arc::clone(&page.request.topic));
             let id = id.map(|id| id.as_json().into());
-            return worker.hub.streams.read_stored(page, move |page| {
+            worker.hub.streams.read_stored(page, move |page| {
                 if let Some(disk) = &hub.streams.disk {
                     let notice = HistoryNotice { connection, id, topic, page };
-                    disk.notify(index, DiskNotice::History(Box::new(notice)));
+                    disk.notify(index, StoreNotice::History(Box::new(notice)));
                 }
             });
+            return cx.park();
+        }
+        HistoryRead::InCluster(page) => {
+            let (hub, index) = (Arc::clone(&worker.hub), worker.index);
+            let (connection, topic) = (session.connection_id, Arc::from(page.topic.as_str()));
+            let id = id.map(|id| id.as_json().into());
+            let Some(store) = &worker.hub.streams.cluster else { return };
+            let done = move |page| {
+                if let Some(store) = &hub.streams.cluster {
+                    let notice = HistoryNotice { connection, id, topic, page };
+                    store.notify(index, StoreNotice::History(Box::new(notice)));
+                }
+            };
+            store.read_page(page, Box::new(done));
+            return cx.park();
         }
     };
     let messages = page.messages();

@@ -13,5 +13,5 @@ pub(crate) use echo::echo;
 pub(crate) use history::history;
 pub(crate) use ping::ping;
 pub(crate) use publish::{Publish, publish};
-pub(crate) use subscribe::{subscribe, subscribe_list};
+pub(crate) use subscribe::{check_subscribe, start, start_each, subscribe, subscribe_error, subscribe_list};
 pub(crate) use unsubscribe::unsubscribe;

@@ -9,7 +9,7 @@ use crate::metrics::SentType;
 use crate::session::{Session, forbidden_reply};
 use crate::streams::{Once, PublishRefusal};
 use crate::trace::MessageSpan;
-use crate::worker::{NodeWorker, StoredReply};
+use crate::worker::{AppendReply, NodeWorker, StoredReply};
 
 /// Cost of a pattern-matching step, for [`Context::charge`]. Lets other clients of the worker go
 /// first if matching a topic takes long.
@@ -24,8 +24,9 @@ pub(crate) struct Publish<'a> {
     pub(crate) once: Option<&'a str>,
 }
 
-/// Delivers a message to all subscribers of a topic. Replies only if the message has an `id`, and if
-/// the topic's rule has `ack=disk`, when the message is on the disk.
+/// Delivers a message to all subscribers of a topic. Replies only if the message has an `id`. If the
+/// topic's rule has `ack=disk`, or the cluster keeps the topic's history, the reply comes when the
+/// message is stored.
 pub(crate) fn publish(
     session: &mut Session,
     id: Option<MessageId<'_>>,
@@ -48,6 +49,7 @@ pub(crate) fn publish(
         is_excluded: publish.exclude_self,
         shard: &mut worker.shard,
         once,
+        wants_reply: id.is_some(),
     };
     let active_span = span.as_ref().map(|span| &span.span);
     let published = worker.hub.publish(publish.topic, publish.message, Some(publisher), now, active_span);
@@ -85,6 +87,16 @@ pub(crate) fn publish(
                 position: outcome.position,
                 since: now,
             });
+        }
+        if let Some(number) = outcome.append {
+            let reply = AppendReply {
+                connection: session.connection_id,
+                id: message_id.as_json().into(),
+                topic: publish.topic.as_str().into(),
+                subscribers,
+                since: now,
+            };
+            return worker.reply_when_appended(number, reply);
         }
         let reply = ServerMessage::Published {
             id,

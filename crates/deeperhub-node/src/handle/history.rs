@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
+use deeperhub_cluster::Appended;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{EncodedDelivery, HistoryRequest};
-use deeperhub_protocol::{Position, Topic};
+use deeperhub_protocol::{Epoch, Position, Topic};
 use tokio::sync::oneshot;
 
 use super::NodeHandle;
+use crate::hub::Hub;
+use crate::mirrors;
 use crate::streams::{HistoryRead, Ticket, TopicHistory};
 use crate::types::{Delivered, StoreUnavailable};
 
@@ -84,6 +87,15 @@ impl NodeHandle {
                 let Ok(Ok(Ok(page))) = page else { return Err(StoreUnavailable) };
                 page
             }
+            HistoryRead::InCluster(page) => {
+                let (sender, receiver) = oneshot::channel();
+                if let Some(store) = &streams.cluster {
+                    store.read_page(page, Box::new(move |page| drop(sender.send(page))));
+                }
+                let page = tokio::time::timeout(self.hub.config.answer_timeout, receiver).await;
+                let Ok(Ok(Ok(page))) = page else { return Err(StoreUnavailable) };
+                page
+            }
         };
         Ok(History {
             position: page.position,
@@ -99,6 +111,27 @@ impl NodeHandle {
         self.hub.streams.topic_history(&self.hub.router, topic)
     }
 
+    /// Returns the state of a topic's history like [`topic_history`](Self::topic_history). In a
+    /// cluster, asks the store if no client of this node follows the topic.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the cluster's store does not answer.
+    pub async fn read_topic_history(
+        &self,
+        topic: &Topic<'_>,
+    ) -> Result<Option<TopicHistory>, StoreUnavailable> {
+        let Hub { streams, router, config, .. } = &*self.hub;
+        match &streams.cluster {
+            Some(store) if streams.is_unread(router, topic) => {
+                let read = mirrors::topic_history(&self.hub, store, topic);
+                let read = tokio::time::timeout(config.answer_timeout, read).await;
+                read.ok().and_then(Result::ok).ok_or(StoreUnavailable)
+            }
+            _ => Ok(self.topic_history(topic)),
+        }
+    }
+
     /// Empties the history of a topic. The topic's stream continues with a new epoch, and its
     /// subscribers are told so. With a store, the call waits until the disk has forgotten the
     /// messages, too.
@@ -109,6 +142,11 @@ impl NodeHandle {
     /// messages may come back at the next start.
     pub async fn clear_history(&self, topic: &Topic<'_>) -> Result<(), StoreUnavailable> {
         let streams = &self.hub.streams;
+        if let Some(store) = &streams.cluster {
+            let clear = mirrors::clear(&self.hub, store, topic);
+            let cleared = tokio::time::timeout(self.hub.config.answer_timeout, clear).await;
+            return if cleared == Ok(true) { Ok(()) } else { Err(StoreUnavailable) };
+        }
         streams.clear(&self.hub.router, topic).map_err(|_| StoreUnavailable)?;
         self.hub.watchers.wake(topic.as_str());
         match &streams.disk {
@@ -117,23 +155,31 @@ impl NodeHandle {
         }
     }
 
-    /// Waits until a published message is on the disk for good, if its topic's rule has `ack=disk`.
-    /// Returns at once for other messages.
+    /// Waits until a published message is stored: on the disk for good, if its topic's rule has
+    /// `ack=disk`, or in the cluster's store. Returns at once for other messages. Returns the result
+    /// of the publish with the message's position.
     ///
     /// # Errors
     ///
-    /// Returns an error if the disk does not take the message within
-    /// [`answer_timeout`](crate::Config::answer_timeout). Subscribers have got it, and it may reach
-    /// the disk later.
-    pub async fn stored(&self, delivered: &Delivered) -> Result<(), StoreUnavailable> {
+    /// Returns an error if the store does not take the message within
+    /// [`answer_timeout`](crate::Config::answer_timeout). It may be stored later. With a disk,
+    /// subscribers have got it.
+    pub async fn stored(&self, delivered: &Delivered) -> Result<Delivered, StoreUnavailable> {
+        if let (Some(number), Some(store)) = (delivered.append, &self.hub.streams.cluster) {
+            let outcome = store.wait(number, self.hub.config.answer_timeout).await;
+            let Some(Ok(Appended { position, time, .. })) = outcome else { return Err(StoreUnavailable) };
+            let position =
+                Position { epoch: Epoch::from_bits(position.epoch), offset: position.offset, time };
+            return Ok(Delivered { position: Some(position), append: None, ..*delivered });
+        }
         match delivered.ticket {
             Some(ticket) => {
                 let since = Instant::now();
                 self.wait_stored(ticket).await?;
                 self.hub.streams.disk.iter().for_each(|disk| disk.record_stored(since.elapsed()));
-                Ok(())
+                Ok(*delivered)
             }
-            None => Ok(()),
+            None => Ok(*delivered),
         }
     }
 

@@ -66,7 +66,8 @@ impl NodeHandle {
     }
 
     /// Publishes a message to the subscribers of a topic on all nodes. Never waits: if the topic's
-    /// rule has `ack=disk`, [`stored`](Self::stored) waits until the message is on the disk.
+    /// rule has `ack=disk`, or the cluster keeps its history, [`stored`](Self::stored) waits until
+    /// the message is stored.
     ///
     /// # Errors
     ///
@@ -107,8 +108,8 @@ impl NodeHandle {
             span.offset = published.position.map(|position| position.offset);
             tracer.record(|| span.end_publish(topic.as_str(), message.as_str().len()));
         }
-        let PublishOutcome { subscribers: count, cluster, position, ticket, .. } = published;
-        Ok(Delivered { count, cluster, position, ticket })
+        let PublishOutcome { subscribers: count, cluster, position, ticket, append, .. } = published;
+        Ok(Delivered { count, cluster, position, ticket, append })
     }
 
     /// Publishes to the other nodes only. Completes a publish that returned a fault in
@@ -169,10 +170,11 @@ impl NodeHandle {
     }
 
     /// Replaces the limits. Workers apply them in their next round, within a second, to open
-    /// connections too. Topics that no rule keeps any more lose their history. In a cluster, rules
-    /// that keep messages have no effect.
+    /// connections too. Topics that no rule keeps any more lose their history. In a cluster whose
+    /// broker cannot keep streams, rules that keep messages have no effect.
     pub fn set_limits(&self, mut limits: Limits) {
-        if self.hub.config.cluster.is_some() && limits.history.rules.keep_history() {
+        let cannot_keep = self.hub.broker.as_ref().is_some_and(|broker| !broker.keeps_streams());
+        if cannot_keep && limits.history.rules.keep_history() {
             limits.history.rules = Rules::default();
         }
         self.listener.set_limits(limits.listener.clone());

@@ -217,7 +217,13 @@ impl NodeHandle {
             // The client is on this node.
             Err(()) => None,
         };
-        Ok(Delivered { count: reached?.ok_or(ClientNotFound)?, cluster, position: None, ticket: None })
+        Ok(Delivered {
+            count: reached?.ok_or(ClientNotFound)?,
+            cluster,
+            position: None,
+            ticket: None,
+            append: None,
+        })
     }
 
     /// Executes an operation on a user or on all clients, which fails only with a timeout.
@@ -244,7 +250,7 @@ impl NodeHandle {
         match broker.request(node, query::QUERY_TIMEOUT, make_message).await {
             Ok(reply) => {
                 let count = query::parse_operation_reply(&reply).ok_or(ClientNotFound)?;
-                Ok(Delivered { count, cluster: None, position: None, ticket: None })
+                Ok(Delivered { count, cluster: None, position: None, ticket: None, append: None })
             }
             Err(RequestError::NotSent(EnqueueError::TooLarge)) => Err(SendError::TooLarge),
             Err(RequestError::NotSent(_)) => Err(SendError::ClusterUnavailable),

@@ -13,8 +13,10 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::NodeHandle;
 use super::history::KeptMessage;
 use crate::hub::Hub;
+use crate::mirrors::WatchGuard;
 use crate::phase::Phase;
 use crate::streams::{CurrentStream, NoStream, ReadRequest, Remains};
+use crate::types::StoreUnavailable;
 
 /// Messages that a subscriber reads at a time.
 const MESSAGES_PER_READ: usize = 64;
@@ -56,6 +58,9 @@ pub enum SubscribeError {
     /// The node has as many of these subscribers as it may have.
     #[error("too many subscribers in this process: raise `max_local_subscribers`")]
     TooManySubscribers,
+    /// The cluster's store cannot be read now.
+    #[error(transparent)]
+    Unavailable(#[from] StoreUnavailable),
 }
 
 /// An event of a [`Subscriber`].
@@ -76,7 +81,7 @@ pub enum StreamEvent {
 /// # async fn example(hub: deeperhub_node::NodeHandle) -> Result<(), Box<dyn std::error::Error>> {
 /// use deeperhub_node::{StreamEvent, SubscribeFrom};
 ///
-/// let mut prices = hub.subscribe("prices.eur", SubscribeFrom::Last(10))?;
+/// let mut prices = hub.subscribe("prices.eur", SubscribeFrom::Last(10)).await?;
 /// while let Some(event) = prices.next().await {
 ///     match event {
 ///         StreamEvent::Message(message) => println!("{}", message.message()),
@@ -99,25 +104,40 @@ pub struct Subscriber {
     events: VecDeque<StreamEvent>,
     /// Offset before which the store has nothing, although it should.
     lost_before: Option<u64>,
+    /// Interest of this node in the topic, if the cluster keeps the stream.
+    _watch: Option<WatchGuard>,
 }
 
 impl NodeHandle {
-    /// Subscribes to a topic with history in this process.
+    /// Subscribes to a topic with history in this process. In a cluster, waits until the store was
+    /// read if no client of this node follows the topic.
     ///
     /// # Errors
     ///
-    /// Returns [`SubscribeError`] if the topic is invalid, or if it has no history.
-    pub fn subscribe(&self, topic: &str, from: SubscribeFrom) -> Result<Subscriber, SubscribeError> {
+    /// Returns [`SubscribeError`] if the topic is invalid, if it has no history, or if the cluster's
+    /// store cannot be read.
+    pub async fn subscribe(&self, topic: &str, from: SubscribeFrom) -> Result<Subscriber, SubscribeError> {
         let parsed = Topic::parse(topic.to_owned())
             .map_err(|source| SubscribeError::Topic { topic: topic.to_owned(), source })?;
         let (streams, router) = (&self.hub.streams, &self.hub.router);
         let (budget, rule) = streams.rule(&parsed).ok_or(SubscribeError::NoHistory)?;
         let now = streams.clock.seconds(Instant::now());
+        let position = match &from {
+            SubscribeFrom::After(position) => Some((position.epoch, position.offset)),
+            SubscribeFrom::Newest | SubscribeFrom::Last(_) => None,
+        };
+        let watch = WatchGuard::watch(&self.hub, &parsed)?;
+        if let Some(watch) = &watch {
+            watch.wait_until_ready(position).await;
+        }
         let mut has_made_room = false;
         let start = loop {
             let mut remains = Remains::default();
             let start = router.update_kept(&parsed, |topic, kept, stripe| {
-                stripe.find_or_open(topic, kept, (&*budget, rule), now, &mut remains)?;
+                let id = stripe.find_or_open(topic, kept, (&*budget, rule), now, &mut remains)?;
+                if !stripe.is_ready(id, position) {
+                    return Err(NoStream::Cold);
+                }
                 let current = stripe.current(kept, now, &mut remains).ok_or(NoStream::NoRule)?;
                 let CurrentStream { stream, oldest, .. } = current;
                 let (epoch, newest) = (stream.epoch(), stream.newest());
@@ -139,13 +159,10 @@ impl NodeHandle {
             streams.finish(router, remains, now);
             match start {
                 Ok(start) => break start,
-                Err(NoStream::NoRule) => return Err(SubscribeError::NoHistory),
-                Err(NoStream::TooMany(rule)) => {
-                    if has_made_room || !streams.make_room(router, rule) {
-                        return Err(SubscribeError::TooManyTopics);
-                    }
+                Err(NoStream::TooMany(rule)) if !has_made_room && streams.make_room(router, rule) => {
                     has_made_room = true;
                 }
+                Err(no_stream) => return Err(no_stream.into()),
             }
         };
         let max = self.hub.limits.load().history.max_local_subscribers;
@@ -160,7 +177,18 @@ impl NodeHandle {
             phase: self.hub.phase.subscribe(),
             events: VecDeque::new(),
             lost_before: None,
+            _watch: watch,
         })
+    }
+}
+
+impl From<NoStream> for SubscribeError {
+    fn from(no_stream: NoStream) -> Self {
+        match no_stream {
+            NoStream::NoRule => Self::NoHistory,
+            NoStream::TooMany(_) => Self::TooManyTopics,
+            NoStream::Cold => Self::Unavailable(StoreUnavailable),
+        }
     }
 }
 

@@ -74,6 +74,9 @@ impl Hub {
             let fault = self.broker_fault().map(UnreadyReason::for_cluster);
             health.reasons.extend(fault.or_else(|| self.canary.cluster_unready_reason()));
         }
+        if needs_cluster && self.streams.cluster.as_ref().is_some_and(|store| !store.is_checked()) {
+            health.reasons.push(UnreadyReason::for_unchecked_streams());
+        }
         if let Some(fault) = self.streams.disk.as_ref().and_then(|disk| disk.fault()) {
             health.reasons.push(UnreadyReason::for_history(&fault));
         }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use deeperhub_cluster::{EnqueueError, Message};
+use deeperhub_cluster::{AppendNumber, EnqueueError, Message};
 use deeperhub_listener::Multicast;
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, StreamMessage, TraceContext};
 use deeperhub_protocol::{ClientId, Position, RawJson, Topic};
@@ -13,7 +13,9 @@ use deeperhub_router::Published;
 use super::Hub;
 use crate::connection_id::ConnectionId;
 use crate::delivery::Delivery;
-use crate::streams::{Appended, HubPublisher, HubShard, Once, PublishRefusal, StreamPublish, Ticket};
+use crate::streams::{
+    Appended, ClusterPublish, HubPublisher, HubShard, Once, PublishRefusal, Requester, StreamPublish, Ticket,
+};
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
 
@@ -29,6 +31,8 @@ pub(crate) struct Publisher<'a> {
     pub(crate) shard: &'a mut HubShard,
     /// Identity of a publish that the client may repeat.
     pub(crate) once: Option<Once<'a>>,
+    /// `true` if the client is to be told the outcome.
+    pub(crate) wants_reply: bool,
 }
 
 /// Message that is published to a topic.
@@ -43,6 +47,23 @@ struct Publication<'a> {
     /// Span of the publish, if it is sampled.
     span: Option<&'a ActiveSpan>,
     once: Option<Once<'a>>,
+    /// Connection of the publisher, if it is excluded from its own message.
+    excluded: Option<ConnectionId>,
+    /// Source number of the publisher.
+    source: Option<u64>,
+    /// Where the outcome of an append to the cluster's store goes.
+    requester: Requester,
+}
+
+/// Where a published message went.
+#[derive(Debug, Clone, Copy)]
+enum Kept {
+    /// To the subscribers. The topic has no history.
+    Nowhere,
+    /// To the subscribers, and into this node's stream of the topic.
+    Here(Appended),
+    /// To the cluster's store, and to nobody yet.
+    InCluster(AppendNumber),
 }
 
 /// Route of a message to the workers. It decides when they are woken.
@@ -72,6 +93,9 @@ pub(crate) struct PublishOutcome {
     pub(crate) position: Option<Position>,
     /// Place of the message on its way to the disk, if its publisher is answered when it is there.
     pub(crate) ticket: Option<Ticket>,
+    /// Number of the append to the cluster's store, if the message is on its way there. It was
+    /// delivered to nobody yet.
+    pub(crate) append: Option<AppendNumber>,
 }
 
 impl Hub {
@@ -102,21 +126,50 @@ impl Hub {
             .map(|publisher| publisher.connection_id);
         let source = publisher.as_ref().map(|publisher| publisher.connection_id.publisher_source());
         let once = publisher.as_ref().and_then(|publisher| publisher.once);
-        let shard = publisher.map(|publisher| publisher.shard);
-        let publication = Publication { topic, message, from, trace: &trace, published_at, span, once };
-        let (published, appended) = self.deliver(&publication, excluded, source, shard)?;
-        let cluster = match self.broker {
-            Some(_) => self.publish_to_other_nodes(topic, message, from, trace.borrow()),
-            None => None,
+        let requester = match &publisher {
+            Some(publisher) if publisher.wants_reply => Requester::Worker(publisher.connection_id.worker),
+            Some(_) => Requester::Nobody,
+            None => Requester::Handle,
         };
-        Ok(PublishOutcome {
+        let shard = publisher.map(|publisher| publisher.shard);
+        let trace = &trace;
+        let publication = Publication {
+            topic,
+            message,
+            from,
+            trace,
+            published_at,
+            span,
+            once,
+            excluded,
+            source,
+            requester,
+        };
+        let (published, kept) = self.deliver(&publication, shard)?;
+        let mut outcome = PublishOutcome {
             subscribers: published.subscribers,
             is_congested: published.congested,
             matching_steps: published.steps,
-            cluster,
-            position: appended.map(|appended| appended.position),
-            ticket: appended.and_then(|appended| appended.ticket),
-        })
+            cluster: None,
+            position: None,
+            ticket: None,
+            append: None,
+        };
+        match kept {
+            // The cluster's store tells the other nodes.
+            Kept::InCluster(number) => {
+                outcome.append = Some(number).filter(|_| requester != Requester::Nobody);
+                return Ok(outcome);
+            }
+            Kept::Here(Appended { position, ticket }) => {
+                (outcome.position, outcome.ticket) = (Some(position), ticket);
+            }
+            Kept::Nowhere => {}
+        }
+        if self.broker.is_some() {
+            outcome.cluster = self.publish_to_other_nodes(topic, message, from, trace.borrow());
+        }
+        Ok(outcome)
     }
 
     /// Delivers a publish of another node. `trace` is the trace context that it carries.
@@ -130,24 +183,49 @@ impl Hub {
         source: Option<u64>,
         trace: &TraceContext<'_>,
     ) {
-        let publication =
-            Publication { topic, message, from, trace, published_at: Instant::now(), span: None, once: None };
-        let published = self.deliver_live(&publication, None, source, Route::Burst(publisher));
+        let publication = Publication {
+            topic,
+            message,
+            from,
+            trace,
+            published_at: Instant::now(),
+            span: None,
+            once: None,
+            excluded: None,
+            source,
+            requester: Requester::Nobody,
+        };
+        let published = self.deliver_live(&publication, Route::Burst(publisher));
         self.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
     }
 
     /// Delivers a message to the subscribers on this node. If the topic has history, appends the
-    /// message to its stream and returns its position.
+    /// message to its stream first. In a cluster, the store appends it, and sends it to this node.
     #[inline]
     fn deliver(
         &self,
         publication: &Publication<'_>,
-        excluded: Option<ConnectionId>,
-        source: Option<u64>,
         mut shard: Option<&mut HubShard>,
-    ) -> Result<(Published, Option<Appended>), PublishRefusal> {
+    ) -> Result<(Published, Kept), PublishRefusal> {
         if let Some((budget, rule)) = self.streams.rule(publication.topic) {
-            let Publication { topic, message, from, trace, published_at, span, once } = *publication;
+            let Publication {
+                topic, message, from, trace, published_at, span, once, excluded, source, ..
+            } = *publication;
+            if let Some(store) = &self.streams.cluster {
+                let publish = ClusterPublish {
+                    topic,
+                    message,
+                    from,
+                    excludes_publisher: excluded.is_some(),
+                    trace,
+                    once,
+                    requester: publication.requester,
+                };
+                let queued = store.publish(&self.router, &publish, (&budget, rule))?;
+                let congested = self.router.is_congested();
+                let published = Published { subscribers: queued.subscribers, congested, steps: 0 };
+                return Ok((published, Kept::InCluster(queued.number)));
+            }
             let message = StreamMessage {
                 topic: topic.as_str(),
                 message,
@@ -170,25 +248,19 @@ impl Hub {
             let published = self.streams.publish(&self.router, shard.as_deref_mut(), &publish, rule)?;
             if let Some((published, appended)) = published {
                 self.watchers.wake(topic.as_str());
-                return Ok((published, Some(appended)));
+                return Ok((published, Kept::Here(appended)));
             }
         }
         let route = shard.map_or(Route::Immediate, Route::Worker);
-        Ok((self.deliver_live(publication, excluded, source, route), None))
+        Ok((self.deliver_live(publication, route), Kept::Nowhere))
     }
 
     /// Encodes a message once and pushes it to every worker with a subscriber.
     ///
-    /// The connection `excluded` does not get the message. `source` is the publisher's source
-    /// number.
-    fn deliver_live(
-        &self,
-        publication: &Publication<'_>,
-        excluded: Option<ConnectionId>,
-        source: Option<u64>,
-        route: Route<'_>,
-    ) -> Published {
-        let Publication { topic, message, from, trace, published_at, span, .. } = *publication;
+    /// A publisher that is excluded does not get the message.
+    fn deliver_live(&self, publication: &Publication<'_>, route: Route<'_>) -> Published {
+        let Publication { topic, message, from, trace, published_at, span, excluded, source, .. } =
+            *publication;
         let frame = ServerMessage::Message {
             topic: topic.as_str(),
             message,

@@ -1,6 +1,6 @@
 //! Messages and gaps on the way from a stream to a connection.
 
-use deeperhub_history::Gap;
+use deeperhub_history::{Cursor, Gap};
 use deeperhub_protocol::frame::KeptFrame;
 
 /// Messages and gaps of a step. They are collected under the lock and sent after it.
@@ -19,6 +19,11 @@ impl StepItems {
 
 #[derive(Debug)]
 pub(super) enum Item {
-    Message { frame: KeptFrame, prev: Option<u64> },
+    Message {
+        frame: KeptFrame,
+        prev: Option<u64>,
+    },
     Gap(Gap),
+    /// The position that a subscriber has reached without a message.
+    Position(Cursor),
 }

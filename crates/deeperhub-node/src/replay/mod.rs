@@ -31,6 +31,7 @@ use crate::streams::{HubShard, StreamRouter, Streams};
 use items::StepItems;
 pub(crate) use outlet::Outlet;
 use samples::Samples;
+pub(crate) use subscribe::SubscribeStep;
 
 /// Bytes of replayed messages that a worker sends per round. Live deliveries go first, so replays
 /// delay each other and not them.
@@ -224,10 +225,7 @@ impl Replays {
         let Some(replay) = self.find(key, &sequenced.topic) else { return false };
         match replay.phase {
             Phase::Replaying | Phase::Reading { .. } | Phase::Sampled => !planted!(OverlapForgotten),
-            Phase::Resumed(_) => {
-                // Offsets go on when a history is emptied, so they also compare across its epochs.
-                !planted!(ResumedTwice) && sequenced.before.offset() < replay.cursor.offset()
-            }
+            Phase::Resumed(_) => !planted!(ResumedTwice) && sequenced.is_before(&replay.cursor),
             Phase::Detached { rule_changes, .. } => sequenced.rule_changes < rule_changes,
         }
     }

@@ -89,6 +89,12 @@ impl Replays {
         if matches!(end, StepEnd::NoStream) && !has_others {
             self.items.items.extend(lost_rest(place));
         }
+        let (cursor, newest) = place;
+        if matches!(end, StepEnd::Live) && newest > cursor.offset() {
+            // The last messages are the subscriber's own. It may have published them before it
+            // subscribed, so it need not remember their offsets.
+            self.items.push(Item::Position(Cursor::new(cursor.epoch(), newest)));
+        }
         // Several topics of one connection take turns.
         connection.replays.rotate_left(1);
         let sent = self.send_items(key, &topic, streams.clock.unix_ms(now), outlet);
@@ -218,6 +224,10 @@ impl Replays {
                     let position = gap.position(time_ms);
                     Some(ServerMessage::Gap { topic, from, position, reason }.to_frame())
                 }
+                Item::Position(cursor) => {
+                    let position = cursor.position(time_ms);
+                    Some(ServerMessage::Position { topic, position }.to_frame())
+                }
             };
             match (changed, item) {
                 (Some(frame), _) if sends_single_frames => {
@@ -230,7 +240,7 @@ impl Replays {
                 }
                 (Some(frame), _) => buffer.extend_from_slice(frame.as_bytes()),
                 (None, Item::Message { frame, .. }) => buffer.extend_from_slice(frame.as_bytes()),
-                (None, Item::Gap(_)) => {}
+                (None, Item::Gap(_) | Item::Position(_)) => {}
             }
         }
         if !buffer.is_empty() {

@@ -6,7 +6,7 @@ use deeperhub_listener::ConnectionKey;
 
 use super::items::Item;
 use super::{Outlet, Phase, Replay, Replays};
-use crate::streams::{DiskNotice, HubShard, ReadRequest, ReadResult, Streams};
+use crate::streams::{HubShard, ReadRequest, ReadResult, StoreNotice, Streams};
 
 impl Replays {
     /// Starts to read the next messages of a replay on another thread.
@@ -27,7 +27,7 @@ impl Replays {
         replay.phase = Phase::Reading { read, to: request.from.saturating_add(request.limit as u64) - 1 };
         let links = Arc::clone(disk);
         disk.read(request, usize::MAX, move |result| {
-            links.notify(worker, DiskNotice::Replay { key, read, result });
+            links.notify(worker, StoreNotice::Replay { key, read, result });
         });
     }
 

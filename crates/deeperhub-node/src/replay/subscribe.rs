@@ -19,6 +19,15 @@ use crate::streams::{
 /// Result of an attempt to subscribe under the lock of the topic.
 type Attempt = Result<Judged, NoStream>;
 
+/// How far a subscribe has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SubscribeStep {
+    /// The client asks for the subscription.
+    Begin,
+    /// The subscription has begun suspended, until the cluster's store was read.
+    Resume,
+}
+
 /// Judgement of a subscribe.
 struct Judged {
     start: Start,
@@ -41,6 +50,7 @@ impl Replays {
         &mut self,
         key: ConnectionKey,
         request: &SubscribeRequest<'_>,
+        step: SubscribeStep,
         (streams, router, shard): (&Streams, &StreamRouter, &mut HubShard),
         now: Instant,
     ) -> Result<(Subscribed, SubscriptionStart), PublishRefusal> {
@@ -54,7 +64,14 @@ impl Replays {
                 (shard.subscribe(key, subscription), not_recovered(NotRecovered::Pattern))
             }
             Subscription::Topic(topic) => match streams.rule(topic) {
-                Some(rule) => self.follow(key, request, (topic, &rule), (streams, router, shard), now)?,
+                Some(rule) => {
+                    self.follow(key, (request, step), (topic, &rule), (streams, router, shard), now)?
+                }
+                None if step == SubscribeStep::Resume => {
+                    // The rules have changed meanwhile.
+                    shard.resume_at(key, topic, |_, _, _| (DeliveryState::Live, ()));
+                    (Subscribed::New, not_recovered(NotRecovered::NoHistory))
+                }
                 None => (shard.subscribe(key, subscription), not_recovered(NotRecovered::NoHistory)),
             },
         };
@@ -69,7 +86,7 @@ impl Replays {
     fn follow(
         &mut self,
         key: ConnectionKey,
-        request: &SubscribeRequest<'_>,
+        (request, step): (&SubscribeRequest<'_>, SubscribeStep),
         (parsed, rule): (&Topic<'_>, &StreamRule),
         (streams, router, shard): (&Streams, &StreamRouter, &mut HubShard),
         now: Instant,
@@ -77,7 +94,11 @@ impl Replays {
         let time = streams.clock.unix_ms(now);
         let mut has_made_room = false;
         loop {
-            let (subscribed, attempt) = attempt(key, request, (parsed, rule), (streams, router, shard), now);
+            let attempt = attempt(key, (request, step), (parsed, rule), (streams, router, shard), now);
+            let Some((subscribed, attempt)) = attempt else {
+                // The backend has ended the subscription meanwhile.
+                return Err(PublishRefusal::Unavailable);
+            };
             match attempt {
                 Ok(Judged { start, scope, newest, topic, delivery, state }) => {
                     let Start { recovery, cursor, replay } = start;
@@ -106,6 +127,12 @@ impl Replays {
                 Err(NoStream::NoRule) => {
                     let recovery = request.recover.map(|_| Err(NotRecovered::NoHistory));
                     return Ok((subscribed, SubscriptionStart { recovery, ..SubscriptionStart::default() }));
+                }
+                Err(NoStream::Cold) => {
+                    if subscribed == Subscribed::New {
+                        shard.unsubscribe(key, &request.subscription);
+                    }
+                    return Err(PublishRefusal::Unavailable);
                 }
                 Err(NoStream::TooMany(rule)) => {
                     if subscribed == Subscribed::New {
@@ -167,18 +194,23 @@ impl Replays {
     }
 }
 
-/// Subscribes a client, and judges its position in the same critical section of the topic.
+/// Subscribes a client, and judges its position in the same critical section of the topic. Returns
+/// `None` if a subscription that should be resumed has ended.
 fn attempt(
     key: ConnectionKey,
-    request: &SubscribeRequest<'_>,
+    (request, step): (&SubscribeRequest<'_>, SubscribeStep),
     (topic, (budget, rule)): (&Topic<'_>, &StreamRule),
     (streams, router, shard): (&Streams, &StreamRouter, &mut HubShard),
     now: Instant,
-) -> (Subscribed, Attempt) {
+) -> Option<(Subscribed, Attempt)> {
     let now = streams.clock.seconds(now);
     // A pattern of the client that matches already delivers the topic.
+    let own = match step {
+        SubscribeStep::Begin => 0,
+        SubscribeStep::Resume => 1,
+    };
     let scope = match shard.count_matches(key, topic) {
-        0 => SubscriptionScope::Topic,
+        count if count <= own => SubscriptionScope::Topic,
         _ => SubscriptionScope::Overlapping,
     };
     let epoch = request.recover.and_then(|recover| recover.epoch);
@@ -189,11 +221,16 @@ fn attempt(
         time_ms: recover.time,
         partial: recover.partial,
     });
+    let position = request.recover.and_then(|recover| Some((recover.epoch?, recover.offset)));
     let wishes = history::SubscribeRequest { recover, history: request.history };
     let mut remains = Remains::default();
     let judge = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
-        if let Err(no_stream) = stripe.find_or_open(topic, kept, (budget, *rule), now, &mut remains) {
-            return (DeliveryState::Live, Err(no_stream));
+        match stripe.find_or_open(topic, kept, (budget, *rule), now, &mut remains) {
+            Ok(id) if !stripe.is_ready(id, position) => {
+                return (DeliveryState::Suspended, Err(NoStream::Cold));
+            }
+            Ok(_) => {}
+            Err(no_stream) => return (DeliveryState::Live, Err(no_stream)),
         }
         let Some(current) = stripe.current(kept, now, &mut remains) else {
             return (DeliveryState::Live, Err(NoStream::NoRule));
@@ -211,7 +248,10 @@ fn attempt(
         let (newest, topic) = (stream.newest(), Arc::clone(topic.name()));
         (state, Ok(Judged { start, scope, newest, topic, delivery, state }))
     };
-    let (subscribed, judged) = shard.subscribe_at(key, topic, judge);
+    let judged = match step {
+        SubscribeStep::Begin => Some(shard.subscribe_at(key, topic, judge)),
+        SubscribeStep::Resume => shard.resume_at(key, topic, judge).map(|judged| (Subscribed::New, judged)),
+    };
     streams.finish(router, remains, now);
-    (subscribed, judged)
+    judged
 }

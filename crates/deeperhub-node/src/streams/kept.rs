@@ -27,6 +27,8 @@ pub(crate) struct StreamStripe {
     pub(crate) table: StreamTable<KeptFrame, StreamName>,
     clock: Arc<Clock>,
     disk: Option<Arc<Disk>>,
+    /// `true` if the cluster keeps the streams, and these are mirrors.
+    is_mirror: bool,
     /// Number of times that the rules have changed.
     pub(crate) rule_changes: u32,
 }
@@ -72,6 +74,8 @@ pub(crate) enum NoStream {
     NoRule,
     /// The topic's rule has as many streams as it may have.
     TooMany(RuleId),
+    /// The cluster's store was not read yet.
+    Cold,
 }
 
 impl Keep for KeptStream {
@@ -84,7 +88,11 @@ impl Keep for KeptStream {
     fn on_followed(&mut self, is_followed: bool, stripe: &mut StreamStripe) {
         if let Some(id) = self.0 {
             let now = stripe.clock.seconds(stripe.clock.now());
-            stripe.table.set_followed(id, is_followed, now);
+            let is_watched = stripe.has_watchers(id);
+            stripe.table.set_followed(id, is_followed || is_watched, now);
+            if let Some(mirror) = stripe.table.name_mut(id).and_then(|name| name.mirror.as_mut()) {
+                mirror.on_followed(is_followed);
+            }
         }
     }
 }
@@ -123,9 +131,15 @@ pub(crate) struct CurrentStream<'a> {
 }
 
 impl StreamStripe {
-    pub(crate) fn new(budget: Arc<Budget>, clock: Arc<Clock>, disk: Option<Arc<Disk>>) -> Self {
+    pub(crate) fn new(
+        budget: Arc<Budget>,
+        clock: Arc<Clock>,
+        disk: Option<Arc<Disk>>,
+        is_mirror: bool,
+    ) -> Self {
         let table = StreamTable::new(budget);
-        Self { table: if disk.is_some() { table.with_store() } else { table }, clock, disk, rule_changes: 0 }
+        let table = if disk.is_some() { table.with_store() } else { table };
+        Self { table, clock, disk, is_mirror, rule_changes: 0 }
     }
 
     /// Returns the number of the topic's stream, if it has one.
@@ -216,7 +230,8 @@ impl StreamStripe {
             let parsed = Topic::parse(&**topic.name()).ok();
             parsed.and_then(|topic| super::find_rule(self.table.budget(), &topic)).ok_or(NoStream::NoRule)?
         };
-        let name = StreamName { topic: Arc::clone(topic.name()), disk: None };
+        let mirror = self.is_mirror.then(Box::default);
+        let name = StreamName { topic: Arc::clone(topic.name()), disk: None, mirror };
         match self.table.open(rule, name, fastrand::u64(..), now, &mut remains.evicted) {
             Ok(opened) => {
                 remains.removed.extend(opened.replaced);

@@ -5,6 +5,7 @@
 //! rules with their budget, the clock, and the recent publishes with `once`.
 
 mod clock;
+mod cluster_store;
 #[cfg(feature = "disk")]
 mod disk;
 #[cfg(not(feature = "disk"))]
@@ -12,6 +13,7 @@ mod disk;
 #[allow(dead_code, reason = "without a store, nothing is written to it")]
 mod disk;
 mod kept;
+mod links;
 mod publish;
 mod read;
 #[cfg_attr(not(feature = "disk"), allow(dead_code, reason = "without a store, nothing is read from it"))]
@@ -36,6 +38,10 @@ use crate::metrics::{EvictionLabel, HistoryMetrics};
 use crate::planted::planted;
 
 pub(crate) use clock::Clock;
+pub(crate) use cluster_store::{
+    AppendOutcome, ClusterPublish, ClusterStore, LiveEffect, PageRequest, ReaderRequest, Readiness,
+    Requester, TopCheck, Waiter,
+};
 pub(crate) use disk::Disk;
 #[cfg(feature = "disk")]
 pub(crate) use disk::Found;
@@ -43,10 +49,10 @@ pub(crate) use kept::{CurrentStream, KeptStream, NoStream, Remains, StreamStripe
 pub(crate) use publish::{Appended, Once, PublishRefusal, StreamPublish};
 pub(crate) use read::HistoryRead;
 pub use read::TopicHistory;
-#[cfg(feature = "disk")]
-pub(crate) use stored::ReadFailed;
 use stored::StreamName;
-pub(crate) use stored::{DiskNotice, HistoryNotice, ReadRequest, ReadResult, StoreState, Ticket};
+pub(crate) use stored::{
+    HistoryNotice, HistoryPage, ReadFailed, ReadRequest, ReadResult, StoreNotice, StoreState, Ticket,
+};
 
 /// Messages and streams that a sweep handles under one lock.
 const SWEEP_STEP: usize = 256;
@@ -81,6 +87,8 @@ pub(crate) struct Streams {
     compression_threshold: Option<usize>,
     /// The store that keeps the streams over a restart.
     pub(crate) disk: Option<Arc<Disk>>,
+    /// The store that keeps the streams of a cluster. There is never a disk beside it.
+    pub(crate) cluster: Option<Arc<ClusterStore>>,
     pub(crate) metrics: HistoryMetrics,
 }
 
@@ -91,6 +99,7 @@ impl Streams {
         clock: Arc<Clock>,
         compression_threshold: Option<usize>,
         disk: Option<Arc<Disk>>,
+        cluster: Option<Arc<ClusterStore>>,
         metrics: HistoryMetrics,
     ) -> Self {
         let seeds = [fastrand::u64(..), fastrand::u64(..)];
@@ -102,13 +111,15 @@ impl Streams {
             settling: AtomicUsize::new(0),
             compression_threshold,
             disk,
+            cluster,
             metrics,
         }
     }
 
     /// Returns the value of a new stripe.
     pub(crate) fn stripe(&self) -> StreamStripe {
-        StreamStripe::new(self.budget.load_full(), Arc::clone(&self.clock), self.disk.clone())
+        let is_mirror = self.cluster.is_some();
+        StreamStripe::new(self.budget.load_full(), Arc::clone(&self.clock), self.disk.clone(), is_mirror)
     }
 
     /// Returns the optional features that the rules need.
@@ -129,6 +140,9 @@ impl Streams {
     /// Replaces rules and limits. Streams that no rule keeps any more are removed.
     pub(crate) fn set_limits(&self, router: &StreamRouter, limits: &HistoryLimits) {
         self.once.lock().unwrap_or_else(PoisonError::into_inner).set_limits(limits.once);
+        if let Some(store) = &self.cluster {
+            store.set_forget(limits.budget.forget);
+        }
         let new = Arc::new(budget(limits));
         for stripe in router.stripes() {
             let mut remains = Remains::default();
@@ -301,6 +315,9 @@ impl Streams {
         self.metrics.register(registry)?;
         if let Some(disk) = &self.disk {
             disk.register(registry)?;
+        }
+        if let Some(store) = &self.cluster {
+            store.register(registry)?;
         }
         let budget = Arc::clone(&self.budget);
         registry.register_gauge_fn(

@@ -7,7 +7,7 @@ use deeperhub_metrics::{RegisterError, Registry};
 use deeperhub_protocol::Epoch;
 use tokio::sync::mpsc;
 
-use super::stored::{DiskNotice, DiskStream, ReadRequest, ReadResult, StoreRefused, StoreState, Ticket};
+use super::stored::{DiskStream, ReadRequest, ReadResult, StoreNotice, StoreRefused, StoreState, Ticket};
 
 /// A message as it is stored.
 #[derive(Debug, Clone, Copy)]
@@ -47,8 +47,8 @@ never! {
     fn state(ticket: Ticket) -> StoreState;
     fn record_stored(time: Duration);
     fn fault() -> Option<Arc<str>>;
-    fn attach(worker: u16) -> mpsc::UnboundedReceiver<DiskNotice>;
-    fn notify(worker: u16, notice: DiskNotice);
+    fn attach(worker: u16) -> mpsc::UnboundedReceiver<StoreNotice>;
+    fn notify(worker: u16, notice: StoreNotice);
     fn notify_of_progress(worker: u16);
     fn read(request: ReadRequest, max_queued: usize, done: impl FnOnce(ReadResult) + Send + 'static);
     fn complete_since_ms() -> u64;

@@ -81,7 +81,7 @@ impl PublishRefusal {
     pub(crate) const fn text(self) -> &'static str {
         match self {
             Self::TooManyTopics => "too many topics with history are in use; try again later",
-            Self::Unavailable => "the history store takes no messages now; try again later",
+            Self::Unavailable => "the history store is unavailable now; try again later",
         }
     }
 
@@ -133,6 +133,7 @@ impl Streams {
                 }
                 Attempt::Refused => return Err(PublishRefusal::Unavailable),
                 Attempt::NoStream(NoStream::NoRule) => return Ok(None),
+                Attempt::NoStream(NoStream::Cold) => return Err(PublishRefusal::Unavailable),
                 Attempt::NoStream(NoStream::TooMany(rule)) => {
                     if has_made_room || !self.make_room(router, rule) {
                         return Err(PublishRefusal::TooManyTopics);
@@ -212,7 +213,8 @@ impl Streams {
                 topic: Arc::clone(topic.name()),
                 before: Cursor::new(epoch, offset - 1),
                 may_suspend: policy.is_some_and(|policy| policy.delivery() != DeliveryPolicy::Close),
-                is_gap: false,
+                gap: None,
+                is_mirrored: false,
                 rule_changes: stripe.rule_changes,
             };
             let bytes = frame.len();
@@ -245,7 +247,7 @@ impl Streams {
 
     /// Returns the bytes that a kept frame is charged: its length, and half of it for its compressed
     /// form if clients may compress.
-    pub(super) fn charge(&self, len: usize) -> usize {
+    pub(crate) fn charge(&self, len: usize) -> usize {
         match self.compression_threshold {
             Some(threshold) if len >= threshold => len + len / 2,
             _ => len,
@@ -312,7 +314,8 @@ impl Streams {
                     topic: Arc::clone(&name),
                     before,
                     may_suspend: true,
-                    is_gap: true,
+                    gap: Some(GapReason::Epoch),
+                    is_mirrored: false,
                     rule_changes,
                 }),
             };

@@ -13,7 +13,7 @@ use super::kept::CurrentStream;
 #[cfg(feature = "disk")]
 use super::stored::ReadResult;
 use super::stored::{HistoryPage, ReadFailed, ReadRequest, StoredPage};
-use super::{StreamRouter, Streams};
+use super::{PageRequest, StreamRouter, Streams};
 
 /// Result of a read.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub(crate) enum HistoryRead {
     Page(HistoryPage),
     /// The messages are not in memory. They are read on another thread.
     Stored(StoredPage),
+    /// Only the cluster's store has the messages.
+    InCluster(PageRequest),
 }
 
 /// State of a topic's history.
@@ -50,6 +52,9 @@ impl Streams {
         request: &HistoryRequest<'_>,
         max_bytes: usize,
     ) -> HistoryRead {
+        if self.is_unread(router, &request.topic) {
+            return HistoryRead::InCluster(PageRequest::new(request, max_bytes));
+        }
         let at = self.clock.now();
         let (now, time) = (self.clock.seconds(at), self.clock.unix_ms(at));
         let read = self.with_stream(router, &request.topic, now, |current| {
@@ -98,8 +103,21 @@ impl Streams {
         done(Err(ReadFailed));
     }
 
+    /// Returns `true` if the cluster keeps the stream of a topic, and this node has no mirror of it
+    /// that could answer.
+    pub(crate) fn is_unread(&self, router: &StreamRouter, topic: &Topic<'_>) -> bool {
+        self.cluster.is_some()
+            && self.rule(topic).is_some()
+            && !router.update_kept(topic, |_, kept, stripe| {
+                stripe.find(kept).is_some_and(|id| stripe.is_ready(id, None))
+            })
+    }
+
     /// Returns the state of a topic's history, or `None` if it has none.
     pub(crate) fn topic_history(&self, router: &StreamRouter, topic: &Topic<'_>) -> Option<TopicHistory> {
+        if self.is_unread(router, topic) {
+            return None;
+        }
         let now = self.clock.seconds(self.clock.now());
         self.with_stream(router, topic, now, |&CurrentStream { stream, oldest, .. }| TopicHistory {
             epoch: stream.epoch(),

@@ -1,12 +1,14 @@
-//! Values that go to and from the disk store, with and without the feature `disk`.
+//! Values that go to and from the store, with and without the feature `disk`.
 
 use std::sync::Arc;
 
+use deeperhub_cluster::AppendNumber;
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{EncodedDelivery, HistoryOrder};
 use deeperhub_protocol::{Epoch, Position, RawJson};
 
+use super::cluster_store::{AppendOutcome, TopicMirror};
 use crate::connection_id::ConnectionId;
 
 /// Number of a stream in the store.
@@ -28,11 +30,13 @@ pub(crate) enum DiskStream {}
 pub(crate) enum Ticket {}
 
 /// Name of a stream in the table of its stripe.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct StreamName {
     pub(crate) topic: Arc<str>,
     /// The stream on the disk. `None` without a store, or until the store takes it.
     pub(crate) disk: Option<DiskStream>,
+    /// The mirror of the stream, if the cluster keeps it.
+    pub(crate) mirror: Option<Box<TopicMirror>>,
 }
 
 /// Error of a store that takes nothing now, because its queue is full, the disk is full, or it is
@@ -91,13 +95,17 @@ impl HistoryPage {
 
 /// Message of the store to a worker.
 #[derive(Debug)]
-pub(crate) enum DiskNotice {
+pub(crate) enum StoreNotice {
     /// Messages became durable, or the store became unavailable.
     Progress,
     /// Messages of a subscriber that is behind.
     Replay { key: ConnectionKey, read: u64, result: ReadResult },
     /// Messages for a client that asked for them.
     History(Box<HistoryNotice>),
+    /// The cluster's store was read for a topic, or could not be read.
+    TopicRead { topic: Arc<str> },
+    /// The cluster's store has appended a message, or refused it.
+    Appended { number: AppendNumber, outcome: AppendOutcome },
 }
 
 /// Answer to a client that asked for stored messages.

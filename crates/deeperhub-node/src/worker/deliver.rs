@@ -44,7 +44,7 @@ impl NodeWorker {
         connections: &mut Connections<'_, Session>,
     ) -> Poll<()> {
         let Self { shard, metrics, hub, index, fan_out_tracker, replays, refusals, .. } = self;
-        let (mut sent, mut gaps) = (0, 0);
+        let (mut sent, mut gaps) = (0, [0; GapReason::ALL.len()]);
         let now = connections.now();
         let deliver_to_one = |key, delivery: &Delivery| {
             if let Some(publisher) = delivery.excluded
@@ -56,7 +56,9 @@ impl NodeWorker {
             }
             if let Some(session) = refusals.deliver(key, delivery, replays, connections) {
                 match &delivery.sequenced {
-                    Some(Sequenced { is_gap: true, .. }) => gaps += 1,
+                    Some(Sequenced { gap: Some(reason), .. }) => {
+                        gaps.iter_mut().skip(reason.index()).take(1).for_each(|count| *count += 1);
+                    }
                     _ => sent += 1,
                 }
                 session.sent += 1;
@@ -96,9 +98,9 @@ impl NodeWorker {
             metrics.suspensions.add(suspended);
         }
         metrics.count_sent(SentType::Message, sent + sent_late);
-        if gaps > 0 {
-            metrics.gaps.add(GapLabel(GapReason::Epoch), gaps);
-            metrics.count_sent(SentType::Gap, gaps);
+        for (reason, count) in GapReason::ALL.iter().zip(gaps).filter(|(_, count)| *count > 0) {
+            metrics.gaps.add(GapLabel(*reason), count);
+            metrics.count_sent(SentType::Gap, count);
         }
         poll
     }

@@ -3,6 +3,7 @@
 mod deliver;
 mod execute;
 mod outlet;
+mod parked;
 pub(crate) mod refusals;
 pub(crate) mod request;
 mod state;
@@ -21,7 +22,7 @@ use crate::session::Session;
 use crate::top::TopWindow;
 use deliver::DeliveryScope;
 pub(crate) use state::NodeWorker;
-pub(crate) use store_link::StoredReply;
+pub(crate) use store_link::{AppendReply, StoredReply};
 
 impl deeperhub_listener::WorkerState<Session> for NodeWorker {
     fn on_written(&mut self, now: Instant) {

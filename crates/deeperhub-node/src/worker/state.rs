@@ -70,7 +70,7 @@ pub(crate) struct NodeWorker {
     pub(super) blocked_request: Option<QueuedRequest>,
     /// Sweep in progress. Requests wait until it is done.
     pub(super) sweep: Option<Sweep>,
-    /// Side of the store on disk; `None` without a store.
+    /// Side of the history store; `None` without a store.
     pub(super) store: Option<Box<StoreLink>>,
     /// Counts per topic and client. `None` while the busiest ones are not tracked.
     pub(crate) top_window: Option<Box<TopWindow>>,
@@ -120,7 +120,7 @@ impl NodeWorker {
             requests: hub.take_request_receiver(worker),
             blocked_request: None,
             sweep: None,
-            store: hub.streams.disk.as_ref().map(|disk| Box::new(StoreLink::new(disk, index))),
+            store: StoreLink::open(&hub.streams, index),
             top_window: None,
             limits: hub.limits.load_full(),
             shared_limits: Cache::new(Arc::clone(&hub.limits)),

@@ -1,13 +1,17 @@
-//! The link from a worker to the store on disk.
+//! The link from a worker to the store of the history.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
+use ahash::RandomState;
+use deeperhub_cluster::AppendNumber;
+use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::Position;
 use tokio::sync::mpsc;
 
 use crate::connection_id::ConnectionId;
-use crate::streams::{Disk, DiskNotice, Ticket};
+use crate::streams::{StoreNotice, Streams, Ticket};
 
 /// A `published` that waits until its message is on the disk.
 #[derive(Debug)]
@@ -22,16 +26,65 @@ pub(crate) struct StoredReply {
     pub(crate) since: Instant,
 }
 
+/// A `published` that waits until the cluster's store has appended its message.
+#[derive(Debug)]
+pub(crate) struct AppendReply {
+    pub(crate) connection: ConnectionId,
+    /// ID of the client's message, as JSON.
+    pub(crate) id: Box<str>,
+    pub(crate) topic: Box<str>,
+    pub(crate) subscribers: u64,
+    pub(crate) since: Instant,
+}
+
 /// A worker's side of the store.
 #[derive(Debug)]
 pub(crate) struct StoreLink {
-    pub(super) notices: mpsc::UnboundedReceiver<DiskNotice>,
+    pub(super) notices: mpsc::UnboundedReceiver<StoreNotice>,
     /// In the order of the publishes.
     pub(super) replies: VecDeque<StoredReply>,
+    pub(super) appends: HashMap<AppendNumber, AppendReply, RandomState>,
+    /// Connections that wait for the store.
+    pub(super) parked: ParkedClients,
 }
 
 impl StoreLink {
-    pub(super) fn new(disk: &Disk, worker: u16) -> Self {
-        Self { notices: disk.attach(worker), replies: VecDeque::new() }
+    /// Connects a worker that starts. Returns `None` without a store.
+    pub(super) fn open(streams: &Streams, worker: u16) -> Option<Box<Self>> {
+        let notices = match (&streams.disk, &streams.cluster) {
+            (Some(disk), _) => disk.attach(worker),
+            (None, Some(cluster)) => cluster.attach(worker),
+            (None, None) => return None,
+        };
+        // Fixed seeds are safe: clients cannot choose the numbers.
+        let appends = HashMap::with_hasher(RandomState::with_seeds(9, 10, 11, 12));
+        Some(Box::new(Self { notices, replies: VecDeque::new(), appends, parked: ParkedClients::default() }))
     }
+}
+
+/// The parked connections of a worker.
+#[derive(Debug, Default)]
+pub(super) struct ParkedClients {
+    pub(super) clients: HashMap<ConnectionKey, ParkedClient, RandomState>,
+    /// Connections that wait for a topic.
+    pub(super) waiting: HashMap<Arc<str>, Vec<ConnectionKey>, RandomState>,
+}
+
+/// A connection whose `subscribe` waits for the store.
+#[derive(Debug)]
+pub(super) struct ParkedClient {
+    pub(super) connection: ConnectionId,
+    /// The client's message.
+    pub(super) text: Box<str>,
+    pub(super) topics: Vec<HeldTopic>,
+    /// Number of topics that have not been read.
+    pub(super) unread: usize,
+}
+
+/// A topic that a parked connection waits for.
+#[derive(Debug)]
+pub(super) struct HeldTopic {
+    pub(super) name: Arc<str>,
+    /// `true` if the message has begun the subscription.
+    pub(super) is_new: bool,
 }

@@ -4,20 +4,25 @@ use std::borrow::Cow;
 use std::task::{self, Poll};
 use std::time::Duration;
 
+use deeperhub_cluster::AppendNumber;
 use deeperhub_events::{EventDetails, EventKind};
 use deeperhub_listener::Connections;
 use deeperhub_protocol::message::{MessageId, ServerMessage};
+use deeperhub_protocol::{Epoch, Position};
 
 use super::NodeWorker;
 use super::outlet::ConnectionOutlet;
-use super::store_link::StoredReply;
+use super::store_link::{AppendReply, StoredReply};
 use crate::connection_id::ConnectionId;
 use crate::metrics::{ErrorLabel, SentType};
 use crate::session::Session;
-use crate::streams::{DiskNotice, HistoryNotice, PublishRefusal, StoreState};
+use crate::streams::{AppendOutcome, HistoryNotice, PublishRefusal, StoreNotice, StoreState};
 
 /// Notices that a worker handles per round.
 const NOTICES_PER_ROUND: usize = 256;
+
+/// Waiting replies for which memory is kept.
+const KEPT_APPENDS: usize = 256;
 
 /// Time after which a publisher is told that the store is unavailable, although the store has not
 /// said so: a disk that hangs reports nothing.
@@ -33,7 +38,45 @@ impl NodeWorker {
         disk.notify_of_progress(self.index);
         if disk.state(ticket) != StoreState::Pending {
             // The store made progress before it knew that this worker waits.
-            disk.notify(self.index, DiskNotice::Progress);
+            disk.notify(self.index, StoreNotice::Progress);
+        }
+    }
+
+    /// Lets a reply wait until the cluster's store has appended its message.
+    pub(crate) fn reply_when_appended(&mut self, number: AppendNumber, reply: AppendReply) {
+        if let Some(link) = &mut self.store {
+            link.appends.insert(number, reply);
+        }
+    }
+
+    /// Answers a publisher whose message the cluster's store has appended or refused.
+    fn answer_append(
+        &mut self,
+        number: AppendNumber,
+        outcome: AppendOutcome,
+        connections: &mut Connections<'_, Session>,
+    ) {
+        let Some(link) = &mut self.store else { return };
+        let Some(reply) = link.appends.remove(&number) else { return };
+        if link.appends.is_empty() {
+            link.appends.shrink_to(KEPT_APPENDS);
+        }
+        let AppendReply { connection, id, topic, subscribers, since } = reply;
+        if let (Ok(_), Some(store)) = (&outcome, &self.hub.streams.cluster) {
+            store.record_appended(connections.now().saturating_duration_since(since));
+        }
+        if Self::find_session(connection, connections).is_none() {
+            return;
+        }
+        let (id, topic) = (MessageId::from_json(&id), &*topic);
+        match outcome {
+            Ok(appended) => {
+                let (epoch, offset) = (appended.position.epoch, appended.position.offset);
+                let position = Some(Position { epoch: Epoch::from_bits(epoch), offset, time: appended.time });
+                let published = ServerMessage::Published { id, topic, subscribers, position, cluster: None };
+                self.send(SentType::Published, connection.key, &published.to_frame(), connections);
+            }
+            Err(_) => self.refuse(id, (connection, topic), connections),
         }
     }
 
@@ -48,13 +91,17 @@ impl NodeWorker {
             let Some(link) = &mut self.store else { return Poll::Pending };
             let Poll::Ready(Some(notice)) = link.notices.poll_recv(cx) else { return Poll::Pending };
             match notice {
-                DiskNotice::Progress => self.answer_stored(connections),
-                DiskNotice::Replay { key, read, result } => {
+                StoreNotice::Progress => self.answer_stored(connections),
+                StoreNotice::Replay { key, read, result } => {
                     let time_ms = self.hub.streams.clock.unix_ms(connections.now());
                     let mut outlet = ConnectionOutlet { connections, hub: &self.hub };
                     self.replays.on_read(key, read, result, time_ms, &mut outlet);
                 }
-                DiskNotice::History(notice) => self.answer_history(*notice, connections),
+                StoreNotice::History(notice) => self.answer_history(*notice, connections),
+                StoreNotice::TopicRead { topic } => self.on_topic_read(&topic, connections),
+                StoreNotice::Appended { number, outcome } => {
+                    self.answer_append(number, outcome, connections);
+                }
             }
         }
         Poll::Ready(())
@@ -121,13 +168,25 @@ impl NodeWorker {
             topic: Some(topic),
             retry_after_ms: Some(refusal.retry_after_ms()),
         };
-        self.metrics.errors.inc(ErrorLabel(refusal.code()));
-        if let Some(session) = Self::find_session(connection, connections) {
-            let client_id = session.client_id.clone();
-            self.publish_event(EventKind::Error, &client_id, || EventDetails::Error {
-                code: Cow::Borrowed(refusal.code().as_str()),
-                message: Cow::Borrowed(refusal.text()),
-            });
+        self.send_error(connection, &error, connections);
+    }
+
+    /// Sends an error to a client whose message was answered later.
+    pub(super) fn send_error(
+        &mut self,
+        connection: ConnectionId,
+        error: &ServerMessage<'_>,
+        connections: &mut Connections<'_, Session>,
+    ) {
+        if let ServerMessage::Error { code, message, .. } = error {
+            self.metrics.errors.inc(ErrorLabel(*code));
+            if let Some(session) = Self::find_session(connection, connections) {
+                let client_id = session.client_id.clone();
+                self.publish_event(EventKind::Error, &client_id, || EventDetails::Error {
+                    code: Cow::Borrowed(code.as_str()),
+                    message: Cow::Owned((*message).to_owned()),
+                });
+            }
         }
         self.send(SentType::Error, connection.key, &error.to_frame(), connections);
     }
@@ -138,6 +197,7 @@ impl NodeWorker {
         if Self::find_session(connection, connections).is_none() {
             return;
         }
+        connections.unpark(connection.key);
         let id = id.as_deref().and_then(MessageId::from_json);
         let Ok(page) = page else { return self.refuse(id, (connection, &topic), connections) };
         let messages = page.messages();

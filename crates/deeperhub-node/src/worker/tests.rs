@@ -51,8 +51,14 @@ fn publish(worker: &mut NodeWorker) {
     worker.on_message();
     let connection_id = ConnectionId { worker: 0, key: 0, serial: 0 };
     let id = connection_id.client_id("n").unwrap();
-    let publisher =
-        Publisher { id: &id, connection_id, is_excluded: false, shard: &mut worker.shard, once: None };
+    let publisher = Publisher {
+        id: &id,
+        connection_id,
+        is_excluded: false,
+        shard: &mut worker.shard,
+        once: None,
+        wants_reply: false,
+    };
     let (topic, message) = (Topic::parse("a").unwrap(), RawJson::parse("1").unwrap());
     let outcome = worker.hub.publish(&topic, message, Some(publisher), Instant::now(), None).unwrap();
     assert_eq!(outcome.subscribers, 1);

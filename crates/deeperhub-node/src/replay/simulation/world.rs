@@ -10,7 +10,7 @@ use deeperhub_protocol::message::{Recover, ServerMessage, SubscribeRequest};
 use deeperhub_protocol::{Epoch, Subscription, Topic};
 use deeperhub_router::{DeliveryFlow, Router, ShardId, Subscribed};
 
-use super::super::Replays;
+use super::super::{Replays, SubscribeStep};
 use super::client::Client;
 use super::log::Look;
 use super::operation::{CLIENTS, Meanwhile, Wish};
@@ -58,7 +58,7 @@ impl World {
         let clock = Arc::new(Clock::new(started));
         clock.simulate(started);
         let metrics = HistoryMetrics::new(&Cells::new(1));
-        let streams = Streams::new(&settings.limits(0), Arc::clone(&clock), None, None, metrics);
+        let streams = Streams::new(&settings.limits(0), Arc::clone(&clock), None, None, None, metrics);
         let mut config = deeperhub_router::Config::default();
         config.hash_seeds = Some([settings.seed, 2, 3, 4]);
         let router = Router::keeping_with(settings.workers, config, |_| streams.stripe());
@@ -124,7 +124,8 @@ impl World {
         let now = self.now();
         let Worker { shard, replays, sockets, .. } = &mut self.workers[worker];
         let parts = (&self.streams, &self.router, shard);
-        let Ok((subscribed, start)) = replays.subscribe(key, &request, parts, now) else {
+        let Ok((subscribed, start)) = replays.subscribe(key, &request, SubscribeStep::Begin, parts, now)
+        else {
             // The attempt can have removed the stream of another topic.
             self.check()?;
             return self.check_is_full(topic);
@@ -158,7 +159,13 @@ impl World {
         let Worker { shard, replays, sockets, .. } = &mut self.workers[worker];
         if is_subscribed {
             let request = SubscribeRequest { subscription, recover: None, history: 0 };
-            let started = replays.subscribe(key, &request, (&self.streams, &self.router, shard), now);
+            let started = replays.subscribe(
+                key,
+                &request,
+                SubscribeStep::Begin,
+                (&self.streams, &self.router, shard),
+                now,
+            );
             assert!(started.is_ok_and(|(_, start)| start.position.is_none()));
         } else {
             replays.unsubscribe(key, &subscription, (&self.router, shard));

@@ -5,7 +5,6 @@
 //! offset, before the offset is used. If the store takes nothing, the publish fails and no offset is
 //! given.
 
-mod links;
 mod message;
 mod reader;
 mod restore;
@@ -18,10 +17,10 @@ use deeperhub_protocol::Epoch;
 use deeperhub_store::{AppendError, Availability, Progress, Record, Recovered, Store, Usage};
 use tokio::sync::{mpsc, watch};
 
-use super::stored::{DiskNotice, DiskStream, ReadRequest, ReadResult, StoreRefused, StoreState, Ticket};
+use super::links::Links;
+use super::stored::{DiskStream, ReadRequest, ReadResult, StoreNotice, StoreRefused, StoreState, Ticket};
 use crate::config::DiskConfig;
 use crate::metrics::{AppendLabel, StoreMetrics};
-use links::Links;
 pub(crate) use message::StoredMessage;
 use reader::Reader;
 
@@ -186,11 +185,11 @@ impl Disk {
     }
 
     /// Creates the queue of a worker that starts.
-    pub(crate) fn attach(&self, worker: u16) -> mpsc::UnboundedReceiver<DiskNotice> {
+    pub(crate) fn attach(&self, worker: u16) -> mpsc::UnboundedReceiver<StoreNotice> {
         self.links.attach(worker)
     }
 
-    pub(crate) fn notify(&self, worker: u16, notice: DiskNotice) {
+    pub(crate) fn notify(&self, worker: u16, notice: StoreNotice) {
         self.links.send(worker, notice);
     }
 

@@ -60,7 +60,7 @@ impl Streams {
             let stream = self.restored(found);
             let mut remains = Remains::default();
             let restored = router.update_kept(&topic, |topic, kept, stripe| {
-                let name = StreamName { topic: Arc::clone(topic.name()), disk: Some(id) };
+                let name = StreamName { topic: Arc::clone(topic.name()), disk: Some(id), mirror: None };
                 kept.restore(stripe, (rule, name), stream, now, &mut remains)
             });
             if !restored {

@@ -6,7 +6,7 @@ mod tests;
 
 use deeperhub_args::{Size, Time};
 use deeperhub_listener::MemoryBudget;
-use deeperhub_node::history::{BudgetLimits, Rules};
+use deeperhub_node::history::{Acknowledge, BudgetLimits, Rules};
 use deeperhub_node::{Config, HistoryStore};
 
 use self::store::StoreOptions;
@@ -67,15 +67,15 @@ pub(super) fn resolve(
     }
 }
 
-/// Reports an error if rules keep messages and the node is part of a cluster.
+/// Reports an error if rules keep messages that the cluster's broker cannot keep, or that wait for a
+/// disk.
 pub(super) fn refuse_in_cluster(resolver: &mut Resolver, node: &mut Config, origins: &[SettingOrigin]) {
-    if node.cluster.is_none() {
-        return;
-    }
+    let Some(cluster) = &node.cluster else { return };
+    let keeps_streams = cluster.broker.url.engine().keeps_streams();
     if node.history_store != HistoryStore::Memory {
         node.history_store = HistoryStore::Memory;
         resolver.warnings.push(format!(
-            "{} has no effect with {}, because a cluster keeps no history yet",
+            "{} has no effect with {}, because the cluster's broker keeps the history",
             resolver.name_of("history_store"),
             resolver.name_of("cluster"),
         ));
@@ -84,6 +84,18 @@ pub(super) fn refuse_in_cluster(resolver: &mut Resolver, node: &mut Config, orig
         return;
     }
     let rules = node.history.rules.iter().zip(origins);
+    if keeps_streams {
+        for ((_, rule), origin) in rules {
+            if rule.policy().acknowledge() == Acknowledge::Disk {
+                resolver.conflict(format!(
+                    "the rule `{rule}` ({}) has ack=disk, and the cluster's broker keeps the history; use \
+                     ack=memory, which waits for the broker",
+                    origin.label(RULE_KEY),
+                ));
+            }
+        }
+        return;
+    }
     let keeping: Vec<_> = rules
         .filter(|((_, rule), _)| rule.policy().keeps_history())
         .map(|((_, rule), origin)| format!("`{}` ({})", rule.pattern(), origin.label(RULE_KEY)))
@@ -92,8 +104,8 @@ pub(super) fn refuse_in_cluster(resolver: &mut Resolver, node: &mut Config, orig
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let listed = keeping.iter().take(MAX_LISTED).cloned().collect::<Vec<_>>().join(", ");
     resolver.conflict(format!(
-        "history in a cluster is not supported yet; run a single node without {}, or set history to 0 in \
-         these rules: {listed}{more}",
+        "the broker in {} cannot keep history yet; use redis:// or rediss://, or set history to 0 in these \
+         rules: {listed}{more}",
         resolver.name_of("cluster"),
     ));
 }

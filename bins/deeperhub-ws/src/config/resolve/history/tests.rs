@@ -122,11 +122,14 @@ fn the_store_on_disk_has_a_folder_and_takes_its_settings() {
     assert_eq!(cluster.node.history_store, HistoryStore::Memory);
     assert_eq!(
         cluster.warnings,
-        ["--history-store has no effect with --cluster, because a cluster keeps no history yet"]
+        ["--history-store has no effect with --cluster, because the cluster's broker keeps the history"]
     );
-    let kept = [&store, &["--cluster=nats://h", "--topic=a: history=1 ack=disk"][..]].concat();
-    let refused = settings(&kept).unwrap_err();
-    assert!(refused.starts_with("history in a cluster is not supported yet"), "{refused}");
+    let kept = [&store, &["--cluster=redis://h", "--topic=a: history=1 ack=disk"][..]].concat();
+    assert_eq!(
+        settings(&kept).unwrap_err(),
+        "the rule `a: history=1 ack=disk` (--topic) has ack=disk, and the cluster's broker keeps the history; \
+         use ack=memory, which waits for the broker"
+    );
     let unused = settings(&["--history-dir=/tmp/history", "--history-sync=1s"]).unwrap().warnings;
     assert_eq!(
         unused,
@@ -138,18 +141,19 @@ fn the_store_on_disk_has_a_folder_and_takes_its_settings() {
 }
 
 #[test]
-fn history_is_refused_in_a_cluster() {
+fn history_is_refused_with_a_broker_that_cannot_keep_it() {
     let error =
         settings(&["--cluster=nats://h", "--topic=a:", "--topic=b: history=5", "--topic=c.>: history=1"])
             .unwrap_err();
     assert_eq!(
         error,
-        "history in a cluster is not supported yet; run a single node without --cluster, or set history to 0 \
-         in these rules: `b` (--topic), `c.>` (--topic)"
+        "the broker in --cluster cannot keep history yet; use redis:// or rediss://, or set history to 0 in \
+         these rules: `b` (--topic), `c.>` (--topic)"
     );
     let flags: Vec<_> = (0..6).map(|number| format!("--topic=a{number}: history=1")).collect();
-    let flags: Vec<_> = flags.iter().map(String::as_str).chain(["--cluster=redis://h"]).collect();
-    assert!(settings(&flags).unwrap_err().ends_with("`a3` (--topic) and 2 more"));
+    let flags = |cluster| flags.iter().map(String::as_str).chain([cluster]).collect::<Vec<_>>();
+    assert!(settings(&flags("--cluster=nats://h")).unwrap_err().ends_with("`a3` (--topic) and 2 more"));
+    assert_eq!(settings(&flags("--cluster=redis://h")).unwrap().warnings, [""; 0]);
     let settings = settings(&["--cluster=nats://h", "--topic=a: history=0", "--topic=b.>:"]).unwrap();
     assert_eq!(settings.node.history.rules.len(), 2);
 }

@@ -14,6 +14,7 @@ use super::super::socket::Payload;
 use super::super::topics::TOPICS;
 use super::super::world::{Worker, World};
 use super::{GlueBug, Simulation};
+use crate::replay::SubscribeStep;
 use crate::streams::{HistoryRead, Once, PublishRefusal};
 
 /// A publish in a client's text.
@@ -178,7 +179,9 @@ impl World {
         let (worker, key) = self.clients[usize::from(client)].connection.expect("the client is connected");
         let now = self.now();
         let Worker { shard, replays, .. } = &mut self.workers[worker];
-        replays.subscribe(key, request, (&self.streams, &self.router, shard), now).map(|(_, start)| start)
+        replays
+            .subscribe(key, request, SubscribeStep::Begin, (&self.streams, &self.router, shard), now)
+            .map(|(_, start)| start)
     }
 
     fn reply_history(&mut self, client: u8, id: Option<MessageId<'_>>, request: &HistoryRequest<'_>) {

@@ -1,0 +1,288 @@
+//! Messages and reads of the store, applied to the streams of this node and pushed to subscribers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use deeperhub_cluster::{Message, StorePosition, StoredEnvelope, StreamRange};
+use deeperhub_history::{
+    Cursor, Delivery as DeliveryPolicy, MirrorStep, ReadRequest, Seconds, StoredMessage, StreamId, StreamRead,
+};
+use deeperhub_listener::Multicast;
+use deeperhub_protocol::frame::KeptFrame;
+use deeperhub_protocol::message::{EncodedDelivery, ServerMessage, StreamMessage};
+use deeperhub_protocol::{ClientId, Epoch, GapReason, Position, Topic};
+use deeperhub_router::{Outgoing, Reach, TopicView};
+
+use crate::connection_id::ConnectionId;
+use crate::delivery::{Delivery, Sequenced};
+use crate::hub::Hub;
+use crate::streams::{HubPublisher, KeptStream, LiveEffect, Remains, StreamStripe, TopCheck};
+use crate::trace::fan_out::PublishStamp;
+
+/// What a read of the store led to.
+#[derive(Debug, Default)]
+pub(super) struct ReadOutcome {
+    /// The next read, if one is needed.
+    pub(super) next: Option<ReadRequest>,
+    /// Latest position that this node knows, if the store has less.
+    pub(super) behind: Option<StorePosition>,
+    /// `true` if the stream is whole, or there is none any more.
+    pub(super) is_settled: bool,
+}
+
+/// A message or gap for the subscribers of this node.
+#[derive(Debug)]
+struct Push {
+    frame: KeptFrame,
+    excluded: Option<ConnectionId>,
+    sequenced: Option<Sequenced>,
+    /// The topic, if sent messages are observed.
+    observed: Option<Arc<str>>,
+    at: Instant,
+    reach: Reach,
+}
+
+impl Push {
+    fn into_outgoing(self) -> Outgoing<impl FnMut() -> Delivery> {
+        let Self { frame: content, excluded, sequenced, observed, at, reach } = self;
+        let bytes = content.len();
+        // Each worker has its own reference count, so that workers do not contend for one cache line.
+        let make = move || Delivery {
+            frame: Multicast::new(content.to_frame()),
+            excluded,
+            topic: observed.clone(),
+            stamp: PublishStamp::new(at, None),
+            sequenced: sequenced.clone(),
+        };
+        Outgoing { bytes, make, reach }
+    }
+}
+
+impl Hub {
+    /// Returns a message of the store as streams keep it, with its epoch. Returns `None` for other
+    /// messages.
+    fn stored_message(&self, message: &Message<'_>) -> Option<(u64, StoredMessage<KeptFrame>)> {
+        let Message::Stored { position, previous, time, excludes_publisher, topic, from, trace, payload } =
+            message
+        else {
+            return None;
+        };
+        let unsealed = StreamMessage {
+            topic: topic.as_str(),
+            message: *payload,
+            from: from.as_ref(),
+            time: *time,
+            traceparent: trace.traceparent.as_deref(),
+            tracestate: trace.tracestate.as_deref(),
+        }
+        .encode();
+        let unsealed = if *excludes_publisher { unsealed.excluding_publisher() } else { unsealed };
+        let prev = Some(*previous).filter(|previous| previous + 1 != position.offset);
+        let frame = unsealed.seal(Epoch::from_bits(position.epoch), position.offset, prev).keep();
+        let stored = StoredMessage {
+            offset: position.offset,
+            prev: *previous,
+            bytes: self.streams.charge(frame.len()),
+            message: frame,
+            at: self.streams.clock.seconds_of_unix_ms(*time),
+            is_duplicate: false,
+        };
+        Some((position.epoch, stored))
+    }
+
+    /// Returns the connection that is excluded from a message, if it is one of this node.
+    fn excluded_connection(&self, frame: &KeptFrame) -> Option<ConnectionId> {
+        let from = EncodedDelivery::parse(frame.as_bytes())?.from().and_then(ClientId::parse)?;
+        if frame.is_for(&from) { None } else { self.connection_id(&from) }
+    }
+
+    /// Applies a message that the store sent to all nodes which follow the topic. `origin` is the node
+    /// that published it, and `source` the source number of its publisher. `is_copy` says that the
+    /// message came before. Wake-ups of `publisher` are deferred.
+    pub(crate) fn apply_stored(
+        &self,
+        publisher: &mut HubPublisher,
+        (origin, message): (&str, &Message<'_>),
+        source: Option<u64>,
+        is_copy: bool,
+    ) {
+        let (Some((epoch, stored)), Message::Stored { topic, payload, .. }) =
+            (self.stored_message(message), message)
+        else {
+            return;
+        };
+        let Some(store) = &self.streams.cluster else { return };
+        let at = Instant::now();
+        let now = self.streams.clock.seconds(at);
+        let mut remains = Remains::default();
+        let excluded = self.excluded_connection(&stored.message);
+        let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
+            let id = stripe.find(kept);
+            let unordered = |frame: KeptFrame| Push {
+                frame,
+                excluded,
+                sequenced: None,
+                observed: self.observed(topic.name()),
+                at,
+                reach: Reach::Matching,
+            };
+            let frame = stored.message.clone();
+            let effect = id.and_then(|id| Some((id, stripe.on_live(id, epoch, stored)?)));
+            let (push, read) = match effect {
+                // The topic is followed by patterns only.
+                None => (Some(unordered(frame)).filter(|_| !is_copy), None),
+                Some((_, LiveEffect::Unordered(read))) => (Some(unordered(frame)).filter(|_| !is_copy), read),
+                Some((_, LiveEffect::Rewritten(known))) => {
+                    store.report_behind(Arc::clone(topic.name()), known);
+                    (None, None)
+                }
+                Some((_, LiveEffect::Nothing(read))) => {
+                    if read.is_some() {
+                        store.mirror_metrics.holes.inc();
+                    }
+                    (None, read)
+                }
+                Some((id, LiveEffect::Step(step))) => {
+                    let push = self.apply_step((topic, stripe), id, step, (at, now), &mut remains);
+                    (push.map(|push| Push { excluded, ..push }), None)
+                }
+            };
+            let read = read.map(|read| (Arc::clone(topic.name()), read));
+            (push.map(Push::into_outgoing), read)
+        };
+        let (published, read) = publisher.publish_kept(topic, source, prepare);
+        self.streams.finish(&self.router, remains, now);
+        if let Some((topic, read)) = read {
+            store.queue_read(topic, read);
+        }
+        self.watchers.wake(topic.as_str());
+        if origin != self.node_id {
+            // This node counts its own messages when they are published.
+            self.top.publish(topic.as_str(), published.subscribers, payload.as_str().len());
+        }
+    }
+
+    /// Returns the name of a topic if sent messages are observed.
+    fn observed(&self, topic: &Arc<str>) -> Option<Arc<str>> {
+        self.bus.is_observed(deeperhub_events::EventKind::MessageSent).then(|| Arc::clone(topic))
+    }
+
+    /// Applies a step of a mirror. Returns what subscribers get.
+    fn apply_step(
+        &self,
+        (topic, stripe): (TopicView<'_>, &mut StreamStripe),
+        id: StreamId,
+        step: MirrorStep<KeptFrame>,
+        (at, now): (Instant, Seconds),
+        remains: &mut Remains,
+    ) -> Option<Push> {
+        let stream = stripe.table.get(id)?;
+        let before = Cursor::new(stream.epoch(), stream.newest());
+        let rules = stripe.table.budget().rules();
+        let policy = stripe.table.rule(id).and_then(|rule| Some(rules.get(rule)?.policy()));
+        let may_suspend = policy.is_some_and(|policy| policy.delivery() != DeliveryPolicy::Close);
+        let name = topic.name();
+        let gap = |from, epoch, offset, reason| {
+            let position = Position { epoch, offset, time: self.streams.clock.unix_ms(at) };
+            let frame = ServerMessage::Gap { topic: name, from, position, reason }.to_frame().keep();
+            (frame, before, Some(reason), Reach::Topic)
+        };
+        let pushed = match &step {
+            MirrorStep::NewEpoch { epoch, after } => {
+                Some(gap(None, Epoch::from_bits(*epoch), *after, GapReason::Epoch))
+            }
+            MirrorStep::Missing { from, to, reason } => Some(gap(Some(*from), before.epoch(), *to, *reason)),
+            MirrorStep::Duplicate { .. } => None,
+            MirrorStep::Message { message, prev } => {
+                let before = Cursor::new(before.epoch(), *prev);
+                Some((message.message.clone(), before, None, Reach::Matching))
+            }
+        };
+        let applied = stripe.table.apply(id, now, &mut remains.evicted, step)?;
+        remains.is_over_budget |= applied.is_over_budget;
+        let (frame, before, gap, reach) = pushed?;
+        let (topic, rule_changes) = (Arc::clone(name), stripe.rule_changes);
+        let sequenced = Sequenced { topic, before, may_suspend, gap, is_mirrored: true, rule_changes };
+        let observed = self.observed(name).filter(|_| gap.is_none());
+        Some(Push { frame, excluded: None, sequenced: Some(sequenced), observed, at, reach })
+    }
+
+    /// Applies the answer of a read.
+    pub(super) fn apply_read(
+        &self,
+        topic: &Topic<'_>,
+        request: ReadRequest,
+        range: Option<StreamRange>,
+    ) -> ReadOutcome {
+        let at = Instant::now();
+        let now = self.streams.clock.seconds(at);
+        let answer = range.map(|range| self.stream_read(request, &range));
+        let mut remains = Remains::default();
+        let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
+            let mut pushes = Vec::new();
+            let mut outcome = ReadOutcome::default();
+            let Some(id) = stripe.find(kept) else {
+                outcome.is_settled = true;
+                return (pushes, outcome);
+            };
+            let Some(answer) = answer else {
+                stripe.on_read_failed(id, request.number);
+                return (pushes, outcome);
+            };
+            let Some((result, is_told)) = stripe.on_read(id, request.number, answer) else {
+                return (pushes, outcome);
+            };
+            for step in result.steps {
+                let push = self.apply_step((topic, stripe), id, step, (at, now), &mut remains);
+                if let Some(push) = push.filter(|_| is_told) {
+                    let excluded = self.excluded_connection(&push.frame);
+                    pushes.push(Push { excluded, ..push }.into_outgoing());
+                }
+            }
+            outcome.next = result.next;
+            outcome.behind = stripe.known_of(id).filter(|_| result.is_behind);
+            outcome.is_settled = stripe.is_settled(id);
+            (pushes, outcome)
+        };
+        let outcome = self.router.publish_each_kept(topic, None, prepare);
+        self.streams.finish(&self.router, remains, now);
+        self.watchers.wake(topic.as_str());
+        outcome
+    }
+
+    /// Returns the answer of the store in the terms of a mirror.
+    fn stream_read(&self, request: ReadRequest, range: &StreamRange) -> StreamRead<KeptFrame> {
+        let Some(top) = range.top else {
+            return StreamRead { epoch: 0, top: 0, floor: 0, messages: Vec::new() };
+        };
+        let messages: Vec<_> =
+            range.messages.iter().filter_map(|envelope| self.stored_envelope(envelope)).collect();
+        let asked_after = request.after.filter(|after| after.epoch == top.epoch).map(|after| after.offset);
+        // What is missing before the first message has left the store, or is of no interest.
+        let floor = messages.first().map_or(top.offset, |first| first.offset - 1);
+        StreamRead { epoch: top.epoch, top: top.offset, floor: floor.max(asked_after.unwrap_or(0)), messages }
+    }
+
+    /// Returns a message of a read as streams keep it.
+    pub(super) fn stored_envelope(&self, envelope: &StoredEnvelope) -> Option<StoredMessage<KeptFrame>> {
+        // Each envelope was checked when it was read.
+        let envelope = envelope.envelope().ok()?;
+        self.stored_message(&envelope.message).map(|(_, stored)| stored)
+    }
+
+    /// Compares the mirror of a topic with the newest position of the store.
+    pub(super) fn check_top(&self, topic: &Topic<'_>, top: StorePosition) -> TopCheck {
+        self.router.update_kept(topic, |_, kept, stripe| match stripe.find(kept) {
+            Some(id) => stripe.on_top(id, top.epoch, top.offset),
+            None => TopCheck::InSync,
+        })
+    }
+
+    /// Notes that the store has started a new stream of a topic.
+    pub(crate) fn on_stream_reset(&self, topic: &Topic<'_>, epoch: u64) {
+        let Some(store) = &self.streams.cluster else { return };
+        if let TopCheck::Read(read) = self.check_top(topic, StorePosition { epoch, offset: 0 }) {
+            store.queue_read(topic.as_str().into(), read);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Comparisons of mirrors with the newest positions of the store.
+//!
+//! A lost last message shows in nothing that comes later. Topics that are followed and quiet are
+//! therefore looked up from time to time, and all topics after the broker was away.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use deeperhub_cluster::{MAX_TOPS, ResetStream, ResetWhen, StorePosition, StreamLimits, StreamRead};
+use deeperhub_history::{RuleId, StreamId};
+use deeperhub_protocol::Topic;
+
+use crate::hub::Hub;
+use crate::streams::{ClusterStore, StreamStripe, TopCheck};
+
+/// Time before another attempt after the store did not answer.
+const RETRY_TIME: Duration = Duration::from_millis(500);
+
+/// Time between looks at so many topics as one exchange has. At most 2,000 topics are looked up in a
+/// second.
+const LOOK_INTERVAL: Duration = Duration::from_millis(256);
+
+/// A followed topic, and its rule.
+pub(super) type FollowedTopic = (Topic<'static>, RuleId);
+
+impl Hub {
+    /// Returns the followed topics for which `wants` returns `true`.
+    fn followed_topics(
+        &self,
+        mut wants: impl FnMut(&mut StreamStripe, StreamId) -> bool,
+    ) -> Vec<FollowedTopic> {
+        let mut topics = Vec::new();
+        for stripe in self.router.stripes() {
+            self.router.visit_kept(stripe, |topic, kept, stripe| {
+                let Some(id) = stripe.find(kept) else { return };
+                let is_followed = topic.subscribers() > 0 || stripe.has_watchers(id);
+                if is_followed
+                    && wants(stripe, id)
+                    && let (Some(rule), Ok(topic)) =
+                        (stripe.table.rule(id), Topic::parse(topic.name().to_string()))
+                {
+                    topics.push((topic, rule));
+                }
+            });
+        }
+        topics
+    }
+
+    /// Tells all mirrors that the broker is away. Returns the followed topics.
+    pub(super) fn disconnect_mirrors(&self) -> Vec<FollowedTopic> {
+        self.followed_topics(|stripe, id| {
+            stripe.on_disconnected(id);
+            true
+        })
+    }
+}
+
+/// Logs what the store's server lacks for streams.
+pub(super) async fn check_server(store: &ClusterStore) {
+    match store.broker.check_store().await {
+        Ok(findings) => {
+            for finding in findings {
+                if finding.is_error() {
+                    tracing::error!(%finding, "Broker cannot keep history");
+                } else {
+                    tracing::warn!(%finding, "Broker may lose history");
+                }
+            }
+        }
+        // The connection of the node reports this.
+        Err(error) => tracing::debug!(%error, "Broker not checked"),
+    }
+}
+
+/// Looks up the topics that are followed and had no message since the last look.
+pub(super) async fn check_quiet_topics(hub: &Hub, store: &ClusterStore) {
+    let topics = hub.followed_topics(StreamStripe::needs_check);
+    check_topics(hub, store, topics, LOOK_INTERVAL).await;
+}
+
+/// Checks all followed topics after the broker was away. The node is ready afterwards.
+pub(super) async fn check_after_reconnect(hub: &Hub, store: &ClusterStore, topics: Vec<FollowedTopic>) {
+    let Some(first) = topics.first() else { return };
+    // From here on, each message of a followed topic reaches this node.
+    while !is_following(hub, store, first).await {
+        tokio::time::sleep(RETRY_TIME).await;
+    }
+    for (topic, _) in &topics {
+        let read = hub.router.update_kept(topic, |_, kept, stripe| stripe.retry_read(stripe.find(kept)?));
+        if let Some(read) = read {
+            store.queue_read(topic.as_str().into(), read);
+        }
+    }
+    let mut topics = topics;
+    while !topics.is_empty() {
+        topics = check_topics(hub, store, topics, Duration::ZERO).await;
+        if !topics.is_empty() {
+            tokio::time::sleep(RETRY_TIME).await;
+        }
+    }
+    store.is_checked.store(true, Ordering::Release);
+}
+
+/// Waits until the broker has confirmed all subscriptions of this node. Returns `false` if the store
+/// could not be read.
+async fn is_following(hub: &Hub, store: &ClusterStore, (topic, rule): &FollowedTopic) -> bool {
+    // The topic may have lost its rule.
+    let Some(limits) = limits_of(hub, store, *rule) else { return true };
+    let read =
+        StreamRead { topic: topic.clone(), after: None, messages: 1, limits, creates: false, follows: true };
+    match store.broker.read_streams(vec![read]) {
+        Ok(reply) => reply.await.is_ok_and(|ranges| ranges.iter().all(Result::is_ok)),
+        Err(_) => false,
+    }
+}
+
+/// Looks up the newest positions of topics. Returns those for which the store did not answer.
+async fn check_topics(
+    hub: &Hub,
+    store: &ClusterStore,
+    mut topics: Vec<FollowedTopic>,
+    pause: Duration,
+) -> Vec<FollowedTopic> {
+    let mut unanswered = Vec::new();
+    // The store remembers the positions as long as the rule says.
+    topics.sort_by_key(|(_, rule)| *rule);
+    for of_rule in topics.chunk_by(|(_, one), (_, other)| one == other) {
+        let remember = of_rule.first().and_then(|(_, rule)| limits_of(hub, store, *rule));
+        for part in of_rule.chunks(MAX_TOPS) {
+            let names = part.iter().map(|(topic, _)| topic.clone()).collect();
+            let tops = match store.broker.read_tops(names, remember) {
+                Ok(reply) => reply.await,
+                Err(error) => Err(error),
+            };
+            let Ok(tops) = tops else {
+                unanswered.extend_from_slice(part);
+                continue;
+            };
+            for ((topic, _), top) in part.iter().zip(tops) {
+                let top = top.position.unwrap_or(StorePosition { epoch: 0, offset: 0 });
+                on_top(hub, store, topic, top).await;
+            }
+            if part.len() == MAX_TOPS {
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+    unanswered
+}
+
+async fn on_top(hub: &Hub, store: &ClusterStore, topic: &Topic<'_>, top: StorePosition) {
+    match hub.check_top(topic, top) {
+        TopCheck::InSync => {}
+        TopCheck::Read(read) => {
+            store.mirror_metrics.holes.inc();
+            store.queue_read(topic.as_str().into(), read);
+        }
+        TopCheck::Behind(known) => reset_behind(hub, store, topic.as_str(), known).await,
+    }
+}
+
+/// Lets the store start a new stream of a topic if it knows less than this node.
+pub(super) async fn reset_behind(hub: &Hub, store: &ClusterStore, topic: &str, known: StorePosition) {
+    let Ok(topic) = Topic::parse(topic.to_owned()) else { return };
+    let rule = hub.streams.rule(&topic).map(|(_, rule)| rule);
+    let Some(limits) = rule.and_then(|rule| limits_of(hub, store, rule)) else { return };
+    let reset =
+        ResetStream { topic: topic.clone(), known: Some(known), limits, when: ResetWhen::StoreIsBehind };
+    let position = match store.broker.reset_stream(reset) {
+        Ok(reply) => reply.await,
+        Err(error) => Err(error),
+    };
+    match position {
+        // The message to all nodes can be lost, so this answer counts, too.
+        Ok(position) => {
+            if let TopCheck::Read(read) = hub.check_top(&topic, position) {
+                store.queue_read(topic.as_str().into(), read);
+            }
+        }
+        // The next check tries again.
+        Err(error) => tracing::debug!(topic = topic.as_str(), %error, "Stream not reset"),
+    }
+}
+
+/// Returns the limits of a rule's streams in the store, if the rule still keeps messages.
+pub(super) fn limits_of(hub: &Hub, store: &ClusterStore, rule: RuleId) -> Option<StreamLimits> {
+    let limits = hub.limits.load();
+    let policy = limits.history.rules.get(rule)?.policy();
+    policy.keeps_history().then(|| store.limits_of(policy))
+}
+
+/// Empties the stream of a topic in the store. Returns `false` if the store did not confirm it.
+pub(crate) async fn clear(hub: &Hub, store: &Arc<ClusterStore>, topic: &Topic<'_>) -> bool {
+    let Some(rule) = hub.streams.rule(topic).map(|(_, rule)| rule) else { return true };
+    let Some(limits) = limits_of(hub, store, rule) else { return true };
+    let topic = topic.clone().into_owned();
+    let known = hub.router.update_kept(&topic, |_, kept, stripe| stripe.known_position(kept));
+    let reset = ResetStream { topic: topic.clone(), known, limits, when: ResetWhen::Always };
+    let Ok(reply) = store.broker.reset_stream(reset) else { return false };
+    let Ok(position) = reply.await else { return false };
+    if let TopCheck::Read(read) = hub.check_top(&topic, position) {
+        store.queue_read(topic.as_str().into(), read);
+    }
+    true
+}

@@ -1,0 +1,184 @@
+//! Pages of the histories of topics that this node does not follow.
+
+use deeperhub_cluster::{StorePosition, StreamLimits, StreamRange, StreamRead};
+use deeperhub_history::StoredMessage;
+use deeperhub_protocol::frame::KeptFrame;
+use deeperhub_protocol::message::{HistoryOrder, HistoryStart};
+use deeperhub_protocol::{Epoch, Position, Topic};
+
+use super::checks;
+use crate::hub::Hub;
+use crate::metrics::ReadLabel;
+use crate::streams::{ClusterStore, HistoryPage, PageRequest, ReadFailed, TopicHistory};
+
+/// Reads for one page. An answer of the store can be too short for all messages that are wanted.
+const MAX_READS: usize = 12;
+
+/// Newest and oldest offset of a stream in the store, and its epoch.
+#[derive(Debug, Clone, Copy)]
+struct StoreBounds {
+    top: StorePosition,
+    oldest: u64,
+}
+
+/// Reads a page. A topic that the store does not know has none.
+pub(super) async fn read(
+    request: &PageRequest,
+    hub: &Hub,
+    store: &ClusterStore,
+) -> Result<HistoryPage, ReadFailed> {
+    request.read(hub, store).await
+}
+
+impl PageRequest {
+    /// Reads the page. A topic that the store does not know has none.
+    async fn read(&self, hub: &Hub, store: &ClusterStore) -> Result<HistoryPage, ReadFailed> {
+        let none = HistoryPage { position: None, frames: Vec::new(), next: None };
+        let Some(limits) = limits(hub, store, &self.topic) else { return Ok(none) };
+        let last = u32::try_from(self.limit).unwrap_or(u32::MAX);
+        let range = self.read_range(store, limits, None, last).await?;
+        let Some(top) = range.top else { return Ok(none) };
+        let bounds = StoreBounds { top, oldest: range.oldest };
+        let position =
+            Some(Position { epoch: Epoch::from_bits(top.epoch), offset: top.offset, time: range.time });
+        let Some((start, end)) = self.wanted(bounds) else {
+            return Ok(HistoryPage { position, frames: Vec::new(), next: None });
+        };
+        let first = range.messages.first().map_or(u64::MAX, |message| message.offset());
+        let messages = if first <= start || first == bounds.oldest {
+            self.messages(hub, &range)
+        } else {
+            self.read_between(hub, store, limits, (top.epoch, start, end)).await?
+        };
+        let within = messages.into_iter().filter(|message| (start..=end).contains(&message.offset));
+        Ok(self.page(position, bounds, within.collect()))
+    }
+
+    /// Returns the first and the last offset that the page can have, if there are any.
+    fn wanted(&self, StoreBounds { top, oldest }: StoreBounds) -> Option<(u64, u64)> {
+        let newest = top.offset;
+        let from_end = |count: u64| (newest + 1).saturating_sub(count).max(oldest);
+        let (start, end) = match self.order {
+            HistoryOrder::Ascending => {
+                let start = match self.from {
+                    Some(HistoryStart::Offset(offset)) => offset.max(oldest),
+                    Some(HistoryStart::FromEnd(count)) => from_end(count),
+                    None => oldest,
+                };
+                (start, start.saturating_add(self.limit - 1).min(newest))
+            }
+            HistoryOrder::Descending => {
+                let end = match self.from {
+                    Some(HistoryStart::Offset(offset)) => offset.clamp(oldest, newest.max(oldest)),
+                    Some(HistoryStart::FromEnd(count)) => from_end(count),
+                    None => newest,
+                };
+                ((end + 1).saturating_sub(self.limit).max(oldest), end)
+            }
+        };
+        (start <= end && end <= newest && start > 0).then_some((start, end))
+    }
+
+    /// Reads the messages between two offsets, as many as the page's bytes allow.
+    async fn read_between(
+        &self,
+        hub: &Hub,
+        store: &ClusterStore,
+        limits: StreamLimits,
+        (epoch, mut start, end): (u64, u64, u64),
+    ) -> Result<Vec<StoredMessage<KeptFrame>>, ReadFailed> {
+        for _ in 0..MAX_READS {
+            let after = Some(StorePosition { epoch, offset: start - 1 });
+            let count = u32::try_from(end - start + 1).unwrap_or(u32::MAX);
+            let range = self.read_range(store, limits, after, count).await?;
+            if range.top.is_none_or(|top| top.epoch != epoch) {
+                // The stream was replaced meanwhile.
+                return Err(ReadFailed);
+            }
+            if self.order == HistoryOrder::Ascending || !range.is_cut || range.messages.len() < 2 {
+                return Ok(self.messages(hub, &range));
+            }
+            // The answer lacks the end, with which the page begins. Fewer messages fit.
+            start = end + 1 - (range.messages.len() as u64 / 2).clamp(1, end - start + 1);
+        }
+        Err(ReadFailed)
+    }
+
+    async fn read_range(
+        &self,
+        store: &ClusterStore,
+        limits: StreamLimits,
+        after: Option<StorePosition>,
+        messages: u32,
+    ) -> Result<StreamRange, ReadFailed> {
+        let topic = self.topic.clone();
+        let read = StreamRead { topic, after, messages, limits, creates: false, follows: false };
+        read_one(store, read).await
+    }
+
+    fn messages(&self, hub: &Hub, range: &StreamRange) -> Vec<StoredMessage<KeptFrame>> {
+        range.messages.iter().filter_map(|envelope| hub.stored_envelope(envelope)).collect()
+    }
+
+    /// Returns the page with messages of ascending offsets.
+    fn page(
+        &self,
+        position: Option<Position>,
+        StoreBounds { top, oldest }: StoreBounds,
+        mut messages: Vec<StoredMessage<KeptFrame>>,
+    ) -> HistoryPage {
+        if self.order == HistoryOrder::Descending {
+            messages.reverse();
+        }
+        let (mut frames, mut bytes, mut last) = (Vec::new(), 0, None);
+        for message in messages {
+            bytes += message.message.len();
+            if bytes > self.max_bytes && !frames.is_empty() {
+                break;
+            }
+            last = Some(message.offset);
+            frames.push(message.message);
+        }
+        let next = last.and_then(|last| match self.order {
+            HistoryOrder::Ascending => (last < top.offset).then_some(last + 1),
+            HistoryOrder::Descending => (last > oldest).then(|| last - 1),
+        });
+        HistoryPage { position, frames, next }
+    }
+}
+
+/// Returns the state of a topic's history in the store; `None` if the store does not know the topic.
+pub(crate) async fn topic_history(
+    hub: &Hub,
+    store: &ClusterStore,
+    topic: &Topic<'_>,
+) -> Result<Option<TopicHistory>, ReadFailed> {
+    let Some(limits) = limits(hub, store, topic) else { return Ok(None) };
+    let topic = topic.clone().into_owned();
+    let read = StreamRead { topic, after: None, messages: 1, limits, creates: false, follows: false };
+    let range = read_one(store, read).await?;
+    let Some(top) = range.top else { return Ok(None) };
+    Ok(Some(TopicHistory {
+        epoch: Epoch::from_bits(top.epoch),
+        offset: top.offset,
+        messages: (top.offset + 1).saturating_sub(range.oldest),
+        bytes: 0,
+        oldest: (range.oldest <= top.offset).then_some(range.oldest),
+    }))
+}
+
+async fn read_one(store: &ClusterStore, read: StreamRead) -> Result<StreamRange, ReadFailed> {
+    let ranges = match store.broker.read_streams(vec![read]) {
+        Ok(reply) => reply.await,
+        Err(error) => Err(error),
+    };
+    let range = ranges.ok().and_then(|ranges| ranges.into_iter().next()?.ok());
+    store.metrics.reads.inc(if range.is_some() { ReadLabel::Ok } else { ReadLabel::Failed });
+    range.ok_or(ReadFailed)
+}
+
+/// Returns the limits of a topic's stream, if a rule keeps its messages.
+fn limits(hub: &Hub, store: &ClusterStore, topic: &Topic<'_>) -> Option<StreamLimits> {
+    let (_, rule) = hub.streams.rule(topic)?;
+    checks::limits_of(hub, store, rule)
+}

@@ -1,0 +1,351 @@
+//! The thread that reads streams from the cluster's store.
+//!
+//! All workers send their requests here, so one read of a topic serves all clients that wait for it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ahash::RandomState;
+use deeperhub_cluster::{ReadError, StorePosition, StreamRange, StreamRead};
+use deeperhub_history::ReadRequest;
+use deeperhub_protocol::Topic;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::checks;
+use crate::hub::Hub;
+use crate::metrics::ReadLabel;
+use crate::streams::{ClusterStore, ReaderRequest, StoreNotice, Waiter};
+
+/// Topics that one exchange with the store reads.
+const TOPICS_PER_BATCH: usize = 64;
+
+/// Exchanges with the store that are under way.
+const MAX_BATCHES: usize = 4;
+
+/// Time after which a client that waits is told that the store is unavailable.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Interval at which the reader looks for clients that waited too long, and retries reads.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Interval between checks of quiet topics.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+
+type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Topics that were read together, and the answer.
+type Batch = (Vec<(Arc<str>, ReadRequest)>, BatchResult);
+
+type BatchResult = Result<Vec<Result<StreamRange, ReadError>>, ReadError>;
+
+/// The running thread. Dropping this value ends it.
+#[derive(Debug)]
+pub(crate) struct StoreReader {
+    stop: Option<oneshot::Sender<()>>,
+    handle: Option<JoinHandle<()>>,
+}
+
+/// State of the thread.
+struct Reader {
+    hub: Arc<Hub>,
+    store: Arc<ClusterStore>,
+    waiting: HashMap<Arc<str>, Vec<(Waiter, Instant)>, RandomState>,
+    queue: VecDeque<(Arc<str>, ReadRequest)>,
+    /// Topics whose reads have failed.
+    failed: HashSet<Arc<str>, RandomState>,
+    batches: FuturesUnordered<Task<Batch>>,
+    tasks: FuturesUnordered<Task<()>>,
+    /// Check of all mirrors after the broker was away.
+    reconnect: Option<Task<()>>,
+    next_check: Instant,
+}
+
+impl StoreReader {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the system starts no thread.
+    pub(crate) fn start(hub: &Arc<Hub>, store: &Arc<ClusterStore>) -> io::Result<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let reader = Reader {
+            hub: Arc::clone(hub),
+            store: Arc::clone(store),
+            waiting: HashMap::default(),
+            queue: VecDeque::new(),
+            failed: HashSet::default(),
+            batches: FuturesUnordered::new(),
+            tasks: FuturesUnordered::new(),
+            reconnect: None,
+            next_check: Instant::now() + CHECK_INTERVAL,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = std::thread::Builder::new().name("store-reader".to_owned()).spawn(move || {
+            let Some(requests) = reader.store.take_receiver() else { return };
+            runtime.block_on(async {
+                tokio::select! {
+                    () = reader.run(requests) => {}
+                    _ = stopped => {}
+                }
+            });
+        })?;
+        Ok(Self { stop: Some(stop), handle: Some(handle) })
+    }
+}
+
+impl Drop for StoreReader {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(handle) = self.handle.take() {
+            // The panic hook has logged a panic.
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Reader {
+    async fn run(mut self, mut requests: mpsc::UnboundedReceiver<ReaderRequest>) {
+        let mut states = self.store.broker.watch();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // The node can have joined before.
+        states.mark_unchanged();
+        loop {
+            self.start_batches();
+            tokio::select! {
+                request = requests.recv() => {
+                    let Some(request) = request else { return };
+                    self.handle(request);
+                    // Topics that are asked for at once are read together.
+                    while let Ok(request) = requests.try_recv() {
+                        self.handle(request);
+                    }
+                }
+                Some((topics, result)) = self.batches.next(), if !self.batches.is_empty() => {
+                    self.finish_batch(topics, result);
+                }
+                Some(()) = self.tasks.next(), if !self.tasks.is_empty() => {}
+                () = run_optional(&mut self.reconnect) => {
+                    self.reconnect = None;
+                }
+                changed = states.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.on_broker_changed(&mut states);
+                }
+                _ = ticks.tick() => self.on_tick(),
+            }
+        }
+    }
+
+    fn handle(&mut self, request: ReaderRequest) {
+        match request {
+            ReaderRequest::Read { topic, read } => self.queue.push_back((topic, read)),
+            ReaderRequest::Behind { topic, known } => self.reset_behind(topic, known, None),
+            ReaderRequest::Wait { topic, read, waiter } => {
+                self.waiting.entry(Arc::clone(&topic)).or_default().push((waiter, Instant::now()));
+                match read.map_or_else(|| self.hub.begin_read(&topic), Begin::Read) {
+                    Begin::Read(read) => self.queue.push_back((topic, read)),
+                    Begin::Reading => {}
+                    Begin::Done => self.notify(&topic),
+                }
+            }
+            ReaderRequest::Page { page, done } => {
+                let store = Arc::clone(&self.store);
+                let hub = Arc::clone(&self.hub);
+                self.tasks.push(Box::pin(async move { done(super::page::read(&page, &hub, &store).await) }));
+            }
+        }
+    }
+
+    /// Starts exchanges with the store for the reads that wait.
+    fn start_batches(&mut self) {
+        while self.batches.len() < MAX_BATCHES && !self.queue.is_empty() {
+            let count = self.queue.len().min(TOPICS_PER_BATCH);
+            let mut topics = Vec::with_capacity(count);
+            let mut reads = Vec::with_capacity(count);
+            for (topic, request) in self.queue.drain(..count) {
+                match self.hub.store_read(&self.store, &topic, request) {
+                    Some(read) => {
+                        reads.push(read);
+                        topics.push((topic, request));
+                    }
+                    // No rule keeps messages of the topic any more.
+                    None => {
+                        if let Ok(parsed) = Topic::parse(&*topic) {
+                            self.hub.apply_read(&parsed, request, None);
+                        }
+                    }
+                }
+            }
+            if reads.is_empty() {
+                continue;
+            }
+            match self.store.broker.read_streams(reads) {
+                Ok(reply) => self.batches.push(Box::pin(async move { (topics, reply.await) })),
+                Err(error) => self.finish_batch(topics, Err(error)),
+            }
+        }
+    }
+
+    /// Applies the answer to an exchange.
+    fn finish_batch(&mut self, topics: Vec<(Arc<str>, ReadRequest)>, result: BatchResult) {
+        if let Err(error) = &result {
+            tracing::debug!(topics = topics.len(), %error, "Read of the cluster's store failed");
+        }
+        let mut ranges = result.unwrap_or_default().into_iter();
+        for (topic, request) in topics {
+            let range = ranges.next().and_then(|range| {
+                range.inspect_err(|error| tracing::debug!(%topic, %error, "Read of a stream failed")).ok()
+            });
+            let is_read = range.is_some();
+            self.store.metrics.reads.inc(if is_read { ReadLabel::Ok } else { ReadLabel::Failed });
+            let Ok(parsed) = Topic::parse(&*topic) else { continue };
+            let outcome = self.hub.apply_read(&parsed, request, range);
+            if let Some(known) = outcome.behind {
+                self.reset_behind(topic, known, outcome.next);
+            } else if let Some(next) = outcome.next {
+                self.queue.push_back((topic, next));
+            } else if outcome.is_settled {
+                self.notify(&topic);
+            } else if !is_read {
+                self.notify(&topic);
+                self.failed.insert(topic);
+            }
+        }
+    }
+
+    /// Lets the store compare itself with what this node knows, and then does the next read.
+    fn reset_behind(&self, topic: Arc<str>, known: StorePosition, next: Option<ReadRequest>) {
+        let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
+        self.tasks.push(Box::pin(async move {
+            checks::reset_behind(&hub, &store, &topic, known).await;
+            if let Some(next) = next {
+                store.queue_read(topic, next);
+            }
+        }));
+    }
+
+    /// Tells those that wait for a topic that its read has ended.
+    fn notify(&mut self, topic: &Arc<str>) {
+        let mut workers = Vec::new();
+        for (waiter, _) in self.waiting.remove(topic).unwrap_or_default() {
+            tell(&self.store, topic, waiter, &mut workers);
+        }
+    }
+
+    fn on_tick(&mut self) {
+        let now = Instant::now();
+        let store = &self.store;
+        self.waiting.retain(|topic, waiters| {
+            let mut workers = Vec::new();
+            let is_late = |since: &Instant| now.saturating_duration_since(*since) >= WAIT_TIMEOUT;
+            for (waiter, _) in waiters.extract_if(.., |(_, since)| is_late(since)) {
+                tell(store, topic, waiter, &mut workers);
+            }
+            !waiters.is_empty()
+        });
+        if !self.store.is_up() {
+            return;
+        }
+        for topic in std::mem::take(&mut self.failed) {
+            if let Some(read) = self.hub.retry_read(&topic) {
+                self.queue.push_back((topic, read));
+            }
+        }
+        if now >= self.next_check && self.reconnect.is_none() {
+            self.next_check = now + CHECK_INTERVAL;
+            let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
+            self.tasks.push(Box::pin(async move { checks::check_quiet_topics(&hub, &store).await }));
+        }
+    }
+
+    /// Handles a change of the connection to the broker. The node may have missed messages, even if
+    /// it is connected again by now.
+    fn on_broker_changed(&mut self, states: &mut watch::Receiver<deeperhub_cluster::ClusterState>) {
+        let is_up = *states.borrow_and_update() == deeperhub_cluster::ClusterState::Up;
+        let topics = self.hub.disconnect_mirrors();
+        self.store.is_checked.store(topics.is_empty(), std::sync::atomic::Ordering::Release);
+        self.reconnect = None;
+        if is_up {
+            let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
+            let (checked, keeps_history) =
+                (Arc::clone(&self.store), self.hub.limits.load().history.rules.keep_history());
+            if keeps_history {
+                self.tasks.push(Box::pin(async move { checks::check_server(&checked).await }));
+            }
+            self.reconnect =
+                Some(Box::pin(async move { checks::check_after_reconnect(&hub, &store, topics).await }));
+        } else {
+            let waiting: Vec<_> = self.waiting.keys().cloned().collect();
+            waiting.iter().for_each(|topic| self.notify(topic));
+        }
+    }
+}
+
+/// Tells a waiter that a read has ended. A worker is told once for each topic.
+fn tell(store: &ClusterStore, topic: &Arc<str>, waiter: Waiter, workers: &mut Vec<u16>) {
+    match waiter {
+        Waiter::Worker(worker) => {
+            if !workers.contains(&worker) {
+                workers.push(worker);
+                store.notify(worker, StoreNotice::TopicRead { topic: Arc::clone(topic) });
+            }
+        }
+        // The caller may have gone.
+        Waiter::Handle(sender) => drop(sender.send(())),
+    }
+}
+
+async fn run_optional(task: &mut Option<Task<()>>) {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How a read begins.
+pub(super) enum Begin {
+    Read(ReadRequest),
+    /// A read is under way, or not possible now.
+    Reading,
+    /// There is nothing to read.
+    Done,
+}
+
+impl Hub {
+    /// Begins the read of a topic that is followed.
+    fn begin_read(&self, topic: &str) -> Begin {
+        let Ok(parsed) = Topic::parse(topic) else { return Begin::Done };
+        self.router.update_kept(&parsed, |topic, kept, stripe| {
+            let Some(id) = stripe.find(kept) else { return Begin::Done };
+            let is_followed = topic.subscribers() > 0 || stripe.has_watchers(id);
+            if !is_followed || stripe.is_settled(id) {
+                return Begin::Done;
+            }
+            stripe.begin_read(id).map_or(Begin::Reading, Begin::Read)
+        })
+    }
+
+    /// Returns the read that a topic needs after one has failed.
+    fn retry_read(&self, topic: &str) -> Option<ReadRequest> {
+        let parsed = Topic::parse(topic).ok()?;
+        self.router.update_kept(&parsed, |_, kept, stripe| stripe.retry_read(stripe.find(kept)?))
+    }
+
+    /// Returns the request to the store for a read that a mirror asks for. Returns `None` if no rule
+    /// keeps messages of the topic.
+    fn store_read(&self, store: &ClusterStore, topic: &str, request: ReadRequest) -> Option<StreamRead> {
+        let topic = Topic::parse(topic.to_owned()).ok()?;
+        let (budget, rule) = self.streams.rule(&topic)?;
+        let limits = store.limits_of(budget.rules().get(rule)?.policy());
+        let after = request.after.map(|after| StorePosition { epoch: after.epoch, offset: after.offset });
+        Some(StreamRead { topic, after, messages: limits.messages, limits, creates: true, follows: true })
+    }
+}

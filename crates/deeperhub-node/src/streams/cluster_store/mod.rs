@@ -1,0 +1,183 @@
+//! Streams that the cluster's broker keeps.
+//!
+//! The *store*, the broker, gives each message of a topic with history its position, and sends the
+//! message to the nodes that follow the topic. Each node has a *mirror* of such a stream in the table
+//! of the topic's stripe. From there, its subscribers get live messages, replays and recoveries.
+//!
+//! Only the store gives offsets. The mirror changes under the lock of the topic's stripe, one message
+//! with its push at a time, so any thread may apply what the store has sent.
+
+mod appends;
+mod mirror;
+mod publish;
+mod requests;
+mod stripe;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use deeperhub_cluster::{AppendNumber, Broker, StorePosition, StreamLimits};
+use deeperhub_history::{Policy, ReadRequest};
+use deeperhub_metrics::{RegisterError, Registry};
+use tokio::sync::{mpsc, oneshot};
+
+use super::links::Links;
+use super::stored::StoreNotice;
+use crate::metrics::{AppendLabel, MirrorMetrics, StoreMetrics};
+use appends::Appends;
+pub(crate) use appends::{AppendOutcome, Requester};
+pub(crate) use mirror::{LiveEffect, Readiness, TopCheck, TopicMirror};
+pub(crate) use publish::ClusterPublish;
+pub(crate) use requests::{PageDone, PageRequest, ReaderRequest, Waiter};
+
+/// The cluster's store, with what connects it to the node.
+#[derive(Debug)]
+pub(crate) struct ClusterStore {
+    pub(crate) broker: Broker,
+    links: Links,
+    appends: Appends,
+    /// [`BudgetLimits::forget`](deeperhub_history::BudgetLimits::forget) in milliseconds.
+    forget_ms: AtomicU64,
+    requests: mpsc::UnboundedSender<ReaderRequest>,
+    /// Receiving end of the requests, until the reader takes it.
+    receiver: Mutex<Option<mpsc::UnboundedReceiver<ReaderRequest>>>,
+    /// Topics that subscribers in this process follow.
+    pub(crate) watched: Mutex<HashSet<Arc<str>>>,
+    /// `false` while mirrors may lack messages, because the broker was away.
+    pub(crate) is_checked: AtomicBool,
+    pub(crate) metrics: StoreMetrics,
+    pub(crate) mirror_metrics: MirrorMetrics,
+}
+
+impl ClusterStore {
+    pub(crate) fn new(
+        broker: Broker,
+        workers: usize,
+        forget: Duration,
+        (metrics, mirror_metrics): (StoreMetrics, MirrorMetrics),
+    ) -> Self {
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let store = Self {
+            broker,
+            links: Links::new(workers),
+            appends: Appends::default(),
+            forget_ms: AtomicU64::new(0),
+            requests,
+            receiver: Mutex::new(Some(receiver)),
+            watched: Mutex::default(),
+            is_checked: AtomicBool::new(true),
+            metrics,
+            mirror_metrics,
+        };
+        store.set_forget(forget);
+        store
+    }
+
+    /// Sets the time for which the store remembers a position without messages.
+    pub(super) fn set_forget(&self, forget: Duration) {
+        self.forget_ms.store(u64::try_from(forget.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Returns the limits of a rule's streams in the store.
+    pub(crate) fn limits_of(&self, policy: &Policy) -> StreamLimits {
+        let forget = Duration::from_millis(self.forget_ms.load(Ordering::Relaxed));
+        StreamLimits { messages: policy.history(), ttl: policy.ttl(), forget }
+    }
+
+    /// Returns `true` if the store can be reached, as far as the node knows.
+    pub(crate) fn is_up(&self) -> bool {
+        self.broker.is_up()
+    }
+
+    /// Returns `true` if a subscriber in this process follows a topic.
+    pub(crate) fn is_watched(&self, name: &Arc<str>) -> bool {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
+    /// Returns `false` while mirrors may lack messages, because the broker was away.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.is_checked.load(Ordering::Acquire)
+    }
+
+    /// Queues a read that a mirror asks for.
+    pub(crate) fn queue_read(&self, topic: Arc<str>, read: ReadRequest) {
+        // The reader ends with the node.
+        let _ = self.requests.send(ReaderRequest::Read { topic, read });
+    }
+
+    /// Lets the store compare itself with what this node knows of a topic.
+    pub(crate) fn report_behind(&self, topic: Arc<str>, known: StorePosition) {
+        let _ = self.requests.send(ReaderRequest::Behind { topic, known });
+    }
+
+    /// Queues the read of a topic for which clients of a worker wait. The worker is told when the
+    /// stream is whole, or when the store could not be read. `read` is what the mirror asks for.
+    pub(crate) fn read_for_worker(&self, topic: Arc<str>, read: Option<ReadRequest>, worker: u16) {
+        let _ = self.requests.send(ReaderRequest::Wait { topic, read, waiter: Waiter::Worker(worker) });
+    }
+
+    /// Waits until the stream of a topic is whole, or the store could not be read. `read` is what the
+    /// mirror asks for.
+    pub(crate) async fn read_for_handle(&self, topic: Arc<str>, read: Option<ReadRequest>) {
+        let (sender, receiver) = oneshot::channel();
+        let _ = self.requests.send(ReaderRequest::Wait { topic, read, waiter: Waiter::Handle(sender) });
+        let _ = receiver.await;
+    }
+
+    /// Queues the read of a page of a topic that this node does not follow.
+    pub(crate) fn read_page(&self, page: PageRequest, done: PageDone) {
+        let _ = self.requests.send(ReaderRequest::Page { page, done });
+    }
+
+    pub(crate) fn take_receiver(&self) -> Option<mpsc::UnboundedReceiver<ReaderRequest>> {
+        self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Creates the queue of notices for a worker that starts.
+    pub(crate) fn attach(&self, worker: u16) -> mpsc::UnboundedReceiver<StoreNotice> {
+        self.links.attach(worker)
+    }
+
+    /// Tells a worker something.
+    pub(crate) fn notify(&self, worker: u16, notice: StoreNotice) {
+        self.links.send(worker, notice);
+    }
+
+    /// Hands the outcome of an append to its requester.
+    pub(crate) fn on_appended(&self, number: AppendNumber, outcome: AppendOutcome) {
+        self.metrics.appends.inc(match outcome {
+            Ok(_) => AppendLabel::Ok,
+            Err(_) => AppendLabel::Unavailable,
+        });
+        match Requester::of(number) {
+            Requester::Worker(worker) => {
+                self.links.send(worker, StoreNotice::Appended { number, outcome });
+            }
+            Requester::Handle => self.appends.finish(number, outcome),
+            Requester::Nobody => {}
+        }
+    }
+
+    /// Waits for the outcome of an append of a handle. Returns `None` if there is none in time.
+    pub(crate) async fn wait(&self, number: AppendNumber, timeout: Duration) -> Option<AppendOutcome> {
+        let since = Instant::now();
+        let outcome = self.appends.wait(number, timeout).await;
+        if let Some(Ok(_)) = outcome {
+            self.record_appended(since.elapsed());
+        }
+        outcome
+    }
+
+    /// Records the time from a publish to its answer.
+    pub(crate) fn record_appended(&self, time: Duration) {
+        self.metrics.append_time.observe_duration(time);
+    }
+
+    /// Registers the metrics.
+    pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
+        self.metrics.register(registry)?;
+        self.mirror_metrics.register(registry)
+    }
+}
