@@ -263,3 +263,24 @@ async fn a_client_on_python_websockets_recovers_over_tls() {
     let finished = finished.expect("the peer ran");
     assert_eq!(finished.code, Some(0), "{}\n{}", finished.stdout, finished.stderr);
 }
+
+#[tokio::test]
+async fn a_replay_that_ends_with_own_messages_tells_the_position() {
+    let server = Server::start(RULE);
+    let mut client = Client::connect(&server).await;
+    let mut other = Client::connect(&server).await;
+    for number in 1..=2 {
+        let data = json!({ "topic": "feed.own", "message": number, "exclude_self": true });
+        client.request(&json!({ "type": "publish", "id": number, "data": data })).await;
+    }
+    let data = json!({ "topic": "feed.own", "history": 5 });
+    let reply = client.request(&json!({ "type": "subscribe", "id": 3, "data": data })).await;
+    assert_eq!((&reply["data"]["offset"], &reply["data"]["replay"]), (&json!(0), &json!(2)));
+    let position = client.receive().await;
+    assert_eq!((&position["type"], &position["data"]["offset"]), (&json!("position"), &json!(2)));
+    assert_eq!(position["data"]["epoch"], reply["data"]["epoch"]);
+    let data = json!({ "topic": "feed.own", "message": 3 });
+    other.request(&json!({ "type": "publish", "id": 1, "data": data })).await;
+    let message = client.receive().await;
+    assert_eq!((&message["data"]["offset"], &message["data"]["prev"]), (&json!(3), &Value::Null));
+}

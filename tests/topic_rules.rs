@@ -253,9 +253,9 @@ fn there_are_at_most_64_rules_of_all_sources_together() {
 }
 
 #[test]
-fn history_is_refused_in_a_cluster_with_advice() {
+fn history_is_refused_with_a_broker_that_cannot_keep_it_with_advice() {
     let named = [
-        "history in a cluster is not supported yet; run a single node without --cluster, or set history to 0 in",
+        "the broker in --cluster cannot keep history yet; use redis:// or rediss://, or set history to 0 in",
         "`chat.>` (--topic), `news` (DEEPERHUB_TOPIC)\n",
     ];
     for command in COMMANDS {
@@ -264,11 +264,20 @@ fn history_is_refused_in_a_cluster_with_advice() {
         check_refused(&[command, &cluster].concat(), &[("DEEPERHUB_TOPIC", "news: history=1")], &named);
     }
     check_file_refused(
-        "cluster = 'redis://127.0.0.1:1'\n[[topics]]\nmatch = 'a'\nhistory = 1",
-        &["without cluster in ", "hub.toml:1, or set history to 0 in these rules: `a` (", "hub.toml:2)"],
+        "cluster = 'nats://127.0.0.1:1'\n[[topics]]\nmatch = 'a'\nhistory = 1",
+        &[
+            "the broker in cluster in ",
+            "hub.toml:1 cannot keep history yet",
+            "or set history to 0 in these rules: `a` (",
+            "hub.toml:2)",
+        ],
     );
-    let allowed = ["config", "check", "--cluster", "nats://127.0.0.1:1", "--topic", "a.>: history=0"];
-    assert_eq!(run(&allowed, &[]).code, Some(0));
+    for (cluster, rule) in
+        [("nats://127.0.0.1:1", "a.>: history=0"), ("redis://127.0.0.1:1", "a.>: history=1")]
+    {
+        let allowed = ["config", "check", "--cluster", cluster, "--topic", rule];
+        assert_eq!(run(&allowed, &[]).code, Some(0));
+    }
 }
 
 #[test]
@@ -298,8 +307,8 @@ fn a_disk_without_a_folder_is_refused_with_advice() {
     ] {
         check_refused(&[&store[..], &more].concat(), &[], &[named]);
     }
-    let cluster = ["--cluster", "nats://127.0.0.1:1", "--topic", "a: history=1 ack=disk"];
-    let named = "history in a cluster is not supported yet";
+    let cluster = ["--cluster", "redis://127.0.0.1:1", "--topic", "a: history=1 ack=disk"];
+    let named = "has ack=disk, and the cluster's broker keeps the history; use ack=memory";
     check_refused(&[&store[..], &cluster].concat(), &[], &[named]);
     let file = "history_store = 'disk'\nhistory_dir = '/tmp/history'\nhistory_sync = 'always'\n\
                 history_disk_bytes = '1GiB'\n[[topics]]\nmatch = 'a'\nhistory = 1\nack = 'disk'";
@@ -385,11 +394,15 @@ async fn a_node_in_a_cluster_gets_no_history_on_sighup() {
     let server = Server::start(&["--config", text(&path)]);
     dir.write("hub.toml", &format!("{cluster}{rule}5"));
     reload(&server, "Reload failed; previous values stay in effect").await;
-    assert!(server.stderr().contains("without cluster in "), "{}", server.stderr());
+    assert!(server.stderr().contains("cannot keep history yet; use redis://"), "{}", server.stderr());
     // The node stays in its cluster even if the file no longer names one.
     dir.write("hub.toml", &format!("{rule}5"));
     reload(&server, "Reload failed; previous values stay in effect").await;
-    assert!(server.stderr().contains("this node joined one at its start; restart it"), "{}", server.stderr());
+    assert!(
+        server.stderr().contains("this node joined at its start cannot keep history yet; restart"),
+        "{}",
+        server.stderr()
+    );
     dir.write("hub.toml", &format!("{cluster}{rule}0\nshare = 2"));
     reload(&server, "Reloaded").await;
 }

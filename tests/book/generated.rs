@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::disk_history::Disk;
 use crate::metrics::FullServer;
-use crate::support::{ROOT, http, run};
+use crate::support::{ROOT, Server, http, run};
 
 use super::Page;
 
@@ -172,16 +172,23 @@ pub(super) struct Family {
 }
 
 /// Returns the metrics of a server with every feature enabled, in the order of its response. A second
-/// one has the history on disk, which is not possible in a cluster.
+/// one has the history on disk, and a third one in a cluster's broker.
 pub(super) fn metric_families() -> Vec<Family> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut families = families_in(&runtime.block_on(FullServer::start().metrics(&[])));
     let disk = Disk::new();
     let server = disk.start(&[]);
     let with_store = runtime.block_on(http(server.api(), "GET /metrics", &[], "")).body;
-    let is_known = |family: &Family| families.iter().any(|known| known.name == family.name);
-    let new: Vec<_> = families_in(&with_store).into_iter().filter(|family| !is_known(family)).collect();
-    families.extend(new);
+    // Nothing listens on port 1: the node starts without its broker.
+    let server = Server::start(&["--cluster", "redis://127.0.0.1:1"]);
+    let in_cluster = runtime.block_on(http(server.api(), "GET /metrics", &[], "")).body;
+    for response in [with_store, in_cluster] {
+        for family in families_in(&response) {
+            if families.iter().all(|known| known.name != family.name) {
+                families.push(family);
+            }
+        }
+    }
     assert!(families.len() > 50, "only {} metrics were found", families.len());
     families
 }

@@ -9,6 +9,8 @@ mod network;
 mod rolling;
 mod secure;
 mod servers;
+mod stream_faults;
+mod streams;
 mod upgrade;
 
 use std::collections::BTreeMap;
