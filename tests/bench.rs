@@ -3,7 +3,8 @@
 use deeperhub_bench::{Args, BenchError};
 use serde_json::Value;
 
-use crate::support::{Finished, Server, run};
+use crate::cluster;
+use crate::support::{Broker, Engine, Finished, Server, has_brokers, http, run};
 
 #[path = "../crates/deeperhub-bench/examples/fanout.rs"]
 #[allow(dead_code, reason = "its `main` is for the command line")]
@@ -136,6 +137,27 @@ fn clients_that_return_have_every_message_once() {
         assert_eq!(recovery["live_microseconds"]["count"], clients, "{figures}");
         assert_eq!(figures["errors"], serde_json::json!({}));
     }
+}
+
+#[tokio::test]
+async fn clients_return_to_another_node() {
+    if !has_brokers() {
+        return;
+    }
+    let broker = Broker::start(Engine::Redis);
+    let flags = ["--topic", "bench.>: history=1000", "--max-connections", "100"];
+    let [from, to] = cluster::nodes(&broker.url(), &flags).await;
+    let url = to.url("");
+    let flags = format!(
+        "recover --clients 40 --topics 10 --rate 400 --warmup 200ms --fail-on-loss --return-to {}",
+        url.trim_start_matches("ws://")
+    );
+    let figures = tokio::task::spawn_blocking(move || figures(&from, &flags)).await.expect("the bench ends");
+    assert_eq!(figures["recovery"]["recovered"], 40, "{figures}");
+    assert_eq!(figures["messages"]["lost"], 0, "{figures}");
+    // The subscribers that stay are on the other node.
+    let metrics = http(to.api(), "GET /metrics", &[], "").await.body;
+    assert!(metrics.contains("deeperhub_handshakes_total{outcome=\"accepted\"} 40\n"), "{metrics}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{ChildStdout, Command};
 
 use crate::support::wire::{RSV1, TEXT, Wire, deflated, deflated_by, masked};
-use crate::support::{Client, Peer, Server, has_browser, http, install, python_bin, script};
+use crate::support::{Client, Peer, Server, has_browser, http, install, python_bin, script, wait_for};
 
 const OFFER: &str = "permessage-deflate; client_max_window_bits";
 const AGREED: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
@@ -47,6 +47,16 @@ async fn counter(server: &Server, name: &str) -> u64 {
     let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
     let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
     value.unwrap_or_else(|| panic!("no {name} in {metrics}"))
+}
+
+/// Waits for the value of a counter. Workers count after they have sent.
+async fn wait_for_counter(server: &Server, name: &str, expected: u64) {
+    wait_for(&format!("{name} {expected}"), async {
+        while counter(server, name).await != expected {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -246,11 +256,9 @@ async fn a_message_is_compressed_once_for_all_subscribers() {
             sizes.1 += frame.payload.len() as u64 + 2;
         }
     }
-    assert_eq!(counter(&server, "deeperhub_compressions_total").await, compressions + 1);
-    assert_eq!(
-        (counter(&server, input).await, counter(&server, output).await),
-        (before.0 + sizes.0, before.1 + sizes.1)
-    );
+    wait_for_counter(&server, "deeperhub_compressions_total", compressions + 1).await;
+    wait_for_counter(&server, input, before.0 + sizes.0).await;
+    wait_for_counter(&server, output, before.1 + sizes.1).await;
     assert!(sizes.1 * 5 < sizes.0, "{sizes:?}");
 }
 
@@ -393,7 +401,8 @@ async fn peers_get_the_same_bytes(flags: &[&str], expected: [&str; 4]) {
             assert_eq!(&peer.line().await, delivery, "delivery {number} of {}", peer.name);
         }
     }
-    assert_eq!(counter(&server, "deeperhub_compressions_total").await, count as u64, "one per message");
+    // One for each message.
+    wait_for_counter(&server, "deeperhub_compressions_total", count as u64).await;
     let (input, output) =
         ("deeperhub_decompression_input_bytes_total", "deeperhub_decompression_output_bytes_total");
     assert!(counter(&server, input).await > 0);

@@ -3,12 +3,13 @@
 over Redis, compared with a single node.
 
     cargo build --release
-    benches/cluster/measure.py [--workers N] [--setups one,nats,redis] [--rounds N] [PROGRAM...]
+    benches/cluster/measure.py [--workers N] [--setups one,nats,redis] [--rounds N] [--history N] [PROGRAM...]
 
 Needs nats-server and redis-server (`tests/peers/install nats-server redis-server`) and Python without packages. A
 publisher has one connection, and each worker of the receiving node has a subscriber: 2000 publishes one at a time, then
 100,000 at once, then bursts of 50. The setups and programs (target/release/deeperhub-ws) alternate for five rounds,
-which takes about two minutes. Prints medians of the rounds; throughput also with its range.
+which takes about two minutes. Prints medians of the rounds; throughput also with its range. With --history, the topic has a
+history of that many messages, which the broker keeps in a cluster.
 """
 
 import argparse
@@ -131,14 +132,14 @@ def publish(number):
     return '{"type":"publish","data":{"topic":"bench","message":[%d,"%s"]}}' % (number, PAYLOAD)
 
 
-def measure(program, workers, broker):
+def measure(program, workers, broker, rules):
     """Runs one round. Returns latency percentiles in µs, messages per second, and twice, with all messages at once and
     in bursts, the CPU µs per message of each process and the sleeps of the receiving node's workers per 1000 messages.
     """
     processes, nodes = [], []
     try:
         if broker is None:
-            nodes = [start_node(program, workers, [])]
+            nodes = [start_node(program, workers, rules)]
         else:
             port = free_port()
             command = {
@@ -149,7 +150,7 @@ def measure(program, workers, broker):
             processes.append(subprocess.Popen(command, **quiet))
             time.sleep(1)
             url = f"{broker}://127.0.0.1:{port}"
-            nodes = [start_node(program, workers, ["--cluster", url, "--node-id", node]) for node in "ab"]
+            nodes = [start_node(program, workers, ["--cluster", url, "--node-id", node] + rules) for node in "ab"]
         measured = [process for process, _ in nodes] + processes
         processes += [process for process, _ in nodes]
         publisher = Client(nodes[0][1])
@@ -217,14 +218,16 @@ def main():
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--setups", default=",".join(SETUPS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--history", type=int)
     arguments = parser.parse_args()
     os.environ["PATH"] += ":/usr/sbin"
     runs = [(SETUPS[setup], program) for setup in arguments.setups.split(",") for program in arguments.programs]
+    rules = ["--topic", f"bench: history={arguments.history}"] if arguments.history else []
     rounds = {run: [] for run in runs}
     for _ in range(arguments.rounds):
         for run in runs:
             (_, broker), program = run
-            rounds[run].append(measure(program, arguments.workers, broker))
+            rounds[run].append(measure(program, arguments.workers, broker, rules))
     columns = ["setup", "latency µs: p50", "p90", "p99", "p99.9", "messages per second"]
     for load in ["at once", "in bursts"]:
         columns += [f"CPU µs per message {load}: sending node", "receiving node", "broker", "sleeps per 1000 messages"]

@@ -40,7 +40,7 @@ impl Progress {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix("connecting");
-        let returning = plan.recover.map_or(0, |recover| recover.clients as u64);
+        let returning = plan.recover.as_ref().map_or(0, |recover| recover.clients as u64);
         let has_messages = plan.scenario.has_messages();
         if plan.scenario == Scenario::Churn {
             bar.set_prefix("running");

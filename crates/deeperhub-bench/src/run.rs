@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 
+use deeperhub_args::Address;
 use tungstenite::handshake::client::generate_key;
 
 use crate::args::Args;
@@ -61,16 +62,19 @@ fn run_plan(plan: &Plan, progress: Progress) -> Result<Report, BenchError> {
         None
     };
     open_files::raise_limit(plan)?;
-    let address = plan
-        .url
-        .address
-        .resolve()
-        .map_err(|error| BenchError::Resolve { address: plan.url.address.to_string(), error })?;
+    let address = resolve(&plan.url.address)?;
+    let return_to = plan.recover.as_ref().and_then(|recover| recover.return_to.as_ref());
+    let return_address = return_to.map_or(Ok(address), resolve)?;
     check_sources(plan, address)?;
+    check_sources(plan, return_address)?;
     check_server_process(plan)?;
-    let (counters, measurements) = run_workers(plan, &Endpoint { address, tls }, progress)?;
+    let (counters, measurements) = run_workers(plan, &Endpoint { address, return_address, tls }, progress)?;
     check_connections(plan, &counters)?;
     Ok(Report::new(plan, &counters, measurements))
+}
+
+fn resolve(address: &Address) -> Result<SocketAddr, BenchError> {
+    address.resolve().map_err(|error| BenchError::Resolve { address: address.to_string(), error })
 }
 
 /// Checks that connections can be made from the addresses of `--source`.

@@ -1,6 +1,6 @@
 //! Flags of the scenario `recover`.
 
-use deeperhub_args::{Time, whole};
+use deeperhub_args::{Address, Time, whole};
 
 use super::{
     DURATION, LOAD, MAX_CONNECTIONS, MAX_RATE_PER_SECOND, MAX_SIZE_BYTES, MAX_STREAMS_U64, PublisherArgs,
@@ -35,6 +35,13 @@ pub(crate) struct RecoverArgs {
     /// server is not hidden.
     #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_RATE_PER_SECOND), default_value = "500", help_heading = LOAD)]
     pub(crate) rate: u64,
+
+    /// Address at which the clients return, if it is not that of `--url`
+    ///
+    /// Such as another node of a cluster. Publishers and the subscribers that stay connected remain
+    /// where they are. Scheme, host name and path are those of `--url`, as with a load balancer.
+    #[arg(long, value_name = "HOST:PORT", help_heading = LOAD)]
+    pub(crate) return_to: Option<Address>,
 
     /// Number of subscribers that stay connected, each subscribed to one topic
     ///

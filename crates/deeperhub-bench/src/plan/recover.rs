@@ -1,12 +1,14 @@
 //! The plan of the scenario `recover`.
 
+use deeperhub_args::Address;
+
 use super::Plan;
 use crate::args::{PublisherArgs, RecoverArgs};
 use crate::scenario::{LoadModel, StopCondition};
 use crate::stamp::MAX_STREAMS;
 
 /// The clients that are cut and return. They have the lowest numbers of all clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RecoverPlan {
     pub(crate) clients: usize,
     pub(crate) topics_per_client: usize,
@@ -14,6 +16,8 @@ pub(crate) struct RecoverPlan {
     pub(crate) missed: u64,
     /// Clients that return per second.
     pub(crate) rate: u64,
+    /// Where the clients return, if not where they were.
+    pub(crate) return_to: Option<Address>,
 }
 
 impl Plan {
@@ -27,6 +31,7 @@ impl Plan {
                 topics_per_client: args.topics_per_client,
                 missed: args.missed,
                 rate: args.rate,
+                return_to: args.return_to.clone(),
             }),
             publishers,
             topics: args.topics,
@@ -39,7 +44,8 @@ impl Plan {
 
     /// Checks the numbers of `recover` against each other.
     pub(super) fn check_recover(&self) -> Result<(), String> {
-        let Some(RecoverPlan { clients, topics_per_client, .. }) = self.recover else { return Ok(()) };
+        let Some(RecoverPlan { clients, topics_per_client, .. }) = &self.recover else { return Ok(()) };
+        let (clients, topics_per_client) = (*clients, *topics_per_client);
         let Self { topics, publishers, .. } = *self;
         if topics_per_client > topics {
             return Err(format!(
@@ -72,7 +78,7 @@ impl Plan {
 
     /// Returns the number of topics of a returning client.
     pub(crate) fn topics_of_returning_client(&self) -> usize {
-        self.recover.map_or(1, |recover| recover.topics_per_client)
+        self.recover.as_ref().map_or(1, |recover| recover.topics_per_client)
     }
 
     /// Returns the topics of a returning client whose first one is `first`.

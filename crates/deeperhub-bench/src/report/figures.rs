@@ -162,7 +162,7 @@ pub struct Recovery {
 
 impl Recovery {
     /// `skipped` is the number of messages that were skipped at the end of the run.
-    pub(super) fn new(plan: RecoverPlan, counters: &RecoveryCounters, skipped: u64) -> Self {
+    pub(super) fn new(plan: &RecoverPlan, counters: &RecoveryCounters, skipped: u64) -> Self {
         Self {
             clients: plan.clients,
             topics_per_client: plan.topics_per_client,

@@ -155,7 +155,10 @@ impl Report {
                 received: counters.slow_received,
                 disconnect_seen_milliseconds: Percentiles::milliseconds(&counters.slow_disconnect_times),
             }),
-            recovery: plan.recover.map(|recover| Recovery::new(recover, &counters.recovery, faults.skipped)),
+            recovery: plan
+                .recover
+                .as_ref()
+                .map(|recover| Recovery::new(recover, &counters.recovery, faults.skipped)),
             errors: counters.errors.clone(),
             measured_seconds: round(seconds, 1e6),
             generator_cpu_percent: cpu,

@@ -19,10 +19,12 @@ use crate::transport::Transport;
 /// queue.
 const SLOW_READER_RECEIVE_BUFFER_BYTES: usize = 4096;
 
-/// The address of the server and the TLS configuration.
+/// The addresses of the server and the TLS configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
+    /// Where clients that were cut return.
+    pub(crate) return_address: SocketAddr,
     pub(crate) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 }
 
@@ -66,7 +68,9 @@ impl Worker<'_> {
         let source = self.state.plan.source(self.next_number);
         self.next_number += self.state.plan.threads;
         let registry = self.poll.registry();
-        let connection = connect(&self.endpoint, source, spec.role).and_then(|mut transport| {
+        let endpoint = &self.endpoint;
+        let address = if returning.is_some() { endpoint.return_address } else { endpoint.address };
+        let connection = connect(address, &endpoint.tls, source, spec.role).and_then(|mut transport| {
             registry.register(transport.socket(), Token(slot), Interest::READABLE | Interest::WRITABLE)?;
             Ok(Connection::new(spec, transport, returning, &mut self.state))
         });
@@ -129,15 +133,20 @@ impl Worker<'_> {
 }
 
 /// Starts to connect a non-blocking socket.
-fn connect(endpoint: &Endpoint, source: Option<SocketAddr>, role: Role) -> io::Result<Transport> {
-    let session = match &endpoint.tls {
+fn connect(
+    address: SocketAddr,
+    tls: &Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    source: Option<SocketAddr>,
+    role: Role,
+) -> io::Result<Transport> {
+    let session = match tls {
         None => None,
         Some((config, name)) => {
             let session = ClientConnection::new(Arc::clone(config), name.clone());
             Some(session.map_err(io::Error::other)?)
         }
     };
-    let socket = Socket::new(Domain::for_address(endpoint.address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
     if role == Role::SlowReader {
@@ -151,7 +160,7 @@ fn connect(endpoint: &Endpoint, source: Option<SocketAddr>, role: Role) -> io::R
             _ => error,
         })?;
     }
-    match socket.connect(&endpoint.address.into()) {
+    match socket.connect(&address.into()) {
         Ok(()) => {}
         Err(error) if is_in_progress(&error) => {}
         Err(error) => return Err(error),

@@ -31,7 +31,7 @@ impl Worker<'_> {
     /// in the same phase.
     pub(super) fn recover(&mut self, start: u64) -> io::Result<()> {
         let plan = self.state.plan;
-        let (Some(recover), StopCondition::AllReturned { warmup }) = (plan.recover, plan.stop) else {
+        let (Some(recover), StopCondition::AllReturned { warmup }) = (&plan.recover, plan.stop) else {
             return Ok(());
         };
         let cut_at = start.saturating_add(u64::try_from(warmup.as_nanos()).unwrap_or(u64::MAX));
@@ -136,7 +136,7 @@ impl Worker<'_> {
 
     /// Lets the clients return, each at its time, until those of all threads are live. Publishers go
     /// on meanwhile.
-    fn bring_back(&mut self, recover: RecoverPlan, cut: &[usize]) -> io::Result<()> {
+    fn bring_back(&mut self, recover: &RecoverPlan, cut: &[usize]) -> io::Result<()> {
         let shared = self.state.shared;
         let start = shared.returns_start();
         self.state.window = MeasurementWindow { from: start, to: u64::MAX };
