@@ -14,6 +14,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 import urllib.request
 
@@ -28,6 +29,8 @@ def start_node(program, node, broker, arguments):
     command = [program, "--port", "0", "--api-listen", "127.0.0.1:0", "--rate-limit", "0", "--workers", "1"]
     command += ["--max-connections", str(arguments.clients + 100), "--cluster", broker, "--node-id", node]
     command += ["--max-subscriptions", str(arguments.clients + 100), "--topic", f"bench.>: history={arguments.missed + 50}"]
+    # The missed messages are published as fast as the node takes them.
+    command += ["--cluster-queue-bytes", "268435456"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     line = process.stdout.readline()
     return process, re.search(r"ws://([^ ]+)", line)[1], re.search(r"API (http://[^)]+)", line)[1]
@@ -69,6 +72,8 @@ def measure(program, arguments):
         bench = [program, "bench", "recover", "--json", "--url", f"ws://{from_address}/", "--return-to", to_address]
         bench += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         report = json.loads(subprocess.run(bench, stdout=subprocess.PIPE, check=True).stdout)
+        if report["errors"]:
+            print(f"Errors: {report['errors']}", file=sys.stderr)
         recovery, live = report["recovery"], report["recovery"]["live_microseconds"]
         return [program, f"{recovery['recovered']:,}", *(report["messages"][fault] for fault in ("lost", "duplicated", "out_of_order")),
                 *(f"{live[part] / 1000:,.1f}" for part in ("p50", "p99", "max")),

@@ -78,9 +78,12 @@ impl MessageEncoder {
         write_frame(out, TEXT, text.as_bytes(), key);
     }
 
-    /// Appends an echo. Its answer shows that the server has processed the messages before it.
+    /// Appends a publish with a reply, to a topic of its own. The reply shows that the server has
+    /// processed the messages before it, and in a cluster that the broker has stored them.
     pub(crate) fn write_synchronization(&self, out: &mut Vec<u8>, key: [u8; 4]) {
-        write_frame(out, TEXT, br#"{"type":"echo","data":{}}"#, key);
+        let topic = format!("bench.{:08x}.synchronization", self.run_id);
+        let text = format!(r#"{{"type":"publish","id":1,"data":{{"topic":"{topic}","message":null}}}}"#);
+        write_frame(out, TEXT, text.as_bytes(), key);
     }
 
     /// Returns the number of one of the run's topics, or `None` for other topics.

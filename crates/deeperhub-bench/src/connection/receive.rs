@@ -257,7 +257,7 @@ impl Connection {
                 self.on_gap(text, state);
                 Ok(())
             }
-            ("echo", _) => {
+            ("published", _) => {
                 self.is_synchronized = true;
                 Ok(())
             }
@@ -287,7 +287,7 @@ impl Connection {
                 self.echoes_due += 1;
             }
             Role::Publisher => {
-                // The echo after the last message can be rejected, too.
+                // The publish after the last message can be rejected, too.
                 self.is_synchronized = true;
                 let stream = state.plan.stream_of(self.spec.number, self.sent.saturating_sub(1));
                 let deliveries = state.shared.subscribers(state.plan.topic_of(stream));

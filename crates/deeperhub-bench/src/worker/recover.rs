@@ -110,11 +110,11 @@ impl Worker<'_> {
             });
         }
         let until = self.state.shared.now() + SYNCHRONIZE_TIMEOUT_NANOS;
-        let awaits_echo = |worker: &Self| {
+        let awaits_reply = |worker: &Self| {
             let mut senders = worker.senders.iter().filter_map(|slot| worker.connections.get(*slot));
             senders.any(|connection| connection.is_sender() && !connection.is_synchronized)
         };
-        while awaits_echo(self) && self.state.shared.now() < until && !self.is_stopped() {
+        while awaits_reply(self) && self.state.shared.now() < until && !self.is_stopped() {
             self.poll_once(MAX_POLL_WAIT_NANOS)?;
         }
         Ok(())
