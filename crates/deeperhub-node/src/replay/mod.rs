@@ -99,9 +99,9 @@ enum Phase {
     /// The subscription is live. Messages up to the cursor that are still queued for the worker
     /// must not be delivered again.
     Resumed(InboxPosition),
-    /// Rules have removed the stream, and the subscription is live. Messages of the stream that are
-    /// queued for the worker up to this position are lost, and a gap then tells how many. They were
-    /// published before so many rule changes.
+    /// Rules have removed the stream, and the subscription is live. A gap has told that the rest of
+    /// the stream is lost. Messages of the stream that are queued for the worker up to this position
+    /// must not be delivered. They were published before so many rule changes.
     Detached { until: InboxPosition, rule_changes: u32 },
 }
 
@@ -328,7 +328,7 @@ impl Replays {
             }
             budget = budget.saturating_sub(self.step(key, (streams, router, shard), now, outlet));
         }
-        self.end_lingering((streams, shard), now, outlet);
+        self.end_lingering(shard);
         has_samples || !self.ready.is_empty()
     }
 }

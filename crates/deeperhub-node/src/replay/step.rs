@@ -84,11 +84,14 @@ impl Replays {
             self.continue_soon(key);
             return 0;
         };
-        let place = (replay.cursor, replay.newest);
         let has_others = shard.count_matches(key, &parsed) > 1;
-        if matches!(end, StepEnd::NoStream) && !has_others {
-            self.items.items.extend(lost_rest(place));
+        if matches!(end, StepEnd::NoStream) {
+            if has_others {
+                note_undelivered(replay, rule_changes, shard, (key, &parsed));
+            }
+            self.items.items.extend(lost_rest((replay.cursor, replay.newest)));
         }
+        let place = (replay.cursor, replay.newest);
         let (cursor, newest) = place;
         if matches!(end, StepEnd::Live) && newest > cursor.offset() {
             // The last messages are the subscriber's own. It may have published them before it
@@ -112,17 +115,17 @@ impl Replays {
                 self.begin(key, topic, place, Delivery::Sample { every }, now);
                 self.continue_soon(key);
             }
-            StepEnd::NoStream if !has_others => {
-                self.end(key, &topic);
-                self.continue_soon(key);
-            }
             StepEnd::Live => {
                 self.resume(key, &topic, has_others, (router, shard));
                 self.continue_soon(key);
             }
-            StepEnd::NoStream => {
+            StepEnd::NoStream if has_others => {
                 let until = router.inbox_position(shard.id());
                 self.detach(key, &topic, Phase::Detached { until, rule_changes });
+                self.continue_soon(key);
+            }
+            StepEnd::NoStream => {
+                self.end(key, &topic);
                 self.continue_soon(key);
             }
         }
@@ -140,29 +143,16 @@ impl Replays {
         }
     }
 
-    /// Ends the replays of which no more messages are queued. Tells the subscribers of removed
-    /// streams what is lost.
-    pub(super) fn end_lingering(
-        &mut self,
-        (streams, shard): (&Streams, &HubShard),
-        now: Instant,
-        outlet: &mut impl Outlet,
-    ) {
+    /// Ends the replays of which no more messages are queued.
+    pub(super) fn end_lingering(&mut self, shard: &HubShard) {
         for (key, topic) in std::mem::take(&mut self.lingering) {
-            let Some(replay) = self.find(key, &topic) else { continue };
-            let lost = match replay.phase {
-                Phase::Resumed(until) if shard.has_delivered(until) => None,
-                Phase::Detached { until, .. } if shard.has_delivered(until) => {
-                    lost_rest((replay.cursor, replay.newest))
+            match self.find(key, &topic).map(|replay| replay.phase) {
+                Some(Phase::Resumed(until) | Phase::Detached { until, .. }) if shard.has_delivered(until) => {
+                    self.end(key, &topic);
                 }
-                _ => {
-                    self.lingering.push((key, topic));
-                    continue;
-                }
-            };
-            self.end(key, &topic);
-            self.items.items.extend(lost);
-            self.send_items(key, &topic, streams.clock.unix_ms(now), outlet);
+                Some(_) => self.lingering.push((key, topic)),
+                None => {}
+            }
         }
     }
 
@@ -185,12 +175,7 @@ impl Replays {
             match replay.phase {
                 Phase::Replaying | Phase::Reading { .. } => self.behind -= 1,
                 Phase::Sampled => self.samples.remove(key, &replay.topic),
-                Phase::Resumed(_) => continue,
-                // Messages of the stream that wait for patterns are delivered by them.
-                Phase::Detached { .. } => {
-                    replay.phase = Phase::Resumed(until);
-                    continue;
-                }
+                Phase::Resumed(_) | Phase::Detached { .. } => continue,
             }
             replay.phase = Phase::Resumed(until);
             self.lingering.push((key, Arc::clone(&replay.topic)));
@@ -251,6 +236,25 @@ impl Replays {
         }
         bytes
     }
+}
+
+/// Notes the messages of a removed stream that still wait for another subscription of the client.
+/// They are not delivered, and the gap tells them: messages of a later stream can wait behind them.
+fn note_undelivered(
+    replay: &mut Replay,
+    rule_changes: u32,
+    shard: &HubShard,
+    (key, topic): (ConnectionKey, &Topic<'_>),
+) {
+    shard.find_undelivered(key, topic, |delivery| -> Option<()> {
+        let sequenced = delivery.sequenced.as_ref()?;
+        let (epoch, newest) = sequenced.newest();
+        let is_of_stream = sequenced.topic == replay.topic && epoch == replay.cursor.epoch();
+        if is_of_stream && sequenced.rule_changes < rule_changes {
+            replay.newest = replay.newest.max(newest);
+        }
+        None
+    });
 }
 
 /// Returns the gap of a subscriber whose stream was removed, if the stream had more messages.

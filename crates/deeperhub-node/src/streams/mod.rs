@@ -16,6 +16,7 @@ mod kept;
 mod links;
 mod publish;
 mod read;
+mod room;
 #[cfg_attr(not(feature = "disk"), allow(dead_code, reason = "without a store, nothing is read from it"))]
 mod stored;
 
@@ -51,7 +52,8 @@ pub(crate) use read::HistoryRead;
 pub use read::TopicHistory;
 use stored::StreamName;
 pub(crate) use stored::{
-    HistoryNotice, HistoryPage, ReadFailed, ReadRequest, ReadResult, StoreNotice, StoreState, Ticket,
+    HistoryNotice, HistoryPage, ReadFailed, ReadPurpose, ReadRequest, ReadResult, StoreNotice, StoreState,
+    Ticket,
 };
 
 /// Messages and streams that a sweep handles under one lock.
@@ -240,24 +242,6 @@ impl Streams {
         has_more == Some(true)
     }
 
-    /// Removes the stream of a rule that is idle longest in some stripe. Returns `false` if all
-    /// streams of the rule have subscribers.
-    pub(crate) fn make_room(&self, router: &StreamRouter, rule: RuleId) -> bool {
-        let stripes = router.stripes();
-        let first = fastrand::usize(..stripes.len().max(1));
-        for stripe in stripes.clone().cycle().skip(first).take(stripes.len()) {
-            let mut remains = Remains::default();
-            let removed =
-                router.update_stripe(stripe, |stripe| stripe.table.remove_idlest(rule, &mut remains.evicted));
-            if let Some(Some(name)) = removed {
-                self.count_evicted(&remains);
-                self.forget(router, &name);
-                return true;
-            }
-        }
-        false
-    }
-
     /// Lets history give way before clients do. While memory is short, the limit on bytes falls to
     /// half of what is kept, again and again, and streams without subscribers are removed, unless a
     /// store keeps them.
@@ -288,12 +272,7 @@ impl Streams {
             // A stream that leaves the memory would leave the disk, too.
             return;
         }
-        for (rule, _) in budget.rules().iter() {
-            let mut left = budget.usage(rule).map_or(0, |usage| usage.streams / 2);
-            while left > 0 && self.make_room(router, rule) {
-                left -= 1;
-            }
-        }
+        self.yield_streams(router);
     }
 
     /// Returns the number of topics with a history.
