@@ -136,6 +136,24 @@ impl SubscriptionView {
         Ok(())
     }
 
+    /// Checks a position that was told without a message: nothing but the client's own messages came
+    /// up to there.
+    pub(super) fn on_position(
+        &mut self,
+        position: Position,
+        log: &TopicLog,
+        (serial, step): (u64, usize),
+    ) -> Result<(), String> {
+        let (epoch, offset) = position;
+        let skips_own = self.position.is_some_and(|(own_epoch, own)| {
+            own_epoch == epoch && own < offset && offset <= log.epochs[epoch].after_own(own, serial)
+        });
+        if !skips_own {
+            return Err(format!("the position {position:?} is told at {:?}", self.position));
+        }
+        self.move_to(position, log, (serial, step))
+    }
+
     fn move_to(
         &mut self,
         position: Position,
