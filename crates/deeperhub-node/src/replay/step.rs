@@ -69,10 +69,10 @@ impl Replays {
         let mut remains = Remains::default();
         let items = &mut self.items.items;
         let seconds = streams.clock.seconds(now);
-        let mut rule_changes = 0;
+        let (mut rule_changes, mut stream_end) = (0, None);
         let advance =
             |_: deeperhub_router::TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
-                rule_changes = stripe.rule_changes;
+                (rule_changes, stream_end) = (stripe.rule_changes, stripe.end(kept));
                 collect(replay, &client_id, max_bytes, items, || stripe.current(kept, seconds, &mut remains))
             };
         let end = shard.resume_at(key, &parsed, advance);
@@ -86,10 +86,7 @@ impl Replays {
         };
         let has_others = shard.count_matches(key, &parsed) > 1;
         if matches!(end, StepEnd::NoStream) {
-            if has_others {
-                note_undelivered(replay, rule_changes, shard, (key, &parsed));
-            }
-            self.items.items.extend(lost_rest((replay.cursor, replay.newest)));
+            self.items.items.extend(stream_end.and_then(|end| lost_rest(replay.cursor, end)));
         }
         let place = (replay.cursor, replay.newest);
         let (cursor, newest) = place;
@@ -238,30 +235,16 @@ impl Replays {
     }
 }
 
-/// Notes the messages of a removed stream that still wait for another subscription of the client.
-/// They are not delivered, and the gap tells them: messages of a later stream can wait behind them.
-fn note_undelivered(
-    replay: &mut Replay,
-    rule_changes: u32,
-    shard: &HubShard,
-    (key, topic): (ConnectionKey, &Topic<'_>),
-) {
-    shard.find_undelivered(key, topic, |delivery| -> Option<()> {
-        let sequenced = delivery.sequenced.as_ref()?;
-        let (epoch, newest) = sequenced.newest();
-        let is_of_stream = sequenced.topic == replay.topic && epoch == replay.cursor.epoch();
-        if is_of_stream && sequenced.rule_changes < rule_changes {
-            replay.newest = replay.newest.max(newest);
-        }
-        None
-    });
-}
-
-/// Returns the gap of a subscriber whose stream was removed, if the stream had more messages.
-fn lost_rest((cursor, newest): (Cursor, u64)) -> Option<Item> {
-    let from = Some(cursor.offset() + 1);
-    let gap = Gap { epoch: cursor.epoch(), from, to: newest, reason: GapReason::Lost };
-    (newest > cursor.offset() && !planted!(LostNotTold)).then_some(Item::Gap(gap))
+/// Returns the gap of a subscriber whose stream was removed at `end`, if it has not passed the end.
+fn lost_rest(cursor: Cursor, end: Cursor) -> Option<Item> {
+    let (epoch, to) = (end.epoch(), end.offset());
+    let gap = if cursor.epoch() == epoch {
+        let from = Some(cursor.offset() + 1);
+        (cursor.offset() < to).then_some(Gap { epoch, from, to, reason: GapReason::Lost })
+    } else {
+        Some(Gap { epoch, from: None, to, reason: GapReason::Epoch })
+    };
+    gap.filter(|_| !planted!(LostNotTold)).map(Item::Gap)
 }
 
 /// Collects messages and gaps for a subscriber, at most `max_bytes` but at least one message.

@@ -150,8 +150,7 @@ impl Streams {
             let mut remains = Remains::default();
             router.update_stripe(stripe, |stripe| {
                 let find = |name: &StreamName| find_rule(&new, &Topic::parse(&*name.topic).ok()?);
-                stripe.rule_changes = stripe.rule_changes.wrapping_add(1);
-                remains.removed = stripe.table.set_budget(Arc::clone(&new), find, &mut remains.evicted);
+                remains.removed = stripe.set_budget(Arc::clone(&new), find, &mut remains.evicted);
             });
             self.finish(router, remains, Seconds::default());
         }
@@ -213,7 +212,7 @@ impl Streams {
         if let Ok(topic) = Topic::parse(&*name.topic)
             && !planted!(StreamNotForgotten)
         {
-            router.update_kept(&topic, |_, kept, stripe| kept.forget_removed(stripe));
+            router.update_kept(&topic, |topic, kept, stripe| kept.forget_removed(topic, stripe));
         }
         if let (Some(disk), Some(stream)) = (&self.disk, name.disk) {
             disk.remove(stream);

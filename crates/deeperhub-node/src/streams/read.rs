@@ -8,9 +8,9 @@ use deeperhub_protocol::message::{HistoryOrder, HistoryRequest, HistoryStart};
 use deeperhub_protocol::{Epoch, Topic};
 
 use super::kept::CurrentStream;
+use super::stored::{HistoryPage, ReadFailed, ReadRequest, StoredPage};
 #[cfg(feature = "disk")]
 use super::stored::{ReadPurpose, ReadResult};
-use super::stored::{HistoryPage, ReadFailed, ReadRequest, StoredPage};
 use super::{PageRequest, StreamRouter, Streams};
 
 /// Result of a read.
