@@ -25,8 +25,8 @@ const MESSAGES_PER_STEP: usize = 256;
 /// Result of a step.
 #[derive(Debug)]
 pub(super) enum StepEnd {
-    /// The subscriber is at the newest message, and its subscription is live.
-    Live,
+    /// The subscriber is at the newest message that is not its own, and its subscription is live.
+    Live { newest: u64 },
     /// There are more messages.
     Behind,
     /// The next messages are not in memory. Another thread reads them.
@@ -88,9 +88,10 @@ impl Replays {
         if matches!(end, StepEnd::NoStream) {
             self.items.items.extend(stream_end.and_then(|end| lost_rest(replay.cursor, end)));
         }
-        let place = (replay.cursor, replay.newest);
-        let (cursor, newest) = place;
-        if matches!(end, StepEnd::Live) && newest > cursor.offset() {
+        let cursor = replay.cursor;
+        if let StepEnd::Live { newest } = end
+            && newest > cursor.offset()
+        {
             // The last messages are the subscriber's own. It may have published them before it
             // subscribed, so it need not remember their offsets.
             self.items.push(Item::Position(Cursor::new(cursor.epoch(), newest)));
@@ -109,10 +110,10 @@ impl Replays {
                 outlet.close(key, CloseReason::new(CloseCode::SlowConsumer, "reads too slowly"));
             }
             StepEnd::Sampled(every) => {
-                self.begin(key, topic, place, Delivery::Sample { every }, now);
+                self.begin(key, topic, cursor, Delivery::Sample { every }, now);
                 self.continue_soon(key);
             }
-            StepEnd::Live => {
+            StepEnd::Live { .. } => {
                 self.resume(key, &topic, has_others, (router, shard));
                 self.continue_soon(key);
             }
@@ -259,13 +260,8 @@ fn collect<'s>(
     let Some(current) = current() else { return (DeliveryState::Live, StepEnd::NoStream) };
     let CurrentStream { stream, delivery, oldest, name } = current;
     if let Delivery::Sample { every } = delivery {
-        // The tick moves the cursor to a new epoch.
-        if replay.cursor.epoch() == stream.epoch() {
-            replay.newest = stream.newest();
-        }
         return (DeliveryState::Suspended, StepEnd::Sampled(every));
     }
-    replay.newest = stream.newest();
     // In a new epoch, a gap tells all that was before.
     if let Some(offset) = replay.lost_before.take()
         && replay.cursor.epoch() == stream.epoch()
@@ -309,6 +305,6 @@ fn collect<'s>(
         let is_live = planted!(LiveBeforeReplayEnds);
         (if is_live { DeliveryState::Live } else { DeliveryState::Suspended }, StepEnd::Behind)
     } else {
-        (DeliveryState::Live, StepEnd::Live)
+        (DeliveryState::Live, StepEnd::Live { newest: stream.newest() })
     }
 }
