@@ -283,4 +283,5 @@ async fn a_replay_that_ends_with_own_messages_tells_the_position() {
     other.request(&json!({ "type": "publish", "id": 1, "data": data })).await;
     let message = client.receive().await;
     assert_eq!((&message["data"]["offset"], &message["data"]["prev"]), (&json!(3), &Value::Null));
+    assert_eq!(metric(&server, r#"deeperhub_messages_sent_total{type="position"}"#).await, 1);
 }

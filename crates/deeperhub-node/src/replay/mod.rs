@@ -62,6 +62,7 @@ pub(crate) struct Replays {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ReplayCounts {
     pub(crate) messages: u64,
+    pub(crate) positions: u64,
     /// Sent gaps by [`GapReason::index`].
     pub(crate) gaps: [u64; GapReason::ALL.len()],
 }

@@ -208,6 +208,7 @@ impl Replays {
                     Some(ServerMessage::Gap { topic, from, position, reason }.to_frame())
                 }
                 Item::Position(cursor) => {
+                    self.counts.positions += 1;
                     let position = cursor.position(time_ms);
                     Some(ServerMessage::Position { topic, position }.to_frame())
                 }

@@ -40,15 +40,15 @@ pub(crate) struct StreamStripe {
 
 thread_local! {
     /// Buffer of this thread's last operation. Topics whose history is full evict a message in each
-    /// publish, and a new buffer would take longer than the eviction.
-    static EVICTED: Cell<EvictedFrames> = const { Cell::new(EvictedFrames::new()) };
+    /// publish, and a new buffer would take longer than the eviction. So would moving the buffer.
+    static EVICTED: Cell<Option<Box<EvictedFrames>>> = const { Cell::new(None) };
 }
 
 /// Work that an operation under the lock of a stripe leaves to do after it.
 #[derive(Debug)]
 pub(crate) struct Remains {
     /// Messages to drop.
-    pub(crate) evicted: EvictedFrames,
+    pub(crate) evicted: Box<EvictedFrames>,
     /// Topics whose streams were removed, so that the router can forget them.
     pub(crate) removed: Vec<StreamName>,
     /// `true` if the budget is exceeded and this stripe cannot help.
@@ -57,7 +57,7 @@ pub(crate) struct Remains {
 
 impl Default for Remains {
     fn default() -> Self {
-        let evicted = EVICTED.try_with(Cell::take).unwrap_or_default();
+        let evicted = EVICTED.try_with(Cell::take).ok().flatten().unwrap_or_default();
         Self { evicted, removed: Vec::new(), is_over_budget: false }
     }
 }
@@ -68,7 +68,7 @@ impl Remains {
         let mut evicted = self.evicted;
         evicted.clear();
         // A thread that ends has no use for the buffer.
-        let _ = EVICTED.try_with(|buffer| buffer.set(evicted));
+        let _ = EVICTED.try_with(|buffer| buffer.set(Some(evicted)));
     }
 }
 
