@@ -29,6 +29,7 @@ mod deploy;
 mod disk_faults;
 mod disk_history;
 mod disk_journals;
+mod disk_reads;
 mod examples;
 mod file_layering;
 mod handshake;

@@ -197,6 +197,17 @@ impl Budget {
         })
     }
 
+    /// Returns the number of streams that are too many if a rule gets so many `more`. It can be over
+    /// its maximum already, because the maximum has fallen.
+    #[must_use]
+    pub fn excess_streams(&self, rule: RuleId, more: u64) -> u64 {
+        let Some(usage) = self.usage.get(rule.index()) else { return 0 };
+        let over = |streams: &AtomicU64, max: u64| {
+            streams.load(Ordering::Relaxed).saturating_add(more).saturating_sub(max)
+        };
+        over(&usage.streams, usage.max_streams).max(over(&self.total_streams, self.max_streams))
+    }
+
     /// Returns the time in seconds after which a stream without messages and subscribers is removed.
     pub(crate) const fn forget_seconds(&self) -> u32 {
         self.forget_seconds
@@ -325,6 +336,8 @@ mod tests {
         assert_eq!(max(&small), [2, 1, 1]);
         let added = small.rules().iter().map(|(id, _)| small.try_add_stream(id)).collect::<Vec<_>>();
         assert_eq!((added, small.streams()), (vec![true, true, false], 2));
+        let excess = |more| [0, 1, 2].map(|rule| small.excess_streams(RuleId::from_index(rule), more));
+        assert_eq!((excess(0), excess(1), excess(2)), ([0; 3], [1; 3], [2; 3]));
         small.remove_stream(RuleId::from_index(0));
         assert!(small.try_add_stream(RuleId::from_index(2)));
         assert!(!small.try_add_stream(RuleId::from_index(2)));

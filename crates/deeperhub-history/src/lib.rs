@@ -65,7 +65,7 @@ pub use rules::{Rule, RuleId, Rules};
 pub use seconds::Seconds;
 pub use stored::StoredPart;
 pub use stream::{Predecessor, Restored, Stream};
-pub use table::{Appended, Applied, OpenError, Opened, StreamId, StreamTable, Swept};
+pub use table::{Appended, Applied, OpenError, Opened, RemovedStream, StreamId, StreamTable, Swept};
 
 /// Runs the README's example as a doc test.
 #[cfg(doctest)]

@@ -133,6 +133,9 @@ impl RuleId {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
     rules: Vec<Rule>,
+    /// For each rule, the length of the text before `>` if that is its pattern's only wildcard. Topics
+    /// match if they start with that text.
+    prefix_lens: Vec<Option<usize>>,
     /// For each first level that a rule names, the rules that can match a topic with it. A topic is
     /// compared with these rules alone. Sorted by length and text, because lengths compare faster.
     by_first_level: Vec<(Box<str>, Vec<u16>)>,
@@ -143,6 +146,10 @@ pub struct Rules {
 impl Rules {
     /// Maximum number of rules.
     pub const MAX: usize = 64;
+
+    /// Number of rules up to which all of them are compared with a topic. That takes less time than
+    /// to find its first level.
+    const FEW: usize = 4;
 
     /// Creates a list.
     ///
@@ -163,14 +170,16 @@ impl Rules {
         let others = matching(None);
         let by_first_level =
             levels.into_iter().map(|level| (level.clone(), matching(Some(&level)))).collect();
-        Ok(Self { rules, by_first_level, others })
+        let prefix_lens = rules.iter().map(prefix_len).collect();
+        Ok(Self { rules, prefix_lens, by_first_level, others })
     }
 
     /// Returns the first rule that matches `topic`.
     #[must_use]
     pub fn find(&self, topic: &Topic<'_>) -> Option<RuleId> {
-        if self.rules.is_empty() {
-            return None;
+        let count = self.rules.len();
+        if count <= Self::FEW {
+            return (0..count).find(|&index| self.matches(index, topic)).map(RuleId::from_index);
         }
         let level = topic.levels().next().unwrap_or_default();
         let position = self.by_first_level.binary_search_by(|(name, _)| compare_levels(name, level));
@@ -178,8 +187,20 @@ impl Rules {
             Ok(index) => &self.by_first_level[index].1,
             Err(_) => &self.others,
         };
-        let matches = |index: &&u16| self.rules[usize::from(**index)].pattern.matches(topic);
+        let matches = |index: &&u16| self.matches(usize::from(**index), topic);
         candidates.iter().find(matches).map(|&index| RuleId(index))
+    }
+
+    #[inline]
+    fn matches(&self, index: usize, topic: &Topic<'_>) -> bool {
+        let pattern = &self.rules[index].pattern;
+        match self.prefix_lens[index] {
+            Some(len) => {
+                let (topic, pattern) = (topic.as_str().as_bytes(), pattern.as_str().as_bytes());
+                topic.len() > len && topic[..len] == pattern[..len]
+            }
+            None => pattern.matches(topic),
+        }
     }
 
     /// Returns the rules with their numbers.
@@ -224,6 +245,14 @@ impl std::ops::Index<RuleId> for Rules {
 
 fn compare_levels(one: &str, other: &str) -> std::cmp::Ordering {
     one.len().cmp(&other.len()).then_with(|| one.cmp(other))
+}
+
+/// Returns the length of the text before a final `>` that is the only wildcard of a rule's pattern.
+fn prefix_len(rule: &Rule) -> Option<usize> {
+    let prefix = rule.pattern.as_str().strip_suffix(".>")?;
+    // No pattern matches a reserved topic.
+    let is_plain = !prefix.starts_with('$') && prefix.split('.').all(|level| level != "*");
+    is_plain.then_some(prefix.len() + 1)
 }
 
 /// Returns the first level of a rule's pattern, or `None` if it is a wildcard.

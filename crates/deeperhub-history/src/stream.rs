@@ -245,6 +245,7 @@ impl<M> Stream<M> {
                 let rest =
                     Retention { messages: bounds.messages - 1, bytes: bounds.bytes - bytes, ..*bounds };
                 self.trim(&rest, evicted);
+                self.ring.reserve(bounds.messages as usize);
             }
             // Kept messages have no holes, so none may stay if the newest one is not kept.
             None => {

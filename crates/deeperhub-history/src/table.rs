@@ -14,6 +14,7 @@ use crate::stream::Stream;
 use deeperhub_types::Epoch;
 pub use given::Applied;
 use queues::{Queued, RuleQueues};
+pub use reload::RemovedStream;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;

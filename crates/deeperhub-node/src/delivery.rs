@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use deeperhub_history::{Cursor, Epoch};
+use deeperhub_history::Cursor;
 use deeperhub_listener::Multicast;
 use deeperhub_protocol::GapReason;
 
@@ -42,11 +42,6 @@ pub(crate) struct Sequenced {
 }
 
 impl Sequenced {
-    /// Returns the epoch and the offset of the message, or of the position before a gap.
-    pub(crate) fn newest(&self) -> (Epoch, u64) {
-        (self.before.epoch(), self.before.offset() + u64::from(self.gap.is_none()))
-    }
-
     /// Returns `true` if a subscriber at `cursor` has passed this delivery.
     pub(crate) fn is_before(&self, cursor: &Cursor) -> bool {
         let (before, passed) = (self.before.offset(), cursor.offset());

@@ -326,8 +326,7 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn on_close(&mut self, key: ConnectionKey, closed: &Closed, worker: &mut NodeWorker) {
-        let subscriptions = worker.replays.unsubscribe_all(key, &mut worker.shard);
-        worker.metrics.subscriptions.add(-(subscriptions as i64));
+        worker.unsubscribe_all(key);
         worker.metrics.active.dec();
         if let Some(user) = self.user() {
             worker.remove_user(user, key);

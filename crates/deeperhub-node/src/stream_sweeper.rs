@@ -65,6 +65,7 @@ fn sweep(hub: &Hub) {
         streams.yield_memory(router, memory, hub.limits.load().history.budget.bytes);
     }
     let now = streams.clock.seconds(Instant::now());
+    streams.trim(router);
     for stripe in router.stripes() {
         // Each step releases the lock, so publishes wait for one step at most.
         while streams.sweep(router, stripe, now) {}

@@ -5,8 +5,22 @@ use std::sync::Arc;
 use super::queues::{Queued, RuleQueues};
 use super::{Entry, StreamId, StreamTable};
 use crate::budget::Budget;
+use crate::cursor::Cursor;
 use crate::evicted::Evicted;
 use crate::rules::RuleId;
+
+/// A stream that new rules have removed from its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemovedStream<N> {
+    /// The number that it had.
+    pub id: StreamId,
+    /// The name.
+    pub name: N,
+    /// Place of the newest message.
+    pub end: Cursor,
+    /// `true` if the stream has subscribers.
+    pub is_followed: bool,
+}
 
 impl<M, N> StreamTable<M, N> {
     /// Changes the rules and limits. `find` returns the new rule of a stream. Streams without a rule
@@ -19,7 +33,7 @@ impl<M, N> StreamTable<M, N> {
         budget: Arc<Budget>,
         mut find: impl FnMut(&N) -> Option<RuleId>,
         evicted: &mut Evicted<M>,
-    ) -> Vec<N> {
+    ) -> Vec<RemovedStream<N>> {
         let mut removed = Vec::new();
         let rule_of = |entry: &Entry<M, N>, find: &mut dyn FnMut(&N) -> Option<RuleId>| {
             let rule = find(&entry.name)?;
@@ -31,7 +45,12 @@ impl<M, N> StreamTable<M, N> {
             let id = StreamId { index: index as u32, generation: entry.generation };
             match rule_of(entry, &mut find) {
                 Some(rule) => kept.push((id, rule)),
-                None => removed.extend(self.remove(id, evicted)),
+                None => {
+                    let end = Cursor::new(entry.stream.epoch(), entry.stream.newest());
+                    let is_followed = entry.is_followed;
+                    let name = self.remove(id, evicted);
+                    removed.extend(name.map(|name| RemovedStream { id, name, end, is_followed }));
+                }
             }
         }
         let previous = std::mem::replace(&mut self.budget, budget);

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::{BudgetLimits, Rules};
+use crate::{BudgetLimits, Cursor, Rules};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -295,7 +295,10 @@ fn new_rules_move_the_streams() {
     }
     let new = budget(&["b: history=0", "c: history=2 ttl=5s max_streams=1"], BudgetLimits::default());
     let find = |name: &usize| [Some(rule(1)), Some(rule(0)), Some(rule(1))][*name];
-    assert_eq!(table.set_budget(Arc::clone(&new), find, &mut evicted), [1]);
+    table.set_followed(ids[1], true, at(0));
+    let end = Cursor::new(table.get(ids[1]).unwrap().epoch(), 3);
+    let removed = RemovedStream { id: ids[1], name: 1, end, is_followed: true };
+    assert_eq!(table.set_budget(Arc::clone(&new), find, &mut evicted), [removed]);
     assert_eq!((old.bytes(), old.streams(), new.bytes(), new.streams()), (0, 0, 600, 2));
     assert_eq!(evicted.count(EvictionReason::Removed), 3);
     // The stream has the new bounds at the next append, and the new `ttl` in the next sweep.
@@ -563,7 +566,7 @@ impl Model {
                         |topic| Some(Self::rule_of(*topic)),
                         &mut self.evicted,
                     );
-                    for topic in removed {
+                    for RemovedStream { name: topic, .. } in removed {
                         assert!(!new.rules()[Self::rule_of(topic)].policy().keeps_history());
                         self.streams.remove(&topic);
                     }

@@ -15,7 +15,7 @@ use super::history::KeptMessage;
 use crate::hub::Hub;
 use crate::mirrors::WatchGuard;
 use crate::phase::Phase;
-use crate::streams::{CurrentStream, NoStream, ReadRequest, Remains};
+use crate::streams::{CurrentStream, NoStream, ReadPurpose, ReadRequest, Remains};
 use crate::types::StoreUnavailable;
 
 /// Messages that a subscriber reads at a time.
@@ -286,7 +286,7 @@ impl Subscriber {
         let Some(disk) = &self.hub.streams.disk else { return };
         let to = request.from.saturating_add(request.limit as u64) - 1;
         let (sender, receiver) = oneshot::channel();
-        disk.read(request, usize::MAX, move |result| drop(sender.send(result)));
+        disk.read(request, ReadPurpose::Replay, move |result| drop(sender.send(result)));
         match receiver.await {
             Ok(Ok(frames)) if !frames.is_empty() => {
                 for (offset, frame) in frames {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ahash::RandomState;
-use deeperhub_history::{Cursor, Delivery, Epoch};
+use deeperhub_history::{Cursor, Delivery};
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::GapReason;
 use deeperhub_router::InboxPosition;
@@ -62,6 +62,7 @@ pub(crate) struct Replays {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ReplayCounts {
     pub(crate) messages: u64,
+    pub(crate) positions: u64,
     /// Sent gaps by [`GapReason::index`].
     pub(crate) gaps: [u64; GapReason::ALL.len()],
 }
@@ -81,8 +82,6 @@ struct ConnectionReplays {
 struct Replay {
     topic: Arc<str>,
     cursor: Cursor,
-    /// Newest known offset in the cursor's epoch.
-    newest: u64,
     phase: Phase,
     /// Offset before which the store has nothing, although it should.
     lost_before: Option<u64>,
@@ -99,9 +98,9 @@ enum Phase {
     /// The subscription is live. Messages up to the cursor that are still queued for the worker
     /// must not be delivered again.
     Resumed(InboxPosition),
-    /// Rules have removed the stream, and the subscription is live. Messages of the stream that are
-    /// queued for the worker up to this position are lost, and a gap then tells how many. They were
-    /// published before so many rule changes.
+    /// Rules have removed the stream, and the subscription is live. A gap has told that the rest of
+    /// the stream is lost. Messages of the stream that are queued for the worker up to this position
+    /// must not be delivered. They were published before so many rule changes.
     Detached { until: InboxPosition, rule_changes: u32 },
 }
 
@@ -127,13 +126,12 @@ impl Replays {
         }
     }
 
-    /// Adds a suspended subscription, whose subscriber stands at `cursor`. `newest` is the newest
-    /// offset of the stream that the caller knows.
+    /// Adds a suspended subscription, whose subscriber stands at `cursor`.
     pub(crate) fn begin(
         &mut self,
         key: ConnectionKey,
         topic: Arc<str>,
-        (cursor, newest): (Cursor, u64),
+        cursor: Cursor,
         delivery: Delivery,
         now: Instant,
     ) {
@@ -146,7 +144,7 @@ impl Replays {
             _ => Phase::Replaying,
         };
         let connection = self.connections.entry(key).or_default();
-        connection.replays.push(Replay { topic, cursor, newest, phase, lost_before: None });
+        connection.replays.push(Replay { topic, cursor, phase, lost_before: None });
         if phase == Phase::Replaying {
             self.behind += 1;
             self.continue_soon(key);
@@ -190,29 +188,8 @@ impl Replays {
         replay.is_behind().then_some(replay.cursor)
     }
 
-    /// Notes that a message of a topic was published, for a subscriber that is behind.
-    pub(crate) fn note_published(&mut self, key: ConnectionKey, topic: &str, (epoch, offset): (Epoch, u64)) {
-        let replays =
-            self.connections.get_mut(&key).into_iter().flat_map(|connection| &mut connection.replays);
-        for replay in replays.filter(|replay| *replay.topic == *topic && replay.cursor.epoch() == epoch) {
-            replay.newest = replay.newest.max(offset);
-        }
-    }
-
     fn find(&self, key: ConnectionKey, topic: &str) -> Option<&Replay> {
         self.connections.get(&key)?.replays.iter().find(|replay| *replay.topic == *topic)
-    }
-
-    /// Returns `true` if a live delivery must not be sent, see [`withholds`](Self::withholds). Notes
-    /// that its message was published: if the topic loses its history before the replay has seen the
-    /// message, only this tells that it was there.
-    #[inline]
-    pub(crate) fn withhold(&mut self, key: ConnectionKey, sequenced: &Sequenced) -> bool {
-        if self.connections.is_empty() || !self.withholds(key, sequenced) {
-            return false;
-        }
-        self.note_published(key, &sequenced.topic, sequenced.newest());
-        true
     }
 
     /// Returns `true` if a live delivery must not be sent, because a replay sends or has sent the
@@ -328,7 +305,7 @@ impl Replays {
             }
             budget = budget.saturating_sub(self.step(key, (streams, router, shard), now, outlet));
         }
-        self.end_lingering((streams, shard), now, outlet);
+        self.end_lingering(shard);
         has_samples || !self.ready.is_empty()
     }
 }

@@ -61,7 +61,6 @@ impl Replays {
                     else {
                         continue;
                     };
-                    replay.newest = stream.newest();
                     while let Some(step) =
                         replay.cursor.advance_where(stream, delivery, |frame| frame.is_for(client_id))
                     {

@@ -25,8 +25,8 @@ const MESSAGES_PER_STEP: usize = 256;
 /// Result of a step.
 #[derive(Debug)]
 pub(super) enum StepEnd {
-    /// The subscriber is at the newest message, and its subscription is live.
-    Live,
+    /// The subscriber is at the newest message that is not its own, and its subscription is live.
+    Live { newest: u64 },
     /// There are more messages.
     Behind,
     /// The next messages are not in memory. Another thread reads them.
@@ -69,10 +69,10 @@ impl Replays {
         let mut remains = Remains::default();
         let items = &mut self.items.items;
         let seconds = streams.clock.seconds(now);
-        let mut rule_changes = 0;
+        let (mut rule_changes, mut stream_end) = (0, None);
         let advance =
             |_: deeperhub_router::TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
-                rule_changes = stripe.rule_changes;
+                (rule_changes, stream_end) = (stripe.rule_changes, stripe.end(kept));
                 collect(replay, &client_id, max_bytes, items, || stripe.current(kept, seconds, &mut remains))
             };
         let end = shard.resume_at(key, &parsed, advance);
@@ -84,13 +84,14 @@ impl Replays {
             self.continue_soon(key);
             return 0;
         };
-        let place = (replay.cursor, replay.newest);
         let has_others = shard.count_matches(key, &parsed) > 1;
-        if matches!(end, StepEnd::NoStream) && !has_others {
-            self.items.items.extend(lost_rest(place));
+        if matches!(end, StepEnd::NoStream) {
+            self.items.items.extend(stream_end.and_then(|end| lost_rest(replay.cursor, end)));
         }
-        let (cursor, newest) = place;
-        if matches!(end, StepEnd::Live) && newest > cursor.offset() {
+        let cursor = replay.cursor;
+        if let StepEnd::Live { newest } = end
+            && newest > cursor.offset()
+        {
             // The last messages are the subscriber's own. It may have published them before it
             // subscribed, so it need not remember their offsets.
             self.items.push(Item::Position(Cursor::new(cursor.epoch(), newest)));
@@ -109,20 +110,20 @@ impl Replays {
                 outlet.close(key, CloseReason::new(CloseCode::SlowConsumer, "reads too slowly"));
             }
             StepEnd::Sampled(every) => {
-                self.begin(key, topic, place, Delivery::Sample { every }, now);
+                self.begin(key, topic, cursor, Delivery::Sample { every }, now);
                 self.continue_soon(key);
             }
-            StepEnd::NoStream if !has_others => {
-                self.end(key, &topic);
-                self.continue_soon(key);
-            }
-            StepEnd::Live => {
+            StepEnd::Live { .. } => {
                 self.resume(key, &topic, has_others, (router, shard));
                 self.continue_soon(key);
             }
-            StepEnd::NoStream => {
+            StepEnd::NoStream if has_others => {
                 let until = router.inbox_position(shard.id());
                 self.detach(key, &topic, Phase::Detached { until, rule_changes });
+                self.continue_soon(key);
+            }
+            StepEnd::NoStream => {
+                self.end(key, &topic);
                 self.continue_soon(key);
             }
         }
@@ -140,29 +141,16 @@ impl Replays {
         }
     }
 
-    /// Ends the replays of which no more messages are queued. Tells the subscribers of removed
-    /// streams what is lost.
-    pub(super) fn end_lingering(
-        &mut self,
-        (streams, shard): (&Streams, &HubShard),
-        now: Instant,
-        outlet: &mut impl Outlet,
-    ) {
+    /// Ends the replays of which no more messages are queued.
+    pub(super) fn end_lingering(&mut self, shard: &HubShard) {
         for (key, topic) in std::mem::take(&mut self.lingering) {
-            let Some(replay) = self.find(key, &topic) else { continue };
-            let lost = match replay.phase {
-                Phase::Resumed(until) if shard.has_delivered(until) => None,
-                Phase::Detached { until, .. } if shard.has_delivered(until) => {
-                    lost_rest((replay.cursor, replay.newest))
+            match self.find(key, &topic).map(|replay| replay.phase) {
+                Some(Phase::Resumed(until) | Phase::Detached { until, .. }) if shard.has_delivered(until) => {
+                    self.end(key, &topic);
                 }
-                _ => {
-                    self.lingering.push((key, topic));
-                    continue;
-                }
-            };
-            self.end(key, &topic);
-            self.items.items.extend(lost);
-            self.send_items(key, &topic, streams.clock.unix_ms(now), outlet);
+                Some(_) => self.lingering.push((key, topic)),
+                None => {}
+            }
         }
     }
 
@@ -185,12 +173,7 @@ impl Replays {
             match replay.phase {
                 Phase::Replaying | Phase::Reading { .. } => self.behind -= 1,
                 Phase::Sampled => self.samples.remove(key, &replay.topic),
-                Phase::Resumed(_) => continue,
-                // Messages of the stream that wait for patterns are delivered by them.
-                Phase::Detached { .. } => {
-                    replay.phase = Phase::Resumed(until);
-                    continue;
-                }
+                Phase::Resumed(_) | Phase::Detached { .. } => continue,
             }
             replay.phase = Phase::Resumed(until);
             self.lingering.push((key, Arc::clone(&replay.topic)));
@@ -225,6 +208,7 @@ impl Replays {
                     Some(ServerMessage::Gap { topic, from, position, reason }.to_frame())
                 }
                 Item::Position(cursor) => {
+                    self.counts.positions += 1;
                     let position = cursor.position(time_ms);
                     Some(ServerMessage::Position { topic, position }.to_frame())
                 }
@@ -253,11 +237,16 @@ impl Replays {
     }
 }
 
-/// Returns the gap of a subscriber whose stream was removed, if the stream had more messages.
-fn lost_rest((cursor, newest): (Cursor, u64)) -> Option<Item> {
-    let from = Some(cursor.offset() + 1);
-    let gap = Gap { epoch: cursor.epoch(), from, to: newest, reason: GapReason::Lost };
-    (newest > cursor.offset() && !planted!(LostNotTold)).then_some(Item::Gap(gap))
+/// Returns the gap of a subscriber whose stream was removed at `end`, if it has not passed the end.
+fn lost_rest(cursor: Cursor, end: Cursor) -> Option<Item> {
+    let (epoch, to) = (end.epoch(), end.offset());
+    let gap = if cursor.epoch() == epoch {
+        let from = Some(cursor.offset() + 1);
+        (cursor.offset() < to).then_some(Gap { epoch, from, to, reason: GapReason::Lost })
+    } else {
+        Some(Gap { epoch, from: None, to, reason: GapReason::Epoch })
+    };
+    gap.filter(|_| !planted!(LostNotTold)).map(Item::Gap)
 }
 
 /// Collects messages and gaps for a subscriber, at most `max_bytes` but at least one message.
@@ -272,13 +261,8 @@ fn collect<'s>(
     let Some(current) = current() else { return (DeliveryState::Live, StepEnd::NoStream) };
     let CurrentStream { stream, delivery, oldest, name } = current;
     if let Delivery::Sample { every } = delivery {
-        // The tick moves the cursor to a new epoch.
-        if replay.cursor.epoch() == stream.epoch() {
-            replay.newest = stream.newest();
-        }
         return (DeliveryState::Suspended, StepEnd::Sampled(every));
     }
-    replay.newest = stream.newest();
     // In a new epoch, a gap tells all that was before.
     if let Some(offset) = replay.lost_before.take()
         && replay.cursor.epoch() == stream.epoch()
@@ -322,6 +306,6 @@ fn collect<'s>(
         let is_live = planted!(LiveBeforeReplayEnds);
         (if is_live { DeliveryState::Live } else { DeliveryState::Suspended }, StepEnd::Behind)
     } else {
-        (DeliveryState::Live, StepEnd::Live)
+        (DeliveryState::Live, StepEnd::Live { newest: stream.newest() })
     }
 }

@@ -6,7 +6,7 @@ use deeperhub_listener::ConnectionKey;
 
 use super::items::Item;
 use super::{Outlet, Phase, Replay, Replays};
-use crate::streams::{HubShard, ReadRequest, ReadResult, StoreNotice, Streams};
+use crate::streams::{HubShard, ReadPurpose, ReadRequest, ReadResult, StoreNotice, Streams};
 
 impl Replays {
     /// Starts to read the next messages of a replay on another thread.
@@ -26,7 +26,7 @@ impl Replays {
         let (read, worker) = (self.reads, shard.id().0);
         replay.phase = Phase::Reading { read, to: request.from.saturating_add(request.limit as u64) - 1 };
         let links = Arc::clone(disk);
-        disk.read(request, usize::MAX, move |result| {
+        disk.read(request, ReadPurpose::Replay, move |result| {
             links.notify(worker, StoreNotice::Replay { key, read, result });
         });
     }

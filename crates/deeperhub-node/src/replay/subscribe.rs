@@ -32,8 +32,6 @@ pub(crate) enum SubscribeStep {
 struct Judged {
     start: Start,
     scope: SubscriptionScope,
-    /// Newest offset of the stream.
-    newest: u64,
     topic: Arc<str>,
     delivery: history::Delivery,
     state: DeliveryState,
@@ -100,7 +98,7 @@ impl Replays {
                 return Err(PublishRefusal::Unavailable);
             };
             match attempt {
-                Ok(Judged { start, scope, newest, topic, delivery, state }) => {
+                Ok(Judged { start, scope, topic, delivery, state }) => {
                     let Start { recovery, cursor, replay } = start;
                     // Messages of an earlier stream can still wait for a pattern of the client.
                     let epoch = cursor.map(|cursor| cursor.epoch());
@@ -118,7 +116,7 @@ impl Replays {
                         && state == DeliveryState::Suspended
                         && let Some(cursor) = cursor
                     {
-                        self.begin(key, topic, (cursor, newest), delivery, now);
+                        self.begin(key, topic, cursor, delivery, now);
                     }
                     let position = place.map(|cursor| cursor.position(time));
                     return Ok((subscribed, SubscriptionStart { position, recovery, replay }));
@@ -245,8 +243,7 @@ fn attempt(
             scope == SubscriptionScope::Topic && matches!(delivery, history::Delivery::Sample { .. });
         let is_behind = start.cursor.is_some_and(|cursor| cursor.is_behind(stream));
         let state = if is_sampled || is_behind { DeliveryState::Suspended } else { DeliveryState::Live };
-        let (newest, topic) = (stream.newest(), Arc::clone(topic.name()));
-        (state, Ok(Judged { start, scope, newest, topic, delivery, state }))
+        (state, Ok(Judged { start, scope, topic: Arc::clone(topic.name()), delivery, state }))
     };
     let judged = match step {
         SubscribeStep::Begin => Some(shard.subscribe_at(key, topic, judge)),

@@ -1,10 +1,12 @@
 //! The values that the router keeps for topics and for stripes of topics.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use deeperhub_history::{
-    Budget, Delivery, Evicted, OpenError, RuleId, Seconds, Stream, StreamId, StreamTable,
+    Budget, Cursor, Delivery, Evicted, OpenError, RemovedStream, RuleId, Seconds, Stream, StreamId,
+    StreamTable,
 };
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::{Epoch, Topic};
@@ -31,19 +33,22 @@ pub(crate) struct StreamStripe {
     is_mirror: bool,
     /// Number of times that the rules have changed.
     pub(crate) rule_changes: u32,
+    /// Ends of the streams that rules have removed and whose topics have subscribers. A subscriber
+    /// that is behind is told what it has lost.
+    ends: HashMap<StreamId, Cursor>,
 }
 
 thread_local! {
     /// Buffer of this thread's last operation. Topics whose history is full evict a message in each
-    /// publish, and a new buffer would take longer than the eviction.
-    static EVICTED: Cell<EvictedFrames> = const { Cell::new(EvictedFrames::new()) };
+    /// publish, and a new buffer would take longer than the eviction. So would moving the buffer.
+    static EVICTED: Cell<Option<Box<EvictedFrames>>> = const { Cell::new(None) };
 }
 
 /// Work that an operation under the lock of a stripe leaves to do after it.
 #[derive(Debug)]
 pub(crate) struct Remains {
     /// Messages to drop.
-    pub(crate) evicted: EvictedFrames,
+    pub(crate) evicted: Box<EvictedFrames>,
     /// Topics whose streams were removed, so that the router can forget them.
     pub(crate) removed: Vec<StreamName>,
     /// `true` if the budget is exceeded and this stripe cannot help.
@@ -52,7 +57,7 @@ pub(crate) struct Remains {
 
 impl Default for Remains {
     fn default() -> Self {
-        let evicted = EVICTED.try_with(Cell::take).unwrap_or_default();
+        let evicted = EVICTED.try_with(Cell::take).ok().flatten().unwrap_or_default();
         Self { evicted, removed: Vec::new(), is_over_budget: false }
     }
 }
@@ -63,7 +68,7 @@ impl Remains {
         let mut evicted = self.evicted;
         evicted.clear();
         // A thread that ends has no use for the buffer.
-        let _ = EVICTED.try_with(|buffer| buffer.set(evicted));
+        let _ = EVICTED.try_with(|buffer| buffer.set(Some(evicted)));
     }
 }
 
@@ -90,6 +95,10 @@ impl Keep for KeptStream {
             let now = stripe.clock.seconds(stripe.clock.now());
             let is_watched = stripe.has_watchers(id);
             stripe.table.set_followed(id, is_followed || is_watched, now);
+            if !is_followed && stripe.table.get(id).is_none() {
+                self.forget(stripe);
+                return;
+            }
             if let Some(mirror) = stripe.table.name_mut(id).and_then(|name| name.mirror.as_mut()) {
                 mirror.on_followed(is_followed);
             }
@@ -113,9 +122,18 @@ impl KeptStream {
         self.0.is_some()
     }
 
-    /// Forgets the stream if the table has removed it.
-    pub(crate) fn forget_removed(&mut self, stripe: &StreamStripe) {
-        self.0.take_if(|id| stripe.table.get(*id).is_none());
+    /// Forgets the stream if the table has removed it, and no subscriber needs to know its end.
+    pub(crate) fn forget_removed(&mut self, topic: TopicView<'_>, stripe: &mut StreamStripe) {
+        let needs_end = |id| topic.subscribers() > 0 && stripe.ends.contains_key(&id);
+        if self.0.is_some_and(|id| stripe.table.get(id).is_none() && !needs_end(id)) {
+            self.forget(stripe);
+        }
+    }
+
+    fn forget(&mut self, stripe: &mut StreamStripe) {
+        if let Some(id) = self.0.take() {
+            stripe.ends.remove(&id);
+        }
     }
 }
 
@@ -139,12 +157,36 @@ impl StreamStripe {
     ) -> Self {
         let table = StreamTable::new(budget);
         let table = if disk.is_some() { table.with_store() } else { table };
-        Self { table, clock, disk, is_mirror, rule_changes: 0 }
+        Self { table, clock, disk, is_mirror, rule_changes: 0, ends: HashMap::new() }
     }
 
     /// Returns the number of the topic's stream, if it has one.
     pub(crate) fn find(&self, kept: &KeptStream) -> Option<StreamId> {
         kept.0.filter(|id| self.table.get(*id).is_some())
+    }
+
+    /// Changes the rules. Returns the names of the streams that are removed. `find` returns the new
+    /// rule of a stream.
+    pub(super) fn set_budget(
+        &mut self,
+        budget: Arc<Budget>,
+        find: impl FnMut(&StreamName) -> Option<RuleId>,
+        evicted: &mut EvictedFrames,
+    ) -> Vec<StreamName> {
+        self.rule_changes = self.rule_changes.wrapping_add(1);
+        let removed = self.table.set_budget(budget, find, evicted).into_iter();
+        let forget = |RemovedStream { id, name, end, is_followed }| {
+            if is_followed {
+                self.ends.insert(id, end);
+            }
+            name
+        };
+        removed.map(forget).collect()
+    }
+
+    /// Returns the end of the topic's stream, if rules have removed it.
+    pub(crate) fn end(&self, kept: &KeptStream) -> Option<Cursor> {
+        self.ends.get(&kept.0?).copied()
     }
 
     /// Returns the topic's stream without expired messages, if it has one.
@@ -235,6 +277,7 @@ impl StreamStripe {
         match self.table.open(rule, name, fastrand::u64(..), now, &mut remains.evicted) {
             Ok(opened) => {
                 remains.removed.extend(opened.replaced);
+                kept.forget(self);
                 if topic.subscribers() > 0 {
                     self.table.set_followed(opened.id, true, now);
                 }

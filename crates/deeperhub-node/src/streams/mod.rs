@@ -16,6 +16,7 @@ mod kept;
 mod links;
 mod publish;
 mod read;
+mod room;
 #[cfg_attr(not(feature = "disk"), allow(dead_code, reason = "without a store, nothing is read from it"))]
 mod stored;
 
@@ -51,7 +52,8 @@ pub(crate) use read::HistoryRead;
 pub use read::TopicHistory;
 use stored::StreamName;
 pub(crate) use stored::{
-    HistoryNotice, HistoryPage, ReadFailed, ReadRequest, ReadResult, StoreNotice, StoreState, Ticket,
+    HistoryNotice, HistoryPage, ReadFailed, ReadPurpose, ReadRequest, ReadResult, StoreNotice, StoreState,
+    Ticket,
 };
 
 /// Messages and streams that a sweep handles under one lock.
@@ -148,8 +150,7 @@ impl Streams {
             let mut remains = Remains::default();
             router.update_stripe(stripe, |stripe| {
                 let find = |name: &StreamName| find_rule(&new, &Topic::parse(&*name.topic).ok()?);
-                stripe.rule_changes = stripe.rule_changes.wrapping_add(1);
-                remains.removed = stripe.table.set_budget(Arc::clone(&new), find, &mut remains.evicted);
+                remains.removed = stripe.set_budget(Arc::clone(&new), find, &mut remains.evicted);
             });
             self.finish(router, remains, Seconds::default());
         }
@@ -211,7 +212,7 @@ impl Streams {
         if let Ok(topic) = Topic::parse(&*name.topic)
             && !planted!(StreamNotForgotten)
         {
-            router.update_kept(&topic, |_, kept, stripe| kept.forget_removed(stripe));
+            router.update_kept(&topic, |topic, kept, stripe| kept.forget_removed(topic, stripe));
         }
         if let (Some(disk), Some(stream)) = (&self.disk, name.disk) {
             disk.remove(stream);
@@ -238,24 +239,6 @@ impl Streams {
             self.forget(router, name);
         }
         has_more == Some(true)
-    }
-
-    /// Removes the stream of a rule that is idle longest in some stripe. Returns `false` if all
-    /// streams of the rule have subscribers.
-    pub(crate) fn make_room(&self, router: &StreamRouter, rule: RuleId) -> bool {
-        let stripes = router.stripes();
-        let first = fastrand::usize(..stripes.len().max(1));
-        for stripe in stripes.clone().cycle().skip(first).take(stripes.len()) {
-            let mut remains = Remains::default();
-            let removed =
-                router.update_stripe(stripe, |stripe| stripe.table.remove_idlest(rule, &mut remains.evicted));
-            if let Some(Some(name)) = removed {
-                self.count_evicted(&remains);
-                self.forget(router, &name);
-                return true;
-            }
-        }
-        false
     }
 
     /// Lets history give way before clients do. While memory is short, the limit on bytes falls to
@@ -288,12 +271,7 @@ impl Streams {
             // A stream that leaves the memory would leave the disk, too.
             return;
         }
-        for (rule, _) in budget.rules().iter() {
-            let mut left = budget.usage(rule).map_or(0, |usage| usage.streams / 2);
-            while left > 0 && self.make_room(router, rule) {
-                left -= 1;
-            }
-        }
+        self.yield_streams(router);
     }
 
     /// Returns the number of topics with a history.

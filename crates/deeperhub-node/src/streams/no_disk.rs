@@ -7,7 +7,9 @@ use deeperhub_metrics::{RegisterError, Registry};
 use deeperhub_protocol::Epoch;
 use tokio::sync::mpsc;
 
-use super::stored::{DiskStream, ReadRequest, ReadResult, StoreNotice, StoreRefused, StoreState, Ticket};
+use super::stored::{
+    DiskStream, ReadPurpose, ReadRequest, ReadResult, StoreNotice, StoreRefused, StoreState, Ticket,
+};
 
 /// A message as it is stored.
 #[derive(Debug, Clone, Copy)]
@@ -16,9 +18,6 @@ pub(crate) struct StoredMessage<'a> {
     pub(crate) from: Option<&'a str>,
     pub(crate) payload: &'a str,
 }
-
-/// Reads that wait at a time.
-pub(crate) const MAX_QUEUED_READS: usize = 0;
 
 /// The store.
 #[derive(Debug)]
@@ -50,7 +49,7 @@ never! {
     fn attach(worker: u16) -> mpsc::UnboundedReceiver<StoreNotice>;
     fn notify(worker: u16, notice: StoreNotice);
     fn notify_of_progress(worker: u16);
-    fn read(request: ReadRequest, max_queued: usize, done: impl FnOnce(ReadResult) + Send + 'static);
+    fn read(request: ReadRequest, purpose: ReadPurpose, done: impl FnOnce(ReadResult) + Send + 'static);
     fn complete_since_ms() -> u64;
     fn maintain(now_ms: u64, longest_ttl: Duration);
     fn close();

@@ -7,12 +7,10 @@ use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{HistoryOrder, HistoryRequest, HistoryStart};
 use deeperhub_protocol::{Epoch, Topic};
 
-#[cfg(feature = "disk")]
-use super::disk::MAX_QUEUED_READS;
 use super::kept::CurrentStream;
-#[cfg(feature = "disk")]
-use super::stored::ReadResult;
 use super::stored::{HistoryPage, ReadFailed, ReadRequest, StoredPage};
+#[cfg(feature = "disk")]
+use super::stored::{ReadPurpose, ReadResult};
 use super::{PageRequest, StreamRouter, Streams};
 
 /// Result of a read.
@@ -95,7 +93,7 @@ impl Streams {
         #[cfg(feature = "disk")]
         if let Some(disk) = &self.disk {
             let request = page.request.clone();
-            return disk.read(request, MAX_QUEUED_READS, move |result: ReadResult| {
+            return disk.read(request, ReadPurpose::Answer, move |result: ReadResult| {
                 done(result.map(|frames| page.finish(frames)));
             });
         }

@@ -72,6 +72,16 @@ pub(crate) struct ReadRequest {
     pub(crate) max_bytes: usize,
 }
 
+/// What a read is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReadPurpose {
+    /// Someone asked for the messages, and can ask again. Such a read waits for a limited time.
+    Answer,
+    /// A subscriber is behind, and loses the messages if the read fails. Such a read waits as long
+    /// as the disk answers others.
+    Replay,
+}
+
 /// Messages with their offsets, in the order of the request.
 pub(crate) type ReadResult = Result<Vec<(u64, KeptFrame)>, ReadFailed>;
 

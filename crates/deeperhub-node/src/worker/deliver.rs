@@ -116,11 +116,14 @@ impl NodeWorker {
         let now = connections.now();
         let mut outlet = ConnectionOutlet { connections, hub };
         let mut has_more = replays.run((&hub.streams, &hub.router, shard), now, &mut outlet);
-        let ReplayCounts { messages, gaps } = replays.take_counts();
+        let ReplayCounts { messages, positions, gaps } = replays.take_counts();
         metrics.behind.set(i64::try_from(replays.behind()).unwrap_or(i64::MAX));
         if messages > 0 {
             metrics.recovered.add(messages);
             metrics.count_sent(SentType::Message, messages);
+        }
+        if positions > 0 {
+            metrics.count_sent(SentType::Position, positions);
         }
         for (reason, count) in GapReason::ALL.iter().zip(gaps).filter(|(_, count)| *count > 0) {
             metrics.gaps.add(GapLabel(*reason), count);

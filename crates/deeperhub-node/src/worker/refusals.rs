@@ -70,12 +70,12 @@ impl Refusals {
         &mut self,
         key: ConnectionKey,
         delivery: &Delivery,
-        replays: &mut Replays,
+        replays: &Replays,
         receivers: &'r mut R,
     ) -> Option<&'r mut R::Session> {
         match &delivery.sequenced {
             None => receivers.send_multicast(key, &delivery.frame),
-            Some(sequenced) if replays.withhold(key, sequenced) => None,
+            Some(sequenced) if replays.withholds(key, sequenced) => None,
             Some(sequenced) => self.send_or_keep(key, (delivery, sequenced), receivers),
         }
     }
@@ -137,7 +137,6 @@ impl Refusals {
         let mut settled = Settled::default();
         let Self { refused, subscriptions } = self;
         for Refused { key, sequenced, frame } in refused.drain(..) {
-            let (epoch, newest) = sequenced.newest();
             let Sequenced { topic, mut before, .. } = sequenced;
             if planted!(CursorTooFar) {
                 before = Cursor::new(before.epoch(), before.offset() + 1);
@@ -146,7 +145,6 @@ impl Refusals {
                 continue;
             }
             if replays.cursor(key, &topic).is_some() {
-                replays.note_published(key, &topic, (epoch, newest));
                 continue;
             }
             let Ok(parsed) = Topic::parse(&*topic) else { continue };
@@ -155,7 +153,7 @@ impl Refusals {
             if is_only_match {
                 shard.suspend(key, &parsed);
                 settled.suspended += 1;
-                replays.begin(key, topic, (before, newest), DeliveryPolicy::Lossless, now);
+                replays.begin(key, topic, before, DeliveryPolicy::Lossless, now);
             } else if receivers.send(key, &frame) {
                 settled.sent += 1;
             }

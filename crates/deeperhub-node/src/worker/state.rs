@@ -191,6 +191,14 @@ impl NodeWorker {
         has_ended
     }
 
+    /// Ends all subscriptions of a connection.
+    pub(crate) fn unsubscribe_all(&mut self, key: ConnectionKey) {
+        let ended = self.replays.unsubscribe_all(key, &mut self.shard);
+        self.metrics.subscriptions.add(-(ended as i64));
+        // The next round, which counts them too, can be late.
+        self.metrics.behind.set(i64::try_from(self.replays.behind()).unwrap_or(i64::MAX));
+    }
+
     /// Publishes an event if its kind is observed.
     pub(crate) fn publish_event(
         &self,

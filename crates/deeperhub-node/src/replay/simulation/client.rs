@@ -35,6 +35,7 @@ impl Client {
         match content {
             Content::Message { place: Some(place), .. }
             | Content::Gap { place, .. }
+            | Content::Position { place }
             | Content::Subscribed { place: Some(place) } => {
                 self.known.insert(topic, place);
             }

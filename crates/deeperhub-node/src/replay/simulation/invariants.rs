@@ -66,7 +66,8 @@ fn check(worker: &Worker) -> Result<(), String> {
         let mut is_replaying = false;
         for replay in &connection.replays {
             let topic = Subscription::parse(&*replay.topic).unwrap();
-            if !shard.is_subscribed(*key, &topic) && !matches!(replay.phase, Phase::Resumed(_)) {
+            let is_behind = replay.is_behind();
+            if is_behind && !shard.is_subscribed(*key, &topic) {
                 return Err(format!("{} is replayed without a subscription", replay.topic));
             }
             behind += usize::from(replay.phase == Phase::Replaying);

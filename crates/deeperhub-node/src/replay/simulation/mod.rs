@@ -29,7 +29,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use operation::{Operation, Wish};
+use operation::{Meanwhile, Operation, Wish};
 use plants::{Bug, plant};
 use topics::Settings;
 use world::World;
@@ -248,4 +248,39 @@ fn messages_of_a_topic_that_loses_its_history_are_told_or_withheld() {
         Operation::Rules { set: 2 },
     ];
     assert_eq!(run(settings, &unseen), Ok(()));
+}
+
+/// Two changes of rules remove a topic's stream and give it a new one, while messages of both wait for
+/// a pattern of a client that is sampled.
+#[test]
+fn what_is_lost_of_a_removed_stream_is_told_before_the_next_stream() {
+    let settings = Settings::choose(20_129, &mut fastrand::Rng::with_seed(20_129));
+    let publish = |topic, bytes, count| Operation::Publish {
+        topic,
+        by: None,
+        bytes,
+        is_excluded: false,
+        once: None,
+        count,
+    };
+    let round = |worker, budget, topic| Operation::Round {
+        worker,
+        budget,
+        meanwhile: Some(Meanwhile::Publish { topic }),
+    };
+    let operations = [
+        Operation::Connect { client: 0, worker: 1, speed: 71, has_compression: true, resumes: false },
+        Operation::SubscribePattern { client: 0, pattern: 2 },
+        Operation::Subscribe { client: 0, topic: 4, wish: Wish::Live },
+        publish(4, 115, 10),
+        publish(5, 204, 14),
+        round(1, 1000, 1),
+        Operation::SubscribePattern { client: 0, pattern: 3 },
+        Operation::Publish { topic: 4, by: Some(0), bytes: 5, is_excluded: false, once: None, count: 2 },
+        Operation::Rules { set: 2 },
+        Operation::Rules { set: 0 },
+        round(0, 3, 6),
+        round(1, 1, 4),
+    ];
+    assert_eq!(run(settings, &operations), Ok(()));
 }

@@ -181,7 +181,8 @@ impl Oracle {
 
     /// Checks a frame that was sent to a connection.
     pub(super) fn on_sent(&mut self, serial: u64, topic: usize, content: &Content) -> Result<(), String> {
-        let (step, log) = (self.step, &self.topics[topic]);
+        let step = self.step;
+        let Some(log) = self.topics.get(topic) else { return Ok(()) };
         let connection = self.connections.get_mut(&serial).ok_or("the connection has no view")?;
         let has_pattern = connection.matches(topic);
         let view = connection.views.entry(topic).or_default();
@@ -244,6 +245,11 @@ impl Oracle {
                 let epoch = log.number(epoch).ok_or("an unknown epoch")?;
                 let subscription = view.subscription.as_mut().ok_or("a gap without a subscription")?;
                 subscription.on_gap((epoch, to), (from, reason), log, (serial, step))
+            }
+            Content::Position { place: (epoch, offset) } => {
+                let epoch = log.number(epoch).ok_or("an unknown epoch")?;
+                let subscription = view.subscription.as_mut().ok_or("a position without a subscription")?;
+                subscription.on_position((epoch, offset), log, (serial, step))
             }
         }
     }

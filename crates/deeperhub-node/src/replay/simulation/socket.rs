@@ -37,6 +37,9 @@ pub(super) enum Content {
         from: Option<u64>,
         reason: GapReason,
     },
+    Position {
+        place: Place,
+    },
     /// A reply that concerns no single topic, or one that only real clients read.
     Other,
 }
@@ -312,7 +315,7 @@ fn split(frames: &[u8]) -> (usize, &str) {
 /// Returns the topic and the content of a message to a client.
 fn parse(text: &str) -> (usize, Content) {
     let Text { r#type, data } = serde_json::from_str(text).unwrap();
-    if !["subscribed", "unsubscribed", "message", "gap"].contains(&r#type) {
+    if !["subscribed", "unsubscribed", "message", "gap", "position"].contains(&r#type) {
         return (usize::MAX, Content::Other);
     }
     let data: Data<'_> = serde_json::from_str(data.unwrap().get()).unwrap();
@@ -322,6 +325,7 @@ fn parse(text: &str) -> (usize, Content) {
         "subscribed" => Content::Subscribed { place },
         "unsubscribed" => Content::Unsubscribed,
         "message" => Content::Message { number: data.message.unwrap().n, place, prev: data.prev },
+        "position" => Content::Position { place: place.unwrap() },
         _ => {
             let is_reason = |reason: &&GapReason| Some(reason.as_str()) == data.reason;
             let reason = *GapReason::ALL.iter().find(is_reason).unwrap();

@@ -91,7 +91,8 @@ impl SubscriptionView {
         let look = log.look;
         let Some(from) = from else {
             let is_told_late = to == epoch_log.start;
-            let skips_nothing = look.is_some_and(|look| match look.delivery {
+            // After a removed stream, nothing comes.
+            let skips_nothing = look.map_or(to == epoch_log.newest(), |look| match look.delivery {
                 Delivery::Lossless | Delivery::Close => to < look.oldest,
                 _ => to <= look.newest,
             });
@@ -115,8 +116,7 @@ impl SubscriptionView {
             && from > 0
             && epoch_log.after_own(from - 1, serial) == epoch_log.after_own(own, serial);
         let is_true = match (reason, look) {
-            // Later messages may be unknown to the replay.
-            (GapReason::Lost, None) => to <= epoch_log.newest(),
+            (GapReason::Lost, None) => to == epoch_log.newest(),
             (GapReason::Trimmed, Some(look)) => to < look.oldest,
             (GapReason::Dropped, Some(Look { delivery: Delivery::DropOldest { keep }, newest, .. })) => {
                 to + u64::from(keep) == newest
@@ -134,6 +134,24 @@ impl SubscriptionView {
             self.position = None;
         }
         Ok(())
+    }
+
+    /// Checks a position that was told without a message: nothing but the client's own messages came
+    /// up to there.
+    pub(super) fn on_position(
+        &mut self,
+        position: Position,
+        log: &TopicLog,
+        (serial, step): (u64, usize),
+    ) -> Result<(), String> {
+        let (epoch, offset) = position;
+        let skips_own = self.position.is_some_and(|(own_epoch, own)| {
+            own_epoch == epoch && own < offset && offset <= log.epochs[epoch].after_own(own, serial)
+        });
+        if !skips_own {
+            return Err(format!("the position {position:?} is told at {:?}", self.position));
+        }
+        self.move_to(position, log, (serial, step))
     }
 
     fn move_to(

@@ -10,7 +10,7 @@ mod reader;
 mod restore;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deeperhub_metrics::{RegisterError, Registry, Unit};
 use deeperhub_protocol::Epoch;
@@ -18,15 +18,13 @@ use deeperhub_store::{AppendError, Availability, Progress, Record, Recovered, St
 use tokio::sync::{mpsc, watch};
 
 use super::links::Links;
-use super::stored::{DiskStream, ReadRequest, ReadResult, StoreNotice, StoreRefused, StoreState, Ticket};
+use super::stored::{
+    DiskStream, ReadPurpose, ReadRequest, ReadResult, StoreNotice, StoreRefused, StoreState, Ticket,
+};
 use crate::config::DiskConfig;
 use crate::metrics::{AppendLabel, StoreMetrics};
 pub(crate) use message::StoredMessage;
 use reader::Reader;
-
-/// Reads that wait at a time, for clients and callers that ask for messages. Subscribers that are
-/// behind have no limit, since each has one read at a time.
-pub(crate) const MAX_QUEUED_READS: usize = 1024;
 
 /// Contents of a folder when it was opened.
 pub(crate) type Found = Recovered;
@@ -77,7 +75,7 @@ impl Disk {
         }));
         let (store, found) = Store::open(&config.folder, &options, || fastrand::u64(..))?;
         let store = Arc::new(store);
-        let reader = Reader::start(Arc::clone(&store), metrics.clone()).map_err(OpenError::Thread)?;
+        let reader = Reader::start(reader::TIME_LIMIT, metrics.clone()).map_err(OpenError::Thread)?;
         let unremoved = Mutex::default();
         Ok((Self { reader, store, links, progress, unremoved, metrics }, found))
     }
@@ -198,15 +196,16 @@ impl Disk {
         self.links.wait(worker);
     }
 
-    /// Reads messages on another thread. `done` gets an error at once if more than `max_queued` reads
-    /// wait.
+    /// Reads messages on another thread. `done` gets an error at once if the disk hangs or too many
+    /// reads wait, and later if the time is over.
     pub(crate) fn read(
         &self,
         request: ReadRequest,
-        max_queued: usize,
+        purpose: ReadPurpose,
         done: impl FnOnce(ReadResult) + Send + 'static,
     ) {
-        self.reader.read(request, max_queued, Box::new(done));
+        let store = Arc::clone(&self.store);
+        self.reader.read(Box::new(move || reader::read(&store, &request)), purpose, Box::new(done));
     }
 
     /// Returns the time since which the disk has all messages, in milliseconds since the Unix epoch.
@@ -222,6 +221,7 @@ impl Disk {
         self.store.drop_expired(now_ms, u64::try_from(longest_ttl.as_millis()).unwrap_or(u64::MAX));
         // Workers look for replies that wait too long.
         self.links.wake();
+        self.reader.expire(Instant::now());
     }
 
     /// Writes all that is queued and records a clean stop. Later messages are refused.
