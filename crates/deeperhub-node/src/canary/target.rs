@@ -2,11 +2,15 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use super::store::StoreTarget;
+
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) workers: Vec<ProbeTarget>,
     /// The broker, if there is a cluster.
     pub(super) broker: Option<ProbeTarget>,
+    /// The cluster's store, if the broker can keep streams.
+    pub(super) store: Option<StoreTarget>,
     /// Number of the next probe that is sent.
     pub(super) next_number: u64,
     /// `true` if a worker has subscribed since the canary thread last checked.
@@ -16,11 +20,13 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn targets_mut(&mut self) -> impl Iterator<Item = &mut ProbeTarget> {
-        self.workers.iter_mut().chain(&mut self.broker)
+        let store = self.store.as_mut().map(|store| &mut store.target);
+        self.workers.iter_mut().chain(&mut self.broker).chain(store)
     }
 
     pub(super) fn has_open_probe(&self) -> bool {
-        self.workers.iter().chain(&self.broker).any(|target| target.probe.is_open())
+        let store = self.store.as_ref().map(|store| &store.target);
+        self.workers.iter().chain(&self.broker).chain(store).any(|target| target.probe.is_open())
     }
 }
 
@@ -47,7 +53,7 @@ impl Probe {
     }
 }
 
-/// A worker, or the broker.
+/// A worker, the broker, or the store.
 #[derive(Debug, Default)]
 pub(super) struct ProbeTarget {
     pub(super) probe: Probe,
@@ -55,7 +61,8 @@ pub(super) struct ProbeTarget {
     pub(super) is_missed: bool,
     /// Round-trip time of the last probe that returned.
     pub(super) last_round_trip: Option<Duration>,
-    /// `true` if the worker has subscribed to its topic. It stays `false` for the broker.
+    /// `true` if the worker has subscribed to its topic. It stays `false` for other
+    /// targets.
     pub(super) is_subscribed: bool,
     /// Time at which the target began to fail. `None` if it is not failing.
     pub(super) failing_since: Option<SystemTime>,

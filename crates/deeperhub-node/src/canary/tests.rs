@@ -145,7 +145,7 @@ fn send_broker_probe(canary: &Canary) -> u64 {
 
 #[test]
 fn a_broker_probe_that_reached_no_worker_is_due_again() {
-    let canary = Canary::new(CanaryConfig::default(), 3, true);
+    let canary = Canary::new(CanaryConfig::default(), 3, ClusterTargets::Broker);
     let is_due = || matches!(canary.state().broker.as_ref().unwrap().probe, Probe::Due);
     let code = || canary.cluster_unready_reason().map(|reason| reason.code);
     // The probe is offered to all workers, but none has subscribed.
@@ -168,10 +168,10 @@ fn a_broker_probe_that_reached_no_worker_is_due_again() {
 
 #[test]
 fn each_missed_probe_is_counted_once() {
-    let canary = Canary::new(CanaryConfig::default(), 2, true);
+    let canary = Canary::new(CanaryConfig::default(), 2, ClusterTargets::Broker);
     canary.on_worker_subscribed(0);
     for interval in 1..=3 {
-        canary.mark_due(true);
+        canary.mark_due(true, false);
         canary.record_missed(true);
         canary.record_missed(true);
         // The broker gets a new probe in each interval. The probes of the workers stay open.
@@ -179,11 +179,11 @@ fn each_missed_probe_is_counted_once() {
     }
     assert_eq!(canary.failing_workers(), 2);
     // The probe through a broker whose connection changed is not counted.
-    canary.mark_due(true);
+    canary.mark_due(true, false);
     canary.record_missed(false);
     assert_eq!(canary.cluster_metrics.missed.value(), 3);
     // A disconnected broker gets no probe and is not failing.
-    canary.mark_due(false);
+    canary.mark_due(false, false);
     canary.record_missed(true);
     assert_eq!((canary.cluster_metrics.missed.value(), canary.cluster_unready_reason()), (3, None));
 }

@@ -16,6 +16,7 @@ use deeperhub_router::{Outgoing, Reach, TopicView};
 use crate::connection_id::ConnectionId;
 use crate::delivery::{Delivery, Sequenced};
 use crate::hub::Hub;
+use crate::metrics::MirrorMetrics;
 use crate::streams::{HubPublisher, KeptStream, LiveEffect, Remains, StreamStripe, TopCheck};
 use crate::trace::fan_out::PublishStamp;
 
@@ -143,6 +144,7 @@ impl Hub {
                     (None, read)
                 }
                 Some((id, LiveEffect::Step(step))) => {
+                    count_told(&store.mirror_metrics, &step);
                     let push = self.apply_step((topic, stripe), id, step, (at, now), &mut remains);
                     (push.map(|push| Push { excluded, ..push }), None)
                 }
@@ -217,6 +219,8 @@ impl Hub {
         let at = Instant::now();
         let now = self.streams.clock.seconds(at);
         let answer = range.map(|range| self.stream_read(request, &range));
+        let Some(store) = &self.streams.cluster else { return ReadOutcome::default() };
+        let metrics = &store.mirror_metrics;
         let mut remains = Remains::default();
         let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
             let mut pushes = Vec::new();
@@ -229,10 +233,14 @@ impl Hub {
                 stripe.on_read_failed(id, request.number);
                 return (pushes, outcome);
             };
-            let Some((result, is_told)) = stripe.on_read(id, request.number, answer) else {
+            let Some((result, is_told)) = stripe.on_read(id, request.number, answer, &metrics.warm) else {
                 return (pushes, outcome);
             };
             for step in result.steps {
+                if is_told {
+                    count_told(metrics, &step);
+                    metrics.healed.add(matches!(step, MirrorStep::Message { .. }).into());
+                }
                 let push = self.apply_step((topic, stripe), id, step, (at, now), &mut remains);
                 if let Some(push) = push.filter(|_| is_told) {
                     let excluded = self.excluded_connection(&push.frame);
@@ -284,5 +292,14 @@ impl Hub {
         if let TopCheck::Read(read) = self.check_top(topic, StorePosition { epoch, offset: 0 }) {
             store.queue_read(topic.as_str().into(), read);
         }
+    }
+}
+
+/// Counts what a step tells the subscribers besides messages.
+fn count_told(metrics: &MirrorMetrics, step: &MirrorStep<KeptFrame>) {
+    match step {
+        MirrorStep::NewEpoch { .. } => metrics.new_epochs.inc(),
+        MirrorStep::Missing { from, to, .. } => metrics.lost.add(to.saturating_sub(*from) + 1),
+        MirrorStep::Message { .. } | MirrorStep::Duplicate { .. } => {}
     }
 }

@@ -9,6 +9,7 @@
 
 mod appends;
 mod mirror;
+mod probe;
 mod publish;
 mod requests;
 mod stripe;
@@ -18,10 +19,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use deeperhub_cluster::{AppendNumber, Broker, StorePosition, StreamLimits};
+use deeperhub_cluster::{AppendError, AppendNumber, Broker, StorePosition, StreamLimits};
 use deeperhub_history::{Policy, ReadRequest};
 use deeperhub_metrics::{RegisterError, Registry};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::links::Links;
 use super::stored::StoreNotice;
@@ -29,6 +30,7 @@ use crate::metrics::{AppendLabel, MirrorMetrics, StoreMetrics};
 use appends::Appends;
 pub(crate) use appends::{AppendOutcome, Requester};
 pub(crate) use mirror::{LiveEffect, Readiness, TopCheck, TopicMirror};
+use probe::ProbeTopic;
 pub(crate) use publish::ClusterPublish;
 pub(crate) use requests::{PageDone, PageRequest, ReaderRequest, Waiter};
 
@@ -47,6 +49,10 @@ pub(crate) struct ClusterStore {
     pub(crate) watched: Mutex<HashSet<Arc<str>>>,
     /// `false` while mirrors may lack messages, because the broker was away.
     pub(crate) is_checked: AtomicBool,
+    /// Changes with each change of rules.
+    pub(crate) rule_changes: watch::Sender<()>,
+    /// The topic with which this node probes the store.
+    pub(crate) probe: ProbeTopic,
     pub(crate) metrics: StoreMetrics,
     pub(crate) mirror_metrics: MirrorMetrics,
 }
@@ -54,6 +60,7 @@ pub(crate) struct ClusterStore {
 impl ClusterStore {
     pub(crate) fn new(
         broker: Broker,
+        node_id: &str,
         workers: usize,
         forget: Duration,
         (metrics, mirror_metrics): (StoreMetrics, MirrorMetrics),
@@ -68,6 +75,8 @@ impl ClusterStore {
             receiver: Mutex::new(Some(receiver)),
             watched: Mutex::default(),
             is_checked: AtomicBool::new(true),
+            rule_changes: watch::Sender::new(()),
+            probe: ProbeTopic::new(node_id),
             metrics,
             mirror_metrics,
         };
@@ -147,16 +156,24 @@ impl ClusterStore {
 
     /// Hands the outcome of an append to its requester.
     pub(crate) fn on_appended(&self, number: AppendNumber, outcome: AppendOutcome) {
-        self.metrics.appends.inc(match outcome {
+        let requester = Requester::of(number);
+        if requester == Requester::Probe {
+            return self.probe.on_appended(number, outcome);
+        }
+        self.metrics.appends.inc(match &outcome {
             Ok(_) => AppendLabel::Ok,
+            Err(AppendError::Refused(reason)) => {
+                tracing::warn!(reason, "Store refused a message");
+                AppendLabel::Refused
+            }
             Err(_) => AppendLabel::Unavailable,
         });
-        match Requester::of(number) {
+        match requester {
             Requester::Worker(worker) => {
                 self.links.send(worker, StoreNotice::Appended { number, outcome });
             }
             Requester::Handle => self.appends.finish(number, outcome),
-            Requester::Nobody => {}
+            Requester::Nobody | Requester::Probe => {}
         }
     }
 
@@ -168,6 +185,11 @@ impl ClusterStore {
             self.record_appended(since.elapsed());
         }
         outcome
+    }
+
+    /// Returns `true` if the store has refused an append of a handle.
+    pub(crate) fn was_refused(&self, number: AppendNumber) -> bool {
+        self.appends.was_refused(number)
     }
 
     /// Records the time from a publish to its answer.
