@@ -36,7 +36,8 @@ impl ClusterStore {
     ///
     /// # Errors
     ///
-    /// Returns [`PublishRefusal`] if the store cannot be reached, or if too much waits for it.
+    /// Returns [`PublishRefusal`] if the store cannot be reached, if too much waits for it, or if the message
+    /// is too large for it.
     pub(crate) fn publish(
         &self,
         router: &StreamRouter,
@@ -65,11 +66,16 @@ impl ClusterStore {
             Ok(()) => Ok(Queued { number, subscribers }),
             Err(error) => {
                 self.appends.forget(number);
-                self.metrics.appends.inc(match error {
-                    EnqueueError::Full => AppendLabel::QueueFull,
-                    _ => AppendLabel::Unavailable,
-                });
-                Err(PublishRefusal::Unavailable)
+                let (result, refusal) = match error {
+                    EnqueueError::Full => (AppendLabel::QueueFull, PublishRefusal::Unavailable),
+                    EnqueueError::TooLarge => {
+                        let limit = self.broker.max_payload_bytes();
+                        (AppendLabel::TooLarge, PublishRefusal::TooLarge { limit })
+                    }
+                    _ => (AppendLabel::Unavailable, PublishRefusal::Unavailable),
+                };
+                self.metrics.appends.inc(result);
+                Err(refusal)
             }
         }
     }
