@@ -170,7 +170,7 @@ impl MessageHandler for ClusterReceiver {
 
     fn on_appended(&self, number: AppendNumber, outcome: Result<Appended, AppendError>) {
         if let Some(store) = &self.hub.streams.cluster {
-            store.on_appended(number, outcome);
+            store.on_appended(number, outcome, &self.hub.config.tracer);
         }
     }
 

@@ -18,6 +18,7 @@ use crate::delivery::{Delivery, Sequenced};
 use crate::hub::Hub;
 use crate::metrics::MirrorMetrics;
 use crate::streams::{HubPublisher, KeptStream, LiveEffect, Remains, StreamStripe, TopCheck};
+use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
 
 /// What a read of the store led to.
@@ -41,18 +42,20 @@ struct Push {
     observed: Option<Arc<str>>,
     at: Instant,
     reach: Reach,
+    /// Span of the publish, if this node records it.
+    span: Option<Box<ActiveSpan>>,
 }
 
 impl Push {
     fn into_outgoing(self) -> Outgoing<impl FnMut() -> Delivery> {
-        let Self { frame: content, excluded, sequenced, observed, at, reach } = self;
+        let Self { frame: content, excluded, sequenced, observed, at, reach, span } = self;
         let bytes = content.len();
         // Each worker has its own reference count, so that workers do not contend for one cache line.
         let make = move || Delivery {
             frame: Multicast::new(content.to_frame()),
             excluded,
             topic: observed.clone(),
-            stamp: PublishStamp::new(at, None),
+            stamp: PublishStamp::new(at, span.as_deref()),
             sequenced: sequenced.clone(),
         };
         Outgoing { bytes, make, reach }
@@ -107,7 +110,7 @@ impl Hub {
         source: Option<u64>,
         is_copy: bool,
     ) {
-        let (Some((epoch, stored)), Message::Stored { topic, payload, .. }) =
+        let (Some((epoch, stored)), Message::Stored { topic, payload, trace, .. }) =
             (self.stored_message(message), message)
         else {
             return;
@@ -117,6 +120,9 @@ impl Hub {
         let now = self.streams.clock.seconds(at);
         let mut remains = Remains::default();
         let excluded = self.excluded_connection(&stored.message);
+        // As for other messages, the publisher's node alone records the fan-out.
+        let is_recorded = origin == self.node_id && self.config.tracer.is_recording();
+        let span = if is_recorded { ActiveSpan::resumed(trace, at).map(Box::new) } else { None };
         let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
             let id = stripe.find(kept);
             let unordered = |frame: KeptFrame| Push {
@@ -126,6 +132,7 @@ impl Hub {
                 observed: self.observed(topic.name()),
                 at,
                 reach: Reach::Matching,
+                span: None,
             };
             let frame = stored.message.clone();
             let effect = id.and_then(|id| Some((id, stripe.on_live(id, epoch, stored)?)));
@@ -150,7 +157,7 @@ impl Hub {
                 }
             };
             let read = read.map(|read| (Arc::clone(topic.name()), read));
-            (push.map(Push::into_outgoing), read)
+            (push.map(|push| Push { span, ..push }.into_outgoing()), read)
         };
         let (published, read) = publisher.publish_kept(topic, source, prepare);
         self.streams.finish(&self.router, remains, now);
@@ -206,7 +213,7 @@ impl Hub {
         let (topic, rule_changes) = (Arc::clone(name), stripe.rule_changes);
         let sequenced = Sequenced { topic, before, may_suspend, gap, is_mirrored: true, rule_changes };
         let observed = self.observed(name).filter(|_| gap.is_none());
-        Some(Push { frame, excluded: None, sequenced: Some(sequenced), observed, at, reach })
+        Some(Push { frame, excluded: None, sequenced: Some(sequenced), observed, at, reach, span: None })
     }
 
     /// Applies the answer of a read.

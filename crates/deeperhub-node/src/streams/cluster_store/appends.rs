@@ -65,10 +65,12 @@ impl Requester {
 }
 
 impl Appends {
-    /// Returns the number of a new append.
-    pub(super) fn allocate(&self, requester: Requester) -> AppendNumber {
+    /// Returns the number of a new append. `is_traced` says that its outcome ends a span.
+    pub(super) fn allocate(&self, requester: Requester, is_traced: bool) -> AppendNumber {
         let bits = match requester {
-            Requester::Nobody => return AppendNumber(2 << KIND_SHIFT),
+            // Nobody tells these apart.
+            Requester::Nobody if !is_traced => return AppendNumber(2 << KIND_SHIFT),
+            Requester::Nobody => 2 << KIND_SHIFT,
             Requester::Worker(worker) => u64::from(worker) << WORKER_SHIFT,
             Requester::Handle => 1 << KIND_SHIFT,
             Requester::Probe => 3 << KIND_SHIFT,
@@ -157,16 +159,18 @@ mod tests {
             Requester::Probe,
         ];
         for requester in requesters {
-            let numbers = [(); 2].map(|()| appends.allocate(requester));
+            let numbers = [(); 2].map(|()| appends.allocate(requester, false));
             assert_eq!(numbers.map(Requester::of), [requester; 2]);
             assert_eq!(numbers[0] != numbers[1], requester != Requester::Nobody);
+            let traced = [(); 2].map(|()| appends.allocate(requester, true));
+            assert!(traced[0] != traced[1] && Requester::of(traced[0]) == requester);
         }
     }
 
     #[tokio::test]
     async fn a_handle_gets_its_outcome_before_or_after_it_asks() {
         let appends = Appends::default();
-        let numbers = [(); 3].map(|()| appends.allocate(Requester::Handle));
+        let numbers = [(); 3].map(|()| appends.allocate(Requester::Handle, false));
         appends.finish(numbers[0], Ok(APPENDED));
         let soon = Duration::from_millis(1);
         assert_eq!(appends.wait(numbers[0], soon).await, Some(Ok(APPENDED)));
@@ -188,7 +192,7 @@ mod tests {
         for (outcome, was_refused) in
             [(Ok(APPENDED), false), (Err(AppendError::Stopped), false), (Err(refused), true)]
         {
-            let number = appends.allocate(Requester::Handle);
+            let number = appends.allocate(Requester::Handle, false);
             assert!(!appends.was_refused(number));
             appends.finish(number, outcome);
             assert_eq!(appends.was_refused(number), was_refused);
@@ -199,7 +203,7 @@ mod tests {
     fn outcomes_that_nobody_asks_for_are_bounded() {
         let appends = Appends::default();
         for _ in 0..MAX_KEPT + 10 {
-            let number = appends.allocate(Requester::Handle);
+            let number = appends.allocate(Requester::Handle, false);
             appends.finish(number, Ok(APPENDED));
         }
         let handles = appends.lock();

@@ -12,6 +12,7 @@ mod mirror;
 mod probe;
 mod publish;
 mod requests;
+mod spans;
 mod stripe;
 
 use std::collections::HashSet;
@@ -27,12 +28,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::links::Links;
 use super::stored::StoreNotice;
 use crate::metrics::{AppendLabel, MirrorMetrics, StoreMetrics};
+use crate::trace::Tracer;
 use appends::Appends;
 pub(crate) use appends::{AppendOutcome, Requester};
 pub(crate) use mirror::{LiveEffect, Readiness, TopCheck, TopicMirror};
 use probe::ProbeTopic;
 pub(crate) use publish::ClusterPublish;
 pub(crate) use requests::{PageDone, PageRequest, ReaderRequest, Waiter};
+use spans::StoreSpans;
 
 /// The cluster's store, with what connects it to the node.
 #[derive(Debug)]
@@ -40,6 +43,7 @@ pub(crate) struct ClusterStore {
     pub(crate) broker: Broker,
     links: Links,
     appends: Appends,
+    spans: StoreSpans,
     /// [`BudgetLimits::forget`](deeperhub_history::BudgetLimits::forget) in milliseconds.
     forget_ms: AtomicU64,
     requests: mpsc::UnboundedSender<ReaderRequest>,
@@ -70,6 +74,7 @@ impl ClusterStore {
             broker,
             links: Links::new(workers),
             appends: Appends::default(),
+            spans: StoreSpans::default(),
             forget_ms: AtomicU64::new(0),
             requests,
             receiver: Mutex::new(Some(receiver)),
@@ -155,7 +160,8 @@ impl ClusterStore {
     }
 
     /// Hands the outcome of an append to its requester.
-    pub(crate) fn on_appended(&self, number: AppendNumber, outcome: AppendOutcome) {
+    pub(crate) fn on_appended(&self, number: AppendNumber, outcome: AppendOutcome, tracer: &Tracer) {
+        self.spans.end(number, &outcome, tracer);
         let requester = Requester::of(number);
         if requester == Requester::Probe {
             return self.probe.on_appended(number, outcome);

@@ -95,7 +95,7 @@ impl ClusterStore {
     ///
     /// Returns the reason for which the probe was not appended.
     pub(crate) async fn append_probe(&self, message: RawJson<'_>) -> Result<Appended, String> {
-        let number = self.appends.allocate(Requester::Probe);
+        let number = self.appends.allocate(Requester::Probe, false);
         let (sender, outcome) = oneshot::channel();
         *self.probe.append.lock().unwrap_or_else(PoisonError::into_inner) = Some((number, sender));
         let append = Append {

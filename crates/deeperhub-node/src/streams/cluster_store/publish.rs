@@ -8,6 +8,7 @@ use deeperhub_protocol::{ClientId, RawJson, Topic};
 use super::{ClusterStore, Requester};
 use crate::metrics::AppendLabel;
 use crate::streams::{Once, PublishRefusal, StreamRouter};
+use crate::trace::{ActiveSpan, Tracer};
 
 /// A publish for the cluster's store.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct ClusterPublish<'a> {
     pub(crate) trace: &'a TraceContext<'a>,
     pub(crate) once: Option<Once<'a>>,
     pub(crate) requester: Requester,
+    /// Span of the publish, if it is recorded, with its tracer.
+    pub(crate) span: Option<(&'a ActiveSpan, &'a Tracer)>,
 }
 
 /// A publish that is on its way to the cluster's store.
@@ -44,14 +47,21 @@ impl ClusterStore {
         publish: &ClusterPublish<'_>,
         (budget, rule): (&Budget, RuleId),
     ) -> Result<Queued, PublishRefusal> {
-        let ClusterPublish { topic, message, from, excludes_publisher, trace, once, requester } = *publish;
+        let ClusterPublish { topic, message, from, excludes_publisher, trace, once, requester, span } =
+            *publish;
         let Some(policy) = budget.rules().get(rule).map(|rule| rule.policy()) else {
             return Err(PublishRefusal::Unavailable);
         };
         // A store that knows less than this node starts a new epoch.
         let (subscribers, known) =
             router.update_and_count(topic, |_, kept, stripe| stripe.known_position(kept));
-        let number = self.appends.allocate(requester);
+        let number = self.appends.allocate(requester, span.is_some());
+        // The outcome may come before this call returns.
+        if let Some((span, tracer)) = span
+            && !self.spans.start(number, span)
+        {
+            super::spans::count_lost(tracer);
+        }
         let append = Append {
             topic: topic.borrow(),
             limits: self.limits_of(policy),
@@ -66,6 +76,7 @@ impl ClusterStore {
             Ok(()) => Ok(Queued { number, subscribers }),
             Err(error) => {
                 self.appends.forget(number);
+                self.spans.remove(number);
                 let (result, refusal) = match error {
                     EnqueueError::Full => (AppendLabel::QueueFull, PublishRefusal::Unavailable),
                     EnqueueError::TooLarge => {
