@@ -1,7 +1,7 @@
 //! Checks whether a server can keep streams.
 
 use redis::aio::MultiplexedConnection;
-use redis::{Client, RedisError, Value};
+use redis::{Client, ErrorKind, RedisError, Value};
 
 use super::script::{self, Script, script};
 use super::{client, connect_error, is_replica, reader, rights};
@@ -25,7 +25,10 @@ struct Server {
 
 /// Checks whether nodes can exchange messages.
 pub(crate) async fn check_broker(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
-    let mut server = reach(config).await?;
+    let mut server = match reach(config).await? {
+        Ok(server) => server,
+        Err(finding) => return Ok(vec![finding]),
+    };
     let missing = rights::missing(&server.client, &mut server.connection, &names(config), None).await?;
     let replica = server.is_replica.then_some(StoreFinding::Replica);
     Ok(replica.into_iter().chain(missing_rights(missing)).collect())
@@ -33,12 +36,12 @@ pub(crate) async fn check_broker(config: &Config) -> Result<Vec<StoreFinding>, C
 
 /// Checks whether a server can keep streams, too.
 pub(crate) async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
-    let server = reach(config).await?;
-    if server.is_replica {
+    match reach(config).await? {
         // It would refuse every step.
-        return Ok(vec![StoreFinding::Replica]);
+        Ok(server) if server.is_replica => Ok(vec![StoreFinding::Replica]),
+        Ok(server) => check(server, config).await,
+        Err(finding) => Ok(vec![finding]),
     }
-    check(server, config).await
 }
 
 fn names(config: &Config) -> Names {
@@ -49,29 +52,35 @@ fn missing_rights(missing: Vec<String>) -> Option<StoreFinding> {
     (!missing.is_empty()).then_some(StoreFinding::MissingRights(missing))
 }
 
-/// Connects to the first server that is no replica, or else to a replica. Nodes do the same.
-async fn reach(config: &Config) -> Result<Server, CheckError> {
+/// Connects to the first server that is no replica, or else to a replica. Nodes do the same. Returns
+/// a finding if a server refused the login.
+async fn reach(config: &Config) -> Result<Result<Server, StoreFinding>, CheckError> {
     let mut last_error = CheckError("no server".to_owned());
     let mut replica = None;
     for server in config.url.servers() {
         let connected = match client(config, server) {
             Ok(client) => connect(client, server.scheme() == "rediss").await,
-            Err(error) => Err(error.0),
+            Err(error) => Err(CheckError(error.0)),
         };
         match connected {
-            Ok(server) if server.is_replica => replica = Some(server),
-            Ok(server) => return Ok(server),
-            Err(error) => last_error = CheckError(error),
+            Ok(Ok(server)) if server.is_replica => replica = Some(server),
+            Ok(reached) => return Ok(reached),
+            Err(error) => last_error = error,
         }
     }
-    replica.ok_or(last_error)
+    replica.map(Ok).ok_or(last_error)
 }
 
-async fn connect(client: Client, over_tls: bool) -> Result<Server, String> {
-    let mut connection =
-        reader::connect(&client, BROKER_TIMEOUT).await.map_err(|error| connect_error(error, over_tls).0)?;
+async fn connect(client: Client, over_tls: bool) -> Result<Result<Server, StoreFinding>, CheckError> {
+    let mut connection = match reader::connect(&client, BROKER_TIMEOUT).await {
+        Ok(connection) => connection,
+        Err(error) if error.kind() == ErrorKind::AuthenticationFailed => {
+            return Ok(Err(StoreFinding::LoginRefused(error.to_string())));
+        }
+        Err(error) => return Err(CheckError(connect_error(error, over_tls).0)),
+    };
     let is_replica = is_replica(&mut connection).await;
-    Ok(Server { client, connection, is_replica })
+    Ok(Ok(Server { client, connection, is_replica }))
 }
 
 async fn check(server: Server, config: &Config) -> Result<Vec<StoreFinding>, CheckError> {

@@ -22,6 +22,9 @@ pub enum StoreFinding {
     /// The server counts with 32 bits, which is too few for epochs.
     #[error("the server is a 32-bit program; use a 64-bit one")]
     NarrowNumbers,
+    /// The server does not accept the user or the password.
+    #[error("the server refused the user or the password: {0}")]
+    LoginRefused(String),
     /// All servers are replicas, which take no messages.
     #[error("the server is a replica, which takes no messages; name its primary")]
     Replica,

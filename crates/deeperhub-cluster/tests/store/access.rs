@@ -137,6 +137,8 @@ fn a_replica_is_told_unless_its_primary_is_named_too() {
 fn a_node_without_streams_needs_few_rights() {
     let rights = ["&*", "+publish", "+subscribe", "+psubscribe", "+unsubscribe", "+punsubscribe"];
     let Some((server, url)) = start(&rights) else { return };
+    let wrong = Config::new(BrokerUrl::parse(&url.replace("secret", "wrong")).unwrap());
+    assert!(matches!(&wait(check_broker(&wrong)).unwrap()[..], [StoreFinding::LoginRefused(_)]));
     let check = || wait(check_broker(&Config::new(BrokerUrl::parse(&url).unwrap()))).unwrap();
     assert_eq!(check(), []);
     let mut admin = server_as_admin(&server);
