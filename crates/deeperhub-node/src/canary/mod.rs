@@ -31,9 +31,8 @@ use tracing::info;
 use crate::config::CanaryConfig;
 use crate::health::{HealthCheck, UnreadyReason};
 use crate::metrics::{CanaryMetrics, ClusterCanaryMetrics, StoreCanaryMetrics};
-pub(crate) use store::StoreStep;
-use store::StoreTarget;
-use target::{Probe, ProbeTarget, State};
+pub(crate) use target::StoreStep;
+use target::{Probe, ProbeTarget, State, StoreTarget};
 pub(crate) use thread::CanaryThread;
 
 /// Publisher of probes: a node.

@@ -9,64 +9,8 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::Canary;
-use super::target::{ProbeTarget, State};
+use super::target::{State, StoreStep, StoreTarget};
 use crate::health::{HealthCheck, UnreadyReason};
-
-/// Step of a probe that is under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum StoreStep {
-    /// The node subscribes to the topic, and reads its position.
-    #[default]
-    Follow,
-    Append,
-    /// The node waits for the message.
-    Receive,
-    Read,
-}
-
-impl StoreStep {
-    /// Returns what the store has not done.
-    const fn missing(self) -> &'static str {
-        match self {
-            Self::Follow => "the position of a probe's topic was not read",
-            Self::Append => "a probe was not appended",
-            Self::Receive => "an appended probe did not arrive at this node",
-            Self::Read => "an appended probe was not read back",
-        }
-    }
-}
-
-/// The store as a target of probes.
-#[derive(Debug, Default)]
-pub(super) struct StoreTarget {
-    pub(super) target: ProbeTarget,
-    step: StoreStep,
-    /// Error of the step, if there was one.
-    fault: Option<String>,
-    /// What was missing when the last probe was missed.
-    failure: String,
-}
-
-impl StoreTarget {
-    pub(super) fn start_probe(&mut self) {
-        self.target.start_probe();
-        (self.step, self.fault) = (StoreStep::Follow, None);
-    }
-
-    /// Forgets a failure, because no probe is sent.
-    pub(super) fn pause(&mut self) {
-        let last_round_trip = self.target.last_round_trip;
-        *self = Self { target: ProbeTarget { last_round_trip, ..Default::default() }, ..Default::default() };
-    }
-
-    fn describe(&self) -> String {
-        let missing = self.step.missing();
-        match &self.fault {
-            Some(fault) => format!("{missing} in time: {fault}"),
-            None => format!("{missing} in time"),
-        }
-    }
-}
 
 impl Canary {
     /// Records the step of a probe that begins.

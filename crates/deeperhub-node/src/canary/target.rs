@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::store::StoreTarget;
-
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) workers: Vec<ProbeTarget>,
@@ -112,5 +110,61 @@ impl ProbeTarget {
             self.failing_since.get_or_insert_with(SystemTime::now);
         }
         is_newly_missed
+    }
+}
+
+/// Step of a probe that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum StoreStep {
+    /// The node subscribes to the topic, and reads its position.
+    #[default]
+    Follow,
+    Append,
+    /// The node waits for the message.
+    Receive,
+    Read,
+}
+
+impl StoreStep {
+    /// Returns what the store has not done.
+    const fn missing(self) -> &'static str {
+        match self {
+            Self::Follow => "the position of a probe's topic was not read",
+            Self::Append => "a probe was not appended",
+            Self::Receive => "an appended probe did not arrive at this node",
+            Self::Read => "an appended probe was not read back",
+        }
+    }
+}
+
+/// The store as a target of probes.
+#[derive(Debug, Default)]
+pub(super) struct StoreTarget {
+    pub(super) target: ProbeTarget,
+    pub(super) step: StoreStep,
+    /// Error of the step, if there was one.
+    pub(super) fault: Option<String>,
+    /// What was missing when the last probe was missed.
+    pub(super) failure: String,
+}
+
+impl StoreTarget {
+    pub(super) fn start_probe(&mut self) {
+        self.target.start_probe();
+        (self.step, self.fault) = (StoreStep::Follow, None);
+    }
+
+    /// Forgets a failure, because no probe is sent.
+    pub(super) fn pause(&mut self) {
+        let last_round_trip = self.target.last_round_trip;
+        *self = Self { target: ProbeTarget { last_round_trip, ..Default::default() }, ..Default::default() };
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let missing = self.step.missing();
+        match &self.fault {
+            Some(fault) => format!("{missing} in time: {fault}"),
+            None => format!("{missing} in time"),
+        }
     }
 }

@@ -10,6 +10,7 @@
 mod appends;
 mod mirror;
 mod probe;
+mod probe_topic;
 mod publish;
 mod requests;
 mod spans;
@@ -32,7 +33,7 @@ use crate::trace::Tracer;
 use appends::Appends;
 pub(crate) use appends::{AppendOutcome, Requester};
 pub(crate) use mirror::{LiveEffect, Readiness, TopCheck, TopicMirror};
-use probe::ProbeTopic;
+use probe_topic::ProbeTopic;
 pub(crate) use publish::ClusterPublish;
 pub(crate) use requests::{PageDone, PageRequest, ReaderRequest, Waiter};
 use spans::StoreSpans;
