@@ -36,7 +36,7 @@ fn metrics_named_in(text: &str) -> Vec<String> {
 #[tokio::test]
 async fn dashboard_and_alerts_use_existing_metrics() {
     // Nothing listens there; the node still has cluster metrics.
-    let in_cluster = Server::start(&["--cluster", "nats://127.0.0.1:1"]);
+    let in_cluster = Server::start(&["--cluster", "redis://127.0.0.1:1", "--topic", "kept.>: history=1"]);
     let folder = TemporaryDir::new();
     let path = folder.path("history").display().to_string();
     let with_disk = Server::start(&["--history-store", "disk", "--history-dir", &path]);
@@ -86,10 +86,11 @@ async fn every_dashboard_query_has_results_under_load() {
     if !has_brokers() {
         return;
     }
-    let broker = Broker::start(Engine::Nats);
+    let broker = Broker::start(Engine::Redis);
     let collector = Collector::http().await;
     let url = broker.url();
-    let flags = ["--cluster", &url, "--rate-limit", "0", "--canary-interval", "200ms"];
+    let flags =
+        ["--cluster", &url, "--rate-limit", "0", "--canary-interval", "200ms", "--topic", "kept: history=9"];
     let server = server(&collector, &flags, &[]);
     let prometheus = Prometheus::scraping(server.api());
     let load = async {
@@ -97,6 +98,11 @@ async fn every_dashboard_query_has_results_under_load() {
             sampled(&server, 20).await;
             let mut client = Client::connect(&server).await;
             client.request(&json!({"type": "nonsense"})).await;
+            client.request(&json!({"type": "subscribe", "data": {"topic": "kept"}})).await;
+            // The reply or the delivery: the load does not depend on either.
+            client
+                .request(&json!({"type": "publish", "id": 1, "data": {"topic": "kept", "message": 1}}))
+                .await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

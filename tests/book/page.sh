@@ -92,6 +92,15 @@ nats-server() {
     return 1
 }
 
+# The same for Redis, which keeps history.
+redis-server() {
+    command redis-server "$@" --dir . --save '' >redis.log 2>&1 &
+    if eventually_while "$!" grep -q 'Ready to accept connections' redis.log; then return; fi
+    echo "no broker with $*:" >&2
+    cat redis.log >&2
+    return 1
+}
+
 # Lets a client connect and disconnect; succeeds if the event stream has printed the expected text.
 is_streamed() {
     command deeperhub-ws bench idle --connections 1 --duration 100ms --url "ws://127.0.0.1:$PORT/" >/dev/null

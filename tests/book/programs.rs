@@ -92,7 +92,8 @@ fn run_page(page: &Page) {
     let mut failure = String::new();
     // Another program may take a port before the page's server does.
     for _ in 0..3 {
-        let ports = ["8080", "8081", "8090", "8091", "4222"].map(|port| (port, free_port().to_string()));
+        let ports =
+            ["8080", "8081", "8090", "8091", "4222", "6379"].map(|port| (port, free_port().to_string()));
         let files = TemporaryDir::new();
         if !prepare(page, &files, &ports) {
             return;

@@ -10,6 +10,7 @@ mod rolling;
 mod secure;
 mod servers;
 mod stream_faults;
+mod stream_operations;
 mod streams;
 mod upgrade;
 

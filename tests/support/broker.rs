@@ -113,6 +113,11 @@ impl Broker {
         Self::begin(engine, flags, None, None)
     }
 
+    /// Starts a server that accepts only TLS, with further flags.
+    pub(crate) fn start_over_tls_with(engine: Engine, identity: &Identity, flags: &[&str]) -> Self {
+        Self::begin(engine, flags, Some(identity.clone()), None)
+    }
+
     /// Starts a server in a network namespace, on an address of that namespace.
     pub(crate) fn start_within(engine: Engine, network: &Network) -> Self {
         Self::begin(engine, &[], None, Some(network))

@@ -34,15 +34,28 @@ pub(crate) fn publish(
         None => Ok((publish(None)?, false)),
         Some(key) => {
             let config = api.config.limits().idempotency;
-            api.publishes.run_once(key, (topic_text, message.as_str()), &config, Instant::now(), publish)
+            let has_failed = |published: &Published| api.node.was_refused(&published.delivered);
+            let request = (topic_text, message.as_str());
+            api.publishes.run_once(key, request, &config, Instant::now(), has_failed, publish)
         }
     }
 }
 
 /// Waits until a published message is stored, if its topic's rule asks for that or the cluster
-/// keeps its history. Returns the outcome with the message's position.
-pub(crate) async fn stored(api: &Api, published: Published) -> Result<Published, ApiError> {
-    Ok(published.with_position(api.node.stored(&published.delivered).await?.position))
+/// keeps its history. Returns the outcome with the message's position, which requests with the same
+/// idempotency key then get, too.
+pub(crate) async fn stored(
+    api: &Api,
+    published: Published,
+    key: Option<IdempotencyKey<'_>>,
+) -> Result<Published, ApiError> {
+    let stored = published.with_stored(api.node.stored(&published.delivered).await?);
+    if let Some(key) = key
+        && stored != published
+    {
+        api.publishes.complete(key, published, stored);
+    }
+    Ok(stored)
 }
 
 /// Sends an object with a string `type`.

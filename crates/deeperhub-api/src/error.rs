@@ -208,6 +208,9 @@ impl From<PublishError> for ApiError {
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_topics", error.to_string())
             },
             PublishError::Unavailable(error) => error.into(),
+            PublishError::TooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "message_too_big", error.to_string())
+            }
             other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", other.to_string()),
         }
     }
@@ -271,5 +274,18 @@ impl From<ListError> for ApiError {
 impl From<WorkerTimeout> for ApiError {
     fn from(error: WorkerTimeout) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "delivery_stalled", error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_the_store_does_not_accept_is_too_large() {
+        let error = ApiError::from(PublishError::TooLarge { limit: 1000 });
+        assert_eq!(error.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(error.error.code, "message_too_big");
+        assert!(error.error.message.contains("at most 1000 bytes") && error.headers.is_empty());
     }
 }

@@ -61,7 +61,7 @@ impl<'a> IdempotencyKey<'a> {
 }
 
 /// Outcome of a publish.
-pub(crate) trait PublishOutcome: Copy {
+pub(crate) trait PublishOutcome: Copy + PartialEq {
     /// Returns `true` if a part failed that a retry can complete.
     fn is_incomplete(&self) -> bool;
 }
@@ -99,7 +99,8 @@ impl<A: PublishOutcome> PublishStore<A> {
     /// `true` if it is an earlier one.
     ///
     /// If the earlier outcome is [incomplete](PublishOutcome::is_incomplete), `publish` gets it and
-    /// does the rest. `publish` must be quick: it runs under a lock, so concurrent requests wait.
+    /// does the rest. If `has_failed` returns `true` for it, because the message was refused later,
+    /// `publish` runs anew. `publish` must be quick: it runs under a lock, so concurrent requests wait.
     ///
     /// # Errors
     ///
@@ -111,6 +112,7 @@ impl<A: PublishOutcome> PublishStore<A> {
         request: (&str, &str),
         config: &IdempotencyConfig,
         now: Instant,
+        has_failed: impl FnOnce(&A) -> bool,
         publish: impl FnOnce(Option<A>) -> Result<A, ApiError>,
     ) -> Result<(A, bool), ApiError> {
         if config.ttl.is_zero() {
@@ -124,6 +126,10 @@ impl<A: PublishOutcome> PublishStore<A> {
         });
         if let Some(known) = state.entries.get_mut(key.0) {
             if known.request == request {
+                if has_failed(&known.outcome) {
+                    known.outcome = publish(None)?;
+                    return Ok((known.outcome, false));
+                }
                 if known.outcome.is_incomplete() {
                     known.outcome = publish(Some(known.outcome))?;
                     // Counts as a replay only if nothing more was done.
@@ -145,6 +151,16 @@ impl<A: PublishOutcome> PublishStore<A> {
         state.forget_while(|state, _| state.is_over(config));
         self.metrics.set_idempotency_bytes(state.bytes);
         Ok((outcome, false))
+    }
+
+    /// Replaces the outcome under a key, if it is still `before`.
+    pub(crate) fn complete(&self, key: IdempotencyKey<'_>, before: A, outcome: A) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = state.entries.get_mut(key.0)
+            && known.outcome == before
+        {
+            known.outcome = outcome;
+        }
     }
 }
 
@@ -200,7 +216,8 @@ mod tests {
             *done += 1;
             Ok(*done)
         };
-        store.run_once(IdempotencyKey::parse(key).unwrap(), ("topic", body), config, now, publish).ok()
+        let key = IdempotencyKey::parse(key).unwrap();
+        store.run_once(key, ("topic", body), config, now, |_| false, publish).ok()
     }
 
     #[test]
@@ -224,18 +241,39 @@ mod tests {
                 assert_eq!(before, expected);
                 Ok(outcome)
             };
-            store
-                .run_once(IdempotencyKey::parse("a").unwrap(), ("topic", "1"), &config(), now, publish)
-                .unwrap()
+            let key = IdempotencyKey::parse("a").unwrap();
+            store.run_once(key, ("topic", "1"), &config(), now, |_| false, publish).unwrap()
         };
         assert_eq!(ask(100, None), (100, false));
         // The retry failed too: the outcome stays the same.
         assert_eq!(ask(100, Some(100)), (100, true));
         assert_eq!(ask(1, Some(100)), (1, false));
         let never = |_| unreachable!("it is done");
-        let again =
-            store.run_once(IdempotencyKey::parse("a").unwrap(), ("topic", "1"), &config(), now, never);
+        let key = IdempotencyKey::parse("a").unwrap();
+        let again = store.run_once(key, ("topic", "1"), &config(), now, |_| false, never);
         assert_eq!(again.unwrap(), (1, true));
+    }
+
+    #[test]
+    fn a_publish_that_failed_later_runs_again() {
+        let (store, now) = (PublishStore::new(ApiMetrics::default()), Instant::now());
+        let key = IdempotencyKey::parse("a").unwrap();
+        let ask = |has_failed: bool, outcome: u32| {
+            let publish = |before: Option<u32>| {
+                assert_eq!(before, None);
+                Ok(outcome)
+            };
+            store.run_once(key, ("topic", "1"), &config(), now, |_| has_failed, publish).unwrap()
+        };
+        assert_eq!(ask(false, 1), (1, false));
+        assert_eq!(ask(true, 2), (2, false), "the first publish has failed");
+        assert_eq!(ask(false, 3), (2, true));
+        // An answer to the first publish comes too late.
+        store.complete(key, 1, 10);
+        assert_eq!(ask(false, 4), (2, true));
+        store.complete(key, 2, 20);
+        assert_eq!(ask(false, 5), (20, true));
+        assert_eq!(store.state.lock().unwrap().order.len(), 1);
     }
 
     #[test]

@@ -7,7 +7,6 @@ mod stats;
 use deeperhub_node::{
     Action, ClusterAnswer, ClusterFault, Delivered, NodeInfo, Operation, Target, TopicHistory, TopicInfo,
 };
-use deeperhub_protocol::Position;
 use serde::Serialize;
 
 use self::history::EpochText;
@@ -18,7 +17,7 @@ pub(crate) use self::stats::{Busiest, ClusterNumbers, NodeStats};
 use crate::idempotency::PublishOutcome;
 
 /// Outcome of a publish.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(utoipa::ToSchema))]
 pub(crate) struct Published {
     /// Matching subscriptions on this node. A client with two of them counts twice and gets the
@@ -105,14 +104,16 @@ impl From<Delivered> for Published {
     fn from(delivered: Delivered) -> Self {
         let (subscribers, cluster) = (delivered.count, cluster_fault(delivered));
         let published = Self { subscribers, cluster, epoch: None, offset: None, time: None, delivered };
-        published.with_position(delivered.position)
+        published.with_stored(delivered)
     }
 }
 
 impl Published {
-    /// Returns the same outcome with the position of the message.
-    pub(crate) fn with_position(self, position: Option<Position>) -> Self {
+    /// Returns the same outcome with the node's result after the message was stored.
+    pub(crate) fn with_stored(self, delivered: Delivered) -> Self {
+        let position = delivered.position;
         Self {
+            delivered,
             epoch: position.map(|position| EpochText(position.epoch)),
             offset: position.map(|position| position.offset),
             time: position.map(|position| position.time),

@@ -324,6 +324,13 @@ impl Broker {
     /// broker's limit.
     #[must_use]
     pub fn max_answer_bytes(&self) -> usize {
+        self.max_payload_bytes()
+    }
+
+    /// Returns the length in bytes up to which a published value always fits within the broker's
+    /// limit.
+    #[must_use]
+    pub fn max_payload_bytes(&self) -> usize {
         self.0.max_envelope.load(Ordering::Relaxed).saturating_sub(MAX_ENVELOPE_OVERHEAD_BYTES)
     }
 

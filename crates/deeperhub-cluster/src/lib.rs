@@ -68,7 +68,7 @@ pub use peers::Peer;
 pub use store::{
     Append, AppendError, AppendNumber, Appended, CheckError, MAX_READS, MAX_TOPS, Once, ReadError,
     ResetStream, ResetWhen, StoreFinding, StorePosition, StoreReply, StoredEnvelope, StreamLimits,
-    StreamRange, StreamRead, StreamTop, check_store,
+    StreamRange, StreamRead, StreamTop, check_broker, check_store,
 };
 
 use std::time::SystemTime;

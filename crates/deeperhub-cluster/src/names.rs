@@ -55,8 +55,13 @@ impl Names {
         format!("{{{}{1}h{1}{topic}}}", self.prefix, self.separator)
     }
 
+    /// Returns the beginning of the names of all topics' messages in Redis.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only Redis has keys"))]
+    pub(crate) fn stream_prefix(&self) -> String {
+        format!("{}{1}h{1}", self.prefix, self.separator)
+    }
+
     /// Returns a name that no node subscribes to. NATS answers a request to it at once.
-    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only NATS reports missing responders"))]
     pub(crate) fn no_responders(&self) -> String {
         format!("{}{}x", self.prefix, self.separator)
     }

@@ -21,7 +21,7 @@ pub struct UnreadyReason {
     /// Check that failed.
     pub check: HealthCheck,
     /// Code for programs: `starting`, `draining`, `stopped`, `delivery_stalled`,
-    /// `cluster_unavailable`, `cluster_stalled`, `history_unavailable`.
+    /// `cluster_unavailable`, `cluster_stalled`, `store_stalled`, `history_unavailable`.
     pub code: &'static str,
     /// Text for people.
     pub message: Cow<'static, str>,
@@ -39,7 +39,7 @@ pub enum HealthCheck {
     Phase,
     /// Delivery of probes to the workers.
     Canary,
-    /// Connection to the cluster's broker, and probes through the broker. Skipped if
+    /// Connection to the cluster's broker, and probes through the broker and its streams. Skipped if
     /// [`ClusterConfig::ready_alone`](crate::ClusterConfig::ready_alone) is set.
     Cluster,
     /// The store of kept messages on disk.

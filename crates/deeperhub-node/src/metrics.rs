@@ -249,6 +249,10 @@ labels! {
         /// Too many bytes wait for the store.
         QueueFull = "queue_full",
         Unavailable = "unavailable",
+        /// The cluster's store refused the message; for example, its memory is full.
+        Refused = "refused",
+        /// The message exceeds what the cluster's broker accepts.
+        TooLarge = "too_large",
     }
 
     /// Result of a read from the store.
@@ -275,6 +279,20 @@ metrics! {
     pub(crate) struct MirrorMetrics {
         /// Holes in the streams of the cluster's store that this node found and read again.
         pub(crate) holes: Counter = "deeperhub_mirror_holes_total";
+        /// Messages that this node had missed, read from the cluster's store and delivered late.
+        pub(crate) healed: Counter = "deeperhub_mirror_healed_messages_total";
+        /// Messages that this node had missed and the cluster's store no longer had.
+        // Subscribers are told so by gaps.
+        pub(crate) lost: Counter = "deeperhub_mirror_lost_messages_total";
+        /// Followed topics whose stream began anew, which subscribers are told.
+        // Because the store lost it, or because the history was emptied.
+        pub(crate) new_epochs: Counter = "deeperhub_mirror_new_epochs_total";
+        /// Comparisons of followed topics with their newest position in the cluster's store.
+        pub(crate) checks: Counter = "deeperhub_mirror_checks_total";
+        /// Topics that this node follows in the cluster's store and has all kept messages of.
+        pub(crate) warm: Gauge = "deeperhub_mirrors_warm";
+        /// Connections that wait until topics were read from the cluster's store.
+        pub(crate) parked: Gauge = "deeperhub_connections_parked";
     }
 }
 
@@ -302,8 +320,36 @@ metrics! {
     }
 }
 
+metrics! {
+    /// Metrics of the canary's probes of the cluster's store.
+    pub(crate) struct StoreCanaryMetrics {
+        /// Round-trip times of probes that the cluster's store appended, sent and gave back.
+        pub(crate) round_trips: Histogram = "deeperhub_canary_store_round_trip_seconds",
+            bounds: probe_bounds();
+        /// Probes of the cluster's store that did not return in time.
+        pub(crate) missed: Counter = "deeperhub_canary_store_missed_total";
+    }
+}
+
 fn probe_bounds() -> Bounds {
     Bounds::seconds(Duration::from_micros(10), Duration::from_secs(60))
+}
+
+/// One unit of a gauge, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct GaugeUnit(Gauge);
+
+impl GaugeUnit {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for GaugeUnit {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Metrics {

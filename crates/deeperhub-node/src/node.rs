@@ -17,7 +17,7 @@ use deeperhub_router::Router;
 use tokio::sync::{mpsc, watch};
 
 use crate::application::Application;
-use crate::canary::{Canary, CanaryThread};
+use crate::canary::{Canary, CanaryThread, ClusterTargets};
 use crate::cluster::{ClusterThread, forward_interest};
 use crate::config::{Config, HistoryStore};
 use crate::connection_id::{is_node_id, random_node_id};
@@ -183,7 +183,7 @@ impl Node {
         let (broker, driver) = connect_to_cluster(&config, &node_id)?.unzip();
         let cluster_store = broker.clone().filter(Broker::keeps_streams).map(|broker| {
             let metrics = (StoreMetrics::new(&cells), MirrorMetrics::new(&cells));
-            Arc::new(ClusterStore::new(broker, workers, config.history.budget.forget, metrics))
+            Arc::new(ClusterStore::new(broker, &node_id, workers, config.history.budget.forget, metrics))
         });
         let history_metrics = HistoryMetrics::new(&cells);
         let streams =
@@ -195,7 +195,12 @@ impl Node {
             streams.restore(&router, found)?;
         }
         let bus = EventBus::new(config.events.clone());
-        let canary = Arc::new(Canary::new(config.canary.clone(), workers, config.cluster.is_some()));
+        let cluster_targets = match (&broker, &cluster_store) {
+            (None, _) => ClusterTargets::None,
+            (Some(_), None) => ClusterTargets::Broker,
+            (Some(_), Some(_)) => ClusterTargets::BrokerAndStore,
+        };
+        let canary = Arc::new(Canary::new(config.canary.clone(), workers, cluster_targets));
         let mut registry = registry(&metrics, &listener_metrics, &router, &bus, config.tracer.metrics())
             .map_err(MetricsError::Register)?;
         streams.register(&router, &mut registry).map_err(MetricsError::Register)?;

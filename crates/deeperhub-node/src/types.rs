@@ -168,6 +168,12 @@ pub enum PublishError {
     /// The store of the topic's history takes nothing now.
     #[error(transparent)]
     Unavailable(#[from] StoreUnavailable),
+    /// The message is larger than the cluster's store of the topic's history accepts.
+    #[error("the message is too large for the cluster's history store; send one of at most {limit} bytes")]
+    TooLarge {
+        /// Bytes of a message that the store accepts, whatever its topic is.
+        limit: usize,
+    },
 }
 
 /// Error of a history store that takes nothing now, or that does not answer in time: its disk is
@@ -181,6 +187,7 @@ impl From<PublishRefusal> for PublishError {
         match refusal {
             PublishRefusal::TooManyTopics => Self::TooManyTopics,
             PublishRefusal::Unavailable => Self::Unavailable(StoreUnavailable),
+            PublishRefusal::TooLarge { limit } => Self::TooLarge { limit },
         }
     }
 }

@@ -90,6 +90,7 @@ pub(crate) fn traces_request(
 pub(crate) fn otlp_span(span: Span) -> trace::Span {
     let kind = match span.kind {
         SpanKind::Server => span::SpanKind::Server,
+        SpanKind::Client => span::SpanKind::Client,
         SpanKind::Producer => span::SpanKind::Producer,
         SpanKind::Consumer => span::SpanKind::Consumer,
         _ => span::SpanKind::Internal,

@@ -217,6 +217,7 @@ fn span_data(span: Span, scope: &InstrumentationScope) -> SpanData {
         parent_span_is_remote: span.parent.is_some() && span.parent_is_remote,
         span_kind: match span.kind {
             SpanKind::Server => opentelemetry::trace::SpanKind::Server,
+            SpanKind::Client => opentelemetry::trace::SpanKind::Client,
             SpanKind::Producer => opentelemetry::trace::SpanKind::Producer,
             SpanKind::Consumer => opentelemetry::trace::SpanKind::Consumer,
             _ => opentelemetry::trace::SpanKind::Internal,
@@ -345,7 +346,8 @@ mod tests {
                 .with_link(linked)
                 .with_link(remote)
         };
-        let kinds = [SpanKind::Internal, SpanKind::Server, SpanKind::Producer, SpanKind::Consumer];
+        let kinds =
+            [SpanKind::Internal, SpanKind::Server, SpanKind::Client, SpanKind::Producer, SpanKind::Consumer];
         let mut spans: Vec<_> = kinds.into_iter().map(full).collect();
         spans.push(full(SpanKind::Server).with_error(Some("forbidden")));
         spans.push(full(SpanKind::Server).with_local_parent());

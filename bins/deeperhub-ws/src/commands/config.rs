@@ -68,20 +68,25 @@ fn check(settings: &Settings, topic: Option<&Topic<'_>>) -> ExitCode {
     print(&format_args!("The configuration is valid.\n{rule}"))
 }
 
-/// Asks the broker of the cluster whether it can keep history, if rules need that. Returns warnings
-/// and errors.
+/// Asks the broker of the cluster whether it does what nodes need, and whether it can keep history if
+/// rules need that. Returns warnings and errors.
 fn check_broker(settings: &Settings) -> (Vec<String>, Vec<ConfigError>) {
     let (mut warnings, mut errors) = (Vec::new(), Vec::new());
     let Some(cluster) = &settings.node.cluster else { return (warnings, errors) };
-    if !settings.node.history.rules.keep_history() {
-        return (warnings, errors);
-    }
+    let keeps_history = settings.node.history.rules.keep_history();
+    let check = async {
+        match keeps_history {
+            true => deeperhub_cluster::check_store(&cluster.broker).await,
+            false => deeperhub_cluster::check_broker(&cluster.broker).await,
+        }
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let findings = match runtime {
-        Ok(runtime) => match runtime.block_on(deeperhub_cluster::check_store(&cluster.broker)) {
+        Ok(runtime) => match runtime.block_on(check) {
             Ok(findings) => findings,
             Err(error) => {
-                warnings.push(format!("{error}; it was not checked whether it can keep history"));
+                let purpose = if keeps_history { "can keep history" } else { "can be used" };
+                warnings.push(format!("{error}; it was not checked whether it {purpose}"));
                 return (warnings, errors);
             }
         },
@@ -93,8 +98,9 @@ fn check_broker(settings: &Settings) -> (Vec<String>, Vec<ConfigError>) {
     };
     for finding in findings {
         if finding.is_error() {
+            let purpose = if keeps_history { "keep history" } else { "be used" };
             errors.push(ConfigError::Conflict(format!(
-                "the broker of the cluster cannot keep history: {finding}"
+                "the broker of the cluster cannot {purpose}: {finding}"
             )));
         } else {
             warnings.push(format!("the broker of the cluster may lose history: {finding}"));

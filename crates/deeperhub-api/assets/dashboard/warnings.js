@@ -16,6 +16,10 @@ const REMEDIES = {
   cluster_unavailable:
     "Check the broker and the network to it. Clients of this node get messages of this node only.",
   cluster_stalled: "The broker is connected but late. Check its load and the network to it.",
+  store_stalled:
+    "The broker carries messages, but does not keep those of topics with history. Check its memory, its load " +
+    "and the rights of its user: config check names what it lacks.",
+  history_unavailable: "Publishes to topics with history fail. Check the disk and the folder of the history.",
   draining: "The node shuts down. Its clients are told when to reconnect.",
   starting: "The node starts. Wait for a moment.",
 };

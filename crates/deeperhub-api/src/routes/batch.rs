@@ -122,6 +122,14 @@ impl CallResult {
     }
 }
 
+/// A publish that may still have to be stored.
+#[derive(Debug)]
+struct Publish {
+    published: Published,
+    /// Its idempotency key.
+    key: Option<String>,
+}
+
 /// Number of calls that run before other tasks get a turn.
 const CALLS_PER_TURN: usize = 16;
 
@@ -167,7 +175,10 @@ pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body:
             });
         }
         // All of them share the same writes to the store.
-        let stored = waiting.iter().map(|(_, published)| calls::stored(&api, *published));
+        let stored = waiting.iter().map(async |(_, Publish { published, key })| {
+            let key = key.as_deref().map(IdempotencyKey::parse).transpose()?;
+            calls::stored(&api, *published, key).await
+        });
         for ((number, _), stored) in waiting.iter().zip(join_all(stored).await) {
             if let Some(result) = results.get_mut(*number) {
                 *result = match stored {
@@ -188,7 +199,7 @@ async fn call_result(
     call: &str,
     max_message_bytes: usize,
     trace: &TraceContext<'_>,
-) -> (CallResult, Option<Published>) {
+) -> (CallResult, Option<Publish>) {
     match execute(api, call, max_message_bytes, trace).await {
         Ok((body, published)) => (CallResult { status: 200, body }, published),
         Err(error) => (CallResult::failed(&error), None),
@@ -200,7 +211,7 @@ async fn execute(
     call: &str,
     max_message_bytes: usize,
     trace: &TraceContext<'_>,
-) -> Result<(Box<RawValue>, Option<Published>), ApiError> {
+) -> Result<(Box<RawValue>, Option<Publish>), ApiError> {
     let call: Call<'_> = serde_json::from_str(call).map_err(|error| invalid_batch(&error))?;
     let check_size = |message: &RawValue| {
         if message.get().len() > max_message_bytes { Err(ApiError::body_too_large()) } else { Ok(()) }
@@ -220,7 +231,8 @@ async fn execute(
             check_size(payload)?;
             let key = idempotency_key.as_deref().map(IdempotencyKey::parse).transpose()?;
             let (published, _) = calls::publish(api, topic, payload.get(), key, trace)?;
-            return Ok((to_raw_json(&published), Some(published)));
+            let body = to_raw_json(&published);
+            return Ok((body, Some(Publish { published, key: idempotency_key.clone() })));
         }
         Call::SendToClient { client_id, message } => send(Target::Client(client_id), message).await?,
         Call::SendToUser { user, message } => send(Target::User(user.into()), message).await?,

@@ -31,7 +31,7 @@ use crate::responses::HistoryPage;
     responses(
         (status = 200, body = HistoryPage, description = "A page"),
         (status = 400, body = ApiError, description = "`invalid_topic`, `invalid_message`"),
-        (status = 503, body = ApiError, description = "`unavailable`: messages on the disk cannot be read")
+        (status = 503, body = ApiError, description = "`unavailable`: messages that the store has, a disk or the cluster's broker, cannot be read; see `Retry-After`")
     )
 ))]
 pub(crate) async fn history(
@@ -80,7 +80,7 @@ fn request<'a>(topic: &'a str, query: Option<&str>) -> Result<HistoryRequest<'a>
     responses(
         (status = 204, description = "Nothing is kept any more"),
         (status = 400, body = ApiError, description = "`invalid_topic`"),
-        (status = 503, body = ApiError, description = "`unavailable`: the disk that keeps the history takes nothing")
+        (status = 503, body = ApiError, description = "`unavailable`: the store of the history, a disk or the cluster's broker, takes nothing; see `Retry-After`")
     )
 ))]
 pub(crate) async fn clear_history(State(api): State<Arc<Api>>, topic: PathParameter) -> Response {

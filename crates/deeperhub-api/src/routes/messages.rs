@@ -37,7 +37,8 @@ use crate::{Api, calls};
         )),
         (status = 429, body = ApiError, description = "`too_many_topics`: the topic's rule keeps messages of as many topics as it may, and all of them have subscribers"),
         (status = 422, body = ApiError, description = "`idempotency_key_reused`: the key was used with another topic or body"),
-        (status = 503, body = ApiError, description = "`unavailable`: the disk that keeps the topic's history takes no messages; see `Retry-After`. With `ack=disk` it may have been delivered, and a retry with the same `Idempotency-Key` does not deliver it again")
+        (status = 503, body = ApiError, description = "`unavailable`: the store of the topic's history, a disk or the cluster's broker, takes no messages or does not answer in time; see `Retry-After`. The message may still be stored, and with `ack=disk` it may have been delivered. A retry with the same `Idempotency-Key` publishes it once"),
+        (status = 413, body = ApiError, description = "`message_too_big`: the message is over `--max-message-bytes`, or larger than the cluster's store accepts")
     )
 ))]
 pub(crate) async fn publish(
@@ -50,7 +51,7 @@ pub(crate) async fn publish(
         let (topic, key) = (topic_parameter(topic)?, IdempotencyKey::of(&headers)?);
         let (published, is_replayed) =
             calls::publish(&api, &topic, body.text()?, key, &trace_context(&headers))?;
-        Ok::<_, ApiError>((calls::stored(&api, published).await?, is_replayed))
+        Ok::<_, ApiError>((calls::stored(&api, published, key).await?, is_replayed))
     };
     match publish().await {
         Ok((published, is_replayed)) => {

@@ -1,7 +1,7 @@
 //! Parsing of envelopes.
 
 use deeperhub_protocol::message::TraceContext;
-use deeperhub_protocol::{ClientId, RawJson, Topic};
+use deeperhub_protocol::{ClientId, RawJson, Topic, TopicError};
 
 use super::header::Header;
 use super::reader::Reader;
@@ -27,7 +27,7 @@ impl<'a> Message<'a> {
     fn read(kind: u8, reader: &mut Reader<'a>) -> Result<Self, EnvelopeError> {
         let message = match kind {
             1 => {
-                let (topic, from, trace, payload) = read_publish(reader)?;
+                let (topic, from, trace, payload) = read_publish(reader, read_topic)?;
                 Self::Publish { topic, from, trace, payload }
             }
             6 => Self::Query { request: reader.number()?, text: reader.rest("text")? },
@@ -48,7 +48,7 @@ impl<'a> Message<'a> {
                     return Err(EnvelopeError::Field("offset"));
                 }
                 let excludes_publisher = reader.boolean("excludes_publisher")?;
-                let (topic, from, trace, payload) = read_publish(reader)?;
+                let (topic, from, trace, payload) = read_publish(reader, read_stored_topic)?;
                 let position = StorePosition { epoch, offset };
                 Self::Stored { position, previous, time, excludes_publisher, topic, from, trace, payload }
             }
@@ -64,8 +64,23 @@ impl<'a> Message<'a> {
 
 type PublishFields<'a> = (Topic<'a>, Option<ClientId>, TraceContext<'a>, RawJson<'a>);
 
-fn read_publish<'a>(reader: &mut Reader<'a>) -> Result<PublishFields<'a>, EnvelopeError> {
-    let topic = Topic::parse(reader.short_text("topic")?);
+fn read_topic(text: &str) -> Result<Topic<'_>, TopicError> {
+    Topic::parse(text)
+}
+
+/// Parses the topic of a stored message, which can be one of a node itself: nodes probe the store.
+fn read_stored_topic(text: &str) -> Result<Topic<'_>, TopicError> {
+    match text.strip_prefix('$') {
+        Some(name) => Topic::parse(name).map(Topic::reserved),
+        None => Topic::parse(text),
+    }
+}
+
+fn read_publish<'a>(
+    reader: &mut Reader<'a>,
+    read_topic: impl Fn(&'a str) -> Result<Topic<'a>, TopicError>,
+) -> Result<PublishFields<'a>, EnvelopeError> {
+    let topic = read_topic(reader.short_text("topic")?);
     let from = match reader.short_text("from")? {
         "" => None,
         id => Some(ClientId::parse(id).ok_or(EnvelopeError::Field("from"))?),

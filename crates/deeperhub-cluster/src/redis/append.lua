@@ -38,7 +38,7 @@ end
 
 local known_epoch = tonumber(ARGV[7])
 if is_behind(known_epoch, tonumber(ARGV[8])) then
-  begin_epoch(known_epoch)
+  begin_epoch(known_epoch, true)
 elseif resent then
   local entries = redis.call('LRANGE', list, -512, -1)
   local length = #ARGV[2]

@@ -1,10 +1,10 @@
 //! Checks whether a server can keep streams.
 
 use redis::aio::MultiplexedConnection;
-use redis::{Client, RedisError, Value};
+use redis::{Client, ErrorKind, RedisError, Value};
 
 use super::script::{self, Script, script};
-use super::{client, connect_error, reader};
+use super::{client, connect_error, is_replica, reader, rights};
 use crate::config::Config;
 use crate::driver::BROKER_TIMEOUT;
 use crate::names::Names;
@@ -16,37 +16,85 @@ const TOPIC: &str = "$store-check";
 /// Time after which the check's stream expires, should its removal fail, in milliseconds.
 const LIFETIME_MS: u32 = 10_000;
 
+/// A server that was reached.
+struct Server {
+    client: Client,
+    connection: MultiplexedConnection,
+    is_replica: bool,
+}
+
+/// Checks whether nodes can exchange messages.
+pub(crate) async fn check_broker(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
+    let mut server = match reach(config).await? {
+        Ok(server) => server,
+        Err(finding) => return Ok(vec![finding]),
+    };
+    let missing = rights::missing(&server.client, &mut server.connection, &names(config), None).await?;
+    let replica = server.is_replica.then_some(StoreFinding::Replica);
+    Ok(replica.into_iter().chain(missing_rights(missing)).collect())
+}
+
+/// Checks whether a server can keep streams, too.
 pub(crate) async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
+    match reach(config).await? {
+        // It would refuse every step.
+        Ok(server) if server.is_replica => Ok(vec![StoreFinding::Replica]),
+        Ok(server) => check(server, config).await,
+        Err(finding) => Ok(vec![finding]),
+    }
+}
+
+fn names(config: &Config) -> Names {
+    Names::new(config.prefix.clone(), ':')
+}
+
+fn missing_rights(missing: Vec<String>) -> Option<StoreFinding> {
+    (!missing.is_empty()).then_some(StoreFinding::MissingRights(missing))
+}
+
+/// Connects to the first server that is no replica, or else to a replica. Nodes do the same. Returns
+/// a finding if a server refused the login.
+async fn reach(config: &Config) -> Result<Result<Server, StoreFinding>, CheckError> {
     let mut last_error = CheckError("no server".to_owned());
+    let mut replica = None;
     for server in config.url.servers() {
         let connected = match client(config, server) {
-            Ok(client) => connect(&client, server.scheme() == "rediss").await,
-            Err(error) => Err(error.0),
+            Ok(client) => connect(client, server.scheme() == "rediss").await,
+            Err(error) => Err(CheckError(error.0)),
         };
         match connected {
-            Ok(connection) => return check(connection, config).await,
-            Err(error) => last_error = CheckError(error),
+            Ok(Ok(server)) if server.is_replica => replica = Some(server),
+            Ok(reached) => return Ok(reached),
+            Err(error) => last_error = error,
         }
     }
-    Err(last_error)
+    replica.map(Ok).ok_or(last_error)
 }
 
-async fn connect(client: &Client, over_tls: bool) -> Result<MultiplexedConnection, String> {
-    reader::connect(client, BROKER_TIMEOUT).await.map_err(|error| connect_error(error, over_tls).0)
+async fn connect(client: Client, over_tls: bool) -> Result<Result<Server, StoreFinding>, CheckError> {
+    let mut connection = match reader::connect(&client, BROKER_TIMEOUT).await {
+        Ok(connection) => connection,
+        Err(error) if error.kind() == ErrorKind::AuthenticationFailed => {
+            return Ok(Err(StoreFinding::LoginRefused(error.to_string())));
+        }
+        Err(error) => return Err(CheckError(connect_error(error, over_tls).0)),
+    };
+    let is_replica = is_replica(&mut connection).await;
+    Ok(Ok(Server { client, connection, is_replica }))
 }
 
-async fn check(
-    mut connection: MultiplexedConnection,
-    config: &Config,
-) -> Result<Vec<StoreFinding>, CheckError> {
+async fn check(server: Server, config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
+    let Server { client, mut connection, .. } = server;
     let mut findings = Vec::new();
     match redis::cmd("INFO").query_async::<String>(&mut connection).await {
         Ok(info) => judge_info(&info, &mut findings),
         Err(error) => findings.push(StoreFinding::Unknown(refusal(&error)?)),
     }
-    // A server that is too old would refuse the steps, too.
+    let names = names(config);
+    findings.extend(missing_rights(rights::missing(&client, &mut connection, &names, Some(TOPIC)).await?));
+    // A server that is too old or lacks rights would refuse the steps, too.
     if !findings.iter().any(StoreFinding::is_error)
-        && let Err(error) = try_steps(&mut connection, config).await
+        && let Err(error) = try_steps(&mut connection, &names).await
     {
         findings.push(StoreFinding::Refused(refusal(&error)?));
     }
@@ -82,11 +130,15 @@ fn judge_info(info: &str, findings: &mut Vec<StoreFinding>) {
     if let Some(policy) = field("maxmemory_policy").filter(|policy| is_limited && is_evicting(policy)) {
         findings.push(StoreFinding::Evicts(policy.to_owned()));
     }
+    // The second field is there if the server needs replicas for writes.
+    let has_replicas = field("connected_slaves").is_some_and(|replicas| replicas != "0");
+    if has_replicas && field("min_slaves_good_slaves").is_none() {
+        findings.push(StoreFinding::UnguardedReplicas);
+    }
 }
 
 /// Runs each script once, on a stream of the check's own.
-async fn try_steps(connection: &mut MultiplexedConnection, config: &Config) -> Result<(), RedisError> {
-    let names = Names::new(config.prefix.clone(), ':');
+async fn try_steps(connection: &mut MultiplexedConnection, names: &Names) -> Result<(), RedisError> {
     let list = names.stream(TOPIC);
     let keys = [list.clone(), format!("{list}m"), format!("{list}o0"), format!("{list}o1")];
     let [list, meta, once, other_once] = keys.each_ref().map(String::as_str);
@@ -156,6 +208,15 @@ mod tests {
         let clustered = format!("{good}cluster_enabled:1\n");
         assert_eq!(findings(&clustered), [StoreFinding::ClusterMode]);
         assert!(matches!(&findings("")[..], [finding @ StoreFinding::Unknown(_)] if !finding.is_error()));
+    }
+
+    #[test]
+    fn replicas_that_writes_do_not_wait_for_are_a_warning() {
+        let info = "redis_version:7.2.4\nrole:master\nconnected_slaves:1\n";
+        assert_eq!(findings(info), [StoreFinding::UnguardedReplicas]);
+        assert!(!StoreFinding::UnguardedReplicas.is_error());
+        assert_eq!(findings(&format!("{info}min_slaves_good_slaves:1\n")), []);
+        assert_eq!(findings(&info.replace("slaves:1", "slaves:0")), []);
     }
 
     #[test]

@@ -25,9 +25,11 @@ local function is_behind(known_epoch, known_offset)
 end
 
 -- Begins a stream whose epoch is larger than all known ones. If only the meta key was lost, the
--- newest entry tells the epoch before. Removes the list, whatever it holds.
-local function begin_epoch(known_epoch)
-  local newest = redis.pcall('LRANGE', list, -1, -1)[1]
+-- newest entry tells the epoch before. Removes the list, whatever it holds. After a write, Redis takes
+-- further ones even if its memory is full: an append to an unknown topic must not begin with one.
+local function begin_epoch(known_epoch, is_append)
+  local entries = redis.pcall('LRANGE', list, -1, -1)
+  local newest = entries[1]
   local last_epoch = 0
   if newest and #newest > 19 then
     local stamp = 20 + string.byte(newest, 19)
@@ -37,5 +39,7 @@ local function begin_epoch(known_epoch)
   end
   epoch = math.max(now, epoch + 1, known_epoch + 1, last_epoch + 1)
   top = 0
-  redis.call('DEL', list)
+  if newest or entries.err or not is_append then
+    redis.call('DEL', list)
+  end
 end

@@ -3,6 +3,7 @@
 
 mod check;
 mod reader;
+mod rights;
 mod script;
 mod sender;
 
@@ -12,7 +13,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use redis::aio::{PubSubSink, PubSubStream};
+use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
 use redis::{Client, RedisError, TlsCertificates, Value};
 use url::Url;
 
@@ -23,7 +24,7 @@ use crate::driver::BROKER_TIMEOUT;
 use crate::link::{self, Link, LinkError};
 use crate::names::Names;
 
-pub(crate) use check::check_store;
+pub(crate) use check::{check_broker, check_store};
 pub(crate) use reader::Reader;
 pub(crate) use sender::Sender;
 
@@ -59,11 +60,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     let mut connection = reader::connect(&client, BROKER_TIMEOUT)
         .await
         .map_err(|error| connect_error(error, server.scheme() == "rediss"))?;
-    // An access list may forbid ROLE. The operator must then make sure that the server is no
-    // replica.
-    if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async::<Value>(&mut connection).await
-        && matches!(role.first(), Some(Value::BulkString(role)) if role == b"slave")
-    {
+    if is_replica(&mut connection).await {
         return Err(LinkError::new("the server is a replica, which does not carry messages to the others"));
     }
     let (mut sink, stream) = client.get_async_pubsub().await?.split();
@@ -76,6 +73,13 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
         reader: link::Reader::Redis(Box::new(Reader::new(client, names))),
         echoes_own: true,
     })
+}
+
+/// Returns `true` if the server says that it is a replica. An access list may forbid the question. The
+/// operator must then make sure that the server is none.
+async fn is_replica(connection: &mut MultiplexedConnection) -> bool {
+    let role = redis::cmd("ROLE").query_async::<Value>(connection).await;
+    matches!(role, Ok(Value::Array(role)) if matches!(role.first(), Some(Value::BulkString(role)) if role == b"slave"))
 }
 
 fn client(config: &Config, server: &Url) -> Result<Client, LinkError> {

@@ -22,6 +22,21 @@ pub enum StoreFinding {
     /// The server counts with 32 bits, which is too few for epochs.
     #[error("the server is a 32-bit program; use a 64-bit one")]
     NarrowNumbers,
+    /// The server does not accept the user or the password.
+    #[error("the server refused the user or the password: {0}")]
+    LoginRefused(String),
+    /// All servers are replicas, which take no messages.
+    #[error("the server is a replica, which takes no messages; name its primary")]
+    Replica,
+    /// The server has replicas, and accepts messages while it reaches none of them.
+    #[error(
+        "the server has replicas and accepts messages without them, which a failover loses; set \
+         min-replicas-to-write 1"
+    )]
+    UnguardedReplicas,
+    /// The user lacks these rights of an access list.
+    #[error("the user lacks rights that nodes need; grant them with ACL SETUSER: {}", .0.join(" "))]
+    MissingRights(Vec<String>),
     /// The server refused what streams need, for example because of an access list.
     #[error("the server refused a step that streams need: {0}")]
     Refused(String),
@@ -40,7 +55,7 @@ impl StoreFinding {
     /// Returns `true` if streams do not work. Other findings are warnings.
     #[must_use]
     pub const fn is_error(&self) -> bool {
-        !matches!(self, Self::Evicts(_) | Self::Unknown(_))
+        !matches!(self, Self::Evicts(_) | Self::Unknown(_) | Self::UnguardedReplicas)
     }
 }
 
@@ -62,6 +77,21 @@ pub async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, CheckErro
         #[cfg(feature = "redis")]
         crate::config::Engine::Redis => crate::redis::check_store(config).await,
         engine => Ok(vec![StoreFinding::UnsupportedEngine(engine.name())]),
+    }
+}
+
+/// Checks whether nodes can exchange messages over a broker, with a connection of its own: whether it
+/// answers, what it is, and what it allows. Makes no connection to NATS.
+///
+/// # Errors
+///
+/// Returns [`CheckError`] if no server was reached within a few seconds.
+#[cfg_attr(not(feature = "redis"), expect(clippy::unused_async, reason = "only Redis is checked"))]
+pub async fn check_broker(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
+    match config.url.engine() {
+        #[cfg(feature = "redis")]
+        crate::config::Engine::Redis => crate::redis::check_broker(config).await,
+        _ => Ok(Vec::new()),
     }
 }
 

@@ -20,7 +20,7 @@ mod requests;
 
 pub use append::{Append, AppendError, AppendNumber, Appended, Once};
 pub(crate) use append::{AppendOutcome, AppendTarget};
-pub use finding::{CheckError, StoreFinding, check_store};
+pub use finding::{CheckError, StoreFinding, check_broker, check_store};
 #[cfg(feature = "redis")]
 pub(crate) use finding::{MIN_REDIS_VERSION, is_evicting};
 pub(crate) use position::{MAX_EPOCH, MAX_OFFSET};

@@ -1,7 +1,8 @@
 //! What a server must allow, and the check of it.
 
 use deeperhub_cluster::{
-    Append, AppendError, BrokerUrl, Config, Once, ResetStream, ResetWhen, StoreFinding, check_store,
+    Append, AppendError, BrokerUrl, Config, Once, ResetStream, ResetWhen, StoreFinding, check_broker,
+    check_store,
 };
 
 use crate::node::{LIMITS, Node, contents, message, numbers, read, topic};
@@ -52,20 +53,25 @@ fn the_documented_rights_are_enough() {
 
 #[test]
 fn each_documented_right_is_needed() {
-    // Without these, streams work, and other things do not.
-    let optional = ["+role", "+info", "+psubscribe", "+unsubscribe", "+punsubscribe", "+subscribe", "&*"];
+    // Checks know less without these.
+    let optional = ["+role", "+info"];
     let rights = documented_rights();
     let Some((server, url)) = start(&rights) else { return };
     assert_eq!(check(&url), []);
     for right in &rights {
-        if optional.contains(right) || !right.starts_with('+') {
+        if optional.contains(right) {
             continue;
         }
-        let revoked = right.replace('+', "-");
+        let revoked = match right.split_at(1) {
+            ("+", command) => format!("-{command}"),
+            ("~", _) => "resetkeys".to_owned(),
+            _ => "resetchannels".to_owned(),
+        };
         let mut stream = server_as_admin(&server);
         stream.command(&["ACL", "SETUSER", "hub", &revoked]);
         let findings = check(&url);
-        assert!(matches!(&findings[..], [StoreFinding::Refused(_)]), "{right}: {findings:?}");
+        assert_eq!(findings, [StoreFinding::MissingRights(vec![(*right).to_owned()])]);
+        assert!(findings[0].is_error() && findings[0].to_string().ends_with(right));
         stream.command(&["ACL", "SETUSER", "hub", right]);
         assert_eq!(check(&url), [], "{right}");
     }
@@ -77,8 +83,9 @@ fn what_an_access_list_forbids_is_told() {
     let Some((_server, url)) = start(&rights) else { return };
     let findings = check(&url);
     assert!(
-        matches!(&findings[..], [StoreFinding::Unknown(info), StoreFinding::Refused(script)]
-            if info.contains("info") && script.contains("script")),
+        matches!(&findings[..], [StoreFinding::Unknown(info), StoreFinding::MissingRights(rights)]
+            if info.contains("info") && rights.first().is_some_and(|right| right == "+script|load")
+                && rights.len() == 16),
         "{findings:?}"
     );
     // Messages that are not stored still pass, and appends tell the reason.
@@ -106,6 +113,38 @@ fn policies_that_evict_are_told() {
 fn an_unreachable_server_is_an_error() {
     let url = BrokerUrl::parse("redis://127.0.0.1:1").unwrap();
     assert!(wait(check_store(&Config::new(url))).is_err());
+}
+
+#[test]
+fn a_replica_is_told_unless_its_primary_is_named_too() {
+    let Some(primary) = Server::start(&[]) else { return };
+    let port = primary.address.port().to_string();
+    let Some(replica) = Server::start(&["--replicaof", "127.0.0.1", &port]) else { return };
+    assert_eq!(check(&replica.url()), [StoreFinding::Replica]);
+    let config = Config::new(BrokerUrl::parse(&replica.url()).unwrap());
+    assert_eq!(wait(check_broker(&config)), Ok(vec![StoreFinding::Replica]));
+    crate::eventually("the replica", || {
+        let Reply::Bytes(info) = primary.run(&["INFO", "replication"]) else { return false };
+        String::from_utf8_lossy(&info).contains("connected_slaves:1")
+    });
+    let both = format!("{},{}", replica.url(), primary.address);
+    assert_eq!(check(&both), [StoreFinding::UnguardedReplicas]);
+    primary.run(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    crate::eventually("the replica's acknowledgement", || check(&both).is_empty());
+}
+
+#[test]
+fn a_node_without_streams_needs_few_rights() {
+    let rights = ["&*", "+publish", "+subscribe", "+psubscribe", "+unsubscribe", "+punsubscribe"];
+    let Some((server, url)) = start(&rights) else { return };
+    let wrong = Config::new(BrokerUrl::parse(&url.replace("secret", "wrong")).unwrap());
+    assert!(matches!(&wait(check_broker(&wrong)).unwrap()[..], [StoreFinding::LoginRefused(_)]));
+    let check = || wait(check_broker(&Config::new(BrokerUrl::parse(&url).unwrap()))).unwrap();
+    assert_eq!(check(), []);
+    let mut admin = server_as_admin(&server);
+    admin.command(&["ACL", "SETUSER", "hub", "-publish", "-psubscribe", "resetchannels"]);
+    let missing = ["+publish", "&*", "+psubscribe"].map(str::to_owned).to_vec();
+    assert_eq!(check(), [StoreFinding::MissingRights(missing)]);
 }
 
 fn server_as_admin(server: &Server) -> crate::server::Admin {

@@ -5,15 +5,18 @@
 //! cluster, one more probe travels through the broker like a message for other nodes. When the
 //! broker returns it, this node publishes it to a worker.
 //!
-//! Each worker, and the broker, is a target of probes. A probe that does not return within the
+//! If the cluster keeps streams, the store is probed as well (`store.rs`).
+//!
+//! Each worker, the broker and the store is a target of probes. A probe that does not return within the
 //! timeout is missed. Its target is then failing until a probe of this target returns. While a
-//! worker is failing, the node is unready. A failing broker also makes it unready, unless
+//! worker is failing, the node is unready. A failing broker or store also makes it unready, unless
 //! [`ClusterConfig::ready_alone`](crate::ClusterConfig::ready_alone) is set.
 //!
 //! A worker gets no new probe before the last one has returned, so that probes do not accumulate in
 //! its inbox.
 
 mod rounds;
+mod store;
 mod target;
 mod thread;
 
@@ -27,8 +30,9 @@ use tracing::info;
 
 use crate::config::CanaryConfig;
 use crate::health::{HealthCheck, UnreadyReason};
-use crate::metrics::{CanaryMetrics, ClusterCanaryMetrics};
-use target::{Probe, ProbeTarget, State};
+use crate::metrics::{CanaryMetrics, ClusterCanaryMetrics, StoreCanaryMetrics};
+pub(crate) use target::StoreStep;
+use target::{Probe, ProbeTarget, State, StoreTarget};
 pub(crate) use thread::CanaryThread;
 
 /// Publisher of probes: a node.
@@ -39,6 +43,22 @@ pub(crate) trait ProbePublisher {
 
     /// Returns the connection to the other nodes, if there is a cluster.
     fn broker(&self) -> Option<&Broker>;
+
+    /// Returns `true` if the cluster's store keeps messages of this node's rules.
+    fn uses_store(&self) -> bool;
+
+    /// Sends a probe to the cluster's store. Returns `false` if it was not sent.
+    fn publish_store_probe(&self, number: u64) -> bool;
+}
+
+/// Targets of probes besides the workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClusterTargets {
+    /// There is no cluster.
+    None,
+    Broker,
+    /// The broker can keep streams, too.
+    BrokerAndStore,
 }
 
 /// State of the probes to all targets, with metrics.
@@ -50,20 +70,23 @@ pub(crate) struct Canary {
     changed: Condvar,
     metrics: CanaryMetrics,
     cluster_metrics: ClusterCanaryMetrics,
+    store_metrics: StoreCanaryMetrics,
     /// Number of panics that a test has requested.
     #[cfg(test)]
     requested_panics: std::sync::atomic::AtomicUsize,
 }
 
 impl Canary {
-    pub(crate) fn new(config: CanaryConfig, workers: usize, has_cluster: bool) -> Self {
+    pub(crate) fn new(config: CanaryConfig, workers: usize, cluster: ClusterTargets) -> Self {
         let workers = (0..workers).map(|_| ProbeTarget::default()).collect();
-        let broker = has_cluster.then(ProbeTarget::default);
+        let broker = (cluster != ClusterTargets::None).then(ProbeTarget::default);
+        let store = (cluster == ClusterTargets::BrokerAndStore).then(StoreTarget::default);
         Self {
             config,
             state: Mutex::new(State {
                 workers,
                 broker,
+                store,
                 next_number: 1,
                 has_new_subscriber: false,
                 is_stopped: false,
@@ -71,6 +94,7 @@ impl Canary {
             changed: Condvar::new(),
             metrics: CanaryMetrics::default(),
             cluster_metrics: ClusterCanaryMetrics::default(),
+            store_metrics: StoreCanaryMetrics::default(),
             #[cfg(test)]
             requested_panics: Default::default(),
         }
@@ -107,6 +131,23 @@ impl Canary {
             "1 if a probe through the broker did not return in time, 0 again when one returns",
             Unit::None,
             move || canary.cluster_unready_reason().is_some().into(),
+        )?;
+        if self.state().store.is_none() {
+            return Ok(());
+        }
+        self.store_metrics.register(registry)?;
+        let canary = Arc::clone(self);
+        registry.register_time_fn(
+            "deeperhub_canary_store_last_round_trip_seconds",
+            "Round-trip time of the last probe through the cluster's store",
+            move || canary.last_store_round_trip().unwrap_or_default(),
+        )?;
+        let canary = Arc::clone(self);
+        registry.register_gauge_fn(
+            "deeperhub_canary_store_failing",
+            "1 if a probe of the cluster's store did not return in time, 0 again when one returns",
+            Unit::None,
+            move || canary.store_unready_reason().is_some().into(),
         )
     }
 

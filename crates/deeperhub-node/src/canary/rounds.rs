@@ -44,7 +44,7 @@ impl Canary {
             super::tests::panic_if_requested(self);
             let began = Instant::now();
             let broker_state = publisher.broker().map(Broker::watch);
-            self.mark_due(publisher.broker().is_some_and(Broker::is_up));
+            self.mark_due(publisher.broker().is_some_and(Broker::is_up), publisher.uses_store());
             self.run_probes(publisher);
             let stayed_connected = broker_state.is_some_and(|state| matches!(state.has_changed(), Ok(false)));
             self.record_missed(stayed_connected);
@@ -55,7 +55,7 @@ impl Canary {
     }
 
     /// Marks the targets that get a probe in this interval.
-    pub(super) fn mark_due(&self, is_broker_connected: bool) {
+    pub(super) fn mark_due(&self, is_broker_connected: bool, uses_store: bool) {
         let mut state = self.state();
         // A worker whose probe is open gets no other.
         for target in state.workers.iter_mut().filter(|target| !target.probe.is_open()) {
@@ -69,6 +69,11 @@ impl Canary {
                 // No probe is needed: `Hub::broker_fault` reports a disconnected broker.
                 *target = ProbeTarget { last_round_trip: target.last_round_trip, ..Default::default() };
             }
+        }
+        match &mut state.store {
+            Some(store) if is_broker_connected && uses_store => store.start_probe(),
+            Some(store) => store.pause(),
+            None => {}
         }
     }
 
@@ -98,15 +103,18 @@ impl Canary {
     }
 
     fn publish_due(&self, publisher: &impl ProbePublisher) {
-        let (mut worker_probes, mut broker_probe) = (Vec::new(), None);
+        let (mut worker_probes, mut broker_probe, mut store_probe) = (Vec::new(), None, None);
         {
             let mut state = self.state();
-            let State { workers, broker, next_number, .. } = &mut *state;
+            let State { workers, broker, store, next_number, .. } = &mut *state;
             for (worker, target) in workers.iter_mut().enumerate() {
                 worker_probes.extend(target.take_due(next_number).map(|number| (worker, number)));
             }
             if let Some(target) = broker {
                 broker_probe = target.take_due(next_number);
+            }
+            if let Some(store) = store {
+                store_probe = store.target.take_due(next_number);
             }
         }
         for (worker, number) in worker_probes {
@@ -117,6 +125,11 @@ impl Canary {
         }
         if let (Some(broker), Some(number)) = (publisher.broker(), broker_probe)
             && broker.probe(number).is_err()
+        {
+            self.mark_due_again(number);
+        }
+        if let Some(number) = store_probe
+            && !publisher.publish_store_probe(number)
         {
             self.mark_due_again(number);
         }
@@ -133,8 +146,8 @@ impl Canary {
     }
 
     /// Counts open probes as missed, each only once. `stayed_connected` is `true` if the state of
-    /// the broker's connection did not change meanwhile. If it is `false`, the probe through the
-    /// broker does not count.
+    /// the broker's connection did not change meanwhile. If it is `false`, the probes through broker
+    /// and store do not count.
     pub(super) fn record_missed(&self, stayed_connected: bool) {
         let mut state = self.state();
         if state.is_stopped {
@@ -148,6 +161,9 @@ impl Canary {
                     warn!(worker, "Probe did not return in time; node unready");
                 }
             }
+        }
+        if stayed_connected {
+            self.record_missed_by_store(&mut state);
         }
         // Until a worker has subscribed, no probe can return, even if the broker works.
         let can_return = stayed_connected && state.workers.iter().any(|target| target.is_subscribed);

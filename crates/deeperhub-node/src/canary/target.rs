@@ -7,6 +7,8 @@ pub(super) struct State {
     pub(super) workers: Vec<ProbeTarget>,
     /// The broker, if there is a cluster.
     pub(super) broker: Option<ProbeTarget>,
+    /// The cluster's store, if the broker can keep streams.
+    pub(super) store: Option<StoreTarget>,
     /// Number of the next probe that is sent.
     pub(super) next_number: u64,
     /// `true` if a worker has subscribed since the canary thread last checked.
@@ -16,11 +18,13 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn targets_mut(&mut self) -> impl Iterator<Item = &mut ProbeTarget> {
-        self.workers.iter_mut().chain(&mut self.broker)
+        let store = self.store.as_mut().map(|store| &mut store.target);
+        self.workers.iter_mut().chain(&mut self.broker).chain(store)
     }
 
     pub(super) fn has_open_probe(&self) -> bool {
-        self.workers.iter().chain(&self.broker).any(|target| target.probe.is_open())
+        let store = self.store.as_ref().map(|store| &store.target);
+        self.workers.iter().chain(&self.broker).chain(store).any(|target| target.probe.is_open())
     }
 }
 
@@ -47,7 +51,7 @@ impl Probe {
     }
 }
 
-/// A worker, or the broker.
+/// A worker, the broker, or the store.
 #[derive(Debug, Default)]
 pub(super) struct ProbeTarget {
     pub(super) probe: Probe,
@@ -55,7 +59,8 @@ pub(super) struct ProbeTarget {
     pub(super) is_missed: bool,
     /// Round-trip time of the last probe that returned.
     pub(super) last_round_trip: Option<Duration>,
-    /// `true` if the worker has subscribed to its topic. It stays `false` for the broker.
+    /// `true` if the worker has subscribed to its topic. It stays `false` for other
+    /// targets.
     pub(super) is_subscribed: bool,
     /// Time at which the target began to fail. `None` if it is not failing.
     pub(super) failing_since: Option<SystemTime>,
@@ -105,5 +110,61 @@ impl ProbeTarget {
             self.failing_since.get_or_insert_with(SystemTime::now);
         }
         is_newly_missed
+    }
+}
+
+/// Step of a probe that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum StoreStep {
+    /// The node subscribes to the topic, and reads its position.
+    #[default]
+    Follow,
+    Append,
+    /// The node waits for the message.
+    Receive,
+    Read,
+}
+
+impl StoreStep {
+    /// Returns what the store has not done.
+    const fn missing(self) -> &'static str {
+        match self {
+            Self::Follow => "the position of a probe's topic was not read",
+            Self::Append => "a probe was not appended",
+            Self::Receive => "an appended probe did not arrive at this node",
+            Self::Read => "an appended probe was not read back",
+        }
+    }
+}
+
+/// The store as a target of probes.
+#[derive(Debug, Default)]
+pub(super) struct StoreTarget {
+    pub(super) target: ProbeTarget,
+    pub(super) step: StoreStep,
+    /// Error of the step, if there was one.
+    pub(super) fault: Option<String>,
+    /// What was missing when the last probe was missed.
+    pub(super) failure: String,
+}
+
+impl StoreTarget {
+    pub(super) fn start_probe(&mut self) {
+        self.target.start_probe();
+        (self.step, self.fault) = (StoreStep::Follow, None);
+    }
+
+    /// Forgets a failure, because no probe is sent.
+    pub(super) fn pause(&mut self) {
+        let last_round_trip = self.target.last_round_trip;
+        *self = Self { target: ProbeTarget { last_round_trip, ..Default::default() }, ..Default::default() };
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let missing = self.step.missing();
+        match &self.fault {
+            Some(fault) => format!("{missing} in time: {fault}"),
+            None => format!("{missing} in time"),
+        }
     }
 }

@@ -145,7 +145,7 @@ fn send_broker_probe(canary: &Canary) -> u64 {
 
 #[test]
 fn a_broker_probe_that_reached_no_worker_is_due_again() {
-    let canary = Canary::new(CanaryConfig::default(), 3, true);
+    let canary = Canary::new(CanaryConfig::default(), 3, ClusterTargets::Broker);
     let is_due = || matches!(canary.state().broker.as_ref().unwrap().probe, Probe::Due);
     let code = || canary.cluster_unready_reason().map(|reason| reason.code);
     // The probe is offered to all workers, but none has subscribed.
@@ -168,10 +168,10 @@ fn a_broker_probe_that_reached_no_worker_is_due_again() {
 
 #[test]
 fn each_missed_probe_is_counted_once() {
-    let canary = Canary::new(CanaryConfig::default(), 2, true);
+    let canary = Canary::new(CanaryConfig::default(), 2, ClusterTargets::Broker);
     canary.on_worker_subscribed(0);
     for interval in 1..=3 {
-        canary.mark_due(true);
+        canary.mark_due(true, false);
         canary.record_missed(true);
         canary.record_missed(true);
         // The broker gets a new probe in each interval. The probes of the workers stay open.
@@ -179,11 +179,11 @@ fn each_missed_probe_is_counted_once() {
     }
     assert_eq!(canary.failing_workers(), 2);
     // The probe through a broker whose connection changed is not counted.
-    canary.mark_due(true);
+    canary.mark_due(true, false);
     canary.record_missed(false);
     assert_eq!(canary.cluster_metrics.missed.value(), 3);
     // A disconnected broker gets no probe and is not failing.
-    canary.mark_due(false);
+    canary.mark_due(false, false);
     canary.record_missed(true);
     assert_eq!((canary.cluster_metrics.missed.value(), canary.cluster_unready_reason()), (3, None));
 }
@@ -193,4 +193,53 @@ fn a_timeout_beyond_the_clock_does_not_panic() {
     let node = start(Duration::MAX);
     assert!(node.handle().health().is_ready());
     drop(node);
+}
+
+/// Starts a probe of the store and returns its number.
+fn send_store_probe(canary: &Canary) -> u64 {
+    canary.mark_due(true, true);
+    let mut state = canary.state();
+    let State { store, next_number, .. } = &mut *state;
+    store.as_mut().and_then(|store| store.target.take_due(next_number)).unwrap()
+}
+
+#[test]
+fn a_store_fails_until_a_probe_was_read_back() {
+    let canary = Canary::new(CanaryConfig::default(), 1, ClusterTargets::BrokerAndStore);
+    let reason = || canary.store_unready_reason().map(|reason| reason.message.into_owned());
+    let first = send_store_probe(&canary);
+    canary.on_store_step(first, StoreStep::Append);
+    canary.on_store_fault(first, "OOM".to_owned());
+    assert_eq!(reason(), None, "the deadline decides");
+    canary.record_missed(true);
+    canary.record_missed(true);
+    let failed = "the cluster's store of history failed: a probe was not appended in time: OOM";
+    assert_eq!((reason().as_deref(), canary.store_metrics.missed.value()), (Some(failed), 1));
+    // What comes late of the first probe says nothing about the second one.
+    let second = send_store_probe(&canary);
+    canary.on_store_step(second, StoreStep::Receive);
+    canary.on_store_probe_returned(first);
+    assert_eq!(reason().as_deref(), Some(failed));
+    canary.record_missed(true);
+    let failed =
+        "the cluster's store of history failed: an appended probe did not arrive at this node in time";
+    assert_eq!(reason().as_deref(), Some(failed));
+    canary.on_store_probe_returned(send_store_probe(&canary));
+    assert_eq!((reason(), canary.last_store_round_trip().is_some()), (None, true));
+}
+
+#[test]
+fn a_store_that_is_not_used_or_not_reached_does_not_fail() {
+    let canary = Canary::new(CanaryConfig::default(), 1, ClusterTargets::BrokerAndStore);
+    for (stays_connected, is_connected, uses_store) in [(true, false, true), (true, true, false)] {
+        send_store_probe(&canary);
+        canary.record_missed(stays_connected);
+        assert!(canary.store_unready_reason().is_some());
+        canary.mark_due(is_connected, uses_store);
+        assert_eq!(canary.store_unready_reason(), None);
+    }
+    let missed = canary.store_metrics.missed.value();
+    send_store_probe(&canary);
+    canary.record_missed(false);
+    assert_eq!((canary.store_metrics.missed.value(), canary.store_unready_reason()), (missed, None));
 }

@@ -126,6 +126,13 @@ impl MessageHandler for ClusterReceiver {
                 self.publish(&topic, payload, from.as_ref(), &trace);
                 None
             }
+            // Topics of clients do not start so.
+            Message::Stored { position, ref topic, .. } if topic.as_str().starts_with('$') => {
+                if let Some(store) = &self.hub.streams.cluster {
+                    store.probe.on_received(topic, position);
+                }
+                None
+            }
             Message::Stored { position, ref topic, ref from, .. } => {
                 let hash = self.hasher.hash_one(topic.as_str());
                 let is_copy = !self.recent_positions.borrow_mut().is_new(hash, position);
@@ -163,7 +170,7 @@ impl MessageHandler for ClusterReceiver {
 
     fn on_appended(&self, number: AppendNumber, outcome: Result<Appended, AppendError>) {
         if let Some(store) = &self.hub.streams.cluster {
-            store.on_appended(number, outcome);
+            store.on_appended(number, outcome, &self.hub.config.tracer);
         }
     }
 

@@ -121,10 +121,10 @@ fn reply_refused(
     let error = ServerMessage::Error {
         id,
         code: refusal.code(),
-        message: refusal.text(),
-        field: None,
+        message: &refusal.text(),
+        field: refusal.field(),
         topic: Some(topic.as_str()),
-        retry_after_ms: Some(refusal.retry_after_ms()),
+        retry_after_ms: refusal.retry_after_ms(),
     };
     session.reply_error(&error, cx);
 }

@@ -152,8 +152,7 @@ pub(crate) fn start(
         if had_subscription {
             worker.metrics.subscriptions.dec();
         }
-        let retry_after_ms = Some(refusal.retry_after_ms());
-        let message = Cow::Borrowed(refusal.text());
+        let (message, retry_after_ms) = (refusal.text(), refusal.retry_after_ms());
         SubscribedError { code: refusal.code(), message, field: None, retry_after_ms }
     })?;
     if subscribed == Subscribed::New {

@@ -183,6 +183,14 @@ impl NodeHandle {
         }
     }
 
+    /// Returns `true` if the cluster's store has refused a published message. Nobody gets it, and it
+    /// can be published again.
+    #[must_use]
+    pub fn was_refused(&self, delivered: &Delivered) -> bool {
+        let store = self.hub.streams.cluster.as_ref();
+        delivered.append.zip(store).is_some_and(|(number, store)| store.was_refused(number))
+    }
+
     async fn wait_stored(&self, ticket: Ticket) -> Result<(), StoreUnavailable> {
         let Some(disk) = &self.hub.streams.disk else { return Ok(()) };
         disk.request_sync();

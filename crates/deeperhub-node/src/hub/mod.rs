@@ -72,7 +72,8 @@ impl Hub {
         let needs_cluster = self.config.cluster.as_ref().is_some_and(|cluster| !cluster.ready_alone);
         if needs_cluster {
             let fault = self.broker_fault().map(UnreadyReason::for_cluster);
-            health.reasons.extend(fault.or_else(|| self.canary.cluster_unready_reason()));
+            let fault = fault.or_else(|| self.canary.cluster_unready_reason());
+            health.reasons.extend(fault.or_else(|| self.canary.store_unready_reason()));
         }
         if needs_cluster && self.streams.cluster.as_ref().is_some_and(|store| !store.is_checked()) {
             health.reasons.push(UnreadyReason::for_unchecked_streams());

@@ -22,4 +22,12 @@ impl ProbePublisher for Hub {
     fn broker(&self) -> Option<&Broker> {
         self.broker.as_ref()
     }
+
+    fn uses_store(&self) -> bool {
+        self.streams.cluster.is_some() && self.limits.load().history.rules.keep_history()
+    }
+
+    fn publish_store_probe(&self, number: u64) -> bool {
+        self.streams.cluster.as_ref().is_some_and(|store| store.queue_probe(number))
+    }
 }

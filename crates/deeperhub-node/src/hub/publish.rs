@@ -220,6 +220,9 @@ impl Hub {
                     trace,
                     once,
                     requester: publication.requester,
+                    span: span
+                        .filter(|_| self.config.tracer.is_recording())
+                        .map(|span| (span, &self.config.tracer)),
                 };
                 let queued = store.publish(&self.router, &publish, (&budget, rule))?;
                 let congested = self.router.is_congested();

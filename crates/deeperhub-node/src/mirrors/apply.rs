@@ -16,7 +16,9 @@ use deeperhub_router::{Outgoing, Reach, TopicView};
 use crate::connection_id::ConnectionId;
 use crate::delivery::{Delivery, Sequenced};
 use crate::hub::Hub;
+use crate::metrics::MirrorMetrics;
 use crate::streams::{HubPublisher, KeptStream, LiveEffect, Remains, StreamStripe, TopCheck};
+use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
 
 /// What a read of the store led to.
@@ -40,18 +42,20 @@ struct Push {
     observed: Option<Arc<str>>,
     at: Instant,
     reach: Reach,
+    /// Span of the publish, if this node records it.
+    span: Option<Box<ActiveSpan>>,
 }
 
 impl Push {
     fn into_outgoing(self) -> Outgoing<impl FnMut() -> Delivery> {
-        let Self { frame: content, excluded, sequenced, observed, at, reach } = self;
+        let Self { frame: content, excluded, sequenced, observed, at, reach, span } = self;
         let bytes = content.len();
         // Each worker has its own reference count, so that workers do not contend for one cache line.
         let make = move || Delivery {
             frame: Multicast::new(content.to_frame()),
             excluded,
             topic: observed.clone(),
-            stamp: PublishStamp::new(at, None),
+            stamp: PublishStamp::new(at, span.as_deref()),
             sequenced: sequenced.clone(),
         };
         Outgoing { bytes, make, reach }
@@ -106,7 +110,7 @@ impl Hub {
         source: Option<u64>,
         is_copy: bool,
     ) {
-        let (Some((epoch, stored)), Message::Stored { topic, payload, .. }) =
+        let (Some((epoch, stored)), Message::Stored { topic, payload, trace, .. }) =
             (self.stored_message(message), message)
         else {
             return;
@@ -116,6 +120,9 @@ impl Hub {
         let now = self.streams.clock.seconds(at);
         let mut remains = Remains::default();
         let excluded = self.excluded_connection(&stored.message);
+        // As for other messages, the publisher's node alone records the fan-out.
+        let is_recorded = origin == self.node_id && self.config.tracer.is_recording();
+        let span = if is_recorded { ActiveSpan::resumed(trace, at).map(Box::new) } else { None };
         let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
             let id = stripe.find(kept);
             let unordered = |frame: KeptFrame| Push {
@@ -125,6 +132,7 @@ impl Hub {
                 observed: self.observed(topic.name()),
                 at,
                 reach: Reach::Matching,
+                span: None,
             };
             let frame = stored.message.clone();
             let effect = id.and_then(|id| Some((id, stripe.on_live(id, epoch, stored)?)));
@@ -143,12 +151,13 @@ impl Hub {
                     (None, read)
                 }
                 Some((id, LiveEffect::Step(step))) => {
+                    count_told(&store.mirror_metrics, &step);
                     let push = self.apply_step((topic, stripe), id, step, (at, now), &mut remains);
                     (push.map(|push| Push { excluded, ..push }), None)
                 }
             };
             let read = read.map(|read| (Arc::clone(topic.name()), read));
-            (push.map(Push::into_outgoing), read)
+            (push.map(|push| Push { span, ..push }.into_outgoing()), read)
         };
         let (published, read) = publisher.publish_kept(topic, source, prepare);
         self.streams.finish(&self.router, remains, now);
@@ -204,7 +213,7 @@ impl Hub {
         let (topic, rule_changes) = (Arc::clone(name), stripe.rule_changes);
         let sequenced = Sequenced { topic, before, may_suspend, gap, is_mirrored: true, rule_changes };
         let observed = self.observed(name).filter(|_| gap.is_none());
-        Some(Push { frame, excluded: None, sequenced: Some(sequenced), observed, at, reach })
+        Some(Push { frame, excluded: None, sequenced: Some(sequenced), observed, at, reach, span: None })
     }
 
     /// Applies the answer of a read.
@@ -217,6 +226,8 @@ impl Hub {
         let at = Instant::now();
         let now = self.streams.clock.seconds(at);
         let answer = range.map(|range| self.stream_read(request, &range));
+        let Some(store) = &self.streams.cluster else { return ReadOutcome::default() };
+        let metrics = &store.mirror_metrics;
         let mut remains = Remains::default();
         let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
             let mut pushes = Vec::new();
@@ -229,10 +240,14 @@ impl Hub {
                 stripe.on_read_failed(id, request.number);
                 return (pushes, outcome);
             };
-            let Some((result, is_told)) = stripe.on_read(id, request.number, answer) else {
+            let Some((result, is_told)) = stripe.on_read(id, request.number, answer, &metrics.warm) else {
                 return (pushes, outcome);
             };
             for step in result.steps {
+                if is_told {
+                    count_told(metrics, &step);
+                    metrics.healed.add(matches!(step, MirrorStep::Message { .. }).into());
+                }
                 let push = self.apply_step((topic, stripe), id, step, (at, now), &mut remains);
                 if let Some(push) = push.filter(|_| is_told) {
                     let excluded = self.excluded_connection(&push.frame);
@@ -284,5 +299,14 @@ impl Hub {
         if let TopCheck::Read(read) = self.check_top(topic, StorePosition { epoch, offset: 0 }) {
             store.queue_read(topic.as_str().into(), read);
         }
+    }
+}
+
+/// Counts what a step tells the subscribers besides messages.
+fn count_told(metrics: &MirrorMetrics, step: &MirrorStep<KeptFrame>) {
+    match step {
+        MirrorStep::NewEpoch { .. } => metrics.new_epochs.inc(),
+        MirrorStep::Missing { from, to, .. } => metrics.lost.add(to.saturating_sub(*from) + 1),
+        MirrorStep::Message { .. } | MirrorStep::Duplicate { .. } => {}
     }
 }

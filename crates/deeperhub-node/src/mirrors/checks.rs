@@ -137,6 +137,7 @@ async fn check_topics(
                 unanswered.extend_from_slice(part);
                 continue;
             };
+            store.mirror_metrics.checks.add(part.len() as u64);
             for ((topic, _), top) in part.iter().zip(tops) {
                 let top = top.position.unwrap_or(StorePosition { epoch: 0, offset: 0 });
                 on_top(hub, store, topic, top).await;

@@ -3,6 +3,7 @@
 mod apply;
 mod checks;
 mod page;
+mod probe;
 mod reader;
 mod watch;
 

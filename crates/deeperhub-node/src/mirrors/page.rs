@@ -14,6 +14,9 @@ use crate::streams::{ClusterStore, HistoryPage, PageRequest, ReadFailed, TopicHi
 /// Reads for one page. An answer of the store can be too short for all messages that are wanted.
 const MAX_READS: usize = 12;
 
+/// Page of a topic without history.
+const NO_PAGE: HistoryPage = HistoryPage { position: None, frames: Vec::new(), next: None };
+
 /// Newest and oldest offset of a stream in the store, and its epoch.
 #[derive(Debug, Clone, Copy)]
 struct StoreBounds {
@@ -27,17 +30,30 @@ pub(super) async fn read(
     hub: &Hub,
     store: &ClusterStore,
 ) -> Result<HistoryPage, ReadFailed> {
-    request.read(hub, store).await
+    tokio::select! {
+        page = request.read(hub, store) => page,
+        () = wait_until_without_rule(hub, store, &request.topic) => Ok(NO_PAGE),
+    }
+}
+
+/// Waits until no rule keeps messages of a topic.
+async fn wait_until_without_rule(hub: &Hub, store: &ClusterStore, topic: &Topic<'_>) {
+    let mut changes = store.rule_changes.subscribe();
+    while limits(hub, store, topic).is_some() {
+        // The sender lives as long as the store.
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
 }
 
 impl PageRequest {
     /// Reads the page. A topic that the store does not know has none.
     async fn read(&self, hub: &Hub, store: &ClusterStore) -> Result<HistoryPage, ReadFailed> {
-        let none = HistoryPage { position: None, frames: Vec::new(), next: None };
-        let Some(limits) = limits(hub, store, &self.topic) else { return Ok(none) };
+        let Some(limits) = limits(hub, store, &self.topic) else { return Ok(NO_PAGE) };
         let last = u32::try_from(self.limit).unwrap_or(u32::MAX);
         let range = self.read_range(store, limits, None, last).await?;
-        let Some(top) = range.top else { return Ok(none) };
+        let Some(top) = range.top else { return Ok(NO_PAGE) };
         let bounds = StoreBounds { top, oldest: range.oldest };
         let position =
             Some(Position { epoch: Epoch::from_bits(top.epoch), offset: top.offset, time: range.time });

@@ -60,6 +60,8 @@ struct Reader {
     failed: HashSet<Arc<str>, RandomState>,
     batches: FuturesUnordered<Task<Batch>>,
     tasks: FuturesUnordered<Task<()>>,
+    /// Probe of the store that is under way.
+    probe: Option<Task<()>>,
     /// Check of all mirrors after the broker was away.
     reconnect: Option<Task<()>>,
     next_check: Instant,
@@ -81,6 +83,7 @@ impl StoreReader {
             failed: HashSet::default(),
             batches: FuturesUnordered::new(),
             tasks: FuturesUnordered::new(),
+            probe: None,
             reconnect: None,
             next_check: Instant::now() + CHECK_INTERVAL,
         };
@@ -111,6 +114,7 @@ impl Drop for StoreReader {
 impl Reader {
     async fn run(mut self, mut requests: mpsc::UnboundedReceiver<ReaderRequest>) {
         let mut states = self.store.broker.watch();
+        let mut rules = self.store.rule_changes.subscribe();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The node can have joined before.
@@ -130,6 +134,9 @@ impl Reader {
                     self.finish_batch(topics, result);
                 }
                 Some(()) = self.tasks.next(), if !self.tasks.is_empty() => {}
+                () = run_optional(&mut self.probe) => {
+                    self.probe = None;
+                }
                 () = run_optional(&mut self.reconnect) => {
                     self.reconnect = None;
                 }
@@ -139,6 +146,7 @@ impl Reader {
                     }
                     self.on_broker_changed(&mut states);
                 }
+                Ok(()) = rules.changed() => self.on_rules_changed(),
                 _ = ticks.tick() => self.on_tick(),
             }
         }
@@ -161,6 +169,10 @@ impl Reader {
                 let hub = Arc::clone(&self.hub);
                 self.tasks.push(Box::pin(async move { done(super::page::read(&page, &hub, &store).await) }));
             }
+            ReaderRequest::Probe { number } => {
+                let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
+                self.probe = Some(Box::pin(async move { super::probe::run(&hub, &store, number).await }));
+            }
         }
     }
 
@@ -170,7 +182,7 @@ impl Reader {
             let count = self.queue.len().min(TOPICS_PER_BATCH);
             let mut topics = Vec::with_capacity(count);
             let mut reads = Vec::with_capacity(count);
-            for (topic, request) in self.queue.drain(..count) {
+            for (topic, request) in self.queue.drain(..count).collect::<Vec<_>>() {
                 match self.hub.store_read(&self.store, &topic, request) {
                     Some(read) => {
                         reads.push(read);
@@ -181,6 +193,7 @@ impl Reader {
                         if let Ok(parsed) = Topic::parse(&*topic) {
                             self.hub.apply_read(&parsed, request, None);
                         }
+                        self.notify(&topic);
                     }
                 }
             }
@@ -238,6 +251,14 @@ impl Reader {
         for (waiter, _) in self.waiting.remove(topic).unwrap_or_default() {
             tell(&self.store, topic, waiter, &mut workers);
         }
+    }
+
+    /// Answers the clients that wait for topics which no rule keeps any more.
+    fn on_rules_changed(&mut self) {
+        let has_rule =
+            |topic: &str| Topic::parse(topic).is_ok_and(|topic| self.hub.streams.rule(&topic).is_some());
+        let without: Vec<_> = self.waiting.keys().filter(|topic| !has_rule(topic)).cloned().collect();
+        without.iter().for_each(|topic| self.notify(topic));
     }
 
     fn on_tick(&mut self) {

@@ -155,6 +155,9 @@ impl Streams {
             self.finish(router, remains, Seconds::default());
         }
         self.budget.store(new);
+        if let Some(store) = &self.cluster {
+            store.rule_changes.send_replace(());
+        }
     }
 
     /// Calls `read` with the stream of a topic, without expired messages. Returns `None` if the topic

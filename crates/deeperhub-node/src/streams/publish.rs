@@ -1,5 +1,6 @@
 //! Publishes to topics with history.
 
+use std::borrow::Cow;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
@@ -67,6 +68,8 @@ pub(crate) enum PublishRefusal {
     TooManyTopics,
     /// The store of the history takes nothing now.
     Unavailable,
+    /// The cluster's store accepts messages of at most this many bytes.
+    TooLarge { limit: usize },
 }
 
 impl PublishRefusal {
@@ -74,22 +77,36 @@ impl PublishRefusal {
         match self {
             Self::TooManyTopics => ErrorCode::TooManyTopics,
             Self::Unavailable => ErrorCode::Unavailable,
+            Self::TooLarge { .. } => ErrorCode::InvalidMessage,
         }
     }
 
     /// Returns the text for the publisher.
-    pub(crate) const fn text(self) -> &'static str {
+    pub(crate) fn text(self) -> Cow<'static, str> {
         match self {
-            Self::TooManyTopics => "too many topics with history are in use; try again later",
-            Self::Unavailable => "the history store is unavailable now; try again later",
+            Self::TooManyTopics => "too many topics with history are in use; try again later".into(),
+            Self::Unavailable => "the history store is unavailable now; try again later".into(),
+            Self::TooLarge { limit } => format!(
+                "the message is too large for the cluster's history store; send one of at most {limit} bytes"
+            )
+            .into(),
         }
     }
 
-    /// Returns the time after which the publisher should try again.
-    pub(crate) const fn retry_after_ms(self) -> u64 {
+    /// Returns the key of the publish that is at fault.
+    pub(crate) const fn field(self) -> Option<&'static str> {
         match self {
-            Self::TooManyTopics => 10_000,
-            Self::Unavailable => STORE_RETRY_MS,
+            Self::TooManyTopics | Self::Unavailable => None,
+            Self::TooLarge { .. } => Some("message"),
+        }
+    }
+
+    /// Returns the time after which the publisher should try again, if that can help.
+    pub(crate) const fn retry_after_ms(self) -> Option<u64> {
+        match self {
+            Self::TooManyTopics => Some(10_000),
+            Self::Unavailable => Some(STORE_RETRY_MS),
+            Self::TooLarge { .. } => None,
         }
     }
 }
@@ -346,5 +363,19 @@ fn other_epoch(epoch: Epoch) -> u64 {
         if Epoch::from_bits(random) != epoch {
             return random;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_is_too_large_is_not_tried_again() {
+        let refusal = PublishRefusal::TooLarge { limit: 1_047_552 };
+        assert_eq!((refusal.code(), refusal.field()), (ErrorCode::InvalidMessage, Some("message")));
+        assert!(refusal.text().contains("at most 1047552 bytes"), "{}", refusal.text());
+        assert_eq!(refusal.retry_after_ms(), None);
+        assert_eq!(PublishRefusal::Unavailable.retry_after_ms(), Some(STORE_RETRY_MS));
     }
 }

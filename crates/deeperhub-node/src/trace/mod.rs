@@ -24,7 +24,7 @@ use deeperhub_protocol::message::{SpanContext, TraceContext};
 
 use client_rate::ClientRate;
 pub(crate) use handshake::{HandshakeSpan, HandshakeTrace};
-pub(crate) use message::MessageSpan;
+pub(crate) use message::{MESSAGING_SYSTEM, MessageSpan};
 pub use metrics::{SpanLoss, TraceMetrics};
 pub use sampler::Sampler;
 pub use span::{Attribute, Span, SpanKind, Value};
@@ -178,6 +178,14 @@ impl ActiveSpan {
             traceparent: Some(Cow::Owned(self.context.to_string())),
             tracestate: self.tracestate().map(Cow::Borrowed),
         }
+    }
+
+    /// Returns a span that was started elsewhere in this process, as the parent of others. Returns
+    /// `None` if the context has none that is sampled.
+    pub(crate) fn resumed(trace: &TraceContext<'_>, at: Instant) -> Option<Self> {
+        let context = SpanContext::from_context(trace).filter(SpanContext::is_sampled)?;
+        let tracestate = trace.tracestate.as_deref().map(Arc::from);
+        Some(Self { context, parent: None, tracestate, started: at, wall_start: SystemTime::now() })
     }
 
     /// Starts a child of this span at `at`.

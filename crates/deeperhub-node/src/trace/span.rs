@@ -84,6 +84,8 @@ pub enum SpanKind {
     Internal,
     /// Handling of a request.
     Server,
+    /// Request to another program, whose answer is awaited.
+    Client,
     /// Sending of a message that others receive later.
     Producer,
     /// Receipt of a message that others sent.

@@ -15,7 +15,7 @@ use deeperhub_router::{DeliveryState, Subscribed, TopicView};
 use super::NodeWorker;
 use super::store_link::{HeldTopic, ParkedClient};
 use crate::commands;
-use crate::metrics::SentType;
+use crate::metrics::{GaugeUnit, SentType};
 use crate::replay::SubscribeStep;
 use crate::session::Session;
 use crate::streams::{KeptStream, NoStream, Readiness, Remains, StreamStripe};
@@ -57,7 +57,10 @@ impl NodeWorker {
                 (None, None) => {}
             }
         }
-        let Some(link) = self.store.as_mut().filter(|_| !topics.is_empty()) else { return false };
+        let Some(store) = self.hub.streams.cluster.as_ref().filter(|_| !topics.is_empty()) else {
+            return false;
+        };
+        let Some(link) = &mut self.store else { return false };
         for topic in &topics {
             link.parked.waiting.entry(Arc::clone(&topic.name)).or_default().push(key);
         }
@@ -66,6 +69,7 @@ impl NodeWorker {
             text: text.into(),
             unread: topics.len(),
             topics,
+            counted: GaugeUnit::new(&store.mirror_metrics.parked),
         };
         link.parked.clients.insert(key, client);
         true
@@ -126,7 +130,7 @@ impl NodeWorker {
 
     /// Answers a client whose topics were read, and continues its connection.
     fn answer_parked(&mut self, client: ParkedClient, connections: &mut Connections<'_, Session>) {
-        let ParkedClient { connection, text, topics, .. } = client;
+        let ParkedClient { connection, text, topics, unread: _, counted: _counted } = client;
         let key = connection.key;
         let now = connections.now();
         let Some(session) = Self::find_session(connection, connections) else { return };

@@ -11,6 +11,7 @@ use deeperhub_protocol::Position;
 use tokio::sync::mpsc;
 
 use crate::connection_id::ConnectionId;
+use crate::metrics::GaugeUnit;
 use crate::streams::{StoreNotice, Streams, Ticket};
 
 /// A `published` that waits until its message is on the disk.
@@ -79,6 +80,7 @@ pub(super) struct ParkedClient {
     pub(super) topics: Vec<HeldTopic>,
     /// Number of topics that have not been read.
     pub(super) unread: usize,
+    pub(super) counted: GaugeUnit,
 }
 
 /// A topic that a parked connection waits for.

@@ -163,10 +163,10 @@ impl NodeWorker {
         let error = ServerMessage::Error {
             id,
             code: refusal.code(),
-            message: refusal.text(),
-            field: None,
+            message: &refusal.text(),
+            field: refusal.field(),
             topic: Some(topic),
-            retry_after_ms: Some(refusal.retry_after_ms()),
+            retry_after_ms: refusal.retry_after_ms(),
         };
         self.send_error(connection, &error, connections);
     }

@@ -44,10 +44,11 @@ pub(crate) struct HistoryOptions {
     #[arg(long, value_name = "TIME", value_parser = forget_time)]
     pub(crate) history_forget: Option<Time>,
 
-    /// Keep the history in memory only, or on a disk too
+    /// Keep the history in memory only, or on a disk or in the cluster's broker too
     ///
     /// With `disk`, topics keep their messages over a restart, and messages that do not fit into
-    /// the memory can still be read. It needs --history-dir.
+    /// the memory can still be read. It needs --history-dir. With `cluster`, all nodes share the
+    /// histories. It needs --cluster, and is then the default; other values have no effect.
     #[arg(long, value_name = "STORE", value_enum)]
     pub(crate) history_store: Option<StoreKind>,
 

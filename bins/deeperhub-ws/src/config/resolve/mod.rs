@@ -90,7 +90,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
     let api = api::resolve(&mut resolver, api, &mut node);
     let (auth, max_token_bytes) = tokens::resolve(&mut resolver, tokens, &mut node.auth);
     limits::resolve(&mut resolver, limits, &mut node);
-    history::resolve(&mut resolver, history, &rule_origins, &mut node);
+    let has_cluster = cluster.cluster.is_some();
+    let store = history::resolve(&mut resolver, history, (&rule_origins, has_cluster), &mut node);
     compression::resolve(&mut resolver, compression, &mut node.listener.compression);
     node.session.origins = web_pages::resolve(&mut resolver, web_pages);
     node.cluster = cluster::resolve(&mut resolver, cluster);
@@ -100,7 +101,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
     // These checks compare settings of several headings.
     listening::warn_of_open_address(&mut resolver, &address, node.auth.required);
     limits::warn_of_small_queue(&mut resolver, &node.listener.limits);
-    history::refuse_in_cluster(&mut resolver, &mut node, &rule_origins);
+    history::refuse_in_cluster(&mut resolver, &mut node, store, &rule_origins);
     tokens::warn_of_long_tokens(&mut resolver, max_token_bytes, &node.listener.limits);
     let api = api.finish(&mut resolver, &address, &node);
 

@@ -16,6 +16,8 @@ pub(crate) enum StoreKind {
     Memory,
     /// A disk, beside the memory.
     Disk,
+    /// The cluster's broker, beside the memory.
+    Cluster,
 }
 
 /// Shortest time between two writes to the disk.

@@ -27,6 +27,8 @@ pub(crate) enum Requester {
     Handle,
     /// Nobody: the client wants no reply.
     Nobody,
+    /// A probe of the store.
+    Probe,
 }
 
 /// Numbers of appends, and the outcomes that handles wait for.
@@ -56,18 +58,22 @@ impl Requester {
         match number.0 >> KIND_SHIFT {
             0 => Self::Worker((number.0 >> WORKER_SHIFT) as u16),
             1 => Self::Handle,
-            _ => Self::Nobody,
+            2 => Self::Nobody,
+            _ => Self::Probe,
         }
     }
 }
 
 impl Appends {
-    /// Returns the number of a new append.
-    pub(super) fn allocate(&self, requester: Requester) -> AppendNumber {
+    /// Returns the number of a new append. `is_traced` says that its outcome ends a span.
+    pub(super) fn allocate(&self, requester: Requester, is_traced: bool) -> AppendNumber {
         let bits = match requester {
-            Requester::Nobody => return AppendNumber(2 << KIND_SHIFT),
+            // Nobody tells these apart.
+            Requester::Nobody if !is_traced => return AppendNumber(2 << KIND_SHIFT),
+            Requester::Nobody => 2 << KIND_SHIFT,
             Requester::Worker(worker) => u64::from(worker) << WORKER_SHIFT,
             Requester::Handle => 1 << KIND_SHIFT,
+            Requester::Probe => 3 << KIND_SHIFT,
         };
         // So many appends take centuries.
         let serial = self.last.fetch_add(1, Ordering::Relaxed) & ((1 << WORKER_SHIFT) - 1);
@@ -105,6 +111,14 @@ impl Appends {
         }
     }
 
+    /// Returns `true` if the store has refused an append of a handle. If the outcome is unknown, the
+    /// message may be in the store.
+    pub(super) fn was_refused(&self, number: AppendNumber) -> bool {
+        let handles = self.lock();
+        let append = handles.appends.get(&number);
+        matches!(append, Some(HandleAppend::Done(Err(AppendError::Refused(_)))))
+    }
+
     /// Waits for the outcome of an append of a handle. Returns `None` if there is none in time.
     pub(super) async fn wait(&self, number: AppendNumber, timeout: Duration) -> Option<AppendOutcome> {
         let receiver = {
@@ -137,19 +151,26 @@ mod tests {
     #[test]
     fn numbers_name_their_requester() {
         let appends = Appends::default();
-        let requesters =
-            [Requester::Worker(0), Requester::Worker(65_534), Requester::Handle, Requester::Nobody];
+        let requesters = [
+            Requester::Worker(0),
+            Requester::Worker(65_534),
+            Requester::Handle,
+            Requester::Nobody,
+            Requester::Probe,
+        ];
         for requester in requesters {
-            let numbers = [(); 2].map(|()| appends.allocate(requester));
+            let numbers = [(); 2].map(|()| appends.allocate(requester, false));
             assert_eq!(numbers.map(Requester::of), [requester; 2]);
             assert_eq!(numbers[0] != numbers[1], requester != Requester::Nobody);
+            let traced = [(); 2].map(|()| appends.allocate(requester, true));
+            assert!(traced[0] != traced[1] && Requester::of(traced[0]) == requester);
         }
     }
 
     #[tokio::test]
     async fn a_handle_gets_its_outcome_before_or_after_it_asks() {
         let appends = Appends::default();
-        let numbers = [(); 3].map(|()| appends.allocate(Requester::Handle));
+        let numbers = [(); 3].map(|()| appends.allocate(Requester::Handle, false));
         appends.finish(numbers[0], Ok(APPENDED));
         let soon = Duration::from_millis(1);
         assert_eq!(appends.wait(numbers[0], soon).await, Some(Ok(APPENDED)));
@@ -165,10 +186,24 @@ mod tests {
     }
 
     #[test]
+    fn only_a_refused_append_can_be_repeated() {
+        let appends = Appends::default();
+        let refused = AppendError::Refused("OOM".to_owned());
+        for (outcome, was_refused) in
+            [(Ok(APPENDED), false), (Err(AppendError::Stopped), false), (Err(refused), true)]
+        {
+            let number = appends.allocate(Requester::Handle, false);
+            assert!(!appends.was_refused(number));
+            appends.finish(number, outcome);
+            assert_eq!(appends.was_refused(number), was_refused);
+        }
+    }
+
+    #[test]
     fn outcomes_that_nobody_asks_for_are_bounded() {
         let appends = Appends::default();
         for _ in 0..MAX_KEPT + 10 {
-            let number = appends.allocate(Requester::Handle);
+            let number = appends.allocate(Requester::Handle, false);
             appends.finish(number, Ok(APPENDED));
         }
         let handles = appends.lock();

@@ -5,12 +5,14 @@ use deeperhub_history::{Mirror, ReadRequest, Stream};
 use deeperhub_protocol::Epoch;
 use deeperhub_protocol::frame::KeptFrame;
 
+use crate::metrics::GaugeUnit;
+
 /// The mirror of a topic.
 #[derive(Debug)]
 pub(crate) struct TopicMirror {
     pub(super) mirror: Mirror<KeptFrame>,
-    /// `true` if the stream was whole since somebody follows the topic.
-    pub(super) is_warm: bool,
+    /// Set if the stream was whole since somebody follows the topic.
+    pub(super) warm: Option<GaugeUnit>,
     /// Subscribers in this process. They follow the topic, too.
     pub(super) watchers: u32,
     /// Newest offset at the last check of the store's top.
@@ -50,11 +52,15 @@ pub(crate) enum TopCheck {
 impl Default for TopicMirror {
     fn default() -> Self {
         // Late answers of an earlier mirror of the topic have other numbers.
-        Self { mirror: Mirror::new(fastrand::u32(..)), is_warm: false, watchers: 0, checked: None }
+        Self { mirror: Mirror::new(fastrand::u32(..)), warm: None, watchers: 0, checked: None }
     }
 }
 
 impl TopicMirror {
+    pub(super) const fn is_warm(&self) -> bool {
+        self.warm.is_some()
+    }
+
     pub(super) fn known(&self) -> Option<StorePosition> {
         self.mirror.known().map(|known| StorePosition { epoch: known.epoch, offset: known.offset })
     }
@@ -62,14 +68,14 @@ impl TopicMirror {
     /// Returns `true` if the stream answers a client that wants to continue after `position`.
     pub(super) fn answers(&self, stream: &Stream<KeptFrame>, position: Option<(Epoch, u64)>) -> bool {
         let own = (stream.epoch(), stream.newest());
-        self.is_warm && (self.mirror.is_settled() || position.is_none_or(|position| position <= own))
+        self.is_warm() && (self.mirror.is_settled() || position.is_none_or(|position| position <= own))
     }
 
     /// Notes that the topic has subscribers, or none.
     pub(in crate::streams) fn on_followed(&mut self, is_followed: bool) {
         if !is_followed && self.watchers == 0 {
             self.mirror.on_lost_interest();
-            self.is_warm = false;
+            self.warm = None;
         }
     }
 }

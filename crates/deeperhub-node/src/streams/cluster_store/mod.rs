@@ -9,8 +9,11 @@
 
 mod appends;
 mod mirror;
+mod probe;
+mod probe_topic;
 mod publish;
 mod requests;
+mod spans;
 mod stripe;
 
 use std::collections::HashSet;
@@ -18,19 +21,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use deeperhub_cluster::{AppendNumber, Broker, StorePosition, StreamLimits};
+use deeperhub_cluster::{AppendError, AppendNumber, Broker, StorePosition, StreamLimits};
 use deeperhub_history::{Policy, ReadRequest};
 use deeperhub_metrics::{RegisterError, Registry};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::links::Links;
 use super::stored::StoreNotice;
 use crate::metrics::{AppendLabel, MirrorMetrics, StoreMetrics};
+use crate::trace::Tracer;
 use appends::Appends;
 pub(crate) use appends::{AppendOutcome, Requester};
 pub(crate) use mirror::{LiveEffect, Readiness, TopCheck, TopicMirror};
+use probe_topic::ProbeTopic;
 pub(crate) use publish::ClusterPublish;
 pub(crate) use requests::{PageDone, PageRequest, ReaderRequest, Waiter};
+use spans::StoreSpans;
 
 /// The cluster's store, with what connects it to the node.
 #[derive(Debug)]
@@ -38,6 +44,7 @@ pub(crate) struct ClusterStore {
     pub(crate) broker: Broker,
     links: Links,
     appends: Appends,
+    spans: StoreSpans,
     /// [`BudgetLimits::forget`](deeperhub_history::BudgetLimits::forget) in milliseconds.
     forget_ms: AtomicU64,
     requests: mpsc::UnboundedSender<ReaderRequest>,
@@ -47,6 +54,10 @@ pub(crate) struct ClusterStore {
     pub(crate) watched: Mutex<HashSet<Arc<str>>>,
     /// `false` while mirrors may lack messages, because the broker was away.
     pub(crate) is_checked: AtomicBool,
+    /// Changes with each change of rules.
+    pub(crate) rule_changes: watch::Sender<()>,
+    /// The topic with which this node probes the store.
+    pub(crate) probe: ProbeTopic,
     pub(crate) metrics: StoreMetrics,
     pub(crate) mirror_metrics: MirrorMetrics,
 }
@@ -54,6 +65,7 @@ pub(crate) struct ClusterStore {
 impl ClusterStore {
     pub(crate) fn new(
         broker: Broker,
+        node_id: &str,
         workers: usize,
         forget: Duration,
         (metrics, mirror_metrics): (StoreMetrics, MirrorMetrics),
@@ -63,11 +75,14 @@ impl ClusterStore {
             broker,
             links: Links::new(workers),
             appends: Appends::default(),
+            spans: StoreSpans::default(),
             forget_ms: AtomicU64::new(0),
             requests,
             receiver: Mutex::new(Some(receiver)),
             watched: Mutex::default(),
             is_checked: AtomicBool::new(true),
+            rule_changes: watch::Sender::new(()),
+            probe: ProbeTopic::new(node_id),
             metrics,
             mirror_metrics,
         };
@@ -146,17 +161,26 @@ impl ClusterStore {
     }
 
     /// Hands the outcome of an append to its requester.
-    pub(crate) fn on_appended(&self, number: AppendNumber, outcome: AppendOutcome) {
-        self.metrics.appends.inc(match outcome {
+    pub(crate) fn on_appended(&self, number: AppendNumber, outcome: AppendOutcome, tracer: &Tracer) {
+        self.spans.end(number, &outcome, tracer);
+        let requester = Requester::of(number);
+        if requester == Requester::Probe {
+            return self.probe.on_appended(number, outcome);
+        }
+        self.metrics.appends.inc(match &outcome {
             Ok(_) => AppendLabel::Ok,
+            Err(AppendError::Refused(reason)) => {
+                tracing::warn!(reason, "Store refused a message");
+                AppendLabel::Refused
+            }
             Err(_) => AppendLabel::Unavailable,
         });
-        match Requester::of(number) {
+        match requester {
             Requester::Worker(worker) => {
                 self.links.send(worker, StoreNotice::Appended { number, outcome });
             }
             Requester::Handle => self.appends.finish(number, outcome),
-            Requester::Nobody => {}
+            Requester::Nobody | Requester::Probe => {}
         }
     }
 
@@ -168,6 +192,11 @@ impl ClusterStore {
             self.record_appended(since.elapsed());
         }
         outcome
+    }
+
+    /// Returns `true` if the store has refused an append of a handle.
+    pub(crate) fn was_refused(&self, number: AppendNumber) -> bool {
+        self.appends.was_refused(number)
     }
 
     /// Records the time from a publish to its answer.

@@ -8,6 +8,7 @@ use deeperhub_protocol::{ClientId, RawJson, Topic};
 use super::{ClusterStore, Requester};
 use crate::metrics::AppendLabel;
 use crate::streams::{Once, PublishRefusal, StreamRouter};
+use crate::trace::{ActiveSpan, Tracer};
 
 /// A publish for the cluster's store.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct ClusterPublish<'a> {
     pub(crate) trace: &'a TraceContext<'a>,
     pub(crate) once: Option<Once<'a>>,
     pub(crate) requester: Requester,
+    /// Span of the publish, if it is recorded, with its tracer.
+    pub(crate) span: Option<(&'a ActiveSpan, &'a Tracer)>,
 }
 
 /// A publish that is on its way to the cluster's store.
@@ -36,21 +39,29 @@ impl ClusterStore {
     ///
     /// # Errors
     ///
-    /// Returns [`PublishRefusal`] if the store cannot be reached, or if too much waits for it.
+    /// Returns [`PublishRefusal`] if the store cannot be reached, if too much waits for it, or if the message
+    /// is too large for it.
     pub(crate) fn publish(
         &self,
         router: &StreamRouter,
         publish: &ClusterPublish<'_>,
         (budget, rule): (&Budget, RuleId),
     ) -> Result<Queued, PublishRefusal> {
-        let ClusterPublish { topic, message, from, excludes_publisher, trace, once, requester } = *publish;
+        let ClusterPublish { topic, message, from, excludes_publisher, trace, once, requester, span } =
+            *publish;
         let Some(policy) = budget.rules().get(rule).map(|rule| rule.policy()) else {
             return Err(PublishRefusal::Unavailable);
         };
         // A store that knows less than this node starts a new epoch.
         let (subscribers, known) =
             router.update_and_count(topic, |_, kept, stripe| stripe.known_position(kept));
-        let number = self.appends.allocate(requester);
+        let number = self.appends.allocate(requester, span.is_some());
+        // The outcome may come before this call returns.
+        if let Some((span, tracer)) = span
+            && !self.spans.start(number, span)
+        {
+            super::spans::count_lost(tracer);
+        }
         let append = Append {
             topic: topic.borrow(),
             limits: self.limits_of(policy),
@@ -65,11 +76,17 @@ impl ClusterStore {
             Ok(()) => Ok(Queued { number, subscribers }),
             Err(error) => {
                 self.appends.forget(number);
-                self.metrics.appends.inc(match error {
-                    EnqueueError::Full => AppendLabel::QueueFull,
-                    _ => AppendLabel::Unavailable,
-                });
-                Err(PublishRefusal::Unavailable)
+                self.spans.remove(number);
+                let (result, refusal) = match error {
+                    EnqueueError::Full => (AppendLabel::QueueFull, PublishRefusal::Unavailable),
+                    EnqueueError::TooLarge => {
+                        let limit = self.broker.max_payload_bytes();
+                        (AppendLabel::TooLarge, PublishRefusal::TooLarge { limit })
+                    }
+                    _ => (AppendLabel::Unavailable, PublishRefusal::Unavailable),
+                };
+                self.metrics.appends.inc(result);
+                Err(refusal)
             }
         }
     }

@@ -24,6 +24,8 @@ pub(crate) enum ReaderRequest {
     Behind { topic: Arc<str>, known: StorePosition },
     /// Reads a page of a topic that nobody follows.
     Page { page: PageRequest, done: PageDone },
+    /// Probes the store, instead of an earlier probe that was not answered.
+    Probe { number: u64 },
 }
 
 /// What waits for a read.
@@ -59,6 +61,7 @@ impl fmt::Debug for ReaderRequest {
             Self::Read { .. } => "Read",
             Self::Behind { .. } => "Behind",
             Self::Page { .. } => "Page",
+            Self::Probe { .. } => "Probe",
         };
         formatter.write_str(name)
     }

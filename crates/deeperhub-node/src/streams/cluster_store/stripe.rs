@@ -4,10 +4,12 @@ use deeperhub_cluster::StorePosition;
 use deeperhub_history::{
     CheckResult, LiveResult, ReadRequest, StoredMessage, Stream, StreamId, SubscribeCheck,
 };
+use deeperhub_metrics::Gauge;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::{Epoch, Topic};
 
 use super::mirror::{LiveEffect, Readiness, TopCheck, TopicMirror};
+use crate::metrics::GaugeUnit;
 use crate::streams::{KeptStream, StreamRouter, StreamStripe, Streams};
 
 /// Bytes of the messages of a topic that wait for a read of the store.
@@ -49,7 +51,7 @@ impl StreamStripe {
                 return LiveEffect::Unordered(None);
             }
             match topic.mirror.on_live(stream, epoch, message, MAX_PENDING_BYTES) {
-                LiveResult::Waits(read) if !topic.is_warm => LiveEffect::Unordered(read),
+                LiveResult::Waits(read) if !topic.is_warm() => LiveEffect::Unordered(read),
                 LiveResult::Waits(read) => LiveEffect::Nothing(read),
                 LiveResult::Duplicate(message) => {
                     let kept = stream.message(message.offset);
@@ -66,17 +68,20 @@ impl StreamStripe {
     }
 
     /// Handles the answer of a read. Also returns `true` if subscribers get the messages: those of
-    /// the first read are older than any subscription.
+    /// the first read are older than any subscription. `warm` counts the streams that are whole.
     pub(crate) fn on_read(
         &mut self,
         id: StreamId,
         number: u32,
         answer: deeperhub_history::StreamRead<KeptFrame>,
+        warm: &Gauge,
     ) -> Option<(deeperhub_history::ReadResult<KeptFrame>, bool)> {
         self.with_mirror(id, |topic, stream| {
-            let was_warm = topic.is_warm;
+            let was_warm = topic.is_warm();
             let result = topic.mirror.on_read(stream, number, answer);
-            topic.is_warm |= topic.mirror.is_settled();
+            if !was_warm && topic.mirror.is_settled() {
+                topic.warm = Some(GaugeUnit::new(warm));
+            }
             (result, was_warm)
         })
     }
@@ -130,7 +135,7 @@ impl StreamStripe {
         let needs_check = self.with_mirror(id, |topic, stream| {
             let newest = stream.newest();
             let is_quiet = topic.checked.replace(newest) == Some(newest);
-            topic.is_warm && (is_quiet || topic.mirror.is_unchecked() || !topic.mirror.is_settled())
+            topic.is_warm() && (is_quiet || topic.mirror.is_unchecked() || !topic.mirror.is_settled())
         });
         needs_check == Some(true)
     }
@@ -156,7 +161,7 @@ impl StreamStripe {
     /// Decides whether a stream can answer a client now.
     fn on_subscribe(&mut self, id: StreamId, position: Option<(Epoch, u64)>) -> Readiness {
         let check = self.with_mirror(id, |topic, stream| match topic.mirror.on_subscribe(stream, position) {
-            SubscribeCheck::Ready if topic.is_warm => Readiness::Ready,
+            SubscribeCheck::Ready if topic.is_warm() => Readiness::Ready,
             SubscribeCheck::Ready | SubscribeCheck::Follow => Readiness::Waits(None),
             SubscribeCheck::Wait(read) => Readiness::Waits(read),
         });

@@ -14,6 +14,7 @@ use super::Resolver;
 use crate::config::effective::{EffectiveSetting, OnReload};
 use crate::config::options::{HistoryOptions, RULE_KEY, variable};
 use crate::config::origin::SettingOrigin;
+use crate::config::values::StoreKind;
 
 /// Divisor of the process's memory limit for the default of `history_bytes`.
 const MEMORY_SHARE: u64 = 8;
@@ -22,13 +23,13 @@ const MEMORY_SHARE: u64 = 8;
 const MAX_LISTED: usize = 4;
 
 /// Resolves rules and limits. `origins` are those of the rules. The memory limit of the process is
-/// already resolved.
+/// already resolved. Returns where the history is kept.
 pub(super) fn resolve(
     resolver: &mut Resolver,
     options: HistoryOptions,
-    origins: &[SettingOrigin],
+    (origins, has_cluster): (&[SettingOrigin], bool),
     node: &mut Config,
-) {
+) -> StoreKind {
     let HistoryOptions {
         topic,
         history_bytes,
@@ -58,21 +59,27 @@ pub(super) fn resolve(
     let streams = take!(resolver, live max_streams, budget.streams);
     let forget = take!(resolver, live history_forget, Time(budget.forget));
     let store = StoreOptions { history_store, history_dir, history_sync, history_disk_bytes };
-    let kind = store::resolve(resolver, store, node);
+    let kind = store::resolve(resolver, store, has_cluster, node);
     store::refuse_without_disk(resolver, kind, &rules, origins);
     node.history.budget = budget.with_bytes(bytes.0).with_streams(streams).with_forget(forget.0);
     if node.history.rules.keep_history() {
         warn_of_large_history(resolver, bytes, memory);
         warn_of_few_streams(resolver, &node.history.rules, streams);
     }
+    kind
 }
 
 /// Reports an error if rules keep messages that the cluster's broker cannot keep, or that wait for a
 /// disk.
-pub(super) fn refuse_in_cluster(resolver: &mut Resolver, node: &mut Config, origins: &[SettingOrigin]) {
+pub(super) fn refuse_in_cluster(
+    resolver: &mut Resolver,
+    node: &mut Config,
+    store: StoreKind,
+    origins: &[SettingOrigin],
+) {
     let Some(cluster) = &node.cluster else { return };
     let keeps_streams = cluster.broker.url.engine().keeps_streams();
-    if node.history_store != HistoryStore::Memory {
+    if store != StoreKind::Cluster {
         node.history_store = HistoryStore::Memory;
         resolver.warnings.push(format!(
             "{} has no effect with {}, because the cluster's broker keeps the history",

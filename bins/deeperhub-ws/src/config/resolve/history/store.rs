@@ -27,9 +27,15 @@ pub(super) struct StoreOptions {
 }
 
 /// Resolves the store, and returns where the history is kept.
-pub(super) fn resolve(resolver: &mut Resolver, options: StoreOptions, node: &mut Config) -> StoreKind {
+pub(super) fn resolve(
+    resolver: &mut Resolver,
+    options: StoreOptions,
+    has_cluster: bool,
+    node: &mut Config,
+) -> StoreKind {
     let StoreOptions { history_store, history_dir, history_sync, history_disk_bytes } = options;
-    let kind = take!(resolver, fixed history_store, StoreKind::Memory);
+    let default = if has_cluster { StoreKind::Cluster } else { StoreKind::Memory };
+    let kind = take!(resolver, fixed history_store, default);
     let folder = take!(resolver, fixed history_dir);
     let sync = take!(resolver, fixed history_sync, DEFAULT_SYNC);
     let max_bytes = take!(resolver, fixed history_disk_bytes);
@@ -43,6 +49,17 @@ pub(super) fn resolve(resolver: &mut Resolver, options: StoreOptions, node: &mut
     }
     match kind {
         StoreKind::Memory => warn_of_unused(resolver),
+        StoreKind::Cluster => {
+            warn_of_unused(resolver);
+            if !has_cluster {
+                resolver.conflict(format!(
+                    "{} is cluster and there is no cluster; expected a broker in {}, {} or cluster as well",
+                    resolver.name_of("history_store"),
+                    flag("cluster"),
+                    variable("cluster"),
+                ));
+            }
+        }
         StoreKind::Disk => match folder {
             Some(folder) => node.history_store = on_disk(resolver, folder, sync, max_bytes),
             None => resolver.conflict(format!(
@@ -93,7 +110,8 @@ pub(super) fn refuse_without_disk(
     rules: &[Rule],
     origins: &[SettingOrigin],
 ) {
-    if kind == StoreKind::Disk {
+    // `refuse_in_cluster` has another advice.
+    if kind != StoreKind::Memory {
         return;
     }
     for (rule, origin) in rules.iter().zip(origins) {

@@ -141,6 +141,28 @@ fn the_store_on_disk_has_a_folder_and_takes_its_settings() {
 }
 
 #[test]
+fn the_cluster_keeps_the_history_of_its_nodes() {
+    for flags in [&["--cluster=redis://h"][..], &["--cluster=redis://h", "--history-store=cluster"]] {
+        let settings = settings(flags).unwrap();
+        assert!(settings.show().to_string().contains("history_store = \"cluster\""));
+        assert_eq!(settings.warnings, [""; 0]);
+    }
+    assert!(settings(&[]).unwrap().show().to_string().contains("history_store = \"memory\""));
+    let warned = settings(&["--cluster=redis://h", "--history-store=memory"]).unwrap().warnings;
+    assert_eq!(
+        warned,
+        ["--history-store has no effect with --cluster, because the cluster's broker keeps the history"]
+    );
+    assert_eq!(
+        settings(&["--history-store=cluster"]).unwrap_err(),
+        "--history-store is cluster and there is no cluster; expected a broker in --cluster, \
+         DEEPERHUB_CLUSTER or cluster as well"
+    );
+    let rule = settings(&["--cluster=redis://h", "--topic=a: history=1 ack=disk"]).unwrap_err();
+    assert_eq!(rule.lines().count(), 1, "{rule}");
+}
+
+#[test]
 fn history_is_refused_with_a_broker_that_cannot_keep_it() {
     let error =
         settings(&["--cluster=nats://h", "--topic=a:", "--topic=b: history=5", "--topic=c.>: history=1"])

@@ -1,7 +1,5 @@
 //! The node's side of a real client's connection: executes its texts as a session does.
 
-use std::borrow::Cow;
-
 use deeperhub_protocol::message::{
     ClientMessage, Command, HistoryRequest, MessageId, ServerMessage, SubscribeRequest, SubscribedEntry,
     SubscribedError, SubscriptionStart, WelcomeLimits,
@@ -53,9 +51,9 @@ impl Simulation {
                     let request = entry.request.map_err(|error| format!("{error:?}"))?;
                     let result = world.start(client, &request).map_err(|refusal| SubscribedError {
                         code: refusal.code(),
-                        message: Cow::Borrowed(refusal.text()),
+                        message: refusal.text(),
                         field: None,
-                        retry_after_ms: Some(refusal.retry_after_ms()),
+                        retry_after_ms: refusal.retry_after_ms(),
                     });
                     entries.push(SubscribedEntry { topic: entry.topic, result });
                 }
@@ -142,10 +140,10 @@ impl World {
         let error = ServerMessage::Error {
             id,
             code: refusal.code(),
-            message: refusal.text(),
+            message: &refusal.text(),
             field: None,
             topic: Some(topic),
-            retry_after_ms: Some(refusal.retry_after_ms()),
+            retry_after_ms: refusal.retry_after_ms(),
         };
         self.reply(client, &error);
     }
