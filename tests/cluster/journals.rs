@@ -280,10 +280,10 @@ impl Trial {
 
 /// The journals of a trial.
 pub(super) struct Outcome {
-    sent: Vec<Sent>,
+    pub(super) sent: Vec<Sent>,
     pub(super) journals: Vec<Journal>,
     /// The newest messages, as a node reads them.
-    stored: Vec<(Place, Content)>,
+    pub(super) stored: Vec<(Place, Content)>,
 }
 
 impl Outcome {

@@ -4,6 +4,7 @@ mod busy;
 mod copies;
 mod differing_nodes;
 mod faults;
+mod journal_checks;
 mod journals;
 mod lists;
 mod long_trials;

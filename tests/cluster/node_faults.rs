@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::journals::{RULE, Trial};
 use super::store_faults::stores;
-use super::streams::{publish_range, subscribe_with};
+use super::streams::{publish_range, subscribe_with, subscriber};
 use super::{eventually, metric, names_of_nodes, node, nodes, wait_until_ready};
 use crate::support::{Balancer, Broker, Client, Engine, Server, has_brokers};
 
@@ -113,6 +113,32 @@ async fn a_rolling_restart_loses_and_repeats_nothing() {
         }
         trial.run_for(100).await;
         trial.finish(&nodes[0]).await.check_lossless();
+    }
+}
+
+#[tokio::test]
+async fn a_cold_node_recovers_clients_from_all_that_the_store_keeps() {
+    const COUNT: u64 = 200;
+    for engine in stores() {
+        let broker = Broker::start(engine);
+        let [a, b] = nodes(&broker.url(), RULE).await;
+        let mut publisher = Client::connect(&a).await;
+        let (mut reader, start) = subscriber(&a, json!({"topic": "kept.1"})).await;
+        // More than one answer of the store has.
+        let text = "x".repeat(5000);
+        for number in 0..COUNT {
+            let data = json!({"topic": "kept.1", "message": [number, text]});
+            let reply = publisher.request(&json!({"type": "publish", "id": 1, "data": data})).await;
+            assert_eq!(reply["data"]["offset"], number + 1, "{reply}");
+        }
+        let recover = json!({"epoch": start["epoch"], "offset": start["offset"]});
+        let (mut recovered, reply) = subscriber(&b, json!({"topic": "kept.1", "recover": recover})).await;
+        assert_eq!((&reply["recovered"], &reply["replay"]), (&json!(true), &json!(COUNT)), "{reply}");
+        for client in [&mut reader, &mut recovered] {
+            for number in 0..COUNT {
+                assert_eq!(client.receive().await["data"]["message"][0], number);
+            }
+        }
     }
 }
 

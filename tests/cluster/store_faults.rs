@@ -145,8 +145,10 @@ async fn a_store_without_memory_refuses_and_loses_nothing() {
         trial.run_for(100).await;
         block_in_place(|| broker.redis_lines("CONFIG SET maxmemory 1"));
         trial.run_until_refused().await;
-        let answer = http(nodes[0].api(), "POST /v1/topics/kept.1/messages", &[], "\"refused 1\"").await;
-        assert_eq!((answer.status, answer.header("retry-after").is_some()), (503, true), "{}", answer.body);
+        for topic in ["kept.1", topic] {
+            let answer = http(nodes[0].api(), &format!("POST /v1/topics/{topic}/messages"), &[], "\"x 1\"").await;
+            assert_eq!((answer.status, answer.header("retry-after").is_some()), (503, true), "{}", answer.body);
+        }
         // What is kept can be read, and topics without history go on.
         let (_, reply) = subscriber(&nodes[1], json!({"topic": "kept.1", "recover": start})).await;
         assert_eq!(reply["recovered"], true, "{reply}");

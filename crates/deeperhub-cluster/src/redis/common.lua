@@ -27,8 +27,8 @@ end
 -- Begins a stream whose epoch is larger than all known ones. If only the meta key was lost, the
 -- newest entry tells the epoch before. Removes the list, whatever it holds.
 local function begin_epoch(known_epoch)
-  local newest = redis.pcall('LRANGE', list, -1, -1)[1]
-  local last_epoch = 0
+  local entries = redis.pcall('LRANGE', list, -1, -1)
+  local newest, last_epoch = entries[1], 0
   if newest and #newest > 19 then
     local stamp = 20 + string.byte(newest, 19)
     if #newest >= stamp + 31 then
@@ -37,5 +37,9 @@ local function begin_epoch(known_epoch)
   end
   epoch = math.max(now, epoch + 1, known_epoch + 1, last_epoch + 1)
   top = 0
-  redis.call('DEL', list)
+  -- After a first write, a server whose memory is full lets a script write more. So nothing is
+  -- written where there is nothing to remove.
+  if newest or entries.err then
+    redis.call('DEL', list)
+  end
 end

@@ -33,8 +33,9 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Interval at which the reader looks for clients that waited too long, and retries reads.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Interval between checks of quiet topics.
-const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval between checks of quiet topics. A topic is quiet from the second check after its last
+/// message on. So a lost last message comes within ten seconds: two intervals and a second look.
+const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -62,6 +63,8 @@ struct Reader {
     tasks: FuturesUnordered<Task<()>>,
     /// Check of all mirrors after the broker was away.
     reconnect: Option<Task<()>>,
+    /// Check of quiet topics.
+    check: Option<Task<()>>,
     next_check: Instant,
 }
 
@@ -82,6 +85,7 @@ impl StoreReader {
             batches: FuturesUnordered::new(),
             tasks: FuturesUnordered::new(),
             reconnect: None,
+            check: None,
             next_check: Instant::now() + CHECK_INTERVAL,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -132,6 +136,9 @@ impl Reader {
                 Some(()) = self.tasks.next(), if !self.tasks.is_empty() => {}
                 () = run_optional(&mut self.reconnect) => {
                     self.reconnect = None;
+                }
+                () = run_optional(&mut self.check) => {
+                    self.check = None;
                 }
                 changed = states.changed() => {
                     if changed.is_err() {
@@ -205,6 +212,12 @@ impl Reader {
                 range.inspect_err(|error| tracing::debug!(%topic, %error, "Read of a stream failed")).ok()
             });
             let is_read = range.is_some();
+            if let Some(range) = &range
+                && let Some(read) = read_from_oldest(request, range)
+            {
+                self.queue.push_back((topic, read));
+                continue;
+            }
             self.store.metrics.reads.inc(if is_read { ReadLabel::Ok } else { ReadLabel::Failed });
             let Ok(parsed) = Topic::parse(&*topic) else { continue };
             let outcome = self.hub.apply_read(&parsed, request, range);
@@ -259,10 +272,10 @@ impl Reader {
                 self.queue.push_back((topic, read));
             }
         }
-        if now >= self.next_check && self.reconnect.is_none() {
+        if now >= self.next_check && self.reconnect.is_none() && self.check.is_none() {
             self.next_check = now + CHECK_INTERVAL;
             let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
-            self.tasks.push(Box::pin(async move { checks::check_quiet_topics(&hub, &store).await }));
+            self.check = Some(Box::pin(async move { checks::check_quiet_topics(&hub, &store).await }));
         }
     }
 
@@ -287,6 +300,14 @@ impl Reader {
             waiting.iter().for_each(|topic| self.notify(topic));
         }
     }
+}
+
+/// Returns the read that replaces one of a topic's last messages, if the answer had no room for all of
+/// them. It begins with the oldest one, and others follow it.
+fn read_from_oldest(request: ReadRequest, range: &StreamRange) -> Option<ReadRequest> {
+    let top = range.top.filter(|_| request.after.is_none() && range.is_cut)?;
+    let after = deeperhub_history::StorePosition { epoch: top.epoch, offset: range.oldest.max(1) - 1 };
+    Some(ReadRequest { after: Some(after), ..request })
 }
 
 /// Tells a waiter that a read has ended. A worker is told once for each topic.
