@@ -185,15 +185,19 @@ impl Trial {
             readers: Vec::new(),
         };
         for (url, number) in reader_urls.iter().zip(0..) {
-            let reader = readers::Reader { shared: Arc::clone(&shared), url: url.clone(), topic: topic.to_owned() };
+            let reader =
+                readers::Reader { shared: Arc::clone(&shared), url: url.clone(), topic: topic.to_owned() };
             trial.readers.push(tokio::spawn(reader.clone().read_with_client(format!("client {number}"))));
             trial.readers.push(tokio::spawn(reader.read(format!("raw reader {number}"), number)));
         }
         let expected = trial.readers.len() as u64;
         trial.wait_for("the readers", || shared.reading.load(Ordering::SeqCst) == expected).await;
         for (url, number) in publisher_urls.iter().zip(0..) {
-            let publisher =
-                publishers::Publisher { shared: Arc::clone(&shared), url: url.clone(), topic: topic.to_owned() };
+            let publisher = publishers::Publisher {
+                shared: Arc::clone(&shared),
+                url: url.clone(),
+                topic: topic.to_owned(),
+            };
             let task = publisher.clone().publish_with_client(format!("client{number}"));
             trial.publishers.push(tokio::spawn(task));
             trial.publishers.push(tokio::spawn(publisher.publish(format!("raw{number}"))));

@@ -8,6 +8,7 @@ use tokio::task::block_in_place;
 use super::journals::{Outcome, RULE, Trial};
 use super::node;
 use super::node_faults::{Entrances, wait_until_joined};
+use super::store_faults::with_data_on_disk;
 use crate::support::{Broker, Engine, Proxy, Server, has_brokers};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -136,7 +137,7 @@ async fn random_faults_lose_and_repeat_nothing() {
     if !has_brokers() {
         return;
     }
-    for outcome in run(&["--appendonly", "yes"], async |hub| hub.fault().await).await {
+    for outcome in run(with_data_on_disk(Engine::Redis), async |hub| hub.fault().await).await {
         outcome.check_lossless();
     }
 }

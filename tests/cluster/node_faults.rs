@@ -82,7 +82,8 @@ async fn a_paused_node_gets_all_messages_when_it_goes_on() {
             nodes[1].signal("STOP");
             trial.run_for(messages).await;
             if is_forgotten {
-                eventually("the end of its heartbeats", async || names_of_nodes(&nodes[0]).await == ["a"]).await;
+                eventually("the end of its heartbeats", async || names_of_nodes(&nodes[0]).await == ["a"])
+                    .await;
             }
             nodes[1].signal("CONT");
             wait_until_joined(&nodes).await;
@@ -183,7 +184,11 @@ async fn clients_that_move_to_a_cold_node_cost_one_read_of_each_topic() {
     }
     for client in &mut clients {
         let reply = client.receive().await;
-        assert_eq!((&reply["data"]["recovered"], &reply["data"]["replay"]), (&json!(true), &json!(20)), "{reply}");
+        assert_eq!(
+            (&reply["data"]["recovered"], &reply["data"]["replay"]),
+            (&json!(true), &json!(20)),
+            "{reply}"
+        );
         for number in 0..20 {
             assert_eq!(client.receive().await["data"]["message"], number);
         }

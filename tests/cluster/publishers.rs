@@ -72,7 +72,9 @@ impl Publisher {
         let (mut sent, mut number) = (Sent::default(), 0);
         while !self.is_over() {
             let Some(mut connection) = Connection::open(&self.url).await else { continue };
-            while !self.is_over() && self.burst(&mut connection, &mut sent, &name, &mut number).await.is_some() {
+            while !self.is_over()
+                && self.burst(&mut connection, &mut sent, &name, &mut number).await.is_some()
+            {
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -80,7 +82,13 @@ impl Publisher {
     }
 
     /// Publishes a burst. Returns `None` if the connection has ended.
-    async fn burst(&self, connection: &mut Connection, sent: &mut Sent, name: &str, number: &mut u64) -> Option<()> {
+    async fn burst(
+        &self,
+        connection: &mut Connection,
+        sent: &mut Sent,
+        name: &str,
+        number: &mut u64,
+    ) -> Option<()> {
         let mut waiting = BTreeMap::new();
         let result = async {
             for _ in 0..BURST {

@@ -74,7 +74,8 @@ impl Reader {
     pub(super) async fn read_with_client(self, name: String) -> Journal {
         let hub = Hub::new(&self.url, options()).expect("the URL is good");
         let mut errors = hub.errors();
-        let mut subscription = hub.subscribe(&*self.topic).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut subscription =
+            hub.subscribe(&*self.topic).await.unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut journal = Journal::new(name);
         journal.stand(None, None);
         self.shared.reading.fetch_add(1, Ordering::SeqCst);

@@ -81,8 +81,7 @@ async fn a_replica_without_the_last_messages_starts_a_new_epoch() {
 async fn give_offsets_again(lost: u64, new: u64) {
     let mut pair = Pair::start().await;
     let [to_primary, to_replica] = [&pair.primary, &pair.replica].map(|broker| Proxy::start(broker.address));
-    let follower =
-        node(&format!("redis://{},{}", to_primary.address, to_replica.address), "follower", RULE);
+    let follower = node(&format!("redis://{},{}", to_primary.address, to_replica.address), "follower", RULE);
     let publisher = node(&pair.url(), "publisher", RULE);
     wait_until_ready(&follower).await;
     wait_until_ready(&publisher).await;

@@ -16,16 +16,21 @@ pub(super) fn stores() -> impl Iterator<Item = Engine> {
     [Engine::Redis].into_iter().filter(|_| has_brokers())
 }
 
-/// Returns the flags of a broker that has its data after a crash.
-const fn with_data_on_disk(engine: Engine) -> &'static [&'static str] {
+/// Returns the flags of a broker that has all its data after a crash. Redis would otherwise answer up
+/// to two seconds before it writes.
+pub(super) const fn with_data_on_disk(engine: Engine) -> &'static [&'static str] {
     match engine {
-        Engine::Redis => &["--appendonly", "yes"],
+        Engine::Redis => &["--appendonly", "yes", "--appendfsync", "always"],
         Engine::Nats => &["-js"],
     }
 }
 
 /// Runs a trial on two nodes, with a fault between each two parts of it.
-async fn trial_with(broker: &Broker, rounds: usize, mut fault: impl AsyncFnMut(&[Server], usize)) -> super::journals::Outcome {
+async fn trial_with(
+    broker: &Broker,
+    rounds: usize,
+    mut fault: impl AsyncFnMut(&[Server], usize),
+) -> super::journals::Outcome {
     let nodes: [Server; 2] = nodes(&broker.url(), RULE).await;
     let trial = Trial::of("kept.1", &nodes).await;
     for round in 0..rounds {
@@ -146,8 +151,14 @@ async fn a_store_without_memory_refuses_and_loses_nothing() {
         block_in_place(|| broker.redis_lines("CONFIG SET maxmemory 1"));
         trial.run_until_refused().await;
         for topic in ["kept.1", topic] {
-            let answer = http(nodes[0].api(), &format!("POST /v1/topics/{topic}/messages"), &[], "\"x 1\"").await;
-            assert_eq!((answer.status, answer.header("retry-after").is_some()), (503, true), "{}", answer.body);
+            let answer =
+                http(nodes[0].api(), &format!("POST /v1/topics/{topic}/messages"), &[], "\"x 1\"").await;
+            assert_eq!(
+                (answer.status, answer.header("retry-after").is_some()),
+                (503, true),
+                "{}",
+                answer.body
+            );
         }
         // What is kept can be read, and topics without history go on.
         let (_, reply) = subscriber(&nodes[1], json!({"topic": "kept.1", "recover": start})).await;
@@ -177,7 +188,8 @@ async fn keys_that_the_store_loses_are_told_where_messages_are_missing() {
     }
     let broker = Broker::start(Engine::Redis);
     let delete = |keys: &[&str]| {
-        let keys = keys.iter().map(|end| format!("{{deeperhub:h:kept.1}}{end}")).collect::<Vec<_>>().join(" ");
+        let keys =
+            keys.iter().map(|end| format!("{{deeperhub:h:kept.1}}{end}")).collect::<Vec<_>>().join(" ");
         block_in_place(|| broker.redis_lines(&format!("DEL {keys}")))
     };
     // Without the messages, positions go on. The nodes have what the store has lost.

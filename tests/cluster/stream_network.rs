@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::journals::{RULE, Trial};
 use super::network::SeparateLinks;
+use super::store_faults::stores;
 use super::stream_faults::publish_until_unavailable;
 use super::streams::{subscribe_with, subscriber};
-use super::store_faults::stores;
 use super::{metric, node, wait_until_ready, wait_until_unready};
 use crate::support::{Broker, Client, Proxy, Server, http};
 

@@ -218,7 +218,8 @@ mod tests {
         hello("other", 1, &announcement::write("2", 8));
         hello("none", 1, &announcement::write("2", 0));
         hello("old", 1, "1");
-        let compare = |own| ["same", "other", "none", "old", "gone"].map(|node| peers.compare_rules(node, own));
+        let compare =
+            |own| ["same", "other", "none", "old", "gone"].map(|node| peers.compare_rules(node, own));
         let (other, unsupported) = (Some(RulesDifference::Other), Some(RulesDifference::Unsupported));
         assert_eq!(compare(7), [None, other, other, unsupported, None]);
         assert_eq!(compare(7), [None; 5]);

@@ -212,14 +212,14 @@ impl Reader {
                 range.inspect_err(|error| tracing::debug!(%topic, %error, "Read of a stream failed")).ok()
             });
             let is_read = range.is_some();
+            self.store.metrics.reads.inc(if is_read { ReadLabel::Ok } else { ReadLabel::Failed });
+            let Ok(parsed) = Topic::parse(&*topic) else { continue };
             if let Some(range) = &range
-                && let Some(read) = read_from_oldest(request, range)
+                && let Some(read) = self.hub.read_from_oldest(&parsed, request, range)
             {
                 self.queue.push_back((topic, read));
                 continue;
             }
-            self.store.metrics.reads.inc(if is_read { ReadLabel::Ok } else { ReadLabel::Failed });
-            let Ok(parsed) = Topic::parse(&*topic) else { continue };
             let outcome = self.hub.apply_read(&parsed, request, range);
             if let Some(known) = outcome.behind {
                 self.reset_behind(topic, known, outcome.next);
@@ -302,14 +302,6 @@ impl Reader {
     }
 }
 
-/// Returns the read that replaces one of a topic's last messages, if the answer had no room for all of
-/// them. It begins with the oldest one, and others follow it.
-fn read_from_oldest(request: ReadRequest, range: &StreamRange) -> Option<ReadRequest> {
-    let top = range.top.filter(|_| request.after.is_none() && range.is_cut)?;
-    let after = deeperhub_history::StorePosition { epoch: top.epoch, offset: range.oldest.max(1) - 1 };
-    Some(ReadRequest { after: Some(after), ..request })
-}
-
 /// Tells a waiter that a read has ended. A worker is told once for each topic.
 fn tell(store: &ClusterStore, topic: &Arc<str>, waiter: Waiter, workers: &mut Vec<u16>) {
     match waiter {
@@ -358,6 +350,22 @@ impl Hub {
     fn retry_read(&self, topic: &str) -> Option<ReadRequest> {
         let parsed = Topic::parse(topic).ok()?;
         self.router.update_kept(&parsed, |_, kept, stripe| stripe.retry_read(stripe.find(kept)?))
+    }
+
+    /// Returns the read that replaces one of a topic's last messages, if the answer had no room for all
+    /// of them. It begins with the oldest one, and others follow it.
+    fn read_from_oldest(
+        &self,
+        topic: &Topic<'_>,
+        request: ReadRequest,
+        range: &StreamRange,
+    ) -> Option<ReadRequest> {
+        let top = range.top.filter(|_| request.after.is_none() && range.is_cut)?;
+        let (budget, rule) = self.streams.rule(topic)?;
+        let history = budget.rules().get(rule)?.policy().history();
+        let offset = top.offset.saturating_sub(history.into()).max(range.oldest.saturating_sub(1));
+        let after = deeperhub_history::StorePosition { epoch: top.epoch, offset };
+        Some(ReadRequest { after: Some(after), ..request })
     }
 
     /// Returns the request to the store for a read that a mirror asks for. Returns `None` if no rule
