@@ -2,14 +2,25 @@
 
 mod busy;
 mod copies;
+mod differing_nodes;
 mod faults;
+mod journal_checks;
+mod journals;
 mod lists;
+mod long_trials;
+mod lost_messages;
 mod messages;
 mod network;
+mod node_faults;
+mod publishers;
+mod readers;
 mod rolling;
 mod secure;
 mod servers;
+mod store_failover;
+mod store_faults;
 mod stream_faults;
+mod stream_network;
 mod stream_operations;
 mod streams;
 mod upgrade;

@@ -7,9 +7,9 @@ use super::{metric, node, subscribed, wait_until_linked, wait_until_ready, wait_
 use crate::support::{Broker, Engine, Network, Server, WAIT_TIMEOUT};
 
 /// A broker in a namespace and two nodes with a link each.
-struct SeparateLinks {
-    nodes: [Server; 2],
-    network: Network,
+pub(super) struct SeparateLinks {
+    pub(super) nodes: [Server; 2],
+    pub(super) network: Network,
     // Must live as long as the nodes.
     _broker: Broker,
 }
@@ -17,6 +17,11 @@ struct SeparateLinks {
 impl SeparateLinks {
     /// Returns `None` if the system does not allow namespaces.
     async fn new(engine: Engine, flags: &[&str]) -> Option<Self> {
+        Self::with_flags(engine, [flags, &[]]).await
+    }
+
+    /// Like [`Self::new`], with flags for each node.
+    pub(super) async fn with_flags(engine: Engine, flags: [&[&str]; 2]) -> Option<Self> {
         let network = Network::new(2)?;
         let broker = Broker::start_within(engine, &network);
         let url = |link| {
@@ -24,7 +29,7 @@ impl SeparateLinks {
             address.set_ip(network.address(link).into());
             engine.url(address)
         };
-        let nodes = [node(&url(0), "a", flags), node(&url(1), "b", &[])];
+        let nodes = [node(&url(0), "a", flags[0]), node(&url(1), "b", flags[1])];
         for node in &nodes {
             wait_until_ready(node).await;
         }

@@ -9,7 +9,7 @@ use super::{eventually, metric, node, nodes, wait_until_ready, wait_until_unread
 use crate::support::{Broker, Client, Engine, Proxy, Server, has_brokers, http, wait_for};
 
 /// Publishes a number until the node says that the store is away. Returns the error.
-async fn publish_until_unavailable(client: &mut Client, topic: &str) -> Value {
+pub(super) async fn publish_until_unavailable(client: &mut Client, topic: &str) -> Value {
     wait_for("the end of the connection to the store", async {
         loop {
             let data = json!({"topic": topic, "message": "probe"});

@@ -1,11 +1,13 @@
 //! Shared helpers: a server on its own ports, a WebSocket client, an HTTP client, brokers, and
 //! temporary files.
 
+mod balancer;
 mod broker;
 mod capability;
 mod client;
 mod collector;
 mod http;
+mod lossy_proxy;
 mod network;
 mod peers;
 mod prometheus;
@@ -17,11 +19,13 @@ pub(crate) mod wire;
 
 use std::time::Duration;
 
+pub(crate) use balancer::Balancer;
 pub(crate) use broker::{Broker, Engine, Proxy, free_port, has_brokers};
 pub(crate) use capability::{Capability, REQUIRED, SKIPPED, old_binary};
 pub(crate) use client::Client;
 pub(crate) use collector::Collector;
 pub(crate) use http::{Response, http, metric};
+pub(crate) use lossy_proxy::LossyProxy;
 pub(crate) use network::Network;
 pub(crate) use peers::{
     Peer, has_browser, install, install_named, python_bin, run_peer, script, try_install,

@@ -81,6 +81,15 @@ impl Network {
         self.must(&["nft", "add", "rule", "ip", "hub", "output", "oifname", name, "drop"]);
     }
 
+    /// Drops a share of a link's packets in both directions at random, in percent.
+    pub(crate) fn lose(&self, link: usize, percent: u8) {
+        let (name, percent) = (&self.links[link].name, percent.to_string());
+        for (hook, direction) in [("input", "iifname"), ("output", "oifname")] {
+            let lost = ["numgen", "random", "mod", "100", "<", &percent, "drop"];
+            self.must(&[&["nft", "add", "rule", "ip", "hub", hook, direction, name][..], &lost].concat());
+        }
+    }
+
     /// Lets packets of all links pass again.
     pub(crate) fn heal(&self) {
         self.must(&["nft", "flush", "chain", "ip", "hub", "input"]);

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::warn;
 
+use crate::announcement;
 use crate::config::{Config, Engine};
 use crate::cover::Wildcards;
 use crate::envelope::{Envelope, MAX_ENVELOPE_OVERHEAD_BYTES, Message, Origin, topic_offset};
@@ -93,6 +94,8 @@ pub(crate) struct Shared {
     pub(crate) node: String,
     pub(crate) incarnation: u64,
     pub(crate) version: &'static str,
+    /// Digest of the node's rules for history; 0 without any.
+    pub(crate) history_rules: AtomicU32,
     pub(crate) queue: Queue,
     pub(crate) requests_to_store: RequestQueue,
     pub(crate) interests: Interests,
@@ -150,6 +153,7 @@ impl Broker {
             node,
             incarnation,
             version,
+            history_rules: AtomicU32::new(0),
             interests: Interests::new(wildcards, engine.subscription_bytes()),
             peers: Peers::default(),
             metrics: Metrics::default(),
@@ -312,6 +316,19 @@ impl Broker {
     #[must_use]
     pub fn peers(&self) -> Vec<Peer> {
         self.0.peers.list(Instant::now())
+    }
+
+    /// Sets the digest of the rules for history on this node, which heartbeats tell the other nodes; 0
+    /// without such rules. Nodes with other digests, and of versions that tell none, are logged.
+    pub fn set_history_rules(&self, digest: u32) {
+        self.0.history_rules.store(digest, Ordering::Relaxed);
+    }
+
+    /// Returns the version of this node as heartbeats tell it: that of the program, with the digest of
+    /// the rules for history.
+    #[must_use]
+    pub fn announced_version(&self) -> String {
+        announcement::write(self.0.version, self.0.history_rules.load(Ordering::Relaxed))
     }
 
     /// Returns the number of topics and patterns that this node subscribes to at the broker.

@@ -33,6 +33,7 @@
 //! # Features
 //! `nats` and `redis` each add an engine with its client library. Both are off by default.
 
+mod announcement;
 mod broker;
 mod config;
 mod cover;

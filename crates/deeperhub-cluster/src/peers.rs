@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::announcement;
+
 /// Time without a heartbeat after which a node counts as gone: five heartbeat intervals.
 pub(crate) const PEER_EXPIRY: Duration = Duration::from_secs(5);
 
@@ -16,7 +18,8 @@ const MAX_PEERS: usize = 1024;
 pub struct Peer {
     /// The node's name.
     pub node_id: String,
-    /// Version of the node's program.
+    /// Version of the node's program. A version that can keep history is followed by the digest of
+    /// the node's rules for it.
     pub version: String,
     /// Number of open connections at the last heartbeat.
     pub connections: u64,
@@ -38,6 +41,17 @@ struct Entry {
     last: Instant,
     /// `true` if a heartbeat arrived on the current connection to the broker.
     has_returned: bool,
+    /// The rules for history of this node and of the other one, as they were last compared.
+    compared: Option<(u32, Option<u32>)>,
+}
+
+/// Difference between this node's rules for history and those of another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RulesDifference {
+    /// The version of the other node keeps no history in a cluster.
+    Unsupported,
+    /// The other node has other rules.
+    Other,
 }
 
 impl Peers {
@@ -59,7 +73,7 @@ impl Peers {
         if let Some(peer) = peers.get_mut(node) {
             let is_other = peer.incarnation != incarnation;
             if is_other {
-                peer.first = now;
+                (peer.first, peer.compared) = (now, None);
             }
             peer.incarnation = incarnation;
             version.clone_into(&mut peer.version);
@@ -69,11 +83,33 @@ impl Peers {
         let has_room = peers.len() < MAX_PEERS;
         if has_room {
             let version = version.to_owned();
-            let entry =
-                Entry { incarnation, version, connections, first: now, last: now, has_returned: true };
+            let entry = Entry {
+                incarnation,
+                version,
+                connections,
+                first: now,
+                last: now,
+                has_returned: true,
+                compared: None,
+            };
             peers.insert(node.to_owned(), entry);
         }
         has_room
+    }
+
+    /// Compares the rules for history of a node with `own`. Returns a difference once, and again when
+    /// either changes.
+    pub(crate) fn compare_rules(&self, node: &str, own: u32) -> Option<RulesDifference> {
+        let mut peers = self.lock();
+        let peer = peers.get_mut(node)?;
+        let rules = announcement::rules(&peer.version);
+        if peer.compared.replace((own, rules)) == Some((own, rules)) {
+            return None;
+        }
+        match rules {
+            None => (own != 0).then_some(RulesDifference::Unsupported),
+            Some(rules) => (own != rules).then_some(RulesDifference::Other),
+        }
     }
 
     /// Removes a node that leaves. Returns `true` if it was known.
@@ -169,6 +205,31 @@ mod tests {
         assert!(!peers.remove("a", 1));
         assert!(peers.remove("a", 2));
         assert_eq!(peers.len(), 0);
+    }
+
+    #[test]
+    fn a_difference_of_rules_is_reported_once() {
+        let peers = Peers::default();
+        let now = Instant::now();
+        let hello = |node: &str, incarnation, version: &str| {
+            peers.record_hello(node, incarnation, version, 0, now);
+        };
+        hello("same", 1, &announcement::write("2", 7));
+        hello("other", 1, &announcement::write("2", 8));
+        hello("none", 1, &announcement::write("2", 0));
+        hello("old", 1, "1");
+        let compare =
+            |own| ["same", "other", "none", "old", "gone"].map(|node| peers.compare_rules(node, own));
+        let (other, unsupported) = (Some(RulesDifference::Other), Some(RulesDifference::Unsupported));
+        assert_eq!(compare(7), [None, other, other, unsupported, None]);
+        assert_eq!(compare(7), [None; 5]);
+        // This node gets other rules, and then none.
+        assert_eq!(compare(8), [other, None, other, unsupported, None]);
+        assert_eq!(compare(0), [other, other, None, None, None]);
+        // Another node gets them, or is restarted.
+        hello("same", 1, &announcement::write("2", 0));
+        hello("other", 2, &announcement::write("2", 8));
+        assert_eq!(compare(0), [None, other, None, None, None]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::application::Application;
 use crate::canary::{Canary, CanaryThread, ClusterTargets};
-use crate::cluster::{ClusterThread, forward_interest};
+use crate::cluster::{ClusterThread, forward_interest, rules_digest};
 use crate::config::{Config, HistoryStore};
 use crate::connection_id::{is_node_id, random_node_id};
 use crate::handle::NodeHandle;
@@ -215,6 +215,7 @@ impl Node {
         }
         if let Some(broker) = &broker {
             broker.register(&mut registry).map_err(MetricsError::Register)?;
+            broker.set_history_rules(rules_digest(&config.history.rules));
             forward_interest(&router, broker, cluster_store.clone());
         }
 

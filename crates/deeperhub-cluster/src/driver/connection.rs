@@ -1,6 +1,7 @@
 //! One connection to the broker, from its start to its end.
 
 use std::cell::Cell;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,11 +13,12 @@ use tracing::{info, warn};
 use super::backlog::MAX_KEPT_CAPACITY;
 use super::batch::{RequeueOnDrop, next_batch_bytes, send_with_timeout, split_off};
 use super::{BROKER_TIMEOUT, ConnectionEnd, DriverState, JoinOutcome, MessageHandler};
+use crate::announcement;
 use crate::broker::{ClusterState, Shared};
 use crate::envelope::{Envelope, Header, Message};
 use crate::link::{Link, LinkError, Receiver, Sender, Subscriber};
 use crate::metrics::Dropped;
-use crate::peers::PEER_EXPIRY;
+use crate::peers::{PEER_EXPIRY, RulesDifference};
 use crate::queue::{Destination, Lane, MAX_BATCH_BYTES, Outbound};
 
 /// Time between two heartbeats.
@@ -293,8 +295,9 @@ impl<I: MessageHandler> Connection<'_, I> {
                 if shared.peers.record_hello(origin.node, origin.incarnation, version, connections, now) {
                     info!(node = origin.node, version, "Discovered a cluster node");
                 }
+                self.compare_rules(origin.node, version);
                 if wants_answer {
-                    shared.send_control(Destination::Node(origin.node.into()), self.hello(false));
+                    self.send_hello(Destination::Node(origin.node.into()), false);
                 }
             }
             Message::NameTaken { incarnation }
@@ -326,16 +329,33 @@ impl<I: MessageHandler> Connection<'_, I> {
             warn!(node = shared.node, "Another node started with this node's name");
             shared.send_control(Destination::All, Message::NameTaken { incarnation });
         } else {
-            shared.send_control(Destination::All, self.hello(true));
+            self.send_hello(Destination::All, true);
         }
     }
 
-    fn hello(&self, wants_answer: bool) -> Message<'static> {
-        Message::Hello {
+    fn send_hello(&self, to: Destination, wants_answer: bool) {
+        let shared = self.shared();
+        let version = announcement::write(shared.version, shared.history_rules.load(Ordering::Relaxed));
+        let hello = Message::Hello {
             joined: self.driver.joined.get(),
             wants_answer,
             connections: self.driver.handler.connections(),
-            version: self.shared().version,
+            version: &version,
+        };
+        shared.send_control(to, hello);
+    }
+
+    /// Logs once that a node has other rules for history, or cannot keep any.
+    fn compare_rules(&self, node: &str, version: &str) {
+        let shared = self.shared();
+        match shared.peers.compare_rules(node, shared.history_rules.load(Ordering::Relaxed)) {
+            None => {}
+            Some(RulesDifference::Unsupported) => {
+                warn!(node, version, "Version of a cluster node keeps no history");
+            }
+            Some(RulesDifference::Other) => {
+                warn!(node, version, "Cluster node has other rules for history");
+            }
         }
     }
 
@@ -343,7 +363,7 @@ impl<I: MessageHandler> Connection<'_, I> {
     async fn join_and_heartbeat(&self, echoes_own: bool) -> ConnectionEnd {
         let shared = self.shared();
         self.subscribed.notified().await;
-        shared.send_control(Destination::All, self.hello(true));
+        self.send_hello(Destination::All, true);
         if self.driver.joined.get() {
             let _ = timeout(PEER_RETURN_TIMEOUT, async {
                 while !shared.peers.all_returned() {
@@ -357,7 +377,7 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
         self.on_joined();
         loop {
-            shared.send_control(Destination::All, self.hello(false));
+            self.send_hello(Destination::All, false);
             sleep(HEARTBEAT_INTERVAL).await;
             let now = Instant::now();
             for node in shared.peers.expire(now) {

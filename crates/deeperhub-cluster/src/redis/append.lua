@@ -38,15 +38,27 @@ end
 
 local known_epoch = tonumber(ARGV[7])
 if is_behind(known_epoch, tonumber(ARGV[8])) then
-  begin_epoch(known_epoch, true)
+  begin_epoch(known_epoch)
 elseif resent then
-  local entries = redis.call('LRANGE', list, -512, -1)
-  local length = #ARGV[2]
-  for index = #entries, 1, -1 do
-    if string.sub(entries[index], 1, length) == ARGV[2] then
-      -- The message counts as appended even if the server has no memory for the fence.
-      redis.pcall('SET', meta, struct.pack('>I8I8', epoch, top) .. fences, 'PX', ARGV[6])
-      return string.sub(entries[index], length + 1, length + 32)
+  -- Other nodes may have appended many messages since. An incarnation's messages have ascending
+  -- sequences, so an earlier one of them ends the search. That of a batch's next message is short.
+  local own, sequence = string.sub(ARGV[2], 3, 10), struct.unpack('>I8', ARGV[2], 11)
+  local length, last, piece = #ARGV[2], -1, 8
+  while last and last > -16384 do
+    local entries = redis.call('LRANGE', list, last - piece + 1, last)
+    -- An earlier entry than the oldest one is the oldest one again.
+    last = #entries == piece and last - piece
+    piece = 512
+    for index = #entries, 1, -1 do
+      local entry = entries[index]
+      if string.sub(entry, 1, length) == ARGV[2] then
+        -- The message counts as appended even if the server has no memory for the fence.
+        redis.pcall('SET', meta, struct.pack('>I8I8', epoch, top) .. fences, 'PX', ARGV[6])
+        return string.sub(entry, length + 1, length + 32)
+      elseif string.sub(entry, 3, 10) == own and struct.unpack('>I8', entry, 11) < sequence then
+        last = nil
+        break
+      end
     end
   end
 end

@@ -49,6 +49,31 @@ fn messages_whose_replies_were_lost_keep_their_positions() {
 }
 
 #[test]
+fn messages_are_found_behind_many_of_other_nodes() {
+    let Some(server) = Server::start(&[]) else { return };
+    let (proxy, other) = (Proxy::start(server.address), Node::join(&server.url(), "b"));
+    let node = Node::join(&proxy.url(), "a");
+    node.store("t", 1);
+    proxy.hold_replies();
+    for number in 2..=20_u64 {
+        node.append(number, message("t", &number.to_string())).unwrap();
+    }
+    eventually("a stored message", || length(&server) > 1);
+    let stored = length(&server) as u64;
+    for number in 1..=1500 {
+        other.append(number, message("t", "0")).unwrap();
+    }
+    other.outcome(1500).unwrap();
+    proxy.cut_clients();
+    for number in 2..=20 {
+        let offset = node.outcome(number).unwrap().position.offset;
+        // Those that the server did not have yet come after the others.
+        assert_eq!(offset, if number <= stored { number } else { number + 1500 });
+    }
+    assert_eq!(length(&server), 1520);
+}
+
+#[test]
 fn messages_that_the_old_connection_brings_late_are_not_stored_again() {
     let Some(server) = Server::start(&[]) else { return };
     let proxy = Proxy::start(server.address);

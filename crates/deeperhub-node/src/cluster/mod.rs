@@ -7,6 +7,7 @@ mod answer;
 pub(crate) mod query;
 mod receive;
 mod recent_positions;
+mod rules_digest;
 
 use std::io;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use deeperhub_cluster::{Broker, Driver, DriverHandle, InterestChange, JoinOutcom
 use crate::hub::Hub;
 use crate::streams::{ClusterStore, StreamRouter};
 use receive::ClusterReceiver;
+pub(crate) use rules_digest::rules_digest;
 
 /// Time that the start waits for the broker. Afterwards the node serves its own clients while the
 /// cluster thread continues to connect.

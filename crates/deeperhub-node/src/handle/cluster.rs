@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use deeperhub_cluster::{Message, RequestError};
+use deeperhub_cluster::{Broker, Message, RequestError};
 use deeperhub_protocol::{ClientId, Subscription};
 use futures_util::future::join_all;
 use serde::Deserialize;
@@ -183,9 +183,10 @@ impl NodeHandle {
             silent: peer.silent,
             is_self: false,
         });
+        let own_version = || env!("CARGO_PKG_VERSION").to_owned();
         let this_node = NodeInfo {
             node_id: hub.node_id.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: hub.broker.as_ref().map_or_else(own_version, Broker::announced_version),
             connections: hub.metrics.connections(),
             known: hub.started.elapsed(),
             silent: Duration::ZERO,

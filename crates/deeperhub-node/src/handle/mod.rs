@@ -20,6 +20,7 @@ use deeperhub_protocol::{ClientId, RawJson, Topic};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::cluster::rules_digest;
 use crate::config::Limits;
 use crate::connection_id::{ConnectionId, is_node_id};
 use crate::health::Health;
@@ -180,6 +181,9 @@ impl NodeHandle {
         self.listener.set_limits(limits.listener.clone());
         if self.hub.limits.load().history != limits.history {
             self.hub.streams.set_limits(&self.hub.router, &limits.history);
+        }
+        if let Some(broker) = &self.hub.broker {
+            broker.set_history_rules(rules_digest(&limits.history.rules));
         }
         self.hub.limits.store(Arc::new(limits));
     }

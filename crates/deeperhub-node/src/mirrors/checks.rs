@@ -17,6 +17,9 @@ use crate::streams::{ClusterStore, StreamStripe, TopCheck};
 /// Time before another attempt after the store did not answer.
 const RETRY_TIME: Duration = Duration::from_millis(500);
 
+/// Time after which what was under way at the first look has arrived.
+const SECOND_LOOK_TIME: Duration = Duration::from_secs(1);
+
 /// Time between looks at so many topics as one exchange has. At most 2,000 topics are looked up in a
 /// second.
 const LOOK_INTERVAL: Duration = Duration::from_millis(256);
@@ -76,7 +79,11 @@ pub(super) async fn check_server(store: &ClusterStore) {
 /// Looks up the topics that are followed and had no message since the last look.
 pub(super) async fn check_quiet_topics(hub: &Hub, store: &ClusterStore) {
     let topics = hub.followed_topics(StreamStripe::needs_check);
-    check_topics(hub, store, topics, LOOK_INTERVAL).await;
+    let topics = check_topics(hub, store, topics, LOOK_INTERVAL).await;
+    if !topics.is_empty() {
+        tokio::time::sleep(SECOND_LOOK_TIME).await;
+        check_topics(hub, store, topics, LOOK_INTERVAL).await;
+    }
 }
 
 /// Checks all followed topics after the broker was away. The node is ready afterwards.
@@ -115,14 +122,15 @@ async fn is_following(hub: &Hub, store: &ClusterStore, (topic, rule): &FollowedT
     }
 }
 
-/// Looks up the newest positions of topics. Returns those for which the store did not answer.
+/// Looks up the newest positions of topics. Returns those that need another look, or for which the
+/// store did not answer.
 async fn check_topics(
     hub: &Hub,
     store: &ClusterStore,
     mut topics: Vec<FollowedTopic>,
     pause: Duration,
 ) -> Vec<FollowedTopic> {
-    let mut unanswered = Vec::new();
+    let mut again = Vec::new();
     // The store remembers the positions as long as the rule says.
     topics.sort_by_key(|(_, rule)| *rule);
     for of_rule in topics.chunk_by(|(_, one), (_, other)| one == other) {
@@ -134,31 +142,36 @@ async fn check_topics(
                 Err(error) => Err(error),
             };
             let Ok(tops) = tops else {
-                unanswered.extend_from_slice(part);
+                again.extend_from_slice(part);
                 continue;
             };
             store.mirror_metrics.checks.add(part.len() as u64);
-            for ((topic, _), top) in part.iter().zip(tops) {
+            for (followed, top) in part.iter().zip(tops) {
                 let top = top.position.unwrap_or(StorePosition { epoch: 0, offset: 0 });
-                on_top(hub, store, topic, top).await;
+                if on_top(hub, store, &followed.0, top).await {
+                    again.push(followed.clone());
+                }
             }
             if part.len() == MAX_TOPS {
                 tokio::time::sleep(pause).await;
             }
         }
     }
-    unanswered
+    again
 }
 
-async fn on_top(hub: &Hub, store: &ClusterStore, topic: &Topic<'_>, top: StorePosition) {
+/// Handles the store's newest position. Returns `true` if another look is needed.
+async fn on_top(hub: &Hub, store: &ClusterStore, topic: &Topic<'_>, top: StorePosition) -> bool {
     match hub.check_top(topic, top) {
         TopCheck::InSync => {}
+        TopCheck::Differs => return true,
         TopCheck::Read(read) => {
             store.mirror_metrics.holes.inc();
             store.queue_read(topic.as_str().into(), read);
         }
         TopCheck::Behind(known) => reset_behind(hub, store, topic.as_str(), known).await,
     }
+    false
 }
 
 /// Lets the store start a new stream of a topic if it knows less than this node.

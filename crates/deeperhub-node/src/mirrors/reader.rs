@@ -33,8 +33,9 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Interval at which the reader looks for clients that waited too long, and retries reads.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Interval between checks of quiet topics.
-const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval between checks of quiet topics. A topic is quiet from the second check after its last
+/// message on. So a lost last message comes within ten seconds: two intervals and a second look.
+const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -64,6 +65,8 @@ struct Reader {
     probe: Option<Task<()>>,
     /// Check of all mirrors after the broker was away.
     reconnect: Option<Task<()>>,
+    /// Check of quiet topics.
+    check: Option<Task<()>>,
     next_check: Instant,
 }
 
@@ -85,6 +88,7 @@ impl StoreReader {
             tasks: FuturesUnordered::new(),
             probe: None,
             reconnect: None,
+            check: None,
             next_check: Instant::now() + CHECK_INTERVAL,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -139,6 +143,9 @@ impl Reader {
                 }
                 () = run_optional(&mut self.reconnect) => {
                     self.reconnect = None;
+                }
+                () = run_optional(&mut self.check) => {
+                    self.check = None;
                 }
                 changed = states.changed() => {
                     if changed.is_err() {
@@ -220,6 +227,12 @@ impl Reader {
             let is_read = range.is_some();
             self.store.metrics.reads.inc(if is_read { ReadLabel::Ok } else { ReadLabel::Failed });
             let Ok(parsed) = Topic::parse(&*topic) else { continue };
+            if let Some(range) = &range
+                && let Some(read) = self.hub.read_from_oldest(&parsed, request, range)
+            {
+                self.queue.push_back((topic, read));
+                continue;
+            }
             let outcome = self.hub.apply_read(&parsed, request, range);
             if let Some(known) = outcome.behind {
                 self.reset_behind(topic, known, outcome.next);
@@ -280,10 +293,10 @@ impl Reader {
                 self.queue.push_back((topic, read));
             }
         }
-        if now >= self.next_check && self.reconnect.is_none() {
+        if now >= self.next_check && self.reconnect.is_none() && self.check.is_none() {
             self.next_check = now + CHECK_INTERVAL;
             let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
-            self.tasks.push(Box::pin(async move { checks::check_quiet_topics(&hub, &store).await }));
+            self.check = Some(Box::pin(async move { checks::check_quiet_topics(&hub, &store).await }));
         }
     }
 
@@ -358,6 +371,22 @@ impl Hub {
     fn retry_read(&self, topic: &str) -> Option<ReadRequest> {
         let parsed = Topic::parse(topic).ok()?;
         self.router.update_kept(&parsed, |_, kept, stripe| stripe.retry_read(stripe.find(kept)?))
+    }
+
+    /// Returns the read that replaces one of a topic's last messages, if the answer had no room for all
+    /// of them. It begins with the oldest one, and others follow it.
+    fn read_from_oldest(
+        &self,
+        topic: &Topic<'_>,
+        request: ReadRequest,
+        range: &StreamRange,
+    ) -> Option<ReadRequest> {
+        let top = range.top.filter(|_| request.after.is_none() && range.is_cut)?;
+        let (budget, rule) = self.streams.rule(topic)?;
+        let history = budget.rules().get(rule)?.policy().history();
+        let offset = top.offset.saturating_sub(history.into()).max(range.oldest.saturating_sub(1));
+        let after = deeperhub_history::StorePosition { epoch: top.epoch, offset };
+        Some(ReadRequest { after: Some(after), ..request })
     }
 
     /// Returns the request to the store for a read that a mirror asks for. Returns `None` if no rule

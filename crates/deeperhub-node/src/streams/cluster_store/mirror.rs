@@ -44,6 +44,8 @@ pub(crate) enum LiveEffect {
 #[derive(Debug)]
 pub(crate) enum TopCheck {
     InSync,
+    /// Another look must tell whether something is under way or lost.
+    Differs,
     Read(ReadRequest),
     /// The store has lost messages that this node knows.
     Behind(StorePosition),

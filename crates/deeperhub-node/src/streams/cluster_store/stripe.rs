@@ -124,7 +124,8 @@ impl StreamStripe {
         let check = self.with_mirror(id, |topic, stream| match topic.mirror.on_top(stream, epoch, top) {
             CheckResult::Read(Some(read)) => TopCheck::Read(read),
             CheckResult::Behind => topic.known().map_or(TopCheck::InSync, TopCheck::Behind),
-            CheckResult::InSync | CheckResult::Differs | CheckResult::Read(None) => TopCheck::InSync,
+            CheckResult::Differs => TopCheck::Differs,
+            CheckResult::InSync | CheckResult::Read(None) => TopCheck::InSync,
         });
         check.unwrap_or(TopCheck::InSync)
     }

@@ -1,0 +1,140 @@
+//! A primary of Redis that fails while a replica has all messages, or lacks the last ones.
+
+use serde_json::json;
+use tokio::task::block_in_place;
+
+use super::journals::{RULE, Trial};
+use super::streams::{publish_range, subscriber};
+use super::{eventually, node, nodes, wait_until_ready};
+use crate::support::{Broker, Client, Engine, Proxy, Server, has_brokers};
+
+/// A primary and its replica, whose link can be cut.
+struct Pair {
+    primary: Broker,
+    replica: Broker,
+    link: Proxy,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let primary = Broker::start_with(Engine::Redis, &["--repl-diskless-sync-delay", "0"]);
+        let link = Proxy::start(primary.address);
+        let port = link.address.port().to_string();
+        let replica = Broker::start_with(Engine::Redis, &["--replicaof", "127.0.0.1", &port]);
+        eventually("the replica", async || primary.redis_lines("WAIT 1 100") == [":1"]).await;
+        Self { primary, replica, link }
+    }
+
+    fn url(&self) -> String {
+        format!("redis://{},{}", self.primary.address, self.replica.address)
+    }
+
+    /// Ends the primary and promotes the replica.
+    fn fail_over(&mut self) {
+        self.primary.kill();
+        assert_eq!(self.replica.redis_lines("REPLICAOF NO ONE"), ["+OK"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_with_all_messages_takes_over_without_a_loss() {
+    if !has_brokers() {
+        return;
+    }
+    let mut pair = Pair::start().await;
+    let nodes: [Server; 2] = nodes(&pair.url(), RULE).await;
+    let trial = Trial::of("kept.1", &nodes).await;
+    trial.run_for(200).await;
+    block_in_place(|| {
+        // The primary takes no more messages until the replica has all of them.
+        assert_eq!(pair.primary.redis_lines("CLIENT PAUSE 60000 WRITE"), ["+OK"]);
+        assert_eq!(pair.primary.redis_lines("WAIT 1 20000"), [":1"]);
+        pair.fail_over();
+    });
+    trial.run_for(200).await;
+    trial.finish(&nodes[0]).await.check_lossless();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_without_the_last_messages_starts_a_new_epoch() {
+    if !has_brokers() {
+        return;
+    }
+    let mut pair = Pair::start().await;
+    let nodes: [Server; 2] = nodes(&pair.url(), RULE).await;
+    let trial = Trial::of("kept.1", &nodes).await;
+    trial.run_for(200).await;
+    pair.link.cut();
+    trial.run_for(200).await;
+    block_in_place(|| pair.fail_over());
+    trial.run_for(200).await;
+    let outcome = trial.finish(&nodes[0]).await;
+    outcome.check();
+    for journal in &outcome.journals {
+        assert!(!journal.holes.is_empty());
+        assert!(journal.holes.iter().all(|reason| reason == "epoch"), "{:?}", journal.holes);
+    }
+}
+
+/// The new primary first gets messages of a node that does not know that others are lost, and gives
+/// their offsets to these messages.
+async fn give_offsets_again(lost: u64, new: u64) {
+    let mut pair = Pair::start().await;
+    let [to_primary, to_replica] = [&pair.primary, &pair.replica].map(|broker| Proxy::start(broker.address));
+    let follower = node(&format!("redis://{},{}", to_primary.address, to_replica.address), "follower", RULE);
+    let publisher = node(&pair.url(), "publisher", RULE);
+    wait_until_ready(&follower).await;
+    wait_until_ready(&publisher).await;
+    let mut client = Client::connect(&publisher).await;
+    let (mut reader, _) = subscriber(&follower, json!({"topic": "kept.1"})).await;
+    publish_range(&mut client, "kept.1", 0..10).await;
+    eventually("the replica", async || pair.primary.redis_lines("WAIT 1 100") == [":1"]).await;
+    pair.link.cut();
+    publish_range(&mut client, "kept.1", 10..10 + lost).await;
+    for number in 0..10 + lost {
+        assert_eq!(reader.receive().await["data"]["message"], number);
+    }
+    to_replica.cut();
+    block_in_place(|| pair.fail_over());
+    wait_until_ready(&publisher).await;
+    let first = 100;
+    for number in first..first + new {
+        let data = json!({"topic": "kept.1", "message": number, "once": number.to_string()});
+        let publish = json!({"type": "publish", "id": number, "data": data});
+        eventually("a publish", async || client.request(&publish).await["type"] == "published").await;
+    }
+    to_replica.mend();
+    wait_until_ready(&follower).await;
+    publish_range(&mut client, "kept.1", 200..201).await;
+    let mut reasons = Vec::new();
+    loop {
+        let message = reader.receive().await;
+        match message["type"].as_str() {
+            Some("gap") => reasons.push(message["data"]["reason"].clone()),
+            _ if message["data"]["message"] == 200 => break,
+            _ => {}
+        }
+    }
+    assert_eq!(reasons.first(), Some(&json!("epoch")), "{lost} lost, {new} new");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_given_again_are_told_as_a_new_epoch() {
+    if !has_brokers() {
+        return;
+    }
+    // The new primary has less than the follower when the follower is back.
+    give_offsets_again(5, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "mirrors do not compare what they have with what they read yet"]
+async fn offsets_given_again_while_a_node_was_away_are_told_as_a_new_epoch() {
+    if !has_brokers() {
+        return;
+    }
+    // The new primary has as much as the follower, or more.
+    for new in [5, 20] {
+        give_offsets_again(5, new).await;
+    }
+}
