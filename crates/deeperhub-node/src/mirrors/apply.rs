@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use deeperhub_cluster::{Message, StorePosition, StoredEnvelope, StreamRange};
+use deeperhub_cluster::{Message, ResetWhen, StorePosition, StoredEnvelope, StreamRange};
 use deeperhub_history::{
     Cursor, Delivery as DeliveryPolicy, MirrorStep, ReadRequest, Seconds, StoredMessage, StreamId, StreamRead,
 };
@@ -16,6 +16,7 @@ use deeperhub_router::{Outgoing, Reach, TopicView};
 use crate::connection_id::ConnectionId;
 use crate::delivery::{Delivery, Sequenced};
 use crate::hub::Hub;
+use crate::planted::planted;
 use crate::streams::{HubPublisher, KeptStream, LiveEffect, Remains, StreamStripe, TopCheck};
 use crate::trace::fan_out::PublishStamp;
 
@@ -24,8 +25,9 @@ use crate::trace::fan_out::PublishStamp;
 pub(super) struct ReadOutcome {
     /// The next read, if one is needed.
     pub(super) next: Option<ReadRequest>,
-    /// Latest position that this node knows, if the store has less.
-    pub(super) behind: Option<StorePosition>,
+    /// The new stream that the store must start before, and latest position that this node knows,
+    /// if the store has lost messages.
+    pub(super) reset: Option<(StorePosition, ResetWhen)>,
     /// `true` if the stream is whole, or there is none any more.
     pub(super) is_settled: bool,
 }
@@ -112,7 +114,7 @@ impl Hub {
             return;
         };
         let Some(store) = &self.streams.cluster else { return };
-        let at = Instant::now();
+        let at = self.streams.clock.now();
         let now = self.streams.clock.seconds(at);
         let mut remains = Remains::default();
         let excluded = self.excluded_connection(&stored.message);
@@ -133,7 +135,7 @@ impl Hub {
                 None => (Some(unordered(frame)).filter(|_| !is_copy), None),
                 Some((_, LiveEffect::Unordered(read))) => (Some(unordered(frame)).filter(|_| !is_copy), read),
                 Some((_, LiveEffect::Rewritten(known))) => {
-                    store.report_behind(Arc::clone(topic.name()), known);
+                    store.report_rewritten(Arc::clone(topic.name()), known);
                     (None, None)
                 }
                 Some((_, LiveEffect::Nothing(read))) => {
@@ -214,7 +216,7 @@ impl Hub {
         request: ReadRequest,
         range: Option<StreamRange>,
     ) -> ReadOutcome {
-        let at = Instant::now();
+        let at = self.streams.clock.now();
         let now = self.streams.clock.seconds(at);
         let answer = range.map(|range| self.stream_read(request, &range));
         let mut remains = Remains::default();
@@ -229,6 +231,12 @@ impl Hub {
                 stripe.on_read_failed(id, request.number);
                 return (pushes, outcome);
             };
+            if stripe.is_rewritten(id, answer.epoch, &answer.messages) && !planted!(RewriteUnread) {
+                stripe.on_read_failed(id, request.number);
+                let reset = |known| (known, ResetWhen::StoreHasRewritten);
+                outcome.reset = stripe.known_of(id).map(reset);
+                return (pushes, outcome);
+            }
             let Some((result, is_told)) = stripe.on_read(id, request.number, answer) else {
                 return (pushes, outcome);
             };
@@ -240,7 +248,8 @@ impl Hub {
                 }
             }
             outcome.next = result.next;
-            outcome.behind = stripe.known_of(id).filter(|_| result.is_behind);
+            let reset = |known| (known, ResetWhen::StoreIsBehind);
+            outcome.reset = stripe.known_of(id).filter(|_| result.is_behind).map(reset);
             outcome.is_settled = stripe.is_settled(id);
             (pushes, outcome)
         };
@@ -258,9 +267,13 @@ impl Hub {
         let messages: Vec<_> =
             range.messages.iter().filter_map(|envelope| self.stored_envelope(envelope)).collect();
         let asked_after = request.after.filter(|after| after.epoch == top.epoch).map(|after| after.offset);
-        // What is missing before the first message has left the store, or is of no interest.
-        let floor = messages.first().map_or(top.offset, |first| first.offset - 1);
-        StreamRead { epoch: top.epoch, top: top.offset, floor: floor.max(asked_after.unwrap_or(0)), messages }
+        let floor = match asked_after {
+            // What is missing before the oldest message has left the store.
+            Some(after) => (range.oldest.max(1) - 1).min(top.offset).max(after),
+            // What comes before the first message is of no interest.
+            None => messages.first().map_or(top.offset, |first| first.offset - 1),
+        };
+        StreamRead { epoch: top.epoch, top: top.offset, floor, messages }
     }
 
     /// Returns a message of a read as streams keep it.
@@ -281,7 +294,7 @@ impl Hub {
     /// Notes that the store has started a new stream of a topic.
     pub(crate) fn on_stream_reset(&self, topic: &Topic<'_>, epoch: u64) {
         let Some(store) = &self.streams.cluster else { return };
-        if let TopCheck::Read(read) = self.check_top(topic, StorePosition { epoch, offset: 0 }) {
+        if let TopCheck::Read { read, .. } = self.check_top(topic, StorePosition { epoch, offset: 0 }) {
             store.queue_read(topic.as_str().into(), read);
         }
     }

@@ -4,6 +4,7 @@ use deeperhub_cluster::StorePosition;
 use deeperhub_history::{Mirror, ReadRequest, Stream};
 use deeperhub_protocol::Epoch;
 use deeperhub_protocol::frame::KeptFrame;
+use deeperhub_protocol::message::EncodedDelivery;
 
 /// The mirror of a topic.
 #[derive(Debug)]
@@ -42,7 +43,11 @@ pub(crate) enum LiveEffect {
 #[derive(Debug)]
 pub(crate) enum TopCheck {
     InSync,
-    Read(ReadRequest),
+    /// A read decides. `is_hole` says that the mirror lacks messages.
+    Read {
+        read: ReadRequest,
+        is_hole: bool,
+    },
     /// The store has lost messages that this node knows.
     Behind(StorePosition),
 }
@@ -72,4 +77,15 @@ impl TopicMirror {
             self.is_warm = false;
         }
     }
+}
+
+/// Returns `true` if two frames are of different messages. The offset before a message does not
+/// count, because a store need not tell it in each answer.
+pub(super) fn is_other(one: &KeptFrame, other: &KeptFrame) -> bool {
+    fn content(frame: &KeptFrame) -> Option<&str> {
+        let data = EncodedDelivery::parse(frame.as_bytes())?.data().as_str();
+        // The position comes last.
+        data.rfind(r#","epoch":""#).and_then(|end| data.get(..end))
+    }
+    content(one) != content(other)
 }

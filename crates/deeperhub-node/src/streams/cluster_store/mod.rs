@@ -107,9 +107,10 @@ impl ClusterStore {
         let _ = self.requests.send(ReaderRequest::Read { topic, read });
     }
 
-    /// Lets the store compare itself with what this node knows of a topic.
-    pub(crate) fn report_behind(&self, topic: Arc<str>, known: StorePosition) {
-        let _ = self.requests.send(ReaderRequest::Behind { topic, known });
+    /// Lets the store start a new stream of a topic, because it has given an offset again that this
+    /// node knows.
+    pub(crate) fn report_rewritten(&self, topic: Arc<str>, known: StorePosition) {
+        let _ = self.requests.send(ReaderRequest::Rewritten { topic, known });
     }
 
     /// Queues the read of a topic for which clients of a worker wait. The worker is told when the

@@ -7,7 +7,7 @@ use deeperhub_history::{
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::{Epoch, Topic};
 
-use super::mirror::{LiveEffect, Readiness, TopCheck, TopicMirror};
+use super::mirror::{LiveEffect, Readiness, TopCheck, TopicMirror, is_other};
 use crate::streams::{KeptStream, StreamRouter, StreamStripe, Streams};
 
 /// Bytes of the messages of a topic that wait for a read of the store.
@@ -53,7 +53,7 @@ impl StreamStripe {
                 LiveResult::Waits(read) => LiveEffect::Nothing(read),
                 LiveResult::Duplicate(message) => {
                     let kept = stream.message(message.offset);
-                    let is_other = kept.is_some_and(|kept| kept.as_bytes() != message.message.as_bytes());
+                    let is_other = kept.is_some_and(|kept| is_other(kept, &message.message));
                     match topic.known().filter(|_| is_other) {
                         Some(known) => LiveEffect::Rewritten(known),
                         None => LiveEffect::Nothing(None),
@@ -79,6 +79,19 @@ impl StreamStripe {
             topic.is_warm |= topic.mirror.is_settled();
             (result, was_warm)
         })
+    }
+
+    /// Returns `true` if a read shows that the store has given the newest offset of a stream again,
+    /// to another message. The read has begun with the message at that offset.
+    pub(crate) fn is_rewritten(
+        &self,
+        id: StreamId,
+        epoch: u64,
+        messages: &[StoredMessage<KeptFrame>],
+    ) -> bool {
+        let (Some(stream), Some(first)) = (self.table.get(id), messages.first()) else { return false };
+        stream.epoch() == Epoch::from_bits(epoch)
+            && stream.message(first.offset).is_some_and(|kept| is_other(kept, &first.message))
     }
 
     /// Returns the latest known position of a stream.
@@ -117,7 +130,10 @@ impl StreamStripe {
     /// Compares a mirror with the newest position of the store.
     pub(crate) fn on_top(&mut self, id: StreamId, epoch: u64, top: u64) -> TopCheck {
         let check = self.with_mirror(id, |topic, stream| match topic.mirror.on_top(stream, epoch, top) {
-            CheckResult::Read(Some(read)) => TopCheck::Read(read),
+            CheckResult::Read(Some(read)) => {
+                let own = Some(StorePosition { epoch, offset: top });
+                TopCheck::Read { read, is_hole: topic.known() != own || stream.newest() != top }
+            }
             CheckResult::Behind => topic.known().map_or(TopCheck::InSync, TopCheck::Behind),
             CheckResult::InSync | CheckResult::Differs | CheckResult::Read(None) => TopCheck::InSync,
         });
