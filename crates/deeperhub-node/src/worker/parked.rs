@@ -145,12 +145,6 @@ impl ParkedClients {
         self.clients.is_empty() && self.waiting.is_empty()
     }
 
-    /// Returns `true` if a connection is parked.
-    #[cfg(test)]
-    pub(crate) fn is_parked(&self, key: ConnectionKey) -> bool {
-        self.clients.contains_key(&key)
-    }
-
     /// Forgets a parked connection that has closed.
     pub(crate) fn remove(&mut self, key: ConnectionKey) {
         let Some(client) = self.clients.remove(&key) else { return };

@@ -18,12 +18,15 @@ use crate::commands;
 use crate::connection_id::ConnectionId;
 use crate::hub::{Hub, Publisher};
 use crate::replay::SubscribeStep;
-use crate::streams::{HubShard, Once, PublishRefusal, StoreNotice};
+use crate::streams::{HistoryNotice, HistoryRead, HubShard, Once, PublishRefusal, StoreNotice};
 use crate::worker::AppendReply;
 use crate::worker::parked::AnswerParked;
 
 /// Levels of a message's JSON.
 const MAX_DEPTH: usize = 16;
+
+/// Bytes of a page of a history.
+const MAX_PAGE_BYTES: usize = 1500;
 
 /// A connection of a worker, to which replies go.
 struct Answerer<'a> {
@@ -105,7 +108,24 @@ impl Worker {
                         cluster: None,
                     });
                 }
-                StoreNotice::Progress | StoreNotice::Replay { .. } | StoreNotice::History(_) => {}
+                StoreNotice::History(notice) => {
+                    let HistoryNotice { connection, id, topic, page } = *notice;
+                    if !self.is_open(connection) {
+                        continue;
+                    }
+                    self.parked_since.remove(&connection.key);
+                    let id = id.as_deref().and_then(MessageId::from_json);
+                    let mut answerer = Answerer { hub, worker: self, key: connection.key, now };
+                    let Ok(page) = page else {
+                        answerer.refuse(id, &topic, PublishRefusal::Unavailable);
+                        continue;
+                    };
+                    let messages = page.messages();
+                    let (position, next) = (page.position, page.next);
+                    let topic = &*topic;
+                    answerer.reply(&ServerMessage::History { id, topic, position, messages: &messages, next });
+                }
+                StoreNotice::Progress | StoreNotice::Replay { .. } => {}
             }
         }
     }
@@ -164,7 +184,7 @@ impl Simulation {
         let Some((node, worker, key)) = view.connection else { return Ok(false) };
         let (now, since) = (self.times.started + self.times.now, self.times.now);
         let Some(node) = &mut self.nodes[node] else { return Ok(false) };
-        if node.workers[worker].parked.is_parked(key) {
+        if node.workers[worker].parked_since.contains_key(&key) {
             return Ok(false);
         }
         let Some(text) = view.outbox.pop_front() else { return Ok(false) };
@@ -245,6 +265,27 @@ fn execute(
                     let (position, cluster) = (outcome.position, None);
                     answerer.reply(&ServerMessage::Published { id, topic, subscribers, position, cluster });
                 }
+            }
+        }
+        Command::History(request) => {
+            let id_text = id.map(|id| id.as_json().into());
+            match hub.streams.read(&hub.router, &request, MAX_PAGE_BYTES) {
+                HistoryRead::Page(page) => {
+                    let messages = page.messages();
+                    let (topic, position, next) = (request.topic.as_str(), page.position, page.next);
+                    let reply = ServerMessage::History { id, topic, position, messages: &messages, next };
+                    Answerer { hub: &hub, worker, key, now }.reply(&reply);
+                }
+                HistoryRead::InCluster(page) => {
+                    let (store, topic) = (Arc::clone(&node.store), Arc::from(page.topic.as_str()));
+                    let done = move |page| {
+                        let notice = HistoryNotice { connection, id: id_text, topic, page };
+                        store.notify(connection.worker, StoreNotice::History(Box::new(notice)));
+                    };
+                    node.store.read_page(page, Box::new(done));
+                    worker.parked_since.insert(key, since);
+                }
+                HistoryRead::Stored(_) => return Err("the node has no disk".to_owned()),
             }
         }
         Command::Ping => Answerer { hub: &hub, worker, key, now }.reply(&ServerMessage::Pong { id }),
