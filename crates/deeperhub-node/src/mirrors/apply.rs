@@ -108,7 +108,7 @@ impl Hub {
         source: Option<u64>,
         is_copy: bool,
     ) {
-        let (Some((epoch, stored)), Message::Stored { topic, payload, .. }) =
+        let (Some((epoch, stored)), Message::Stored { topic: name, payload, .. }) =
             (self.stored_message(message), message)
         else {
             return;
@@ -119,21 +119,25 @@ impl Hub {
         let mut remains = Remains::default();
         let excluded = self.excluded_connection(&stored.message);
         let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
-            let id = stripe.find(kept);
-            let unordered = |frame: KeptFrame| Push {
-                frame,
-                excluded,
-                sequenced: None,
-                observed: self.observed(topic.name()),
-                at,
-                reach: Reach::Matching,
-            };
+            let known = stripe.find(kept);
+            let id = known.or_else(|| self.open_followed((topic, kept, stripe), now, &mut remains));
+            let begun = id.filter(|_| known.is_none()).and_then(|id| stripe.begin_late(id));
             let frame = stored.message.clone();
+            // Without history, a message has no position. Subscribers that were here before the stream
+            // are told their position when it is whole.
+            let unordered = |is_plain: bool| {
+                let is_plain = is_plain && !planted!(EarlyPositionTold);
+                let frame = is_plain.then(|| plain_frame(message)).flatten().unwrap_or(frame);
+                let (observed, reach) = (self.observed(topic.name()), Reach::Matching);
+                Some(Push { frame, excluded, sequenced: None, observed, at, reach }).filter(|_| !is_copy)
+            };
             let effect = id.and_then(|id| Some((id, stripe.on_live(id, epoch, stored)?)));
             let (push, read) = match effect {
-                // The topic is followed by patterns only.
-                None => (Some(unordered(frame)).filter(|_| !is_copy), None),
-                Some((_, LiveEffect::Unordered(read))) => (Some(unordered(frame)).filter(|_| !is_copy), read),
+                // The topic is followed by patterns only, or has no history here.
+                None => (unordered(topic.subscribers() > 0 || self.streams.rule(name).is_none()), None),
+                Some((id, LiveEffect::Unordered(read))) => {
+                    (unordered(stripe.has_early_subscribers(id)), read)
+                }
                 Some((_, LiveEffect::Rewritten(known))) => {
                     store.report_rewritten(Arc::clone(topic.name()), known);
                     (None, None)
@@ -149,19 +153,35 @@ impl Hub {
                     (push.map(|push| Push { excluded, ..push }), None)
                 }
             };
-            let read = read.map(|read| (Arc::clone(topic.name()), read));
+            let read = begun.or(read).map(|read| (Arc::clone(topic.name()), read));
             (push.map(Push::into_outgoing), read)
         };
-        let (published, read) = publisher.publish_kept(topic, source, prepare);
+        let (published, read) = publisher.publish_kept(name, source, prepare);
         self.streams.finish(&self.router, remains, now);
         if let Some((topic, read)) = read {
             store.queue_read(topic, read);
         }
-        self.watchers.wake(topic.as_str());
+        self.watchers.wake(name.as_str());
         if origin != self.node_id {
             // This node counts its own messages when they are published.
-            self.top.publish(topic.as_str(), published.subscribers, payload.as_str().len());
+            self.top.publish(name.as_str(), published.subscribers, payload.as_str().len());
         }
+    }
+
+    /// Opens the stream of a topic that has subscribers and no stream: its rule is newer than their
+    /// subscriptions.
+    fn open_followed(
+        &self,
+        (topic, kept, stripe): (TopicView<'_>, &mut KeptStream, &mut StreamStripe),
+        now: Seconds,
+        remains: &mut Remains,
+    ) -> Option<StreamId> {
+        if topic.subscribers() == 0 || planted!(LateRuleIgnored) {
+            return None;
+        }
+        let parsed = Topic::parse(&**topic.name()).ok()?;
+        let (budget, rule) = self.streams.rule(&parsed)?;
+        stripe.find_or_open(topic, kept, (&budget, rule), now, remains).ok()
     }
 
     /// Returns the name of a topic if sent messages are observed.
@@ -185,8 +205,7 @@ impl Hub {
         let may_suspend = policy.is_some_and(|policy| policy.delivery() != DeliveryPolicy::Close);
         let name = topic.name();
         let gap = |from, epoch, offset, reason| {
-            let position = Position { epoch, offset, time: self.streams.clock.unix_ms(at) };
-            let frame = ServerMessage::Gap { topic: name, from, position, reason }.to_frame().keep();
+            let frame = self.gap_frame(name, from, (epoch, offset), reason, at);
             (frame, before, Some(reason), Reach::Topic)
         };
         let pushed = match &step {
@@ -207,6 +226,33 @@ impl Hub {
         let sequenced = Sequenced { topic, before, may_suspend, gap, is_mirrored: true, rule_changes };
         let observed = self.observed(name).filter(|_| gap.is_none());
         Some(Push { frame, excluded: None, sequenced: Some(sequenced), observed, at, reach })
+    }
+
+    fn gap_frame(
+        &self,
+        topic: &str,
+        from: Option<u64>,
+        (epoch, offset): (Epoch, u64),
+        reason: GapReason,
+        at: Instant,
+    ) -> KeptFrame {
+        let position = Position { epoch, offset, time: self.streams.clock.unix_ms(at) };
+        ServerMessage::Gap { topic, from, position, reason }.to_frame().keep()
+    }
+
+    /// Returns the gap for subscribers whose topic has got a stream. They stand at its newest message.
+    fn first_gap(
+        &self,
+        (topic, stripe): (TopicView<'_>, &StreamStripe),
+        (epoch, offset): (Epoch, u64),
+        at: Instant,
+    ) -> Push {
+        let (name, gap) = (topic.name(), Some(GapReason::Epoch));
+        let frame = self.gap_frame(name, None, (epoch, offset), GapReason::Epoch, at);
+        let (topic, before) = (Arc::clone(name), Cursor::new(epoch, offset));
+        let rule_changes = stripe.rule_changes;
+        let sequenced = Sequenced { topic, before, may_suspend: true, gap, is_mirrored: true, rule_changes };
+        Push { frame, excluded: None, sequenced: Some(sequenced), observed: None, at, reach: Reach::Topic }
     }
 
     /// Applies the answer of a read.
@@ -246,6 +292,9 @@ impl Hub {
                     let excluded = self.excluded_connection(&push.frame);
                     pushes.push(Push { excluded, ..push }.into_outgoing());
                 }
+            }
+            if let Some(place) = stripe.take_early_subscribers(id).filter(|_| topic.subscribers() > 0) {
+                pushes.push(self.first_gap((topic, stripe), place, at).into_outgoing());
             }
             outcome.next = result.next;
             let reset = |known| (known, ResetWhen::StoreIsBehind);
@@ -298,4 +347,19 @@ impl Hub {
             store.queue_read(topic.as_str().into(), read);
         }
     }
+}
+
+/// Returns a message of the store as subscribers of a topic without history get it.
+fn plain_frame(message: &Message<'_>) -> Option<KeptFrame> {
+    let Message::Stored { topic, from, trace, payload, .. } = message else { return None };
+    let message = ServerMessage::Message {
+        topic: topic.as_str(),
+        message: *payload,
+        from: from.as_ref(),
+        position: None,
+        prev: None,
+        traceparent: trace.traceparent.as_deref(),
+        tracestate: trace.tracestate.as_deref(),
+    };
+    Some(message.to_frame().keep())
 }

@@ -12,6 +12,9 @@ pub(crate) struct TopicMirror {
     pub(super) mirror: Mirror<KeptFrame>,
     /// `true` if the stream was whole since somebody follows the topic.
     pub(super) is_warm: bool,
+    /// `true` if the topic had subscribers before its stream was whole. Their messages had no order,
+    /// so they are told where they stand when it is.
+    pub(super) has_early_subscribers: bool,
     /// Subscribers in this process. They follow the topic, too.
     pub(super) watchers: u32,
     /// Newest offset at the last check of the store's top.
@@ -55,13 +58,26 @@ pub(crate) enum TopCheck {
 impl Default for TopicMirror {
     fn default() -> Self {
         // Late answers of an earlier mirror of the topic have other numbers.
-        Self { mirror: Mirror::new(fastrand::u32(..)), is_warm: false, watchers: 0, checked: None }
+        Self {
+            mirror: Mirror::new(fastrand::u32(..)),
+            is_warm: false,
+            has_early_subscribers: false,
+            watchers: 0,
+            checked: None,
+        }
     }
 }
 
 impl TopicMirror {
     pub(super) fn known(&self) -> Option<StorePosition> {
         self.mirror.known().map(|known| StorePosition { epoch: known.epoch, offset: known.offset })
+    }
+
+    /// Returns `true` if subscribers can be sent messages of the stream. If not, they get live messages
+    /// without order until it is whole.
+    pub(in crate::streams) fn is_readable(&mut self) -> bool {
+        self.has_early_subscribers |= !self.is_warm;
+        self.is_warm
     }
 
     /// Returns `true` if the stream answers a client that wants to continue after `position`.

@@ -65,6 +65,32 @@ impl StreamStripe {
         })
     }
 
+    /// Begins the read of a stream that was opened while the topic had subscribers, because it has
+    /// got its rule then.
+    pub(crate) fn begin_late(&mut self, id: StreamId) -> Option<ReadRequest> {
+        let begin = |topic: &mut TopicMirror, stream: &_| {
+            topic.has_early_subscribers = true;
+            topic.mirror.on_followed(stream)
+        };
+        self.with_mirror(id, begin).flatten()
+    }
+
+    /// Returns `true` if the topic had subscribers before its stream, which is not whole yet.
+    pub(crate) fn has_early_subscribers(&self, id: StreamId) -> bool {
+        let mirror = self.table.name(id).and_then(|name| name.mirror.as_ref());
+        mirror.is_some_and(|mirror| mirror.has_early_subscribers && !mirror.is_warm)
+    }
+
+    /// Returns the position of a stream that is whole for the first time, if its subscribers are to be
+    /// told.
+    pub(crate) fn take_early_subscribers(&mut self, id: StreamId) -> Option<(Epoch, u64)> {
+        let take = |topic: &mut TopicMirror, stream: &Stream<KeptFrame>| {
+            let is_told = topic.is_warm && std::mem::take(&mut topic.has_early_subscribers);
+            is_told.then(|| (stream.epoch(), stream.newest()))
+        };
+        self.with_mirror(id, take).flatten()
+    }
+
     /// Handles the answer of a read. Also returns `true` if subscribers get the messages: those of
     /// the first read are older than any subscription.
     pub(crate) fn on_read(

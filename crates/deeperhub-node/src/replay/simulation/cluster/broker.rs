@@ -177,7 +177,7 @@ impl Simulation {
         let StorePosition { epoch, offset } = entry.position;
         let is_known =
             self.nodes.iter().flatten().any(|node| super::node_newest(node, name) >= Some((epoch, offset)));
-        let stored = Stored { number, at: self.times.now.as_millis() as u64 };
+        let stored = Stored { number };
         self.logs[topic].append(entry.position, stored, is_known).map_err(|text| format!("{name}: {text}"))
     }
 

@@ -13,8 +13,6 @@ pub(super) type Place = (u64, u64);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stored {
     pub(super) number: u64,
-    /// Time at which the store took it, in milliseconds.
-    pub(super) at: u64,
 }
 
 /// The messages of one epoch.

@@ -123,7 +123,13 @@ impl Worker {
                     let messages = page.messages();
                     let (position, next) = (page.position, page.next);
                     let topic = &*topic;
-                    answerer.reply(&ServerMessage::History { id, topic, position, messages: &messages, next });
+                    answerer.reply(&ServerMessage::History {
+                        id,
+                        topic,
+                        position,
+                        messages: &messages,
+                        next,
+                    });
                 }
                 StoreNotice::Progress | StoreNotice::Replay { .. } => {}
             }

@@ -12,27 +12,27 @@ use deeperhub_protocol::Topic;
 
 use super::plants::{ModelBug, is_broken};
 
-/// Time for which a publish with `once` is remembered, and for which a fence is.
+/// Time for which a publish with `once` is remembered.
 const ONCE_MS: u64 = 120_000;
-const FENCE_MS: u64 = 60_000;
+
+/// Nodes whose fences a topic has.
+const MAX_FENCES: usize = 16;
 
 /// A message that the store keeps.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) position: StorePosition,
-    pub(super) prev: u64,
     time: u64,
     /// Bytes that name the message.
     identity: Box<[u8]>,
     pub(super) bytes: Bytes,
 }
 
-/// Late originals of a node up to a sequence are refused.
+/// The last append of a node. Those up to it were appended.
 #[derive(Debug, Clone, Copy)]
 struct Fence {
     incarnation: u64,
     sequence: u64,
-    since: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -92,6 +92,11 @@ impl Store {
         state
     }
 
+    /// Returns the time at which a position is forgotten. A stream for all topics stays.
+    const fn until(&self, now: u64, keep: u64) -> u64 {
+        if self.is_sparse { u64::MAX } else { now + keep }
+    }
+
     /// Returns epoch and top of a topic; zeros if the store does not know it.
     fn position(&mut self, topic: &str, now: u64) -> StorePosition {
         let whole = self.whole;
@@ -127,13 +132,13 @@ impl Store {
             self.whole.epoch = epoch;
             self.topics.values_mut().for_each(|state| state.list.clear());
         }
-        let is_kept = is_broken(ModelBug::EpochKeepsList);
+        let (is_kept, until) = (is_broken(ModelBug::EpochKeepsList), self.until(now, keep));
         let state = self.topic(topic, now);
         if !is_kept {
             state.list.clear();
         }
         let fences = state.meta.take().map(|meta| meta.fences).unwrap_or_default();
-        state.meta = Some(Meta { epoch, top: 0, fences, until: now + keep });
+        state.meta = Some(Meta { epoch, top: 0, fences, until });
     }
 
     /// Appends a message.
@@ -147,27 +152,24 @@ impl Store {
         let topic = append.topic.as_str();
         let keep = keep_ms(append.limits);
         let (incarnation, sequence) = append.origin();
-        let is_own = |fence: &Fence| fence.incarnation == incarnation;
         let mut fences =
             self.topic(topic, now).meta.as_ref().map(|meta| meta.fences.clone()).unwrap_or_default();
-        let is_late = fences.iter().any(|fence| is_own(fence) && sequence <= fence.sequence);
-        if !is_resent && is_late && !is_broken(ModelBug::FenceIgnored) {
+        let own = fences.iter().position(|fence| fence.incarnation == incarnation);
+        let own = own.map(|index| fences.remove(index));
+        let mut was_appended = own.is_some_and(|fence| sequence <= fence.sequence);
+        if !is_resent && was_appended && !is_broken(ModelBug::FenceIgnored) {
             return AppendResult { outcome: None, entry: None };
         }
-        fences.retain(|fence| now - fence.since.min(now) < FENCE_MS && !(is_resent && is_own(fence)));
-        if is_resent {
-            fences.push(Fence { incarnation, sequence, since: now });
-        }
+        fences.truncate(MAX_FENCES - 1);
+        fences.insert(0, Fence { incarnation, sequence });
         if self.is_behind(topic, append.known, now) {
             self.begin(topic, append.known, now, (keep, epochs));
-        } else if is_resent && !is_broken(ModelBug::ResendAppended) {
+            was_appended = false;
+        } else if is_resent && (was_appended || own.is_none()) && !is_broken(ModelBug::ResendAppended) {
             let state = self.topic(topic, now);
             let found = state.list.iter().rev().find(|entry| *entry.identity == *append.identity());
             if let Some(entry) = found {
                 let outcome = Appended { position: entry.position, time: entry.time, is_repeat: false };
-                if let Some(meta) = &mut state.meta {
-                    (meta.fences, meta.until) = (fences, now + keep);
-                }
                 return AppendResult { outcome: Some(outcome), entry: None };
             }
         }
@@ -179,25 +181,28 @@ impl Store {
         {
             return AppendResult { outcome: Some(Appended { is_repeat: true, ..*before }), entry: None };
         }
+        if is_resent && was_appended && !is_broken(ModelBug::ResendAppended) {
+            return AppendResult { outcome: None, entry: None };
+        }
         let offset = if self.is_sparse { self.whole.offset + 1 } else { top + 1 };
         self.whole.offset = self.whole.offset.max(offset);
         let position = StorePosition { epoch, offset };
         let prev = if is_broken(ModelBug::PrevWrong) { top.saturating_sub(1) } else { top };
         let entry = Arc::new(Entry {
             position,
-            prev,
             time: now,
             identity: append.identity().into(),
             bytes: append.stored(position, prev, now),
         });
         let outcome = Appended { position, time: now, is_repeat: false };
+        let until = self.until(now, keep);
         let state = self.topic(topic, now);
         state.list.push_back(Arc::clone(&entry));
         while state.list.len() > append.limits.messages as usize {
             state.list.pop_front();
         }
         state.list_until = now + append.limits.ttl.as_millis() as u64;
-        state.meta = Some(Meta { epoch, top: offset, fences, until: now + keep });
+        state.meta = Some(Meta { epoch, top: offset, fences, until });
         if let Some(once) = &append.once {
             state.once.insert(once.clone(), outcome);
         }
@@ -263,8 +268,9 @@ impl Store {
     /// Returns the newest position of a topic, and remembers it longer.
     pub(super) fn top(&mut self, topic: &str, remember_ms: Option<u64>, now: u64) -> StreamTop {
         let position = self.position(topic, now);
-        if let (Some(keep), Some(meta)) = (remember_ms, &mut self.topic(topic, now).meta) {
-            meta.until = now + keep;
+        let until = self.until(now, remember_ms.unwrap_or(0));
+        if let (Some(_), Some(meta)) = (remember_ms, &mut self.topic(topic, now).meta) {
+            meta.until = until;
         }
         StreamTop { position: Some(position).filter(|position| position.epoch > 0), time: now }
     }
