@@ -80,6 +80,7 @@ impl Hub {
         .encode();
         let unsealed = if *excludes_publisher { unsealed.excluding_publisher() } else { unsealed };
         let prev = Some(*previous).filter(|previous| previous + 1 != position.offset);
+        let prev = prev.filter(|_| !planted!(PrevNotSealed));
         let frame = unsealed.seal(Epoch::from_bits(position.epoch), position.offset, prev).keep();
         let stored = StoredMessage {
             offset: position.offset,
@@ -209,6 +210,8 @@ impl Hub {
             (frame, before, Some(reason), Reach::Topic)
         };
         let pushed = match &step {
+            MirrorStep::NewEpoch { .. } if planted!(ResetNotTold) => None,
+            MirrorStep::Missing { .. } if planted!(MissingNotTold) => None,
             MirrorStep::NewEpoch { epoch, after } => {
                 Some(gap(None, Epoch::from_bits(*epoch), *after, GapReason::Epoch))
             }

@@ -230,7 +230,9 @@ impl Reader {
                 self.notify(&topic);
             } else if !is_read {
                 self.notify(&topic);
-                self.failed.insert(topic);
+                if !planted!(FailedReadForgotten) {
+                    self.failed.insert(topic);
+                }
             }
         }
     }
@@ -259,7 +261,8 @@ impl Reader {
         let store = &self.store;
         self.waiting.retain(|topic, waiters| {
             let mut workers = Vec::new();
-            let is_late = |since: &Instant| now.saturating_duration_since(*since) >= WAIT_TIMEOUT;
+            let waits = |since: &Instant| now.saturating_duration_since(*since);
+            let is_late = |since: &Instant| waits(since) >= WAIT_TIMEOUT && !planted!(WaitersKept);
             for (waiter, _) in waiters.extract_if(.., |(_, since)| is_late(since)) {
                 tell(store, topic, waiter, &mut workers);
             }
@@ -273,7 +276,7 @@ impl Reader {
                 self.queue.push_back((topic, read));
             }
         }
-        if now >= self.next_check && self.reconnect.is_none() {
+        if now >= self.next_check && self.reconnect.is_none() && !planted!(TailUnchecked) {
             self.next_check = now + CHECK_INTERVAL;
             let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
             self.tasks.push(Box::pin(async move { checks::check_quiet_topics(&hub, &store).await }));
@@ -286,7 +289,7 @@ impl Reader {
         let topics = self.hub.disconnect_mirrors();
         self.store.is_checked.store(topics.is_empty(), std::sync::atomic::Ordering::Release);
         self.reconnect = None;
-        if is_up {
+        if is_up && !planted!(ReconnectUnchecked) {
             let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
             let (checked, keeps_history) =
                 (Arc::clone(&self.store), self.hub.limits.load().history.rules.keep_history());

@@ -21,6 +21,7 @@ use deeperhub_router::{DeliveryState, Subscribed, TopicView};
 use crate::commands;
 use crate::connection_id::ConnectionId;
 use crate::hub::Hub;
+use crate::planted::planted;
 use crate::replay::SubscribeStep;
 use crate::streams::{HubShard, KeptStream, NoStream, Readiness, Remains, StreamStripe};
 
@@ -91,7 +92,10 @@ impl ParkedClients {
             if topics.iter().any(|held| *held.name == *topic.as_str()) || !may_subscribe(shard, request) {
                 continue;
             }
-            let position = request.recover.and_then(|recover| Some((recover.epoch?, recover.offset)));
+            let position = request
+                .recover
+                .filter(|_| !planted!(AheadAnswered))
+                .and_then(|recover| Some((recover.epoch?, recover.offset)));
             let Readiness::Waits(read) = hub.streams.readiness(&hub.router, topic, position) else {
                 continue;
             };
@@ -126,6 +130,9 @@ impl ParkedClients {
         for key in self.waiting.remove(topic).unwrap_or_default() {
             let Some(client) = self.clients.get_mut(&key) else { continue };
             client.unread = client.unread.saturating_sub(1);
+            if planted!(ParkedForgotten) && !ready.is_empty() {
+                continue;
+            }
             if client.unread == 0 {
                 ready.extend(self.clients.remove(&key));
             }

@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::links::Links;
 use super::stored::StoreNotice;
 use crate::metrics::{AppendLabel, MirrorMetrics, StoreMetrics};
+use crate::planted::planted;
 use appends::Appends;
 pub(crate) use appends::{AppendOutcome, Requester};
 pub(crate) use mirror::{LiveEffect, Readiness, TopCheck, TopicMirror};
@@ -153,6 +154,7 @@ impl ClusterStore {
             Err(_) => AppendLabel::Unavailable,
         });
         match Requester::of(number) {
+            Requester::Worker(_) if planted!(AppendUnanswered) => {}
             Requester::Worker(worker) => {
                 self.links.send(worker, StoreNotice::Appended { number, outcome });
             }

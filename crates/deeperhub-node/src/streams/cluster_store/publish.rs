@@ -7,6 +7,7 @@ use deeperhub_protocol::{ClientId, RawJson, Topic};
 
 use super::{ClusterStore, Requester};
 use crate::metrics::AppendLabel;
+use crate::planted::planted;
 use crate::streams::{Once, PublishRefusal, StreamRouter};
 
 /// A publish for the cluster's store.
@@ -54,7 +55,7 @@ impl ClusterStore {
         let append = Append {
             topic: topic.borrow(),
             limits: self.limits_of(policy),
-            known,
+            known: known.filter(|_| !planted!(KnownNotTold)),
             from: from.cloned(),
             excludes_publisher,
             trace: trace.borrow(),

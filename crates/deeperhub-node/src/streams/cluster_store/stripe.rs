@@ -8,6 +8,7 @@ use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::{Epoch, Topic};
 
 use super::mirror::{LiveEffect, Readiness, TopCheck, TopicMirror, is_other};
+use crate::planted::planted;
 use crate::streams::{KeptStream, StreamRouter, StreamStripe, Streams};
 
 /// Bytes of the messages of a topic that wait for a read of the store.
@@ -34,7 +35,7 @@ impl StreamStripe {
     /// Returns `false` if the cluster's store must be read before the stream can answer a client.
     pub(crate) fn is_ready(&self, id: StreamId, position: Option<(Epoch, u64)>) -> bool {
         let (Some(name), Some(stream)) = (self.table.name(id), self.table.get(id)) else { return true };
-        name.mirror.as_ref().is_none_or(|mirror| mirror.answers(stream, position))
+        planted!(ColdAnswered) || name.mirror.as_ref().is_none_or(|mirror| mirror.answers(stream, position))
     }
 
     /// Handles a live message.
@@ -54,7 +55,7 @@ impl StreamStripe {
                 LiveResult::Duplicate(message) => {
                     let kept = stream.message(message.offset);
                     let is_other = kept.is_some_and(|kept| is_other(kept, &message.message));
-                    match topic.known().filter(|_| is_other) {
+                    match topic.known().filter(|_| is_other && !planted!(RewriteUnseen)) {
                         Some(known) => LiveEffect::Rewritten(known),
                         None => LiveEffect::Nothing(None),
                     }
@@ -103,7 +104,7 @@ impl StreamStripe {
             let was_warm = topic.is_warm;
             let result = topic.mirror.on_read(stream, number, answer);
             topic.is_warm |= topic.mirror.is_settled();
-            (result, was_warm)
+            (result, was_warm && !planted!(HealedNotTold))
         })
     }
 
@@ -197,6 +198,7 @@ impl StreamStripe {
 
     /// Decides whether a stream can answer a client now.
     fn on_subscribe(&mut self, id: StreamId, position: Option<(Epoch, u64)>) -> Readiness {
+        let position = position.filter(|_| !planted!(AheadAnswered));
         let check = self.with_mirror(id, |topic, stream| match topic.mirror.on_subscribe(stream, position) {
             SubscribeCheck::Ready if topic.is_warm => Readiness::Ready,
             SubscribeCheck::Ready | SubscribeCheck::Follow => Readiness::Waits(None),

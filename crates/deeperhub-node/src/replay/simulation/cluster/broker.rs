@@ -53,7 +53,9 @@ impl Link {
         let rest = self.batch.iter().skip(self.executed).take(late);
         self.late.extend(rest.map(|append| (append.clone(), self.is_resent)));
         for append in std::mem::take(&mut self.batch).into_iter().rev() {
-            self.unconfirmed.push_front(append);
+            if !is_broken(ModelBug::BatchForgotten) {
+                self.unconfirmed.push_front(append);
+            }
         }
         self.executed = 0;
         self.outcomes.clear();
@@ -196,7 +198,12 @@ impl Simulation {
         }
         link.batch.clear();
         link.executed = 0;
-        let outcomes = std::mem::take(&mut link.outcomes);
+        let mut outcomes = std::mem::take(&mut link.outcomes);
+        if is_broken(ModelBug::OutcomesSwapped)
+            && let [(_, first), (_, second), ..] = &mut outcomes[..]
+        {
+            std::mem::swap(first, second);
+        }
         if let Some(running) = &self.nodes[node] {
             for (number, outcome) in outcomes {
                 running.on_appended(number, outcome);

@@ -7,12 +7,13 @@ use std::time::Duration;
 use deeperhub_client::core::{
     Action, ConnectionState, Core, HandleId, Input, Next, PublishOptions, Settings, TokenKind,
 };
-use deeperhub_client::{Error, SubscriptionState};
+use deeperhub_client::{Error, Event, SubscriptionState};
 use deeperhub_listener::ConnectionKey;
 use serde_json::value::RawValue;
 
 use super::super::topics::TOPICS;
 use super::application::Application;
+use super::plants::{ModelBug, is_broken};
 use super::publishes::Publishes;
 use super::{Simulation, describe};
 
@@ -178,6 +179,11 @@ impl Simulation {
     pub(super) fn receive(&mut self, client: u8) -> Result<bool, String> {
         let now = self.times.now;
         let Some(text) = self.clients[usize::from(client)].inbox.pop_front() else { return Ok(false) };
+        self.received += 1;
+        let is_delivery = text.starts_with(r#"{"type":"message""#);
+        if is_broken(ModelBug::DeliveryLost) && is_delivery && self.received.is_multiple_of(64) {
+            return Ok(true);
+        }
         self.core(client).handle(Input::Text(&text), now);
         self.act(client).map_err(|error| format!("{error}, with {text}"))?;
         Ok(true)
@@ -255,13 +261,20 @@ impl Simulation {
             }
             Next::Ended => return Err(describe(index, topic, "a handle has ended")),
         };
-        let is_end = matches!(event, deeperhub_client::Event::State(SubscriptionState::Ended { .. }));
+        let is_end = matches!(event, Event::State(SubscriptionState::Ended { .. }));
         if is_end != handle_view.is_unsubscribed {
             return Err(describe(index, topic, &format!("a handle is told {event:?}")));
         }
         let (log, own) = (&mut self.logs[topic], &view.publishes.excluded);
-        let checked = handle_view.application.on_event(&event, log, own);
-        checked.map_err(|text| describe(index, topic, &format!("{text}, at {event:?}")))?;
+        let count = match &event {
+            Event::Gap(_) if is_broken(ModelBug::GapHidden) => 0,
+            Event::Message(_) if is_broken(ModelBug::EventRepeated) && now.as_millis().is_multiple_of(3) => 2,
+            _ => 1,
+        };
+        for _ in 0..count {
+            let checked = handle_view.application.on_event(&event, log, own);
+            checked.map_err(|text| describe(index, topic, &format!("{text}, at {event:?}")))?;
+        }
         self.act(client)?;
         Ok(true)
     }

@@ -31,6 +31,20 @@ bugs! {
     PrevWrong,
     /// A read lacks the newest message.
     ReadLacksLast,
+    /// A new epoch has the number of the one before.
+    EpochReused,
+    /// The offset of an append is told wrong.
+    OutcomeWrong,
+    /// Two outcomes of a batch are exchanged.
+    OutcomesSwapped,
+    /// A batch whose connection was lost is not sent again.
+    BatchForgotten,
+    /// A text does not reach the client.
+    DeliveryLost,
+    /// A message is handed over twice.
+    EventRepeated,
+    /// A gap is not handed over.
+    GapHidden,
 }
 
 thread_local! {

@@ -125,8 +125,12 @@ impl Store {
         let last = self.topic(topic, now).list.back().map_or(0, |entry| entry.position.epoch);
         let known = known.map_or(0, |known| known.epoch);
         let mut epoch = now.max(own + 1).max(known + 1).max(last + 1);
-        while !epochs.insert(epoch) {
-            epoch += 1;
+        if is_broken(ModelBug::EpochReused) && own > 0 {
+            epoch = own;
+        } else {
+            while !epochs.insert(epoch) {
+                epoch += 1;
+            }
         }
         if self.is_sparse {
             self.whole.epoch = epoch;
@@ -206,7 +210,9 @@ impl Store {
         if let Some(once) = &append.once {
             state.once.insert(once.clone(), outcome);
         }
-        AppendResult { outcome: Some(outcome), entry: Some(entry) }
+        let offset = offset - u64::from(is_broken(ModelBug::OutcomeWrong));
+        let told = Appended { position: StorePosition { offset, ..position }, ..outcome };
+        AppendResult { outcome: Some(told), entry: Some(entry) }
     }
 
     /// Answers a read with at most `max` messages.
