@@ -184,6 +184,15 @@ impl Simulation {
                 self.paused_until = self.times.now + Duration::from_millis(milliseconds);
             }
             Operation::FailOver { lag, skew_ms } => self.fail_over(lag, skew_ms),
+            Operation::Rewrite { lag, node, topic, count } => {
+                self.fail_over(lag, 0);
+                self.connect_link(node % nodes);
+                for _ in 0..count {
+                    self.publish(node % nodes, topic, 10);
+                }
+                self.send(node % nodes);
+                self.execute(node % nodes, usize::MAX)?;
+            }
             Operation::Wipe => self.wipe(),
             Operation::Evict { topic, what } => self.evict(topic, what),
             Operation::Crash { node, late } => self.crash(node % nodes, late),

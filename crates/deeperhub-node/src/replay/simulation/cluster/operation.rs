@@ -133,6 +133,13 @@ pub(super) enum Operation {
         lag: usize,
         skew_ms: i64,
     },
+    /// Fails over, and then a node that may know less publishes before the others are back.
+    Rewrite {
+        lag: usize,
+        node: usize,
+        topic: usize,
+        count: u8,
+    },
     Wipe,
     Evict {
         topic: usize,
@@ -248,7 +255,8 @@ fn choose_fault(random: &mut fastrand::Rng, node: usize, topic: usize) -> Operat
         5..9 => Operation::CutLink { node, late: random.usize(..4) },
         9..11 => Operation::Late { node, count: random.u8(1..4) },
         11 => Operation::Pause { milliseconds: random.u64(..8000) },
-        12..15 => Operation::FailOver { lag: random.usize(..8), skew_ms: random.i64(-1500..1500) },
+        12 | 13 => Operation::FailOver { lag: random.usize(..8), skew_ms: random.i64(-1500..1500) },
+        14 => Operation::Rewrite { lag: random.usize(..5), node, topic, count: random.u8(1..6) },
         15 if random.bool() => Operation::Wipe,
         16 => Operation::Evict { topic, what: random.u8(..3) },
         17..19 => Operation::Crash { node, late: random.usize(..4) },
