@@ -125,6 +125,12 @@ pub enum BrokerUrlError {
 }
 
 impl BrokerUrl {
+    /// Returns the URL of a simulated server that keeps streams.
+    #[cfg(feature = "simulation")]
+    pub(crate) const fn simulated() -> Self {
+        Self { engine: Engine::Redis, servers: Vec::new() }
+    }
+
     /// Parses a URL.
     ///
     /// # Errors

@@ -51,6 +51,9 @@ mod peers;
 mod queue;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
 mod store;
 
 pub use broker::{Broker, ClusterState, EnqueueError, InterestChange, RequestError};

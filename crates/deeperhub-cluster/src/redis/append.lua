@@ -6,43 +6,42 @@
 --   7 and 8 known epoch and offset (0: none), 9 '1' for a message that may have been appended,
 --   10 and 11 user and text of `once`.
 -- Returns the fields that it filled in (epoch, offset, previous offset, time), and a further byte
--- if they are those of an earlier publish with the same `once`. Returns false for a late original.
+-- if they are those of an earlier publish with the same `once`. Returns false for a late original, and
+-- for a resent message that was appended and has left the list.
 
 -- A node that lost its connection sends its unconfirmed messages again on a new one, marked as
 -- resent. The server may have taken them on the old connection already, or may still take them
--- later, from a buffer or a delayed packet. So a resent message is looked for in the list, and
--- leaves a fence: incarnation of the node (8 bytes), sequence (8), time (8). Messages of this
--- incarnation up to this sequence that are not marked are late originals.
+-- later, from a buffer or a delayed packet. So each append leaves a fence: incarnation of the node
+-- (8 bytes), sequence (8), time (8). The node's messages come in the order of their sequences. Of
+-- those up to the fence, a message that is not marked is a late original, and a marked one was
+-- appended. The fences of the 16 nodes that appended last are kept.
 local resent = ARGV[9] == '1'
-if resent or fences ~= '' then
-  local own = string.sub(ARGV[2], 3, 10)
-  local sequence = struct.unpack('>I8', ARGV[2], 11)
-  local others, count = '', 0
-  for at = 1, #fences, 24 do
-    local fenced, since = struct.unpack('>I8I8', fences, at + 8)
-    local is_own = string.sub(fences, at, at + 7) == own
-    if is_own and not resent and sequence <= fenced then
-      return false
-    end
-    -- A delayed packet is given up on after a minute.
-    if now - since < 60000 and count < 15 and not (is_own and resent) then
-      others = others .. string.sub(fences, at, at + 23)
-      count = count + 1
-    end
-  end
-  fences = others
-  if resent then
-    fences = own .. struct.pack('>I8I8', sequence, now) .. others
+local own = string.sub(ARGV[2], 3, 10)
+local sequence = struct.unpack('>I8', ARGV[2], 11)
+local fence, fenced = nil, 0
+for at = 1, #fences, 24 do
+  if string.sub(fences, at, at + 7) == own then
+    fence, fenced = at, struct.unpack('>I8', fences, at + 8)
+    break
   end
 end
+local was_appended = sequence <= fenced
+if was_appended and not resent then
+  return false
+end
+local others = fences
+if fence then
+  others = string.sub(fences, 1, fence - 1) .. string.sub(fences, fence + 24)
+end
+others = string.sub(others, 1, 15 * 24)
 
 local known_epoch = tonumber(ARGV[7])
 if is_behind(known_epoch, tonumber(ARGV[8])) then
   begin_epoch(known_epoch)
-elseif resent then
+  was_appended = false
+elseif resent and (was_appended or not fence) then
   -- Other nodes may have appended many messages since. An incarnation's messages have ascending
   -- sequences, so an earlier one of them ends the search. That of a batch's next message is short.
-  local own, sequence = string.sub(ARGV[2], 3, 10), struct.unpack('>I8', ARGV[2], 11)
   local length, last, piece = #ARGV[2], -1, 8
   while last and last > -16384 do
     local entries = redis.call('LRANGE', list, last - piece + 1, last)
@@ -52,8 +51,6 @@ elseif resent then
     for index = #entries, 1, -1 do
       local entry = entries[index]
       if string.sub(entry, 1, length) == ARGV[2] then
-        -- The message counts as appended even if the server has no memory for the fence.
-        redis.pcall('SET', meta, struct.pack('>I8I8', epoch, top) .. fences, 'PX', ARGV[6])
         return string.sub(entry, length + 1, length + 32)
       elseif string.sub(entry, 3, 10) == own and struct.unpack('>I8', entry, 11) < sequence then
         last = nil
@@ -62,6 +59,7 @@ elseif resent then
     end
   end
 end
+fences = own .. struct.pack('>I8I8', sequence, now) .. others
 
 -- The hashes remember publishes with `once`, each those of every second period of two minutes.
 -- They map a digest of user and text to what the script returned.
@@ -80,6 +78,11 @@ if KEYS[3] then
       return found .. '+'
     end
   end
+end
+
+-- Later messages have taken its place in the list, so its position is not known any more.
+if was_appended then
+  return false
 end
 
 local stamp = struct.pack('>I8I8I8I8', epoch, top + 1, top, now)

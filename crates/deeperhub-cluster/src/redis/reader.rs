@@ -11,7 +11,9 @@ use redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, Value};
 use super::script::{self, Script, script};
 use crate::driver::BROKER_TIMEOUT;
 use crate::names::Names;
-use crate::store::{ReadError, Request, StorePosition, StoredEnvelope, StreamRange, StreamRead, StreamTop};
+use crate::store::{
+    ReadError, Request, ResetWhen, StorePosition, StoredEnvelope, StreamRange, StreamRead, StreamTop,
+};
 
 /// Sum of the bytes of the messages that one read returns. The last message may exceed it.
 const MAX_READ_BYTES: usize = 256 << 10;
@@ -107,7 +109,11 @@ impl Reader {
                     .arg(reset.limits.position_ms())
                     .arg(known.epoch)
                     .arg(known.offset)
-                    .arg(if reset.when == crate::store::ResetWhen::StoreIsBehind { "1" } else { "" });
+                    .arg(match reset.when {
+                        ResetWhen::Always => "",
+                        ResetWhen::StoreIsBehind => "1",
+                        ResetWhen::StoreHasRewritten => "2",
+                    });
                 pipeline.add_command(command);
             }
         }

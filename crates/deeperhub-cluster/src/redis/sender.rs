@@ -144,7 +144,7 @@ impl Sender {
 
 fn parse_reply(reply: &Value) -> Result<Appended, AppendError> {
     let Value::BulkString(bytes) = reply else {
-        return Err(AppendError::Refused("the message was sent again on another connection".to_owned()));
+        return Err(AppendError::Refused("the message was appended before".to_owned()));
     };
     match script::numbers(bytes) {
         Some([epoch, offset, _, time]) => Ok(Appended {

@@ -141,6 +141,9 @@ pub enum ResetWhen {
     Always,
     /// If the store knows less than the node, because it lost messages.
     StoreIsBehind,
+    /// Unless the store has begun a later epoch. It has lost messages, and has given their offsets
+    /// to others.
+    StoreHasRewritten,
 }
 
 /// Reason why a request to the store has no answer.

@@ -114,6 +114,25 @@ fn a_reset_is_told_to_all_nodes() {
     }
 }
 
+/// The store has lost messages, and a node that knew less has appended others in their places.
+#[test]
+fn a_stream_with_other_messages_than_a_node_knows_is_replaced_once() {
+    let Some(server) = Server::start(&[]) else { return };
+    let node = Node::join(&server.url(), "a");
+    let [_, newest] = [1, 2].map(|number| node.store("t", number));
+    let reset = |known| {
+        let when = ResetWhen::StoreHasRewritten;
+        let reset = ResetStream { topic: topic("t"), known: Some(known), limits: LIMITS, when };
+        wait(node.broker.reset_stream(reset).unwrap()).unwrap()
+    };
+    let earlier = StorePosition { epoch: newest.epoch - 1, offset: 9 };
+    assert_eq!(reset(earlier), newest, "the store has replaced the stream already");
+    let after = reset(StorePosition { offset: 1, ..newest });
+    assert!(after.epoch > newest.epoch && after.offset == 0, "{newest:?} {after:?}");
+    // Another node that knew the old stream.
+    assert_eq!(reset(newest), after);
+}
+
 #[test]
 fn a_full_server_refuses_messages_and_changes_nothing() {
     let Some(server) = Server::start(&["--maxmemory", "6mb", "--maxmemory-policy", "noeviction"]) else {

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use deeperhub_cluster::{Append, AppendError, StreamLimits};
+
 use crate::eventually;
-use crate::node::{Node, Received, contents, message, numbers, read};
+use crate::node::{LIMITS, Node, Received, contents, message, numbers, read};
 use crate::proxy::Proxy;
 use crate::server::{Reply, Server};
 
@@ -113,6 +115,25 @@ fn messages_that_the_old_connection_brings_late_are_not_stored_again() {
     eventually("the late commands", || calls() >= before + 48);
     check(&node, 700);
     assert_eq!(node.store("t", 701).offset, 701);
+}
+
+/// A later message has taken the place of the resent one in the list.
+#[test]
+fn messages_that_have_left_the_list_are_not_stored_again() {
+    let Some(server) = Server::start(&[]) else { return };
+    let (proxy, other) = (Proxy::start(server.address), Node::join(&server.url(), "b"));
+    let node = Node::join(&proxy.url(), "a");
+    let last =
+        |text: &'static str| Append { limits: StreamLimits { messages: 1, ..LIMITS }, ..message("t", text) };
+    node.store_with(1, last("1"));
+    proxy.hold_replies();
+    node.append(2, last("2")).unwrap();
+    eventually("the second message", || contents(&other.read(read("t", None, 9))) == numbers([2]));
+    other.store_with(3, last("3"));
+    proxy.cut_clients();
+    assert!(matches!(node.outcome(2), Err(AppendError::Refused(_))));
+    assert_eq!(contents(&other.read(read("t", None, 9))), numbers([3]));
+    assert_eq!(node.store_with(4, last("4")).offset, 4);
 }
 
 #[test]

@@ -14,6 +14,10 @@ impl<M> Mirror<M> {
     /// if it still lacks it at the next check. In the same way, a store is behind if it has less
     /// than the mirror in two checks, and nothing came between them. After the store was away
     /// ([`Self::is_unchecked`]), and for a new epoch, the first check decides.
+    ///
+    /// A store that was away may have lost its newest messages, and may have given their offsets to
+    /// others by now. Then the top says nothing, so the first check asks for a read in any case. The
+    /// caller compares the message at the newest offset with the one that the stream has.
     pub fn on_top(&mut self, stream: &Stream<M>, epoch: u64, top: u64) -> CheckResult {
         let answer = StorePosition { epoch, offset: top };
         if self.state == State::Cold {
@@ -31,6 +35,10 @@ impl<M> Mirror<M> {
         }
         self.behind = None;
         let own = StorePosition { epoch: self.epoch, offset: stream.newest() };
+        if answer == own && self.is_unchecked {
+            self.state = State::Healing;
+            return CheckResult::Read(self.request(own.offset));
+        }
         if answer <= own {
             (self.ahead, self.is_unchecked) = (0, false);
             return CheckResult::InSync;

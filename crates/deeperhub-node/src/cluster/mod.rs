@@ -5,7 +5,7 @@ pub use deeperhub_cluster::{BrokerUrl, BrokerUrlError, Config as BrokerConfig, E
 
 mod answer;
 pub(crate) mod query;
-mod receive;
+pub(crate) mod receive;
 mod recent_positions;
 mod rules_digest;
 

@@ -29,7 +29,7 @@ const CONGESTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Handler of messages from other nodes.
 #[derive(Debug)]
-pub(super) struct ClusterReceiver {
+pub(crate) struct ClusterReceiver {
     hub: Arc<Hub>,
     hasher: RandomState,
     /// Publisher of the driver's thread.
@@ -38,7 +38,7 @@ pub(super) struct ClusterReceiver {
 }
 
 impl ClusterReceiver {
-    pub(super) fn new(hub: Arc<Hub>) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
         let publisher = RefCell::new(hub.router.deferred_publisher());
         let recent_positions = RefCell::new(RecentPositions::new());
         Self { hub, hasher: RandomState::new(), publisher, recent_positions }

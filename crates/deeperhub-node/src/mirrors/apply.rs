@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use deeperhub_cluster::{Message, StorePosition, StoredEnvelope, StreamRange};
+use deeperhub_cluster::{Message, ResetWhen, StorePosition, StoredEnvelope, StreamRange};
 use deeperhub_history::{
     Cursor, Delivery as DeliveryPolicy, MirrorStep, ReadRequest, Seconds, StoredMessage, StreamId, StreamRead,
 };
@@ -17,6 +17,7 @@ use crate::connection_id::ConnectionId;
 use crate::delivery::{Delivery, Sequenced};
 use crate::hub::Hub;
 use crate::metrics::MirrorMetrics;
+use crate::planted::planted;
 use crate::streams::{HubPublisher, KeptStream, LiveEffect, Remains, StreamStripe, TopCheck};
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
@@ -26,8 +27,9 @@ use crate::trace::fan_out::PublishStamp;
 pub(super) struct ReadOutcome {
     /// The next read, if one is needed.
     pub(super) next: Option<ReadRequest>,
-    /// Latest position that this node knows, if the store has less.
-    pub(super) behind: Option<StorePosition>,
+    /// The new stream that the store must start before, and latest position that this node knows,
+    /// if the store has lost messages.
+    pub(super) reset: Option<(StorePosition, ResetWhen)>,
     /// `true` if the stream is whole, or there is none any more.
     pub(super) is_settled: bool,
 }
@@ -82,6 +84,7 @@ impl Hub {
         .encode();
         let unsealed = if *excludes_publisher { unsealed.excluding_publisher() } else { unsealed };
         let prev = Some(*previous).filter(|previous| previous + 1 != position.offset);
+        let prev = prev.filter(|_| !planted!(PrevNotSealed));
         let frame = unsealed.seal(Epoch::from_bits(position.epoch), position.offset, prev).keep();
         let stored = StoredMessage {
             offset: position.offset,
@@ -110,13 +113,13 @@ impl Hub {
         source: Option<u64>,
         is_copy: bool,
     ) {
-        let (Some((epoch, stored)), Message::Stored { topic, payload, trace, .. }) =
+        let (Some((epoch, stored)), Message::Stored { topic: name, payload, trace, .. }) =
             (self.stored_message(message), message)
         else {
             return;
         };
         let Some(store) = &self.streams.cluster else { return };
-        let at = Instant::now();
+        let at = self.streams.clock.now();
         let now = self.streams.clock.seconds(at);
         let mut remains = Remains::default();
         let excluded = self.excluded_connection(&stored.message);
@@ -124,24 +127,28 @@ impl Hub {
         let is_recorded = origin == self.node_id && self.config.tracer.is_recording();
         let span = if is_recorded { ActiveSpan::resumed(trace, at).map(Box::new) } else { None };
         let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
-            let id = stripe.find(kept);
-            let unordered = |frame: KeptFrame| Push {
-                frame,
-                excluded,
-                sequenced: None,
-                observed: self.observed(topic.name()),
-                at,
-                reach: Reach::Matching,
-                span: None,
-            };
+            let known = stripe.find(kept);
+            let id = known.or_else(|| self.open_followed((topic, kept, stripe), now, &mut remains));
+            let begun = id.filter(|_| known.is_none()).and_then(|id| stripe.begin_late(id));
             let frame = stored.message.clone();
+            // Without history, a message has no position. Subscribers that were here before the stream
+            // are told their position when it is whole.
+            let unordered = |is_plain: bool| {
+                let is_plain = is_plain && !planted!(EarlyPositionTold);
+                let frame = is_plain.then(|| plain_frame(message)).flatten().unwrap_or(frame);
+                let (observed, reach) = (self.observed(topic.name()), Reach::Matching);
+                Some(Push { frame, excluded, sequenced: None, observed, at, reach, span: None })
+                    .filter(|_| !is_copy)
+            };
             let effect = id.and_then(|id| Some((id, stripe.on_live(id, epoch, stored)?)));
             let (push, read) = match effect {
-                // The topic is followed by patterns only.
-                None => (Some(unordered(frame)).filter(|_| !is_copy), None),
-                Some((_, LiveEffect::Unordered(read))) => (Some(unordered(frame)).filter(|_| !is_copy), read),
+                // The topic is followed by patterns only, or has no history here.
+                None => (unordered(topic.subscribers() > 0 || self.streams.rule(name).is_none()), None),
+                Some((id, LiveEffect::Unordered(read))) => {
+                    (unordered(stripe.has_early_subscribers(id)), read)
+                }
                 Some((_, LiveEffect::Rewritten(known))) => {
-                    store.report_behind(Arc::clone(topic.name()), known);
+                    store.report_rewritten(Arc::clone(topic.name()), known);
                     (None, None)
                 }
                 Some((_, LiveEffect::Nothing(read))) => {
@@ -156,19 +163,35 @@ impl Hub {
                     (push.map(|push| Push { excluded, ..push }), None)
                 }
             };
-            let read = read.map(|read| (Arc::clone(topic.name()), read));
+            let read = begun.or(read).map(|read| (Arc::clone(topic.name()), read));
             (push.map(|push| Push { span, ..push }.into_outgoing()), read)
         };
-        let (published, read) = publisher.publish_kept(topic, source, prepare);
+        let (published, read) = publisher.publish_kept(name, source, prepare);
         self.streams.finish(&self.router, remains, now);
         if let Some((topic, read)) = read {
             store.queue_read(topic, read);
         }
-        self.watchers.wake(topic.as_str());
+        self.watchers.wake(name.as_str());
         if origin != self.node_id {
             // This node counts its own messages when they are published.
-            self.top.publish(topic.as_str(), published.subscribers, payload.as_str().len());
+            self.top.publish(name.as_str(), published.subscribers, payload.as_str().len());
         }
+    }
+
+    /// Opens the stream of a topic that has subscribers and no stream: its rule is newer than their
+    /// subscriptions.
+    fn open_followed(
+        &self,
+        (topic, kept, stripe): (TopicView<'_>, &mut KeptStream, &mut StreamStripe),
+        now: Seconds,
+        remains: &mut Remains,
+    ) -> Option<StreamId> {
+        if topic.subscribers() == 0 || planted!(LateRuleIgnored) {
+            return None;
+        }
+        let parsed = Topic::parse(&**topic.name()).ok()?;
+        let (budget, rule) = self.streams.rule(&parsed)?;
+        stripe.find_or_open(topic, kept, (&budget, rule), now, remains).ok()
     }
 
     /// Returns the name of a topic if sent messages are observed.
@@ -192,11 +215,12 @@ impl Hub {
         let may_suspend = policy.is_some_and(|policy| policy.delivery() != DeliveryPolicy::Close);
         let name = topic.name();
         let gap = |from, epoch, offset, reason| {
-            let position = Position { epoch, offset, time: self.streams.clock.unix_ms(at) };
-            let frame = ServerMessage::Gap { topic: name, from, position, reason }.to_frame().keep();
+            let frame = self.gap_frame(name, from, (epoch, offset), reason, at);
             (frame, before, Some(reason), Reach::Topic)
         };
         let pushed = match &step {
+            MirrorStep::NewEpoch { .. } if planted!(ResetNotTold) => None,
+            MirrorStep::Missing { .. } if planted!(MissingNotTold) => None,
             MirrorStep::NewEpoch { epoch, after } => {
                 Some(gap(None, Epoch::from_bits(*epoch), *after, GapReason::Epoch))
             }
@@ -216,6 +240,41 @@ impl Hub {
         Some(Push { frame, excluded: None, sequenced: Some(sequenced), observed, at, reach, span: None })
     }
 
+    fn gap_frame(
+        &self,
+        topic: &str,
+        from: Option<u64>,
+        (epoch, offset): (Epoch, u64),
+        reason: GapReason,
+        at: Instant,
+    ) -> KeptFrame {
+        let position = Position { epoch, offset, time: self.streams.clock.unix_ms(at) };
+        ServerMessage::Gap { topic, from, position, reason }.to_frame().keep()
+    }
+
+    /// Returns the gap for subscribers whose topic has got a stream. They stand at its newest message.
+    fn first_gap(
+        &self,
+        (topic, stripe): (TopicView<'_>, &StreamStripe),
+        (epoch, offset): (Epoch, u64),
+        at: Instant,
+    ) -> Push {
+        let (name, gap) = (topic.name(), Some(GapReason::Epoch));
+        let frame = self.gap_frame(name, None, (epoch, offset), GapReason::Epoch, at);
+        let (topic, before) = (Arc::clone(name), Cursor::new(epoch, offset));
+        let rule_changes = stripe.rule_changes;
+        let sequenced = Sequenced { topic, before, may_suspend: true, gap, is_mirrored: true, rule_changes };
+        Push {
+            frame,
+            excluded: None,
+            sequenced: Some(sequenced),
+            observed: None,
+            at,
+            reach: Reach::Topic,
+            span: None,
+        }
+    }
+
     /// Applies the answer of a read.
     pub(super) fn apply_read(
         &self,
@@ -223,7 +282,7 @@ impl Hub {
         request: ReadRequest,
         range: Option<StreamRange>,
     ) -> ReadOutcome {
-        let at = Instant::now();
+        let at = self.streams.clock.now();
         let now = self.streams.clock.seconds(at);
         let answer = range.map(|range| self.stream_read(request, &range));
         let Some(store) = &self.streams.cluster else { return ReadOutcome::default() };
@@ -240,6 +299,12 @@ impl Hub {
                 stripe.on_read_failed(id, request.number);
                 return (pushes, outcome);
             };
+            if stripe.is_rewritten(id, answer.epoch, &answer.messages) && !planted!(RewriteUnread) {
+                stripe.on_read_failed(id, request.number);
+                let reset = |known| (known, ResetWhen::StoreHasRewritten);
+                outcome.reset = stripe.known_of(id).map(reset);
+                return (pushes, outcome);
+            }
             let Some((result, is_told)) = stripe.on_read(id, request.number, answer, &metrics.warm) else {
                 return (pushes, outcome);
             };
@@ -254,8 +319,12 @@ impl Hub {
                     pushes.push(Push { excluded, ..push }.into_outgoing());
                 }
             }
+            if let Some(place) = stripe.take_early_subscribers(id).filter(|_| topic.subscribers() > 0) {
+                pushes.push(self.first_gap((topic, stripe), place, at).into_outgoing());
+            }
             outcome.next = result.next;
-            outcome.behind = stripe.known_of(id).filter(|_| result.is_behind);
+            let reset = |known| (known, ResetWhen::StoreIsBehind);
+            outcome.reset = stripe.known_of(id).filter(|_| result.is_behind).map(reset);
             outcome.is_settled = stripe.is_settled(id);
             (pushes, outcome)
         };
@@ -273,9 +342,13 @@ impl Hub {
         let messages: Vec<_> =
             range.messages.iter().filter_map(|envelope| self.stored_envelope(envelope)).collect();
         let asked_after = request.after.filter(|after| after.epoch == top.epoch).map(|after| after.offset);
-        // What is missing before the first message has left the store, or is of no interest.
-        let floor = messages.first().map_or(top.offset, |first| first.offset - 1);
-        StreamRead { epoch: top.epoch, top: top.offset, floor: floor.max(asked_after.unwrap_or(0)), messages }
+        let floor = match asked_after {
+            // What is missing before the oldest message has left the store.
+            Some(after) => (range.oldest.max(1) - 1).min(top.offset).max(after),
+            // What comes before the first message is of no interest.
+            None => messages.first().map_or(top.offset, |first| first.offset - 1),
+        };
+        StreamRead { epoch: top.epoch, top: top.offset, floor, messages }
     }
 
     /// Returns a message of a read as streams keep it.
@@ -296,7 +369,7 @@ impl Hub {
     /// Notes that the store has started a new stream of a topic.
     pub(crate) fn on_stream_reset(&self, topic: &Topic<'_>, epoch: u64) {
         let Some(store) = &self.streams.cluster else { return };
-        if let TopCheck::Read(read) = self.check_top(topic, StorePosition { epoch, offset: 0 }) {
+        if let TopCheck::Read { read, .. } = self.check_top(topic, StorePosition { epoch, offset: 0 }) {
             store.queue_read(topic.as_str().into(), read);
         }
     }
@@ -309,4 +382,19 @@ fn count_told(metrics: &MirrorMetrics, step: &MirrorStep<KeptFrame>) {
         MirrorStep::Missing { from, to, .. } => metrics.lost.add(to.saturating_sub(*from) + 1),
         MirrorStep::Message { .. } | MirrorStep::Duplicate { .. } => {}
     }
+}
+
+/// Returns a message of the store as subscribers of a topic without history get it.
+fn plain_frame(message: &Message<'_>) -> Option<KeptFrame> {
+    let Message::Stored { topic, from, trace, payload, .. } = message else { return None };
+    let message = ServerMessage::Message {
+        topic: topic.as_str(),
+        message: *payload,
+        from: from.as_ref(),
+        position: None,
+        prev: None,
+        traceparent: trace.traceparent.as_deref(),
+        tracestate: trace.tracestate.as_deref(),
+    };
+    Some(message.to_frame().keep())
 }

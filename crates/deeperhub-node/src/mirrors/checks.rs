@@ -91,7 +91,7 @@ pub(super) async fn check_after_reconnect(hub: &Hub, store: &ClusterStore, topic
     let Some(first) = topics.first() else { return };
     // From here on, each message of a followed topic reaches this node.
     while !is_following(hub, store, first).await {
-        tokio::time::sleep(RETRY_TIME).await;
+        hub.streams.clock.sleep(RETRY_TIME).await;
     }
     for (topic, _) in &topics {
         let read = hub.router.update_kept(topic, |_, kept, stripe| stripe.retry_read(stripe.find(kept)?));
@@ -103,7 +103,7 @@ pub(super) async fn check_after_reconnect(hub: &Hub, store: &ClusterStore, topic
     while !topics.is_empty() {
         topics = check_topics(hub, store, topics, Duration::ZERO).await;
         if !topics.is_empty() {
-            tokio::time::sleep(RETRY_TIME).await;
+            hub.streams.clock.sleep(RETRY_TIME).await;
         }
     }
     store.is_checked.store(true, Ordering::Release);
@@ -153,7 +153,7 @@ async fn check_topics(
                 }
             }
             if part.len() == MAX_TOPS {
-                tokio::time::sleep(pause).await;
+                hub.streams.clock.sleep(pause).await;
             }
         }
     }
@@ -165,22 +165,30 @@ async fn on_top(hub: &Hub, store: &ClusterStore, topic: &Topic<'_>, top: StorePo
     match hub.check_top(topic, top) {
         TopCheck::InSync => {}
         TopCheck::Differs => return true,
-        TopCheck::Read(read) => {
-            store.mirror_metrics.holes.inc();
+        TopCheck::Read { read, is_hole } => {
+            if is_hole {
+                store.mirror_metrics.holes.inc();
+            }
             store.queue_read(topic.as_str().into(), read);
         }
-        TopCheck::Behind(known) => reset_behind(hub, store, topic.as_str(), known).await,
+        TopCheck::Behind(known) => {
+            reset(hub, store, topic.as_str(), (known, ResetWhen::StoreIsBehind)).await;
+        }
     }
     false
 }
 
-/// Lets the store start a new stream of a topic if it knows less than this node.
-pub(super) async fn reset_behind(hub: &Hub, store: &ClusterStore, topic: &str, known: StorePosition) {
+/// Lets the store start a new stream of a topic if a condition holds. `known` is what this node knows.
+pub(super) async fn reset(
+    hub: &Hub,
+    store: &ClusterStore,
+    topic: &str,
+    (known, when): (StorePosition, ResetWhen),
+) {
     let Ok(topic) = Topic::parse(topic.to_owned()) else { return };
     let rule = hub.streams.rule(&topic).map(|(_, rule)| rule);
     let Some(limits) = rule.and_then(|rule| limits_of(hub, store, rule)) else { return };
-    let reset =
-        ResetStream { topic: topic.clone(), known: Some(known), limits, when: ResetWhen::StoreIsBehind };
+    let reset = ResetStream { topic: topic.clone(), known: Some(known), limits, when };
     let position = match store.broker.reset_stream(reset) {
         Ok(reply) => reply.await,
         Err(error) => Err(error),
@@ -188,7 +196,7 @@ pub(super) async fn reset_behind(hub: &Hub, store: &ClusterStore, topic: &str, k
     match position {
         // The message to all nodes can be lost, so this answer counts, too.
         Ok(position) => {
-            if let TopCheck::Read(read) = hub.check_top(&topic, position) {
+            if let TopCheck::Read { read, .. } = hub.check_top(&topic, position) {
                 store.queue_read(topic.as_str().into(), read);
             }
         }
@@ -213,7 +221,7 @@ pub(crate) async fn clear(hub: &Hub, store: &Arc<ClusterStore>, topic: &Topic<'_
     let reset = ResetStream { topic: topic.clone(), known, limits, when: ResetWhen::Always };
     let Ok(reply) = store.broker.reset_stream(reset) else { return false };
     let Ok(position) = reply.await else { return false };
-    if let TopCheck::Read(read) = hub.check_top(&topic, position) {
+    if let TopCheck::Read { read, .. } = hub.check_top(&topic, position) {
         store.queue_read(topic.as_str().into(), read);
     }
     true

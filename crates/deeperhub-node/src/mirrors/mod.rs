@@ -5,9 +5,13 @@ mod checks;
 mod page;
 mod probe;
 mod reader;
+#[cfg(test)]
+mod simulated;
 mod watch;
 
 pub(crate) use checks::clear;
 pub(crate) use page::topic_history;
 pub(crate) use reader::StoreReader;
+#[cfg(test)]
+pub(crate) use simulated::SimulatedReader;
 pub(crate) use watch::WatchGuard;

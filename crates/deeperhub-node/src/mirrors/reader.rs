@@ -2,23 +2,23 @@
 //!
 //! All workers send their requests here, so one read of a topic serves all clients that wait for it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ahash::RandomState;
-use deeperhub_cluster::{ReadError, StorePosition, StreamRange, StreamRead};
+use deeperhub_cluster::{ClusterState, ReadError, ResetWhen, StorePosition, StreamRange, StreamRead};
 use deeperhub_history::ReadRequest;
 use deeperhub_protocol::Topic;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::checks;
 use crate::hub::Hub;
 use crate::metrics::ReadLabel;
+use crate::planted::planted;
 use crate::streams::{ClusterStore, ReaderRequest, StoreNotice, Waiter};
 
 /// Topics that one exchange with the store reads.
@@ -40,9 +40,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Topics that were read together, and the answer.
-type Batch = (Vec<(Arc<str>, ReadRequest)>, BatchResult);
+pub(super) type Batch = (Vec<(Arc<str>, ReadRequest)>, BatchResult);
 
-type BatchResult = Result<Vec<Result<StreamRange, ReadError>>, ReadError>;
+pub(super) type BatchResult = Result<Vec<Result<StreamRange, ReadError>>, ReadError>;
 
 /// The running thread. Dropping this value ends it.
 #[derive(Debug)]
@@ -52,21 +52,22 @@ pub(crate) struct StoreReader {
 }
 
 /// State of the thread.
-struct Reader {
+pub(crate) struct Reader {
     hub: Arc<Hub>,
     store: Arc<ClusterStore>,
-    waiting: HashMap<Arc<str>, Vec<(Waiter, Instant)>, RandomState>,
+    // Ordered, so that a simulation repeats itself.
+    waiting: BTreeMap<Arc<str>, Vec<(Waiter, Instant)>>,
     queue: VecDeque<(Arc<str>, ReadRequest)>,
     /// Topics whose reads have failed.
-    failed: HashSet<Arc<str>, RandomState>,
-    batches: FuturesUnordered<Task<Batch>>,
-    tasks: FuturesUnordered<Task<()>>,
+    failed: BTreeSet<Arc<str>>,
+    pub(super) batches: FuturesUnordered<Task<Batch>>,
+    pub(super) tasks: FuturesUnordered<Task<()>>,
     /// Probe of the store that is under way.
     probe: Option<Task<()>>,
     /// Check of all mirrors after the broker was away.
-    reconnect: Option<Task<()>>,
+    pub(super) reconnect: Option<Task<()>>,
     /// Check of quiet topics.
-    check: Option<Task<()>>,
+    pub(super) check: Option<Task<()>>,
     next_check: Instant,
 }
 
@@ -78,19 +79,7 @@ impl StoreReader {
     /// Returns an error if the system starts no thread.
     pub(crate) fn start(hub: &Arc<Hub>, store: &Arc<ClusterStore>) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel();
-        let reader = Reader {
-            hub: Arc::clone(hub),
-            store: Arc::clone(store),
-            waiting: HashMap::default(),
-            queue: VecDeque::new(),
-            failed: HashSet::default(),
-            batches: FuturesUnordered::new(),
-            tasks: FuturesUnordered::new(),
-            probe: None,
-            reconnect: None,
-            check: None,
-            next_check: Instant::now() + CHECK_INTERVAL,
-        };
+        let reader = Reader::new(hub, store);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = std::thread::Builder::new().name("store-reader".to_owned()).spawn(move || {
             let Some(requests) = reader.store.take_receiver() else { return };
@@ -116,6 +105,22 @@ impl Drop for StoreReader {
 }
 
 impl Reader {
+    pub(super) fn new(hub: &Arc<Hub>, store: &Arc<ClusterStore>) -> Self {
+        Self {
+            hub: Arc::clone(hub),
+            store: Arc::clone(store),
+            waiting: BTreeMap::new(),
+            queue: VecDeque::new(),
+            failed: BTreeSet::new(),
+            batches: FuturesUnordered::new(),
+            tasks: FuturesUnordered::new(),
+            probe: None,
+            reconnect: None,
+            check: None,
+            next_check: hub.streams.clock.now() + CHECK_INTERVAL,
+        }
+    }
+
     async fn run(mut self, mut requests: mpsc::UnboundedReceiver<ReaderRequest>) {
         let mut states = self.store.broker.watch();
         let mut rules = self.store.rule_changes.subscribe();
@@ -151,7 +156,8 @@ impl Reader {
                     if changed.is_err() {
                         return;
                     }
-                    self.on_broker_changed(&mut states);
+                    let is_up = *states.borrow_and_update() == ClusterState::Up;
+                    self.on_broker_changed(is_up);
                 }
                 Ok(()) = rules.changed() => self.on_rules_changed(),
                 _ = ticks.tick() => self.on_tick(),
@@ -159,12 +165,17 @@ impl Reader {
         }
     }
 
-    fn handle(&mut self, request: ReaderRequest) {
+    pub(super) fn handle(&mut self, request: ReaderRequest) {
         match request {
             ReaderRequest::Read { topic, read } => self.queue.push_back((topic, read)),
-            ReaderRequest::Behind { topic, known } => self.reset_behind(topic, known, None),
+            ReaderRequest::Rewritten { topic, known } => {
+                self.reset(topic, (known, ResetWhen::StoreHasRewritten), None);
+            }
             ReaderRequest::Wait { topic, read, waiter } => {
-                self.waiting.entry(Arc::clone(&topic)).or_default().push((waiter, Instant::now()));
+                self.waiting
+                    .entry(Arc::clone(&topic))
+                    .or_default()
+                    .push((waiter, self.hub.streams.clock.now()));
                 match read.map_or_else(|| self.hub.begin_read(&topic), Begin::Read) {
                     Begin::Read(read) => self.queue.push_back((topic, read)),
                     Begin::Reading => {}
@@ -184,7 +195,7 @@ impl Reader {
     }
 
     /// Starts exchanges with the store for the reads that wait.
-    fn start_batches(&mut self) {
+    pub(super) fn start_batches(&mut self) {
         while self.batches.len() < MAX_BATCHES && !self.queue.is_empty() {
             let count = self.queue.len().min(TOPICS_PER_BATCH);
             let mut topics = Vec::with_capacity(count);
@@ -215,7 +226,7 @@ impl Reader {
     }
 
     /// Applies the answer to an exchange.
-    fn finish_batch(&mut self, topics: Vec<(Arc<str>, ReadRequest)>, result: BatchResult) {
+    pub(super) fn finish_batch(&mut self, topics: Vec<(Arc<str>, ReadRequest)>, result: BatchResult) {
         if let Err(error) = &result {
             tracing::debug!(topics = topics.len(), %error, "Read of the cluster's store failed");
         }
@@ -234,24 +245,29 @@ impl Reader {
                 continue;
             }
             let outcome = self.hub.apply_read(&parsed, request, range);
-            if let Some(known) = outcome.behind {
-                self.reset_behind(topic, known, outcome.next);
+            if let Some(reset) = outcome.reset {
+                if outcome.next.is_none() {
+                    self.failed.insert(Arc::clone(&topic));
+                }
+                self.reset(topic, reset, outcome.next);
             } else if let Some(next) = outcome.next {
                 self.queue.push_back((topic, next));
             } else if outcome.is_settled {
                 self.notify(&topic);
             } else if !is_read {
                 self.notify(&topic);
-                self.failed.insert(topic);
+                if !planted!(FailedReadForgotten) {
+                    self.failed.insert(topic);
+                }
             }
         }
     }
 
     /// Lets the store compare itself with what this node knows, and then does the next read.
-    fn reset_behind(&self, topic: Arc<str>, known: StorePosition, next: Option<ReadRequest>) {
+    fn reset(&self, topic: Arc<str>, reset: (StorePosition, ResetWhen), next: Option<ReadRequest>) {
         let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
         self.tasks.push(Box::pin(async move {
-            checks::reset_behind(&hub, &store, &topic, known).await;
+            checks::reset(&hub, &store, &topic, reset).await;
             if let Some(next) = next {
                 store.queue_read(topic, next);
             }
@@ -274,12 +290,13 @@ impl Reader {
         without.iter().for_each(|topic| self.notify(topic));
     }
 
-    fn on_tick(&mut self) {
-        let now = Instant::now();
+    pub(super) fn on_tick(&mut self) {
+        let now = self.hub.streams.clock.now();
         let store = &self.store;
         self.waiting.retain(|topic, waiters| {
             let mut workers = Vec::new();
-            let is_late = |since: &Instant| now.saturating_duration_since(*since) >= WAIT_TIMEOUT;
+            let waits = |since: &Instant| now.saturating_duration_since(*since);
+            let is_late = |since: &Instant| waits(since) >= WAIT_TIMEOUT && !planted!(WaitersKept);
             for (waiter, _) in waiters.extract_if(.., |(_, since)| is_late(since)) {
                 tell(store, topic, waiter, &mut workers);
             }
@@ -293,7 +310,8 @@ impl Reader {
                 self.queue.push_back((topic, read));
             }
         }
-        if now >= self.next_check && self.reconnect.is_none() && self.check.is_none() {
+        let is_busy = self.reconnect.is_some() || self.check.is_some();
+        if now >= self.next_check && !is_busy && !planted!(TailUnchecked) {
             self.next_check = now + CHECK_INTERVAL;
             let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
             self.check = Some(Box::pin(async move { checks::check_quiet_topics(&hub, &store).await }));
@@ -302,12 +320,11 @@ impl Reader {
 
     /// Handles a change of the connection to the broker. The node may have missed messages, even if
     /// it is connected again by now.
-    fn on_broker_changed(&mut self, states: &mut watch::Receiver<deeperhub_cluster::ClusterState>) {
-        let is_up = *states.borrow_and_update() == deeperhub_cluster::ClusterState::Up;
+    pub(super) fn on_broker_changed(&mut self, is_up: bool) {
         let topics = self.hub.disconnect_mirrors();
         self.store.is_checked.store(topics.is_empty(), std::sync::atomic::Ordering::Release);
         self.reconnect = None;
-        if is_up {
+        if is_up && !planted!(ReconnectUnchecked) {
             let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
             let (checked, keeps_history) =
                 (Arc::clone(&self.store), self.hub.limits.load().history.rules.keep_history());
@@ -395,7 +412,19 @@ impl Hub {
         let topic = Topic::parse(topic.to_owned()).ok()?;
         let (budget, rule) = self.streams.rule(&topic)?;
         let limits = store.limits_of(budget.rules().get(rule)?.policy());
-        let after = request.after.map(|after| StorePosition { epoch: after.epoch, offset: after.offset });
-        Some(StreamRead { topic, after, messages: limits.messages, limits, creates: true, follows: true })
+        // The answer begins with the message that the mirror has, so that another message in its place
+        // is noticed.
+        let first = |offset: u64| offset.saturating_sub(u64::from(!planted!(RewriteUnread)));
+        let after =
+            request.after.map(|after| StorePosition { epoch: after.epoch, offset: first(after.offset) });
+        let messages = limits.messages.saturating_add(u32::from(after.is_some()));
+        Some(StreamRead {
+            topic,
+            after,
+            messages,
+            limits,
+            creates: true,
+            follows: !planted!(ReadBeforeFollow),
+        })
     }
 }

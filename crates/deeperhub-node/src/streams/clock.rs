@@ -22,6 +22,9 @@ pub(crate) struct Clock {
     /// Present time of a simulation.
     #[cfg(test)]
     simulated: std::sync::Mutex<Option<Instant>>,
+    /// Tasks of a simulation that sleep.
+    #[cfg(test)]
+    sleepers: std::sync::Mutex<Vec<std::task::Waker>>,
 }
 
 impl Clock {
@@ -31,6 +34,8 @@ impl Clock {
             started_unix_ms: AtomicU64::new(0),
             #[cfg(test)]
             simulated: std::sync::Mutex::default(),
+            #[cfg(test)]
+            sleepers: std::sync::Mutex::default(),
         };
         clock.synchronize();
         clock
@@ -48,7 +53,34 @@ impl Clock {
     /// Sets the present time of a simulation.
     #[cfg(test)]
     pub(crate) fn simulate(&self, now: Instant) {
-        *self.simulated.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(now);
+        use std::sync::PoisonError;
+        *self.simulated.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        let sleepers = std::mem::take(&mut *self.sleepers.lock().unwrap_or_else(PoisonError::into_inner));
+        sleepers.iter().for_each(std::task::Waker::wake_by_ref);
+    }
+
+    /// Sets the wall-clock time at the start of a simulation.
+    #[cfg(test)]
+    pub(crate) fn simulate_wall_clock(&self, started_unix_ms: u64) {
+        self.started_unix_ms.store(started_unix_ms, Ordering::Relaxed);
+    }
+
+    /// Waits. Needs a tokio runtime with time, except in a simulation.
+    pub(crate) async fn sleep(&self, time: Duration) {
+        #[cfg(test)]
+        if self.simulated.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some() {
+            let until = self.now() + time;
+            return std::future::poll_fn(|cx| {
+                if self.now() >= until {
+                    return std::task::Poll::Ready(());
+                }
+                let mut sleepers = self.sleepers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                sleepers.push(cx.waker().clone());
+                std::task::Poll::Pending
+            })
+            .await;
+        }
+        tokio::time::sleep(time).await;
     }
 
     /// Reads the wall clock.

@@ -15,6 +15,7 @@ use deeperhub_router::{Keep, TopicView};
 use super::clock::Clock;
 use super::disk::Disk;
 use super::stored::{DiskStream, StoreRefused, StreamName};
+use crate::planted::planted;
 
 /// Messages that leave a history, until they are dropped outside of the lock.
 pub(crate) type EvictedFrames = Evicted<KeptFrame>;
@@ -189,7 +190,8 @@ impl StreamStripe {
         self.ends.get(&kept.0?).copied()
     }
 
-    /// Returns the topic's stream without expired messages, if it has one.
+    /// Returns the topic's stream without expired messages, if it has one. A mirror that was not read
+    /// from the store yet is none.
     pub(crate) fn current(
         &mut self,
         kept: &KeptStream,
@@ -197,6 +199,10 @@ impl StreamStripe {
         remains: &mut Remains,
     ) -> Option<CurrentStream<'_>> {
         let id = kept.0?;
+        let mirror = self.table.name_mut(id)?.mirror.as_mut();
+        if mirror.is_some_and(|mirror| !mirror.is_readable()) && !planted!(ColdStreamRead) {
+            return None;
+        }
         let rule = self.table.rule(id)?;
         let delivery = self.table.budget().rules().get(rule)?.policy().delivery();
         self.table.current(id, now, &mut remains.evicted)?;

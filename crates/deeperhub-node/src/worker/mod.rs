@@ -3,7 +3,8 @@
 mod deliver;
 mod execute;
 mod outlet;
-mod parked;
+pub(crate) mod parked;
+mod parked_connections;
 pub(crate) mod refusals;
 pub(crate) mod request;
 mod state;

@@ -4,199 +4,234 @@
 //! connection is parked: it handles no further message. Its subscription begins suspended, so that the
 //! node follows the topic, and then the store is read once for all clients that wait. The reply judges
 //! the client's position as for any other topic.
+//!
+//! [`ParkedClients`] needs no connections, so a simulation can run it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use deeperhub_listener::{ConnectionKey, Connections};
-use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage, SubscribeRequest};
+use ahash::RandomState;
+use deeperhub_listener::ConnectionKey;
+use deeperhub_protocol::message::{
+    ClientMessage, Command, ServerMessage, SubscribeRequest, SubscribedError, SubscriptionStart,
+};
 use deeperhub_protocol::{Subscription, Topic};
 use deeperhub_router::{DeliveryState, Subscribed, TopicView};
 
-use super::NodeWorker;
-use super::store_link::{HeldTopic, ParkedClient};
 use crate::commands;
-use crate::metrics::{GaugeUnit, SentType};
+use crate::connection_id::ConnectionId;
+use crate::hub::Hub;
+use crate::metrics::GaugeUnit;
+use crate::planted::planted;
 use crate::replay::SubscribeStep;
-use crate::session::Session;
-use crate::streams::{KeptStream, NoStream, Readiness, Remains, StreamStripe};
+use crate::streams::{HubShard, KeptStream, NoStream, Readiness, Remains, StreamStripe};
 
-impl NodeWorker {
-    /// Begins subscriptions to those topics of a message whose streams must be read from the
-    /// cluster's store first. Returns `true` if there are any: the caller then parks the connection,
-    /// and the message is answered later.
-    pub(crate) fn hold_cold_topics<'r>(
+/// The parked connections of a worker.
+#[derive(Debug, Default)]
+pub(crate) struct ParkedClients {
+    clients: HashMap<ConnectionKey, ParkedClient, RandomState>,
+    /// Connections that wait for a topic.
+    waiting: HashMap<Arc<str>, Vec<ConnectionKey>, RandomState>,
+}
+
+/// A connection whose `subscribe` waits for the store.
+#[derive(Debug)]
+pub(crate) struct ParkedClient {
+    pub(crate) connection: ConnectionId,
+    /// The client's message.
+    text: Box<str>,
+    topics: Vec<HeldTopic>,
+    /// Number of topics that have not been read.
+    unread: usize,
+    _counted: Option<GaugeUnit>,
+}
+
+/// A topic that a parked connection waits for.
+#[derive(Debug)]
+struct HeldTopic {
+    name: Arc<str>,
+    /// `true` if the message has begun the subscription.
+    is_new: bool,
+}
+
+/// Continues and answers the subscribes of a parked connection.
+pub(crate) trait AnswerParked {
+    /// Subscribes the client to one topic.
+    fn start(
         &mut self,
-        session: &Session,
-        text: &str,
+        request: &SubscribeRequest<'_>,
+        step: SubscribeStep,
+    ) -> Result<SubscriptionStart, SubscribedError>;
+
+    /// Sends the reply.
+    fn reply(&mut self, reply: &ServerMessage<'_>);
+}
+
+/// Result of [`ParkedClients::hold`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// `true` if the connection is to be parked.
+    pub(crate) is_parked: bool,
+    /// Number of subscriptions that have begun.
+    pub(crate) subscriptions: i64,
+}
+
+impl ParkedClients {
+    /// Begins subscriptions to those topics of a message whose streams must be read from the
+    /// cluster's store first. If there are any, the caller parks the connection, and the message is
+    /// answered later. Requests for which `may_subscribe` returns `false` are answered with errors.
+    pub(crate) fn hold<'r>(
+        &mut self,
+        (connection, text): (ConnectionId, &str),
         requests: impl Iterator<Item = &'r SubscribeRequest<'r>>,
-    ) -> bool {
-        let key = session.connection_id.key;
+        may_subscribe: impl Fn(&HubShard, &SubscribeRequest<'_>) -> bool,
+        (hub, shard): (&Hub, &mut HubShard),
+    ) -> Held {
+        let key = connection.key;
         let mut topics: Vec<HeldTopic> = Vec::new();
         for request in requests {
             let Subscription::Topic(topic) = &request.subscription else { continue };
-            let is_full = self.shard.subscription_count(key) >= self.limits.session.max_subscriptions;
-            if topics.iter().any(|held| *held.name == *topic.as_str())
-                || is_full && !self.shard.is_subscribed(key, &request.subscription)
-                || commands::check_subscribe(session.login.as_deref(), request).is_err()
-            {
+            if topics.iter().any(|held| *held.name == *topic.as_str()) || !may_subscribe(shard, request) {
                 continue;
             }
-            let position = request.recover.and_then(|recover| Some((recover.epoch?, recover.offset)));
-            let Readiness::Waits(read) = self.hub.streams.readiness(&self.hub.router, topic, position) else {
+            let position = request
+                .recover
+                .filter(|_| !planted!(AheadAnswered))
+                .and_then(|recover| Some((recover.epoch?, recover.offset)));
+            let Readiness::Waits(read) = hub.streams.readiness(&hub.router, topic, position) else {
                 continue;
             };
-            let Some(store) = self.hub.streams.cluster.clone() else { continue };
+            let Some(store) = &hub.streams.cluster else { continue };
             // A store that is away fails the read, which the mirror must be told.
-            let held = if store.is_up() { self.hold(key, topic) } else { None };
+            let held = if store.is_up() { begin(key, topic, (hub, shard)) } else { None };
             match (held, read) {
                 (Some(held), read) => {
-                    store.read_for_worker(Arc::clone(&held.name), read, self.index);
+                    store.read_for_worker(Arc::clone(&held.name), read, connection.worker);
                     topics.push(held);
                 }
                 (None, Some(read)) => store.queue_read(topic.as_str().into(), read),
                 (None, None) => {}
             }
         }
-        let Some(store) = self.hub.streams.cluster.as_ref().filter(|_| !topics.is_empty()) else {
-            return false;
-        };
-        let Some(link) = &mut self.store else { return false };
+        if topics.is_empty() {
+            return Held::default();
+        }
         for topic in &topics {
-            link.parked.waiting.entry(Arc::clone(&topic.name)).or_default().push(key);
+            self.waiting.entry(Arc::clone(&topic.name)).or_default().push(key);
         }
-        let client = ParkedClient {
-            connection: session.connection_id,
-            text: text.into(),
-            unread: topics.len(),
-            topics,
-            counted: GaugeUnit::new(&store.mirror_metrics.parked),
-        };
-        link.parked.clients.insert(key, client);
-        true
+        let subscriptions = topics.iter().map(|topic| i64::from(topic.is_new)).sum();
+        let counted = hub.streams.cluster.as_ref().map(|store| GaugeUnit::new(&store.mirror_metrics.parked));
+        let client =
+            ParkedClient { connection, text: text.into(), unread: topics.len(), topics, _counted: counted };
+        self.clients.insert(key, client);
+        Held { is_parked: true, subscriptions }
     }
 
-    /// Begins a suspended subscription to a topic. Returns `None` if the topic can have no stream.
-    fn hold(&mut self, key: ConnectionKey, topic: &Topic<'_>) -> Option<HeldTopic> {
-        let streams = &self.hub.streams;
-        let now = streams.clock.seconds(streams.clock.now());
-        let (budget, rule) = streams.rule(topic)?;
-        let mut has_made_room = false;
-        loop {
-            let mut remains = Remains::default();
-            let open = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
-                let opened = stripe.find_or_open(topic, kept, (&*budget, rule), now, &mut remains);
-                (DeliveryState::Suspended, opened.map(|_| Arc::clone(topic.name())))
-            };
-            let (subscribed, opened) = self.shard.subscribe_at(key, topic, open);
-            streams.finish(&self.hub.router, remains, now);
-            let is_new = subscribed == Subscribed::New;
-            let no_stream = match opened {
-                Ok(name) => {
-                    if is_new {
-                        self.metrics.subscriptions.inc();
-                    }
-                    return Some(HeldTopic { name, is_new });
-                }
-                Err(no_stream) => no_stream,
-            };
-            if is_new {
-                self.shard.unsubscribe(key, &Subscription::Topic(topic.borrow()));
-            }
-            match no_stream {
-                NoStream::TooMany(rule) if !has_made_room && streams.make_room(&self.hub.router, rule) => {
-                    has_made_room = true;
-                }
-                _ => return None,
-            }
-        }
-    }
-
-    /// Notes that the store was read for a topic, or that it could not be read, and answers the
-    /// clients that wait for nothing else.
-    pub(super) fn on_topic_read(&mut self, topic: &str, connections: &mut Connections<'_, Session>) {
-        let Some(link) = &mut self.store else { return };
-        let keys = link.parked.waiting.remove(topic).unwrap_or_default();
-        for key in keys {
-            let Some(link) = &mut self.store else { return };
-            let Some(client) = link.parked.clients.get_mut(&key) else { continue };
+    /// Notes that the store was read for a topic, or that it could not be read. Returns the clients
+    /// that wait for nothing else. The caller answers them and continues their connections.
+    pub(crate) fn on_topic_read(&mut self, topic: &str) -> Vec<ParkedClient> {
+        let mut ready = Vec::new();
+        for key in self.waiting.remove(topic).unwrap_or_default() {
+            let Some(client) = self.clients.get_mut(&key) else { continue };
             client.unread = client.unread.saturating_sub(1);
-            if client.unread == 0
-                && let Some(client) = link.parked.clients.remove(&key)
-            {
-                self.answer_parked(client, connections);
+            if planted!(ParkedForgotten) && !ready.is_empty() {
+                continue;
+            }
+            if client.unread == 0 {
+                ready.extend(self.clients.remove(&key));
+            }
+        }
+        ready
+    }
+
+    /// Returns the memory that is held for a parked connection.
+    pub(crate) fn bytes(&self, key: ConnectionKey) -> usize {
+        let Some(client) = self.clients.get(&key) else { return 0 };
+        size_of::<ParkedClient>() + client.text.len() + client.topics.len() * size_of::<HeldTopic>()
+    }
+
+    /// Returns `true` if nothing waits.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.clients.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Forgets a parked connection that has closed.
+    pub(crate) fn remove(&mut self, key: ConnectionKey) {
+        let Some(client) = self.clients.remove(&key) else { return };
+        for topic in client.topics {
+            if let Some(waiting) = self.waiting.get_mut(&*topic.name) {
+                waiting.retain(|other| *other != key);
+                if waiting.is_empty() {
+                    self.waiting.remove(&*topic.name);
+                }
             }
         }
     }
+}
 
-    /// Answers a client whose topics were read, and continues its connection.
-    fn answer_parked(&mut self, client: ParkedClient, connections: &mut Connections<'_, Session>) {
-        let ParkedClient { connection, text, topics, unread: _, counted: _counted } = client;
-        let key = connection.key;
-        let now = connections.now();
-        let Some(session) = Self::find_session(connection, connections) else { return };
-        let login = session.login.as_deref();
-        let max_depth = self.limits.session.max_json_depth;
-        let mut topics = topics;
-        let mut start_held = |request: &SubscribeRequest<'_>| {
+impl ParkedClient {
+    /// Executes the client's message.
+    pub(crate) fn answer(self, max_depth: usize, answerer: &mut impl AnswerParked) {
+        let Self { text, mut topics, .. } = self;
+        let mut start = |request: &SubscribeRequest<'_>, answerer: &mut dyn AnswerParked| {
             let name = request.subscription.as_str();
             let held = topics.iter_mut().find(|topic| topic.is_new && *topic.name == *name);
             // A list can name a topic twice.
-            let subscribe = match held {
+            let step = match held {
                 Some(held) => {
                     held.is_new = false;
                     SubscribeStep::Resume
                 }
                 None => SubscribeStep::Begin,
             };
-            commands::start((login, key), (request, subscribe), now, self)
+            answerer.start(request, step)
         };
         // The message was valid when the client was parked. Only these messages wait.
         match ClientMessage::parse_within(&text, max_depth) {
             Ok(ClientMessage { id, command: Command::Subscribe(request), .. }) => {
                 let topic = request.subscription.as_str();
-                match start_held(&request) {
-                    Ok(start) => {
-                        let reply = ServerMessage::Subscribed { id, topic, start };
-                        self.send(SentType::Subscribed, key, &reply.to_frame(), connections);
-                    }
-                    Err(error) => {
-                        self.send_error(
-                            connection,
-                            &commands::subscribe_error(id, topic, &error),
-                            connections,
-                        );
-                    }
+                match start(&request, answerer) {
+                    Ok(start) => answerer.reply(&ServerMessage::Subscribed { id, topic, start }),
+                    Err(error) => answerer.reply(&commands::subscribe_error(id, topic, &error)),
                 }
             }
             Ok(ClientMessage { id, command: Command::SubscribeList { topics }, .. }) => {
-                let entries = commands::start_each(topics, |request| start_held(request));
-                let reply = ServerMessage::SubscribedList { id, topics: &entries };
-                self.send(SentType::Subscribed, key, &reply.to_frame(), connections);
+                let entries = commands::start_each(topics, |request| start(request, answerer));
+                answerer.reply(&ServerMessage::SubscribedList { id, topics: &entries });
             }
             _ => debug_assert!(false, "another message was parked"),
         }
-        connections.unpark(key);
     }
+}
 
-    /// Returns the memory that is held for a parked connection.
-    pub(crate) fn parked_bytes(&self, key: ConnectionKey) -> usize {
-        let Some(client) = self.store.as_ref().and_then(|link| link.parked.clients.get(&key)) else {
-            return 0;
+/// Begins a suspended subscription to a topic. Returns `None` if the topic can have no stream.
+fn begin(key: ConnectionKey, topic: &Topic<'_>, (hub, shard): (&Hub, &mut HubShard)) -> Option<HeldTopic> {
+    let streams = &hub.streams;
+    let now = streams.clock.seconds(streams.clock.now());
+    let (budget, rule) = streams.rule(topic)?;
+    let mut has_made_room = false;
+    loop {
+        let mut remains = Remains::default();
+        let open = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
+            let opened = stripe.find_or_open(topic, kept, (&*budget, rule), now, &mut remains);
+            (DeliveryState::Suspended, opened.map(|_| Arc::clone(topic.name())))
         };
-        size_of::<ParkedClient>() + client.text.len() + client.topics.len() * size_of::<HeldTopic>()
-    }
-
-    /// Forgets a parked connection that has closed.
-    pub(crate) fn remove_parked(&mut self, key: ConnectionKey) {
-        let Some(link) = &mut self.store else { return };
-        let Some(client) = link.parked.clients.remove(&key) else { return };
-        for topic in client.topics {
-            if let Some(waiting) = link.parked.waiting.get_mut(&*topic.name) {
-                waiting.retain(|other| *other != key);
-                if waiting.is_empty() {
-                    link.parked.waiting.remove(&*topic.name);
-                }
+        let (subscribed, opened) = shard.subscribe_at(key, topic, open);
+        streams.finish(&hub.router, remains, now);
+        let is_new = subscribed == Subscribed::New;
+        let no_stream = match opened {
+            Ok(name) => return Some(HeldTopic { name, is_new }),
+            Err(no_stream) => no_stream,
+        };
+        if is_new {
+            shard.unsubscribe(key, &Subscription::Topic(topic.borrow()));
+        }
+        match no_stream {
+            NoStream::TooMany(rule) if !has_made_room && streams.make_room(&hub.router, rule) => {
+                has_made_room = true;
             }
+            _ => return None,
         }
     }
 }

@@ -1,17 +1,15 @@
 //! The link from a worker to the store of the history.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Instant;
 
 use ahash::RandomState;
 use deeperhub_cluster::AppendNumber;
-use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::Position;
 use tokio::sync::mpsc;
 
+use super::parked::ParkedClients;
 use crate::connection_id::ConnectionId;
-use crate::metrics::GaugeUnit;
 use crate::streams::{StoreNotice, Streams, Ticket};
 
 /// A `published` that waits until its message is on the disk.
@@ -61,32 +59,4 @@ impl StoreLink {
         let appends = HashMap::with_hasher(RandomState::with_seeds(9, 10, 11, 12));
         Some(Box::new(Self { notices, replies: VecDeque::new(), appends, parked: ParkedClients::default() }))
     }
-}
-
-/// The parked connections of a worker.
-#[derive(Debug, Default)]
-pub(super) struct ParkedClients {
-    pub(super) clients: HashMap<ConnectionKey, ParkedClient, RandomState>,
-    /// Connections that wait for a topic.
-    pub(super) waiting: HashMap<Arc<str>, Vec<ConnectionKey>, RandomState>,
-}
-
-/// A connection whose `subscribe` waits for the store.
-#[derive(Debug)]
-pub(super) struct ParkedClient {
-    pub(super) connection: ConnectionId,
-    /// The client's message.
-    pub(super) text: Box<str>,
-    pub(super) topics: Vec<HeldTopic>,
-    /// Number of topics that have not been read.
-    pub(super) unread: usize,
-    pub(super) counted: GaugeUnit,
-}
-
-/// A topic that a parked connection waits for.
-#[derive(Debug)]
-pub(super) struct HeldTopic {
-    pub(super) name: Arc<str>,
-    /// `true` if the message has begun the subscription.
-    pub(super) is_new: bool,
 }

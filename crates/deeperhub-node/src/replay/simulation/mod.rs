@@ -11,6 +11,7 @@
 
 mod budget;
 mod client;
+mod cluster;
 mod core_clients;
 mod invariants;
 mod log;

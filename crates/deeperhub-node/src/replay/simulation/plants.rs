@@ -5,60 +5,109 @@
 use std::cell::Cell;
 
 macro_rules! bugs {
-    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
+    (
+        node { $($(#[doc = $doc:literal])* $name:ident,)* }
+        cluster { $($(#[doc = $cluster_doc:literal])* $cluster_name:ident,)* }
+    ) => {
         /// A bug that can be planted.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(crate) enum Bug { $($(#[doc = $doc])* $name,)* }
+        pub(crate) enum Bug { $($(#[doc = $doc])* $name,)* $($(#[doc = $cluster_doc])* $cluster_name,)* }
 
         impl Bug {
+            /// Bugs of a node.
             pub(super) const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// Bugs of a node in a cluster that keeps streams.
+            pub(super) const OF_CLUSTER: &[Self] = &[$(Self::$cluster_name,)*];
         }
     };
 }
 
 bugs! {
-    /// A replay ends one message before the newest one.
-    ReplayEndsEarly,
-    /// A subscription is live before its replay has ended.
-    LiveBeforeReplayEnds,
-    /// A pattern delivers messages while a replay sends them.
-    OverlapForgotten,
-    /// A pattern delivers queued messages again after a replay.
-    ResumedTwice,
-    /// A later delivery overtakes a refused one.
-    RefusalOvertaken,
-    /// A refused delivery counts as received.
-    CursorTooFar,
-    /// Trimmed messages are skipped without a gap.
-    GapNotTold,
-    /// A new epoch is not told in a replay.
-    EpochNotTold,
-    /// A new epoch is not told to live subscribers.
-    ClearNotTold,
-    /// Messages are lost without a gap when their topic loses its history.
-    LostNotTold,
-    /// A sample does not tell what it skips.
-    PrevNotBridged,
-    /// A changed rule does not end sampling.
-    SamplingNotEnded,
-    /// A publisher gets its own excluded message in its replay.
-    OwnReplayed,
-    /// A replay goes on after its subscription has ended.
-    UnsubscribeLeavesReplay,
-    /// A replay waits for a notice that it did not ask for.
-    DrainNotRequested,
-    /// The notice of a drained queue is ignored.
-    DrainIgnored,
-    /// A repeated publish is recognized in another epoch.
-    OnceInWrongEpoch,
-    /// A repeated publish is appended again.
-    OnceForgotten,
-    /// The router keeps the topics of removed streams.
-    StreamNotForgotten,
-    /// A second subscribe is answered with the newest position.
-    SecondSubscribeAtNewest,
-    /// The position before a replay is one too high.
-    JudgedTooHigh,
+    node {
+        /// A replay ends one message before the newest one.
+        ReplayEndsEarly,
+        /// A subscription is live before its replay has ended.
+        LiveBeforeReplayEnds,
+        /// A pattern delivers messages while a replay sends them.
+        OverlapForgotten,
+        /// A pattern delivers queued messages again after a replay.
+        ResumedTwice,
+        /// A later delivery overtakes a refused one.
+        RefusalOvertaken,
+        /// A refused delivery counts as received.
+        CursorTooFar,
+        /// Trimmed messages are skipped without a gap.
+        GapNotTold,
+        /// A new epoch is not told in a replay.
+        EpochNotTold,
+        /// A new epoch is not told to live subscribers.
+        ClearNotTold,
+        /// Messages are lost without a gap when their topic loses its history.
+        LostNotTold,
+        /// A sample does not tell what it skips.
+        PrevNotBridged,
+        /// A changed rule does not end sampling.
+        SamplingNotEnded,
+        /// A publisher gets its own excluded message in its replay.
+        OwnReplayed,
+        /// A replay goes on after its subscription has ended.
+        UnsubscribeLeavesReplay,
+        /// A replay waits for a notice that it did not ask for.
+        DrainNotRequested,
+        /// The notice of a drained queue is ignored.
+        DrainIgnored,
+        /// A repeated publish is recognized in another epoch.
+        OnceInWrongEpoch,
+        /// A repeated publish is appended again.
+        OnceForgotten,
+        /// The router keeps the topics of removed streams.
+        StreamNotForgotten,
+        /// A second subscribe is answered with the newest position.
+        SecondSubscribeAtNewest,
+        /// The position before a replay is one too high.
+        JudgedTooHigh,
+    }
+    cluster {
+        /// A read of the cluster's store shows no message that was replaced.
+        RewriteUnread,
+        /// A read of the cluster's store does not wait until the broker brings the topic.
+        ReadBeforeFollow,
+        /// A stream that was not read from the cluster's store is replayed.
+        ColdStreamRead,
+        /// A topic with subscribers that gets a rule has no stream until another client comes.
+        LateRuleIgnored,
+        /// Messages without order tell their positions to subscribers.
+        EarlyPositionTold,
+        /// A live message in the place of another one is not noticed.
+        RewriteUnseen,
+        /// Subscribers do not get the messages of a read.
+        HealedNotTold,
+        /// A stream answers before it was read.
+        ColdAnswered,
+        /// A position that the mirror does not have is judged.
+        AheadAnswered,
+        /// Subscribers are not told of a new epoch of the store.
+        ResetNotTold,
+        /// Messages that the store does not have are not told.
+        MissingNotTold,
+        /// A message does not name the one before it.
+        PrevNotSealed,
+        /// Quiet topics are not looked up.
+        TailUnchecked,
+        /// Mirrors are not checked after the broker was away.
+        ReconnectUnchecked,
+        /// Clients wait for the store without an end.
+        WaitersKept,
+        /// A failed read is not tried again.
+        FailedReadForgotten,
+        /// Of the clients that wait for a topic, one is answered.
+        ParkedForgotten,
+        /// The outcome of an append does not reach its publisher.
+        AppendUnanswered,
+        /// An append does not carry what its node knows.
+        KnownNotTold,
+    }
 }
 
 thread_local! {

@@ -4,8 +4,10 @@ use deeperhub_cluster::StorePosition;
 use deeperhub_history::{Mirror, ReadRequest, Stream};
 use deeperhub_protocol::Epoch;
 use deeperhub_protocol::frame::KeptFrame;
+use deeperhub_protocol::message::EncodedDelivery;
 
 use crate::metrics::GaugeUnit;
+use crate::planted::planted;
 
 /// The mirror of a topic.
 #[derive(Debug)]
@@ -13,6 +15,9 @@ pub(crate) struct TopicMirror {
     pub(super) mirror: Mirror<KeptFrame>,
     /// Set if the stream was whole since somebody follows the topic.
     pub(super) warm: Option<GaugeUnit>,
+    /// `true` if the topic had subscribers before its stream was whole. Their messages had no order,
+    /// so they are told where they stand when it is.
+    pub(super) has_early_subscribers: bool,
     /// Subscribers in this process. They follow the topic, too.
     pub(super) watchers: u32,
     /// Newest offset at the last check of the store's top.
@@ -46,7 +51,11 @@ pub(crate) enum TopCheck {
     InSync,
     /// Another look must tell whether something is under way or lost.
     Differs,
-    Read(ReadRequest),
+    /// A read decides. `is_hole` says that the mirror lacks messages.
+    Read {
+        read: ReadRequest,
+        is_hole: bool,
+    },
     /// The store has lost messages that this node knows.
     Behind(StorePosition),
 }
@@ -54,7 +63,13 @@ pub(crate) enum TopCheck {
 impl Default for TopicMirror {
     fn default() -> Self {
         // Late answers of an earlier mirror of the topic have other numbers.
-        Self { mirror: Mirror::new(fastrand::u32(..)), warm: None, watchers: 0, checked: None }
+        Self {
+            mirror: Mirror::new(fastrand::u32(..)),
+            warm: None,
+            has_early_subscribers: false,
+            watchers: 0,
+            checked: None,
+        }
     }
 }
 
@@ -67,10 +82,18 @@ impl TopicMirror {
         self.mirror.known().map(|known| StorePosition { epoch: known.epoch, offset: known.offset })
     }
 
+    /// Returns `true` if subscribers can be sent messages of the stream. If not, they get live messages
+    /// without order until it is whole.
+    pub(in crate::streams) fn is_readable(&mut self) -> bool {
+        self.has_early_subscribers |= !self.is_warm();
+        self.is_warm()
+    }
+
     /// Returns `true` if the stream answers a client that wants to continue after `position`.
     pub(super) fn answers(&self, stream: &Stream<KeptFrame>, position: Option<(Epoch, u64)>) -> bool {
         let own = (stream.epoch(), stream.newest());
-        self.is_warm() && (self.mirror.is_settled() || position.is_none_or(|position| position <= own))
+        let is_passed = |position| position <= own || planted!(AheadAnswered);
+        self.is_warm() && (self.mirror.is_settled() || position.is_none_or(is_passed))
     }
 
     /// Notes that the topic has subscribers, or none.
@@ -80,4 +103,15 @@ impl TopicMirror {
             self.warm = None;
         }
     }
+}
+
+/// Returns `true` if two frames are of different messages. The offset before a message does not
+/// count, because a store need not tell it in each answer.
+pub(super) fn is_other(one: &KeptFrame, other: &KeptFrame) -> bool {
+    fn content(frame: &KeptFrame) -> Option<&str> {
+        let data = EncodedDelivery::parse(frame.as_bytes())?.data().as_str();
+        // The position comes last.
+        data.rfind(r#","epoch":""#).and_then(|end| data.get(..end))
+    }
+    content(one) != content(other)
 }

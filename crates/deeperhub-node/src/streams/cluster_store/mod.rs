@@ -29,6 +29,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::links::Links;
 use super::stored::StoreNotice;
 use crate::metrics::{AppendLabel, MirrorMetrics, StoreMetrics};
+use crate::planted::planted;
 use crate::trace::Tracer;
 use appends::Appends;
 pub(crate) use appends::{AppendOutcome, Requester};
@@ -122,9 +123,10 @@ impl ClusterStore {
         let _ = self.requests.send(ReaderRequest::Read { topic, read });
     }
 
-    /// Lets the store compare itself with what this node knows of a topic.
-    pub(crate) fn report_behind(&self, topic: Arc<str>, known: StorePosition) {
-        let _ = self.requests.send(ReaderRequest::Behind { topic, known });
+    /// Lets the store start a new stream of a topic, because it has given an offset again that this
+    /// node knows.
+    pub(crate) fn report_rewritten(&self, topic: Arc<str>, known: StorePosition) {
+        let _ = self.requests.send(ReaderRequest::Rewritten { topic, known });
     }
 
     /// Queues the read of a topic for which clients of a worker wait. The worker is told when the
@@ -176,6 +178,7 @@ impl ClusterStore {
             Err(_) => AppendLabel::Unavailable,
         });
         match requester {
+            Requester::Worker(_) if planted!(AppendUnanswered) => {}
             Requester::Worker(worker) => {
                 self.links.send(worker, StoreNotice::Appended { number, outcome });
             }

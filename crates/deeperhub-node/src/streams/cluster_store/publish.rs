@@ -7,6 +7,7 @@ use deeperhub_protocol::{ClientId, RawJson, Topic};
 
 use super::{ClusterStore, Requester};
 use crate::metrics::AppendLabel;
+use crate::planted::planted;
 use crate::streams::{Once, PublishRefusal, StreamRouter};
 use crate::trace::{ActiveSpan, Tracer};
 
@@ -65,7 +66,7 @@ impl ClusterStore {
         let append = Append {
             topic: topic.borrow(),
             limits: self.limits_of(policy),
-            known,
+            known: known.filter(|_| !planted!(KnownNotTold)),
             from: from.cloned(),
             excludes_publisher,
             trace: trace.borrow(),

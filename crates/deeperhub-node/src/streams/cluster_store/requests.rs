@@ -21,7 +21,7 @@ pub(crate) enum ReaderRequest {
     /// Reads what a mirror asks for.
     Read { topic: Arc<str>, read: ReadRequest },
     /// The store has given an offset again that this node knows.
-    Behind { topic: Arc<str>, known: StorePosition },
+    Rewritten { topic: Arc<str>, known: StorePosition },
     /// Reads a page of a topic that nobody follows.
     Page { page: PageRequest, done: PageDone },
     /// Probes the store, instead of an earlier probe that was not answered.
@@ -59,7 +59,7 @@ impl fmt::Debug for ReaderRequest {
         let name = match self {
             Self::Wait { .. } => "Wait",
             Self::Read { .. } => "Read",
-            Self::Behind { .. } => "Behind",
+            Self::Rewritten { .. } => "Rewritten",
             Self::Page { .. } => "Page",
             Self::Probe { .. } => "Probe",
         };

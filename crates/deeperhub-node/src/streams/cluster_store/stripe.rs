@@ -8,8 +8,9 @@ use deeperhub_metrics::Gauge;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::{Epoch, Topic};
 
-use super::mirror::{LiveEffect, Readiness, TopCheck, TopicMirror};
+use super::mirror::{LiveEffect, Readiness, TopCheck, TopicMirror, is_other};
 use crate::metrics::GaugeUnit;
+use crate::planted::planted;
 use crate::streams::{KeptStream, StreamRouter, StreamStripe, Streams};
 
 /// Bytes of the messages of a topic that wait for a read of the store.
@@ -36,7 +37,7 @@ impl StreamStripe {
     /// Returns `false` if the cluster's store must be read before the stream can answer a client.
     pub(crate) fn is_ready(&self, id: StreamId, position: Option<(Epoch, u64)>) -> bool {
         let (Some(name), Some(stream)) = (self.table.name(id), self.table.get(id)) else { return true };
-        name.mirror.as_ref().is_none_or(|mirror| mirror.answers(stream, position))
+        planted!(ColdAnswered) || name.mirror.as_ref().is_none_or(|mirror| mirror.answers(stream, position))
     }
 
     /// Handles a live message.
@@ -55,8 +56,8 @@ impl StreamStripe {
                 LiveResult::Waits(read) => LiveEffect::Nothing(read),
                 LiveResult::Duplicate(message) => {
                     let kept = stream.message(message.offset);
-                    let is_other = kept.is_some_and(|kept| kept.as_bytes() != message.message.as_bytes());
-                    match topic.known().filter(|_| is_other) {
+                    let is_other = kept.is_some_and(|kept| is_other(kept, &message.message));
+                    match topic.known().filter(|_| is_other && !planted!(RewriteUnseen)) {
                         Some(known) => LiveEffect::Rewritten(known),
                         None => LiveEffect::Nothing(None),
                     }
@@ -65,6 +66,32 @@ impl StreamStripe {
                 LiveResult::Apply(step) => LiveEffect::Step(step),
             }
         })
+    }
+
+    /// Begins the read of a stream that was opened while the topic had subscribers, because it has
+    /// got its rule then.
+    pub(crate) fn begin_late(&mut self, id: StreamId) -> Option<ReadRequest> {
+        let begin = |topic: &mut TopicMirror, stream: &_| {
+            topic.has_early_subscribers = true;
+            topic.mirror.on_followed(stream)
+        };
+        self.with_mirror(id, begin).flatten()
+    }
+
+    /// Returns `true` if the topic had subscribers before its stream, which is not whole yet.
+    pub(crate) fn has_early_subscribers(&self, id: StreamId) -> bool {
+        let mirror = self.table.name(id).and_then(|name| name.mirror.as_ref());
+        mirror.is_some_and(|mirror| mirror.has_early_subscribers && !mirror.is_warm())
+    }
+
+    /// Returns the position of a stream that is whole for the first time, if its subscribers are to be
+    /// told.
+    pub(crate) fn take_early_subscribers(&mut self, id: StreamId) -> Option<(Epoch, u64)> {
+        let take = |topic: &mut TopicMirror, stream: &Stream<KeptFrame>| {
+            let is_told = topic.is_warm() && std::mem::take(&mut topic.has_early_subscribers);
+            is_told.then(|| (stream.epoch(), stream.newest()))
+        };
+        self.with_mirror(id, take).flatten()
     }
 
     /// Handles the answer of a read. Also returns `true` if subscribers get the messages: those of
@@ -82,8 +109,21 @@ impl StreamStripe {
             if !was_warm && topic.mirror.is_settled() {
                 topic.warm = Some(GaugeUnit::new(warm));
             }
-            (result, was_warm)
+            (result, was_warm && !planted!(HealedNotTold))
         })
+    }
+
+    /// Returns `true` if a read shows that the store has given the newest offset of a stream again,
+    /// to another message. The read has begun with the message at that offset.
+    pub(crate) fn is_rewritten(
+        &self,
+        id: StreamId,
+        epoch: u64,
+        messages: &[StoredMessage<KeptFrame>],
+    ) -> bool {
+        let (Some(stream), Some(first)) = (self.table.get(id), messages.first()) else { return false };
+        stream.epoch() == Epoch::from_bits(epoch)
+            && stream.message(first.offset).is_some_and(|kept| is_other(kept, &first.message))
     }
 
     /// Returns the latest known position of a stream.
@@ -122,7 +162,10 @@ impl StreamStripe {
     /// Compares a mirror with the newest position of the store.
     pub(crate) fn on_top(&mut self, id: StreamId, epoch: u64, top: u64) -> TopCheck {
         let check = self.with_mirror(id, |topic, stream| match topic.mirror.on_top(stream, epoch, top) {
-            CheckResult::Read(Some(read)) => TopCheck::Read(read),
+            CheckResult::Read(Some(read)) => {
+                let own = Some(StorePosition { epoch, offset: top });
+                TopCheck::Read { read, is_hole: topic.known() != own || stream.newest() != top }
+            }
             CheckResult::Behind => topic.known().map_or(TopCheck::InSync, TopCheck::Behind),
             CheckResult::Differs => TopCheck::Differs,
             CheckResult::InSync | CheckResult::Read(None) => TopCheck::InSync,
@@ -161,6 +204,7 @@ impl StreamStripe {
 
     /// Decides whether a stream can answer a client now.
     fn on_subscribe(&mut self, id: StreamId, position: Option<(Epoch, u64)>) -> Readiness {
+        let position = position.filter(|_| !planted!(AheadAnswered));
         let check = self.with_mirror(id, |topic, stream| match topic.mirror.on_subscribe(stream, position) {
             SubscribeCheck::Ready if topic.is_warm() => Readiness::Ready,
             SubscribeCheck::Ready | SubscribeCheck::Follow => Readiness::Waits(None),

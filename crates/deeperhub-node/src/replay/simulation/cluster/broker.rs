@@ -1,0 +1,404 @@
+//! The broker and its links to the nodes, with their faults.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use deeperhub_cluster::simulation::{QueuedAppend, StoreRequest, stamp_reset};
+use deeperhub_cluster::{AppendError, AppendNumber, Appended, Envelope, Message, ReadError, StorePosition};
+use deeperhub_protocol::Topic;
+
+use super::super::socket::Payload;
+use super::super::topics::TOPICS;
+use super::Simulation;
+use super::log::Stored;
+use super::plants::{ModelBug, is_broken};
+use super::store::Entry;
+
+/// Time after which a request without an answer has failed, and the connection is lost.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Replicas that lag, each by some more changes.
+const MAX_REPLICAS: usize = 8;
+
+type Outcome = (AppendNumber, Result<Appended, AppendError>);
+
+/// The connections of one node to the broker.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    pub(super) is_up: bool,
+    /// The batch that was sent last and is not confirmed.
+    batch: Vec<QueuedAppend>,
+    is_resent: bool,
+    sent_at: Duration,
+    /// Number of the appends of the batch that the broker has executed.
+    executed: usize,
+    outcomes: Vec<Outcome>,
+    /// Appends of lost connections, which are sent again.
+    unconfirmed: VecDeque<QueuedAppend>,
+    /// Appends of lost connections that the broker may still execute.
+    late: VecDeque<(QueuedAppend, bool)>,
+    requests: VecDeque<(StoreRequest, Duration)>,
+    /// Messages on their way to the node.
+    incoming: VecDeque<Bytes>,
+    subscriptions: BTreeSet<Arc<str>>,
+}
+
+impl Link {
+    /// Loses the connections. The broker executes the first `late` appends that it has not
+    /// executed, later.
+    fn cut(&mut self, late: usize) {
+        self.is_up = false;
+        let rest = self.batch.iter().skip(self.executed).take(late);
+        self.late.extend(rest.map(|append| (append.clone(), self.is_resent)));
+        for append in std::mem::take(&mut self.batch).into_iter().rev() {
+            if !is_broken(ModelBug::BatchForgotten) {
+                self.unconfirmed.push_front(append);
+            }
+        }
+        self.executed = 0;
+        self.outcomes.clear();
+        self.requests.clear();
+        self.incoming.clear();
+        self.subscriptions.clear();
+    }
+
+    fn follows(&self, topic: &str) -> bool {
+        self.subscriptions.iter().any(|name| **name == *topic)
+    }
+}
+
+impl Simulation {
+    /// Returns the broker's time.
+    pub(super) fn broker_ms(&self) -> u64 {
+        let ms = self.times.started_unix_ms + self.times.now.as_millis() as u64;
+        ms.saturating_add_signed(self.broker_skew_ms)
+    }
+
+    /// Connects a node to the broker.
+    pub(super) fn connect_link(&mut self, node: usize) {
+        let link = &mut self.links[node];
+        if let Some(running) = &self.nodes[node]
+            && !link.is_up
+        {
+            link.is_up = true;
+            running.driver.connect();
+        }
+        self.follow(node);
+    }
+
+    /// Loses the connection of a node.
+    pub(super) fn cut_link(&mut self, node: usize, late: usize) {
+        if std::mem::take(&mut self.links[node].is_up) {
+            self.links[node].cut(late);
+            if let Some(running) = &self.nodes[node] {
+                running.driver.disconnect();
+            }
+        }
+    }
+
+    /// Forgets what a node has sent: the node has ended.
+    pub(super) fn drop_link(&mut self, node: usize, late: usize) {
+        self.links[node].cut(late);
+        self.links[node].unconfirmed.clear();
+    }
+
+    /// Makes the changes of a node's subscriptions.
+    pub(super) fn follow(&mut self, node: usize) {
+        let (link, now) = (&mut self.links[node], self.times.started + self.times.now);
+        let Some(running) = self.nodes[node].as_ref().filter(|_| link.is_up) else { return };
+        let requested = running.driver.requested();
+        let changes = running.driver.take_interest(now);
+        link.subscriptions.extend(changes.subscribe);
+        changes.unsubscribe.iter().for_each(|name| {
+            link.subscriptions.remove(name);
+        });
+        running.driver.confirm(requested);
+    }
+
+    /// Sends a node's next batch.
+    pub(super) fn send(&mut self, node: usize) {
+        let link = &mut self.links[node];
+        let Some(running) = self.nodes[node].as_ref().filter(|_| link.is_up && link.batch.is_empty()) else {
+            return;
+        };
+        link.is_resent = !link.unconfirmed.is_empty() && !is_broken(ModelBug::ResendUnmarked);
+        link.batch = if link.unconfirmed.is_empty() {
+            running.driver.take_appends()
+        } else {
+            link.unconfirmed.drain(..).collect()
+        };
+        (link.executed, link.sent_at) = (0, self.times.now);
+    }
+
+    /// Executes appends of a node. Returns `false` if there are none.
+    pub(super) fn execute(&mut self, node: usize, count: usize) -> Result<bool, String> {
+        if self.is_paused() {
+            return Ok(false);
+        }
+        let mut is_busy = false;
+        for _ in 0..count {
+            let link = &mut self.links[node];
+            let Some(append) = link.batch.get(link.executed).cloned() else { break };
+            link.executed += 1;
+            is_busy = true;
+            let is_resent = link.is_resent;
+            let number = append.number;
+            let outcome = self.append(&append, is_resent)?;
+            let refused = || AppendError::Refused("late".to_owned());
+            self.links[node].outcomes.push((number, outcome.ok_or_else(refused)));
+        }
+        Ok(is_busy)
+    }
+
+    /// Executes appends of lost connections.
+    pub(super) fn execute_late(&mut self, node: usize, count: usize) -> Result<(), String> {
+        for _ in 0..count {
+            let Some((append, is_resent)) = self.links[node].late.pop_front() else { break };
+            self.append(&append, is_resent)?;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, append: &QueuedAppend, is_resent: bool) -> Result<Option<Appended>, String> {
+        let now = self.broker_ms();
+        self.keep_replica();
+        let result = self.store.append(append, is_resent, now, &mut self.epochs);
+        if let Some(entry) = &result.entry {
+            self.on_entry(&append.topic, entry)?;
+            self.push(&append.topic, &entry.bytes);
+        }
+        Ok(result.outcome)
+    }
+
+    /// Notes a new message of the store.
+    fn on_entry(&mut self, name: &str, entry: &Entry) -> Result<(), String> {
+        let topic = index(name).ok_or("an unknown topic")?;
+        let number = number(&entry.bytes)?;
+        let StorePosition { epoch, offset } = entry.position;
+        let is_known =
+            self.nodes.iter().flatten().any(|node| super::node_newest(node, name) >= Some((epoch, offset)));
+        let stored = Stored { number };
+        self.logs[topic].append(entry.position, stored, is_known).map_err(|text| format!("{name}: {text}"))
+    }
+
+    /// Sends a message to the nodes that follow a topic.
+    fn push(&mut self, topic: &str, bytes: &Bytes) {
+        for link in self.links.iter_mut().filter(|link| link.is_up && link.follows(topic)) {
+            link.incoming.push_back(bytes.clone());
+        }
+    }
+
+    /// Confirms a node's batch if all of it was executed.
+    pub(super) fn confirm(&mut self, node: usize) -> bool {
+        let link = &mut self.links[node];
+        if link.batch.is_empty() || link.executed < link.batch.len() || !link.is_up {
+            return false;
+        }
+        link.batch.clear();
+        link.executed = 0;
+        let mut outcomes = std::mem::take(&mut link.outcomes);
+        if is_broken(ModelBug::OutcomesSwapped)
+            && let [(_, first), (_, second), ..] = &mut outcomes[..]
+        {
+            std::mem::swap(first, second);
+        }
+        if let Some(running) = &self.nodes[node] {
+            for (number, outcome) in outcomes {
+                running.on_appended(number, outcome);
+            }
+        }
+        true
+    }
+
+    /// Passes messages to a node.
+    pub(super) fn pass(&mut self, node: usize, count: usize) -> Result<bool, String> {
+        let mut is_busy = false;
+        for _ in 0..count {
+            let Some(bytes) = self.links[node].incoming.pop_front() else { break };
+            is_busy = true;
+            if let Some(running) = &self.nodes[node] {
+                running.handle(&bytes)?;
+            }
+        }
+        Ok(is_busy)
+    }
+
+    /// Loses messages on their way to a node.
+    pub(super) fn lose(&mut self, node: usize, count: usize) {
+        let link = &mut self.links[node];
+        link.incoming.drain(..count.min(link.incoming.len()));
+    }
+
+    /// Repeats the next message to a node.
+    pub(super) fn repeat(&mut self, node: usize) {
+        let link = &mut self.links[node];
+        if let Some(bytes) = link.incoming.front().cloned() {
+            link.incoming.push_back(bytes);
+        }
+    }
+
+    /// Takes a node's requests to the store, and answers some.
+    pub(super) fn answer(&mut self, node: usize, count: usize) -> bool {
+        let now = self.times.now;
+        if let Some(running) = self.nodes[node].as_ref().filter(|_| self.links[node].is_up) {
+            let taken = running.driver.take_requests(Instant::now());
+            self.links[node].requests.extend(taken.into_iter().map(|request| (request, now)));
+        }
+        if self.is_paused() {
+            return false;
+        }
+        let mut is_busy = false;
+        for _ in 0..count {
+            let Some((request, _)) = self.links[node].requests.pop_front() else { break };
+            is_busy = true;
+            self.answer_one(request);
+        }
+        is_busy
+    }
+
+    fn answer_one(&mut self, request: StoreRequest) {
+        let (now, max) = (self.broker_ms(), self.settings.max_read);
+        match request {
+            StoreRequest::Streams { reads, reply } => {
+                let ranges = reads
+                    .iter()
+                    .map(|read| {
+                        let range = self.store.read(read, max, now, &mut self.epochs);
+                        self.note_epoch(read.topic.as_str(), range.top);
+                        Ok(range)
+                    })
+                    .collect();
+                let _ = reply.send(Ok(ranges));
+            }
+            StoreRequest::Tops { topics, remember_ms, reply } => {
+                let tops =
+                    topics.iter().map(|topic| self.store.top(topic.as_str(), remember_ms, now)).collect();
+                let _ = reply.send(Ok(tops));
+            }
+            StoreRequest::Reset { reset, mut envelope, stamp, reply } => {
+                self.keep_replica();
+                let (position, has_begun) = self.store.reset(&reset, now, &mut self.epochs);
+                self.note_epoch(reset.topic.as_str(), Some(position));
+                if has_begun {
+                    stamp_reset(&mut envelope, stamp, position.epoch, now);
+                    self.push(reset.topic.as_str(), &envelope.into());
+                }
+                let _ = reply.send(Ok(position));
+            }
+        }
+    }
+
+    fn note_epoch(&mut self, topic: &str, top: Option<StorePosition>) {
+        if let (Some(topic), Some(top)) = (index(topic), top) {
+            self.logs[topic].add_epoch(top.epoch);
+        }
+    }
+
+    fn keep_replica(&mut self) {
+        self.replicas.push_front(self.store.clone());
+        self.replicas.truncate(MAX_REPLICAS);
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.times.now < self.paused_until
+    }
+
+    /// Fails requests that were not answered in time, and loses connections whose batch was not.
+    pub(super) fn time_out(&mut self) {
+        let now = self.times.now;
+        let is_late = |since: Duration| now.saturating_sub(since) > BROKER_TIMEOUT;
+        for node in 0..self.links.len() {
+            while let Some((_, since)) = self.links[node].requests.front()
+                && is_late(*since)
+            {
+                match self.links[node].requests.pop_front().map(|(request, _)| request) {
+                    Some(StoreRequest::Streams { reply, .. }) => {
+                        let _ = reply.send(Err(ReadError::TimedOut));
+                    }
+                    Some(StoreRequest::Tops { reply, .. }) => {
+                        let _ = reply.send(Err(ReadError::TimedOut));
+                    }
+                    Some(StoreRequest::Reset { reply, .. }) => {
+                        let _ = reply.send(Err(ReadError::TimedOut));
+                    }
+                    None => {}
+                }
+            }
+            if !self.links[node].batch.is_empty() && is_late(self.links[node].sent_at) {
+                self.cut_link(node, usize::MAX);
+            }
+        }
+    }
+
+    /// Crashes the broker, or promotes a replica. It comes back as it was some changes ago, with
+    /// another clock.
+    pub(super) fn fail_over(&mut self, lag: usize, skew_ms: i64) {
+        if let Some(store) = self.replicas.get(lag).cloned() {
+            self.store = store;
+            self.on_lost();
+        }
+        self.broker_skew_ms += skew_ms;
+        self.replicas.clear();
+        for node in 0..self.links.len() {
+            self.cut_link(node, 0);
+            self.links[node].late.clear();
+        }
+    }
+
+    /// Loses everything.
+    pub(super) fn wipe(&mut self) {
+        self.store = super::store::Store::new(self.settings.is_sparse);
+        self.on_lost();
+        self.fail_over(usize::MAX, 0);
+    }
+
+    /// Loses what belongs to a topic.
+    pub(super) fn evict(&mut self, topic: usize, what: u8) {
+        self.store.evict(TOPICS[topic], what);
+    }
+
+    /// Notes what the store has lost.
+    fn on_lost(&mut self) {
+        let now = self.broker_ms();
+        for (topic, log) in self.logs.iter_mut().enumerate() {
+            let (position, _) = self.store.content(TOPICS[topic], now);
+            log.lose(position.epoch, position.offset);
+        }
+    }
+
+    /// Does all that the links and the broker can do. Returns `false` if there was nothing.
+    pub(super) fn pump(&mut self, node: usize) -> Result<bool, String> {
+        let mut is_busy = false;
+        self.follow(node);
+        self.send(node);
+        is_busy |= self.execute(node, usize::MAX)?;
+        is_busy |= self.confirm(node);
+        is_busy |= self.answer(node, usize::MAX);
+        is_busy |= self.pass(node, usize::MAX)?;
+        if let Some(running) = &mut self.nodes[node] {
+            running.run();
+        }
+        Ok(is_busy)
+    }
+}
+
+fn index(name: &str) -> Option<usize> {
+    TOPICS.iter().position(|topic| *topic == name)
+}
+
+/// Returns the number of a stored message.
+fn number(envelope: &[u8]) -> Result<u64, String> {
+    let envelope = Envelope::parse(envelope).map_err(|error| error.to_string())?;
+    let Message::Stored { payload, .. } = envelope.message else {
+        return Err("no stored message".to_owned());
+    };
+    let Payload { n } = serde_json::from_str(payload.as_str()).map_err(|error| error.to_string())?;
+    Ok(n)
+}
+
+/// Returns a topic of the simulation.
+pub(super) fn topic(index: usize) -> Topic<'static> {
+    Topic::parse(TOPICS[index]).expect("a topic")
+}

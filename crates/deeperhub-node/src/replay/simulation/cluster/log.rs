@@ -1,0 +1,114 @@
+//! Everything that the store gave an offset.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use deeperhub_client::Position;
+use deeperhub_cluster::StorePosition;
+use deeperhub_protocol::Epoch;
+
+/// An epoch and an offset.
+pub(super) type Place = (u64, u64);
+
+/// A message in the log.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stored {
+    pub(super) number: u64,
+}
+
+/// The messages of one epoch.
+#[derive(Debug, Default)]
+pub(super) struct EpochLog {
+    /// Messages that the store has, or has evicted by its bounds.
+    pub(super) messages: BTreeMap<u64, Stored>,
+    /// Messages that the store has lost.
+    lost: BTreeMap<u64, BTreeSet<u64>>,
+    /// `true` if the store gave an offset again that a client or a running node knew.
+    pub(super) is_forked: bool,
+    /// `true` if the store has lost messages of this epoch.
+    pub(super) has_lost: bool,
+}
+
+/// The log of one topic.
+#[derive(Debug, Default)]
+pub(super) struct TopicLog {
+    pub(super) epochs: BTreeMap<u64, EpochLog>,
+    wire: BTreeMap<Epoch, u64>,
+    /// Places that clients were told.
+    pub(super) told: BTreeSet<Place>,
+}
+
+impl EpochLog {
+    /// Returns `true` if the message with this number was at an offset.
+    pub(super) fn has(&self, offset: u64, number: u64) -> bool {
+        self.messages.get(&offset).is_some_and(|message| message.number == number)
+            || self.lost.get(&offset).is_some_and(|numbers| numbers.contains(&number))
+    }
+
+    pub(super) fn newest(&self) -> u64 {
+        let last = |offset: Option<&u64>| offset.copied().unwrap_or(0);
+        last(self.messages.keys().next_back()).max(last(self.lost.keys().next_back()))
+    }
+
+    /// Returns the first message after an offset and before another one that is no own one.
+    pub(super) fn first_between(&self, after: u64, until: u64, own: &BTreeSet<u64>) -> Option<u64> {
+        if after + 1 >= until || self.is_forked {
+            return None;
+        }
+        let mut between = self.messages.range(after + 1..until);
+        between.find(|(_, message)| !own.contains(&message.number)).map(|(offset, _)| *offset)
+    }
+}
+
+impl TopicLog {
+    /// Notes an epoch.
+    pub(super) fn add_epoch(&mut self, epoch: u64) {
+        self.wire.insert(Epoch::from_bits(epoch), epoch);
+        self.epochs.entry(epoch).or_default();
+    }
+
+    /// Notes a message. `is_known` says that a running node has another one at its place.
+    pub(super) fn append(
+        &mut self,
+        position: StorePosition,
+        message: Stored,
+        is_known: bool,
+    ) -> Result<(), String> {
+        self.add_epoch(position.epoch);
+        let place = (position.epoch, position.offset);
+        let Some(log) = self.epochs.get_mut(&position.epoch) else { return Ok(()) };
+        if log.messages.values().any(|stored| stored.number == message.number) {
+            return Err(format!(
+                "message {} is stored twice in the epoch {}",
+                message.number, position.epoch
+            ));
+        }
+        let is_again = log.lost.contains_key(&position.offset);
+        let is_told = self.told.range(place..=(position.epoch, u64::MAX)).next().is_some();
+        log.is_forked |= is_again && (is_known || is_told);
+        match log.messages.insert(position.offset, message) {
+            None => Ok(()),
+            Some(before) => Err(format!("{place:?} is given to {message:?} after {before:?}")),
+        }
+    }
+
+    /// Notes what the store has lost: the messages of an epoch after an offset.
+    pub(super) fn lose(&mut self, epoch: u64, top: u64) {
+        for (number, log) in &mut self.epochs {
+            if *number < epoch {
+                continue;
+            }
+            let kept = if *number == epoch { top } else { 0 };
+            for (offset, message) in log.messages.split_off(&(kept + 1)) {
+                log.lost.entry(offset).or_default().insert(message.number);
+                log.has_lost = true;
+            }
+        }
+    }
+
+    /// Returns the place of a position that a client was told.
+    pub(super) fn place(&self, position: &Position) -> Result<Place, String> {
+        let epoch = Epoch::parse(&position.epoch).and_then(|epoch| self.wire.get(&epoch));
+        let epoch = epoch.ok_or_else(|| format!("the epoch of {position:?} is unknown"))?;
+        Ok((*epoch, position.offset))
+    }
+}

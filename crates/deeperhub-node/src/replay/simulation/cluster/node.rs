@@ -1,0 +1,205 @@
+//! A simulated node: its hub, its reader, and workers without threads.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use deeperhub_cluster::simulation::SimulatedDriver;
+use deeperhub_cluster::{AppendError, AppendNumber, Appended, Envelope, MessageHandler};
+use deeperhub_events::EventBus;
+use deeperhub_listener::ConnectionKey;
+use deeperhub_metrics::{Cells, Registry};
+use deeperhub_protocol::Topic;
+use deeperhub_router::{DeliveryFlow, Router, ShardId};
+use tokio::sync::{mpsc, watch};
+
+use super::super::socket::Sockets;
+use super::settings::Settings;
+use crate::canary::{Canary, ClusterTargets};
+use crate::cluster::forward_interest;
+use crate::cluster::receive::ClusterReceiver;
+use crate::config::{CanaryConfig, Config};
+use crate::hub::{Hub, Watchers};
+use crate::metrics::{HistoryMetrics, Metrics, MirrorMetrics, StoreMetrics};
+use crate::mirrors::{self, SimulatedReader};
+use crate::phase::Phase;
+use crate::recent_quantiles::RecentQuantiles;
+use crate::replay::Replays;
+use crate::streams::{Clock, ClusterStore, HubShard, StoreNotice, Streams};
+use crate::top::TopTracker;
+use crate::worker::AppendReply;
+use crate::worker::parked::ParkedClients;
+use crate::worker::refusals::Refusals;
+
+/// Times of the simulation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) started: Instant,
+    pub(super) started_unix_ms: u64,
+    pub(super) now: Duration,
+}
+
+/// A worker, which runs only when an operation says so.
+pub(super) struct Worker {
+    pub(super) shard: HubShard,
+    pub(super) replays: Replays,
+    refusals: Refusals,
+    pub(super) sockets: Sockets,
+    pub(super) notices: mpsc::UnboundedReceiver<StoreNotice>,
+    pub(super) parked: ParkedClients,
+    /// Times since which connections are parked.
+    pub(super) parked_since: BTreeMap<ConnectionKey, Duration>,
+    pub(super) appends: BTreeMap<AppendNumber, AppendReply>,
+}
+
+/// A running node.
+pub(super) struct Node {
+    pub(super) hub: Arc<Hub>,
+    pub(super) store: Arc<ClusterStore>,
+    pub(super) driver: SimulatedDriver,
+    receiver: ClusterReceiver,
+    pub(super) reader: SimulatedReader,
+    pub(super) workers: Vec<Worker>,
+    clears: Vec<Pin<Box<dyn Future<Output = bool>>>>,
+}
+
+impl Node {
+    pub(super) fn new(index: usize, incarnation: u64, settings: &Settings, times: Times) -> Self {
+        let name = format!("n{index}");
+        let driver = SimulatedDriver::new(&name, incarnation);
+        let broker = driver.broker();
+        let mut config = Config::default();
+        config.listener.workers = settings.workers.into();
+        config.history = settings.limits(0);
+        config.canary = CanaryConfig::disabled();
+        let cells = Cells::new(settings.workers.into());
+        let clock = Arc::new(Clock::new(times.started));
+        clock.simulate(times.started + times.now);
+        let skew = settings.skews_ms[index];
+        clock.simulate_wall_clock(times.started_unix_ms.saturating_add_signed(skew));
+        let metrics = (StoreMetrics::new(&cells), MirrorMetrics::new(&cells));
+        let forget = config.history.budget.forget;
+        let store =
+            Arc::new(ClusterStore::new(broker.clone(), &name, settings.workers.into(), forget, metrics));
+        let history_metrics = HistoryMetrics::new(&cells);
+        let streams =
+            Streams::new(&config.history, clock, None, None, Some(Arc::clone(&store)), history_metrics);
+        let mut router_config = deeperhub_router::Config::default();
+        router_config.hash_seeds = Some([settings.seed, 2, 3, 4]);
+        let router = Router::keeping_with(settings.workers, router_config, |_| streams.stripe());
+        forward_interest(&router, &broker, Some(Arc::clone(&store)));
+        // Nobody answers requests to workers. Their number tells that of the workers.
+        let request_senders = (0..settings.workers).map(|_| mpsc::channel(1).0).collect();
+        let hub = Arc::new(Hub {
+            limits: Arc::new(ArcSwap::from_pointee(config.limits())),
+            burst_pool: None,
+            router,
+            streams,
+            watchers: Watchers::default(),
+            bus: EventBus::new(config.events.clone()),
+            metrics: Metrics::new(&cells, 1 << 16),
+            listener_metrics: deeperhub_listener::Metrics::new(&cells),
+            top: TopTracker::new(times.started),
+            publish_latency: RecentQuantiles::default(),
+            registry: Registry::new(),
+            phase: watch::Sender::new(Phase::Serving),
+            canary: Arc::new(Canary::new(
+                config.canary.clone(),
+                settings.workers.into(),
+                ClusterTargets::None,
+            )),
+            broker: Some(broker),
+            started: times.started,
+            request_senders,
+            request_receivers: Vec::new(),
+            drain_deadline: OnceLock::new(),
+            node_id: name,
+            config,
+        });
+        let workers = (0..settings.workers).map(|index| Worker::new(&hub, &store, index, settings)).collect();
+        let receiver = ClusterReceiver::new(Arc::clone(&hub));
+        let reader = SimulatedReader::new(&hub, &store);
+        Self { hub, store, driver, receiver, reader, workers, clears: Vec::new() }
+    }
+
+    /// Moves the clock.
+    pub(super) fn set_time(&self, now: Instant) {
+        self.hub.streams.clock.simulate(now);
+    }
+
+    /// Handles a message of the broker.
+    pub(super) fn handle(&self, envelope: &[u8]) -> Result<(), String> {
+        let envelope = Envelope::parse(envelope).map_err(|error| error.to_string())?;
+        let mut handling = std::pin::pin!(self.receiver.handle(envelope));
+        let mut cx = Context::from_waker(Waker::noop());
+        let is_ready = handling.as_mut().poll(&mut cx).is_ready();
+        self.receiver.flush();
+        if is_ready { Ok(()) } else { Err("a node waits for its workers".to_owned()) }
+    }
+
+    /// Handles the outcome of an append.
+    pub(super) fn on_appended(&self, number: AppendNumber, outcome: Result<Appended, AppendError>) {
+        self.receiver.on_appended(number, outcome);
+    }
+
+    /// Begins to empty the history of a topic.
+    pub(super) fn clear(&mut self, topic: &'static str) {
+        let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
+        let clear = async move { mirrors::clear(&hub, &store, &Topic::parse(topic).expect("a topic")).await };
+        self.clears.push(Box::pin(clear));
+    }
+
+    /// Lets the reader, and what waits for the store, do all that they can.
+    pub(super) fn run(&mut self) {
+        self.reader.run();
+        let mut cx = Context::from_waker(Waker::noop());
+        self.clears.retain_mut(|clear| clear.as_mut().poll(&mut cx).is_pending());
+        self.reader.run();
+    }
+
+    /// Changes the rules.
+    pub(super) fn set_rules(&self, settings: &Settings, set: usize) {
+        let history = settings.limits(set);
+        self.hub.streams.set_limits(&self.hub.router, &history);
+        let mut limits = (**self.hub.limits.load()).clone();
+        limits.history = history;
+        self.hub.limits.store(Arc::new(limits));
+    }
+}
+
+impl Worker {
+    fn new(hub: &Arc<Hub>, store: &Arc<ClusterStore>, index: u16, settings: &Settings) -> Self {
+        Self {
+            shard: hub.router.attach(ShardId(index)),
+            replays: Replays::new(),
+            refusals: Refusals::default(),
+            sockets: Sockets::new(settings.max_queue_bytes),
+            notices: store.attach(index),
+            parked: ParkedClients::default(),
+            parked_since: BTreeMap::new(),
+            appends: BTreeMap::new(),
+        }
+    }
+
+    /// Delivers queued messages and continues replays, at most `budget` messages.
+    pub(super) fn deliver(&mut self, hub: &Hub, index: u16, budget: usize, now: Instant) {
+        let Self { shard, replays, refusals, sockets, .. } = self;
+        sockets.budget = budget;
+        let _ = shard.poll_deliver(&mut Context::from_waker(Waker::noop()), |key, delivery| {
+            let is_excluded = delivery.excluded.is_some_and(|id| {
+                (id.worker, id.key) == (index, key)
+                    && sockets.open.get(&key).is_some_and(|socket| socket.id.serial == id.serial)
+            });
+            if !is_excluded {
+                refusals.deliver(key, delivery, replays, sockets);
+            }
+            if sockets.budget == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
+        });
+        refusals.settle((shard, replays), now, sockets);
+        replays.run((&hub.streams, &hub.router, shard), now, sockets);
+        sockets.sent.clear();
+    }
+}
