@@ -64,7 +64,7 @@ fn comparisons_of_journals_find_each_kind_of_fault() {
     other.message(place("e", 4), content(5));
     let of_two = outcome(publisher(1..=3), [reader(1..=4), other]);
     assert!(fails(|| of_two.check()));
-    of_two.check_journals();
+    of_two.check_journals(false);
     // A message that was refused.
     let refused = Sent { refused: [content(2)].into(), ..Sent::default() };
     assert!(fails(|| outcome(refused, [reader(1..=3)]).check()));

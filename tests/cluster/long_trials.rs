@@ -162,7 +162,7 @@ async fn random_losses_of_the_store_are_told() {
         _ => hub.fault().await,
     });
     for outcome in outcomes.await {
-        outcome.check_journals();
+        outcome.check_journals(true);
         for journal in &outcome.journals {
             let reasons = ["epoch", "trimmed", "lost", "ahead"];
             assert!(journal.holes.iter().all(|hole| reasons.contains(&hole.as_str())), "{:?}", journal.holes);

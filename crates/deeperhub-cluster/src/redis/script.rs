@@ -101,13 +101,18 @@ pub(super) fn text(error: &ServerError) -> String {
     }
 }
 
-/// Returns the server's words if it refused a command; `None` if the connection is lost.
+/// Returns the server's words if it refused a command; `None` if the connection is lost, or if the
+/// server cannot be used any more. A refusal is an answer to the node's request, which is not repeated.
 pub(super) fn refusal(error: &RedisError) -> Option<String> {
     let is_lost = error.is_unrecoverable_error() || error.is_io_error() || error.is_timeout();
     if is_lost {
         return None;
     }
     let code = error.code()?;
+    // As in `is_fatal`: the same request can be answered on another connection, or later.
+    if ["LOADING", "MASTERDOWN", "READONLY"].contains(&code) {
+        return None;
+    }
     Some(error.detail().map_or_else(|| code.to_owned(), |detail| format!("{code} {detail}")))
 }
 
@@ -123,6 +128,19 @@ pub(super) fn numbers<const N: usize>(bytes: &[u8]) -> Option<[u64; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_loads_its_data_or_is_a_replica_refuses_nothing() {
+        let refusal_of = |reply: &str| {
+            let value = redis::parse_redis_value(format!("-{reply}\r\n").as_bytes()).unwrap();
+            refusal(&value.extract_error().unwrap_err())
+        };
+        assert_eq!(refusal_of("LOADING Redis is loading the dataset in memory"), None);
+        assert_eq!(refusal_of("MASTERDOWN Link with MASTER is down"), None);
+        assert_eq!(refusal_of("READONLY You can't write against a read only replica."), None);
+        let refused = refusal_of("NOPERM this user has no permissions to run the 'script|load' command");
+        assert!(refused.is_some_and(|text| text.starts_with("NOPERM ")));
+    }
 
     #[test]
     fn numbers_need_all_their_bytes() {
