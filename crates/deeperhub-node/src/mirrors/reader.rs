@@ -418,13 +418,6 @@ impl Hub {
         let after =
             request.after.map(|after| StorePosition { epoch: after.epoch, offset: first(after.offset) });
         let messages = limits.messages.saturating_add(u32::from(after.is_some()));
-        Some(StreamRead {
-            topic,
-            after,
-            messages,
-            limits,
-            creates: true,
-            follows: !planted!(ReadBeforeFollow),
-        })
+        Some(StreamRead { topic, after, messages, limits, creates: true, follows: true })
     }
 }

@@ -15,7 +15,6 @@ use deeperhub_router::{Keep, TopicView};
 use super::clock::Clock;
 use super::disk::Disk;
 use super::stored::{DiskStream, StoreRefused, StreamName};
-use crate::planted::planted;
 
 /// Messages that leave a history, until they are dropped outside of the lock.
 pub(crate) type EvictedFrames = Evicted<KeptFrame>;
@@ -200,7 +199,7 @@ impl StreamStripe {
     ) -> Option<CurrentStream<'_>> {
         let id = kept.0?;
         let mirror = self.table.name_mut(id)?.mirror.as_mut();
-        if mirror.is_some_and(|mirror| !mirror.is_readable()) && !planted!(ColdStreamRead) {
+        if mirror.is_some_and(|mirror| !mirror.is_readable()) {
             return None;
         }
         let rule = self.table.rule(id)?;

@@ -71,10 +71,6 @@ bugs! {
     cluster {
         /// A read of the cluster's store shows no message that was replaced.
         RewriteUnread,
-        /// A read of the cluster's store does not wait until the broker brings the topic.
-        ReadBeforeFollow,
-        /// A stream that was not read from the cluster's store is replayed.
-        ColdStreamRead,
         /// A topic with subscribers that gets a rule has no stream until another client comes.
         LateRuleIgnored,
         /// Messages without order tell their positions to subscribers.

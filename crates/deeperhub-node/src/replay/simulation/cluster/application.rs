@@ -174,18 +174,21 @@ impl Application {
     }
 
     /// Checks that the handle is at the newest message of the store. `position` is the client's own.
+    /// `is_published` says that there is a message since the topic has got its history.
     pub(super) fn check_arrived(
         &self,
         position: Option<&Position>,
         log: &TopicLog,
-        epoch: u64,
+        (epoch, is_published): (u64, bool),
         own: &BTreeSet<u64>,
     ) -> Result<(), String> {
         let position = position.map(|position| log.place(position)).transpose()?;
         // An application is not told of own messages.
         let at = if self.is_lossless { self.at.or(position) } else { position };
         // A topic can have got its history later, and no message since.
-        let Some(at) = at else { return Ok(()) };
+        let Some(at) = at else {
+            return if is_published { Err("a handle has no position".to_owned()) } else { Ok(()) };
+        };
         if at.0 != epoch {
             return Err(format!("a handle stays in the epoch {}, and the store is in {epoch}", at.0));
         }

@@ -185,6 +185,8 @@ impl Simulation {
             }
             Operation::FailOver { lag, skew_ms } => self.fail_over(lag, skew_ms),
             Operation::Rewrite { lag, node, topic, count } => {
+                self.crash(node % nodes, 0);
+                self.start(node % nodes);
                 self.fail_over(lag, 0);
                 self.connect_link(node % nodes);
                 for _ in 0..count {
@@ -366,11 +368,21 @@ impl Simulation {
             self.set_speed(client, 1 << 20);
             self.clients[usize::from(client)].failures = 0;
         }
+        self.converge(false)?;
+        // From here on, every topic has a message that all must get.
+        for topic in operation::TOPICS {
+            self.publish(0, topic, 10);
+        }
+        self.converge(true)
+    }
+
+    /// Lets all arrive. Each handle must have a position if `are_published`.
+    fn converge(&mut self, are_published: bool) -> Result<(), String> {
         let mut is_converged = Ok(());
         for _ in 0..LAST_SECONDS {
             self.advance(Duration::from_secs(1), true)?;
             self.exchange()?;
-            is_converged = self.check_converged();
+            is_converged = self.check_converged(are_published);
             if is_converged.is_ok() {
                 break;
             }
@@ -411,7 +423,7 @@ impl Simulation {
 
     /// Checks that all publishes are answered, that all handles are at the newest message, and that
     /// all mirrors have what the store has.
-    fn check_converged(&mut self) -> Result<(), String> {
+    fn check_converged(&mut self, are_published: bool) -> Result<(), String> {
         let now = self.broker_ms();
         let mut tops = BTreeMap::new();
         for (index, name) in TOPICS.iter().enumerate() {
@@ -429,7 +441,7 @@ impl Simulation {
                 let epoch = tops[&view.topic].epoch;
                 let (log, own) = (&self.logs[view.topic], &client.publishes.excluded);
                 view.application
-                    .check_arrived(client.core.position(view.id), log, epoch, own)
+                    .check_arrived(client.core.position(view.id), log, (epoch, are_published), own)
                     .map_err(|text| describe(index, view.topic, &text))?;
             }
         }

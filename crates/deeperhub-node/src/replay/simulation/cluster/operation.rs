@@ -6,7 +6,7 @@ use super::super::operation::choose_speed;
 pub(super) const CLIENTS: u8 = 5;
 
 /// Topics of a simulation, by their numbers in the list of all topics.
-const TOPICS: [usize; 5] = [0, 1, 2, 3, 8];
+pub(super) const TOPICS: [usize; 5] = [0, 1, 2, 3, 8];
 
 /// One operation.
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +133,7 @@ pub(super) enum Operation {
         lag: usize,
         skew_ms: i64,
     },
-    /// Fails over, and then a node that may know less publishes before the others are back.
+    /// Fails over, and then a node that has just started publishes before the others are back.
     Rewrite {
         lag: usize,
         node: usize,
@@ -238,7 +238,7 @@ fn choose_one(random: &mut fastrand::Rng, is_rough: bool) -> Operation {
         89..91 => Operation::Connect { node },
         91 => Operation::Move { node, to: random.usize(..3) },
         92 => Operation::Start { node },
-        93 if random.u8(..3) == 0 => Operation::Rules { node, set: random.usize(..3) },
+        93 => Operation::Rules { node, set: random.usize(..3) },
         94 if random.u8(..4) == 0 => Operation::Clear { node, topic },
         95 => Operation::Sweep { node },
         _ if is_rough => choose_fault(random, node, topic),
