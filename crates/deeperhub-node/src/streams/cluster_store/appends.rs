@@ -171,6 +171,7 @@ mod tests {
             let number = appends.allocate(Requester::Handle);
             appends.finish(number, Ok(APPENDED));
         }
-        assert_eq!((appends.lock().appends.len(), appends.lock().order.len()), (MAX_KEPT, MAX_KEPT));
+        let handles = appends.lock();
+        assert_eq!((handles.appends.len(), handles.order.len()), (MAX_KEPT, MAX_KEPT));
     }
 }
