@@ -52,8 +52,8 @@ pub struct StreamRange {
     /// The messages that were read, with ascending offsets.
     pub messages: Vec<StoredEnvelope>,
     /// `true` if the read ended early, because the answer would have been too large. A read after a
-    /// position then continues after the last message; a read of the last messages lacks the first
-    /// ones.
+    /// position then continues after the last message. A read of the last messages lacks the first
+    /// ones; but with `whole`, it lacks the last ones and continues after [`Whole::to`].
     pub is_cut: bool,
     /// Number of messages that the store keeps of the topic. After a position, JetStream counts only
     /// those after it.

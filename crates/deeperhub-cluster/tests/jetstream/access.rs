@@ -101,7 +101,7 @@ fn an_account_without_jetstream_is_told() {
 #[test]
 fn an_old_server_is_told() {
     let Some(program) = old_program() else { return };
-    let server = Server::start_program(&program, "jetstream { store_dir: \"DIR/js\" }");
+    let server = Server::start_program(&program, "jetstream { store_dir: \"FOLDER/js\" }");
     let findings = check(&server.url());
     let [finding @ StoreFinding::OldVersion { version, .. }] = &findings[..] else { panic!("{findings:?}") };
     assert!(version.starts_with("2."), "{version}");

@@ -32,7 +32,10 @@ impl Server {
     /// Starts a server with further settings. Without a `nats-server` that is new enough, returns
     /// `None`: the test is skipped.
     pub(crate) fn start(settings: &str) -> Option<Self> {
-        Some(Self::start_program(&program()?, &format!("jetstream {{ store_dir: \"DIR/js\" }}\n{settings}")))
+        Some(Self::start_program(
+            &program()?,
+            &format!("jetstream {{ store_dir: \"FOLDER/js\" }}\n{settings}"),
+        ))
     }
 
     /// Starts a server without JetStream.
@@ -64,7 +67,7 @@ impl Server {
         let directory =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("nats-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
-        let settings = settings.replace("DIR", directory.to_str().unwrap());
+        let settings = settings.replace("FOLDER", directory.to_str().unwrap());
         std::fs::write(directory.join("settings"), format!("listen: \"{address}\"\n{settings}\n")).unwrap();
         let child = spawn(program, &directory);
         let program = program.to_owned();
@@ -80,7 +83,7 @@ impl Server {
         Some(std::array::from_fn(|index| {
             let (address, route) = members[index];
             let settings = format!(
-                "server_name: n{index}\njetstream {{ store_dir: \"DIR/js\" }}\n\
+                "server_name: n{index}\njetstream {{ store_dir: \"FOLDER/js\" }}\n\
                  cluster {{ name: c, listen: \"{route}\", routes: [{}] }}",
                 routes.join(", ")
             );

@@ -85,17 +85,18 @@ pub(super) fn parse(
         }
     }
     // A read of no messages gets one, since a batch has one at least.
-    let wanted = read.messages as usize;
-    pending += messages.len().saturating_sub(wanted) as u64;
-    messages.truncate(wanted);
+    if read.messages == 0 && !messages.is_empty() {
+        pending += messages.len() as u64;
+        last_read = plan.after.unwrap_or(plan.base);
+        messages.clear();
+    }
     let top = look.newest.max(last_read).max(plan.base);
     let first = messages.first().map(StoredEnvelope::offset);
-    let last = messages.last().map_or(0, StoredEnvelope::offset);
     let (kept, oldest) = plan.kept.unwrap_or((count, first.unwrap_or(top + 1)));
     let lacks_first = kept > count && plan.after.is_none();
     let whole = Whole {
         after: whole_after(&plan, look, (count, first, lacks_first)).min(top),
-        to: if pending > 0 { last } else { top },
+        to: if pending > 0 { last_read } else { top },
     };
     let is_full = u32::try_from(messages.len()).is_ok_and(|read_count| read_count >= read.messages);
     let range = StreamRange {
