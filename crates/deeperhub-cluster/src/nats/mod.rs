@@ -2,6 +2,7 @@
 
 mod client;
 mod credentials;
+mod identity;
 mod jetstream;
 mod receiver;
 mod sender;

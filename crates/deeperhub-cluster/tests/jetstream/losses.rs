@@ -140,7 +140,7 @@ fn a_reset_is_told_to_all_nodes_in_the_order_of_the_stream() {
     assert_eq!((range.top.unwrap().epoch, range.messages.len()), (after.epoch, 0));
     assert_eq!(range.whole.unwrap().after, after.offset);
     crate::eventually("the epoch at the other node", || {
-        other.received().iter().any(|received| *received == Received::Reset { epoch: after.epoch })
+        other.received().contains(&Received::Reset { epoch: after.epoch })
     });
     crate::eventually("the epoch at the third node", || !third.received().is_empty());
     let next = third.store("t", 3);
@@ -150,6 +150,8 @@ fn a_reset_is_told_to_all_nodes_in_the_order_of_the_stream() {
             "the message",
             || matches!(node.received().last(), Some(Received::Stored { position, .. }) if *position == next),
         );
+        // The message that told the epoch is none that subscribers lack.
+        assert!(matches!(node.received().last(), Some(Received::Stored { previous: 0, .. })));
         assert_eq!(payloads(node, "t"), ["3"]);
     }
     // A node that joins later learns it from the stream.
