@@ -1,7 +1,7 @@
 //! Tests of mirrors of a store whose offsets have holes.
 
 use super::*;
-use crate::{Evicted, Retention, Seconds};
+use crate::{Evicted, GapReason, Retention, Seconds};
 
 const BOUNDS: Retention = Retention { messages: 100, bytes: 10_000, ttl_seconds: 60 };
 
