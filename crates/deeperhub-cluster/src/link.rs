@@ -8,8 +8,6 @@ use crate::broker::Shared;
 #[cfg(any(feature = "nats", feature = "redis"))]
 use crate::config::Engine;
 use crate::queue::Outbound;
-#[cfg(feature = "nats")]
-use crate::store::ReadError;
 use crate::store::{AppendOutcome, Request};
 
 /// Reason why a connection was lost or could not be made.
@@ -36,7 +34,7 @@ pub(crate) struct Link {
 /// Sending part.
 pub(crate) enum Sender {
     #[cfg(feature = "nats")]
-    Nats(crate::nats::Sender),
+    Nats(Box<crate::nats::Sender>),
     #[cfg(feature = "redis")]
     Redis(crate::redis::Sender),
 }
@@ -57,10 +55,10 @@ pub(crate) enum Receiver {
     Redis(crate::redis::Receiver),
 }
 
-/// Part that reads streams. NATS has none: no request gets that far.
+/// Part that reads streams.
 pub(crate) enum Reader {
     #[cfg(feature = "nats")]
-    Nats,
+    Nats(Box<crate::nats::Reader>),
     #[cfg(feature = "redis")]
     Redis(Box<crate::redis::Reader>),
 }
@@ -102,7 +100,7 @@ impl Link {
     allow(
         unused_variables,
         clippy::unused_async,
-        reason = "only Redis keeps streams, or there are no engines"
+        reason = "only Redis needs marks, or there are no engines"
     )
 )]
 impl Sender {
@@ -114,9 +112,9 @@ impl Sender {
         is_resent: bool,
     ) -> Result<Vec<AppendOutcome>, LinkError> {
         match self {
-            // Every node drops duplicates of messages that are not stored.
+            // Its server recognizes messages whether they are marked or not.
             #[cfg(feature = "nats")]
-            Self::Nats(inner) => inner.send(batch).await.map(|()| Vec::new()),
+            Self::Nats(inner) => inner.send(batch).await,
             #[cfg(feature = "redis")]
             Self::Redis(inner) => inner.send(batch, is_resent).await,
             #[cfg(not(any(feature = "nats", feature = "redis")))]
@@ -158,17 +156,33 @@ impl Receiver {
     allow(
         unused_variables,
         clippy::unused_async,
-        reason = "only Redis keeps streams, or there are no engines"
+        reason = "only Redis needs marks, or there are no engines"
     )
 )]
 impl Reader {
+    /// Prepares what the store needs, for a connection that has just begun.
+    #[cfg_attr(
+        not(feature = "nats"),
+        allow(clippy::unused_async, reason = "only JetStream has streams to create")
+    )]
+    pub(crate) async fn prepare(&mut self) {
+        match self {
+            #[cfg(feature = "nats")]
+            Self::Nats(inner) => inner.prepare().await,
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => {}
+            #[cfg(not(any(feature = "nats", feature = "redis")))]
+            _ => {}
+        }
+    }
+
     /// Answers requests, with errors if the connection fails.
     pub(crate) async fn answer(&mut self, requests: Vec<Request>) {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(inner) => inner.answer(requests).await,
             #[cfg(feature = "nats")]
-            Self::Nats => requests.into_iter().for_each(|request| request.fail(ReadError::Unsupported)),
+            Self::Nats(inner) => inner.answer(requests).await,
             #[cfg(not(any(feature = "nats", feature = "redis")))]
             _ => {}
         }

@@ -35,7 +35,7 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// Interval between checks of quiet topics. A topic is quiet from the second check after its last
 /// message on. So a lost last message comes within ten seconds: two intervals and a second look.
-const CHECK_INTERVAL: Duration = Duration::from_secs(4);
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 

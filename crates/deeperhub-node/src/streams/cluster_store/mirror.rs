@@ -1,5 +1,7 @@
 //! The mirror of a topic, beside the topic's stream in the table of its stripe.
 
+use std::time::Instant;
+
 use deeperhub_cluster::StorePosition;
 use deeperhub_history::{Mirror, ReadRequest, Stream};
 use deeperhub_protocol::Epoch;
@@ -22,6 +24,8 @@ pub(crate) struct TopicMirror {
     pub(super) watchers: u32,
     /// Newest offset at the last check of the store's top.
     pub(super) checked: Option<u64>,
+    /// Time at which subscribers were last told their position, while there were no messages.
+    pub(super) told_at: Option<Instant>,
 }
 
 /// State of a topic for a client that subscribes.
@@ -69,6 +73,7 @@ impl Default for TopicMirror {
             has_early_subscribers: false,
             watchers: 0,
             checked: None,
+            told_at: None,
         }
     }
 }

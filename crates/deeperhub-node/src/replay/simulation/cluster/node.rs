@@ -81,9 +81,13 @@ impl Node {
         let skew = settings.skews_ms[index];
         clock.simulate_wall_clock(times.started_unix_ms.saturating_add_signed(skew));
         let metrics = (StoreMetrics::new(&cells), MirrorMetrics::new(&cells));
-        let forget = config.history.budget.forget;
-        let store =
-            Arc::new(ClusterStore::new(broker.clone(), &name, settings.workers.into(), forget, metrics));
+        let store = Arc::new(ClusterStore::new(
+            broker.clone(),
+            &name,
+            settings.workers.into(),
+            &config.history,
+            metrics,
+        ));
         let history_metrics = HistoryMetrics::new(&cells);
         let streams =
             Streams::new(&config.history, clock, None, None, Some(Arc::clone(&store)), history_metrics);

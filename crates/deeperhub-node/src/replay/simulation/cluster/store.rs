@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use deeperhub_cluster::simulation::{QueuedAppend, stored_envelope};
 use deeperhub_cluster::{
-    Appended, ResetStream, ResetWhen, StorePosition, StreamLimits, StreamRange, StreamRead, StreamTop,
+    Appended, ResetStream, ResetWhen, StorePosition, StreamLimits, StreamRange, StreamRead, StreamTop, Whole,
 };
 use deeperhub_protocol::Topic;
 
@@ -228,7 +228,15 @@ impl Store {
         let mut top = self.position(topic, now);
         if top.epoch == 0 {
             if !read.creates {
-                return StreamRange { top: None, oldest: 0, time: now, messages: Vec::new(), is_cut: false };
+                return StreamRange {
+                    top: None,
+                    oldest: 0,
+                    time: now,
+                    messages: Vec::new(),
+                    is_cut: false,
+                    kept: 0,
+                    whole: None,
+                };
             }
             self.begin(topic, read.after, now, (keep, epochs));
             top = self.position(topic, now);
@@ -268,7 +276,11 @@ impl Store {
         let parsed = Topic::parse(topic.to_owned()).unwrap();
         let message = |entry: &Arc<Entry>| stored_envelope(entry.bytes.clone(), &parsed, top.epoch).unwrap();
         let messages = entries.iter().map(message).collect();
-        StreamRange { top: Some(top), oldest, time: now, messages, is_cut }
+        let to = entries.last().filter(|_| is_cut).map_or(top.offset, |entry| entry.position.offset);
+        // Without a position, the answer lacks what is of no interest.
+        let first = entries.first().filter(|_| after.is_none()).map(|entry| entry.position.offset);
+        let whole = is_sparse.then(|| Whole { after: first.unwrap_or(oldest).max(1) - 1, to });
+        StreamRange { top: Some(top), oldest, time: now, messages, is_cut, kept: kept.len() as u64, whole }
     }
 
     /// Returns the newest position of a topic, and remembers it longer.
@@ -278,7 +290,11 @@ impl Store {
         if let (Some(_), Some(meta)) = (remember_ms, &mut self.topic(topic, now).meta) {
             meta.until = until;
         }
-        StreamTop { position: Some(position).filter(|position| position.epoch > 0), time: now }
+        StreamTop {
+            position: Some(position).filter(|position| position.epoch > 0),
+            time: now,
+            progress: None,
+        }
     }
 
     /// Starts a new stream if the condition holds. Also returns `true` if it did.
