@@ -104,7 +104,8 @@ fn what_may_have_been_removed_is_told() {
     assert!(follower.mirror.is_settled());
     // The store says that it has all, and lacks one that a later message names.
     assert!(!follower.live(110, 120));
-    assert_eq!(follower.answer(answer(120, 99, &[120])), [(100, 110, GapReason::Lost)]);
+    assert_eq!(follower.answer(answer(115, 99, &[])), [(100, 110, GapReason::Lost)]);
+    assert_eq!(follower.offsets(), [60, 99, 120]);
 }
 
 #[test]
