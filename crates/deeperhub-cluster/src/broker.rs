@@ -1,6 +1,7 @@
 //! The handle to the cluster that the node's threads share: publishes, sends requests, reports
 //! state.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -10,17 +11,21 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::warn;
 
+use crate::batch::Destination;
 use crate::config::{Config, Engine};
 use crate::cover::Wildcards;
 use crate::envelope::{Envelope, MAX_ENVELOPE_OVERHEAD_BYTES, Message, Origin, topic_offset};
 use crate::interest::Interests;
 use crate::metrics::{Dropped, Metrics};
 use crate::peers::{Peer, Peers};
-use crate::queue::{Destination, Full, Lane, Queue};
+use crate::queue::{Full, Lane, Queue};
 use crate::store::RequestQueue;
 
 /// Maximum number of requests that wait for answers at the same time. Limits memory use.
 const MAX_REQUESTS: usize = 4096;
+
+/// Maximum size of the buffer for envelopes that each thread keeps.
+const MAX_KEPT_BUFFER_BYTES: usize = 64 << 10;
 
 /// State of the node's membership in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,8 +168,8 @@ impl Broker {
         }))
     }
 
-    /// Returns the approximate memory per subscribed topic or pattern, in bytes. Most of it is the
-    /// client library's queue of a subscription, if it has one.
+    /// Returns the approximate memory of the broker's client per subscribed topic or pattern, in
+    /// bytes.
     #[must_use]
     pub fn bytes_per_topic(&self) -> usize {
         self.0.config.url.engine().subscription_bytes()
@@ -200,9 +205,9 @@ impl Broker {
         if !self.is_up() {
             return Err(EnqueueError::Unavailable);
         }
-        let envelope = self.0.envelope(Message::Probe { number });
         let to = Destination::Node(self.0.node.as_str().into());
-        self.0.queue.push(Lane::Data, to, envelope).map_err(|Full| EnqueueError::Full)
+        let mut envelope = self.0.envelope(Message::Probe { number });
+        self.0.queue.push(Lane::Data, to, &mut envelope).map_err(|Full| EnqueueError::Full)
     }
 
     pub(crate) fn enqueue(&self, to: Destination, message: Message<'_>) -> Result<(), EnqueueError> {
@@ -211,14 +216,15 @@ impl Broker {
             shared.metrics.dropped(Dropped::Unavailable, 1);
             return Err(EnqueueError::Unavailable);
         }
-        let envelope = shared.envelope(message);
-        if envelope.len() > shared.max_envelope.load(Ordering::Relaxed) {
-            shared.metrics.dropped(Dropped::TooLarge, 1);
-            return Err(EnqueueError::TooLarge);
-        }
-        shared.queue.push(Lane::Data, to, envelope).map_err(|Full| {
-            shared.metrics.dropped(Dropped::Full, 1);
-            EnqueueError::Full
+        shared.with_envelope(message, |envelope| {
+            if envelope.len() > shared.max_envelope.load(Ordering::Relaxed) {
+                shared.metrics.dropped(Dropped::TooLarge, 1);
+                return Err(EnqueueError::TooLarge);
+            }
+            shared.queue.push(Lane::Data, to, envelope).map_err(|Full| {
+                shared.metrics.dropped(Dropped::Full, 1);
+                EnqueueError::Full
+            })
         })
     }
 
@@ -276,14 +282,14 @@ impl Broker {
     /// [`max_answer_bytes`](Self::max_answer_bytes)) or the queue is full, the answer is dropped,
     /// counted and logged.
     pub fn answer(&self, node: &str, request: u64, text: &str) {
-        let envelope = self.0.envelope(Message::Answer { request, text });
+        let mut envelope = self.0.envelope(Message::Answer { request, text });
         let limit = self.0.max_envelope.load(Ordering::Relaxed);
         if envelope.len() > limit {
             self.0.metrics.dropped(Dropped::TooLarge, 1);
             warn!(node, bytes = envelope.len(), limit, "Answer dropped: exceeds the broker's max_payload");
             return;
         }
-        if self.0.queue.push(Lane::Control, Destination::Node(node.into()), envelope).is_err() {
+        if self.0.queue.push(Lane::Control, Destination::Node(node.into()), &mut envelope).is_err() {
             // The request then times out at the other node.
             self.0.metrics.dropped(Dropped::Full, 1);
             warn!(node, "Answer dropped: too many wait for the broker");
@@ -358,10 +364,26 @@ impl Shared {
         Envelope { origin, sequence: 0, message }.write()
     }
 
+    /// Encodes an envelope into a buffer of the calling thread, for the time of a call.
+    fn with_envelope<T>(&self, message: Message<'_>, call: impl FnOnce(&mut [u8]) -> T) -> T {
+        thread_local! {
+            static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
+        let mut buffer = BUFFER.take();
+        buffer.clear();
+        let origin = Origin { node: &self.node, incarnation: self.incarnation };
+        Envelope { origin, sequence: 0, message }.write_to(&mut buffer);
+        let result = call(&mut buffer);
+        if buffer.capacity() <= MAX_KEPT_BUFFER_BYTES {
+            BUFFER.set(buffer);
+        }
+        result
+    }
+
     /// Queues a message between drivers.
     pub(crate) fn send_control(&self, to: Destination, message: Message<'_>) {
         // The control lane is full only if the broker takes no messages, which ends the connection.
-        let _ = self.queue.push(Lane::Control, to, self.envelope(message));
+        let _ = self.queue.push(Lane::Control, to, &mut self.envelope(message));
     }
 
     /// Passes an answer to the request that waits for it.

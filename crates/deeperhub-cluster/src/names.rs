@@ -55,14 +55,8 @@ impl Names {
         format!("{{{}{1}h{1}{topic}}}", self.prefix, self.separator)
     }
 
-    /// Returns a name that no node subscribes to. NATS answers a request to it at once.
-    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only NATS reports missing responders"))]
-    pub(crate) fn no_responders(&self) -> String {
-        format!("{}{}x", self.prefix, self.separator)
-    }
-
     /// Returns the prefix of reply subjects.
-    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only NATS needs it"))]
+    #[expect(dead_code, reason = "streams on NATS will need it")]
     pub(crate) fn inbox(&self, node: &str) -> String {
         format!("{}{1}i{1}{node}", self.prefix, self.separator)
     }

@@ -10,14 +10,15 @@ use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::backlog::MAX_KEPT_CAPACITY;
-use super::batch::{RequeueOnDrop, next_batch_bytes, send_with_timeout, split_off};
+use super::batch::{Sending, send_and_confirm, within_timeout};
 use super::{BROKER_TIMEOUT, ConnectionEnd, DriverState, JoinOutcome, MessageHandler};
+use crate::batch::{Batch, Destination};
 use crate::broker::{ClusterState, Shared};
 use crate::envelope::{Envelope, Header, Message};
-use crate::link::{Link, LinkError, Receiver, Sender, Subscriber};
+use crate::link::{Link, LinkError, Receiver, Sender, Sent, Subscriber};
 use crate::metrics::Dropped;
 use crate::peers::PEER_EXPIRY;
-use crate::queue::{Destination, Lane, MAX_BATCH_BYTES, Outbound};
+use crate::queue::{Lane, MAX_BATCH_BYTES};
 
 /// Time between two heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -32,6 +33,9 @@ const PEER_RETURN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of each of the last two sends before a stop: the rest of the queue, and the goodbye.
 /// Limits the delay of the stop.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Maximum time between two reads. Also at one read in this time, a broker is read fast enough.
+const MAX_READ_PAUSE: Duration = Duration::from_millis(5);
 
 /// Maximum number of batches read from a connection after it has ended. Limits the delay of the
 /// reconnect.
@@ -61,6 +65,7 @@ impl<I: MessageHandler> Connection<'_, I> {
             () = self.name_taken.notified() => ConnectionEnd::NameTaken,
             () = self.driver.wait_for_flush() => ConnectionEnd::Stopped,
         };
+        self.driver.unconfirmed.requeue();
         self.drain_receiver(&mut receiver);
         if matches!(end, ConnectionEnd::Stopped) {
             self.say_goodbye(&mut sender).await;
@@ -82,30 +87,23 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
         shared.queue.clear_control();
         shared.send_control(Destination::All, Message::Bye);
-        let mut batch = Vec::new();
-        shared.queue.take(Lane::Control, MAX_BATCH_BYTES, &mut batch);
-        let _ = timeout(GOODBYE_TIMEOUT, sender.send(&batch, false)).await;
+        let batch = shared.queue.take(Lane::Control, MAX_BATCH_BYTES);
+        let _ = timeout(GOODBYE_TIMEOUT, send_and_confirm(sender, &batch, false, shared)).await;
     }
 
     /// Sends all unconfirmed and queued messages, which were queued after the flush had seen an
     /// empty queue.
     async fn send_rest(&self, sender: &mut Sender) {
-        let shared = self.shared();
+        let (shared, unconfirmed) = (self.shared(), &self.driver.unconfirmed);
         loop {
-            let mut batch = std::mem::take(&mut *self.driver.unconfirmed.borrow_mut());
-            let is_resent = !batch.is_empty();
-            if !is_resent {
-                shared.queue.take(Lane::Data, MAX_BATCH_BYTES, &mut batch);
-            }
+            let (batch, is_resent) = unconfirmed.take(shared);
             if batch.is_empty() {
                 return;
             }
-            self.driver.in_flight.set(batch.len());
-            let guard = RequeueOnDrop { batch: &mut batch, driver: self.driver };
-            match send_with_timeout(sender, guard.batch, is_resent, shared).await {
+            let sending = Sending { batch, lane: Lane::Data, unconfirmed };
+            match send_and_confirm(sender, &sending.batch, is_resent, shared).await {
                 Ok(outcomes) => {
-                    guard.batch.clear();
-                    drop(guard);
+                    shared.queue.recycle(sending.finish());
                     self.driver.report(outcomes);
                 }
                 Err(_) => return,
@@ -113,61 +111,83 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Sends batches until an error. Each batch is sent after the broker has confirmed the previous
-    /// one, so that a lost batch can be sent again in order.
+    /// Sends batches until an error. Several batches may be in flight. The broker confirms them in
+    /// order, so that those of a lost connection can be sent again in order.
     async fn send_batches(&self, sender: &mut Sender, echoes_own: bool) -> ConnectionEnd {
         let shared = self.shared();
         loop {
-            let mut batch = Vec::new();
-            shared.queue.take(Lane::Control, MAX_BATCH_BYTES, &mut batch);
-            if !batch.is_empty()
-                && let Err(error) = send_with_timeout(sender, &batch, false, shared).await
-            {
+            match self.send_next(sender, echoes_own).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => return error.into(),
+            }
+            let Some((number, sent_at)) = self.driver.unconfirmed.oldest() else {
+                shared.queue.changed.notified().await;
+                continue;
+            };
+            let confirmed = tokio::select! {
+                confirmed = sender.confirmed(number) => confirmed,
+                () = shared.queue.changed.notified() => continue,
+                () = sleep_until((sent_at + BROKER_TIMEOUT).into()) => {
+                    Err(LinkError::new("the broker did not confirm messages in time"))
+                }
+            };
+            if let Err(error) = confirmed {
                 return error.into();
             }
-            if !self.driver.is_up() {
-                shared.queue.changed.notified().await;
-                continue;
+            if let Some((batch, lane)) = self.driver.unconfirmed.confirm_oldest() {
+                self.on_confirmed(batch, lane, echoes_own);
             }
-            let max_bytes = self.driver.batch_bytes.get();
-            let mut batch = std::mem::take(&mut *self.driver.unconfirmed.borrow_mut());
-            let is_resent = !batch.is_empty();
-            if !is_resent {
-                shared.queue.take(Lane::Data, max_bytes, &mut batch);
-            } else {
-                *self.driver.unconfirmed.borrow_mut() = split_off(&mut batch, max_bytes);
-            }
-            if batch.is_empty() {
-                shared.queue.changed.notified().await;
-                continue;
-            }
-            let sent_at = Instant::now();
-            // The guard requeues the batch also if this future is dropped.
-            self.driver.in_flight.set(batch.len());
-            let guard = RequeueOnDrop { batch: &mut batch, driver: self.driver };
-            let outcomes = match send_with_timeout(sender, guard.batch, is_resent, shared).await {
-                Ok(outcomes) => outcomes,
-                Err(error) => return error.into(),
-            };
-            if !echoes_own {
-                self.echo_probes(guard.batch);
-            }
-            guard.batch.clear();
-            drop(guard);
-            self.driver.report(outcomes);
-            self.driver.confirmed.notify_one();
-            self.driver.batch_bytes.set(next_batch_bytes(max_bytes, sent_at.elapsed()));
         }
+    }
+
+    /// Sends the next batch. Returns `false` if there is none, or too much is in flight.
+    async fn send_next(&self, sender: &mut Sender, echoes_own: bool) -> Result<bool, LinkError> {
+        let (shared, unconfirmed) = (self.shared(), &self.driver.unconfirmed);
+        let (mut lane, mut is_resent) = (Lane::Control, false);
+        let mut batch = shared.queue.take(lane, MAX_BATCH_BYTES);
+        if batch.is_empty() && self.driver.is_up() {
+            lane = Lane::Data;
+            (batch, is_resent) = unconfirmed.take(shared);
+        }
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        let sent_at = Instant::now();
+        // The guard keeps the batch also if this future is dropped.
+        let sending = Sending { batch, lane, unconfirmed };
+        match within_timeout(sender.send(&sending.batch, is_resent)).await? {
+            Sent::Written(number) => unconfirmed.push(sending.finish(), lane, Some(number)),
+            Sent::Confirmed(outcomes) => {
+                let batch = sending.finish();
+                self.driver.report(outcomes);
+                if lane == Lane::Data {
+                    unconfirmed.on_confirmed(sent_at);
+                }
+                self.on_confirmed(batch, lane, echoes_own);
+            }
+        }
+        Ok(true)
+    }
+
+    fn on_confirmed(&self, batch: Batch, lane: Lane, echoes_own: bool) {
+        let shared = self.shared();
+        shared.metrics.sent.add(batch.len() as u64);
+        if lane == Lane::Data && !echoes_own {
+            self.echo_probes(&batch);
+        }
+        shared.queue.recycle(batch);
+        self.driver.confirmed.notify_one();
     }
 
     /// Puts the node's own probes of a confirmed batch into the backlog, as if the broker had
     /// echoed them.
-    fn echo_probes(&self, batch: &[Outbound]) {
+    fn echo_probes(&self, batch: &Batch) {
         let shared = self.shared();
-        for outbound in batch {
-            if matches!(&outbound.to, Destination::Node(node) if **node == *shared.node) {
+        for outbound in batch.iter() {
+            if matches!(outbound.to, Destination::Node(node) if **node == *shared.node) {
                 // If the backlog is full, the probe is lost, like a received message.
-                self.driver.backlog.push(shared, outbound.envelope.clone());
+                self.driver.backlog.push(shared, Bytes::copy_from_slice(outbound.envelope));
             }
         }
     }
@@ -208,7 +228,7 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Receives envelopes until an error. Does not wait for the node to process them, because a
+    /// Receives envelopes until an error. Waits only a moment for the node to process them, because a
     /// broker closes connections that read too slowly.
     async fn receive(&self, receiver: &mut Receiver) -> ConnectionEnd {
         let mut batch = Vec::new();
@@ -221,7 +241,12 @@ impl<I: MessageHandler> Connection<'_, I> {
             if batch.capacity() > MAX_KEPT_CAPACITY {
                 batch = Vec::new();
             }
-            tokio::task::yield_now().await;
+            if self.driver.backlog.is_short() {
+                tokio::task::yield_now().await;
+            } else {
+                // What was read is still in the CPU's cache.
+                let _ = timeout(MAX_READ_PAUSE, self.driver.backlog.wait_until_short()).await;
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use super::{StorePosition, StreamLimits};
 use crate::broker::{Broker, EnqueueError};
 use crate::config::Engine;
 use crate::envelope::{Message, stamp_offset, stored_topic_offset};
-use crate::queue::Destination;
+use crate::batch::Destination;
 
 /// A publish that the store appends to the topic's stream.
 #[derive(Debug, Clone)]
