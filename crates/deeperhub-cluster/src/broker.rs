@@ -19,7 +19,7 @@ use crate::interest::Interests;
 use crate::metrics::{Dropped, Metrics};
 use crate::peers::{Peer, Peers};
 use crate::queue::{Full, Lane, Queue};
-use crate::store::RequestQueue;
+use crate::store::{RequestQueue, StreamRules};
 
 /// Maximum number of requests that wait for answers at the same time. Limits memory use.
 const MAX_REQUESTS: usize = 4096;
@@ -66,9 +66,6 @@ pub enum EnqueueError {
     /// The message exceeds the broker's limit.
     #[error("the message is larger than the cluster's broker allows")]
     TooLarge,
-    /// This broker cannot keep streams ([`Broker::keeps_streams`]).
-    #[error("this broker cannot keep streams yet; use Redis or Valkey")]
-    Unsupported,
 }
 
 /// Reason why a request to another node got no answer.
@@ -100,6 +97,10 @@ pub(crate) struct Shared {
     pub(crate) version: &'static str,
     pub(crate) queue: Queue,
     pub(crate) requests_to_store: RequestQueue,
+    pub(crate) stream_rules: StreamRules,
+    /// What the node knows of the streams of JetStream. It outlives connections.
+    #[cfg(feature = "nats")]
+    pub(crate) jetstream: crate::nats::Known,
     pub(crate) interests: Interests,
     pub(crate) peers: Peers,
     pub(crate) metrics: Metrics,
@@ -151,6 +152,9 @@ impl Broker {
         Self(Arc::new(Shared {
             queue: Queue::new(config.queue_bytes),
             requests_to_store: RequestQueue::default(),
+            stream_rules: StreamRules::default(),
+            #[cfg(feature = "nats")]
+            jetstream: crate::nats::Known::default(),
             config,
             node,
             incarnation,

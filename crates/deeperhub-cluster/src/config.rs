@@ -28,6 +28,20 @@ pub struct Config {
     /// the broker announces is too small for such a payload and its envelope, a warning is logged.
     /// The default 0 disables the warning.
     pub max_payload_bytes: usize,
+    /// For JetStream: number of servers that keep a copy of each stream, 1 to 5. Default 1.
+    pub stream_replicas: u8,
+    /// For JetStream: where its servers keep streams. Default [`StreamStorage::File`].
+    pub stream_storage: StreamStorage,
+}
+
+/// Where the servers of JetStream keep streams.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StreamStorage {
+    /// In memory. A single server that restarts loses them, so streams begin with a new epoch.
+    Memory,
+    /// In files.
+    #[default]
+    File,
 }
 
 impl Config {
@@ -41,6 +55,8 @@ impl Config {
             credentials: None,
             ca: None,
             max_payload_bytes: 0,
+            stream_replicas: 1,
+            stream_storage: StreamStorage::File,
         }
     }
 }
@@ -55,7 +71,7 @@ pub fn is_prefix(text: &str) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Engine {
-    /// NATS Core, without JetStream.
+    /// NATS. Streams need JetStream, 2.11 or later.
     Nats,
     /// Redis publish/subscribe; also Valkey and other servers with its protocol.
     Redis,

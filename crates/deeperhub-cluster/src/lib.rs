@@ -21,11 +21,11 @@
 //! yet. There is no order between nodes.
 //!
 //! # Streams
-//! On Redis and Valkey, [`Broker::append`] stores messages in streams, one for each topic. A stored
-//! message ([`Message::Stored`]) has a position, which is the same for all nodes. A node reads what
-//! it missed ([`Broker::read_streams`]). A server that loses its memory begins a stream with a
-//! larger epoch, so no position is given to two messages that a node has seen.
-//! [`Broker::check_store`] tells what a server lacks. NATS keeps no streams yet.
+//! [`Broker::append`] stores messages in the streams of their topics: on Redis and Valkey, or on NATS
+//! with JetStream. A stored message ([`Message::Stored`]) has a position, which is the same for all
+//! nodes. A node reads what it missed ([`Broker::read_streams`]). A server that loses its memory
+//! begins a stream with a larger epoch, so no position is given to two messages that a node has
+//! seen. [`Broker::check_store`] tells what a server lacks.
 //!
 //! Membership, elections and replication are left to the broker. Nodes exchange heartbeats only, so
 //! that they can be listed and names stay unique.
@@ -54,7 +54,7 @@ mod redis;
 mod store;
 
 pub use broker::{Broker, ClusterState, EnqueueError, InterestChange, RequestError};
-pub use config::{BrokerUrl, BrokerUrlError, Config, Engine, is_prefix};
+pub use config::{BrokerUrl, BrokerUrlError, Config, Engine, StreamStorage, is_prefix};
 pub use deeperhub_protocol::message::TraceContext;
 pub use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 pub use driver::{Driver, DriverHandle, JoinOutcome, MessageHandler, PendingAnswer};
@@ -71,7 +71,7 @@ pub use peers::Peer;
 pub use store::{
     Append, AppendError, AppendNumber, Appended, CheckError, MAX_READS, MAX_TOPS, Once, ReadError,
     ResetStream, ResetWhen, StoreFinding, StorePosition, StoreReply, StoredEnvelope, StreamLimits,
-    StreamRange, StreamRead, StreamTop, check_store,
+    StreamProgress, StreamRange, StreamRead, StreamRule, StreamTop, Whole, check_store,
 };
 
 use std::time::SystemTime;

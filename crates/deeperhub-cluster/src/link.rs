@@ -8,8 +8,6 @@ use crate::batch::Batch;
 use crate::broker::Shared;
 #[cfg(any(feature = "nats", feature = "redis"))]
 use crate::config::Engine;
-#[cfg(feature = "nats")]
-use crate::store::ReadError;
 use crate::store::{AppendOutcome, Request};
 
 /// Reason why a connection was lost or could not be made.
@@ -47,7 +45,7 @@ pub(crate) enum Sent {
 /// Sending part.
 pub(crate) enum Sender {
     #[cfg(feature = "nats")]
-    Nats(crate::nats::Sender),
+    Nats(Box<crate::nats::Sender>),
     #[cfg(feature = "redis")]
     Redis(crate::redis::Sender),
 }
@@ -68,10 +66,10 @@ pub(crate) enum Receiver {
     Redis(crate::redis::Receiver),
 }
 
-/// Part that reads streams. NATS has none: no request gets that far.
+/// Part that reads streams.
 pub(crate) enum Reader {
     #[cfg(feature = "nats")]
-    Nats,
+    Nats(Box<crate::nats::Reader>),
     #[cfg(feature = "redis")]
     Redis(Box<crate::redis::Reader>),
 }
@@ -113,16 +111,16 @@ impl Link {
     allow(
         unused_variables,
         clippy::unused_async,
-        reason = "only Redis keeps streams, or there are no engines"
+        reason = "only Redis needs marks, or there are no engines"
     )
 )]
 impl Sender {
     /// Sends a batch. `is_resent` says that the broker may have got it before.
     pub(crate) async fn send(&mut self, batch: &Batch, is_resent: bool) -> Result<Sent, LinkError> {
         match self {
-            // Every node drops duplicates of messages that are not stored.
+            // Its server recognizes messages whether they are marked or not.
             #[cfg(feature = "nats")]
-            Self::Nats(inner) => inner.send(batch).map(Sent::Written),
+            Self::Nats(inner) => inner.send(batch).await,
             #[cfg(feature = "redis")]
             Self::Redis(inner) => inner.send(batch, is_resent).await.map(Sent::Confirmed),
             #[cfg(not(any(feature = "nats", feature = "redis")))]
@@ -178,7 +176,7 @@ impl Receiver {
     allow(
         unused_variables,
         clippy::unused_async,
-        reason = "only Redis keeps streams, or there are no engines"
+        reason = "only Redis needs marks, or there are no engines"
     )
 )]
 impl Reader {
@@ -188,7 +186,7 @@ impl Reader {
             #[cfg(feature = "redis")]
             Self::Redis(inner) => inner.answer(requests).await,
             #[cfg(feature = "nats")]
-            Self::Nats => requests.into_iter().for_each(|request| request.fail(ReadError::Unsupported)),
+            Self::Nats(inner) => inner.answer(requests).await,
             #[cfg(not(any(feature = "nats", feature = "redis")))]
             _ => {}
         }

@@ -84,11 +84,6 @@ pub enum StartError {
     /// The thread that connects to the cluster could not be started.
     #[error("the cluster thread cannot be started")]
     Cluster(#[source] std::io::Error),
-    /// A rule keeps messages, and the broker of the cluster cannot keep them.
-    #[error(
-        "a rule keeps history, and the cluster's broker cannot keep it yet: use Redis or remove the rule"
-    )]
-    NoClusterStore,
     /// There is a history store on disk, and the node is in a cluster, which keeps the history.
     #[error("a history store on disk cannot be used in a cluster: remove one of them")]
     DiskInCluster,
@@ -146,14 +141,8 @@ impl Node {
             return Err(StartError::NoAuthenticator);
         }
         let has_store = config.history_store != HistoryStore::Memory;
-        if let Some(cluster) = &config.cluster {
-            let keeps_history = config.history.rules.keep_history();
-            if keeps_history && !cluster.broker.url.engine().keeps_streams() {
-                return Err(StartError::NoClusterStore);
-            }
-            if has_store {
-                return Err(StartError::DiskInCluster);
-            }
+        if config.cluster.is_some() && has_store {
+            return Err(StartError::DiskInCluster);
         }
         let waits_for_disk = |rule: &Rule| rule.policy().acknowledge() == Acknowledge::Disk;
         if !has_store && config.history.rules.iter().any(|(_, rule)| waits_for_disk(rule)) {
@@ -181,9 +170,9 @@ impl Node {
         #[cfg(not(feature = "disk"))]
         let disk = None;
         let (broker, driver) = connect_to_cluster(&config, &node_id)?.unzip();
-        let cluster_store = broker.clone().filter(Broker::keeps_streams).map(|broker| {
+        let cluster_store = broker.clone().map(|broker| {
             let metrics = (StoreMetrics::new(&cells), MirrorMetrics::new(&cells));
-            Arc::new(ClusterStore::new(broker, workers, config.history.budget.forget, metrics))
+            Arc::new(ClusterStore::new(broker, workers, &config.history, metrics))
         });
         let history_metrics = HistoryMetrics::new(&cells);
         let streams =

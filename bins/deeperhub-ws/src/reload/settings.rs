@@ -25,8 +25,6 @@ pub(crate) struct SettingsReload {
     pub(crate) node: NodeHandle,
     pub(crate) api: Option<SharedApiConfig>,
     pub(crate) level: Level,
-    /// `true` if the node joined a cluster at its start whose broker cannot keep history.
-    pub(crate) broker_keeps_no_history: bool,
     /// `true` if the node started with a history on disk.
     pub(crate) has_store: bool,
 }
@@ -45,12 +43,6 @@ impl SettingsReload {
     pub(crate) fn reload(&mut self) -> Result<(), Box<dyn Error>> {
         let settings =
             Layers::read(self.flags.iter(), std::env::vars_os()).and_then(resolve).map_err(ConfigErrors)?;
-        // The node stays in its cluster until a restart, whatever the file says now.
-        if self.broker_keeps_no_history && settings.node.history.rules.keep_history() {
-            let conflict = "the broker of the cluster that this node joined at its start cannot keep history \
-                            yet; restart the node with another broker, or set history to 0 in all rules";
-            return Err(ConfigErrors(vec![ConfigError::Conflict(conflict.to_owned())]).into());
-        }
         let waits_for_disk = |(_, rule): (_, &Rule)| rule.policy().acknowledge() == Acknowledge::Disk;
         if !self.has_store && settings.node.history.rules.iter().any(waits_for_disk) {
             let conflict = "a rule has ack=disk, and this node started without a history on disk; \

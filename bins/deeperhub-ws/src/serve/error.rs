@@ -28,6 +28,10 @@ pub(crate) enum ServeError {
     #[error("{0} (--node-id, DEEPERHUB_NODE_ID or node_id)")]
     NodeIdTaken(deeperhub_node::NodeIdTaken),
 
+    /// A rule keeps messages, and the cluster's broker cannot keep them.
+    #[error("the broker of the cluster cannot keep history: {0}")]
+    Broker(deeperhub_cluster::StoreFinding),
+
     /// The node did not start, for a reason that has no variant of its own here.
     #[error("{}", with_causes(.0))]
     Node(deeperhub_node::StartError),

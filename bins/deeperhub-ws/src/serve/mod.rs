@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ArgMatches;
+use deeperhub_cluster::StoreFinding;
 use deeperhub_listener::MemoryBudget;
 use deeperhub_metrics::{Counter, Unit};
 use deeperhub_node::{CustomMetric, HistoryStore, MetricKind, Node};
@@ -163,6 +164,23 @@ async fn unless_stopped<T: Send + 'static>(
     }
 }
 
+/// Refuses to start if rules keep messages, and the broker of the cluster can never keep them. A
+/// broker that is not reached is no reason. Returns `true` if a stop signal arrives first.
+async fn refuse_broker(settings: &Settings, stops: &mut StopSignals) -> Result<bool, ServeError> {
+    let Some(cluster) = &settings.node.cluster else { return Ok(false) };
+    if !settings.node.history.rules.keep_history() {
+        return Ok(false);
+    }
+    let findings = tokio::select! {
+        findings = deeperhub_cluster::check_store(&cluster.broker) => findings.unwrap_or_default(),
+        _ = stops.recv() => return Ok(true),
+    };
+    match findings.into_iter().find(StoreFinding::is_lasting) {
+        Some(finding) => Err(ServeError::Broker(finding)),
+        None => Ok(false),
+    }
+}
+
 /// A started server: the node and everything that runs beside it.
 struct Server {
     node: Node,
@@ -195,6 +213,9 @@ impl Server {
             Some(address) => Some(api::listen(address).await?),
             None => None,
         };
+        if refuse_broker(&settings, stops).await? {
+            return Ok(None);
+        }
         settings.node.tracer = exporters.tracer_with_client_rate(settings.telemetry.trace_client_rate);
         add_process_metrics(&mut settings, lost_log_lines, exporters.panics());
         let node = match start_node(listen_on, &settings, stops).await? {
@@ -218,8 +239,6 @@ impl Server {
             node: node.handle(),
             api: api.as_ref().map(|api| api.config.clone()),
             level: log_level,
-            broker_keeps_no_history: (settings.node.cluster.as_ref())
-                .is_some_and(|cluster| !cluster.broker.url.engine().keeps_streams()),
             has_store: settings.node.history_store != HistoryStore::Memory,
         };
         Ok(Some(Self {

@@ -8,7 +8,7 @@
 //! sends a heartbeat and waits for its confirmation, so a lost connection is noticed without
 //! further pings.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -20,10 +20,11 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tracing::info;
 
 use super::handshake::{Connected, ServerInfo, refusal};
+use super::request::{Message, Owned};
 use super::stream::Stream;
 use super::wakers::Wakers;
 use super::wire::command;
-use super::wire::operation::{Message, Operation, Parsed, parse};
+use super::wire::operation::{self, Operation, Parsed, parse};
 use crate::link::LinkError;
 
 /// Size of the smallest reads.
@@ -56,8 +57,18 @@ struct Inner {
     /// Numbers of sent pings and of their answers.
     pings: Cell<u64>,
     pongs: Cell<u64>,
-    /// Number of the last subscription.
+    /// Number of the last subscription of each kind. Those whose messages the receiver takes have
+    /// even numbers, those with an owner have odd ones.
     last_sid: Cell<u64>,
+    last_owned_sid: Cell<u64>,
+    owned: RefCell<Owned>,
+    /// Start of the subjects of answers, and the number of the last one.
+    inbox: String,
+    last_inbox: Cell<u64>,
+    /// Makes an envelope of a message with headers, or drops it.
+    stamp: RefCell<Option<Stamp>>,
+    /// Reasons of operations that the user may not do, if they do not end the connection.
+    violations: RefCell<Option<Vec<String>>>,
     /// Reason why the connection is of no use any more.
     lost: RefCell<Option<LinkError>>,
     wakers: Arc<Wakers>,
@@ -65,10 +76,12 @@ struct Inner {
     waker: Waker,
 }
 
+type Stamp = Box<dyn Fn(&Message) -> Option<Bytes>>;
+
 struct Input {
     buffer: BytesMut,
     /// Messages of the last read.
-    messages: Vec<Message>,
+    messages: Vec<operation::Message>,
     /// Size of the next read.
     read_bytes: usize,
     /// Size of the operation that begins the buffer, as far as it is known.
@@ -92,7 +105,8 @@ enum Reader {
 }
 
 impl Client {
-    pub(super) fn new(connected: Connected) -> Self {
+    /// `inbox` is the start of the subjects of answers.
+    pub(super) fn new(connected: Connected, inbox: &str) -> Self {
         let Connected { stream, info, read } = connected;
         let wakers = Arc::new(Wakers::default());
         let client = Self(Rc::new(Inner {
@@ -110,6 +124,13 @@ impl Client {
             pings: Cell::new(0),
             pongs: Cell::new(0),
             last_sid: Cell::new(0),
+            last_owned_sid: Cell::new(1),
+            owned: RefCell::default(),
+            // Answers to another connection of this name must not be taken for those to this one.
+            inbox: format!("{inbox}.{:x}", getrandom::u64().unwrap_or_default()),
+            last_inbox: Cell::new(0),
+            stamp: RefCell::new(None),
+            violations: RefCell::new(None),
             lost: RefCell::new(None),
             waker: Waker::from(Arc::clone(&wakers)),
             wakers,
@@ -126,6 +147,60 @@ impl Client {
         self.0.info.borrow().max_payload
     }
 
+    /// Returns the version of the server.
+    pub(crate) fn server_version(&self) -> String {
+        self.0.info.borrow().version.clone()
+    }
+
+    /// Makes envelopes of messages with headers. Without this call, their headers are ignored.
+    pub(crate) fn stamp_with(&self, stamp: impl Fn(&Message) -> Option<Bytes> + 'static) {
+        *self.0.stamp.borrow_mut() = Some(Box::new(stamp));
+    }
+
+    /// Lets operations that the user may not do fail alone, instead of the connection.
+    pub(crate) fn keep_violations(&self) {
+        *self.0.violations.borrow_mut() = Some(Vec::new());
+    }
+
+    /// Waits for an operation that the user may not do, and returns the server's reason.
+    pub(crate) async fn violation(&self) -> Result<String, LinkError> {
+        let mut found = None;
+        poll_fn(|cx| {
+            self.poll_until(cx, || {
+                found = found.take().or_else(|| self.0.violations.borrow_mut().as_mut()?.pop());
+                found.is_some()
+            })
+        })
+        .await?;
+        found.ok_or_else(|| LinkError::new("the connection was lost"))
+    }
+
+    pub(super) fn owned(&self) -> RefMut<'_, Owned> {
+        self.0.owned.borrow_mut()
+    }
+
+    pub(super) fn next_owned_sid(&self) -> u64 {
+        let sid = self.0.last_owned_sid.get() + 2;
+        self.0.last_owned_sid.set(sid);
+        sid
+    }
+
+    /// Returns a subject for answers that is used once.
+    pub(super) fn next_inbox(&self) -> String {
+        let number = self.0.last_inbox.get() + 1;
+        self.0.last_inbox.set(number);
+        format!("{}.{number}", self.0.inbox)
+    }
+
+    /// Reads and writes for others until a condition holds.
+    pub(super) fn poll_until(
+        &self,
+        cx: &mut Context<'_>,
+        holds: impl FnMut() -> bool,
+    ) -> Poll<Result<(), LinkError>> {
+        self.0.poll_until(cx, holds)
+    }
+
     /// Appends operations, which are written when the call ends or soon after.
     pub(crate) fn write(&self, append: impl FnOnce(&mut Vec<u8>)) -> Result<(), LinkError> {
         if let Some(error) = &*self.0.lost.borrow() {
@@ -138,7 +213,7 @@ impl Client {
 
     /// Subscribes to a subject, and returns the number of the subscription.
     pub(crate) fn subscribe(&self, subject: &str) -> Result<u64, LinkError> {
-        let sid = self.0.last_sid.get() + 1;
+        let sid = self.0.last_sid.get() + 2;
         self.0.last_sid.set(sid);
         self.write(|out| command::subscribe(out, subject, sid))?;
         Ok(sid)
@@ -202,7 +277,7 @@ impl Inner {
     }
 
     /// Reads and writes for others until a condition holds.
-    fn poll_until(&self, cx: &mut Context<'_>, holds: impl Fn() -> bool) -> Poll<Result<(), LinkError>> {
+    fn poll_until(&self, cx: &mut Context<'_>, mut holds: impl FnMut() -> bool) -> Poll<Result<(), LinkError>> {
         if holds() {
             return Poll::Ready(Ok(()));
         }
@@ -225,9 +300,9 @@ impl Inner {
             if self.untaken_bytes.get() >= MAX_UNTAKEN_BYTES || self.poll_read(cx)?.is_pending() {
                 break;
             }
-            self.take_operations()?;
+            let has_answers = self.take_operations()?;
             let has_messages = !self.received.borrow().is_empty();
-            if self.pongs.get() != pongs || (has_messages && reader == Reader::Other) {
+            if has_answers || self.pongs.get() != pongs || (has_messages && reader == Reader::Other) {
                 self.waker.wake_by_ref();
             }
             // The server waits for the answers to its pings.
@@ -298,8 +373,9 @@ impl Inner {
         Ok(Poll::Ready(()))
     }
 
-    /// Takes all whole operations from the buffer.
-    fn take_operations(&self) -> Result<(), LinkError> {
+    /// Takes all whole operations from the buffer. Returns `true` if there is something for those
+    /// who wait for answers.
+    fn take_operations(&self) -> Result<bool, LinkError> {
         let Input { buffer, messages, needed, .. } = &mut *self.input.borrow_mut();
         let mut at = 0;
         let outcome = loop {
@@ -324,16 +400,35 @@ impl Inner {
             };
             at = end;
         };
+        let mut has_answers = self.violations.borrow().as_ref().is_some_and(|reasons| !reasons.is_empty());
         if messages.is_empty() {
             buffer.advance(at);
         } else {
             // The messages share the buffer, so none of them is copied.
             let bytes = buffer.split_to(at).freeze();
             let mut received = self.received.borrow_mut();
-            received.extend(messages.drain(..).map(|message| bytes.slice(message.payload)));
+            for message in messages.drain(..) {
+                if message.sid % 2 == 0 && message.headers.is_empty() {
+                    received.push(bytes.slice(message.payload));
+                    continue;
+                }
+                let sid = message.sid;
+                let message = Message {
+                    subject: bytes.slice(message.subject),
+                    headers: bytes.slice(message.headers),
+                    payload: bytes.slice(message.payload),
+                };
+                if sid % 2 == 1 {
+                    has_answers |= self.owned.borrow_mut().push(sid, message);
+                } else if let Some(stamp) = &*self.stamp.borrow() {
+                    received.extend(stamp(&message));
+                } else {
+                    received.push(message.payload);
+                }
+            }
             self.untaken_bytes.set(self.untaken_bytes.get() + at);
         }
-        outcome
+        outcome.map(|()| has_answers)
     }
 
     /// Handles an operation that is no message.
@@ -351,7 +446,14 @@ impl Inner {
             }
             // The server closes the connection after most errors. After the others, messages may be
             // missing.
-            Operation::Error(range) => return Err(refusal(field(range))),
+            Operation::Error(range) => {
+                let error = refusal(field(range));
+                let is_violation = error.0.to_ascii_lowercase().contains("permissions violation");
+                match &mut *self.violations.borrow_mut() {
+                    Some(violations) if is_violation => violations.push(error.0),
+                    _ => return Err(error),
+                }
+            }
             Operation::Ok | Operation::Message(_) => {}
         }
         Ok(())

@@ -28,6 +28,8 @@ pub(super) struct ServerInfo {
     /// Maximum size of a message, in bytes.
     #[serde(default = "default_max_payload")]
     pub(super) max_payload: usize,
+    #[serde(default)]
+    pub(super) version: String,
     /// Text that a client with a key signs.
     #[serde(default)]
     nonce: String,

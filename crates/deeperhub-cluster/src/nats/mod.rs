@@ -1,14 +1,18 @@
-//! NATS: one connection without echo, with a subscription for each topic and pattern.
+//! NATS: a connection that publishes, subscribes and appends, and one that reads streams.
 
 mod client;
 #[cfg(test)]
 mod client_tests;
 mod credentials;
 mod handshake;
+mod jetstream;
+mod request;
+mod sender;
 mod stream;
 mod wakers;
 mod wire;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,27 +20,23 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tracing::warn;
 
-use crate::batch::{Batch, Destination};
+use url::Url;
+
 use crate::broker::Shared;
+use crate::config::Config;
 use crate::envelope::MAX_ENVELOPE_OVERHEAD_BYTES;
 use crate::link::{self, Link, LinkError};
-use crate::metrics::Dropped;
 use crate::names::Names;
 use client::Client;
+use jetstream::Republished;
+use request::Message;
 use wire::command;
 
 pub use credentials::check_credentials;
+pub(crate) use jetstream::{Known, Reader, check_store};
+pub(crate) use sender::Sender;
 #[cfg(fuzzing)]
 pub use wire::fuzz_operations;
-
-/// Sending part.
-pub(crate) struct Sender {
-    client: Client,
-    names: Names,
-    /// Start of the subjects of topics.
-    topics: String,
-    shared: Arc<Shared>,
-}
 
 /// Subscribing part.
 pub(crate) struct Subscriber {
@@ -57,8 +57,9 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     let servers = shared.config.url.servers();
     let server = servers.get(attempt % servers.len().max(1)).ok_or_else(|| LinkError::new("no server"))?;
     let names = Names::new(shared.config.prefix.clone(), '.');
-    let name = format!("deeperhub-ws {}", shared.node);
-    let client = Client::new(handshake::connect(&shared.config, server, &name).await?);
+    let client = connect_client(&shared.config, &shared.node, server).await?;
+    client.stamp_with(stamp(Arc::clone(shared)));
+    let link = shared.jetstream.next_link();
     let max_payload = client.max_payload();
     let previous_max = shared.max_envelope.swap(max_payload, Ordering::Relaxed);
     let max_message_bytes = shared.config.max_payload_bytes;
@@ -77,62 +78,41 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     }
     client.confirm().await?;
     Ok(Link {
-        sender: link::Sender::Nats(Sender {
-            client: client.clone(),
-            topics: names.topic(""),
-            names: names.clone(),
-            shared: Arc::clone(shared),
-        }),
+        sender: link::Sender::Nats(Box::new(Sender::new(
+            client.clone(),
+            names.clone(),
+            Arc::clone(shared),
+            link,
+        ))),
         subscriber: link::Subscriber::Nats(Subscriber {
             client: client.clone(),
             names,
             sids: HashMap::new(),
         }),
         receiver: link::Receiver::Nats(Receiver { client }),
-        reader: link::Reader::Nats,
+        reader: link::Reader::Nats(Box::new(Reader::new(Arc::clone(shared), server.clone(), link))),
         echoes_own: false,
     })
 }
 
-impl Sender {
-    /// Writes a batch. Returns the number of its confirmation.
-    pub(crate) fn send(&mut self, batch: &Batch) -> Result<u64, LinkError> {
-        let max_payload = self.client.max_payload();
-        let mut too_large = 0;
-        let number = self.client.write_and_ping(|out| {
-            for outbound in batch.iter() {
-                let envelope = outbound.envelope;
-                if envelope.len() > max_payload {
-                    too_large += 1;
-                    continue;
-                }
-                match outbound.to {
-                    Destination::Topic { start, len } => {
-                        let topic = envelope.get(*start..start + len).unwrap_or_default();
-                        command::publish(out, &[self.topics.as_bytes(), topic], envelope);
-                    }
-                    Destination::Node(node) => {
-                        command::publish(out, &[self.names.node(node).as_bytes()], envelope);
-                    }
-                    Destination::All => {
-                        command::publish(out, &[self.names.broadcast().as_bytes()], envelope);
-                    }
-                    // `Broker::append` refuses to queue it.
-                    Destination::Append(_) => {}
-                }
-            }
-        })?;
-        if too_large > 0 {
-            // The messages were queued while a server with a larger limit was connected.
-            self.shared.metrics.dropped(Dropped::TooLarge, too_large);
-            warn!(messages = too_large, max_payload, "Queued messages dropped: too large for the new server");
-        }
-        Ok(number)
-    }
+/// Connects to a server.
+async fn connect_client(config: &Config, node: &str, server: &Url) -> Result<Client, LinkError> {
+    let inbox = Names::new(config.prefix.clone(), '.').inbox(node);
+    let connected = handshake::connect(config, server, &format!("deeperhub-ws {node}")).await?;
+    Ok(Client::new(connected, &inbox))
+}
 
-    /// Waits for a confirmation.
-    pub(crate) async fn confirmed(&self, number: u64) -> Result<(), LinkError> {
-        self.client.confirmed(number).await
+/// Returns a function that makes envelopes of the messages of streams.
+fn stamp(shared: Arc<Shared>) -> impl Fn(&Message) -> Option<Bytes> {
+    let last = RefCell::new(None::<Republished>);
+    move |message| {
+        let stamped = Republished::parse(&shared.jetstream, &shared.config.prefix, message)?;
+        // Copies for several subscriptions come one after the other.
+        let mut last = last.borrow_mut();
+        if last.as_ref().is_some_and(|last| last.key == stamped.key && last.envelope == stamped.envelope) {
+            return None;
+        }
+        Some(last.insert(stamped).envelope.clone())
     }
 }
 

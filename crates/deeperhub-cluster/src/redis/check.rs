@@ -8,7 +8,7 @@ use super::{client, connect_error, reader};
 use crate::config::Config;
 use crate::driver::BROKER_TIMEOUT;
 use crate::names::Names;
-use crate::store::{CheckError, MIN_REDIS_VERSION, StoreFinding, is_evicting};
+use crate::store::{CheckError, MIN_REDIS_VERSION, NEEDED_REDIS, StoreFinding, is_evicting};
 
 /// Topic of the stream that the check appends to. Clients cannot use topics that start with `$`.
 const TOPIC: &str = "$store-check";
@@ -66,7 +66,7 @@ fn judge_info(info: &str, findings: &mut Vec<StoreFinding>) {
     if let Some(version) = field("redis_version") {
         let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
         if major.is_some_and(|major| major < MIN_REDIS_VERSION) {
-            findings.push(StoreFinding::OldVersion(version.to_owned()));
+            findings.push(StoreFinding::OldVersion { version: version.to_owned(), needed: NEEDED_REDIS });
         }
     } else {
         findings.push(StoreFinding::Unknown("INFO has no redis_version".to_owned()));
@@ -150,7 +150,10 @@ mod tests {
         let good = "# Server\nredis_version:7.0.15\narch_bits:64\n# Memory\nmaxmemory:0\nmaxmemory_policy:noeviction\n";
         assert_eq!(findings(good), []);
         let old = good.replace("7.0.15", "5.0.14");
-        assert_eq!(findings(&old), [StoreFinding::OldVersion("5.0.14".to_owned())]);
+        assert_eq!(
+            findings(&old),
+            [StoreFinding::OldVersion { version: "5.0.14".to_owned(), needed: NEEDED_REDIS }]
+        );
         let narrow = good.replace("arch_bits:64", "arch_bits:32");
         assert_eq!(findings(&narrow), [StoreFinding::NarrowNumbers]);
         let clustered = format!("{good}cluster_enabled:1\n");

@@ -157,7 +157,9 @@ fn answer_one(request: Request, replies: &mut Replies) {
                 })
                 .collect();
             let tops = time.and_then(|time| {
-                tops.into_iter().map(|position| Ok(StreamTop { position: position?, time })).collect()
+                tops.into_iter()
+                    .map(|position| Ok(StreamTop { position: position?, progress: None, time }))
+                    .collect()
             });
             drop(reply.send(tops));
         }
@@ -214,7 +216,15 @@ fn parse_range(read: &StreamRead, reply: Option<Value>) -> Result<StreamRange, R
     let is_cut = matches!(&is_cut, Value::BulkString(is_cut) if is_cut == b"1");
     let Some([epoch, top, time]) = script::numbers(&head) else { return Err(unexpected()) };
     if epoch == 0 {
-        return Ok(StreamRange { top: None, oldest: 0, time, messages: Vec::new(), is_cut: false });
+        return Ok(StreamRange {
+            top: None,
+            oldest: 0,
+            time,
+            messages: Vec::new(),
+            is_cut: false,
+            kept: 0,
+            whole: None,
+        });
     }
     let follows_after = read.after.filter(|after| after.epoch == epoch);
     let entries: Vec<_> = match follows_after {
@@ -240,7 +250,9 @@ fn parse_range(read: &StreamRead, reply: Option<Value>) -> Result<StreamRange, R
             messages.push(message);
         }
     }
-    Ok(StreamRange { top: Some(StorePosition { epoch, offset: top }), oldest, time, messages, is_cut })
+    let kept = (top + 1).saturating_sub(oldest);
+    let top = Some(StorePosition { epoch, offset: top });
+    Ok(StreamRange { top, oldest, time, messages, is_cut, kept, whole: None })
 }
 
 fn parse_entry(bytes: Vec<u8>, topic: &Topic<'_>, epoch: u64) -> Option<(StoredEnvelope, u64)> {

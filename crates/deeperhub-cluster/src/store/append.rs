@@ -1,5 +1,7 @@
 //! Appends: messages on their way to the store, and their outcomes.
 
+use std::time::SystemTime;
+
 use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Topic};
 
@@ -111,13 +113,6 @@ impl From<Once<'_>> for OwnedOnce {
 }
 
 impl Broker {
-    /// Returns `true` if this broker can keep streams. If not, [`append`](Self::append) and reads
-    /// fail.
-    #[must_use]
-    pub fn keeps_streams(&self) -> bool {
-        self.0.config.url.engine().keeps_streams()
-    }
-
     /// Queues a message for the store without waiting. It takes its place among the messages of
     /// [`publish`](Self::publish): those of this node keep their order.
     ///
@@ -127,12 +122,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// Returns [`EnqueueError`] if the message was not queued. The loss is counted, except for
-    /// [`EnqueueError::Unsupported`].
+    /// Returns [`EnqueueError`] if the message was not queued. The loss is counted.
     pub fn append(&self, append: Append<'_>, number: AppendNumber) -> Result<(), EnqueueError> {
-        if !self.keeps_streams() {
-            return Err(EnqueueError::Unsupported);
-        }
         let Append { topic, limits, known, from, excludes_publisher, trace, payload, once } = append;
         let node_len = self.0.node.len();
         let to = Destination::Append(Box::new(AppendTarget {
@@ -144,33 +135,19 @@ impl Broker {
             topic: stored_topic_offset(node_len),
             topic_len: topic.as_str().len(),
         }));
-        // The store fills in the fields that are 0.
+        // The store fills in the fields that are 0. JetStream changes no message, so there the time
+        // is that of the node.
+        let time = if self.0.config.url.engine() == Engine::Nats { unix_ms() } else { 0 };
         let position = StorePosition { epoch: 0, offset: 0 };
         self.enqueue(
             to,
-            Message::Stored {
-                position,
-                previous: 0,
-                time: 0,
-                excludes_publisher,
-                topic,
-                from,
-                trace,
-                payload,
-            },
+            Message::Stored { position, previous: 0, time, excludes_publisher, topic, from, trace, payload },
         )
     }
 }
 
-impl Engine {
-    /// Returns `true` if this program can keep streams on brokers of this kind.
-    #[must_use]
-    pub const fn keeps_streams(self) -> bool {
-        match self {
-            // JetStream would keep one stream for each rule. Its sequences are the offsets, and
-            // messages name the one before.
-            Self::Nats => false,
-            Self::Redis => true,
-        }
-    }
+/// Returns the node's time in milliseconds since the Unix epoch.
+pub(crate) fn unix_ms() -> u64 {
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,16 +6,28 @@ use crate::config::Config;
 #[cfg(feature = "redis")]
 pub(crate) const MIN_REDIS_VERSION: u32 = 6;
 
+/// Its name.
+#[cfg(feature = "redis")]
+pub(crate) const NEEDED_REDIS: &str = "Redis 6";
+
 /// Something that an operator should know about the server that keeps streams.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreFinding {
-    /// This kind of broker cannot keep streams yet.
-    #[error("{0} cannot keep streams yet; use Redis or Valkey")]
-    UnsupportedEngine(&'static str),
     /// The server's version is too old.
-    #[error("the server has version {0}, which is too old to keep streams; use Redis 6 or later")]
-    OldVersion(String),
+    #[error("the server has version {version}, which is too old to keep streams; use {needed} or later")]
+    OldVersion {
+        /// Version of the server.
+        version: String,
+        /// Name and oldest version of a server that keeps streams.
+        needed: &'static str,
+    },
+    /// The server of NATS, or the account, has no JetStream. The text is the server's reason.
+    #[error("the server has no JetStream for this account ({0}); enable it, or use Redis")]
+    NoJetStream(String),
+    /// The user of NATS lacks a permission. The text names it.
+    #[error("the user lacks a permission that streams need: {0}")]
+    MissingRight(String),
     /// The server is part of a Redis Cluster, which keeps keys on several servers.
     #[error("the server belongs to a Redis Cluster; use one without cluster mode")]
     ClusterMode,
@@ -42,6 +54,13 @@ impl StoreFinding {
     pub const fn is_error(&self) -> bool {
         !matches!(self, Self::Evicts(_) | Self::Unknown(_))
     }
+
+    /// Returns `true` if the server can never keep streams as it is. Other errors can pass, such as
+    /// a full memory.
+    #[must_use]
+    pub const fn is_lasting(&self) -> bool {
+        !matches!(self, Self::Evicts(_) | Self::Unknown(_) | Self::Refused(_))
+    }
 }
 
 /// Reason why a check was not made: the server was not reached.
@@ -56,12 +75,18 @@ pub struct CheckError(pub(crate) String);
 /// # Errors
 ///
 /// Returns [`CheckError`] if no server was reached within a few seconds.
-#[cfg_attr(not(feature = "redis"), expect(clippy::unused_async, reason = "only Redis has a store"))]
+#[cfg_attr(
+    not(any(feature = "nats", feature = "redis")),
+    expect(clippy::unused_async, reason = "there are no engines")
+)]
 pub async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
     match config.url.engine() {
         #[cfg(feature = "redis")]
         crate::config::Engine::Redis => crate::redis::check_store(config).await,
-        engine => Ok(vec![StoreFinding::UnsupportedEngine(engine.name())]),
+        #[cfg(feature = "nats")]
+        crate::config::Engine::Nats => crate::nats::check_store(config).await,
+        #[cfg(not(all(feature = "nats", feature = "redis")))]
+        engine => Err(CheckError(format!("the program was built without the engine {}", engine.name()))),
     }
 }
 

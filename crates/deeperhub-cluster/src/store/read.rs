@@ -52,9 +52,23 @@ pub struct StreamRange {
     /// The messages that were read, with ascending offsets.
     pub messages: Vec<StoredEnvelope>,
     /// `true` if the read ended early, because the answer would have been too large. A read after a
-    /// position then continues after the last message; a read of the last messages lacks the first
-    /// ones.
+    /// position then continues after the last message. A read of the last messages lacks the first
+    /// ones; but with `whole`, it lacks the last ones and continues after [`Whole::to`].
     pub is_cut: bool,
+    /// Number of messages that the store keeps of the topic. After a position, JetStream counts only
+    /// those after it.
+    pub kept: u64,
+    /// What the store vouches for. `None` if offsets are dense, so that they tell themselves.
+    pub whole: Option<Whole>,
+}
+
+/// Part of a stream with sparse offsets of which a read brought all messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole {
+    /// Offset after which the store has evicted no message of the topic.
+    pub after: u64,
+    /// Offset up to which the topic has no other messages than those that were read.
+    pub to: u64,
 }
 
 /// An envelope from the store, with a [`Message::Stored`].
@@ -115,10 +129,23 @@ impl fmt::Debug for StoredEnvelope {
 /// The newest position of a topic at the time of a look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamTop {
-    /// Position of the newest message. `None` if the store does not know the topic.
+    /// Position of the newest message. `None` if the store does not know the topic. JetStream tells
+    /// the newest message that is kept, or 0.
     pub position: Option<StorePosition>,
+    /// Progress of the stream that the topic shares with others. `None` if it has its own.
+    pub progress: Option<StreamProgress>,
     /// Time of the store in milliseconds since the Unix epoch.
     pub time: u64,
+}
+
+/// Progress of a stream of JetStream, which has the messages of many topics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamProgress {
+    /// The newest offset of all topics. A node that knows a later one of the same epoch knows of
+    /// messages that the store has lost.
+    pub newest: u64,
+    /// Offset up to which the topic has no messages after its newest one. 0 if that is not certain.
+    pub vouched: u64,
 }
 
 /// Start of a new, empty stream of a topic.
@@ -156,9 +183,6 @@ pub enum ReadError {
     /// The call names too many topics ([`MAX_READS`], [`MAX_TOPS`]).
     #[error("the request names {0} topics; split it into smaller ones")]
     TooManyTopics(usize),
-    /// This broker cannot keep streams.
-    #[error("this broker cannot keep streams yet; use Redis or Valkey")]
-    Unsupported,
     /// The store did not answer in time.
     #[error("the cluster's store did not answer in time")]
     TimedOut,
@@ -255,9 +279,6 @@ impl Broker {
         follows: bool,
         make: impl FnOnce(oneshot::Sender<Result<T, ReadError>>) -> Request,
     ) -> Result<StoreReply<T>, ReadError> {
-        if !self.keeps_streams() {
-            return Err(ReadError::Unsupported);
-        }
         let (sender, receiver) = oneshot::channel();
         let barrier = if follows { self.0.interests.request_confirmation() } else { 0 };
         self.0.requests_to_store.push(make(sender), cost, barrier)?;

@@ -161,19 +161,8 @@ fn appends_that_no_store_takes_are_refused_at_once() {
     let url = BrokerUrl::parse("redis://127.0.0.1:1").unwrap();
     let (broker, _driver) = connect(Config::new(url), "a", "1").unwrap();
     let number = AppendNumber(1);
-    assert!(broker.keeps_streams());
     assert_eq!(broker.append(message("t", "1"), number), Err(EnqueueError::Unavailable));
     assert!(matches!(broker.read_tops(vec![topic("t")], None), Err(ReadError::Unavailable)));
-    if !deeperhub_cluster::Engine::Nats.is_built_in() {
-        return;
-    }
-    let url = BrokerUrl::parse("nats://127.0.0.1:1").unwrap();
-    let (broker, _driver) = connect(Config::new(url), "a", "1").unwrap();
-    assert!(!broker.keeps_streams());
-    assert_eq!(broker.append(message("t", "1"), number), Err(EnqueueError::Unsupported));
-    assert!(matches!(broker.read_tops(vec![topic("t")], None), Err(ReadError::Unsupported)));
-    let findings = crate::wait(broker.check_store()).unwrap();
-    assert!(findings[0].is_error(), "{findings:?}");
 }
 
 #[test]

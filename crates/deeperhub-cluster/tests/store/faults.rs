@@ -35,7 +35,7 @@ fn a_lost_connection_for_reads_is_replaced() {
 fn requests_of_a_lost_connection_fail() {
     let Some(server) = Server::start(&[]) else { return };
     let proxy = Proxy::start(server.address);
-    let node = Node::join(&proxy.url(), "a");
+    let node = Node::join(&proxy.url("redis"), "a");
     node.store("t", 1);
     node.read(read("t", None, 9));
     proxy.hold_replies();
@@ -77,7 +77,7 @@ fn a_stalled_server_answers_no_request_too_late() {
 fn requests_are_bounded() {
     let Some(server) = Server::start(&[]) else { return };
     let proxy = Proxy::start(server.address);
-    let node = Node::join(&proxy.url(), "a");
+    let node = Node::join(&proxy.url("redis"), "a");
     node.store("t", 1);
     node.read(read("t", None, 9));
     let reads = |count| vec![read("t", None, 1); count];

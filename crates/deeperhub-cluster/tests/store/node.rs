@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use deeperhub_cluster::{
     Append, AppendError, AppendNumber, Appended, Broker, BrokerUrl, Config, DriverHandle, EnqueueError,
     Envelope, InterestChange, JoinOutcome, Message, MessageHandler, PendingAnswer, RawJson, StorePosition,
-    StreamLimits, StreamRange, StreamRead, Topic, TraceContext, connect,
+    StreamLimits, StreamRange, StreamRead, StreamRule, Subscription, Topic, TraceContext, connect,
 };
 
 use crate::{WAIT_TIMEOUT, eventually, wait};
@@ -66,7 +66,16 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn join(url: &str, name: &str) -> Self {
-        let (broker, driver) = connect(Config::new(BrokerUrl::parse(url).unwrap()), name, "1").unwrap();
+        Self::join_with(Config::new(BrokerUrl::parse(url).unwrap()), name, &[(">", LIMITS)])
+    }
+
+    /// Joins with rules, which matter for JetStream.
+    pub(crate) fn join_with(config: Config, name: &str, rules: &[(&str, StreamLimits)]) -> Self {
+        let (broker, driver) = connect(config, name, "1").unwrap();
+        broker.set_stream_rules(rules.iter().map(|(pattern, limits)| StreamRule {
+            pattern: Subscription::parse((*pattern).to_owned()).unwrap(),
+            limits: Some(*limits),
+        }));
         let record = Arc::<Record>::default();
         let driver = driver.spawn(Recorder(Arc::clone(&record))).unwrap();
         assert_eq!(driver.wait_for_join(WAIT_TIMEOUT), Some(JoinOutcome::Joined));

@@ -44,17 +44,18 @@ impl Proxy {
         Self { address, state }
     }
 
-    pub(crate) fn url(&self) -> String {
-        format!("redis://{}", self.address)
+    pub(crate) fn url(&self, scheme: &str) -> String {
+        format!("{scheme}://{}", self.address)
     }
 
-    /// Holds back calls of scripts that clients send on the open connections, and what follows.
+    /// Holds back appends that clients send on the open connections, and what follows: calls of
+    /// scripts, and messages of NATS with headers.
     pub(crate) fn hold_commands(&self) {
         let inner = &mut *self.state.inner.lock().unwrap();
         inner.held_commands.extend(inner.connections.iter().map(|(number, ..)| *number));
     }
 
-    /// Returns `true` if calls of scripts are held back.
+    /// Returns `true` if appends are held back.
     pub(crate) fn holds_calls(&self) -> bool {
         self.state.inner.lock().unwrap().holds_calls
     }
@@ -107,8 +108,12 @@ impl State {
         let (from, to) = (copy(&client), copy(&server));
         std::thread::spawn(move || {
             commands.carry(from, &to, |inner, chunk| {
-                let is_held =
-                    inner.held_commands.contains(&number) && chunk.windows(7).any(|part| part == b"EVALSHA");
+                let has_append = || {
+                    [&b"EVALSHA"[..], b"HPUB "]
+                        .iter()
+                        .any(|append| chunk.windows(append.len()).any(|part| part == *append))
+                };
+                let is_held = inner.held_commands.contains(&number) && has_append();
                 inner.holds_calls |= is_held;
                 is_held
             });

@@ -25,7 +25,7 @@ fn check(node: &Node, count: u64) {
 fn messages_whose_replies_were_lost_keep_their_positions() {
     let Some(server) = Server::start(&[]) else { return };
     let (proxy, follower) = (Proxy::start(server.address), Node::join(&server.url(), "b"));
-    let node = Node::join(&proxy.url(), "a");
+    let node = Node::join(&proxy.url("redis"), "a");
     follower.follow("t");
     node.store("t", 1);
     proxy.hold_replies();
@@ -52,7 +52,7 @@ fn messages_whose_replies_were_lost_keep_their_positions() {
 fn messages_that_the_old_connection_brings_late_are_not_stored_again() {
     let Some(server) = Server::start(&[]) else { return };
     let proxy = Proxy::start(server.address);
-    let node = Node::join(&proxy.url(), "a");
+    let node = Node::join(&proxy.url("redis"), "a");
     node.store("t", 1);
     // Further messages gather in the queue while the first one waits for its reply.
     proxy.hold_replies();

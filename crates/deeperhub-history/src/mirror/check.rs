@@ -1,6 +1,6 @@
 //! Checks of a mirror against the top of the store, and against what subscribers know.
 
-use super::values::{CheckResult, StorePosition, SubscribeCheck};
+use super::values::{CheckResult, MirrorStep, StorePosition, SubscribeCheck};
 use super::{Mirror, State};
 use crate::planted::planted;
 use crate::stream::Stream;
@@ -43,6 +43,20 @@ impl<M> Mirror<M> {
         }
         self.state = State::Healing;
         CheckResult::Read(self.request(own.offset))
+    }
+
+    /// Notes that the topic has no message after the stream's newest one up to an offset of its epoch,
+    /// as a check has found. Offsets of a store with holes move on without messages of the topic.
+    /// Returns the step that moves the stream, and with it the position of new subscribers.
+    pub fn on_vouched(&mut self, stream: &Stream<M>, epoch: u64, offset: u64) -> Option<MirrorStep<M>> {
+        self.compare_epochs(stream);
+        let vouched = StorePosition { epoch, offset };
+        let is_whole = self.state == State::Warm && self.pending.is_none() && !self.is_unchecked;
+        if !is_whole || epoch != self.epoch || vouched < self.highest || offset <= stream.newest() {
+            return None;
+        }
+        self.hear(vouched);
+        Some(MirrorStep::Duplicate { offset })
     }
 
     /// Decides whether the stream can answer a subscriber now. `position` is where the subscriber

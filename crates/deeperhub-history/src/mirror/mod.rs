@@ -46,14 +46,14 @@ pub use values::{
 /// };
 /// // The topic is followed now, and the store has one message.
 /// let read = mirror.on_followed(&stream).ok_or("no read")?;
-/// let answer = StreamRead { epoch: 9, top: 1, floor: 0, messages: vec![stored(1, "a")] };
+/// let answer = StreamRead { epoch: 9, top: 1, floor: 0, whole_to: 0, messages: vec![stored(1, "a")] };
 /// for step in mirror.on_read(&stream, read.number, answer).steps {
 ///     stream.apply(&bounds, now, &mut evicted, step);
 /// }
 /// // The live message 2 is lost, so message 3 waits for a read.
 /// let live = mirror.on_live(&stream, 9, stored(3, "c"), 1 << 20);
 /// let LiveResult::Waits(Some(read)) = live else { return Err("not noticed") };
-/// let answer = StreamRead { epoch: 9, top: 3, floor: 0, messages: vec![stored(2, "b"), stored(3, "c")] };
+/// let answer = StreamRead { epoch: 9, top: 3, floor: 0, whole_to: 0, messages: vec![stored(2, "b"), stored(3, "c")] };
 /// for step in mirror.on_read(&stream, read.number, answer).steps {
 ///     stream.apply(&bounds, now, &mut evicted, step);
 /// }

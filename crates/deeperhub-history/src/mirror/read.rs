@@ -38,7 +38,11 @@ impl<M> Mirror<M> {
         if is_current {
             // An answer without news says that there are none up to the top.
             let has_news = StorePosition { offset: last, ..top } > reading.after;
-            let end = if has_news { last } else { top.offset };
+            let end = match answer.whole_to {
+                0 if has_news => last,
+                0 => top.offset,
+                whole_to => whole_to.clamp(last, top.offset),
+            };
             self.take_answer(answer, end, &mut steps);
         }
         let newest = steps.newest;
@@ -70,12 +74,14 @@ impl<M> Mirror<M> {
     /// Merges an answer of the highest epoch with the messages that came live meanwhile. The answer
     /// has all messages of the store up to `end`.
     fn take_answer(&mut self, answer: StreamRead<M>, end: u64, steps: &mut Steps<M>) {
-        let StreamRead { epoch, floor, messages, .. } = answer;
+        let StreamRead { epoch, floor, whole_to, messages, .. } = answer;
+        let has_holes = whole_to > 0;
         let mut pending = self.pending.take().map_or_else(Pending::new, |pending| *pending);
         if epoch != self.epoch {
             let first = messages.first().map(|first| first.prev.max(floor.min(first.offset - 1)));
             let first_live = pending.front().map(|front| front.prev);
-            steps.start(epoch, first.unwrap_or_else(|| first_live.unwrap_or(end).min(end)));
+            let start = if has_holes { floor } else { first_live.unwrap_or(end) };
+            steps.start(epoch, first.unwrap_or_else(|| start.min(end)));
             self.set_epoch(epoch);
         }
         let mut messages = messages.into_iter().peekable();
@@ -102,7 +108,11 @@ impl<M> Mirror<M> {
                 break;
             }
         }
-        steps.extend(end, floor, None);
+        if has_holes {
+            steps.pass(end, floor);
+        } else {
+            steps.extend(end, floor, None);
+        }
         self.pending = pending.front().is_some().then(|| Box::new(pending));
     }
 
@@ -157,6 +167,15 @@ impl<M> Steps<M> {
             self.told = self.newest;
         }
         self.steps.push(step);
+    }
+
+    /// Notes that there are no messages up to an offset. Those up to `floor` may be missing.
+    fn pass(&mut self, end: u64, floor: u64) {
+        self.add_missing(end.min(floor), GapReason::Trimmed);
+        if end > self.newest {
+            self.newest = end;
+            self.steps.push(MirrorStep::Duplicate { offset: end });
+        }
     }
 
     fn add_missing(&mut self, to: u64, reason: GapReason) {

@@ -16,7 +16,7 @@ fn stored(prev: u64, offset: u64) -> StoredMessage<u64> {
 
 fn answer(epoch: u64, top: u64, floor: u64, offsets: impl IntoIterator<Item = u64>) -> StreamRead<u64> {
     let messages = offsets.into_iter().map(|offset| stored(offset - 1, offset)).collect();
-    StreamRead { epoch, top, floor, messages }
+    StreamRead { epoch, top, floor, whole_to: 0, messages }
 }
 
 impl Fixture {
@@ -120,7 +120,7 @@ fn what_the_store_does_not_have_is_told() {
     let mut fixture = Fixture::settled(5);
     let read = fixture.hole(5, 19, 20);
     let messages = vec![stored(8, 9), stored(9, 10), stored(13, 15)];
-    let read_answer = StreamRead { epoch: 5, top: 20, floor: 7, messages };
+    let read_answer = StreamRead { epoch: 5, top: 20, floor: 7, whole_to: 0, messages };
     let (steps, next, _) = fixture.read(read, read_answer);
     assert_eq!(steps, "-6..7 trimmed -8..8 lost 9 10 -11..13 lost 15<13");
     // An answer without messages says that there are none up to the top.
@@ -138,7 +138,7 @@ fn a_first_message_without_prev_follows_the_floor() {
         let read = fixture.hole(5, 8, 9);
         let messages = vec![stored(0, 9)];
         assert_eq!(
-            fixture.read(read, StreamRead { epoch: 5, top: 9, floor, messages }),
+            fixture.read(read, StreamRead { epoch: 5, top: 9, floor, whole_to: 0, messages }),
             done(steps),
             "{floor}"
         );
@@ -185,7 +185,8 @@ fn a_duplicate_of_the_store_is_bridged() {
     );
     let mut fixture = Fixture::settled(2);
     let read = fixture.hole(5, 3, 4);
-    let read_answer = StreamRead { epoch: 5, top: 4, floor: 0, messages: vec![duplicate, stored(3, 4)] };
+    let read_answer =
+        StreamRead { epoch: 5, top: 4, floor: 0, whole_to: 0, messages: vec![duplicate, stored(3, 4)] };
     assert_eq!(fixture.read(read, read_answer), done("=3 4<2"));
 }
 
@@ -393,7 +394,7 @@ fn values_that_no_store_gives_do_no_harm() {
     let mut messages: Vec<_> = [8, 7, 6, 6, 7, 8].iter().map(|offset| stored(99, *offset)).collect();
     messages.push(stored(0, 0));
     messages.push(stored(0, u64::MAX));
-    let read_answer = StreamRead { epoch: 5, top: u64::MAX, floor: u64::MAX, messages };
+    let read_answer = StreamRead { epoch: 5, top: u64::MAX, floor: u64::MAX, whole_to: 0, messages };
     let result = fixture.mirror.on_read(&fixture.stream, read.number, read_answer);
     fixture.apply(result.steps);
     assert!(fixture.stream.newest() <= StorePosition::MAX_OFFSET);

@@ -63,9 +63,13 @@ pub struct StreamRead<M> {
     /// them out. What a mirror lacks up to it is told as trimmed, and what it lacks after it as
     /// lost.
     pub floor: u64,
+    /// For a store whose offsets have holes: the offset up to which the topic has no other messages
+    /// than these. What lies between the last message and it is not missing. 0 for a store in which
+    /// each offset up to `top` was of a message.
+    pub whole_to: u64,
     /// Messages after the wanted position, in ascending order without a hole of the reader's own.
-    /// If the last one is below `top`, the mirror reads on. An answer without a message after the
-    /// wanted position says that the store has none up to `top`.
+    /// If the last one and `whole_to` are below `top`, the mirror reads on. An answer without a
+    /// message after the wanted position says that the store has none up to `top`.
     pub messages: Vec<StoredMessage<M>>,
 }
 

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use deeperhub_cluster::ClusterState;
 use deeperhub_events::{EventFilter, EventStream};
-use deeperhub_history::Rules;
 use deeperhub_listener::{Listener, ReconnectTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
 use deeperhub_protocol::message::{ClusterFault, TraceContext};
@@ -170,13 +169,8 @@ impl NodeHandle {
     }
 
     /// Replaces the limits. Workers apply them in their next round, within a second, to open
-    /// connections too. Topics that no rule keeps any more lose their history. In a cluster whose
-    /// broker cannot keep streams, rules that keep messages have no effect.
-    pub fn set_limits(&self, mut limits: Limits) {
-        let cannot_keep = self.hub.broker.as_ref().is_some_and(|broker| !broker.keeps_streams());
-        if cannot_keep && limits.history.rules.keep_history() {
-            limits.history.rules = Rules::default();
-        }
+    /// connections too. Topics that no rule keeps any more lose their history.
+    pub fn set_limits(&self, limits: Limits) {
         self.listener.set_limits(limits.listener.clone());
         if self.hub.limits.load().history != limits.history {
             self.hub.streams.set_limits(&self.hub.router, &limits.history);

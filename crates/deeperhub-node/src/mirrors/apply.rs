@@ -19,6 +19,8 @@ use crate::hub::Hub;
 use crate::streams::{HubPublisher, KeptStream, LiveEffect, Remains, StreamStripe, TopCheck};
 use crate::trace::fan_out::PublishStamp;
 
+use super::reader::CHECK_INTERVAL;
+
 /// What a read of the store led to.
 #[derive(Debug, Default)]
 pub(super) struct ReadOutcome {
@@ -253,14 +255,18 @@ impl Hub {
     /// Returns the answer of the store in the terms of a mirror.
     fn stream_read(&self, request: ReadRequest, range: &StreamRange) -> StreamRead<KeptFrame> {
         let Some(top) = range.top else {
-            return StreamRead { epoch: 0, top: 0, floor: 0, messages: Vec::new() };
+            return StreamRead { epoch: 0, top: 0, floor: 0, whole_to: 0, messages: Vec::new() };
         };
         let messages: Vec<_> =
             range.messages.iter().filter_map(|envelope| self.stored_envelope(envelope)).collect();
         let asked_after = request.after.filter(|after| after.epoch == top.epoch).map(|after| after.offset);
-        // What is missing before the first message has left the store, or is of no interest.
-        let floor = messages.first().map_or(top.offset, |first| first.offset - 1);
-        StreamRead { epoch: top.epoch, top: top.offset, floor: floor.max(asked_after.unwrap_or(0)), messages }
+        let (floor, whole_to) = match range.whole {
+            Some(whole) => (whole.after, whole.to),
+            // What is missing before the first message has left the store, or is of no interest.
+            None => (messages.first().map_or(top.offset, |first| first.offset - 1), 0),
+        };
+        let floor = floor.max(asked_after.unwrap_or(0));
+        StreamRead { epoch: top.epoch, top: top.offset, floor, whole_to, messages }
     }
 
     /// Returns a message of a read as streams keep it.
@@ -268,6 +274,50 @@ impl Hub {
         // Each envelope was checked when it was read.
         let envelope = envelope.envelope().ok()?;
         self.stored_message(&envelope.message).map(|(_, stored)| stored)
+    }
+
+    /// Notes that a topic has no message up to an offset. Tells its subscribers, if that was long ago.
+    pub(super) fn vouch(&self, topic: &Topic<'_>, vouched: StorePosition) {
+        let at = Instant::now();
+        let now = self.streams.clock.seconds(at);
+        let mut remains = Remains::default();
+        let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
+            let mut pushes = Vec::new();
+            let Some(id) = stripe.find(kept) else { return (pushes, ()) };
+            let Some(step) = stripe.on_vouched(id, vouched) else { return (pushes, ()) };
+            // Nothing is pushed: subscribers get no messages.
+            self.apply_step((topic, stripe), id, step, (at, now), &mut remains);
+            pushes.extend(self.position_push((topic, stripe), id, at).map(Push::into_outgoing));
+            (pushes, ())
+        };
+        self.router.publish_each_kept(topic, None, prepare);
+        self.streams.finish(&self.router, remains, now);
+    }
+
+    /// Returns the position of a quiet topic for its subscribers, if they were not told for half of
+    /// the `ttl`. A position that is older than the `ttl` cannot be recovered on other nodes.
+    fn position_push(
+        &self,
+        (topic, stripe): (TopicView<'_>, &mut StreamStripe),
+        id: StreamId,
+        at: Instant,
+    ) -> Option<Push> {
+        let rules = stripe.table.budget().rules();
+        let policy = rules.get(stripe.table.rule(id)?)?.policy();
+        let (ttl, may_suspend) = (policy.ttl(), policy.delivery() != DeliveryPolicy::Close);
+        // Checks are some time apart, and the first one of a quiet topic comes after its last message.
+        let interval = (ttl / 2).saturating_sub(2 * CHECK_INTERVAL);
+        if !stripe.is_telling_due(id, at, interval) {
+            return None;
+        }
+        let stream = stripe.table.get(id)?;
+        let (name, position) = (topic.name(), stream.position(self.streams.clock.unix_ms(at)));
+        let frame = ServerMessage::Position { topic: name, position }.to_frame().keep();
+        let before = Cursor::new(stream.epoch(), stream.newest().saturating_sub(1));
+        let (topic, rule_changes) = (Arc::clone(name), stripe.rule_changes);
+        let sequenced = Sequenced { topic, before, may_suspend, gap: None, is_mirrored: true, rule_changes };
+        let sequenced = Some(sequenced);
+        Some(Push { frame, excluded: None, sequenced, observed: None, at, reach: Reach::Topic })
     }
 
     /// Compares the mirror of a topic with the newest position of the store.

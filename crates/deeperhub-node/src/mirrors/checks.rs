@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use deeperhub_cluster::{MAX_TOPS, ResetStream, ResetWhen, StorePosition, StreamLimits, StreamRead};
+use deeperhub_cluster::{
+    MAX_TOPS, ResetStream, ResetWhen, StorePosition, StreamLimits, StreamProgress, StreamRead, StreamTop,
+};
 use deeperhub_history::{RuleId, StreamId};
 use deeperhub_protocol::Topic;
 
@@ -138,7 +140,6 @@ async fn check_topics(
                 continue;
             };
             for ((topic, _), top) in part.iter().zip(tops) {
-                let top = top.position.unwrap_or(StorePosition { epoch: 0, offset: 0 });
                 on_top(hub, store, topic, top).await;
             }
             if part.len() == MAX_TOPS {
@@ -149,14 +150,34 @@ async fn check_topics(
     unanswered
 }
 
-async fn on_top(hub: &Hub, store: &ClusterStore, topic: &Topic<'_>, top: StorePosition) {
-    match hub.check_top(topic, top) {
-        TopCheck::InSync => {}
+async fn on_top(hub: &Hub, store: &ClusterStore, topic: &Topic<'_>, top: StreamTop) {
+    let known = hub.router.update_kept(topic, |_, kept, stripe| stripe.known_position(kept));
+    match hub.check_top(topic, comparable(&top, known)) {
+        TopCheck::InSync => {
+            if let (Some(position), Some(StreamProgress { vouched: offset @ 1.., .. })) =
+                (top.position, top.progress)
+            {
+                hub.vouch(topic, StorePosition { epoch: position.epoch, offset });
+            }
+        }
         TopCheck::Read(read) => {
             store.mirror_metrics.holes.inc();
             store.queue_read(topic.as_str().into(), read);
         }
         TopCheck::Behind(known) => reset_behind(hub, store, topic.as_str(), known).await,
+    }
+}
+
+/// Returns the top of a topic in terms of what this node knows. A topic of JetStream shares its
+/// stream with others, and messages that have reached their age are not missing.
+fn comparable(top: &StreamTop, known: Option<StorePosition>) -> StorePosition {
+    let position = top.position.unwrap_or(StorePosition { epoch: 0, offset: 0 });
+    match (top.progress, known) {
+        (Some(progress), Some(known)) if known.epoch == position.epoch => {
+            let offset = position.offset.max(known.offset.min(progress.newest));
+            StorePosition { offset, ..position }
+        }
+        _ => position,
     }
 }
 
@@ -203,4 +224,28 @@ pub(crate) async fn clear(hub: &Hub, store: &Arc<ClusterStore>, topic: &Topic<'_
         store.queue_read(topic.as_str().into(), read);
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_other_topics_and_expired_ones_are_no_difference() {
+        let at = |offset| StorePosition { epoch: 9, offset };
+        let top = |offset, newest| StreamTop {
+            position: Some(at(offset)),
+            progress: Some(StreamProgress { newest, vouched: newest }),
+            time: 0,
+        };
+        // The newest message of the topic has expired, or the node knows that there is none.
+        assert_eq!(comparable(&top(0, 100), Some(at(70))), at(70));
+        // The node lacks a message.
+        assert_eq!(comparable(&top(80, 100), Some(at(70))), at(80));
+        // The store lost messages.
+        assert_eq!(comparable(&top(0, 60), Some(at(70))), at(60));
+        // Another epoch, and a store whose topics have their own offsets.
+        assert_eq!(comparable(&top(3, 5), Some(StorePosition { epoch: 8, offset: 70 })), at(3));
+        assert_eq!(comparable(&StreamTop { progress: None, ..top(3, 5) }, Some(at(70))), at(3));
+    }
 }

@@ -1,5 +1,7 @@
 //! Pages of the histories of topics that this node does not follow.
 
+use std::collections::VecDeque;
+
 use deeperhub_cluster::{StorePosition, StreamLimits, StreamRange, StreamRead};
 use deeperhub_history::StoredMessage;
 use deeperhub_protocol::frame::KeptFrame;
@@ -13,6 +15,9 @@ use crate::streams::{ClusterStore, HistoryPage, PageRequest, ReadFailed, TopicHi
 
 /// Reads for one page. An answer of the store can be too short for all messages that are wanted.
 const MAX_READS: usize = 12;
+
+/// Reads for one page of a topic whose offsets have holes. Some pages need all messages before them.
+const MAX_SCANS: usize = 256;
 
 /// Newest and oldest offset of a stream in the store, and its epoch.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +46,9 @@ impl PageRequest {
         let bounds = StoreBounds { top, oldest: range.oldest };
         let position =
             Some(Position { epoch: Epoch::from_bits(top.epoch), offset: top.offset, time: range.time });
+        if range.whole.is_some() {
+            return self.read_with_holes(hub, store, limits, range).await;
+        }
         let Some((start, end)) = self.wanted(bounds) else {
             return Ok(HistoryPage { position, frames: Vec::new(), next: None });
         };
@@ -104,6 +112,71 @@ impl PageRequest {
         Err(ReadFailed)
     }
 
+    /// Reads the page of a topic whose offsets have holes, so that they do not tell how many messages
+    /// are between them. `newest` is a read of the last messages.
+    async fn read_with_holes(
+        &self,
+        hub: &Hub,
+        store: &ClusterStore,
+        limits: StreamLimits,
+        newest: StreamRange,
+    ) -> Result<HistoryPage, ReadFailed> {
+        let Some(top) = newest.top else { return Err(ReadFailed) };
+        let position =
+            Some(Position { epoch: Epoch::from_bits(top.epoch), offset: top.offset, time: newest.time });
+        let oldest = newest.oldest;
+        let last = match newest.messages.last() {
+            Some(last) if !newest.is_cut => last.offset(),
+            Some(_) => {
+                let range = self.read_range(store, limits, None, 1).await?;
+                range.messages.last().ok_or(ReadFailed)?.offset()
+            }
+            None => return Ok(HistoryPage { position, frames: Vec::new(), next: None }),
+        };
+        let after = |offset: u64| Some(StorePosition { epoch: top.epoch, offset });
+        let limit = self.limit;
+        let (start, count, end, keeps_first) = match (self.order, self.from) {
+            (HistoryOrder::Ascending, None) => (after(oldest - 1), limit, last, true),
+            (HistoryOrder::Ascending, Some(HistoryStart::Offset(offset))) => {
+                (after(offset.max(oldest) - 1), limit, last, true)
+            }
+            (HistoryOrder::Ascending, Some(HistoryStart::FromEnd(count))) => (None, count, last, true),
+            (HistoryOrder::Descending, None) => (None, limit, last, false),
+            (HistoryOrder::Descending, Some(HistoryStart::Offset(offset))) => {
+                (None, u64::MAX, offset.max(oldest), false)
+            }
+            (HistoryOrder::Descending, Some(HistoryStart::FromEnd(count))) => {
+                (None, limit.saturating_add(count.saturating_sub(1)), last, true)
+            }
+        };
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let mut range = self.read_range(store, limits, start, count).await?;
+        let mut messages = VecDeque::new();
+        for _ in 0..MAX_SCANS {
+            if range.top.is_none_or(|now| now.epoch != top.epoch) {
+                // The stream was replaced meanwhile.
+                return Err(ReadFailed);
+            }
+            let read = self.messages(hub, &range);
+            messages.extend(read.into_iter().filter(|message| message.offset <= end));
+            let is_over = keeps_first && messages.len() as u64 >= limit;
+            while messages.len() as u64 > limit {
+                if keeps_first {
+                    messages.pop_back()
+                } else {
+                    messages.pop_front()
+                };
+            }
+            let whole_to = range.whole.map_or(u64::MAX, |whole| whole.to);
+            if is_over || whole_to >= end {
+                let bounds = StoreBounds { top: StorePosition { offset: last, ..top }, oldest };
+                return Ok(self.page(position, bounds, messages.into()));
+            }
+            range = self.read_range(store, limits, after(whole_to), count).await?;
+        }
+        Err(ReadFailed)
+    }
+
     async fn read_range(
         &self,
         store: &ClusterStore,
@@ -161,7 +234,7 @@ pub(crate) async fn topic_history(
     Ok(Some(TopicHistory {
         epoch: Epoch::from_bits(top.epoch),
         offset: top.offset,
-        messages: (top.offset + 1).saturating_sub(range.oldest),
+        messages: range.kept,
         bytes: 0,
         oldest: (range.oldest <= top.offset).then_some(range.oldest),
     }))

@@ -34,7 +34,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
 const TICK: Duration = Duration::from_millis(500);
 
 /// Interval between checks of quiet topics.
-const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 

@@ -141,7 +141,7 @@ impl Streams {
     pub(crate) fn set_limits(&self, router: &StreamRouter, limits: &HistoryLimits) {
         self.once.lock().unwrap_or_else(PoisonError::into_inner).set_limits(limits.once);
         if let Some(store) = &self.cluster {
-            store.set_forget(limits.budget.forget);
+            store.set_limits(limits);
         }
         let new = Arc::new(budget(limits));
         for stripe in router.stripes() {

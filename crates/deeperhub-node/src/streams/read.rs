@@ -60,7 +60,7 @@ impl Streams {
         let read = self.with_stream(router, &request.topic, now, |current| {
             let CurrentStream { stream, oldest, name, .. } = *current;
             let position = stream.position(time);
-            let from = first_offset(request, oldest, stream.newest());
+            let from = first_offset(request, oldest, stream);
             if let Some(disk_stream) = name.disk
                 && from < stream.oldest()
                 && from >= oldest
@@ -122,21 +122,37 @@ impl Streams {
         self.with_stream(router, topic, now, |&CurrentStream { stream, oldest, .. }| TopicHistory {
             epoch: stream.epoch(),
             offset: stream.newest(),
-            messages: stream.newest() + 1 - oldest,
+            messages: if is_dense(stream) { stream.newest() + 1 - oldest } else { stream.len() as u64 },
             bytes: stream.bytes().into(),
-            oldest: (oldest <= stream.newest()).then_some(oldest),
+            oldest: if is_dense(stream) {
+                (oldest <= stream.newest()).then_some(oldest)
+            } else {
+                stream.messages(..).next().map(|(offset, _)| offset)
+            },
         })
     }
 }
 
+/// Returns `true` if each offset of a stream is of a message. The offsets of JetStream have holes.
+fn is_dense(stream: &Stream<KeptFrame>) -> bool {
+    stream.newest() + 1 - stream.oldest() == stream.len() as u64
+}
+
 /// Returns the offset with which a page starts.
-fn first_offset(request: &HistoryRequest<'_>, oldest: u64, newest: u64) -> u64 {
+fn first_offset(request: &HistoryRequest<'_>, oldest: u64, stream: &Stream<KeptFrame>) -> u64 {
+    let newest = stream.newest();
     match (request.from, request.order) {
         (Some(HistoryStart::Offset(offset)), HistoryOrder::Ascending) => offset.max(oldest),
         (Some(HistoryStart::Offset(offset)), HistoryOrder::Descending) => {
             offset.clamp(oldest, newest.max(oldest))
         }
-        (Some(HistoryStart::FromEnd(count)), _) => (newest + 1).saturating_sub(count).max(oldest),
+        (Some(HistoryStart::FromEnd(count)), _) if is_dense(stream) => {
+            (newest + 1).saturating_sub(count).max(oldest)
+        }
+        (Some(HistoryStart::FromEnd(count)), _) => {
+            let index = usize::try_from(count.saturating_sub(1)).unwrap_or(usize::MAX);
+            stream.messages(..).rev().nth(index).map_or(oldest, |(offset, _)| offset)
+        }
         (None, HistoryOrder::Ascending) => oldest,
         (None, HistoryOrder::Descending) => newest,
     }
@@ -150,7 +166,7 @@ fn page(
     request: &HistoryRequest<'_>,
     max_bytes: usize,
 ) -> (Vec<KeptFrame>, Option<u64>) {
-    let from = first_offset(request, oldest, stream.newest());
+    let from = first_offset(request, oldest, stream);
     let mut messages: Box<dyn Iterator<Item = (u64, &KeptFrame)>> = match request.order {
         HistoryOrder::Ascending => Box::new(stream.messages(from..)),
         HistoryOrder::Descending => Box::new(stream.messages(..=from).rev()),

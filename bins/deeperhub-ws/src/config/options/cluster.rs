@@ -6,7 +6,7 @@ use clap::Args;
 use deeperhub_args::whole;
 
 use super::MAX_BYTES;
-use crate::config::values::{ClusterUrl, UnavailableReadiness, cluster_url};
+use crate::config::values::{ClusterUrl, HistoryStorage, UnavailableReadiness, cluster_url};
 
 /// Options under the heading "Cluster".
 #[derive(Debug, Clone, Default, Args)]
@@ -44,4 +44,16 @@ pub(crate) struct ClusterOptions {
     /// Verify the broker's certificate against these CAs, in PEM
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) cluster_ca: Option<PathBuf>,
+
+    /// Keep the history on so many servers of NATS JetStream
+    ///
+    /// 1, 3 or 5. With 3, the history survives the loss of a server.
+    #[arg(long, value_name = "N", value_parser = whole::<u8>(1, 5))]
+    pub(crate) history_replicas: Option<u8>,
+
+    /// Keep the history of NATS JetStream in its memory or in its files
+    ///
+    /// A stream that exists already stays where it is.
+    #[arg(long, value_name = "STORAGE", value_enum)]
+    pub(crate) history_storage: Option<HistoryStorage>,
 }

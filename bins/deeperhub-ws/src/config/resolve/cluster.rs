@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use deeperhub_cluster::{BrokerUrl, Engine};
+use deeperhub_cluster::{BrokerUrl, Engine, StreamStorage};
 use deeperhub_node::ClusterConfig;
 
 use super::Resolver;
 use crate::config::effective::{OnReload, defaults};
 use crate::config::options::{ClusterOptions, flag, variable};
-use crate::config::values::{ClusterUrl, UnavailableReadiness};
+use crate::config::values::{ClusterUrl, HistoryStorage, UnavailableReadiness};
 
 /// Returns the configuration of the cluster, or `None` if no cluster is set.
 pub(super) fn resolve(resolver: &mut Resolver, options: ClusterOptions) -> Option<ClusterConfig> {
@@ -19,6 +19,8 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ClusterOptions) -> Optio
         cluster_unavailable,
         cluster_credentials,
         cluster_ca,
+        history_replicas,
+        history_storage,
     } = options;
     let url = take!(resolver, fixed cluster);
     let prefix = take!(resolver, fixed cluster_prefix, defaults::CLUSTER_PREFIX.to_owned());
@@ -26,10 +28,19 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ClusterOptions) -> Optio
     let readiness = take!(resolver, fixed cluster_unavailable, UnavailableReadiness::Unready);
     let credentials = take!(resolver, fixed cluster_credentials);
     let ca = take!(resolver, fixed cluster_ca);
+    let for_jetstream = [
+        history_replicas.is_some().then_some("history_replicas"),
+        history_storage.is_some().then_some("history_storage"),
+    ];
+    let replicas = take!(resolver, fixed history_replicas, 1);
+    let storage = take!(resolver, fixed history_storage, HistoryStorage::File);
 
     let is_prefix = deeperhub_cluster::is_prefix(&prefix);
     resolver.require("cluster_prefix", &prefix, is_prefix, "expected 1 to 64 of A-Z, a-z, 0-9, _ and -");
+    let is_odd = replicas % 2 == 1;
+    resolver.require("history_replicas", &replicas, is_odd, "expected 1, 3 or 5");
     let Some(ClusterUrl { url, .. }) = url else {
+        warn_of_unused(resolver, for_jetstream);
         refuse_without_cluster(resolver, "cluster_credentials", credentials.as_deref());
         refuse_without_cluster(resolver, "cluster_ca", ca.as_deref());
         return None;
@@ -41,6 +52,9 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ClusterOptions) -> Optio
             return None;
         }
     };
+    if url.engine() != Engine::Nats {
+        warn_of_unused(resolver, for_jetstream);
+    }
     if let Some(file) = &credentials {
         check_credentials(resolver, &url, file);
     }
@@ -50,9 +64,22 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ClusterOptions) -> Optio
     let mut broker = deeperhub_cluster::Config::new(url);
     (broker.prefix, broker.queue_bytes) = (prefix, queue_bytes);
     (broker.credentials, broker.ca) = (credentials, ca);
+    broker.stream_replicas = replicas;
+    broker.stream_storage = match storage {
+        HistoryStorage::Memory => StreamStorage::Memory,
+        HistoryStorage::File => StreamStorage::File,
+    };
     let mut config = ClusterConfig::new(broker);
     config.ready_alone = readiness == UnavailableReadiness::Ready;
     Some(config)
+}
+
+/// Warns of settings that only NATS uses.
+fn warn_of_unused(resolver: &mut Resolver, keys: [Option<&'static str>; 2]) {
+    for key in keys.into_iter().flatten() {
+        let name = resolver.name_of(key);
+        resolver.warnings.push(format!("{name} has no effect without a cluster of NATS"));
+    }
 }
 
 /// Reports an error if a file is set that only a cluster uses.

@@ -100,7 +100,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
     // These checks compare settings of several headings.
     listening::warn_of_open_address(&mut resolver, &address, node.auth.required);
     limits::warn_of_small_queue(&mut resolver, &node.listener.limits);
-    history::refuse_in_cluster(&mut resolver, &mut node, &rule_origins);
+    history::refuse_disk_in_cluster(&mut resolver, &mut node, &rule_origins);
     tokens::warn_of_long_tokens(&mut resolver, max_token_bytes, &node.listener.limits);
     let api = api.finish(&mut resolver, &address, &node);
 

@@ -274,7 +274,7 @@ const BASE: [(&str, &str); 12] = [
 ];
 
 /// Each setting, and a value that is neither its default nor that of [`BASE`].
-const OTHER_VALUES: [(&str, &str); 92] = [
+const OTHER_VALUES: [(&str, &str); 94] = [
     ("workers", "3"),
     ("io_uring", "off"),
     ("node_id", "n"),
@@ -362,6 +362,8 @@ const OTHER_VALUES: [(&str, &str); 92] = [
     ("cluster_unavailable", "ready"),
     ("cluster_credentials", "after/hub.nk"),
     ("cluster_ca", "after/ca.pem"),
+    ("history_replicas", "3"),
+    ("history_storage", "memory"),
     ("log_level", "warn"),
     ("log_format", "json"),
     ("log_queue_bytes", "7777"),

@@ -18,6 +18,15 @@ pub(crate) enum StoreKind {
     Disk,
 }
 
+/// Place where NATS JetStream keeps the history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum HistoryStorage {
+    /// The memory of its servers.
+    Memory,
+    /// Their files.
+    File,
+}
+
 /// Shortest time between two writes to the disk.
 const MIN_SYNC: Duration = Duration::from_millis(10);
 

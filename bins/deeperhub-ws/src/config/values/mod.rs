@@ -14,7 +14,7 @@ use deeperhub_security::proxy::Header;
 use deeperhub_security::{LimitMode, Secret};
 
 pub(crate) use cluster::{ClusterUrl, UnavailableReadiness, cluster_url};
-pub(crate) use history::{HistorySync, StoreKind, forget_time, history_sync, topic_rule};
+pub(crate) use history::{HistoryStorage, HistorySync, StoreKind, forget_time, history_sync, topic_rule};
 
 /// A value that can be written to the configuration file.
 pub(crate) trait ToToml {
@@ -210,7 +210,7 @@ macro_rules! impl_to_toml {
 
 impl_to_toml!(plain: bool, usize, u64, u32, u16, u8, Ratio);
 impl_to_toml!(quoted: String, Time, Host, Address, Switchable<Address>, Switchable<HttpUrl>, Switchable<UrlPath>, UrlPath, NodeId);
-impl_to_toml!(named: ClientAuth, Dashboard, ForwardedHeader, IoUring, LimitEnforcement, LogLevel, LogFormat, ProxyProtocol, StoreKind, UnavailableReadiness);
+impl_to_toml!(named: ClientAuth, Dashboard, ForwardedHeader, HistoryStorage, IoUring, LimitEnforcement, LogLevel, LogFormat, ProxyProtocol, StoreKind, UnavailableReadiness);
 
 fn plain(value: impl fmt::Display) -> String {
     value.to_string()

@@ -17,35 +17,53 @@ pub(crate) fn publish(out: &mut Vec<u8>, subject: &[&[u8]], payload: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends a message with headers.
-#[cfg_attr(not(test), expect(dead_code, reason = "streams on NATS will need it"))]
-pub(crate) fn publish_with_headers(
+/// Appends a message that may have headers, and a subject for answers.
+pub(crate) fn publish_with(
     out: &mut Vec<u8>,
     subject: &[&[u8]],
     reply: Option<&str>,
     headers: &[(&str, &str)],
     payload: &[u8],
 ) {
-    out.extend_from_slice(b"HPUB ");
+    out.extend_from_slice(if headers.is_empty() { b"PUB " } else { b"HPUB " });
     write_subjects(out, subject, reply);
-    let header_len = VERSION.len() + 4 + headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>();
-    write_number(out, header_len);
-    out.push(b' ');
-    write_number(out, header_len + payload.len());
+    if !headers.is_empty() {
+        write_number(out, headers_len(headers));
+        out.push(b' ');
+    }
+    write_number(out, message_len(headers, payload));
     out.extend_from_slice(b"\r\n");
+    if !headers.is_empty() {
+        write_headers(out, headers);
+    }
+    out.extend_from_slice(payload);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Returns the size of a message, which the server limits.
+pub(crate) fn message_len(headers: &[(&str, &str)], payload: &[u8]) -> usize {
+    headers_len(headers) + payload.len()
+}
+
+fn headers_len(headers: &[(&str, &str)]) -> usize {
+    if headers.is_empty() {
+        return 0;
+    }
+    let lines = headers.iter().map(|(name, value)| name.len() + value.len() + 4);
+    VERSION.len() + 4 + lines.sum::<usize>()
+}
+
+fn write_headers(out: &mut Vec<u8>, headers: &[(&str, &str)]) {
+    // A line break would end the header.
+    let plain = |byte: u8| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte };
     out.extend_from_slice(VERSION);
     out.extend_from_slice(b"\r\n");
     for (name, value) in headers {
-        // A line break would end the header.
-        let is_break = |byte: u8| matches!(byte, b'\r' | b'\n');
-        let plain = |byte: u8| if is_break(byte) { b' ' } else { byte };
         out.extend(name.bytes().map(plain));
         out.extend_from_slice(b": ");
         out.extend(value.bytes().map(plain));
         out.extend_from_slice(b"\r\n");
     }
-    out.extend_from_slice(b"\r\n");
-    out.extend_from_slice(payload);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -106,14 +124,14 @@ mod tests {
         let mut out = Vec::new();
         connect(&mut out, "{}");
         publish(&mut out, &[b"a.", b"b"], b"xyz");
-        publish(&mut out, &[b"a"], b"");
-        publish_with_headers(&mut out, &[b"a"], Some("r"), &[("K", "v"), ("L", "")], b"xyz");
-        publish_with_headers(&mut out, &[b"a"], None, &[("K", "x\r\ny: z")], b"");
+        publish_with(&mut out, &[b"a"], Some("r"), &[], b"");
+        publish_with(&mut out, &[b"a"], Some("r"), &[("K", "v"), ("L", "")], b"xyz");
+        publish_with(&mut out, &[b"a"], None, &[("K", "x\r\ny: z")], b"");
         subscribe(&mut out, "a.>", 7);
         unsubscribe(&mut out, 7);
         ping(&mut out);
         pong(&mut out);
-        let expected = "CONNECT {}\r\nPUB a.b 3\r\nxyz\r\nPUB a 0\r\n\r\n\
+        let expected = "CONNECT {}\r\nPUB a.b 3\r\nxyz\r\nPUB a r 0\r\n\r\n\
                         HPUB a r 23 26\r\nNATS/1.0\r\nK: v\r\nL: \r\n\r\nxyz\r\n\
                         HPUB a 23 23\r\nNATS/1.0\r\nK: x  y: z\r\n\r\n\r\n\
                         SUB a.> 7\r\nUNSUB 7\r\nPING\r\nPONG\r\n";

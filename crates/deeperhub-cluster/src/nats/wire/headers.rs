@@ -21,6 +21,13 @@ impl<'a> Headers<'a> {
         std::str::from_utf8(digits).ok()?.parse().ok()
     }
 
+    /// Returns the text of the status.
+    pub(crate) fn description(self) -> &'a str {
+        let line = self.lines().next().and_then(|line| line.strip_prefix(VERSION)).unwrap_or_default();
+        let text = std::str::from_utf8(line).unwrap_or_default().trim_ascii_start();
+        text.split_once(' ').map_or("", |(_, description)| description.trim_ascii())
+    }
+
     /// Returns the last value of a name. What a server adds follows what a publisher wrote.
     pub(crate) fn last(self, name: &str) -> Option<&'a str> {
         let values = self.lines().skip(1).filter_map(|line| {
@@ -53,6 +60,13 @@ mod tests {
         ] {
             assert_eq!(Headers::new(bytes).status(), status, "{}", bytes.escape_ascii());
         }
+    }
+
+    #[test]
+    fn a_status_has_a_description() {
+        let description = |bytes| Headers::new(bytes).description();
+        assert_eq!(description(b"NATS/1.0 404 Message Not Found\r\n\r\n"), "Message Not Found");
+        assert_eq!((description(b"NATS/1.0 503\r\n\r\n"), description(b"")), ("", ""));
     }
 
     #[test]

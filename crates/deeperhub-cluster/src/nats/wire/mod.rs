@@ -2,8 +2,7 @@
 //! client sends.
 
 pub(super) mod command;
-#[expect(dead_code, reason = "streams on NATS will need headers")]
-mod headers;
+pub(super) mod headers;
 pub(super) mod operation;
 
 #[cfg(test)]

@@ -188,7 +188,7 @@ impl Store {
             first.prev = 0;
             floor = if floor > after { first.offset - 1 } else { after };
         }
-        StreamRead { epoch: self.epoch, top, floor: floor.min(top), messages }
+        StreamRead { epoch: self.epoch, top, floor: floor.min(top), whole_to: 0, messages }
     }
 }
 

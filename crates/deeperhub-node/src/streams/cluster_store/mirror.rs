@@ -1,5 +1,7 @@
 //! The mirror of a topic, beside the topic's stream in the table of its stripe.
 
+use std::time::Instant;
+
 use deeperhub_cluster::StorePosition;
 use deeperhub_history::{Mirror, ReadRequest, Stream};
 use deeperhub_protocol::Epoch;
@@ -15,6 +17,8 @@ pub(crate) struct TopicMirror {
     pub(super) watchers: u32,
     /// Newest offset at the last check of the store's top.
     pub(super) checked: Option<u64>,
+    /// Time at which subscribers were last told their position, while there were no messages.
+    pub(super) told_at: Option<Instant>,
 }
 
 /// State of a topic for a client that subscribes.
@@ -50,7 +54,13 @@ pub(crate) enum TopCheck {
 impl Default for TopicMirror {
     fn default() -> Self {
         // Late answers of an earlier mirror of the topic have other numbers.
-        Self { mirror: Mirror::new(fastrand::u32(..)), is_warm: false, watchers: 0, checked: None }
+        Self {
+            mirror: Mirror::new(fastrand::u32(..)),
+            is_warm: false,
+            watchers: 0,
+            checked: None,
+            told_at: None,
+        }
     }
 }
 

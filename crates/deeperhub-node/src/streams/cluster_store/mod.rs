@@ -18,13 +18,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use deeperhub_cluster::{AppendNumber, Broker, StorePosition, StreamLimits};
+use deeperhub_cluster::{AppendNumber, Broker, StorePosition, StreamLimits, StreamRule};
 use deeperhub_history::{Policy, ReadRequest};
 use deeperhub_metrics::{RegisterError, Registry};
 use tokio::sync::{mpsc, oneshot};
 
 use super::links::Links;
 use super::stored::StoreNotice;
+use crate::HistoryLimits;
 use crate::metrics::{AppendLabel, MirrorMetrics, StoreMetrics};
 use appends::Appends;
 pub(crate) use appends::{AppendOutcome, Requester};
@@ -55,7 +56,7 @@ impl ClusterStore {
     pub(crate) fn new(
         broker: Broker,
         workers: usize,
-        forget: Duration,
+        history: &HistoryLimits,
         (metrics, mirror_metrics): (StoreMetrics, MirrorMetrics),
     ) -> Self {
         let (requests, receiver) = mpsc::unbounded_channel();
@@ -71,13 +72,19 @@ impl ClusterStore {
             metrics,
             mirror_metrics,
         };
-        store.set_forget(forget);
+        store.set_limits(history);
         store
     }
 
-    /// Sets the time for which the store remembers a position without messages.
-    pub(super) fn set_forget(&self, forget: Duration) {
-        self.forget_ms.store(u64::try_from(forget.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Sets the rules, and the time for which the store remembers a position without messages.
+    pub(super) fn set_limits(&self, limits: &HistoryLimits) {
+        let forget = u64::try_from(limits.budget.forget.as_millis()).unwrap_or(u64::MAX);
+        self.forget_ms.store(forget, Ordering::Relaxed);
+        self.broker.set_stream_rules(limits.rules.iter().map(|(_, rule)| {
+            let policy = rule.policy();
+            let limits = policy.keeps_history().then(|| self.limits_of(policy));
+            StreamRule { pattern: rule.pattern().clone(), limits }
+        }));
     }
 
     /// Returns the limits of a rule's streams in the store.

@@ -1,5 +1,7 @@
 //! Operations on the mirrors of a stripe.
 
+use std::time::{Duration, Instant};
+
 use deeperhub_cluster::StorePosition;
 use deeperhub_history::{
     CheckResult, LiveResult, ReadRequest, StoredMessage, Stream, StreamId, SubscribeCheck,
@@ -124,12 +126,45 @@ impl StreamStripe {
         check.unwrap_or(TopCheck::InSync)
     }
 
+    /// Notes that a topic has no message up to a position. Returns the step that moves its stream.
+    pub(crate) fn on_vouched(
+        &mut self,
+        id: StreamId,
+        vouched: StorePosition,
+    ) -> Option<deeperhub_history::MirrorStep<KeptFrame>> {
+        let step = |topic: &mut TopicMirror, stream: &_| {
+            let step = topic.mirror.on_vouched(stream, vouched.epoch, vouched.offset)?;
+            // The next check must not take it for a message.
+            topic.checked = Some(vouched.offset);
+            Some(step)
+        };
+        self.with_mirror(id, step).flatten()
+    }
+
+    /// Returns `true` if the subscribers of a quiet topic were told no position for `interval`, and
+    /// starts the next interval.
+    pub(crate) fn is_telling_due(&mut self, id: StreamId, now: Instant, interval: Duration) -> bool {
+        let is_due = self.with_mirror(id, |topic, _| {
+            let since = *topic.told_at.get_or_insert(now);
+            let is_due = now.saturating_duration_since(since) >= interval;
+            if is_due {
+                topic.told_at = Some(now);
+            }
+            is_due
+        });
+        is_due == Some(true)
+    }
+
     /// Returns `true` if the top of a topic is to be looked up: it is followed, and had no message
     /// since the last look, or may have lost some while the store was away.
     pub(crate) fn needs_check(&mut self, id: StreamId) -> bool {
         let needs_check = self.with_mirror(id, |topic, stream| {
             let newest = stream.newest();
             let is_quiet = topic.checked.replace(newest) == Some(newest);
+            if !is_quiet {
+                // The newest message has told the position.
+                topic.told_at = None;
+            }
             topic.is_warm && (is_quiet || topic.mirror.is_unchecked() || !topic.mirror.is_settled())
         });
         needs_check == Some(true)

@@ -18,9 +18,6 @@ use crate::config::origin::SettingOrigin;
 /// Divisor of the process's memory limit for the default of `history_bytes`.
 const MEMORY_SHARE: u64 = 8;
 
-/// Maximum number of rules that an error lists.
-const MAX_LISTED: usize = 4;
-
 /// Resolves rules and limits. `origins` are those of the rules. The memory limit of the process is
 /// already resolved.
 pub(super) fn resolve(
@@ -67,11 +64,11 @@ pub(super) fn resolve(
     }
 }
 
-/// Reports an error if rules keep messages that the cluster's broker cannot keep, or that wait for a
-/// disk.
-pub(super) fn refuse_in_cluster(resolver: &mut Resolver, node: &mut Config, origins: &[SettingOrigin]) {
-    let Some(cluster) = &node.cluster else { return };
-    let keeps_streams = cluster.broker.url.engine().keeps_streams();
+/// Reports an error if rules wait for a disk: in a cluster, the broker keeps the history.
+pub(super) fn refuse_disk_in_cluster(resolver: &mut Resolver, node: &mut Config, origins: &[SettingOrigin]) {
+    if node.cluster.is_none() {
+        return;
+    }
     if node.history_store != HistoryStore::Memory {
         node.history_store = HistoryStore::Memory;
         resolver.warnings.push(format!(
@@ -83,31 +80,15 @@ pub(super) fn refuse_in_cluster(resolver: &mut Resolver, node: &mut Config, orig
     if !node.history.rules.keep_history() {
         return;
     }
-    let rules = node.history.rules.iter().zip(origins);
-    if keeps_streams {
-        for ((_, rule), origin) in rules {
-            if rule.policy().acknowledge() == Acknowledge::Disk {
-                resolver.conflict(format!(
-                    "the rule `{rule}` ({}) has ack=disk, and the cluster's broker keeps the history; use \
-                     ack=memory, which waits for the broker",
-                    origin.label(RULE_KEY),
-                ));
-            }
+    for ((_, rule), origin) in node.history.rules.iter().zip(origins) {
+        if rule.policy().acknowledge() == Acknowledge::Disk {
+            resolver.conflict(format!(
+                "the rule `{rule}` ({}) has ack=disk, and the cluster's broker keeps the history; use \
+                 ack=memory, which waits for the broker",
+                origin.label(RULE_KEY),
+            ));
         }
-        return;
     }
-    let keeping: Vec<_> = rules
-        .filter(|((_, rule), _)| rule.policy().keeps_history())
-        .map(|((_, rule), origin)| format!("`{}` ({})", rule.pattern(), origin.label(RULE_KEY)))
-        .collect();
-    let more = keeping.len().saturating_sub(MAX_LISTED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let listed = keeping.iter().take(MAX_LISTED).cloned().collect::<Vec<_>>().join(", ");
-    resolver.conflict(format!(
-        "the broker in {} cannot keep history yet; use redis:// or rediss://, or set history to 0 in these \
-         rules: {listed}{more}",
-        resolver.name_of("cluster"),
-    ));
 }
 
 /// Warns of rules that no topic gets, because an earlier rule matches all of their topics.

@@ -1,5 +1,6 @@
 //! Tests of rules for topics and their limits.
 
+use deeperhub_cluster::StreamStorage;
 use std::time::Duration;
 
 use crate::config::effective::Settings;
@@ -141,21 +142,29 @@ fn the_store_on_disk_has_a_folder_and_takes_its_settings() {
 }
 
 #[test]
-fn history_is_refused_with_a_broker_that_cannot_keep_it() {
-    let error =
-        settings(&["--cluster=nats://h", "--topic=a:", "--topic=b: history=5", "--topic=c.>: history=1"])
-            .unwrap_err();
-    assert_eq!(
-        error,
-        "the broker in --cluster cannot keep history yet; use redis:// or rediss://, or set history to 0 in \
-         these rules: `b` (--topic), `c.>` (--topic)"
-    );
-    let flags: Vec<_> = (0..6).map(|number| format!("--topic=a{number}: history=1")).collect();
-    let flags = |cluster| flags.iter().map(String::as_str).chain([cluster]).collect::<Vec<_>>();
-    assert!(settings(&flags("--cluster=nats://h")).unwrap_err().ends_with("`a3` (--topic) and 2 more"));
-    assert_eq!(settings(&flags("--cluster=redis://h")).unwrap().warnings, [""; 0]);
-    let settings = settings(&["--cluster=nats://h", "--topic=a: history=0", "--topic=b.>:"]).unwrap();
-    assert_eq!(settings.node.history.rules.len(), 2);
+fn a_cluster_of_either_broker_keeps_history() {
+    for cluster in ["--cluster=nats://h", "--cluster=redis://h"] {
+        let settings = settings(&[cluster, "--topic=a:", "--topic=b: history=5"]).unwrap();
+        assert_eq!((settings.warnings, settings.node.history.rules.len()), (Vec::new(), 2));
+    }
+    let replicas = |flags: &[&str]| {
+        let settings = settings(flags)?;
+        let stream = settings
+            .node
+            .cluster
+            .map(|cluster| (cluster.broker.stream_replicas, cluster.broker.stream_storage));
+        Ok::<_, String>((stream, settings.warnings))
+    };
+    let nats = ["--cluster=nats://h", "--history-replicas=3", "--history-storage=memory"];
+    assert_eq!(replicas(&nats), Ok((Some((3, StreamStorage::Memory)), Vec::new())));
+    assert_eq!(replicas(&nats[..1]), Ok((Some((1, StreamStorage::File)), Vec::new())));
+    let unused = |name: &str| format!("{name} has no effect without a cluster of NATS");
+    let warnings = vec![unused("--history-replicas"), unused("--history-storage")];
+    assert_eq!(replicas(&nats[1..]), Ok((None, warnings.clone())));
+    let redis = ["--cluster=redis://h", nats[1], nats[2]];
+    assert_eq!(replicas(&redis).unwrap().1, warnings);
+    let even = replicas(&["--cluster=nats://h", "--history-replicas=2"]).unwrap_err();
+    assert!(even.contains("expected 1, 3 or 5"), "{even}");
 }
 
 #[test]

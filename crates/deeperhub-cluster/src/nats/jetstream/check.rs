@@ -1,0 +1,180 @@
+//! Checks whether a server can keep streams.
+
+use serde_json::{Value, json};
+
+use super::super::connect_client;
+use super::super::request::{Message, RequestError};
+use super::api::{Ack, Api, ApiError};
+use super::config;
+use super::names::StreamNames;
+use crate::config::Config;
+use crate::store::{CheckError, StoreFinding, StreamLimits, unix_ms};
+
+/// Oldest version that keeps streams: it reads several messages with one request, and keeps single
+/// messages longer than a stream's age.
+const MIN_VERSION: (u64, u64) = (2, 11);
+const NEEDED: &str = "NATS 2.11";
+
+/// Codes of the API: JetStream is not enabled on the server, or not for the account.
+const NOT_ENABLED: [u64; 2] = [10076, 10039];
+
+/// Topic of the check. Clients cannot use topics that start with `$`.
+const TOPIC: &str = "$store-check";
+
+pub(crate) async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
+    let mut last_error = CheckError("no server".to_owned());
+    for server in config.url.servers() {
+        match connect_client(config, "store-check", server).await {
+            Ok(client) => {
+                client.keep_violations();
+                let version = client.server_version();
+                let check = Check { api: Api::new(client), findings: Vec::new() };
+                return check.run(config, &version).await;
+            }
+            Err(error) => last_error = CheckError(error.0),
+        }
+    }
+    Err(last_error)
+}
+
+struct Check {
+    api: Api,
+    findings: Vec<StoreFinding>,
+}
+
+impl Check {
+    async fn run(mut self, config: &Config, version: &str) -> Result<Vec<StoreFinding>, CheckError> {
+        if is_old(version) {
+            let finding = StoreFinding::OldVersion { version: version.to_owned(), needed: NEEDED };
+            return Ok(vec![finding]);
+        }
+        match self.request("$JS.API.INFO".to_owned(), Value::Null, &[]).await? {
+            Some(Err(error)) if is_missing(&error) => {
+                return Ok(vec![StoreFinding::NoJetStream(error.to_string())]);
+            }
+            Some(Err(error)) => self.findings.push(StoreFinding::Refused(error.to_string())),
+            _ => self.try_steps(config).await?,
+        }
+        Ok(self.findings)
+    }
+
+    /// Makes each request that streams need, with a stream of the check's own.
+    async fn try_steps(&mut self, config: &Config) -> Result<(), CheckError> {
+        let second = std::time::Duration::from_secs(1);
+        let limits = StreamLimits { messages: 1, ttl: second, forget: second };
+        let names = StreamNames::new(&config.prefix, TOPIC);
+        let stream = names.stream(unix_ms());
+        let mut wanted = config::wanted(&names, &limits, config, TOPIC);
+        if let Some(wanted) = wanted.as_object_mut() {
+            wanted.insert("name".to_owned(), json!(stream));
+        }
+        let api = |operation: &str| format!("$JS.API.{operation}.{stream}");
+        let expected = ("Nats-Expected-Stream", stream.as_str());
+        let (message, mark) = (names.message(TOPIC), names.mark(TOPIC));
+        let steps: [(String, Value, &[(&str, &str)]); 9] = [
+            ("$JS.API.STREAM.NAMES".to_owned(), json!({ "subject": names.all() }), &[]),
+            (api("STREAM.CREATE"), wanted.clone(), &[]),
+            (api("STREAM.INFO"), Value::Null, &[]),
+            (api("STREAM.UPDATE"), wanted, &[]),
+            (message.clone(), json!(1), &[expected, ("Nats-Msg-Id", "1")]),
+            (mark, json!(1), &[expected, ("Nats-TTL", "never")]),
+            (message.clone(), json!(1), &[expected, ("Nats-Rollup", "sub")]),
+            (api("DIRECT.GET"), json!({ "last_by_subj": message }), &[]),
+            (api("STREAM.MSG.GET"), json!({ "last_by_subj": message }), &[]),
+        ];
+        let mut is_refused = false;
+        for (subject, request, headers) in steps {
+            match self.request(subject, request, headers).await? {
+                // Steps after one that has failed fail for its sake.
+                Some(Err(error)) if !is_refused => {
+                    is_refused = true;
+                    if self.findings.is_empty() {
+                        self.findings.push(StoreFinding::Refused(error.to_string()));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let Some(Err(error)) = self.request(api("STREAM.DELETE"), Value::Null, &[]).await?
+            && self.findings.is_empty()
+        {
+            self.findings.push(StoreFinding::Refused(error.to_string()));
+        }
+        Ok(())
+    }
+
+    /// Makes a request. Returns `None` after a finding: the user lacks the right.
+    async fn request(
+        &mut self,
+        subject: String,
+        request: Value,
+        headers: &[(&str, &str)],
+    ) -> Result<Option<Result<(), ApiError>>, CheckError> {
+        let client = self.api.client();
+        let payload = if request.is_null() { String::new() } else { request.to_string() };
+        let answer = tokio::select! {
+            answer = client.request(&subject, headers, payload.as_bytes()) => answer,
+            // The server does not answer a request that it does not permit.
+            violation = client.violation() => match violation {
+                Ok(violation) => {
+                    self.findings.push(StoreFinding::MissingRight(violation));
+                    return Ok(None);
+                }
+                Err(error) => Err(RequestError::Lost(error)),
+            },
+        };
+        match answer {
+            Ok(answer) => Ok(Some(outcome(&answer))),
+            Err(RequestError::Lost(error)) => Err(CheckError(error.0)),
+            Err(error) => Ok(Some(Err(error.into()))),
+        }
+    }
+}
+
+/// Returns the error of an answer: of the API, of an append, or of a read.
+fn outcome(answer: &Message) -> Result<(), ApiError> {
+    if let Some(status) = answer.headers().status() {
+        let description = answer.headers().description().to_owned();
+        return Err(ApiError::Refused { status: status.into(), code: 0, description });
+    }
+    let has_error = serde_json::from_slice::<Value>(&answer.payload)
+        .is_ok_and(|answer| answer.get("error").is_some_and(|error| !error.is_null()));
+    if has_error { Ack::parse(answer).map(drop) } else { Ok(()) }
+}
+
+/// Returns `true` if there is no JetStream for the account.
+fn is_missing(error: &ApiError) -> bool {
+    match error {
+        ApiError::NoResponders => true,
+        ApiError::Refused { code, .. } => NOT_ENABLED.contains(code),
+        _ => false,
+    }
+}
+
+/// Returns `true` if a server is too old. One that tells no version is not.
+fn is_old(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u64>().ok());
+    match (parts.next().flatten(), parts.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) < MIN_VERSION,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        for (version, expected) in [
+            ("2.9.10", true),
+            ("2.10.29", true),
+            ("2.11.0", false),
+            ("2.15.1", false),
+            ("3.0.0-beta.1", false),
+            ("", false),
+        ] {
+            assert_eq!(is_old(version), expected, "{version}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Creates the streams of rules, and compares them with what the node knows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use super::super::client::Client;
+use super::super::request::Message;
+use super::api::{Api, ApiError, Call, Exchanges, NAME_IN_USE, NOT_FOUND, OVERLAPS, unexpected};
+use super::config;
+use super::known::{Mark, MessageTime, RuleStream};
+use super::names::StreamNames;
+use crate::broker::Shared;
+use crate::names::Names;
+use crate::store::{StreamRule, unix_ms};
+
+/// Attempts to find or create a stream, while other nodes create or delete it.
+const MAX_ATTEMPTS: usize = 8;
+
+/// Time before the next attempt.
+const RETRY_TIME: Duration = Duration::from_millis(50);
+
+/// Marks in one answer.
+const MARKS_PER_READ: u64 = 1000;
+
+/// One connection's access to streams.
+pub(crate) struct Store {
+    pub(super) shared: Arc<Shared>,
+    pub(super) api: Api,
+    pub(super) exchanges: Exchanges,
+    /// Number of the node's connection to the broker.
+    link: u64,
+}
+
+/// State of a stream at a look.
+#[derive(Debug, Clone)]
+pub(super) struct StreamInfo {
+    pub(super) config: Value,
+    pub(super) newest: u64,
+    pub(super) created_ms: u64,
+    /// Time of the server.
+    pub(super) time_ms: u64,
+    /// `true` if no replica is late, as far as the leader knows.
+    pub(super) is_level: bool,
+}
+
+impl StreamInfo {
+    fn parse(answer: &Value) -> Option<Self> {
+        let time = |key: &str| answer.get(key).and_then(Value::as_str).and_then(super::time::parse_ms);
+        let replicas = answer.pointer("/cluster/replicas").and_then(Value::as_array);
+        let is_level = |replica: &Value| replica.get("current").and_then(Value::as_bool) == Some(true);
+        Some(Self {
+            config: answer.get("config")?.clone(),
+            newest: answer.pointer("/state/last_seq")?.as_u64()?,
+            created_ms: time("created").unwrap_or_default(),
+            time_ms: time("ts").unwrap_or_else(unix_ms),
+            is_level: replicas.is_none_or(|replicas| replicas.iter().all(is_level)),
+        })
+    }
+
+    fn number(&self, key: &str) -> u64 {
+        self.config.get(key).and_then(Value::as_u64).unwrap_or_default()
+    }
+}
+
+impl Store {
+    /// `link` is the number of the node's connection to the broker, and `kind` tells the node's
+    /// connections of that number apart.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        client: Client,
+        link: u64,
+        kind: char,
+    ) -> Result<Self, ApiError> {
+        let inbox = Names::new(shared.config.prefix.clone(), '.').inbox(&shared.node);
+        // Answers to an earlier connection of this name must not be taken for those to this one.
+        let random = getrandom::u64().unwrap_or(link);
+        let exchanges = Exchanges::new(client.clone(), format!("{inbox}.{kind}{random:x}"))?;
+        Ok(Self { shared, api: Api::new(client), exchanges, link })
+    }
+
+    /// Returns what the node knows of a rule's stream.
+    pub(super) fn known<R>(&self, names: &StreamNames, look: impl FnOnce(&mut RuleStream) -> R) -> R {
+        self.shared.jetstream.with(&names.token, look)
+    }
+
+    /// Returns the name of a rule's stream.
+    pub(super) fn stream(&self, names: &StreamNames) -> String {
+        names.stream(self.known(names, |known| known.epoch))
+    }
+
+    /// Lets the next [`ensure`](Self::ensure) look for the stream again.
+    pub(crate) fn forget(&self, names: &StreamNames) {
+        self.known(names, |known| known.checked_for = 0);
+    }
+
+    /// Makes sure that a rule has a stream, and that the stream has all that the node knows of.
+    /// Does nothing if this connection has done it already.
+    pub(crate) async fn ensure(&mut self, rule: &StreamRule) -> Result<StreamNames, ApiError> {
+        let names = StreamNames::new(&self.shared.config.prefix, rule.pattern.as_str());
+        let Some(limits) = rule.limits else { return Ok(names) };
+        let (messages, age_ms) = (u64::from(limits.messages), limits.ttl_ms());
+        let link = self.link;
+        if self.known(&names, |known| known.checked_for == link && known.wanted == (messages, age_ms)) {
+            return Ok(names);
+        }
+        let wanted = config::wanted(&names, &limits, &self.shared.config, rule.pattern.as_str());
+        for attempt in 0..MAX_ATTEMPTS {
+            if attempt > 0 {
+                tokio::time::sleep(RETRY_TIME).await;
+            }
+            let info = match self.find(&names).await? {
+                Some(epoch) => self.compare(&names, epoch, &wanted).await?,
+                None => self.create(&names, &wanted).await?,
+            };
+            let Some((epoch, info)) = info else { continue };
+            self.load_marks(&names, epoch).await?;
+            self.known(&names, |known| {
+                known.see(info.newest);
+                known.checked_for = link;
+                known.wanted = (messages, age_ms);
+                known.max_messages = info.number("max_msgs_per_subject").max(1);
+                known.max_age_ms = info.number("max_age") / 1_000_000;
+                known.replicas = info.number("num_replicas").max(1);
+            });
+            return Ok(names);
+        }
+        Err(ApiError::Refused {
+            status: 503,
+            code: 0,
+            description: format!("the stream of {} is created and deleted by others", rule.pattern),
+        })
+    }
+
+    /// Returns the epoch of the rule's stream, if there is one.
+    async fn find(&self, names: &StreamNames) -> Result<Option<u64>, ApiError> {
+        let answer = self.api.call("STREAM.NAMES", &json!({ "subject": names.all() })).await?;
+        let streams = answer.get("streams").and_then(Value::as_array);
+        let mut epochs = Vec::new();
+        for stream in streams.into_iter().flatten().filter_map(Value::as_str) {
+            match names.epoch(stream) {
+                Some(epoch) => epochs.push(epoch),
+                None => {
+                    let subjects = names.all();
+                    let description = format!("the stream {stream} has the subjects {subjects}; remove it");
+                    return Err(ApiError::Refused { status: 400, code: OVERLAPS, description });
+                }
+            }
+        }
+        Ok(epochs.into_iter().max())
+    }
+
+    /// Creates a stream whose epoch is larger than all that this node knows. Returns `None` if
+    /// another node was faster.
+    async fn create(
+        &self,
+        names: &StreamNames,
+        wanted: &Value,
+    ) -> Result<Option<(u64, StreamInfo)>, ApiError> {
+        let epoch = unix_ms().max(self.shared.jetstream.largest_epoch(&names.token) + 1);
+        let stream = names.stream(epoch);
+        let mut request = wanted.clone();
+        if let Some(request) = request.as_object_mut() {
+            request.insert("name".to_owned(), json!(stream));
+        }
+        match self.api.call(&format!("STREAM.CREATE.{stream}"), &request).await {
+            Ok(answer) => {
+                info!(stream, "Stream created");
+                let info = StreamInfo::parse(&answer).ok_or_else(unexpected)?;
+                self.known(names, |known| known.begin(epoch));
+                Ok(Some((epoch, info)))
+            }
+            Err(error) if error.is(OVERLAPS) || error.is(NAME_IN_USE) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Compares a stream with what the node knows, and with the settings of its rule. Returns `None`
+    /// if it does not exist, or was deleted because it has lost messages.
+    async fn compare(
+        &self,
+        names: &StreamNames,
+        epoch: u64,
+        wanted: &Value,
+    ) -> Result<Option<(u64, StreamInfo)>, ApiError> {
+        let stream = names.stream(epoch);
+        // Live messages that come after the look do not count.
+        let before = self.known(names, |known| (known.epoch, known.highest, known.last));
+        let Some(mut info) = self.info(&stream).await? else { return Ok(None) };
+        if self.has_lost(&stream, epoch, before, info.newest).await? {
+            self.delete(&stream).await?;
+            return Ok(None);
+        }
+        self.known(names, |known| {
+            if known.epoch < epoch {
+                known.begin(epoch);
+            }
+        });
+        let (differing, update) = config::compare(wanted, &info.config);
+        if !differing.is_empty() {
+            let differing = differing.join("; ");
+            warn!(stream, %differing, is_updated = update.is_some(), "Stream has other settings");
+        }
+        if let Some(update) = update {
+            let answer = self.api.call(&format!("STREAM.UPDATE.{stream}"), &update).await?;
+            info.config = answer.get("config").cloned().unwrap_or(info.config);
+        }
+        Ok(Some((epoch, info)))
+    }
+
+    /// Returns `true` if a stream lacks messages that the node knew before a look, which found this
+    /// newest sequence.
+    async fn has_lost(
+        &self,
+        stream: &str,
+        epoch: u64,
+        (known_epoch, highest, last): (u64, u64, Option<(u64, MessageTime)>),
+        newest: u64,
+    ) -> Result<bool, ApiError> {
+        if known_epoch != epoch {
+            return Ok(known_epoch > epoch);
+        }
+        if newest < highest {
+            return Ok(true);
+        }
+        let Some((sequence, time)) = last else { return Ok(false) };
+        let Some(message) = self.api.message(stream, sequence).await? else {
+            // The limits of the stream may have removed it.
+            return Ok(false);
+        };
+        Ok(header(&message, "Nats-Time-Stamp").is_some_and(|present| MessageTime::new(present) != time))
+    }
+
+    /// Deletes a stream, so that one with a larger epoch takes its place.
+    pub(super) async fn delete(&self, stream: &str) -> Result<(), ApiError> {
+        warn!(stream, "Stream lost messages; a new epoch begins");
+        match self.api.call(&format!("STREAM.DELETE.{stream}"), &Value::Null).await {
+            Err(error) if !error.is(NOT_FOUND) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks at a stream. Returns `None` if it does not exist.
+    pub(super) async fn info(&self, stream: &str) -> Result<Option<StreamInfo>, ApiError> {
+        match self.api.call(&format!("STREAM.INFO.{stream}"), &Value::Null).await {
+            Ok(answer) => StreamInfo::parse(&answer).map(Some).ok_or_else(unexpected),
+            Err(error) if error.is(NOT_FOUND) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the marks of all cleared topics. Most streams have none.
+    async fn load_marks(&mut self, names: &StreamNames, epoch: u64) -> Result<(), ApiError> {
+        let mut sequence = 1;
+        loop {
+            let call = Call {
+                subject: format!("$JS.API.DIRECT.GET.{}", names.stream(epoch)),
+                request: json!({ "seq": sequence, "next_by_subj": names.marks(), "batch": MARKS_PER_READ }),
+                is_batch: true,
+            };
+            let Some(messages) = self.exchanges.run(&[call]).await?.pop() else { return Ok(()) };
+            for message in &messages {
+                if let Some(read) = self.note_mark(names, message) {
+                    sequence = sequence.max(read + 1);
+                }
+            }
+            let rest = messages.last().and_then(|last| number(last, "Nats-Num-Pending"));
+            if rest.unwrap_or_default() == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Notes the mark of a topic. Returns its sequence.
+    pub(super) fn note_mark(&self, names: &StreamNames, message: &Message) -> Option<u64> {
+        let sequence = number(message, "Nats-Sequence")?;
+        let epoch = super::stamp::reset_epoch(&message.payload)?;
+        let (topic, _) = names.topic(header(message, "Nats-Subject")?)?;
+        self.known(names, |known| known.see_mark(topic, Mark { epoch, after: sequence }));
+        Some(sequence)
+    }
+}
+
+/// Returns a header of a message.
+pub(super) fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
+    message.headers().last(name)
+}
+
+/// Returns a header with a number.
+pub(super) fn number(message: &Message, name: &str) -> Option<u64> {
+    header(message, name)?.parse().ok()
+}

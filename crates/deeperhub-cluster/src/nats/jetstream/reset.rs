@@ -1,0 +1,147 @@
+//! New epochs: of a topic, and of a stream that has lost messages.
+
+use super::api::{Ack, ApiError};
+use super::ensure::Store;
+use super::known::Mark;
+use super::names::StreamNames;
+use crate::envelope::{Envelope, Message, Origin};
+use crate::names::Names;
+use crate::store::{ResetStream, ResetWhen, StorePosition, StreamRule, unix_ms};
+
+impl Store {
+    /// Begins a larger epoch of a topic, which has no messages before. `known_epoch` is the largest
+    /// one that the node knows. Returns the position before the first message.
+    pub(crate) async fn mark_topic(
+        &self,
+        names: &StreamNames,
+        topic: &deeperhub_protocol::Topic<'_>,
+        known_epoch: u64,
+    ) -> Result<StorePosition, ApiError> {
+        let (stream_epoch, present) =
+            self.known(names, |known| (known.epoch, known.epoch_of(topic.as_str()).0));
+        let time = unix_ms();
+        let epoch = time.max(present.max(known_epoch) + 1);
+        let origin = Origin { node: &self.shared.node, incarnation: self.shared.incarnation };
+        let message = Message::StreamReset { epoch, time, topic: topic.borrow() };
+        let envelope = Envelope { origin, sequence: self.shared.queue.next_sequence(), message }.write();
+        let stream = names.stream(stream_epoch);
+        let expected = ("Nats-Expected-Stream", stream.as_str());
+        // The mark stays as long as the stream, whatever its limits.
+        let mark = names.mark(topic.as_str());
+        let ack = self.api.append(mark.clone(), envelope.clone(), &[expected, ("Nats-TTL", "never")]).await?;
+        let after = ack.sequence;
+        self.known(names, |known| known.see_mark(topic.as_str(), Mark { epoch, after }));
+        // This one removes the messages, and tells those that follow the topic.
+        let subject = names.message(topic.as_str());
+        let ack = self.api.append(subject, envelope.clone(), &[expected, ("Nats-Rollup", "sub")]).await?;
+        self.known(names, |known| known.see(ack.sequence));
+        // The others learn the mark as if it had been republished.
+        let after_text = after.to_string();
+        let headers = [("Nats-Stream", stream.as_str()), ("Nats-Sequence", &after_text)];
+        let broadcast = Names::new(self.shared.config.prefix.clone(), '.').broadcast();
+        self.api.client().publish(&broadcast, None, &headers, &envelope)?;
+        Ok(StorePosition { epoch, offset: after })
+    }
+
+    /// Answers a request for a new epoch.
+    pub(super) async fn reset(
+        &mut self,
+        rule: &StreamRule,
+        reset: &ResetStream,
+    ) -> Result<StorePosition, ApiError> {
+        let names = self.ensure(rule).await?;
+        let topic = reset.topic.as_str();
+        let known = reset.known.and_then(StorePosition::if_valid);
+        let known_epoch = known.map_or(0, |known| known.epoch);
+        if reset.when == ResetWhen::StoreIsBehind {
+            let Some(info) = self.info(&self.stream(&names)).await? else {
+                self.forget(&names);
+                self.ensure(rule).await?;
+                return Ok(self.present(&names, topic, 0));
+            };
+            let present = self.present(&names, topic, info.newest);
+            match known {
+                Some(known) if known.epoch > present.epoch => {}
+                Some(known) if known.epoch == present.epoch && known.offset > info.newest => {
+                    self.delete(&self.stream(&names)).await?;
+                    self.forget(&names);
+                    // The epoch of a new stream is larger than all that the node knows.
+                    self.known(&names, |stream| stream.epoch = stream.epoch.max(known.epoch));
+                    self.ensure(rule).await?;
+                    return Ok(self.present(&names, topic, 0));
+                }
+                _ => return Ok(present),
+            }
+        }
+        self.mark_topic(&names, &reset.topic, known_epoch).await
+    }
+
+    /// Returns the position of a topic whose stream has this newest sequence.
+    fn present(&self, names: &StreamNames, topic: &str, newest: u64) -> StorePosition {
+        let (epoch, after) = self.known(names, |known| known.epoch_of(topic));
+        StorePosition { epoch, offset: newest.max(after) }
+    }
+
+    /// Compares a topic with the position that a node knows, before the node appends. A topic that
+    /// the node knows in a larger epoch begins one.
+    pub(crate) async fn compare_epoch(
+        &self,
+        names: &StreamNames,
+        topic: &str,
+        position: Option<StorePosition>,
+    ) -> Result<(), ApiError> {
+        let Some(position) = position else { return Ok(()) };
+        let epoch = self.known(names, |known| {
+            let (epoch, _) = known.epoch_of(topic);
+            if epoch == position.epoch {
+                known.see(position.offset);
+            }
+            epoch
+        });
+        if position.epoch > epoch
+            && let Ok(topic) = deeperhub_protocol::Topic::parse(topic)
+        {
+            self.mark_topic(names, &topic, position.epoch).await?;
+        }
+        Ok(())
+    }
+
+    /// Replaces a stream that gives sequences again.
+    pub(crate) async fn replace(&self, names: &StreamNames) -> Result<(), ApiError> {
+        self.delete(&self.stream(names)).await?;
+        self.forget(names);
+        Ok(())
+    }
+
+    /// Returns the highest known sequence of a rule's stream.
+    pub(crate) fn highest(&self, names: &StreamNames) -> u64 {
+        self.known(names, |known| known.highest)
+    }
+
+    /// Returns the name of a rule's stream, and the epoch of a topic.
+    pub(crate) fn stream_of(&self, names: &StreamNames, topic: &str) -> (String, u64) {
+        let (stream, epoch) = self.known(names, |known| (known.epoch, known.epoch_of(topic).0));
+        (names.stream(stream), epoch)
+    }
+
+    /// Notes the sequence of an append, and returns its position.
+    pub(crate) fn position(&self, names: &StreamNames, ack: &Ack, topic: &str) -> StorePosition {
+        let prefix = &self.shared.config.prefix;
+        let position = self.shared.jetstream.with_stream(prefix, &ack.stream, |known| {
+            known.see(ack.sequence);
+            known.position(topic, ack.sequence)
+        });
+        // A stream that has been replaced meanwhile.
+        let epoch = names.epoch(&ack.stream).unwrap_or_default();
+        position.unwrap_or(StorePosition { epoch, offset: ack.sequence })
+    }
+
+    /// Reads a message of a stream.
+    pub(crate) async fn message(
+        &self,
+        stream: &str,
+        sequence: u64,
+    ) -> Result<Option<super::super::request::Message>, ApiError> {
+        self.api.message(stream, sequence).await
+    }
+}

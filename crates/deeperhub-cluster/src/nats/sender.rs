@@ -1,0 +1,409 @@
+//! The connection that publishes, and appends to streams.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use deeperhub_protocol::Topic;
+use tracing::warn;
+
+use super::client::Client;
+use super::jetstream::{Ack, ApiError, Store, StreamNames, stored_time};
+use super::request::{RequestError, Subscription};
+use super::wire::command;
+use crate::batch::{Batch, Destination, Outbound};
+use crate::broker::Shared;
+use crate::envelope::Header;
+use crate::link::{LinkError, Sent};
+use crate::metrics::Dropped;
+use crate::names::Names;
+use crate::store::{AppendError, AppendOutcome, AppendTarget, Appended, OwnedOnce, StreamRule, unix_ms};
+
+/// Time before messages are sent again that no leader of their stream took.
+const RETRY_TIME: Duration = Duration::from_millis(100);
+
+pub(crate) struct Sender {
+    client: Client,
+    names: Names,
+    /// Start of the subjects of topics.
+    topics: String,
+    shared: Arc<Shared>,
+    /// Number of this connection to the broker.
+    link: u64,
+    /// Made for the first append, so that nodes without streams do without it.
+    streams: Option<Streams>,
+}
+
+/// What appends need.
+struct Streams {
+    store: Store,
+    inbox: String,
+    acks: Subscription,
+    /// Number of the attempt to append, so that late acknowledgements are told apart.
+    attempt: u64,
+}
+
+/// An append of a batch that has no outcome yet.
+struct Open<'b> {
+    target: &'b AppendTarget,
+    outbound: Outbound<'b>,
+    /// Its place in the batch.
+    place: usize,
+    topic: &'b str,
+    rule: &'b StreamRule,
+    names: StreamNames,
+}
+
+/// What happened to an append.
+enum Answer {
+    Done(Result<Appended, AppendError>),
+    Again,
+}
+
+impl From<ApiError> for LinkError {
+    fn from(error: ApiError) -> Self {
+        Self::new(error)
+    }
+}
+
+impl Sender {
+    pub(super) fn new(client: Client, names: Names, shared: Arc<Shared>, link: u64) -> Self {
+        let topics = names.topic("");
+        Self { client, names, topics, shared, link, streams: None }
+    }
+
+    /// Sends a batch. One with appends is confirmed when this returns. The server recognizes appends
+    /// that it got before, and nodes recognize other messages.
+    pub(crate) async fn send(&mut self, batch: &Batch) -> Result<Sent, LinkError> {
+        if batch.has_appends() {
+            return self.send_appends(batch).await.map(Sent::Confirmed);
+        }
+        let mut too_large = 0;
+        let number = self.client.write_and_ping(|out| {
+            batch.iter().for_each(|outbound| too_large += self.append_publish(out, outbound));
+        })?;
+        self.count_too_large(too_large);
+        Ok(Sent::Written(number))
+    }
+
+    /// Waits for a confirmation.
+    pub(crate) async fn confirmed(&self, number: u64) -> Result<(), LinkError> {
+        self.client.confirmed(number).await
+    }
+
+    /// Appends the operation for an envelope that is no append. Returns the number of messages that
+    /// are too large for the server, which is 0 or 1.
+    fn append_publish(&self, out: &mut Vec<u8>, Outbound { to, envelope }: Outbound<'_>) -> u64 {
+        if envelope.len() > self.client.max_payload() {
+            return 1;
+        }
+        match to {
+            Destination::Topic { start, len } => {
+                let topic = envelope.get(*start..start + len).unwrap_or_default();
+                command::publish(out, &[self.topics.as_bytes(), topic], envelope);
+            }
+            Destination::Node(node) => command::publish(out, &[self.names.node(node).as_bytes()], envelope),
+            // Callers pass no appends.
+            Destination::All | Destination::Append(_) => {
+                command::publish(out, &[self.names.broadcast().as_bytes()], envelope);
+            }
+        }
+        0
+    }
+
+    /// Counts messages that were queued while a server with a larger limit was connected.
+    fn count_too_large(&self, messages: u64) {
+        if messages > 0 {
+            self.shared.metrics.dropped(Dropped::TooLarge, messages);
+            let max_payload = self.client.max_payload();
+            warn!(messages, max_payload, "Queued messages dropped: too large for the new server");
+        }
+    }
+
+    /// Sends a batch with appends. Each has an answer of its own, so that a message that the server
+    /// refuses does not hold up the others.
+    async fn send_appends(&mut self, batch: &Batch) -> Result<Vec<AppendOutcome>, LinkError> {
+        let rules = self.shared.stream_rules.get();
+        let mut streams = match self.streams.take() {
+            Some(streams) => streams,
+            None => Streams::new(&self.client, &self.names, &self.shared, self.link)?,
+        };
+        let mut outcomes = Vec::new();
+        let mut open = streams.prepare(batch, &rules, &mut outcomes).await?;
+        let mut has_plain = false;
+        let mut is_first = true;
+        while is_first || !open.is_empty() {
+            if !is_first {
+                tokio::time::sleep(RETRY_TIME).await;
+                streams.find_again(&open).await?;
+            }
+            let highest = streams.highest(&open);
+            streams.attempt += 1;
+            // Appends and other messages keep their order on the way to the server.
+            let mut appends = open.iter().enumerate().peekable();
+            let mut sent = 0;
+            let mut unsent = BTreeMap::new();
+            for (place, outbound) in batch.iter().enumerate() {
+                if let Some((index, append)) = appends.next_if(|(_, append)| append.place == place) {
+                    match streams.append(&self.client, index, append)? {
+                        None => sent += 1,
+                        Some(error) => drop(unsent.insert(index, Answer::Done(Err(error)))),
+                    }
+                } else if is_first && !matches!(outbound.to, Destination::Append(_)) {
+                    has_plain = true;
+                    let mut too_large = 0;
+                    self.client.write(|out| too_large = self.append_publish(out, outbound))?;
+                    self.count_too_large(too_large);
+                }
+            }
+            let mut answers = streams.receive(&open, sent, &highest).await?;
+            answers.append(&mut unsent);
+            let mut again = Vec::new();
+            for (index, append) in open.into_iter().enumerate() {
+                match answers.remove(&index) {
+                    Some(Answer::Done(outcome)) => outcomes.push((append.target.number, outcome)),
+                    Some(Answer::Again) | None => again.push(append),
+                }
+            }
+            open = again;
+            is_first = false;
+        }
+        if has_plain {
+            self.client.confirm().await?;
+        }
+        self.streams = Some(streams);
+        Ok(outcomes)
+    }
+}
+
+impl Streams {
+    fn new(client: &Client, names: &Names, shared: &Arc<Shared>, link: u64) -> Result<Self, LinkError> {
+        let random = getrandom::u64().unwrap_or(link);
+        let inbox = format!("{}.p{random:x}", names.inbox(&shared.node));
+        let acks = client.subscribe_owned(&format!("{inbox}.*.*"))?;
+        let store = Store::new(Arc::clone(shared), client.clone(), link, 'e')?;
+        Ok(Self { store, inbox, acks, attempt: 0 })
+    }
+
+    /// Finds the streams of a batch. Appends that have none get their outcomes.
+    async fn prepare<'b>(
+        &mut self,
+        batch: &'b Batch,
+        rules: &'b [StreamRule],
+        outcomes: &mut Vec<AppendOutcome>,
+    ) -> Result<Vec<Open<'b>>, LinkError> {
+        let mut open = Vec::new();
+        let mut found: BTreeMap<&str, Result<StreamNames, ApiError>> = BTreeMap::new();
+        for (place, outbound) in batch.iter().enumerate() {
+            let Destination::Append(target) = outbound.to else { continue };
+            let topic = outbound.envelope.get(target.topic..target.topic + target.topic_len);
+            let topic = topic.and_then(|topic| std::str::from_utf8(topic).ok()).unwrap_or_default();
+            let rule = Topic::parse(topic).ok().and_then(|topic| crate::store::find_rule(rules, &topic));
+            let Some(rule) = rule else {
+                let error = AppendError::Refused(format!("no rule keeps messages of {topic}"));
+                outcomes.push((target.number, Err(error)));
+                continue;
+            };
+            let pattern = rule.pattern.as_str();
+            if !found.contains_key(pattern) {
+                found.insert(pattern, self.store.ensure(rule).await);
+            }
+            let names = match found.get(pattern) {
+                Some(Ok(names)) => names.clone(),
+                Some(Err(error)) if error.is_of_connection() || error.is_transient() => {
+                    return Err(error.clone().into());
+                }
+                Some(Err(error)) => {
+                    outcomes.push((target.number, Err(AppendError::Refused(error.to_string()))));
+                    continue;
+                }
+                None => continue,
+            };
+            self.store.compare_epoch(&names, topic, target.known).await?;
+            open.push(Open { target, outbound, place, topic, rule, names });
+        }
+        Ok(open)
+    }
+
+    /// Looks for the streams again that did not take messages.
+    async fn find_again(&mut self, open: &[Open<'_>]) -> Result<(), LinkError> {
+        let mut rules: Vec<_> = open.iter().map(|append| append.rule).collect();
+        rules.dedup();
+        for rule in rules {
+            match self.store.ensure(rule).await {
+                Err(error) if !error.is_transient() => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the highest known sequence of each stream. An append gets a higher one.
+    fn highest(&self, open: &[Open<'_>]) -> BTreeMap<String, u64> {
+        let mut highest = BTreeMap::new();
+        for append in open {
+            if !highest.contains_key(&append.names.token) {
+                highest.insert(append.names.token.clone(), self.store.highest(&append.names));
+            }
+        }
+        highest
+    }
+
+    /// Sends an append. Returns an error if the message is too large for the server.
+    fn append(
+        &self,
+        client: &Client,
+        index: usize,
+        append: &Open<'_>,
+    ) -> Result<Option<AppendError>, LinkError> {
+        let Open { target, outbound, topic, names, .. } = append;
+        let (stream, epoch) = self.store.stream_of(names, topic);
+        let identity = identity(target, outbound.envelope, topic, epoch);
+        let headers = [("Nats-Expected-Stream", stream.as_str()), ("Nats-Msg-Id", &identity)];
+        let reply = format!("{}.{}.{index}", self.inbox, self.attempt);
+        match client.publish(&names.message(topic), Some(&reply), &headers, outbound.envelope) {
+            Ok(()) => Ok(None),
+            Err(RequestError::Lost(error)) => Err(error),
+            Err(_) => {
+                let bytes = outbound.envelope.len();
+                let limit = client.max_payload();
+                let reason = format!("{bytes} bytes and headers exceed the server's max_payload of {limit}");
+                Ok(Some(AppendError::Refused(reason)))
+            }
+        }
+    }
+
+    /// Receives the answers to an attempt.
+    async fn receive(
+        &mut self,
+        open: &[Open<'_>],
+        sent: usize,
+        highest: &BTreeMap<String, u64>,
+    ) -> Result<BTreeMap<usize, Answer>, LinkError> {
+        let mut answers = BTreeMap::new();
+        // Rules whose streams gave a sequence again.
+        let mut lost: Vec<&StreamNames> = Vec::new();
+        while answers.len() < sent {
+            let message = self.acks.next().await?;
+            let mut levels = message.subject().rsplit('.');
+            let index = levels.next().and_then(|index| index.parse::<usize>().ok());
+            let attempt = levels.next().and_then(|attempt| attempt.parse::<u64>().ok());
+            let Some((index, append)) = index
+                .filter(|_| attempt == Some(self.attempt))
+                .and_then(|index| Some((index, open.get(index)?)))
+            else {
+                continue;
+            };
+            let answer = match Ack::parse(&message) {
+                Ok(ack) => {
+                    let known = highest.get(&append.names.token).copied().unwrap_or_default();
+                    if !ack.is_duplicate && ack.sequence <= known {
+                        lost.push(&append.names);
+                    }
+                    Answer::Done(Ok(self.appended(append, &ack).await?))
+                }
+                Err(error) if error.is_transient() || error.is_of_other_stream() => {
+                    self.store.forget(&append.names);
+                    Answer::Again
+                }
+                Err(error) => Answer::Done(Err(AppendError::Refused(error.to_string()))),
+            };
+            answers.insert(index, answer);
+        }
+        lost.dedup();
+        for names in lost {
+            // What the stream took now is at positions that nodes know of other messages.
+            self.store.replace(names).await?;
+            for (index, append) in open.iter().enumerate() {
+                if append.names == *names {
+                    answers.insert(index, Answer::Again);
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Returns the place of a message that the stream has.
+    async fn appended(&self, append: &Open<'_>, ack: &Ack) -> Result<Appended, LinkError> {
+        let Open { target, outbound, topic, .. } = append;
+        let position = self.store.position(&append.names, ack, topic);
+        let own = stored_time(outbound.envelope).unwrap_or_else(unix_ms);
+        if !ack.is_duplicate {
+            return Ok(Appended { position, time: own, is_repeat: false });
+        }
+        let first = match self.store.message(&ack.stream, ack.sequence).await {
+            Ok(first) => first,
+            Err(error) if error.is_of_connection() => return Err(error.into()),
+            Err(_) => None,
+        };
+        let Some(first) = first else {
+            // The stream's limits have removed it.
+            return Ok(Appended { position, time: own, is_repeat: target.once.is_some() });
+        };
+        let is_same = match (Header::parse(&first.payload), Header::parse(outbound.envelope)) {
+            (Ok(first), Ok(own)) => first == own,
+            _ => false,
+        };
+        Ok(Appended { position, time: stored_time(&first.payload).unwrap_or(own), is_repeat: !is_same })
+    }
+}
+
+/// Returns the identity by which the server recognizes a message.
+fn identity(target: &AppendTarget, envelope: &[u8], topic: &str, epoch: u64) -> String {
+    if let Some(OwnedOnce { user, text }) = &target.once {
+        // A cleared topic forgets publishes. Users cannot choose the identities of others.
+        let length = user.len();
+        let text = format!("{epoch} {topic} {length} {user}{text}");
+        let hash = digest(&SHA256, text.as_bytes());
+        let hex = hash.as_ref().iter().take(16).map(|byte| format!("{byte:02x}"));
+        return format!("o{}", hex.collect::<String>());
+    }
+    let (incarnation, sequence) =
+        Header::parse(envelope).map_or((0, 0), |header| (header.origin.incarnation, header.sequence));
+    format!("{incarnation:x}.{sequence:x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::envelope::{Envelope, Message, Origin};
+    use crate::store::{AppendNumber, StreamLimits};
+
+    fn target(once: Option<(&str, &str)>) -> AppendTarget {
+        let second = Duration::from_secs(1);
+        AppendTarget {
+            number: AppendNumber(1),
+            limits: StreamLimits { messages: 1, ttl: second, forget: second },
+            known: None,
+            once: once.map(|(user, text)| OwnedOnce { user: user.into(), text: text.into() }),
+            stamp: 0,
+            topic: 0,
+            topic_len: 0,
+        }
+    }
+
+    #[test]
+    fn publishes_have_identities_of_their_own() {
+        let envelope = |sequence| {
+            let origin = Origin { node: "n", incarnation: 0xab };
+            Envelope { origin, sequence, message: Message::Bye }.write()
+        };
+        assert_eq!(identity(&target(None), &envelope(0x1f), "t", 1), "ab.1f");
+        let once =
+            |user, text, topic, epoch| identity(&target(Some((user, text))), &envelope(1), topic, epoch);
+        let first = once("uada", "x", "t", 1);
+        assert_eq!((first.len(), once("uada", "x", "t", 1)), (33, first.clone()));
+        for other in [
+            once("uada", "x", "t", 2),
+            once("uada", "x", "u", 1),
+            once("uad", "ax", "t", 1),
+            once("uada", "y", "t", 1),
+            once("-", "x", "t", 1),
+        ] {
+            assert_ne!(first, other);
+        }
+    }
+}

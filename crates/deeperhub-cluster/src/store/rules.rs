@@ -1,0 +1,66 @@
+//! Rules: which topics have streams in the store.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use deeperhub_protocol::{Subscription, Topic};
+
+use super::StreamLimits;
+use crate::broker::Broker;
+
+/// A rule of the hub. The first rule whose pattern matches a topic counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamRule {
+    /// The topics.
+    pub pattern: Subscription<'static>,
+    /// Limits of their streams. `None` if the rule keeps nothing.
+    pub limits: Option<StreamLimits>,
+}
+
+/// The present rules of a hub.
+#[derive(Debug, Default)]
+pub(crate) struct StreamRules(Mutex<Arc<[StreamRule]>>);
+
+impl StreamRules {
+    pub(crate) fn get(&self) -> Arc<[StreamRule]> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Returns the rule of a topic, if it keeps messages.
+#[cfg(feature = "nats")]
+pub(crate) fn find_rule<'r>(rules: &'r [StreamRule], topic: &Topic<'_>) -> Option<&'r StreamRule> {
+    rules.iter().find(|rule| rule.pattern.matches(topic)).filter(|rule| rule.limits.is_some())
+}
+
+impl Broker {
+    /// Sets the rules of the hub, in their order. JetStream keeps one stream for each of them. Redis
+    /// does not need them.
+    pub fn set_stream_rules(&self, rules: impl IntoIterator<Item = StreamRule>) {
+        let rules = rules.into_iter().collect();
+        *self.0.stream_rules.0.lock().unwrap_or_else(PoisonError::into_inner) = rules;
+    }
+}
+
+#[cfg(all(test, feature = "nats"))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_first_rule_counts_even_if_it_keeps_nothing() {
+        let limits = StreamLimits { messages: 1, ttl: Duration::from_secs(1), forget: Duration::ZERO };
+        let rule = |pattern: &str, limits| StreamRule {
+            pattern: Subscription::parse(pattern.to_owned()).unwrap(),
+            limits,
+        };
+        let rules = [rule("a.b", None), rule("a.>", Some(limits)), rule(">", Some(limits))];
+        let found = |topic: &str| {
+            let rule = find_rule(&rules, &Topic::parse(topic).unwrap());
+            rule.map(|rule| rule.pattern.as_str().to_owned())
+        };
+        assert_eq!(found("a.b"), None);
+        assert_eq!(found("a.c").as_deref(), Some("a.>"));
+        assert_eq!(found("b").as_deref(), Some(">"));
+    }
+}
