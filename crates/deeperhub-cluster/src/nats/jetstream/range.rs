@@ -126,11 +126,11 @@ fn whole_after(plan: &Plan, look: Look, (count, first, lacks_first): (u64, Optio
 /// Returns the number of messages that follow those of an answer.
 pub(super) fn pending(answer: &[Message]) -> Result<u64, ReadError> {
     let Some(last) = answer.last() else { return Ok(0) };
-    match last.status.map(|status| status.as_u16()) {
+    match last.headers().status() {
         None | Some(204) => Ok(number(last, "Nats-Num-Pending").unwrap_or_default()),
         Some(404) => Ok(0),
         Some(status) => {
-            let description = last.description.clone().unwrap_or_default();
+            let description = last.headers().description().to_owned();
             Err(ReadError::Refused(format!("{description} (status {status} of JetStream)")))
         }
     }
