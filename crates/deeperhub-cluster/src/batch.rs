@@ -29,12 +29,44 @@ pub(crate) struct Batch {
     bytes: Vec<u8>,
     /// Destination of each envelope, and the position of its end in `bytes`.
     entries: Vec<(Destination, usize)>,
+    /// Number of appends, and what they take besides their envelopes.
+    appends: usize,
+    append_bytes: usize,
+    /// Number of envelopes for one node.
+    for_nodes: usize,
 }
 
 impl Batch {
     pub(crate) fn push(&mut self, to: Destination, envelope: &[u8]) {
+        match &to {
+            Destination::Append(target) => {
+                self.appends += 1;
+                self.append_bytes += target.bytes();
+            }
+            Destination::Node(_) => self.for_nodes += 1,
+            Destination::Topic { .. } | Destination::All => {}
+        }
         self.bytes.extend_from_slice(envelope);
         self.entries.push((to, self.bytes.len()));
+    }
+
+    /// Returns an empty batch with room for as much as this one has.
+    pub(crate) fn empty_like(&self) -> Self {
+        Self {
+            bytes: Vec::with_capacity(self.bytes.len()),
+            entries: Vec::with_capacity(self.entries.len()),
+            ..Self::default()
+        }
+    }
+
+    /// Returns what the appends take besides their envelopes, in bytes.
+    pub(crate) const fn append_bytes(&self) -> usize {
+        self.append_bytes
+    }
+
+    /// Returns `true` if an envelope of the batch is for one node.
+    pub(crate) const fn has_envelopes_for_nodes(&self) -> bool {
+        self.for_nodes > 0
     }
 
     /// Returns the number of envelopes.
@@ -72,16 +104,26 @@ impl Batch {
             return Self::default();
         }
         let count = self.entries.iter().take_while(|(_, end)| *end < max_bytes).count() + 1;
-        let mut entries = self.entries.split_off(count.min(self.entries.len()));
-        let start = self.entries.last().map_or(0, |(_, end)| *end);
-        entries.iter_mut().for_each(|(_, end)| *end -= start);
-        Self { bytes: self.bytes.split_off(start), entries }
+        let entries = self.entries.split_off(count.min(self.entries.len()));
+        let mut start = self.entries.last().map_or(0, |(_, end)| *end);
+        let bytes = self.bytes.split_off(start);
+        let mut rest = Self { bytes: Vec::with_capacity(bytes.len()), ..Self::default() };
+        let first = start;
+        for (to, end) in entries {
+            rest.push(to, bytes.get(start - first..end - first).unwrap_or_default());
+            start = end;
+        }
+        self.appends -= rest.appends;
+        self.append_bytes -= rest.append_bytes;
+        self.for_nodes -= rest.for_nodes;
+        rest
     }
 
     /// Removes the envelopes and keeps the buffers.
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.entries.clear();
+        (self.appends, self.append_bytes, self.for_nodes) = (0, 0, 0);
     }
 
     /// Returns what is known of the appends besides their envelopes.
@@ -93,8 +135,8 @@ impl Batch {
     }
 
     /// Returns `true` if an envelope of the batch is an append.
-    pub(crate) fn has_appends(&self) -> bool {
-        self.entries.iter().any(|(to, _)| matches!(to, Destination::Append(_)))
+    pub(crate) const fn has_appends(&self) -> bool {
+        self.appends > 0
     }
 }
 
@@ -110,7 +152,9 @@ mod tests {
     fn the_rest_of_a_split_batch_keeps_its_order() {
         for (max_bytes, expected) in [(0, 1), (1, 1), (10, 1), (11, 2), (30, 2), (31, 3), (1000, 4)] {
             let mut batch = Batch::default();
-            [10, 20, 30, 40].iter().for_each(|length| batch.push(Destination::All, &vec![*length; (*length).into()]));
+            [10, 20, 30, 40]
+                .iter()
+                .for_each(|length| batch.push(Destination::All, &vec![*length; (*length).into()]));
             let rest = batch.split_off(max_bytes);
             assert_eq!(batch.len(), expected, "{max_bytes}");
             assert_eq!([lengths(&batch), lengths(&rest)].concat(), [10, 20, 30, 40]);

@@ -56,7 +56,7 @@ impl Names {
     }
 
     /// Returns the prefix of reply subjects.
-    #[expect(dead_code, reason = "streams on NATS will need it")]
+    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only NATS needs it"))]
     pub(crate) fn inbox(&self, node: &str) -> String {
         format!("{}{1}i{1}{node}", self.prefix, self.separator)
     }

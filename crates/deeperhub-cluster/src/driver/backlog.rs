@@ -62,8 +62,7 @@ impl Backlog {
         }
         // Envelopes share the buffer of the read that they came with. If there may be no room for
         // the others, the rest of the buffer is not kept for one of them.
-        let envelope =
-            if bytes > self.max_bytes / 2 { Bytes::copy_from_slice(&envelope) } else { envelope };
+        let envelope = if bytes > self.max_bytes / 2 { Bytes::copy_from_slice(&envelope) } else { envelope };
         let was_empty = inner.envelopes.is_empty();
         inner.bytes = bytes;
         inner.envelopes.push_back(envelope);

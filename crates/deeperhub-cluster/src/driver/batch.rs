@@ -75,17 +75,13 @@ pub(super) struct Unconfirmed {
     /// Messages of lost batches, which may have been delivered. They are sent again before the
     /// queue; receivers drop duplicates.
     lost: RefCell<VecDeque<Batch>>,
-    /// Maximum size of the data in flight. One batch may exceed it.
+    /// Size of the data in flight up to which the next batch is sent, and maximum size of a batch.
     window: Cell<usize>,
 }
 
 impl Unconfirmed {
     pub(super) fn new() -> Self {
-        Self {
-            in_flight: RefCell::default(),
-            lost: RefCell::default(),
-            window: Cell::new(MAX_BATCH_BYTES),
-        }
+        Self { in_flight: RefCell::default(), lost: RefCell::default(), window: Cell::new(MAX_BATCH_BYTES) }
     }
 
     /// Returns the number of unconfirmed messages, without those between drivers.
@@ -103,20 +99,19 @@ impl Unconfirmed {
         let window = self.window.get();
         let in_flight = self.in_flight.borrow();
         let in_flight = in_flight.iter().filter(|sent| sent.lane == Lane::Data);
-        let room = window.saturating_sub(in_flight.map(|sent| sent.batch.bytes()).sum());
-        if room == 0 {
+        if in_flight.map(|sent| sent.batch.bytes()).sum::<usize>() >= window {
             return (Batch::default(), false);
         }
         let mut lost = self.lost.borrow_mut();
         match lost.pop_front() {
             Some(mut batch) => {
-                let rest = batch.split_off(room);
+                let rest = batch.split_off(window);
                 if !rest.is_empty() {
                     lost.push_front(rest);
                 }
                 (batch, true)
             }
-            None => (shared.queue.take(Lane::Data, room), false),
+            None => (shared.queue.take(Lane::Data, window), false),
         }
     }
 
@@ -254,7 +249,11 @@ mod tests {
         }
         unconfirmed.push(shared.queue.take(Lane::Data, 1), Lane::Control, Some(3));
         // The last one was being sent.
-        drop(Sending { batch: shared.queue.take(Lane::Data, 1), lane: Lane::Data, unconfirmed: &unconfirmed });
+        drop(Sending {
+            batch: shared.queue.take(Lane::Data, 1),
+            lane: Lane::Data,
+            unconfirmed: &unconfirmed,
+        });
         assert!(unconfirmed.confirm_oldest().is_some());
         unconfirmed.requeue();
         assert_eq!((unconfirmed.len(), unconfirmed.oldest()), (5, None));

@@ -173,7 +173,7 @@ impl<I: MessageHandler> Connection<'_, I> {
     fn on_confirmed(&self, batch: Batch, lane: Lane, echoes_own: bool) {
         let shared = self.shared();
         shared.metrics.sent.add(batch.len() as u64);
-        if lane == Lane::Data && !echoes_own {
+        if batch.has_envelopes_for_nodes() && lane == Lane::Data && !echoes_own {
             self.echo_probes(&batch);
         }
         shared.queue.recycle(batch);

@@ -40,7 +40,7 @@ const MIN_SPARE_BYTES: usize = 8 << 10;
 const MAX_UNTAKEN_BYTES: usize = 1 << 20;
 
 /// Maximum capacity of an empty buffer for writes; a larger one is freed.
-const MAX_KEPT_BYTES: usize = 1 << 20;
+const MAX_KEPT_BYTES: usize = 2 << 20;
 
 /// A connection. Clones share it.
 #[derive(Clone)]
@@ -277,20 +277,29 @@ impl Inner {
     }
 
     /// Reads and writes for others until a condition holds.
-    fn poll_until(&self, cx: &mut Context<'_>, mut holds: impl FnMut() -> bool) -> Poll<Result<(), LinkError>> {
+    fn poll_until(
+        &self,
+        cx: &mut Context<'_>,
+        mut holds: impl FnMut() -> bool,
+    ) -> Poll<Result<(), LinkError>> {
         if holds() {
             return Poll::Ready(Ok(()));
         }
         let result = self.poll_io(cx, Reader::Other);
         // The last answers may have come before the loss.
-        if holds() { Poll::Ready(Ok(())) } else { result.map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending) }
+        if holds() {
+            Poll::Ready(Ok(()))
+        } else {
+            result.map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending)
+        }
     }
 
     /// Writes what waits, and reads what has arrived. Wakes the others if they may continue.
     fn poll_io(&self, cx: &mut Context<'_>, reader: Reader) -> Result<(), LinkError> {
         self.lost()?;
         self.wakers.register(cx.waker());
-        self.poll_io_with(&mut Context::from_waker(&self.waker), reader).inspect_err(|error| self.fail(error.clone()))
+        self.poll_io_with(&mut Context::from_waker(&self.waker), reader)
+            .inspect_err(|error| self.fail(error.clone()))
     }
 
     fn poll_io_with(&self, cx: &mut Context<'_>, reader: Reader) -> Result<(), LinkError> {

@@ -55,7 +55,8 @@ impl ServerInfo {
 pub(super) fn refusal(text: &[u8]) -> LinkError {
     let text = String::from_utf8_lossy(text);
     // Operators search logs for this text.
-    let text = if text.eq_ignore_ascii_case("authorization violation") { text.to_lowercase() } else { text.into() };
+    let text =
+        if text.eq_ignore_ascii_case("authorization violation") { text.to_lowercase() } else { text.into() };
     LinkError(format!("nats: {text}"))
 }
 

@@ -2,11 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use ahash::RandomState;
 use deeperhub_cluster::{
     AppendError, AppendNumber, Appended, ClientRequest, Envelope, Message, MessageHandler, PendingAnswer,
 };

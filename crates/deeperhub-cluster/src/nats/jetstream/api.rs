@@ -68,9 +68,7 @@ impl From<RequestError> for ApiError {
             RequestError::TimedOut => Self::TimedOut,
             RequestError::NoResponders => Self::NoResponders,
             RequestError::Lost(error) => Self::Lost(error.0),
-            RequestError::TooLarge => {
-                Self::Refused { status: 413, code: 0, description: error.to_string() }
-            }
+            RequestError::TooLarge => Self::Refused { status: 413, code: 0, description: error.to_string() },
         }
     }
 }

@@ -68,12 +68,7 @@ impl StreamInfo {
 impl Store {
     /// `link` is the number of the node's connection to the broker, and `kind` tells the node's
     /// connections of that number apart.
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        client: Client,
-        link: u64,
-        kind: char,
-    ) -> Result<Self, ApiError> {
+    pub(crate) fn new(shared: Arc<Shared>, client: Client, link: u64, kind: char) -> Result<Self, ApiError> {
         let inbox = Names::new(shared.config.prefix.clone(), '.').inbox(&shared.node);
         // Answers to an earlier connection of this name must not be taken for those to this one.
         let random = getrandom::u64().unwrap_or(link);

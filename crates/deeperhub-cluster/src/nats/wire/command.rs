@@ -133,7 +133,7 @@ mod tests {
         pong(&mut out);
         let expected = "CONNECT {}\r\nPUB a.b 3\r\nxyz\r\nPUB a r 0\r\n\r\n\
                         HPUB a r 23 26\r\nNATS/1.0\r\nK: v\r\nL: \r\n\r\nxyz\r\n\
-                        HPUB a 23 23\r\nNATS/1.0\r\nK: x  y: z\r\n\r\n\r\n\
+                        HPUB a 24 24\r\nNATS/1.0\r\nK: x  y: z\r\n\r\n\r\n\
                         SUB a.> 7\r\nUNSUB 7\r\nPING\r\nPONG\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }

@@ -71,7 +71,8 @@ mod tests {
 
     #[test]
     fn the_last_value_of_a_name_counts() {
-        let headers = Headers::new(b"NATS/1.0 200\r\na: 1\r\nb:two: parts\r\nempty:\r\na:  3 \r\nno colon\r\n\r\n");
+        let headers =
+            Headers::new(b"NATS/1.0 200\r\na: 1\r\nb:two: parts\r\nempty:\r\na:  3 \r\nno colon\r\n\r\n");
         assert_eq!(headers.last("a"), Some("3"));
         assert_eq!(headers.last("b"), Some("two: parts"));
         assert_eq!(headers.last("empty"), Some(""));

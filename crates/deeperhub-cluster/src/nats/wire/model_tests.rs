@@ -70,9 +70,8 @@ fn text(bytes: &[u8]) -> String {
 /// Compares a parsed operation with its model. The parser skips reply subjects.
 fn is_same(bytes: &[u8], operation: &Operation, model: &Model) -> bool {
     match (operation, model) {
-        (Operation::Info(range), Model::Info(expected)) | (Operation::Error(range), Model::Error(expected)) => {
-            text(&bytes[range.clone()]) == *expected
-        }
+        (Operation::Info(range), Model::Info(expected))
+        | (Operation::Error(range), Model::Error(expected)) => text(&bytes[range.clone()]) == *expected,
         (Operation::Ping, Model::Ping) | (Operation::Pong, Model::Pong) | (Operation::Ok, Model::Ok) => true,
         (Operation::Message(message), Model::Message { subject, sid, headers, payload, .. }) => {
             text(&bytes[message.subject.clone()]) == *subject

@@ -136,12 +136,8 @@ fn parse_message(
         None => return Ok(Parsed::Partial(payload_end + 2 - line.start)),
     }
     let subject = found.first().map_or(start..start, |range| start + range.start..start + range.end);
-    let message = Message {
-        sid,
-        subject,
-        headers: end..end + header_len,
-        payload: end + header_len..payload_end,
-    };
+    let message =
+        Message { sid, subject, headers: end..end + header_len, payload: end + header_len..payload_end };
     Ok(Parsed::Whole(Operation::Message(message), payload_end + 2))
 }
 
@@ -178,9 +174,9 @@ fn parse_number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || digits.len() > 19 {
         return None;
     }
-    digits.iter().try_fold(0, |number, digit| {
-        digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0'))
-    })
+    digits
+        .iter()
+        .try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0')))
 }
 
 /// Returns the range of a text without the quotes around it.
