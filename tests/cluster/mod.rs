@@ -1,8 +1,30 @@
 //! Several nodes as one hub, over real brokers.
 
+/// Makes a test of each scenario for each kind of broker. A scenario gets a broker that keeps streams.
+macro_rules! over_both_brokers {
+    ($($scenario:ident),+ $(,)?) => {
+        over_both_brokers! { @nats Nats $($scenario)+ }
+        over_both_brokers! { @redis Redis $($scenario)+ }
+    };
+    (@$module:ident $engine:ident $($scenario:ident)+) => {
+        mod $module {
+            use crate::support::{Broker, Engine, has_brokers};
+            $(
+                #[tokio::test]
+                async fn $scenario() {
+                    if has_brokers() {
+                        super::$scenario(Broker::start_with_streams(Engine::$engine)).await;
+                    }
+                }
+            )+
+        }
+    };
+}
+
 mod busy;
 mod copies;
 mod faults;
+mod jetstream;
 mod lists;
 mod messages;
 mod network;

@@ -24,15 +24,19 @@ async fn publish_until_unavailable(client: &mut Client, topic: &str) -> Value {
     .await
 }
 
-#[tokio::test]
-async fn nothing_is_lost_while_the_store_is_away() {
-    if !has_brokers() {
-        return;
-    }
-    let broker = Broker::start(Engine::Redis);
+over_both_brokers! {
+    nothing_is_lost_while_the_store_is_away,
+    an_empty_store_starts_a_new_epoch_which_is_told,
+    clients_of_a_killed_node_recover_on_another,
+    clients_that_wait_for_a_hung_store_are_answered,
+    a_topic_that_is_followed_again_is_read_from_where_it_was,
+    tail_follows_a_topic_of_another_node,
+}
+
+async fn nothing_is_lost_while_the_store_is_away(broker: Broker) {
     let proxy = Proxy::start(broker.address);
     let a = node(&broker.url(), "a", RULE);
-    let b = node(&Engine::Redis.url(proxy.address), "b", RULE);
+    let b = node(&broker.engine.url(proxy.address), "b", RULE);
     wait_until_ready(&a).await;
     wait_until_ready(&b).await;
     let mut publisher = Client::connect(&a).await;
@@ -102,12 +106,7 @@ async fn lost_connections_of_subscribers_lose_no_message() {
     wait_until_ready(&b).await;
 }
 
-#[tokio::test]
-async fn an_empty_store_starts_a_new_epoch_which_is_told() {
-    if !has_brokers() {
-        return;
-    }
-    let mut broker = Broker::start(Engine::Redis);
+async fn an_empty_store_starts_a_new_epoch_which_is_told(mut broker: Broker) {
     let [a, b] = nodes(&broker.url(), RULE).await;
     let (mut on_a, start) = subscriber(&a, json!({"topic": "kept.1"})).await;
     let (mut on_b, _) = subscriber(&b, json!({"topic": "kept.1"})).await;
@@ -116,7 +115,7 @@ async fn an_empty_store_starts_a_new_epoch_which_is_told() {
     for client in [&mut on_a, &mut on_b] {
         Received::default().read(client, 5).await;
     }
-    broker.restart();
+    broker.restart_empty();
     let mut epochs = Vec::new();
     for client in [&mut on_a, &mut on_b] {
         let gap = client.receive().await;
@@ -134,7 +133,7 @@ async fn an_empty_store_starts_a_new_epoch_which_is_told() {
         assert_eq!(received.messages, [5, 6, 7]);
     }
     // Emptied while the connections stay, the next publish tells that this node knows more.
-    assert_eq!(broker.redis_lines("FLUSHALL"), ["+OK"]);
+    broker.empty_streams();
     let after = publish_range(&mut publisher, "kept.1", 8..9).await;
     assert_ne!(after[0]["epoch"], epochs[0]);
     for client in [&mut on_a, &mut on_b] {
@@ -147,12 +146,7 @@ async fn an_empty_store_starts_a_new_epoch_which_is_told() {
     assert_eq!((&reply["recovered"], &reply["reason"]), (&json!(false), &json!("epoch")), "{reply}");
 }
 
-#[tokio::test]
-async fn clients_of_a_killed_node_recover_on_another() {
-    if !has_brokers() {
-        return;
-    }
-    let broker = Broker::start(Engine::Redis);
+async fn clients_of_a_killed_node_recover_on_another(broker: Broker) {
     let [a, b] = nodes(&broker.url(), RULE).await;
     let mut publisher = Client::connect(&b).await;
     let (mut client, start) = subscriber(&a, json!({"topic": "kept.1"})).await;
@@ -168,12 +162,7 @@ async fn clients_of_a_killed_node_recover_on_another() {
     assert_eq!(received.messages, (0..12).map(Value::from).collect::<Vec<_>>());
 }
 
-#[tokio::test]
-async fn clients_that_wait_for_a_hung_store_are_answered() {
-    if !has_brokers() {
-        return;
-    }
-    let broker = Broker::start(Engine::Redis);
+async fn clients_that_wait_for_a_hung_store_are_answered(broker: Broker) {
     let [node] = nodes(&broker.url(), RULE).await;
     broker.signal("STOP");
     let mut waiting = Client::connect(&node).await;
@@ -204,12 +193,7 @@ async fn clients_that_wait_for_a_hung_store_are_answered() {
     assert_eq!(metric(&node, "deeperhub_subscriptions").await, 1);
 }
 
-#[tokio::test]
-async fn a_topic_that_is_followed_again_is_read_from_where_it_was() {
-    if !has_brokers() {
-        return;
-    }
-    let broker = Broker::start(Engine::Redis);
+async fn a_topic_that_is_followed_again_is_read_from_where_it_was(broker: Broker) {
     let [a, b] = nodes(&broker.url(), RULE).await;
     let mut publisher = Client::connect(&a).await;
     let (mut client, start) = subscriber(&b, json!({"topic": "kept.1"})).await;
@@ -232,12 +216,7 @@ async fn a_topic_that_is_followed_again_is_read_from_where_it_was() {
     assert_eq!(received.messages, (0..20).map(Value::from).collect::<Vec<_>>());
 }
 
-#[tokio::test]
-async fn tail_follows_a_topic_of_another_node() {
-    if !has_brokers() {
-        return;
-    }
-    let broker = Broker::start(Engine::Redis);
+async fn tail_follows_a_topic_of_another_node(broker: Broker) {
     let [a, b] = nodes(&broker.url(), RULE).await;
     let mut publisher = Client::connect(&a).await;
     publish_range(&mut publisher, "kept.1", 0..5).await;

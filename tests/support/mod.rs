@@ -9,6 +9,7 @@ mod http;
 mod network;
 mod peers;
 mod prometheus;
+mod proxy;
 mod server;
 mod temporary;
 mod tls;
@@ -17,7 +18,7 @@ pub(crate) mod wire;
 
 use std::time::Duration;
 
-pub(crate) use broker::{Broker, Engine, Proxy, free_port, has_brokers};
+pub(crate) use broker::{Broker, Engine, free_port, has_brokers};
 pub(crate) use capability::{Capability, REQUIRED, SKIPPED, old_binary};
 pub(crate) use client::Client;
 pub(crate) use collector::Collector;
@@ -27,6 +28,7 @@ pub(crate) use peers::{
     Peer, has_browser, install, install_named, python_bin, run_peer, script, try_install,
 };
 pub(crate) use prometheus::Prometheus;
+pub(crate) use proxy::Proxy;
 pub(crate) use server::{Finished, Server, Starting, run};
 pub(crate) use temporary::TemporaryDir;
 pub(crate) use tls::{Authority, Identity, TlsClient, TlsFront, connect_tls, over_tls, text};

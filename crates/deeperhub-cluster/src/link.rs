@@ -180,6 +180,22 @@ impl Receiver {
     )
 )]
 impl Reader {
+    /// Prepares what the store needs, for a connection that has just begun.
+    #[cfg_attr(
+        not(feature = "nats"),
+        allow(clippy::unused_async, reason = "only JetStream has streams to create")
+    )]
+    pub(crate) async fn prepare(&mut self) {
+        match self {
+            #[cfg(feature = "nats")]
+            Self::Nats(inner) => inner.prepare().await,
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => {}
+            #[cfg(not(any(feature = "nats", feature = "redis")))]
+            _ => {}
+        }
+    }
+
     /// Answers requests, with errors if the connection fails.
     pub(crate) async fn answer(&mut self, requests: Vec<Request>) {
         match self {

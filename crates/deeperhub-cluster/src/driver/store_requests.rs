@@ -26,6 +26,7 @@ impl<I: MessageHandler> Connection<'_, I> {
         let queue = &shared.requests_to_store;
         queue.open();
         let _guard = CloseOnDrop(queue);
+        reader.prepare().await;
         loop {
             let requests = queue.take(shared.interests.confirmed(), Instant::now());
             if !requests.is_empty() {

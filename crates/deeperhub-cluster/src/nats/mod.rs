@@ -5,6 +5,7 @@ mod client;
 mod client_tests;
 mod credentials;
 mod handshake;
+mod identity;
 mod jetstream;
 mod request;
 mod sender;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use deeperhub_protocol::Topic;
 use tracing::warn;
 
 use super::client::Client;
+use super::identity::identity;
 use super::jetstream::{Ack, ApiError, Store, StreamNames, stored_time};
 use super::request::{RequestError, Subscription};
 use super::wire::command;
@@ -18,7 +18,7 @@ use crate::envelope::Header;
 use crate::link::{LinkError, Sent};
 use crate::metrics::Dropped;
 use crate::names::Names;
-use crate::store::{AppendError, AppendOutcome, AppendTarget, Appended, OwnedOnce, StreamRule, unix_ms};
+use crate::store::{AppendError, AppendOutcome, AppendTarget, Appended, StreamRule, unix_ms};
 
 /// Time before messages are sent again that no leader of their stream took.
 const RETRY_TIME: Duration = Duration::from_millis(100);
@@ -346,64 +346,5 @@ impl Streams {
             _ => false,
         };
         Ok(Appended { position, time: stored_time(&first.payload).unwrap_or(own), is_repeat: !is_same })
-    }
-}
-
-/// Returns the identity by which the server recognizes a message.
-fn identity(target: &AppendTarget, envelope: &[u8], topic: &str, epoch: u64) -> String {
-    if let Some(OwnedOnce { user, text }) = &target.once {
-        // A cleared topic forgets publishes. Users cannot choose the identities of others.
-        let length = user.len();
-        let text = format!("{epoch} {topic} {length} {user}{text}");
-        let hash = digest(&SHA256, text.as_bytes());
-        let hex = hash.as_ref().iter().take(16).map(|byte| format!("{byte:02x}"));
-        return format!("o{}", hex.collect::<String>());
-    }
-    let (incarnation, sequence) =
-        Header::parse(envelope).map_or((0, 0), |header| (header.origin.incarnation, header.sequence));
-    format!("{incarnation:x}.{sequence:x}")
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::envelope::{Envelope, Message, Origin};
-    use crate::store::{AppendNumber, StreamLimits};
-
-    fn target(once: Option<(&str, &str)>) -> AppendTarget {
-        let second = Duration::from_secs(1);
-        AppendTarget {
-            number: AppendNumber(1),
-            limits: StreamLimits { messages: 1, ttl: second, forget: second },
-            known: None,
-            once: once.map(|(user, text)| OwnedOnce { user: user.into(), text: text.into() }),
-            stamp: 0,
-            topic: 0,
-            topic_len: 0,
-        }
-    }
-
-    #[test]
-    fn publishes_have_identities_of_their_own() {
-        let envelope = |sequence| {
-            let origin = Origin { node: "n", incarnation: 0xab };
-            Envelope { origin, sequence, message: Message::Bye }.write()
-        };
-        assert_eq!(identity(&target(None), &envelope(0x1f), "t", 1), "ab.1f");
-        let once =
-            |user, text, topic, epoch| identity(&target(Some((user, text))), &envelope(1), topic, epoch);
-        let first = once("uada", "x", "t", 1);
-        assert_eq!((first.len(), once("uada", "x", "t", 1)), (33, first.clone()));
-        for other in [
-            once("uada", "x", "t", 2),
-            once("uada", "x", "u", 1),
-            once("uad", "ax", "t", 1),
-            once("uada", "y", "t", 1),
-            once("-", "x", "t", 1),
-        ] {
-            assert_ne!(first, other);
-        }
     }
 }

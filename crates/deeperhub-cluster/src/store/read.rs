@@ -92,6 +92,21 @@ impl StoredEnvelope {
         }
     }
 
+    /// Sets the offset before the message, if it has none.
+    #[cfg(feature = "nats")]
+    pub(crate) fn set_previous(&mut self, previous: u64) {
+        let Ok(header) = crate::envelope::Header::parse(&self.bytes) else { return };
+        let at = crate::envelope::stamp_offset(header.origin.node.len()) + 16;
+        let previous = previous.min(self.offset.saturating_sub(1)).to_be_bytes();
+        if self.bytes.get(at..at + 8) == Some(&[0; 8]) {
+            let mut bytes = self.bytes.to_vec();
+            if let Some(field) = bytes.get_mut(at..at + 8) {
+                field.copy_from_slice(&previous);
+            }
+            self.bytes = bytes.into();
+        }
+    }
+
     /// Returns the offset of the message.
     #[must_use]
     pub const fn offset(&self) -> u64 {

@@ -1,6 +1,8 @@
 //! A view of a stream whose offsets a store gives.
 
 mod check;
+#[cfg(test)]
+mod holes;
 mod pending;
 mod read;
 #[cfg(test)]
@@ -46,15 +48,16 @@ pub use values::{
 /// };
 /// // The topic is followed now, and the store has one message.
 /// let read = mirror.on_followed(&stream).ok_or("no read")?;
-/// let answer = StreamRead { epoch: 9, top: 1, floor: 0, whole_to: 0, messages: vec![stored(1, "a")] };
-/// for step in mirror.on_read(&stream, read.number, answer).steps {
+/// let answer = |top, messages| StreamRead { epoch: 9, top, floor: 0, whole_to: 0, messages };
+/// let answered = answer(1, vec![stored(1, "a")]);
+/// for step in mirror.on_read(&stream, read.number, answered).steps {
 ///     stream.apply(&bounds, now, &mut evicted, step);
 /// }
 /// // The live message 2 is lost, so message 3 waits for a read.
 /// let live = mirror.on_live(&stream, 9, stored(3, "c"), 1 << 20);
 /// let LiveResult::Waits(Some(read)) = live else { return Err("not noticed") };
-/// let answer = StreamRead { epoch: 9, top: 3, floor: 0, whole_to: 0, messages: vec![stored(2, "b"), stored(3, "c")] };
-/// for step in mirror.on_read(&stream, read.number, answer).steps {
+/// let answered = answer(3, vec![stored(2, "b"), stored(3, "c")]);
+/// for step in mirror.on_read(&stream, read.number, answered).steps {
 ///     stream.apply(&bounds, now, &mut evicted, step);
 /// }
 /// assert!(mirror.is_settled());

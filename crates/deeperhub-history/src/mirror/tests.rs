@@ -120,8 +120,8 @@ fn what_the_store_does_not_have_is_told() {
     let mut fixture = Fixture::settled(5);
     let read = fixture.hole(5, 19, 20);
     let messages = vec![stored(8, 9), stored(9, 10), stored(13, 15)];
-    let read_answer = StreamRead { epoch: 5, top: 20, floor: 7, whole_to: 0, messages };
-    let (steps, next, _) = fixture.read(read, read_answer);
+    let (steps, next, _) =
+        fixture.read(read, StreamRead { epoch: 5, top: 20, floor: 7, whole_to: 0, messages });
     assert_eq!(steps, "-6..7 trimmed -8..8 lost 9 10 -11..13 lost 15<13");
     // An answer without messages says that there are none up to the top.
     let read = ReadRequest { number: read.number + 1, after: next };
@@ -185,8 +185,7 @@ fn a_duplicate_of_the_store_is_bridged() {
     );
     let mut fixture = Fixture::settled(2);
     let read = fixture.hole(5, 3, 4);
-    let read_answer =
-        StreamRead { epoch: 5, top: 4, floor: 0, whole_to: 0, messages: vec![duplicate, stored(3, 4)] };
+    let read_answer = StreamRead { messages: vec![duplicate, stored(3, 4)], ..answer(5, 4, 0, []) };
     assert_eq!(fixture.read(read, read_answer), done("=3 4<2"));
 }
 

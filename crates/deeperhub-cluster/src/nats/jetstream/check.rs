@@ -37,6 +37,9 @@ pub(crate) async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, Ch
     Err(last_error)
 }
 
+/// Subject, content and headers of a request.
+type Step<'s> = (String, Value, &'s [(&'s str, &'s str)]);
+
 struct Check {
     api: Api,
     findings: Vec<StoreFinding>,
@@ -71,7 +74,7 @@ impl Check {
         let api = |operation: &str| format!("$JS.API.{operation}.{stream}");
         let expected = ("Nats-Expected-Stream", stream.as_str());
         let (message, mark) = (names.message(TOPIC), names.mark(TOPIC));
-        let steps: [(String, Value, &[(&str, &str)]); 9] = [
+        let steps: [Step<'_>; 9] = [
             ("$JS.API.STREAM.NAMES".to_owned(), json!({ "subject": names.all() }), &[]),
             (api("STREAM.CREATE"), wanted.clone(), &[]),
             (api("STREAM.INFO"), Value::Null, &[]),

@@ -54,7 +54,7 @@ impl MessageTime {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark {
     pub(crate) epoch: u64,
-    /// Sequence of the mark.
+    /// Sequence of the mark, or of the message that told it.
     pub(crate) after: u64,
 }
 
@@ -65,6 +65,12 @@ impl RuleStream {
             Some(mark) if mark.epoch > self.epoch => (mark.epoch, mark.after),
             _ => (self.epoch, 0),
         }
+    }
+
+    /// Returns the sequence of a topic's message before another one; 0 if that was before the topic's
+    /// epoch.
+    pub(crate) fn previous(&self, topic: &str, sequence: u64) -> u64 {
+        if sequence > self.epoch_of(topic).1 { sequence } else { 0 }
     }
 
     /// Returns the position of a topic's message in the stream.
@@ -95,10 +101,10 @@ impl RuleStream {
         }
     }
 
-    /// Notes a mark, if it is later than the one that is known.
+    /// Notes a mark, or the message that told it to followers, if it is later than what is known.
     pub(crate) fn see_mark(&mut self, topic: &str, mark: Mark) {
         match self.marks.get_mut(topic) {
-            Some(known) if known.epoch >= mark.epoch => {}
+            Some(known) if (known.epoch, known.after) >= (mark.epoch, mark.after) => {}
             Some(known) => *known = mark,
             None => drop(self.marks.insert(topic.into(), mark)),
         }
@@ -202,6 +208,7 @@ mod tests {
         assert_eq!(position("t", 11), StorePosition { epoch: 150, offset: 11 });
         assert_eq!(position("t", 10), StorePosition { epoch: 100, offset: 10 });
         assert_eq!(position("u", 11), StorePosition { epoch: 100, offset: 11 });
+        assert_eq!((stream.previous("t", 10), stream.previous("t", 11), stream.previous("u", 5)), (0, 11, 5));
         assert_eq!(stream.highest, 0);
     }
 

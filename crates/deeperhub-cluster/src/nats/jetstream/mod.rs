@@ -64,8 +64,10 @@ mod names;
 mod range;
 mod reader;
 mod reset;
+mod source;
 mod stamp;
 mod time;
+mod tops;
 
 pub(crate) use api::{Ack, ApiError};
 pub(crate) use check::check_store;

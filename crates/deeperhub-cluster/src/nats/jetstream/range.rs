@@ -63,7 +63,10 @@ pub(super) fn parse(
         if let Some(epoch) = reset_epoch(&message.payload) {
             bridged.insert(sequence, last);
             if epoch > plan.epoch {
-                (plan.epoch, plan.base, plan.after) = (epoch, sequence, None);
+                plan.after = None;
+            }
+            if epoch >= plan.epoch {
+                (plan.epoch, plan.base) = (epoch, sequence);
                 messages.clear();
                 mark = Some((epoch, sequence));
             }
@@ -93,10 +96,13 @@ pub(super) fn parse(
     let first = messages.first().map(StoredEnvelope::offset);
     let (kept, oldest) = plan.kept.unwrap_or((count, first.unwrap_or(top + 1)));
     let lacks_first = kept > count && plan.after.is_none();
-    let whole = Whole {
-        after: whole_after(&plan, look, (count, first, lacks_first)).min(top),
-        to: if pending > 0 { last_read } else { top },
-    };
+    let after = whole_after(&plan, look, (count, first, lacks_first)).min(top);
+    // The server does not tell what was before the first message. Whoever has what is vouched for lacks
+    // nothing before it.
+    if let Some(first) = messages.first_mut() {
+        first.set_previous(after);
+    }
+    let whole = Whole { after, to: if pending > 0 { last_read } else { top } };
     let is_full = u32::try_from(messages.len()).is_ok_and(|read_count| read_count >= read.messages);
     let range = StreamRange {
         top: Some(StorePosition { epoch: plan.epoch, offset: top }),

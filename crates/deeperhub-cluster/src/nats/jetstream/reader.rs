@@ -1,39 +1,29 @@
 //! The connection for reads of streams. It is opened for the first request, so that nodes without
 //! streams do without it, and large answers delay no messages.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deeperhub_protocol::Topic;
 use serde_json::{Value, json};
+use tracing::warn;
 use url::Url;
 
 use super::super::connect_client;
 use super::super::request::Message;
 use super::api::{ApiError, Call};
-use super::ensure::{Store, StreamInfo, header, number};
-use super::names::StreamNames;
-use super::range::{self, Look, Plan, pending};
-use super::time::format_ms;
+use super::ensure::{Store, header, number};
+use super::range::{self, Plan, pending};
+use super::source::{Source, direct, no_rule};
 use crate::broker::Shared;
-use crate::store::{
-    ReadError, Request, StorePosition, StreamProgress, StreamRange, StreamRead, StreamRule, StreamTop,
-    find_rule,
-};
+use crate::store::{ReadError, Request, StreamRange, StreamRead, StreamRule, find_rule};
 
 /// Sum of the bytes of the messages that one read returns. The last message may exceed it.
 const MAX_READ_BYTES: usize = 256 << 10;
 
-/// Largest difference of the clocks of servers, and delay of an expiry.
-const AGE_MARGIN_MS: u64 = 5000;
-
 /// Attempts to read from a replica that is not late, and the time between two.
 const REPLICA_ATTEMPTS: usize = 50;
 const REPLICA_RETRY_TIME: Duration = Duration::from_millis(20);
-
-/// Time after which all replicas have a message, unless the leader calls one late.
-const REPLICA_DELAY_MS: u64 = 2000;
 
 /// Maximum number of looks for the first of the last messages.
 const MAX_SEEKS: usize = 64;
@@ -47,21 +37,31 @@ pub(crate) struct Reader {
     store: Option<Store>,
 }
 
-/// A stream that an exchange reads from.
-struct Source {
-    names: StreamNames,
-    stream: String,
-    info: StreamInfo,
-    look: Look,
-    max_age_ms: u64,
-    replicas: u64,
-}
-
 type Outcome = Result<StreamRange, ReadError>;
 
 impl Reader {
     pub(crate) const fn new(shared: Arc<Shared>, server: Url, link: u64) -> Self {
         Self { shared, server, link, store: None }
+    }
+
+    /// Creates the streams of all rules, and compares those that exist with the rules.
+    pub(crate) async fn prepare(&mut self) {
+        let rules = self.shared.stream_rules.get();
+        if rules.iter().all(|rule| rule.limits.is_none()) {
+            return;
+        }
+        let mut store = match self.connect().await {
+            Ok(store) => store,
+            Err(error) => return warn!(%error, "Streams not prepared"),
+        };
+        for rule in rules.iter() {
+            match store.ensure(rule).await {
+                Ok(_) => {}
+                Err(error) if error.is_of_connection() => return warn!(%error, "Streams not prepared"),
+                Err(error) => warn!(rule = %rule.pattern, %error, "Stream not prepared"),
+            }
+        }
+        self.store = Some(store);
     }
 
     /// Answers requests. If the connection fails, the rest of them fails, and the next call makes a
@@ -132,65 +132,7 @@ impl Reader {
     }
 }
 
-/// Returns the error for a topic without a stream.
-fn no_rule(topic: &Topic<'_>) -> ApiError {
-    let description = format!("no rule keeps messages of {topic}");
-    ApiError::Refused { status: 404, code: 0, description }
-}
-
-/// Returns a call of a read.
-fn direct(stream: &str, request: Value, is_batch: bool) -> Call {
-    Call { subject: format!("$JS.API.DIRECT.GET.{stream}"), request, is_batch }
-}
-
 impl Store {
-    /// Looks at the streams of the rules of topics. Fails those of a rule that the server refuses.
-    async fn sources(
-        &mut self,
-        rules: &[StreamRule],
-        topics: impl Iterator<Item = &Topic<'static>>,
-    ) -> Result<(Vec<Option<usize>>, Vec<Result<Source, ApiError>>), ApiError> {
-        let mut of_rule = BTreeMap::new();
-        let (mut indices, mut sources) = (Vec::new(), Vec::new());
-        for topic in topics {
-            let Some(rule) = find_rule(rules, topic) else {
-                indices.push(None);
-                continue;
-            };
-            let pattern = rule.pattern.as_str();
-            if !of_rule.contains_key(pattern) {
-                let source = self.source(rule).await;
-                if let Err(error) = &source
-                    && error.is_of_connection()
-                {
-                    return Err(error.clone());
-                }
-                of_rule.insert(pattern, sources.len());
-                sources.push(source);
-            }
-            indices.push(of_rule.get(pattern).copied());
-        }
-        Ok((indices, sources))
-    }
-
-    async fn source(&mut self, rule: &StreamRule) -> Result<Source, ApiError> {
-        for _ in 0..2 {
-            let names = self.ensure(rule).await?;
-            let stream = self.stream(&names);
-            let Some(info) = self.info(&stream).await? else {
-                // Another node has begun a new epoch, or the server has lost the stream.
-                self.forget(&names);
-                continue;
-            };
-            let (max_messages, max_age_ms, replicas) =
-                self.known(&names, |known| (known.max_messages, known.max_age_ms, known.replicas));
-            let look = Look { newest: info.newest, young_after: 0, max_messages, time_ms: info.time_ms };
-            return Ok(Source { names, stream, info, look, max_age_ms, replicas });
-        }
-        let description = format!("the stream of {} is not there", rule.pattern);
-        Err(ApiError::Refused { status: 503, code: 0, description })
-    }
-
     /// Reads messages. The outcomes have the order of the reads.
     async fn read_all(
         &mut self,
@@ -273,55 +215,6 @@ impl Store {
             }
         });
         parsed.range
-    }
-
-    /// Looks up which messages are young, and the marks of topics that are read from their start.
-    async fn look(
-        &mut self,
-        reads: &[&StreamRead],
-        indices: &[Option<usize>],
-        sources: &mut [Result<Source, ApiError>],
-    ) -> Result<(), ApiError> {
-        let (mut calls, mut kinds) = (Vec::new(), Vec::new());
-        for (number, source) in sources.iter().enumerate() {
-            let Ok(source) = source else { continue };
-            let margin = AGE_MARGIN_MS.min(source.max_age_ms / 2);
-            let young_from = source.look.time_ms.saturating_sub(source.max_age_ms.saturating_sub(margin));
-            if source.info.created_ms < young_from {
-                let start = format_ms(young_from);
-                let request = json!({ "start_time": start, "next_by_subj": source.names.all(), "batch": 1 });
-                calls.push(direct(&source.stream, request, true));
-                kinds.push((number, true));
-            }
-            let of_source = reads.iter().zip(indices).filter(|(_, index)| **index == Some(number));
-            let epoch =
-                |read: &StreamRead| self.known(&source.names, |known| known.epoch_of(read.topic.as_str()).0);
-            let from_start =
-                of_source.filter(|(read, _)| read.after.is_none_or(|after| after.epoch != epoch(read)));
-            let marks: Vec<_> = from_start.map(|(read, _)| source.names.mark(read.topic.as_str())).collect();
-            if !marks.is_empty() {
-                let request = json!({ "batch": marks.len(), "multi_last": marks });
-                calls.push(direct(&source.stream, request, true));
-                kinds.push((number, false));
-            }
-        }
-        if calls.is_empty() {
-            return Ok(());
-        }
-        let answers = self.exchanges.run(&calls).await?;
-        for ((index, is_age), answer) in kinds.into_iter().zip(answers) {
-            let Some(Ok(source)) = sources.get_mut(index) else { continue };
-            if is_age {
-                let first = answer.first().and_then(|first| number(first, "Nats-Sequence"));
-                source.look.young_after = first.map_or(source.look.newest, |first| first.saturating_sub(1));
-            } else {
-                let names = source.names.clone();
-                for message in &answer {
-                    self.note_mark(&names, message);
-                }
-            }
-        }
-        Ok(())
     }
 
     fn plan(&self, read: &StreamRead, source: &Source) -> Plan {
@@ -407,84 +300,6 @@ impl Store {
             }
         }
         Ok(newest)
-    }
-
-    /// Looks up the newest positions of topics, in their order.
-    async fn tops(
-        &mut self,
-        rules: &[StreamRule],
-        topics: &[Topic<'static>],
-    ) -> Result<Vec<StreamTop>, ApiError> {
-        let (indices, sources) = self.sources(rules, topics.iter()).await?;
-        let mut newest = BTreeMap::new();
-        let (mut calls, mut called) = (Vec::new(), Vec::new());
-        for (number, source) in sources.iter().enumerate() {
-            let source = source.as_ref().map_err(Clone::clone)?;
-            let of_source = topics.iter().zip(&indices).filter(|(_, index)| **index == Some(number));
-            let subjects: Vec<_> = of_source
-                .map(|(topic, _)| topic.as_str())
-                .flat_map(|topic| [source.names.message(topic), source.names.mark(topic)])
-                .collect();
-            let request = json!({ "batch": subjects.len(), "multi_last": subjects });
-            calls.push(direct(&source.stream, request, true));
-            called.push(source);
-        }
-        let answers = self.exchanges.run(&calls).await?;
-        for (source, answer) in called.into_iter().zip(answers) {
-            if let Err(ReadError::Refused(description)) = pending(&answer) {
-                return Err(ApiError::Refused { status: 0, code: 0, description });
-            }
-            for message in &answer {
-                let Some((topic, is_mark)) =
-                    header(message, "Nats-Subject").and_then(|subject| source.names.topic(subject))
-                else {
-                    continue;
-                };
-                if is_mark {
-                    self.note_mark(&source.names, message);
-                } else if let Some(sequence) = number(message, "Nats-Sequence") {
-                    newest.insert(topic.to_owned(), sequence);
-                }
-            }
-        }
-        let vouched: Vec<_> =
-            sources.iter().map(|source| source.as_ref().map_or(0, |source| self.vouched(source))).collect();
-        let tops = topics.iter().zip(&indices).map(|(topic, index)| {
-            let source =
-                index.and_then(|index| Some((sources.get(index)?.as_ref().ok()?, vouched.get(index)?)));
-            let Some((source, vouched)) = source else {
-                return StreamTop { position: None, progress: None, time: crate::store::unix_ms() };
-            };
-            let (epoch, base) = self.known(&source.names, |known| known.epoch_of(topic.as_str()));
-            let offset = newest.get(topic.as_str()).copied().filter(|newest| *newest > base).unwrap_or(0);
-            let vouched = if *vouched == 0 { 0 } else { (*vouched).max(offset) };
-            StreamTop {
-                position: Some(StorePosition { epoch, offset }),
-                progress: Some(StreamProgress { newest: source.look.newest.max(offset), vouched }),
-                time: source.look.time_ms,
-            }
-        });
-        Ok(tops.collect())
-    }
-
-    /// Returns the sequence up to which a later answer has all messages.
-    fn vouched(&self, source: &Source) -> u64 {
-        let now = (source.look.newest, source.look.time_ms);
-        if source.replicas <= 1 {
-            return now.0;
-        }
-        // A replica may have answered that is late, but hardly by so much.
-        self.known(&source.names, |known| match known.last_look {
-            Some((newest, time)) if source.info.is_level && now.1 >= time + REPLICA_DELAY_MS => {
-                known.last_look = Some(now);
-                newest
-            }
-            Some(_) if source.info.is_level => 0,
-            _ => {
-                known.last_look = Some(now);
-                0
-            }
-        })
     }
 }
 

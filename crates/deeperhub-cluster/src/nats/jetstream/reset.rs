@@ -34,7 +34,11 @@ impl Store {
         // This one removes the messages, and tells those that follow the topic.
         let subject = names.message(topic.as_str());
         let ack = self.api.append(subject, envelope.clone(), &[expected, ("Nats-Rollup", "sub")]).await?;
-        self.known(names, |known| known.see(ack.sequence));
+        let after = ack.sequence;
+        self.known(names, |known| {
+            known.see(after);
+            known.see_mark(topic.as_str(), Mark { epoch, after });
+        });
         // The others learn the mark as if it had been republished.
         let after_text = after.to_string();
         let headers = [("Nats-Stream", stream.as_str()), ("Nats-Sequence", &after_text)];

@@ -28,12 +28,12 @@ impl Republished {
         let time = headers.last("Nats-Time-Stamp").unwrap_or_default();
         let link = known.link();
         if let Some(topic) = stored_topic(&message.payload) {
-            let position = known.with_stream(prefix, stream, |known| {
+            let (epoch, previous) = known.with_stream(prefix, stream, |known| {
                 known.see_live(sequence, time, link);
-                known.position(topic, sequence)
+                (known.position(topic, sequence).epoch, known.previous(topic, previous.unwrap_or(0)))
             })?;
-            let envelope = stamp(&message.payload, position.epoch, sequence, previous.unwrap_or(0))?;
-            return Some(Self { key: (position.epoch, sequence), envelope });
+            let envelope = stamp(&message.payload, epoch, sequence, previous)?;
+            return Some(Self { key: (epoch, sequence), envelope });
         }
         // The start of a topic's epoch.
         let envelope = Envelope::parse(&message.payload).ok()?;

@@ -45,7 +45,7 @@ pub(super) fn format_ms(ms: u64) -> String {
 /// Returns the days between the Unix epoch and the start of a month.
 fn days_before(year: u64, month: u64) -> u64 {
     const BEFORE_MONTH: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
-    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let years = year - 1970;
     // Leap days before this year, counted from 1970 on.
     let last = year - 1;

@@ -7,6 +7,7 @@ use deeperhub_history::{
     CheckResult, LiveResult, ReadRequest, StoredMessage, Stream, StreamId, SubscribeCheck,
 };
 use deeperhub_protocol::frame::KeptFrame;
+use deeperhub_protocol::message::EncodedDelivery;
 use deeperhub_protocol::{Epoch, Topic};
 
 use super::mirror::{LiveEffect, Readiness, TopCheck, TopicMirror};
@@ -55,7 +56,7 @@ impl StreamStripe {
                 LiveResult::Waits(read) => LiveEffect::Nothing(read),
                 LiveResult::Duplicate(message) => {
                     let kept = stream.message(message.offset);
-                    let is_other = kept.is_some_and(|kept| kept.as_bytes() != message.message.as_bytes());
+                    let is_other = kept.is_some_and(|kept| !is_same(kept, &message.message));
                     match topic.known().filter(|_| is_other) {
                         Some(known) => LiveEffect::Rewritten(known),
                         None => LiveEffect::Nothing(None),
@@ -196,6 +197,20 @@ impl StreamStripe {
             SubscribeCheck::Wait(read) => Readiness::Waits(read),
         });
         check.unwrap_or(Readiness::Ready)
+    }
+}
+
+/// Returns `true` if two frames of an offset are of one message. They can differ in their `prev`: a
+/// read does not always tell it.
+fn is_same(kept: &KeptFrame, other: &KeptFrame) -> bool {
+    if kept.as_bytes() == other.as_bytes() {
+        return true;
+    }
+    let without_prev =
+        |frame: &KeptFrame| EncodedDelivery::parse(frame.as_bytes()).and_then(|frame| frame.with_prev(0));
+    match (without_prev(kept), without_prev(other)) {
+        (Some(kept), Some(other)) => kept.as_bytes() == other.as_bytes(),
+        _ => false,
     }
 }
 
