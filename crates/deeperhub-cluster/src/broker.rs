@@ -1,7 +1,6 @@
 //! The handle to the cluster that the node's threads share: publishes, sends requests, reports
 //! state.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -23,9 +22,6 @@ use crate::store::{RequestQueue, StreamRules};
 
 /// Maximum number of requests that wait for answers at the same time. Limits memory use.
 const MAX_REQUESTS: usize = 4096;
-
-/// Maximum size of the buffer for envelopes that each thread keeps.
-const MAX_KEPT_BUFFER_BYTES: usize = 64 << 10;
 
 /// State of the node's membership in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,7 +216,8 @@ impl Broker {
             shared.metrics.dropped(Dropped::Unavailable, 1);
             return Err(EnqueueError::Unavailable);
         }
-        shared.with_envelope(message, |envelope| {
+        let origin = Origin { node: &shared.node, incarnation: shared.incarnation };
+        Envelope { origin, sequence: 0, message }.with_bytes(|envelope| {
             if envelope.len() > shared.max_envelope.load(Ordering::Relaxed) {
                 shared.metrics.dropped(Dropped::TooLarge, 1);
                 return Err(EnqueueError::TooLarge);
@@ -366,22 +363,6 @@ impl Shared {
     pub(crate) fn envelope(&self, message: Message<'_>) -> Vec<u8> {
         let origin = Origin { node: &self.node, incarnation: self.incarnation };
         Envelope { origin, sequence: 0, message }.write()
-    }
-
-    /// Encodes an envelope into a buffer of the calling thread, for the time of a call.
-    fn with_envelope<T>(&self, message: Message<'_>, call: impl FnOnce(&mut [u8]) -> T) -> T {
-        thread_local! {
-            static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-        }
-        let mut buffer = BUFFER.take();
-        buffer.clear();
-        let origin = Origin { node: &self.node, incarnation: self.incarnation };
-        Envelope { origin, sequence: 0, message }.write_to(&mut buffer);
-        let result = call(&mut buffer);
-        if buffer.capacity() <= MAX_KEPT_BUFFER_BYTES {
-            BUFFER.set(buffer);
-        }
-        result
     }
 
     /// Queues a message between drivers.

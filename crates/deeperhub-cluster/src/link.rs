@@ -196,6 +196,19 @@ impl Reader {
         }
     }
 
+    /// Keeps the connection for reads alive, between requests. Does not return before it is lost.
+    pub(crate) async fn keep_alive(&mut self) {
+        match self {
+            #[cfg(feature = "nats")]
+            Self::Nats(inner) => inner.keep_alive().await,
+            // Its library does so.
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => std::future::pending().await,
+            #[cfg(not(any(feature = "nats", feature = "redis")))]
+            _ => std::future::pending().await,
+        }
+    }
+
     /// Answers requests, with errors if the connection fails.
     pub(crate) async fn answer(&mut self, requests: Vec<Request>) {
         match self {

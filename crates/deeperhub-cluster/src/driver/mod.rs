@@ -6,6 +6,7 @@ mod batch;
 mod burst;
 mod connection;
 mod handler;
+mod sending;
 mod store_requests;
 mod thread;
 

@@ -1,5 +1,7 @@
 //! Encoding of envelopes.
 
+use std::cell::Cell;
+
 use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Topic};
 
@@ -8,6 +10,9 @@ use super::{
     ANSWER, BYE, ClientRequest, Envelope, HELLO, Message, PROBE, STORED, STREAM_RESET, TAKEN, VERSION,
 };
 use crate::operation::{Action, Operation, Target};
+
+/// Maximum size of the buffer for envelopes that each thread keeps.
+const MAX_KEPT_BYTES: usize = 64 << 10;
 
 impl Envelope<'_> {
     /// Encodes the envelope.
@@ -20,8 +25,23 @@ impl Envelope<'_> {
         out
     }
 
+    /// Encodes the envelope into a buffer of the calling thread, for the time of a call.
+    pub(crate) fn with_bytes<T>(&self, call: impl FnOnce(&mut [u8]) -> T) -> T {
+        thread_local! {
+            static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
+        let mut buffer = BUFFER.take();
+        buffer.clear();
+        self.write_to(&mut buffer);
+        let result = call(&mut buffer);
+        if buffer.capacity() <= MAX_KEPT_BYTES {
+            BUFFER.set(buffer);
+        }
+        result
+    }
+
     /// Appends the encoded envelope.
-    pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
+    fn write_to(&self, out: &mut Vec<u8>) {
         out.reserve(ORIGIN_OFFSET + 96 + self.message.payload_len());
         let mut fixed = [0; ORIGIN_OFFSET];
         let (head, sequence) = fixed.split_at_mut(SEQUENCE_OFFSET);

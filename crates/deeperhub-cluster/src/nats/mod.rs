@@ -6,6 +6,7 @@ mod client_tests;
 mod credentials;
 mod handshake;
 mod identity;
+mod io;
 mod jetstream;
 mod request;
 mod sender;

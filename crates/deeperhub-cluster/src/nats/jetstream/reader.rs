@@ -121,6 +121,15 @@ impl Reader {
         }
     }
 
+    /// Answers the server's pings. Returns when the connection is lost.
+    pub(crate) async fn keep_alive(&mut self) {
+        match &self.store {
+            Some(store) => store.api.client().lost().await,
+            None => std::future::pending().await,
+        };
+        self.store = None;
+    }
+
     async fn connect(&mut self) -> Result<Store, ApiError> {
         if let Some(store) = self.store.take() {
             return Ok(store);
