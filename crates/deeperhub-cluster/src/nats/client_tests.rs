@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::client::Client;
 use super::handshake;
+use super::request::RequestError;
 use super::wire::command;
 use crate::config::{BrokerUrl, Config};
 use crate::link::LinkError;
@@ -268,5 +269,72 @@ fn messages_that_nobody_takes_are_bounded() {
         };
         let (_server, confirmed, ()) = tokio::join!(play, confirmed, receive);
         assert_eq!(confirmed, Ok(()));
+    });
+}
+
+#[test]
+fn requests_get_their_own_answers() {
+    run(async {
+        let (client, mut server) = connected().await;
+        let play = async {
+            server.expect("SUB inbox.").await;
+            let sid = server.expect("\r\n").await.split_once(' ').unwrap().1.to_owned();
+            let reply = server.expect(" 1\r\nq\r\n").await;
+            let reply = reply.strip_prefix("PUB api ").unwrap();
+            // A message of another subscription, and one that nobody asked for.
+            server.send("MSG a 2 1\r\nx\r\nMSG a 99 1\r\ny\r\n").await;
+            server.send(&format!("HMSG {reply} {sid} 18 19\r\nNATS/1.0\r\nK: v\r\n\r\nz\r\n")).await;
+            server.expect(&format!("UNSUB {sid}\r\n")).await;
+            server.expect("SUB inbox.").await;
+            let sid = server.expect("\r\n").await.split_once(' ').unwrap().1.to_owned();
+            server.expect("HPUB api inbox.").await;
+            server.expect(" 18 19\r\nNATS/1.0\r\nK: v\r\n\r\nq\r\n").await;
+            server.send(&format!("HMSG r {sid} 16 16\r\nNATS/1.0 503\r\n\r\n\r\n")).await;
+            server
+        };
+        let ask = async {
+            let answer = client.request("api", &[], b"q").await.unwrap();
+            assert_eq!((&answer.payload[..], answer.headers().last("K")), (&b"z"[..], Some("v")));
+            assert_eq!(client.request("api", &[("K", "v")], b"q").await, Err(RequestError::NoResponders));
+        };
+        let (server, ()) = tokio::join!(play, ask);
+        let mut batch = Vec::new();
+        client.receive(&mut batch).await.unwrap();
+        assert_eq!(texts(&batch), ["x"]);
+        assert_eq!(client.request("api", &[], &[0; 2001]).await, Err(RequestError::TooLarge));
+        drop(server);
+        assert!(matches!(client.request("api", &[], b"q").await, Err(RequestError::Lost(_))));
+    });
+}
+
+#[test]
+fn messages_with_headers_are_stamped() {
+    run(async {
+        let (client, mut server) = connected().await;
+        client.stamp_with(|message| message.headers().last("K").map(|value| Bytes::from(value.to_owned())));
+        let plain = "MSG a 2 1\r\nx\r\nHMSG a 2 12 13\r\nNATS/1.0\r\n\r\ny\r\n";
+        server
+            .send(&format!("{plain}HMSG a 2 18 19\r\nNATS/1.0\r\nK: v\r\n\r\nz\r\nMSG a 2 1\r\nw\r\n"))
+            .await;
+        let mut received = Vec::new();
+        while received.len() < 3 {
+            let mut batch = Vec::new();
+            client.receive(&mut batch).await.unwrap();
+            received.append(&mut batch);
+        }
+        assert_eq!(texts(&received), ["x", "v", "w"]);
+    });
+}
+
+#[test]
+fn violations_can_fail_alone() {
+    run(async {
+        let (client, mut server) = connected().await;
+        client.keep_violations();
+        server.send("-ERR 'Permissions Violation for Publish to \"a\"'\r\nPONG\r\n").await;
+        assert_eq!(client.violation().await.unwrap(), "nats: Permissions Violation for Publish to \"a\"");
+        assert_eq!(client.confirm().await, Ok(()));
+        server.send("-ERR 'Maximum Payload Violation'\r\n").await;
+        assert_eq!(client.violation().await, Err(LinkError::new("nats: Maximum Payload Violation")));
     });
 }

@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};

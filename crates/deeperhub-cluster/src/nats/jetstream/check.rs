@@ -1,6 +1,7 @@
 //! Checks whether a server can keep streams.
 
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use super::super::connect_client;
 use super::super::request::{Message, RequestError};
@@ -21,7 +22,24 @@ const NOT_ENABLED: [u64; 2] = [10076, 10039];
 /// Topic of the check. Clients cannot use topics that start with `$`.
 const TOPIC: &str = "$store-check";
 
+/// Checks a server on a thread of its own, because a connection stays on one thread.
 pub(crate) async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
+    let (sender, outcome) = oneshot::channel();
+    let config = config.clone();
+    let failed = |error: std::io::Error| CheckError(error.to_string());
+    std::thread::Builder::new()
+        .name("store-check".to_owned())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let outcome = runtime.map_err(failed).and_then(|runtime| runtime.block_on(check(&config)));
+            // The caller may have gone.
+            let _ = sender.send(outcome);
+        })
+        .map_err(failed)?;
+    outcome.await.unwrap_or_else(|_| Err(CheckError("the check has failed".to_owned())))
+}
+
+async fn check(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
     let mut last_error = CheckError("no server".to_owned());
     for server in config.url.servers() {
         match connect_client(config, "store-check", server).await {
