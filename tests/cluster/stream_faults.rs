@@ -133,7 +133,7 @@ async fn an_empty_store_starts_a_new_epoch_which_is_told(mut broker: Broker) {
         assert_eq!(received.messages, [5, 6, 7]);
     }
     // Emptied while the connections stay, the next publish tells that this node knows more.
-    broker.empty_streams().await;
+    broker.empty_streams();
     let after = publish_range(&mut publisher, "kept.1", 8..9).await;
     assert_ne!(after[0]["epoch"], epochs[0]);
     for client in [&mut on_a, &mut on_b] {

@@ -1,6 +1,6 @@
 //! Brokers for clusters: real servers on their own ports.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -274,17 +274,38 @@ impl Broker {
     }
 
     /// Removes all streams while the server runs.
-    pub(crate) async fn empty_streams(&self) {
+    pub(crate) fn empty_streams(&self) {
         if self.engine == Engine::Redis {
             assert_eq!(self.redis_lines("FLUSHALL"), ["+OK"]);
             return;
         }
-        let client = async_nats::connect(self.url()).await.expect("NATS accepts connections");
-        let names = client.request("$JS.API.STREAM.NAMES", "".into()).await.expect("JetStream answers");
-        let names: serde_json::Value = serde_json::from_slice(&names.payload).expect("an answer is JSON");
+        let names = self.nats_request("$JS.API.STREAM.NAMES");
+        let names: serde_json::Value = serde_json::from_slice(&names).expect("an answer is JSON");
         for name in names["streams"].as_array().into_iter().flatten() {
-            let subject = format!("$JS.API.STREAM.DELETE.{}", name.as_str().expect("names are texts"));
-            client.request(subject, "".into()).await.expect("JetStream answers");
+            let name = name.as_str().expect("names are texts");
+            self.nats_request(&format!("$JS.API.STREAM.DELETE.{name}"));
+        }
+    }
+
+    /// Sends an empty request to NATS and returns the payload of the answer.
+    fn nats_request(&self, subject: &str) -> Vec<u8> {
+        let mut stream = TcpStream::connect(self.address).expect("NATS accepts connections");
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket has a timeout");
+        let commands = format!(
+            "CONNECT {{\"verbose\":false}}\r\nSUB _INBOX.test 1\r\nPUB {subject} _INBOX.test 0\r\n\r\n"
+        );
+        stream.write_all(commands.as_bytes()).expect("NATS accepts a request");
+        let mut lines = BufReader::new(stream);
+        loop {
+            let mut line = String::new();
+            assert!(lines.read_line(&mut line).expect("NATS answers") > 0, "NATS closed the connection");
+            if let Some(fields) = line.strip_prefix("MSG ") {
+                let length = fields.split_whitespace().last().and_then(|length| length.parse().ok());
+                let mut payload = vec![0; length.expect("a message has a length")];
+                lines.read_exact(&mut payload).expect("NATS sends the whole message");
+                return payload;
+            }
+            assert!(!line.starts_with("-ERR"), "{line}");
         }
     }
 

@@ -11,13 +11,14 @@ use tokio::sync::{Notify, oneshot, watch};
 use tracing::warn;
 
 use crate::announcement;
+use crate::batch::Destination;
 use crate::config::{Config, Engine};
 use crate::cover::Wildcards;
 use crate::envelope::{Envelope, MAX_ENVELOPE_OVERHEAD_BYTES, Message, Origin, topic_offset};
 use crate::interest::Interests;
 use crate::metrics::{Dropped, Metrics};
 use crate::peers::{Peer, Peers};
-use crate::queue::{Destination, Full, Lane, Queue};
+use crate::queue::{Full, Lane, Queue};
 use crate::store::{RequestQueue, StreamRules};
 
 /// Maximum number of requests that wait for answers at the same time. Limits memory use.
@@ -171,8 +172,8 @@ impl Broker {
         }))
     }
 
-    /// Returns the approximate memory per subscribed topic or pattern, in bytes. Most of it is the
-    /// client library's queue of a subscription, if it has one.
+    /// Returns the approximate memory of the broker's client per subscribed topic or pattern, in
+    /// bytes.
     #[must_use]
     pub fn bytes_per_topic(&self) -> usize {
         self.0.config.url.engine().subscription_bytes()
@@ -208,9 +209,9 @@ impl Broker {
         if !self.is_up() {
             return Err(EnqueueError::Unavailable);
         }
-        let envelope = self.0.envelope(Message::Probe { number });
         let to = Destination::Node(self.0.node.as_str().into());
-        self.0.queue.push(Lane::Data, to, envelope).map_err(|Full| EnqueueError::Full)
+        let mut envelope = self.0.envelope(Message::Probe { number });
+        self.0.queue.push(Lane::Data, to, &mut envelope).map_err(|Full| EnqueueError::Full)
     }
 
     pub(crate) fn enqueue(&self, to: Destination, message: Message<'_>) -> Result<(), EnqueueError> {
@@ -219,14 +220,16 @@ impl Broker {
             shared.metrics.dropped(Dropped::Unavailable, 1);
             return Err(EnqueueError::Unavailable);
         }
-        let envelope = shared.envelope(message);
-        if envelope.len() > shared.max_envelope.load(Ordering::Relaxed) {
-            shared.metrics.dropped(Dropped::TooLarge, 1);
-            return Err(EnqueueError::TooLarge);
-        }
-        shared.queue.push(Lane::Data, to, envelope).map_err(|Full| {
-            shared.metrics.dropped(Dropped::Full, 1);
-            EnqueueError::Full
+        let origin = Origin { node: &shared.node, incarnation: shared.incarnation };
+        Envelope { origin, sequence: 0, message }.with_bytes(|envelope| {
+            if envelope.len() > shared.max_envelope.load(Ordering::Relaxed) {
+                shared.metrics.dropped(Dropped::TooLarge, 1);
+                return Err(EnqueueError::TooLarge);
+            }
+            shared.queue.push(Lane::Data, to, envelope).map_err(|Full| {
+                shared.metrics.dropped(Dropped::Full, 1);
+                EnqueueError::Full
+            })
         })
     }
 
@@ -284,14 +287,14 @@ impl Broker {
     /// [`max_answer_bytes`](Self::max_answer_bytes)) or the queue is full, the answer is dropped,
     /// counted and logged.
     pub fn answer(&self, node: &str, request: u64, text: &str) {
-        let envelope = self.0.envelope(Message::Answer { request, text });
+        let mut envelope = self.0.envelope(Message::Answer { request, text });
         let limit = self.0.max_envelope.load(Ordering::Relaxed);
         if envelope.len() > limit {
             self.0.metrics.dropped(Dropped::TooLarge, 1);
             warn!(node, bytes = envelope.len(), limit, "Answer dropped: exceeds the broker's max_payload");
             return;
         }
-        if self.0.queue.push(Lane::Control, Destination::Node(node.into()), envelope).is_err() {
+        if self.0.queue.push(Lane::Control, Destination::Node(node.into()), &mut envelope).is_err() {
             // The request then times out at the other node.
             self.0.metrics.dropped(Dropped::Full, 1);
             warn!(node, "Answer dropped: too many wait for the broker");
@@ -389,7 +392,7 @@ impl Shared {
     /// Queues a message between drivers.
     pub(crate) fn send_control(&self, to: Destination, message: Message<'_>) {
         // The control lane is full only if the broker takes no messages, which ends the connection.
-        let _ = self.queue.push(Lane::Control, to, self.envelope(message));
+        let _ = self.queue.push(Lane::Control, to, &mut self.envelope(message));
     }
 
     /// Passes an answer to the request that waits for it.

@@ -87,11 +87,11 @@ impl Engine {
         }
     }
 
-    /// Returns the approximate memory that the client library uses per subscription, in bytes (see
+    /// Returns the approximate memory that the client uses per subscription, in bytes (see
     /// the costs in `docs/cluster.md`).
     pub(crate) const fn subscription_bytes(self) -> usize {
         match self {
-            Self::Nats => 4400,
+            Self::Nats => 64,
             Self::Redis => 256,
         }
     }

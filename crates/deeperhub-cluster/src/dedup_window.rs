@@ -17,7 +17,8 @@ const MAX_ORIGINS: usize = 1024;
 /// if its sender lost the connection before the broker's confirmation and then repeated it.
 #[derive(Debug, Default)]
 pub(crate) struct DedupWindow {
-    origins: HashMap<Box<str>, HashMap<u64, SequenceWindow>>,
+    /// Windows of the nodes with each incarnation. Incarnations hardly ever coincide.
+    origins: HashMap<u64, Vec<(Box<str>, SequenceWindow)>, ahash::RandomState>,
     /// Number of windows.
     len: usize,
     /// Number of calls of `is_new`, which orders the windows by last use.
@@ -38,9 +39,9 @@ impl DedupWindow {
     /// below the window does not count as new.
     pub(crate) fn is_new(&mut self, node: &str, incarnation: u64, sequence: u64) -> bool {
         self.clock += 1;
-        if let Some(window) =
-            self.origins.get_mut(node).and_then(|incarnations| incarnations.get_mut(&incarnation))
-        {
+        let nodes = self.origins.get_mut(&incarnation);
+        let window = nodes.and_then(|nodes| nodes.iter_mut().find(|(name, _)| **name == *node));
+        if let Some((_, window)) = window {
             window.last_used = self.clock;
             return window.is_new(sequence);
         }
@@ -53,22 +54,20 @@ impl DedupWindow {
             last_used: self.clock,
         };
         window.set(sequence);
-        self.origins.entry(node.into()).or_default().insert(incarnation, window);
+        self.origins.entry(incarnation).or_default().push((node.into(), window));
         self.len += 1;
         true
     }
 
     fn evict_oldest(&mut self) {
-        let incarnations = self.origins.iter().flat_map(|(node, incarnations)| {
-            incarnations
-                .iter()
-                .map(move |(incarnation, window)| (window.last_used, node.clone(), *incarnation))
+        let all = self.origins.iter().flat_map(|(incarnation, nodes)| {
+            nodes.iter().map(|(_, window)| (window.last_used, *incarnation))
         });
-        let Some((_, node, incarnation)) = incarnations.min() else { return };
-        if let Some(incarnations) = self.origins.get_mut(&node) {
-            incarnations.remove(&incarnation);
-            if incarnations.is_empty() {
-                self.origins.remove(&node);
+        let Some((last_used, incarnation)) = all.min() else { return };
+        if let Some(nodes) = self.origins.get_mut(&incarnation) {
+            nodes.retain(|(_, window)| window.last_used != last_used);
+            if nodes.is_empty() {
+                self.origins.remove(&incarnation);
             }
         }
         self.len -= 1;

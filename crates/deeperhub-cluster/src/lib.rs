@@ -31,9 +31,10 @@
 //! that they can be listed and names stay unique.
 //!
 //! # Features
-//! `nats` and `redis` each add an engine with its client library. Both are off by default.
+//! `nats` and `redis` each add an engine. Both are off by default.
 
 mod announcement;
+mod batch;
 mod broker;
 mod config;
 mod cover;
@@ -67,6 +68,8 @@ pub use envelope::{
 };
 #[cfg(feature = "nats")]
 pub use nats::check_credentials;
+#[cfg(all(feature = "nats", fuzzing))]
+pub use nats::fuzz_operations;
 pub use operation::{Action, Operation, Target};
 pub use peers::Peer;
 pub use store::{

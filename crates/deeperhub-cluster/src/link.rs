@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::batch::Batch;
 use crate::broker::Shared;
 #[cfg(any(feature = "nats", feature = "redis"))]
 use crate::config::Engine;
-use crate::queue::Outbound;
 use crate::store::{AppendOutcome, Request};
 
 /// Reason why a connection was lost or could not be made.
@@ -29,6 +29,17 @@ pub(crate) struct Link {
     pub(crate) reader: Reader,
     /// `true` if the broker delivers the node's own messages back to it.
     pub(crate) echoes_own: bool,
+}
+
+/// State of a batch that was sent.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    /// The broker has confirmed it. These are the outcomes of its appends.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "NATS confirms batches later"))]
+    Confirmed(Vec<AppendOutcome>),
+    /// The broker will confirm it under this number. It has no appends.
+    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "Redis confirms batches at once"))]
+    Written(u64),
 }
 
 /// Sending part.
@@ -104,19 +115,28 @@ impl Link {
     )
 )]
 impl Sender {
-    /// Sends a batch and returns the outcomes of its appends when the broker has confirmed all of
-    /// it. `is_resent` says that the broker may have got the batch before.
-    pub(crate) async fn send(
-        &mut self,
-        batch: &[Outbound],
-        is_resent: bool,
-    ) -> Result<Vec<AppendOutcome>, LinkError> {
+    /// Sends a batch. `is_resent` says that the broker may have got it before.
+    pub(crate) async fn send(&mut self, batch: &Batch, is_resent: bool) -> Result<Sent, LinkError> {
         match self {
             // Its server recognizes messages whether they are marked or not.
             #[cfg(feature = "nats")]
             Self::Nats(inner) => inner.send(batch).await,
             #[cfg(feature = "redis")]
-            Self::Redis(inner) => inner.send(batch, is_resent).await,
+            Self::Redis(inner) => inner.send(batch, is_resent).await.map(Sent::Confirmed),
+            #[cfg(not(any(feature = "nats", feature = "redis")))]
+            _ => Err(LinkError::new("the program was built without engines")),
+        }
+    }
+
+    /// Waits until the broker has confirmed the batch of this number, and those before it. Nothing
+    /// is lost if the future is dropped.
+    pub(crate) async fn confirmed(&self, number: u64) -> Result<(), LinkError> {
+        match self {
+            #[cfg(feature = "nats")]
+            Self::Nats(inner) => inner.confirmed(number).await,
+            // Its batches are confirmed when they are sent.
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => Ok(()),
             #[cfg(not(any(feature = "nats", feature = "redis")))]
             _ => Err(LinkError::new("the program was built without engines")),
         }
@@ -173,6 +193,19 @@ impl Reader {
             Self::Redis(_) => {}
             #[cfg(not(any(feature = "nats", feature = "redis")))]
             _ => {}
+        }
+    }
+
+    /// Keeps the connection for reads alive, between requests. Does not return before it is lost.
+    pub(crate) async fn keep_alive(&mut self) {
+        match self {
+            #[cfg(feature = "nats")]
+            Self::Nats(inner) => inner.keep_alive().await,
+            // Its library does so.
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => std::future::pending().await,
+            #[cfg(not(any(feature = "nats", feature = "redis")))]
+            _ => std::future::pending().await,
         }
     }
 

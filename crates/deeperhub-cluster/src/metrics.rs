@@ -17,8 +17,6 @@ labels! {
         TooLarge = "too_large",
         /// The envelope was received, and the backlog was full or did not process it in time.
         SlowNode = "slow_node",
-        /// The envelope was received, and the client library's queue was full.
-        SlowLink = "slow_link",
         /// The node stopped before the broker confirmed the envelope.
         Stopped = "stopped",
     }

@@ -55,15 +55,16 @@ impl Names {
         format!("{{{}{1}h{1}{topic}}}", self.prefix, self.separator)
     }
 
+    /// Returns a name that no node subscribes to.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only checks of Redis use it"))]
+    pub(crate) fn no_responders(&self) -> String {
+        format!("{}{}x", self.prefix, self.separator)
+    }
+
     /// Returns the beginning of the names of all topics' messages in Redis.
     #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only Redis has keys"))]
     pub(crate) fn stream_prefix(&self) -> String {
         format!("{}{1}h{1}", self.prefix, self.separator)
-    }
-
-    /// Returns a name that no node subscribes to. NATS answers a request to it at once.
-    pub(crate) fn no_responders(&self) -> String {
-        format!("{}{}x", self.prefix, self.separator)
     }
 
     /// Returns the prefix of reply subjects.

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::batch::{Batch, Destination};
 use crate::envelope::set_sequence;
 use crate::store::AppendTarget;
 
@@ -28,43 +28,6 @@ const MAX_CONTROL_MESSAGES: usize = 1024;
 /// `max_bytes`. Large answers thus do not stop heartbeats.
 const MAX_SMALL_CONTROL_BYTES: usize = 1024;
 
-/// Receivers of an envelope.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Destination {
-    /// All nodes that subscribe to the topic whose name is at this position in the envelope.
-    Topic { start: usize, len: usize },
-    /// One node.
-    Node(Box<str>),
-    /// All nodes.
-    All,
-    /// The store, which passes the message to all nodes that subscribe to its topic.
-    Append(Box<AppendTarget>),
-}
-
-/// An envelope for the broker.
-#[derive(Debug, Clone)]
-pub(crate) struct Outbound {
-    pub(crate) to: Destination,
-    pub(crate) envelope: Bytes,
-}
-
-impl Outbound {
-    /// Returns what is known of the append besides its envelope, if it is one.
-    pub(crate) fn into_append(self) -> Option<AppendTarget> {
-        if let Destination::Append(target) = self.to { Some(*target) } else { None }
-    }
-
-    fn cost(&self) -> usize {
-        cost(&self.to, self.envelope.len())
-    }
-}
-
-/// Returns the cost of an envelope with this number of bytes.
-fn cost(to: &Destination, bytes: usize) -> usize {
-    let target = if let Destination::Append(target) = to { target.bytes() } else { 0 };
-    bytes + ENVELOPE_OVERHEAD_BYTES + target
-}
-
 /// Priority of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
@@ -78,11 +41,14 @@ pub(crate) enum Lane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Full;
 
+/// Maximum number of empty batches that are kept, so that their buffers are used again.
+const MAX_SPARES: usize = 8;
+
 /// A queue with two lanes, each bounded in bytes. A push never waits.
 #[derive(Debug)]
 pub(crate) struct Queue {
     inner: Mutex<Inner>,
-    /// Notified of each push, and when the node has joined.
+    /// Notified of a push to an empty lane, and when the node has joined.
     pub(crate) changed: Notify,
     /// Maximum cost of each lane. Small control messages, and a message to an empty lane, may
     /// exceed the limit.
@@ -91,16 +57,44 @@ pub(crate) struct Queue {
 
 #[derive(Debug, Default)]
 struct Inner {
-    control: VecDeque<Outbound>,
-    data: VecDeque<Outbound>,
-    /// Cost of both lanes.
-    bytes: usize,
-    /// Cost of the control lane.
-    control_bytes: usize,
+    control: LaneBatches,
+    data: LaneBatches,
     /// Sequence of the last envelope.
     sequence: u64,
     /// `true` if the driver has ended, so that no append gets an outcome.
     refuses_appends: bool,
+    /// Empty batches.
+    spares: Vec<Batch>,
+}
+
+/// The envelopes of a lane. No batch is empty.
+#[derive(Debug, Default)]
+struct LaneBatches {
+    batches: VecDeque<Batch>,
+    /// Number of envelopes.
+    len: usize,
+    /// Cost of the envelopes.
+    cost: usize,
+}
+
+impl Inner {
+    const fn lane(&mut self, lane: Lane) -> &mut LaneBatches {
+        match lane {
+            Lane::Control => &mut self.control,
+            Lane::Data => &mut self.data,
+        }
+    }
+}
+
+/// Returns the cost of an envelope with this number of bytes.
+fn cost(to: &Destination, bytes: usize) -> usize {
+    let target = if let Destination::Append(target) = to { target.bytes() } else { 0 };
+    bytes + ENVELOPE_OVERHEAD_BYTES + target
+}
+
+/// Returns the cost of the envelopes of a batch.
+const fn batch_cost(batch: &Batch) -> usize {
+    batch.bytes() + batch.len() * ENVELOPE_OVERHEAD_BYTES + batch.append_bytes()
 }
 
 impl Queue {
@@ -113,71 +107,84 @@ impl Queue {
     }
 
     /// Assigns the next sequence to an envelope and appends it.
-    pub(crate) fn push(&self, lane: Lane, to: Destination, mut envelope: Vec<u8>) -> Result<(), Full> {
+    pub(crate) fn push(&self, lane: Lane, to: Destination, envelope: &mut [u8]) -> Result<(), Full> {
         let cost = cost(&to, envelope.len());
-        {
+        let was_empty = {
             let mut inner = self.lock();
             if inner.refuses_appends && matches!(to, Destination::Append(_)) {
                 return Err(Full);
             }
+            let batches = inner.lane(lane);
             // An empty lane accepts any envelope, even one that exceeds the lane's limit.
+            let fits = batches.cost == 0 || batches.cost + cost <= self.max_bytes;
             let is_full = match lane {
                 Lane::Control => {
-                    let fits = cost <= MAX_SMALL_CONTROL_BYTES
-                        || inner.control_bytes == 0
-                        || inner.control_bytes + cost <= self.max_bytes;
-                    inner.control.len() >= MAX_CONTROL_MESSAGES || !fits
+                    batches.len >= MAX_CONTROL_MESSAGES || !(fits || cost <= MAX_SMALL_CONTROL_BYTES)
                 }
-                Lane::Data => {
-                    let bytes = inner.bytes - inner.control_bytes;
-                    bytes > 0 && bytes + cost > self.max_bytes
-                }
+                Lane::Data => !fits,
             };
             if is_full {
                 return Err(Full);
             }
+            let was_empty = batches.len == 0;
+            batches.len += 1;
+            batches.cost += cost;
             inner.sequence += 1;
-            set_sequence(&mut envelope, inner.sequence);
-            inner.bytes += cost;
-            let outbound = Outbound { to, envelope: envelope.into() };
-            match lane {
-                Lane::Control => {
-                    inner.control_bytes += cost;
-                    inner.control.push_back(outbound);
+            set_sequence(envelope, inner.sequence);
+            let Inner { control, data, spares, .. } = &mut *inner;
+            let batches = if lane == Lane::Control { control } else { data };
+            match batches.batches.back_mut() {
+                Some(last) if last.len() < MAX_BATCH_MESSAGES && last.bytes() < MAX_BATCH_BYTES => {
+                    last.push(to, envelope);
                 }
-                Lane::Data => inner.data.push_back(outbound),
+                last => {
+                    // The next batch probably gets as large.
+                    let new = || last.map(|last| last.empty_like()).unwrap_or_default();
+                    let mut batch = spares.pop().unwrap_or_else(new);
+                    batch.push(to, envelope);
+                    batches.batches.push_back(batch);
+                }
             }
+            was_empty
+        };
+        // The driver takes batches until the lane is empty, and only then waits.
+        if was_empty {
+            self.changed.notify_one();
         }
-        self.changed.notify_one();
         Ok(())
     }
 
-    /// Moves messages of a lane to `batch` until `batch` has [`MAX_BATCH_MESSAGES`] messages, or
-    /// until this call has moved `max_bytes`. The last message may make the sum exceed `max_bytes`.
-    pub(crate) fn take(&self, lane: Lane, max_bytes: usize, batch: &mut Vec<Outbound>) {
+    /// Removes and returns the oldest messages of a lane: at most [`MAX_BATCH_MESSAGES`], or as many
+    /// as have `max_bytes`. The last message may make the sum exceed `max_bytes`. The batch is empty
+    /// if the lane is.
+    pub(crate) fn take(&self, lane: Lane, max_bytes: usize) -> Batch {
         let mut inner = self.lock();
-        let mut bytes = 0;
-        while batch.len() < MAX_BATCH_MESSAGES && bytes < max_bytes {
-            let next = match lane {
-                Lane::Control => inner.control.pop_front(),
-                Lane::Data => inner.data.pop_front(),
-            };
-            let Some(next) = next else { break };
-            bytes += next.envelope.len();
-            inner.bytes -= next.cost();
-            if lane == Lane::Control {
-                inner.control_bytes -= next.cost();
-            }
-            batch.push(next);
+        let batches = inner.lane(lane);
+        let Some(mut batch) = batches.batches.pop_front() else { return Batch::default() };
+        let rest = batch.split_off(max_bytes);
+        if !rest.is_empty() {
+            batches.batches.push_front(rest);
+        }
+        batches.len -= batch.len();
+        batches.cost -= batch_cost(&batch);
+        batch
+    }
+
+    /// Keeps the buffers of a batch that was sent.
+    pub(crate) fn recycle(&self, mut batch: Batch) {
+        batch.clear();
+        if batch.capacity() > 2 * MAX_BATCH_BYTES {
+            return;
+        }
+        let mut inner = self.lock();
+        if inner.spares.len() < MAX_SPARES {
+            inner.spares.push(batch);
         }
     }
 
     /// Drops all control messages, because they are outdated after an outage.
     pub(crate) fn clear_control(&self) {
-        let mut inner = self.lock();
-        let freed: usize = inner.control.drain(..).map(|outbound| outbound.cost()).sum();
-        inner.bytes -= freed;
-        inner.control_bytes = 0;
+        self.lock().control = LaneBatches::default();
     }
 
     /// Returns a sequence for an envelope that does not pass through the queue.
@@ -191,32 +198,44 @@ impl Queue {
     pub(crate) fn close_for_appends(&self) -> Vec<AppendTarget> {
         let mut inner = self.lock();
         inner.refuses_appends = true;
+        let mut rest = LaneBatches::default();
         let mut removed = Vec::new();
-        for outbound in std::mem::take(&mut inner.data) {
-            if let Destination::Append(_) = outbound.to {
-                inner.bytes -= outbound.cost();
-                removed.push(outbound);
-            } else {
-                inner.data.push_back(outbound);
+        for batch in std::mem::take(&mut inner.data).batches {
+            let mut kept = Batch::default();
+            for outbound in batch.iter() {
+                if !matches!(outbound.to, Destination::Append(_)) {
+                    kept.push(outbound.to.clone(), outbound.envelope);
+                }
             }
+            if !kept.is_empty() {
+                rest.len += kept.len();
+                rest.cost += batch_cost(&kept);
+                rest.batches.push_back(kept);
+            }
+            removed.push(batch);
         }
+        inner.data = rest;
         drop(inner);
-        removed.into_iter().filter_map(Outbound::into_append).collect()
+        removed.into_iter().flat_map(Batch::into_appends).collect()
     }
 
+    /// Returns the cost of both lanes.
     pub(crate) fn bytes(&self) -> usize {
-        self.lock().bytes
+        let inner = self.lock();
+        inner.control.cost + inner.data.cost
     }
 
     /// Returns the number of envelopes in the data lane.
     pub(crate) fn len(&self) -> usize {
-        self.lock().data.len()
+        self.lock().data.len
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
+
     use crate::envelope::{Envelope, Message, Origin};
 
     fn envelope() -> Vec<u8> {
@@ -225,16 +244,15 @@ mod tests {
     }
 
     fn take(queue: &Queue, lane: Lane) -> Vec<u64> {
-        let mut batch = Vec::new();
-        queue.take(lane, MAX_BATCH_BYTES, &mut batch);
-        batch.iter().map(|outbound| Envelope::parse(&outbound.envelope).unwrap().sequence).collect()
+        let batch = queue.take(lane, MAX_BATCH_BYTES);
+        batch.iter().map(|outbound| Envelope::parse(outbound.envelope).unwrap().sequence).collect()
     }
 
     #[test]
     fn sequences_follow_the_order_of_pushes() {
         let queue = Queue::new(1 << 20);
         for lane in [Lane::Data, Lane::Control, Lane::Data] {
-            assert_eq!(queue.push(lane, Destination::All, envelope()), Ok(()));
+            assert_eq!(queue.push(lane, Destination::All, &mut envelope()), Ok(()));
         }
         assert_eq!(take(&queue, Lane::Data), [1, 3]);
         assert_eq!(take(&queue, Lane::Control), [2]);
@@ -246,32 +264,30 @@ mod tests {
         let cost = envelope().len() + ENVELOPE_OVERHEAD_BYTES;
         let queue = Queue::new(cost * 3);
         for _ in 0..3 {
-            assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Ok(()));
+            assert_eq!(queue.push(Lane::Data, Destination::All, &mut envelope()), Ok(()));
         }
-        assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Err(Full));
+        assert_eq!(queue.push(Lane::Data, Destination::All, &mut envelope()), Err(Full));
         // Control messages still fit.
-        assert_eq!(queue.push(Lane::Control, Destination::All, envelope()), Ok(()));
+        assert_eq!(queue.push(Lane::Control, Destination::All, &mut envelope()), Ok(()));
         assert_eq!(take(&queue, Lane::Data), [1, 2, 3]);
         queue.clear_control();
         assert_eq!(queue.bytes(), 0);
-        assert_eq!(queue.push(Lane::Data, Destination::All, vec![0; cost * 9]), Ok(()));
+        assert_eq!(queue.push(Lane::Data, Destination::All, &mut vec![0; cost * 9]), Ok(()));
     }
 
     #[test]
     fn answers_are_bounded_and_block_nothing_else() {
         let queue = Queue::new(10_000);
         let answer = || vec![0; 4000];
-        assert_eq!(queue.push(Lane::Control, Destination::All, answer()), Ok(()));
-        assert_eq!(queue.push(Lane::Control, Destination::All, answer()), Ok(()));
-        assert_eq!(queue.push(Lane::Control, Destination::All, answer()), Err(Full));
-        assert_eq!(queue.push(Lane::Control, Destination::All, envelope()), Ok(()));
-        assert_eq!(queue.push(Lane::Data, Destination::All, answer()), Ok(()));
+        assert_eq!(queue.push(Lane::Control, Destination::All, &mut answer()), Ok(()));
+        assert_eq!(queue.push(Lane::Control, Destination::All, &mut answer()), Ok(()));
+        assert_eq!(queue.push(Lane::Control, Destination::All, &mut answer()), Err(Full));
+        assert_eq!(queue.push(Lane::Control, Destination::All, &mut envelope()), Ok(()));
+        assert_eq!(queue.push(Lane::Data, Destination::All, &mut answer()), Ok(()));
         queue.clear_control();
         assert_eq!(queue.bytes(), 4000 + ENVELOPE_OVERHEAD_BYTES);
-        assert_eq!(queue.push(Lane::Control, Destination::All, vec![0; 40_000]), Ok(()));
-        let mut batch = Vec::new();
-        queue.take(Lane::Control, usize::MAX, &mut batch);
-        assert_eq!(batch.len(), 1);
+        assert_eq!(queue.push(Lane::Control, Destination::All, &mut [0; 40_000]), Ok(()));
+        assert_eq!(queue.take(Lane::Control, usize::MAX).len(), 1);
         assert_eq!(queue.bytes(), 4000 + ENVELOPE_OVERHEAD_BYTES);
     }
 
@@ -296,15 +312,15 @@ mod tests {
         };
         let queue = Queue::new(1 << 20);
         for to in [append(1), Destination::All, append(2), append(3)] {
-            assert_eq!(queue.push(Lane::Data, to, envelope()), Ok(()));
+            assert_eq!(queue.push(Lane::Data, to, &mut envelope()), Ok(()));
         }
-        let mut batch = Vec::new();
-        queue.take(Lane::Data, 1, &mut batch);
-        assert!(matches!(&batch[..], [Outbound { to: Destination::Append(_), .. }]));
+        let batch = queue.take(Lane::Data, 1);
+        assert!(batch.len() == 1 && batch.has_appends());
+        assert_eq!(batch.into_appends().map(|target| target.number.0).collect::<Vec<_>>(), [1]);
         let rest: Vec<_> = queue.close_for_appends().iter().map(|target| target.number.0).collect();
         assert_eq!(rest, [2, 3]);
-        assert_eq!(queue.push(Lane::Data, append(4), envelope()), Err(Full));
-        assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Ok(()));
+        assert_eq!(queue.push(Lane::Data, append(4), &mut envelope()), Err(Full));
+        assert_eq!(queue.push(Lane::Data, Destination::All, &mut envelope()), Ok(()));
         assert_eq!(take(&queue, Lane::Data), [2, 5]);
         assert_eq!(queue.bytes(), 0);
     }
@@ -313,9 +329,53 @@ mod tests {
     fn a_batch_is_bounded() {
         let queue = Queue::new(1 << 20);
         for _ in 0..MAX_BATCH_MESSAGES + 1 {
-            assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Ok(()));
+            assert_eq!(queue.push(Lane::Data, Destination::All, &mut envelope()), Ok(()));
         }
         assert_eq!(take(&queue, Lane::Data).len(), MAX_BATCH_MESSAGES);
         assert_eq!(take(&queue, Lane::Data).len(), 1);
+    }
+
+    #[test]
+    fn only_a_push_to_an_empty_lane_notifies() {
+        let queue = Queue::new(1 << 20);
+        let is_notified = || queue.changed.notified().now_or_never().is_some();
+        for lane in [Lane::Data, Lane::Control] {
+            for is_first in [true, false, false] {
+                assert_eq!(queue.push(lane, Destination::All, &mut envelope()), Ok(()));
+                assert_eq!(is_notified(), is_first);
+            }
+            // The rest of a lane needs no notification: it is taken before the driver waits.
+            assert_eq!(queue.take(lane, 1).len(), 1);
+            assert_eq!(queue.push(lane, Destination::All, &mut envelope()), Ok(()));
+            assert!(!is_notified());
+            assert_eq!(queue.take(lane, usize::MAX).len(), 3);
+            assert!(queue.take(lane, usize::MAX).is_empty());
+        }
+        assert_eq!((queue.bytes(), queue.len()), (0, 0));
+    }
+
+    #[test]
+    fn buffers_are_used_again_up_to_a_limit() {
+        let queue = Queue::new(1 << 30);
+        for _ in 0..MAX_SPARES + 2 {
+            for _ in 0..MAX_BATCH_MESSAGES {
+                assert_eq!(queue.push(Lane::Data, Destination::All, &mut envelope()), Ok(()));
+            }
+        }
+        loop {
+            let batch = queue.take(Lane::Data, usize::MAX);
+            if batch.is_empty() {
+                break;
+            }
+            queue.recycle(batch);
+        }
+        assert_eq!(queue.lock().spares.len(), MAX_SPARES);
+        let mut large = Batch::default();
+        large.push(Destination::All, &vec![0; 3 * MAX_BATCH_BYTES]);
+        queue.lock().spares.clear();
+        queue.recycle(large);
+        assert_eq!(queue.lock().spares.len(), 0);
+        assert_eq!(queue.push(Lane::Data, Destination::All, &mut envelope()), Ok(()));
+        assert!(take(&queue, Lane::Data).len() == 1);
     }
 }

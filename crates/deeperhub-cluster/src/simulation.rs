@@ -8,10 +8,11 @@ use bytes::Bytes;
 use deeperhub_protocol::Topic;
 use tokio::sync::oneshot;
 
+use crate::batch::{Destination, Outbound};
 use crate::broker::{Broker, ClusterState};
 use crate::config::{BrokerUrl, Config};
 use crate::envelope::STAMP_BYTES;
-use crate::queue::{Destination, Lane, Outbound};
+use crate::queue::Lane;
 use crate::store::{
     AppendNumber, ReadError, Request, ResetStream, StorePosition, StoredEnvelope, StreamLimits, StreamRange,
     StreamRead, StreamTop,
@@ -101,22 +102,22 @@ impl SimulatedDriver {
     /// Takes the next appends of the queue.
     #[must_use]
     pub fn take_appends(&self) -> Vec<QueuedAppend> {
-        let mut batch = Vec::new();
-        self.broker.0.queue.take(Lane::Data, BATCH_BYTES, &mut batch);
-        let append = |outbound: Outbound| {
+        let batch = self.broker.0.queue.take(Lane::Data, BATCH_BYTES);
+        let append = |outbound: Outbound<'_>| {
             let Destination::Append(target) = outbound.to else { return None };
             let topic = outbound.envelope.get(target.topic..target.topic + target.topic_len)?;
+            let once = target.once.as_ref();
             Some(QueuedAppend {
                 number: target.number,
                 topic: String::from_utf8_lossy(topic).into_owned(),
                 limits: target.limits,
                 known: target.known,
-                once: target.once.map(|once| (once.user.into_string(), once.text.into_string())),
+                once: once.map(|once| (once.user.to_string(), once.text.to_string())),
                 stamp: target.stamp,
-                envelope: outbound.envelope,
+                envelope: Bytes::copy_from_slice(outbound.envelope),
             })
         };
-        batch.into_iter().filter_map(append).collect()
+        batch.iter().filter_map(append).collect()
     }
 
     /// Takes the requests that may be answered now.

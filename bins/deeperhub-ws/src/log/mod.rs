@@ -96,9 +96,7 @@ impl Level {
 fn filter(level: LogLevel) -> Targets {
     let own = LevelFilter::from(level);
     let libraries = if level == LogLevel::Trace { own } else { own.min(LevelFilter::INFO) };
-    // async-nats logs every event at `info`; the hub's cluster crate logs the relevant ones.
-    let nats = if level == LogLevel::Trace { own } else { LevelFilter::OFF };
-    Targets::new().with_default(libraries).with_target("async_nats", nats).with_target(OWN_TARGET_PREFIX, own)
+    Targets::new().with_default(libraries).with_target(OWN_TARGET_PREFIX, own)
 }
 
 impl From<LogLevel> for LevelFilter {

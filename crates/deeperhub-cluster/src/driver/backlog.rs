@@ -34,16 +34,22 @@ pub(super) struct BacklogInner {
     bytes: usize,
 }
 
+/// Number of envelopes up to which a backlog is short, so that more are read.
+const SHORT_LEN: usize = 64;
+
 /// Queue of received envelopes, bounded in bytes. It outlives connections to the broker.
 pub(super) struct Backlog {
     pub(super) inner: RefCell<BacklogInner>,
+    /// Notified of a push to the empty backlog.
     pushed: Notify,
+    /// Notified when the backlog has become short.
+    shortened: Notify,
     max_bytes: usize,
 }
 
 impl Backlog {
     pub(super) fn new(max_bytes: usize) -> Self {
-        Self { inner: RefCell::default(), pushed: Notify::new(), max_bytes }
+        Self { inner: RefCell::default(), pushed: Notify::new(), shortened: Notify::new(), max_bytes }
     }
 
     /// Appends an envelope. If there is no room, drops the envelope and returns `false`. An empty
@@ -54,30 +60,49 @@ impl Backlog {
         if inner.bytes > 0 && bytes > self.max_bytes {
             return false;
         }
+        // Envelopes share the buffer of the read that they came with. If there may be no room for
+        // the others, the rest of the buffer is not kept for one of them.
+        let envelope = if bytes > self.max_bytes / 2 { Bytes::copy_from_slice(&envelope) } else { envelope };
+        let was_empty = inner.envelopes.is_empty();
         inner.bytes = bytes;
         inner.envelopes.push_back(envelope);
         shared.backlog_bytes.store(bytes, Ordering::Relaxed);
-        self.pushed.notify_one();
+        if was_empty {
+            self.pushed.notify_one();
+        }
         true
     }
 
-    /// Waits for the oldest envelope and removes it.
-    pub(super) async fn next(&self, shared: &Shared) -> Bytes {
-        loop {
-            let next = {
-                let mut inner = self.inner.borrow_mut();
-                let next = inner.envelopes.pop_front();
-                inner.bytes -= next.as_ref().map_or(0, |envelope| envelope.len() + ENVELOPE_OVERHEAD_BYTES);
-                if inner.envelopes.is_empty() && inner.envelopes.capacity() > MAX_KEPT_CAPACITY {
-                    inner.envelopes = VecDeque::new();
-                }
-                shared.backlog_bytes.store(inner.bytes, Ordering::Relaxed);
-                next
-            };
-            match next {
-                Some(envelope) => return envelope,
-                None => self.pushed.notified().await,
-            }
+    /// Waits until the backlog has an envelope.
+    pub(super) async fn wait_for_push(&self) {
+        while self.inner.borrow().envelopes.is_empty() {
+            self.pushed.notified().await;
+        }
+    }
+
+    /// Removes and returns the oldest envelope.
+    pub(super) fn pop(&self, shared: &Shared) -> Option<Bytes> {
+        let mut inner = self.inner.borrow_mut();
+        let envelope = inner.envelopes.pop_front()?;
+        inner.bytes -= envelope.len() + ENVELOPE_OVERHEAD_BYTES;
+        shared.backlog_bytes.store(inner.bytes, Ordering::Relaxed);
+        if inner.envelopes.len() == SHORT_LEN {
+            self.shortened.notify_one();
+        }
+        if inner.envelopes.is_empty() && inner.envelopes.capacity() > MAX_KEPT_CAPACITY {
+            inner.envelopes = VecDeque::new();
+        }
+        Some(envelope)
+    }
+
+    pub(super) fn is_short(&self) -> bool {
+        self.inner.borrow().envelopes.len() <= SHORT_LEN
+    }
+
+    /// Waits until the backlog is short.
+    pub(super) async fn wait_until_short(&self) {
+        while !self.is_short() {
+            self.shortened.notified().await;
         }
     }
 }

@@ -1,110 +1,275 @@
-//! Batches of messages for the broker: sending them, their size, and requeueing after a loss.
+//! Batches of messages for the broker: sending, confirmations, and requeueing after a loss.
 
-use std::time::Duration;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::{BROKER_TIMEOUT, DriverState};
+use super::BROKER_TIMEOUT;
+use crate::batch::Batch;
 use crate::broker::Shared;
-use crate::link::{LinkError, Sender};
-use crate::queue::{MAX_BATCH_BYTES, Outbound};
+use crate::link::{LinkError, Sender, Sent};
+use crate::queue::{Lane, MAX_BATCH_BYTES};
 use crate::store::AppendOutcome;
 
-/// Minimum of the adaptive batch size, which a slow broker reaches.
-const MIN_BATCH_BYTES: usize = 8 << 10;
+/// Minimum of the window, which a slow broker reaches.
+const MIN_WINDOW_BYTES: usize = 8 << 10;
+
+/// Maximum of the window. Large enough that a fast broker never waits for a batch.
+const MAX_WINDOW_BYTES: usize = 4 * MAX_BATCH_BYTES;
 
 /// Sends a batch and waits until the broker has confirmed it, for at most [`BROKER_TIMEOUT`].
 /// Returns the outcomes of its appends. `is_resent` says that the broker may have got it before.
-pub(super) async fn send_with_timeout(
+pub(super) async fn send_and_confirm(
     sender: &mut Sender,
-    batch: &[Outbound],
+    batch: &Batch,
     is_resent: bool,
     shared: &Shared,
 ) -> Result<Vec<AppendOutcome>, LinkError> {
-    let outcomes = match timeout(BROKER_TIMEOUT, sender.send(batch, is_resent)).await {
-        Ok(result) => result?,
-        Err(_) => return Err(LinkError::new("the broker did not confirm messages in time")),
-    };
+    let outcomes = within_timeout(async {
+        match sender.send(batch, is_resent).await? {
+            Sent::Confirmed(outcomes) => Ok(outcomes),
+            Sent::Written(number) => sender.confirmed(number).await.map(|()| Vec::new()),
+        }
+    })
+    .await?;
     shared.metrics.sent.add(batch.len() as u64);
     Ok(outcomes)
 }
 
-/// Returns the maximum size of the next batch, after the broker confirmed a batch of at most
-/// `bytes` within `round_trip`. The size adapts, because a slow link would get a batch again and
-/// again if it could not confirm the batch before the timeout.
-pub(super) fn next_batch_bytes(bytes: usize, round_trip: Duration) -> usize {
+/// Waits for the broker for at most [`BROKER_TIMEOUT`].
+pub(super) async fn within_timeout<T>(
+    future: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    let late = || Err(LinkError::new("the broker did not confirm messages in time"));
+    timeout(BROKER_TIMEOUT, future).await.unwrap_or_else(|_| late())
+}
+
+/// Returns the next window, after the broker confirmed a batch within `round_trip`. The window
+/// adapts, because a slow link would get messages again and again if it could not confirm them
+/// before the timeout.
+fn next_window(bytes: usize, round_trip: Duration) -> usize {
     if round_trip > BROKER_TIMEOUT / 4 {
-        (bytes / 2).max(MIN_BATCH_BYTES)
+        (bytes / 2).max(MIN_WINDOW_BYTES)
     } else if round_trip < BROKER_TIMEOUT / 32 {
-        (bytes * 2).min(MAX_BATCH_BYTES)
+        (bytes * 2).min(MAX_WINDOW_BYTES)
     } else {
         bytes
     }
 }
 
-/// Removes and returns the messages after those that fill `max_bytes`. The last message that stays
-/// may exceed `max_bytes`.
-pub(super) fn split_off(batch: &mut Vec<Outbound>, max_bytes: usize) -> Vec<Outbound> {
-    let (mut bytes, mut count) = (0, 0);
-    for outbound in batch.iter() {
-        if bytes >= max_bytes {
-            break;
-        }
-        bytes += outbound.envelope.len();
-        count += 1;
+/// A batch that was sent and is not confirmed.
+struct InFlight {
+    batch: Batch,
+    lane: Lane,
+    /// Number of its confirmation, or `None` while it is being sent.
+    number: Option<u64>,
+    sent_at: Instant,
+}
+
+/// Messages that were taken from the queue and are not confirmed, in their order: those in flight,
+/// and those of lost connections.
+pub(super) struct Unconfirmed {
+    in_flight: RefCell<VecDeque<InFlight>>,
+    /// Messages of lost batches, which may have been delivered. They are sent again before the
+    /// queue; receivers drop duplicates.
+    lost: RefCell<VecDeque<Batch>>,
+    /// Size of the data in flight up to which the next batch is sent, and maximum size of a batch.
+    window: Cell<usize>,
+}
+
+impl Unconfirmed {
+    pub(super) fn new() -> Self {
+        Self { in_flight: RefCell::default(), lost: RefCell::default(), window: Cell::new(MAX_BATCH_BYTES) }
     }
-    batch.split_off(count)
+
+    /// Returns the number of unconfirmed messages, without those between drivers.
+    pub(super) fn len(&self) -> usize {
+        let in_flight = self.in_flight.borrow();
+        let in_flight = in_flight.iter().filter(|sent| sent.lane == Lane::Data);
+        in_flight.map(|sent| sent.batch.len()).sum::<usize>()
+            + self.lost.borrow().iter().map(Batch::len).sum::<usize>()
+    }
+
+    /// Takes the next data: first what was lost with a connection, and then from the queue. Returns
+    /// the batch, and whether it was sent before. The batch is empty if there is nothing to send, or
+    /// if the window is full.
+    pub(super) fn take(&self, shared: &Shared) -> (Batch, bool) {
+        let window = self.window.get();
+        let in_flight = self.in_flight.borrow();
+        let in_flight = in_flight.iter().filter(|sent| sent.lane == Lane::Data);
+        if in_flight.map(|sent| sent.batch.bytes()).sum::<usize>() >= window {
+            return (Batch::default(), false);
+        }
+        let mut lost = self.lost.borrow_mut();
+        match lost.pop_front() {
+            Some(mut batch) => {
+                let rest = batch.split_off(window);
+                if !rest.is_empty() {
+                    lost.push_front(rest);
+                }
+                (batch, true)
+            }
+            None => (shared.queue.take(Lane::Data, window), false),
+        }
+    }
+
+    /// Adds a batch that is in flight.
+    pub(super) fn push(&self, batch: Batch, lane: Lane, number: Option<u64>) {
+        let sent = InFlight { batch, lane, number, sent_at: Instant::now() };
+        self.in_flight.borrow_mut().push_back(sent);
+    }
+
+    /// Returns the number of the oldest batch in flight, and the time when it was sent.
+    pub(super) fn oldest(&self) -> Option<(u64, Instant)> {
+        let in_flight = self.in_flight.borrow();
+        in_flight.front().and_then(|sent| Some((sent.number?, sent.sent_at)))
+    }
+
+    /// Removes the oldest batch in flight, which the broker has confirmed, and adapts the window.
+    pub(super) fn confirm_oldest(&self) -> Option<(Batch, Lane)> {
+        let InFlight { batch, lane, sent_at, .. } = self.in_flight.borrow_mut().pop_front()?;
+        self.on_confirmed(sent_at);
+        Some((batch, lane))
+    }
+
+    /// Adapts the window after a confirmation.
+    pub(super) fn on_confirmed(&self, sent_at: Instant) {
+        self.window.set(next_window(self.window.get(), sent_at.elapsed()));
+    }
+
+    /// Keeps the data in flight for the next connection, because this one is lost. Also reduces the
+    /// window, which may have been too large.
+    pub(super) fn requeue(&self) {
+        let mut in_flight = self.in_flight.borrow_mut();
+        let mut lost = self.lost.borrow_mut();
+        // Messages between drivers are outdated then.
+        let data = in_flight.drain(..).rev().filter(|sent| sent.lane == Lane::Data);
+        let before = lost.len();
+        data.for_each(|sent| lost.push_front(sent.batch));
+        if lost.len() > before {
+            self.window.set((self.window.get() / 4).max(MIN_WINDOW_BYTES));
+        }
+    }
+
+    /// Removes and returns all batches.
+    pub(super) fn take_all(&self) -> VecDeque<Batch> {
+        self.requeue();
+        std::mem::take(&mut *self.lost.borrow_mut())
+    }
 }
 
-/// Guard of a batch that is being sent. If the batch is not empty when the guard is dropped, the
-/// guard puts the batch back in front of the unconfirmed messages. It also reduces the batch size,
-/// which may have been too large.
-pub(super) struct RequeueOnDrop<'b, I> {
-    pub(super) batch: &'b mut Vec<Outbound>,
-    pub(super) driver: &'b DriverState<I>,
+/// Guard of a batch that is being sent. Keeps the batch as one in flight when it is dropped.
+pub(super) struct Sending<'u> {
+    pub(super) batch: Batch,
+    pub(super) lane: Lane,
+    pub(super) unconfirmed: &'u Unconfirmed,
 }
 
-impl<I> Drop for RequeueOnDrop<'_, I> {
+impl Sending<'_> {
+    /// Returns the batch, which is confirmed or has a number.
+    pub(super) fn finish(mut self) -> Batch {
+        std::mem::take(&mut self.batch)
+    }
+}
+
+impl Drop for Sending<'_> {
     fn drop(&mut self) {
-        self.driver.in_flight.set(0);
-        if !self.batch.is_empty() {
-            let mut unconfirmed = self.driver.unconfirmed.borrow_mut();
-            self.batch.append(&mut unconfirmed);
-            *unconfirmed = std::mem::take(self.batch);
-            self.driver.batch_bytes.set((self.driver.batch_bytes.get() / 4).max(MIN_BATCH_BYTES));
+        let batch = std::mem::take(&mut self.batch);
+        if !batch.is_empty() {
+            self.unconfirmed.push(batch, self.lane, None);
         }
     }
 }
 
 #[cfg(test)]
+#[cfg(feature = "nats")]
 mod tests {
     use super::*;
-    use crate::queue::Destination;
+    use crate::batch::Destination;
 
     #[test]
-    fn batch_size_adapts_to_the_broker() {
-        let mut bytes = MAX_BATCH_BYTES;
+    fn the_window_adapts_to_the_broker() {
+        let mut bytes = MAX_WINDOW_BYTES;
         for _ in 0..20 {
-            bytes = next_batch_bytes(bytes, BROKER_TIMEOUT);
+            bytes = next_window(bytes, BROKER_TIMEOUT);
         }
-        assert_eq!(bytes, MIN_BATCH_BYTES);
-        assert_eq!(next_batch_bytes(bytes, BROKER_TIMEOUT / 10), bytes);
+        assert_eq!(bytes, MIN_WINDOW_BYTES);
+        assert_eq!(next_window(bytes, BROKER_TIMEOUT / 10), bytes);
         for _ in 0..20 {
-            bytes = next_batch_bytes(bytes, Duration::ZERO);
+            bytes = next_window(bytes, Duration::ZERO);
         }
-        assert_eq!(bytes, MAX_BATCH_BYTES);
+        assert_eq!(bytes, MAX_WINDOW_BYTES);
+    }
+
+    fn shared() -> std::sync::Arc<Shared> {
+        let config = crate::Config::new(crate::BrokerUrl::parse("nats://localhost").unwrap());
+        crate::Broker::new(config, "own".to_owned(), 7, "1").0
+    }
+
+    /// Queues envelopes that are only their sequences.
+    fn queue(shared: &Shared, count: usize) {
+        for _ in 0..count {
+            let mut envelope = [0; 18];
+            shared.queue.push(Lane::Data, Destination::All, &mut envelope).unwrap();
+        }
+    }
+
+    fn sequences(batch: &Batch) -> Vec<u8> {
+        batch.iter().map(|outbound| outbound.envelope[17]).collect()
     }
 
     #[test]
-    fn the_rest_of_a_split_batch_keeps_its_order() {
-        let of = |length: u8| Outbound { to: Destination::All, envelope: vec![length; length.into()].into() };
-        let lengths =
-            |batch: &[Outbound]| batch.iter().map(|outbound| outbound.envelope.len()).collect::<Vec<_>>();
-        for (max_bytes, expected) in [(1, 1), (10, 1), (11, 2), (30, 2), (31, 3), (1000, 4)] {
-            let mut batch: Vec<_> = [10, 20, 30, 40].map(of).into();
-            let rest = split_off(&mut batch, max_bytes);
-            assert_eq!(batch.len(), expected, "{max_bytes}");
-            assert_eq!([lengths(&batch), lengths(&rest)].concat(), [10, 20, 30, 40]);
+    fn a_full_window_stops_the_data() {
+        let (shared, unconfirmed) = (shared(), Unconfirmed::new());
+        unconfirmed.window.set(40);
+        queue(&shared, 10);
+        // One batch may exceed the window.
+        let (batch, is_resent) = unconfirmed.take(&shared);
+        assert_eq!((sequences(&batch), is_resent), (vec![1, 2, 3], false));
+        unconfirmed.push(batch, Lane::Data, Some(1));
+        assert!(unconfirmed.take(&shared).0.is_empty());
+        assert_eq!((unconfirmed.oldest().map(|(number, _)| number), unconfirmed.len()), (Some(1), 3));
+        // Messages between drivers do not count.
+        let (confirmed, lane) = unconfirmed.confirm_oldest().unwrap();
+        assert_eq!((sequences(&confirmed), lane), (vec![1, 2, 3], Lane::Data));
+        unconfirmed.push(confirmed, Lane::Control, Some(2));
+        assert_eq!(unconfirmed.len(), 0);
+        assert_eq!(sequences(&unconfirmed.take(&shared).0), [4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn what_was_in_flight_is_sent_again_in_order_before_the_queue() {
+        let (shared, unconfirmed) = (shared(), Unconfirmed::new());
+        unconfirmed.window.set(100);
+        queue(&shared, 9);
+        for number in 0..3 {
+            unconfirmed.push(shared.queue.take(Lane::Data, 36), Lane::Data, Some(number));
         }
+        unconfirmed.push(shared.queue.take(Lane::Data, 1), Lane::Control, Some(3));
+        // The last one was being sent.
+        drop(Sending {
+            batch: shared.queue.take(Lane::Data, 1),
+            lane: Lane::Data,
+            unconfirmed: &unconfirmed,
+        });
+        assert!(unconfirmed.confirm_oldest().is_some());
+        unconfirmed.requeue();
+        assert_eq!((unconfirmed.len(), unconfirmed.oldest()), (5, None));
+        // Also the rest of a batch keeps its place.
+        unconfirmed.window.set(20);
+        let mut sent = Vec::new();
+        loop {
+            let (batch, is_resent) = unconfirmed.take(&shared);
+            if batch.is_empty() {
+                break;
+            }
+            assert!(batch.len() <= 2);
+            sent.push((sequences(&batch), is_resent));
+        }
+        let resent: Vec<u8> = sent.iter().filter(|sent| sent.1).flat_map(|sent| sent.0.clone()).collect();
+        assert_eq!(resent, [3, 4, 5, 6, 8]);
+        assert_eq!(sent.last(), Some(&(vec![9], false)));
     }
 }

@@ -11,15 +11,16 @@ use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::backlog::MAX_KEPT_CAPACITY;
-use super::batch::{RequeueOnDrop, next_batch_bytes, send_with_timeout, split_off};
+use super::batch::send_and_confirm;
 use super::{BROKER_TIMEOUT, ConnectionEnd, DriverState, JoinOutcome, MessageHandler};
 use crate::announcement;
+use crate::batch::Destination;
 use crate::broker::{ClusterState, Shared};
 use crate::envelope::{Envelope, Header, Message};
 use crate::link::{Link, LinkError, Receiver, Sender, Subscriber};
 use crate::metrics::Dropped;
 use crate::peers::{PEER_EXPIRY, RulesDifference};
-use crate::queue::{Destination, Lane, MAX_BATCH_BYTES, Outbound};
+use crate::queue::{Lane, MAX_BATCH_BYTES};
 
 /// Time between two heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -34,6 +35,9 @@ const PEER_RETURN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of each of the last two sends before a stop: the rest of the queue, and the goodbye.
 /// Limits the delay of the stop.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Maximum time between two reads. Also at one read in this time, a broker is read fast enough.
+const MAX_READ_PAUSE: Duration = Duration::from_millis(5);
 
 /// Maximum number of batches read from a connection after it has ended. Limits the delay of the
 /// reconnect.
@@ -63,6 +67,7 @@ impl<I: MessageHandler> Connection<'_, I> {
             () = self.name_taken.notified() => ConnectionEnd::NameTaken,
             () = self.driver.wait_for_flush() => ConnectionEnd::Stopped,
         };
+        self.driver.unconfirmed.requeue();
         self.drain_receiver(&mut receiver);
         if matches!(end, ConnectionEnd::Stopped) {
             self.say_goodbye(&mut sender).await;
@@ -84,94 +89,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
         shared.queue.clear_control();
         shared.send_control(Destination::All, Message::Bye);
-        let mut batch = Vec::new();
-        shared.queue.take(Lane::Control, MAX_BATCH_BYTES, &mut batch);
-        let _ = timeout(GOODBYE_TIMEOUT, sender.send(&batch, false)).await;
-    }
-
-    /// Sends all unconfirmed and queued messages, which were queued after the flush had seen an
-    /// empty queue.
-    async fn send_rest(&self, sender: &mut Sender) {
-        let shared = self.shared();
-        loop {
-            let mut batch = std::mem::take(&mut *self.driver.unconfirmed.borrow_mut());
-            let is_resent = !batch.is_empty();
-            if !is_resent {
-                shared.queue.take(Lane::Data, MAX_BATCH_BYTES, &mut batch);
-            }
-            if batch.is_empty() {
-                return;
-            }
-            self.driver.in_flight.set(batch.len());
-            let guard = RequeueOnDrop { batch: &mut batch, driver: self.driver };
-            match send_with_timeout(sender, guard.batch, is_resent, shared).await {
-                Ok(outcomes) => {
-                    guard.batch.clear();
-                    drop(guard);
-                    self.driver.report(outcomes);
-                }
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// Sends batches until an error. Each batch is sent after the broker has confirmed the previous
-    /// one, so that a lost batch can be sent again in order.
-    async fn send_batches(&self, sender: &mut Sender, echoes_own: bool) -> ConnectionEnd {
-        let shared = self.shared();
-        loop {
-            let mut batch = Vec::new();
-            shared.queue.take(Lane::Control, MAX_BATCH_BYTES, &mut batch);
-            if !batch.is_empty()
-                && let Err(error) = send_with_timeout(sender, &batch, false, shared).await
-            {
-                return error.into();
-            }
-            if !self.driver.is_up() {
-                shared.queue.changed.notified().await;
-                continue;
-            }
-            let max_bytes = self.driver.batch_bytes.get();
-            let mut batch = std::mem::take(&mut *self.driver.unconfirmed.borrow_mut());
-            let is_resent = !batch.is_empty();
-            if !is_resent {
-                shared.queue.take(Lane::Data, max_bytes, &mut batch);
-            } else {
-                *self.driver.unconfirmed.borrow_mut() = split_off(&mut batch, max_bytes);
-            }
-            if batch.is_empty() {
-                shared.queue.changed.notified().await;
-                continue;
-            }
-            let sent_at = Instant::now();
-            // The guard requeues the batch also if this future is dropped.
-            self.driver.in_flight.set(batch.len());
-            let guard = RequeueOnDrop { batch: &mut batch, driver: self.driver };
-            let outcomes = match send_with_timeout(sender, guard.batch, is_resent, shared).await {
-                Ok(outcomes) => outcomes,
-                Err(error) => return error.into(),
-            };
-            if !echoes_own {
-                self.echo_probes(guard.batch);
-            }
-            guard.batch.clear();
-            drop(guard);
-            self.driver.report(outcomes);
-            self.driver.confirmed.notify_one();
-            self.driver.batch_bytes.set(next_batch_bytes(max_bytes, sent_at.elapsed()));
-        }
-    }
-
-    /// Puts the node's own probes of a confirmed batch into the backlog, as if the broker had
-    /// echoed them.
-    fn echo_probes(&self, batch: &[Outbound]) {
-        let shared = self.shared();
-        for outbound in batch {
-            if matches!(&outbound.to, Destination::Node(node) if **node == *shared.node) {
-                // If the backlog is full, the probe is lost, like a received message.
-                self.driver.backlog.push(shared, outbound.envelope.clone());
-            }
-        }
+        let batch = shared.queue.take(Lane::Control, MAX_BATCH_BYTES);
+        let _ = timeout(GOODBYE_TIMEOUT, send_and_confirm(sender, &batch, false, shared)).await;
     }
 
     /// Keeps the subscriptions at the broker up to date.
@@ -210,7 +129,7 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Receives envelopes until an error. Does not wait for the node to process them, because a
+    /// Receives envelopes until an error. Waits only a moment for the node to process them, because a
     /// broker closes connections that read too slowly.
     async fn receive(&self, receiver: &mut Receiver) -> ConnectionEnd {
         let mut batch = Vec::new();
@@ -223,7 +142,12 @@ impl<I: MessageHandler> Connection<'_, I> {
             if batch.capacity() > MAX_KEPT_CAPACITY {
                 batch = Vec::new();
             }
-            tokio::task::yield_now().await;
+            if self.driver.backlog.is_short() {
+                tokio::task::yield_now().await;
+            } else {
+                // What was read is still in the CPU's cache.
+                let _ = timeout(MAX_READ_PAUSE, self.driver.backlog.wait_until_short()).await;
+            }
         }
     }
 

@@ -6,6 +6,7 @@ mod batch;
 mod burst;
 mod connection;
 mod handler;
+mod sending;
 mod store_requests;
 mod thread;
 
@@ -21,14 +22,15 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, sleep_until, timeout};
 use tracing::warn;
 
+use crate::batch::Batch;
 use crate::broker::{ClusterState, Shared};
 use crate::dedup_window::DedupWindow;
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::link::{Link, LinkError};
 use crate::metrics::Dropped;
-use crate::queue::{MAX_BATCH_BYTES, Outbound};
 use crate::store::{AppendError, AppendOutcome};
 use backlog::{Backlog, CountDroppedOnDrop};
+use batch::Unconfirmed;
 use burst::{Burst, flush_after_polls};
 use connection::Connection;
 pub use handler::{MessageHandler, PendingAnswer};
@@ -76,23 +78,25 @@ fn reconnect_backoff(attempts: usize) -> Duration {
     backoff.mul_f64(1.0 - f64::from(random) / f64::from(u32::MAX) / 2.0)
 }
 
+/// Request to stop processing.
+#[derive(Default)]
+struct Stop {
+    is_set: Cell<bool>,
+    changed: Notify,
+}
+
 /// State of the driver that outlives a connection.
 struct DriverState<I> {
     shared: Arc<Shared>,
     handler: I,
     join_outcome: mpsc::Sender<JoinOutcome>,
     dedup: RefCell<DedupWindow>,
-    /// Messages of lost batches, which may have been delivered. They are sent again before the
-    /// queue; receivers drop duplicates.
-    unconfirmed: RefCell<Vec<Outbound>>,
-    /// Number of messages in the batch that waits for confirmation.
-    in_flight: Cell<usize>,
+    /// Messages that were taken from the queue and that the broker has not confirmed.
+    unconfirmed: Unconfirmed,
     /// Notified when the broker has confirmed a batch.
     confirmed: Notify,
     /// Received envelopes that are not processed yet.
     backlog: Backlog,
-    /// Maximum size of the next batch.
-    batch_bytes: Cell<usize>,
     /// `true` if the node has joined once, so that its name is confirmed.
     joined: Cell<bool>,
     /// Start of the current outage.
@@ -109,10 +113,8 @@ impl<I: MessageHandler> DriverState<I> {
             handler,
             join_outcome,
             dedup: RefCell::default(),
-            unconfirmed: RefCell::default(),
-            in_flight: Cell::new(0),
+            unconfirmed: Unconfirmed::new(),
             confirmed: Notify::new(),
-            batch_bytes: Cell::new(MAX_BATCH_BYTES),
             joined: Cell::new(false),
             disconnected_at: Cell::new(None),
             has_logged_invalid: Cell::new(false),
@@ -161,7 +163,7 @@ impl<I: MessageHandler> DriverState<I> {
 
     /// Returns the number of messages that the broker has not confirmed.
     fn unconfirmed_count(&self) -> usize {
-        self.shared.queue.len() + self.unconfirmed.borrow().len() + self.in_flight.get()
+        self.shared.queue.len() + self.unconfirmed.len()
     }
 
     /// Passes outcomes of appends to the handler.
@@ -174,9 +176,9 @@ impl<I: MessageHandler> DriverState<I> {
     /// Refuses further appends, and fails those that the store has not confirmed. The driver has
     /// ended.
     fn fail_appends(&self) {
-        let unconfirmed = std::mem::take(&mut *self.unconfirmed.borrow_mut());
+        let unconfirmed = self.unconfirmed.take_all();
         let queued = self.shared.queue.close_for_appends();
-        for target in unconfirmed.into_iter().filter_map(Outbound::into_append).chain(queued) {
+        for target in unconfirmed.into_iter().flat_map(Batch::into_appends).chain(queued) {
             self.handler.on_appended(target.number, Err(AppendError::Stopped));
         }
     }
@@ -255,6 +257,8 @@ impl<I: MessageHandler> DriverState<I> {
             Err(_) => return ConnectionEnd::Lost(LinkError::new("the broker did not answer in time")),
         };
         let now = Instant::now();
+        // A panic may have ended the connection before.
+        self.unconfirmed.requeue();
         self.shared.interests.reset();
         self.shared.peers.expect_all(now);
         let connection = Connection {
@@ -274,44 +278,52 @@ impl<I: MessageHandler> DriverState<I> {
     /// Processes the backlog in order until `other` ends. Then finishes the envelope that is being
     /// processed, within [`ENVELOPE_FINISH_TIMEOUT`].
     async fn process_backlog_while<T>(&self, other: impl Future<Output = T>) -> T {
-        let stop = Notify::new();
+        let stop = Stop::default();
         let processing = flush_after_polls(self.process_backlog(&stop), || self.handler.flush());
         tokio::pin!(processing);
         let result = tokio::select! {
             result = other => result,
             () = &mut processing => unreachable!("processing ends only when it is notified"),
         };
-        stop.notify_one();
+        stop.is_set.set(true);
+        stop.changed.notify_one();
         let _ = timeout(ENVELOPE_FINISH_TIMEOUT, processing).await;
         result
     }
 
-    /// Processes the backlog until `stop` is notified.
-    async fn process_backlog(&self, stop: &Notify) {
+    /// Processes the backlog until `stop` is set.
+    async fn process_backlog(&self, stop: &Stop) {
         let shared = &self.shared;
         let mut answers: FuturesUnordered<PendingAnswer> = FuturesUnordered::new();
         let mut burst = Burst::default();
         loop {
-            let envelope = tokio::select! {
+            tokio::select! {
                 biased;
-                () = stop.notified() => return,
+                () = stop.changed.notified() => return,
                 Some(()) = answers.next(), if !answers.is_empty() => continue,
-                envelope = self.backlog.next(shared), if answers.len() < MAX_PENDING_ANSWERS => envelope,
-            };
-            let guard = CountDroppedOnDrop(shared);
-            match Envelope::parse(&envelope) {
-                // Another node with this node's name sent the envelope. One of both nodes is about
-                // to leave.
-                Ok(envelope)
-                    if envelope.origin.node == shared.node
-                        && envelope.origin.incarnation != shared.incarnation
-                        && !envelope.message.is_from_store() => {}
-                Ok(envelope) => answers.extend(self.handler.handle(envelope).await),
-                Err(error) => self.on_invalid(error),
+                () = self.backlog.wait_for_push(), if answers.len() < MAX_PENDING_ANSWERS => {}
             }
-            std::mem::forget(guard);
-            if burst.ends_with(envelope.len()) {
-                tokio::task::yield_now().await;
+            // The rest of a burst needs no look at anything else.
+            while !stop.is_set.get()
+                && answers.len() < MAX_PENDING_ANSWERS
+                && let Some(envelope) = self.backlog.pop(shared)
+            {
+                let guard = CountDroppedOnDrop(shared);
+                match Envelope::parse(&envelope) {
+                    // Another node with this node's name sent the envelope. One of both nodes is
+                    // about to leave.
+                    Ok(envelope)
+                        if envelope.origin.incarnation != shared.incarnation
+                            && envelope.origin.node == shared.node
+                            && !envelope.message.is_from_store() => {}
+                    Ok(envelope) => answers.extend(self.handler.handle(envelope).await),
+                    Err(error) => self.on_invalid(error),
+                }
+                std::mem::forget(guard);
+                if burst.ends_with(envelope.len()) {
+                    tokio::task::yield_now().await;
+                    break;
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Tests that need the URL of a broker but never reach it.
 
-use super::batch::RequeueOnDrop;
+use super::batch::Sending;
 use super::thread::{restart_after_panic, supervise};
 use super::*;
 use crate::broker::Broker;
@@ -246,9 +246,8 @@ fn unconfirmed_messages_are_counted_at_the_end() {
     for _ in 0..3 {
         broker.publish(broadcast()).unwrap();
     }
-    let mut batch = Vec::new();
-    driver.shared.queue.take(Lane::Data, 1, &mut batch);
-    drop(RequeueOnDrop { batch: &mut batch, driver: &driver });
+    let batch = driver.shared.queue.take(Lane::Data, 1);
+    drop(Sending { batch, lane: Lane::Data, unconfirmed: &driver.unconfirmed });
     assert_eq!(driver.flush_deadline(), None);
     let deadline = Instant::now();
     broker.stop(deadline);

@@ -36,6 +36,7 @@ impl<I: MessageHandler> Connection<'_, I> {
             let next_timeout = queue.next_timeout();
             tokio::select! {
                 () = queue.changed.notified() => {}
+                () = reader.keep_alive() => {}
                 () = sleep_until(next_timeout.unwrap_or_else(Instant::now).into()), if next_timeout.is_some() => {}
             }
         }

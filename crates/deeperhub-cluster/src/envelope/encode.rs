@@ -1,13 +1,18 @@
 //! Encoding of envelopes.
 
+use std::cell::Cell;
+
 use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Topic};
 
-use super::header::ORIGIN_OFFSET;
+use super::header::{ORIGIN_OFFSET, SEQUENCE_OFFSET};
 use super::{
     ANSWER, BYE, ClientRequest, Envelope, HELLO, Message, PROBE, STORED, STREAM_RESET, TAKEN, VERSION,
 };
 use crate::operation::{Action, Operation, Target};
+
+/// Maximum size of the buffer for envelopes that each thread keeps.
+const MAX_KEPT_BYTES: usize = 64 << 10;
 
 impl Envelope<'_> {
     /// Encodes the envelope.
@@ -15,13 +20,38 @@ impl Envelope<'_> {
     /// Truncates a text that is too long for its field. Topics, clients and traces always fit,
     /// because their types limit the length.
     pub fn write(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(ORIGIN_OFFSET + 96 + self.message.payload_len());
-        out.extend([VERSION, self.message.kind()]);
-        out.extend(self.origin.incarnation.to_be_bytes());
-        out.extend(self.sequence.to_be_bytes());
-        write_short_text(&mut out, self.origin.node);
-        self.message.write(&mut out);
+        let mut out = Vec::new();
+        self.write_to(&mut out);
         out
+    }
+
+    /// Encodes the envelope into a buffer of the calling thread, for the time of a call.
+    pub(crate) fn with_bytes<T>(&self, call: impl FnOnce(&mut [u8]) -> T) -> T {
+        thread_local! {
+            static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
+        let mut buffer = BUFFER.take();
+        buffer.clear();
+        self.write_to(&mut buffer);
+        let result = call(&mut buffer);
+        if buffer.capacity() <= MAX_KEPT_BYTES {
+            BUFFER.set(buffer);
+        }
+        result
+    }
+
+    /// Appends the encoded envelope.
+    fn write_to(&self, out: &mut Vec<u8>) {
+        out.reserve(ORIGIN_OFFSET + 96 + self.message.payload_len());
+        let mut fixed = [0; ORIGIN_OFFSET];
+        let (head, sequence) = fixed.split_at_mut(SEQUENCE_OFFSET);
+        sequence.copy_from_slice(&self.sequence.to_be_bytes());
+        let (kind, incarnation) = head.split_at_mut(2);
+        kind.copy_from_slice(&[VERSION, self.message.kind()]);
+        incarnation.copy_from_slice(&self.origin.incarnation.to_be_bytes());
+        out.extend_from_slice(&fixed);
+        write_short_text(out, self.origin.node);
+        self.message.write(out);
     }
 }
 
@@ -58,7 +88,7 @@ impl Message<'_> {
             Self::Operation(operation) => operation.write(out),
             Self::Query { request, text } | Self::Answer { request, text } => {
                 out.extend(request.to_be_bytes());
-                out.extend(text.as_bytes());
+                out.extend_from_slice(text.as_bytes());
             }
             Self::Hello { joined, wants_answer, connections, version } => {
                 out.extend([u8::from(*joined), u8::from(*wants_answer)]);
@@ -109,7 +139,7 @@ impl Operation<'_, ClientRequest> {
             Target::All => {}
         }
         match &self.action {
-            Action::Send(payload) => out.extend(payload.as_str().as_bytes()),
+            Action::Send(payload) => out.extend_from_slice(payload.as_str().as_bytes()),
             Action::Unsubscribe(topic) => write_short_text(out, topic.as_str()),
             Action::Disconnect => {}
         }
@@ -128,19 +158,19 @@ fn write_publish(
     write_short_text(out, from.map_or("", ClientId::as_str));
     write_long_text(out, trace.traceparent.as_deref().unwrap_or_default());
     write_long_text(out, trace.tracestate.as_deref().unwrap_or_default());
-    out.extend(payload.as_str().as_bytes());
+    out.extend_from_slice(payload.as_str().as_bytes());
 }
 
 /// Writes a text after its length in one byte.
 fn write_short_text(out: &mut Vec<u8>, text: &str) {
     let text = text.get(..text.floor_char_boundary(u8::MAX.into())).unwrap_or_default();
     out.push(text.len() as u8);
-    out.extend(text.as_bytes());
+    out.extend_from_slice(text.as_bytes());
 }
 
 /// Writes a text after its length in two bytes.
 fn write_long_text(out: &mut Vec<u8>, text: &str) {
     let text = text.get(..text.floor_char_boundary(u16::MAX.into())).unwrap_or_default();
     out.extend((text.len() as u16).to_be_bytes());
-    out.extend(text.as_bytes());
+    out.extend_from_slice(text.as_bytes());
 }

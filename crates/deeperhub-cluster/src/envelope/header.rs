@@ -7,7 +7,7 @@ use super::{
 };
 
 /// Offset of the sequence, which the queue fills in.
-const SEQUENCE_OFFSET: usize = 10;
+pub(super) const SEQUENCE_OFFSET: usize = 10;
 
 /// Offset of the origin's name, which starts with its length byte.
 pub(super) const ORIGIN_OFFSET: usize = 18;
@@ -57,14 +57,6 @@ impl<'a> Header<'a> {
     pub(crate) const fn is_probe(&self) -> bool {
         self.kind == PROBE
     }
-}
-
-/// Returns a key that sorts the envelopes of one incarnation in sending order. Returns 0 if the
-/// bytes are too short for an envelope.
-#[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only that library loses the order"))]
-pub(crate) fn sort_key(envelope: &[u8]) -> u128 {
-    let key = envelope.get(ORIGIN_OFFSET - 16..ORIGIN_OFFSET).and_then(|key| key.try_into().ok());
-    key.map_or(0, u128::from_be_bytes)
 }
 
 /// Fills in the sequence of an encoded envelope.

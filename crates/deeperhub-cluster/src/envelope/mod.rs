@@ -30,8 +30,6 @@ use deeperhub_protocol::{ClientId, RawJson, Topic};
 use crate::operation::Operation;
 use crate::store::StorePosition;
 
-#[cfg(feature = "nats")]
-pub(crate) use header::sort_key;
 pub(crate) use header::{Header, set_sequence, stamp_offset, stored_topic_offset, topic_offset};
 
 /// Version of the format.

@@ -1,5 +1,7 @@
 //! Parsing of envelopes.
 
+use std::cell::RefCell;
+
 use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Topic, TopicError};
 
@@ -83,11 +85,26 @@ fn read_publish<'a>(
     let topic = read_topic(reader.short_text("topic")?);
     let from = match reader.short_text("from")? {
         "" => None,
-        id => Some(ClientId::parse(id).ok_or(EnvelopeError::Field("from"))?),
+        id => Some(parse_publisher(id)?),
     };
     let trace = reader.trace()?;
     let payload = reader.payload(|text| RawJson::parse(text).ok())?;
     Ok((topic.map_err(|_| EnvelopeError::Field("topic"))?, from, trace, payload))
+}
+
+/// Parses the ID of a publisher. Successive messages often have the same one, which then is neither
+/// checked nor copied again.
+fn parse_publisher(id: &str) -> Result<ClientId, EnvelopeError> {
+    thread_local! {
+        static LAST: RefCell<Option<ClientId>> = const { RefCell::new(None) };
+    }
+    LAST.with_borrow_mut(|last| match last {
+        Some(last) if last.as_str() == id => Ok(last.clone()),
+        _ => {
+            let parsed = ClientId::parse(id).ok_or(EnvelopeError::Field("from"))?;
+            Ok(last.insert(parsed).clone())
+        }
+    })
 }
 
 /// Reads an epoch. Every epoch of a store is a time, and has a wire form.

@@ -4,21 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::client::PublishErrorKind;
-use async_nats::{Client, HeaderMap, Subscriber};
 use deeperhub_protocol::Topic;
-use futures_util::StreamExt;
 use tracing::warn;
 
-use super::client::{confirm, with_causes};
+use super::client::Client;
 use super::identity::identity;
 use super::jetstream::{Ack, ApiError, Store, StreamNames, stored_time};
+use super::request::{RequestError, Subscription};
+use super::wire::command;
+use crate::batch::{Batch, Destination, Outbound};
 use crate::broker::Shared;
 use crate::envelope::Header;
-use crate::link::LinkError;
+use crate::link::{LinkError, Sent};
 use crate::metrics::Dropped;
 use crate::names::Names;
-use crate::queue::{Destination, Outbound};
 use crate::store::{AppendError, AppendOutcome, AppendTarget, Appended, StreamRule, unix_ms};
 
 /// Time before messages are sent again that no leader of their stream took.
@@ -27,6 +26,8 @@ const RETRY_TIME: Duration = Duration::from_millis(100);
 pub(crate) struct Sender {
     client: Client,
     names: Names,
+    /// Start of the subjects of topics.
+    topics: String,
     shared: Arc<Shared>,
     /// Number of this connection to the broker.
     link: u64,
@@ -38,7 +39,7 @@ pub(crate) struct Sender {
 struct Streams {
     store: Store,
     inbox: String,
-    acks: Subscriber,
+    acks: Subscription,
     /// Number of the attempt to append, so that late acknowledgements are told apart.
     attempt: u64,
 }
@@ -46,7 +47,9 @@ struct Streams {
 /// An append of a batch that has no outcome yet.
 struct Open<'b> {
     target: &'b AppendTarget,
-    outbound: &'b Outbound,
+    outbound: Outbound<'b>,
+    /// Its place in the batch.
+    place: usize,
     topic: &'b str,
     rule: &'b StreamRule,
     names: StreamNames,
@@ -65,55 +68,66 @@ impl From<ApiError> for LinkError {
 }
 
 impl Sender {
-    pub(super) const fn new(client: Client, names: Names, shared: Arc<Shared>, link: u64) -> Self {
-        Self { client, names, shared, link, streams: None }
+    pub(super) fn new(client: Client, names: Names, shared: Arc<Shared>, link: u64) -> Self {
+        let topics = names.topic("");
+        Self { client, names, topics, shared, link, streams: None }
     }
 
-    /// Sends a batch, and returns the outcomes of its appends. The server recognizes appends that it
-    /// got before, and nodes recognize other messages.
-    pub(crate) async fn send(&mut self, batch: &[Outbound]) -> Result<Vec<AppendOutcome>, LinkError> {
-        let is_append = |outbound: &Outbound| matches!(outbound.to, Destination::Append(_));
-        if batch.iter().any(is_append) {
-            return self.send_appends(batch).await;
+    /// Sends a batch. One with appends is confirmed when this returns. The server recognizes appends
+    /// that it got before, and nodes recognize other messages.
+    pub(crate) async fn send(&mut self, batch: &Batch) -> Result<Sent, LinkError> {
+        if batch.has_appends() {
+            return self.send_appends(batch).await.map(Sent::Confirmed);
         }
-        for outbound in batch {
-            self.publish(outbound).await?;
-        }
-        confirm(&self.client, &self.names).await?;
-        Ok(Vec::new())
+        let mut too_large = 0;
+        let number = self.client.write_and_ping(|out| {
+            batch.iter().for_each(|outbound| too_large += self.append_publish(out, outbound));
+        })?;
+        self.count_too_large(too_large);
+        Ok(Sent::Written(number))
     }
 
-    /// Publishes an envelope that is no append.
-    async fn publish(&self, outbound: &Outbound) -> Result<(), LinkError> {
-        let subject = match &outbound.to {
+    /// Waits for a confirmation.
+    pub(crate) async fn confirmed(&self, number: u64) -> Result<(), LinkError> {
+        self.client.confirmed(number).await
+    }
+
+    /// Appends the operation for an envelope that is no append. Returns the number of messages that
+    /// are too large for the server, which is 0 or 1.
+    fn append_publish(&self, out: &mut Vec<u8>, Outbound { to, envelope }: Outbound<'_>) -> u64 {
+        if envelope.len() > self.client.max_payload() {
+            return 1;
+        }
+        match to {
             Destination::Topic { start, len } => {
-                let topic = outbound.envelope.get(*start..start + len).unwrap_or_default();
-                self.names.topic(&String::from_utf8_lossy(topic))
+                let topic = envelope.get(*start..start + len).unwrap_or_default();
+                command::publish(out, &[self.topics.as_bytes(), topic], envelope);
             }
-            Destination::Node(node) => self.names.node(node),
+            Destination::Node(node) => command::publish(out, &[self.names.node(node).as_bytes()], envelope),
             // Callers pass no appends.
-            Destination::All | Destination::Append(_) => self.names.broadcast(),
-        };
-        match self.client.publish(subject, outbound.envelope.clone()).await {
-            Ok(()) => Ok(()),
-            // The message was queued while a server with a larger limit was connected.
-            Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
-                self.shared.metrics.dropped(Dropped::TooLarge, 1);
-                let bytes = outbound.envelope.len();
-                warn!(bytes, "Queued message dropped: exceeds the new server's max_payload");
-                Ok(())
+            Destination::All | Destination::Append(_) => {
+                command::publish(out, &[self.names.broadcast().as_bytes()], envelope);
             }
-            Err(error) => Err(LinkError(with_causes(&error))),
+        }
+        0
+    }
+
+    /// Counts messages that were queued while a server with a larger limit was connected.
+    fn count_too_large(&self, messages: u64) {
+        if messages > 0 {
+            self.shared.metrics.dropped(Dropped::TooLarge, messages);
+            let max_payload = self.client.max_payload();
+            warn!(messages, max_payload, "Queued messages dropped: too large for the new server");
         }
     }
 
     /// Sends a batch with appends. Each has an answer of its own, so that a message that the server
     /// refuses does not hold up the others.
-    async fn send_appends(&mut self, batch: &[Outbound]) -> Result<Vec<AppendOutcome>, LinkError> {
+    async fn send_appends(&mut self, batch: &Batch) -> Result<Vec<AppendOutcome>, LinkError> {
         let rules = self.shared.stream_rules.get();
         let mut streams = match self.streams.take() {
             Some(streams) => streams,
-            None => Streams::new(&self.client, &self.names, &self.shared, self.link).await?,
+            None => Streams::new(&self.client, &self.names, &self.shared, self.link)?,
         };
         let mut outcomes = Vec::new();
         let mut open = streams.prepare(batch, &rules, &mut outcomes).await?;
@@ -130,17 +144,17 @@ impl Sender {
             let mut appends = open.iter().enumerate().peekable();
             let mut sent = 0;
             let mut unsent = BTreeMap::new();
-            for outbound in batch {
-                if let Some((index, append)) =
-                    appends.next_if(|(_, append)| std::ptr::eq(append.outbound, outbound))
-                {
-                    match streams.append(&self.client, index, append).await? {
+            for (place, outbound) in batch.iter().enumerate() {
+                if let Some((index, append)) = appends.next_if(|(_, append)| append.place == place) {
+                    match streams.append(&self.client, index, append)? {
                         None => sent += 1,
                         Some(error) => drop(unsent.insert(index, Answer::Done(Err(error)))),
                     }
                 } else if is_first && !matches!(outbound.to, Destination::Append(_)) {
                     has_plain = true;
-                    self.publish(outbound).await?;
+                    let mut too_large = 0;
+                    self.client.write(|out| too_large = self.append_publish(out, outbound))?;
+                    self.count_too_large(too_large);
                 }
             }
             let mut answers = streams.receive(&open, sent, &highest).await?;
@@ -156,7 +170,7 @@ impl Sender {
             is_first = false;
         }
         if has_plain {
-            confirm(&self.client, &self.names).await?;
+            self.client.confirm().await?;
         }
         self.streams = Some(streams);
         Ok(outcomes)
@@ -164,25 +178,25 @@ impl Sender {
 }
 
 impl Streams {
-    async fn new(client: &Client, names: &Names, shared: &Arc<Shared>, link: u64) -> Result<Self, LinkError> {
+    fn new(client: &Client, names: &Names, shared: &Arc<Shared>, link: u64) -> Result<Self, LinkError> {
         let random = getrandom::u64().unwrap_or(link);
         let inbox = format!("{}.p{random:x}", names.inbox(&shared.node));
-        let acks = client.subscribe(format!("{inbox}.*.*")).await.map_err(LinkError::new)?;
-        let store = Store::new(Arc::clone(shared), client.clone(), link, 'e').await?;
+        let acks = client.subscribe_owned(&format!("{inbox}.*.*"))?;
+        let store = Store::new(Arc::clone(shared), client.clone(), link, 'e')?;
         Ok(Self { store, inbox, acks, attempt: 0 })
     }
 
     /// Finds the streams of a batch. Appends that have none get their outcomes.
     async fn prepare<'b>(
         &mut self,
-        batch: &'b [Outbound],
+        batch: &'b Batch,
         rules: &'b [StreamRule],
         outcomes: &mut Vec<AppendOutcome>,
     ) -> Result<Vec<Open<'b>>, LinkError> {
         let mut open = Vec::new();
         let mut found: BTreeMap<&str, Result<StreamNames, ApiError>> = BTreeMap::new();
-        for outbound in batch {
-            let Destination::Append(target) = &outbound.to else { continue };
+        for (place, outbound) in batch.iter().enumerate() {
+            let Destination::Append(target) = outbound.to else { continue };
             let topic = outbound.envelope.get(target.topic..target.topic + target.topic_len);
             let topic = topic.and_then(|topic| std::str::from_utf8(topic).ok()).unwrap_or_default();
             let rule = Topic::parse(topic).ok().and_then(|topic| crate::store::find_rule(rules, &topic));
@@ -207,7 +221,7 @@ impl Streams {
                 None => continue,
             };
             self.store.compare_epoch(&names, topic, target.known).await?;
-            open.push(Open { target, outbound, topic, rule, names });
+            open.push(Open { target, outbound, place, topic, rule, names });
         }
         Ok(open)
     }
@@ -237,7 +251,7 @@ impl Streams {
     }
 
     /// Sends an append. Returns an error if the message is too large for the server.
-    async fn append(
+    fn append(
         &self,
         client: &Client,
         index: usize,
@@ -245,22 +259,18 @@ impl Streams {
     ) -> Result<Option<AppendError>, LinkError> {
         let Open { target, outbound, topic, names, .. } = append;
         let (stream, epoch) = self.store.stream_of(names, topic);
-        let mut headers = HeaderMap::new();
-        headers.insert("Nats-Expected-Stream", stream.as_str());
-        headers.insert("Nats-Msg-Id", identity(target, &outbound.envelope, topic, epoch).as_str());
+        let identity = identity(target, outbound.envelope, topic, epoch);
+        let headers = [("Nats-Expected-Stream", stream.as_str()), ("Nats-Msg-Id", &identity)];
         let reply = format!("{}.{}.{index}", self.inbox, self.attempt);
-        let subject = names.message(topic);
-        let sent =
-            client.publish_with_reply_and_headers(subject, reply, headers, outbound.envelope.clone()).await;
-        match sent {
+        match client.publish(&names.message(topic), Some(&reply), &headers, outbound.envelope) {
             Ok(()) => Ok(None),
-            Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+            Err(RequestError::Lost(error)) => Err(error),
+            Err(_) => {
                 let bytes = outbound.envelope.len();
                 let limit = client.max_payload();
                 let reason = format!("{bytes} bytes and headers exceed the server's max_payload of {limit}");
                 Ok(Some(AppendError::Refused(reason)))
             }
-            Err(error) => Err(LinkError(with_causes(&error))),
         }
     }
 
@@ -275,10 +285,8 @@ impl Streams {
         // Rules whose streams gave a sequence again.
         let mut lost: Vec<&StreamNames> = Vec::new();
         while answers.len() < sent {
-            let Some(message) = self.acks.next().await else {
-                return Err(LinkError::new("the connection was lost"));
-            };
-            let mut levels = message.subject.rsplit('.');
+            let message = self.acks.next().await?;
+            let mut levels = message.subject().rsplit('.');
             let index = levels.next().and_then(|index| index.parse::<usize>().ok());
             let attempt = levels.next().and_then(|attempt| attempt.parse::<u64>().ok());
             let Some((index, append)) = index
@@ -320,7 +328,7 @@ impl Streams {
     async fn appended(&self, append: &Open<'_>, ack: &Ack) -> Result<Appended, LinkError> {
         let Open { target, outbound, topic, .. } = append;
         let position = self.store.position(&append.names, ack, topic);
-        let own = stored_time(&outbound.envelope).unwrap_or_else(unix_ms);
+        let own = stored_time(outbound.envelope).unwrap_or_else(unix_ms);
         if !ack.is_duplicate {
             return Ok(Appended { position, time: own, is_repeat: false });
         }
@@ -333,7 +341,7 @@ impl Streams {
             // The stream's limits have removed it.
             return Ok(Appended { position, time: own, is_repeat: target.once.is_some() });
         };
-        let is_same = match (Header::parse(&first.payload), Header::parse(&outbound.envelope)) {
+        let is_same = match (Header::parse(&first.payload), Header::parse(outbound.envelope)) {
             (Ok(first), Ok(own)) => first == own,
             _ => false,
         };

@@ -4,9 +4,9 @@ use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
 
 use super::script::{self, Script, script};
+use crate::batch::{Batch, Destination, Outbound};
 use crate::link::LinkError;
 use crate::names::Names;
-use crate::queue::{Destination, Outbound};
 use crate::store::{AppendError, AppendOutcome, AppendTarget, Appended, StorePosition};
 
 /// Length of the reply to an append: the fields that the script filled in.
@@ -28,14 +28,14 @@ impl Sender {
     /// have got the batch before.
     pub(crate) async fn send(
         &mut self,
-        batch: &[Outbound],
+        batch: &Batch,
         is_resent: bool,
     ) -> Result<Vec<AppendOutcome>, LinkError> {
-        if batch.iter().any(|outbound| matches!(outbound.to, Destination::Append(_))) {
+        if batch.has_appends() {
             return self.send_appends(batch, is_resent).await;
         }
         let mut pipeline = Pipeline::with_capacity(batch.len());
-        for outbound in batch {
+        for outbound in batch.iter() {
             self.add_publish(&mut pipeline, outbound);
         }
         pipeline.query_async::<()>(&mut self.connection).await?;
@@ -43,8 +43,8 @@ impl Sender {
     }
 
     /// Adds the command for an envelope that is no append.
-    fn add_publish(&self, pipeline: &mut Pipeline, outbound: &Outbound) {
-        let channel = match &outbound.to {
+    fn add_publish(&self, pipeline: &mut Pipeline, outbound: Outbound<'_>) {
+        let channel = match outbound.to {
             Destination::Topic { start, len } => {
                 let topic = outbound.envelope.get(*start..start + len).unwrap_or_default();
                 self.names.topic(&String::from_utf8_lossy(topic))
@@ -53,14 +53,14 @@ impl Sender {
             // Callers pass no appends.
             Destination::All | Destination::Append(_) => self.names.broadcast(),
         };
-        pipeline.cmd("PUBLISH").arg(channel).arg(&outbound.envelope[..]).ignore();
+        pipeline.cmd("PUBLISH").arg(channel).arg(outbound.envelope).ignore();
     }
 
     /// Sends a batch with appends. Each command has a reply of its own, so that a message that the
     /// server refuses does not hold up the others.
     async fn send_appends(
         &mut self,
-        batch: &[Outbound],
+        batch: &Batch,
         is_resent: bool,
     ) -> Result<Vec<AppendOutcome>, LinkError> {
         let refusal = match self.script.load(&mut self.connection).await {
@@ -72,11 +72,11 @@ impl Sender {
         };
         let mut pipeline = Pipeline::with_capacity(batch.len());
         let mut appends = Vec::new();
-        for outbound in batch {
-            match &outbound.to {
+        for outbound in batch.iter() {
+            match outbound.to {
                 Destination::Append(target) => {
                     if refusal.is_none() {
-                        self.add_append(&mut pipeline, target, &outbound.envelope, is_resent);
+                        self.add_append(&mut pipeline, target, outbound.envelope, is_resent);
                         appends.push(Some(target));
                     }
                 }
@@ -88,8 +88,8 @@ impl Sender {
         }
         let mut outcomes = Vec::with_capacity(batch.len());
         if let Some(refusal) = refusal {
-            for outbound in batch {
-                if let Destination::Append(target) = &outbound.to {
+            for outbound in batch.iter() {
+                if let Destination::Append(target) = outbound.to {
                     outcomes.push((target.number, Err(AppendError::Refused(refusal.clone()))));
                 }
             }

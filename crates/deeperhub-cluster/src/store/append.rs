@@ -6,10 +6,10 @@ use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Topic};
 
 use super::{StorePosition, StreamLimits};
+use crate::batch::Destination;
 use crate::broker::{Broker, EnqueueError};
 use crate::config::Engine;
 use crate::envelope::{Message, stamp_offset, stored_topic_offset};
-use crate::queue::Destination;
 
 /// A publish that the store appends to the topic's stream.
 #[derive(Debug, Clone)]

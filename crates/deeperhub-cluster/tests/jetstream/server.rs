@@ -1,5 +1,6 @@
 //! NATS servers with JetStream, and requests to their API.
 
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::capability::Capability;
-use crate::{WAIT_TIMEOUT, eventually, wait};
+use crate::{WAIT_TIMEOUT, eventually};
 
 /// Number of servers and ports that this process has tried.
 static TRIED: AtomicU16 = AtomicU16::new(0);
@@ -152,32 +153,46 @@ impl Server {
         false
     }
 
-    async fn client(&self) -> async_nats::Client {
-        let mut options = async_nats::ConnectOptions::new();
-        if self.has_admin {
-            options = options.user_and_password("admin".to_owned(), "secret".to_owned());
+    /// Makes a request, and returns the payload of the answer.
+    fn request(&self, subject: &str, payload: &str) -> Vec<u8> {
+        let user = if self.has_admin { r#","user":"admin","pass":"secret""# } else { "" };
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let commands = format!(
+            "CONNECT {{\"verbose\":false,\"headers\":true,\"no_responders\":true{user}}}\r\nSUB _INBOX.test 1\r\n\
+             PUB {subject} _INBOX.test {}\r\n{payload}\r\n",
+            payload.len()
+        );
+        stream.write_all(commands.as_bytes()).unwrap();
+        let mut lines = BufReader::new(stream);
+        loop {
+            let mut line = String::new();
+            assert!(lines.read_line(&mut line).unwrap() > 0, "the server closed the connection");
+            let sizes: Vec<usize> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            match line.split_whitespace().next() {
+                Some("MSG") => {
+                    let mut payload = vec![0; sizes[1]];
+                    lines.read_exact(&mut payload).unwrap();
+                    return payload;
+                }
+                // Nobody answers.
+                Some("HMSG") => return Vec::new(),
+                Some("-ERR") => panic!("{line}"),
+                _ => {}
+            }
         }
-        options.connect(self.url()).await.unwrap()
     }
 
     /// Calls an operation of JetStream's API.
     pub(crate) fn api(&self, operation: &str, request: &Value) -> Value {
-        let subject = format!("$JS.API.{operation}");
         let payload = if request.is_null() { String::new() } else { request.to_string() };
-        wait(async {
-            let client = self.client().await;
-            let answer = client.request(subject, payload.into()).await;
-            answer.map_or(Value::Null, |answer| serde_json::from_slice(&answer.payload).unwrap_or_default())
-        })
+        let answer = self.request(&format!("$JS.API.{operation}"), &payload);
+        serde_json::from_slice(&answer).unwrap_or_default()
     }
 
     /// Publishes a message.
-    pub(crate) fn publish(&self, subject: &str, payload: &'static str) {
-        let subject = subject.to_owned();
-        wait(async {
-            let client = self.client().await;
-            client.request(subject, payload.into()).await.unwrap();
-        });
+    pub(crate) fn publish(&self, subject: &str, payload: &str) {
+        assert!(!self.request(subject, payload).is_empty(), "no stream took the message");
     }
 
     /// Returns the names of all streams.

@@ -1,12 +1,12 @@
 //! Handling of messages from other nodes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ahash::RandomState;
 use deeperhub_cluster::{
     AppendError, AppendNumber, Appended, ClientRequest, Envelope, Message, MessageHandler, PendingAnswer,
 };
@@ -35,13 +35,16 @@ pub(crate) struct ClusterReceiver {
     /// Publisher of the driver's thread.
     publisher: RefCell<HubPublisher>,
     recent_positions: RefCell<RecentPositions>,
+    /// Time of the current burst, which is read once.
+    burst_time: Cell<Option<Instant>>,
 }
 
 impl ClusterReceiver {
     pub(crate) fn new(hub: Arc<Hub>) -> Self {
         let publisher = RefCell::new(hub.router.deferred_publisher());
         let recent_positions = RefCell::new(RecentPositions::new());
-        Self { hub, hasher: RandomState::new(), publisher, recent_positions }
+        let burst_time = Cell::new(None);
+        Self { hub, hasher: RandomState::new(), publisher, recent_positions, burst_time }
     }
 
     fn publish(
@@ -52,7 +55,9 @@ impl ClusterReceiver {
         trace: &TraceContext<'_>,
     ) {
         let source = from.map(|from| self.source_of(from));
-        self.hub.deliver_remote(&mut self.publisher.borrow_mut(), topic, payload, from, source, trace);
+        let now = self.burst_time.get().unwrap_or_else(Instant::now);
+        self.burst_time.set(Some(now));
+        self.hub.deliver_remote(&mut self.publisher.borrow_mut(), topic, payload, from, source, trace, now);
     }
 
     /// Returns the source number of a publisher whose messages the broker sends.
@@ -176,6 +181,7 @@ impl MessageHandler for ClusterReceiver {
 
     fn flush(&self) {
         self.publisher.borrow_mut().flush_wakeups();
+        self.burst_time.set(None);
     }
 
     fn connections(&self) -> u64 {

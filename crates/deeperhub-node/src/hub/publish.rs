@@ -1,11 +1,13 @@
 //! Publishing on this node and to the other nodes.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
 use deeperhub_cluster::{AppendNumber, EnqueueError, Message};
 use deeperhub_listener::Multicast;
+use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, StreamMessage, TraceContext};
 use deeperhub_protocol::{ClientId, Position, RawJson, Topic};
 use deeperhub_router::Published;
@@ -18,6 +20,12 @@ use crate::streams::{
 };
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
+
+thread_local! {
+    /// `true` if the thread's last message had a subscriber on this node. The next one probably has
+    /// one, too. In a cluster, the subscribers of many messages are all on other nodes.
+    static HAS_SUBSCRIBERS: Cell<bool> = const { Cell::new(true) };
+}
 
 /// Client that publishes a message.
 #[derive(Debug)]
@@ -172,7 +180,8 @@ impl Hub {
         Ok(outcome)
     }
 
-    /// Delivers a publish of another node. `trace` is the trace context that it carries.
+    /// Delivers a publish of another node, which arrived at `published_at`. `trace` is the trace
+    /// context that it carries.
     /// `publisher` wakes the workers when it is flushed.
     pub(crate) fn deliver_remote(
         &self,
@@ -182,13 +191,14 @@ impl Hub {
         from: Option<&ClientId>,
         source: Option<u64>,
         trace: &TraceContext<'_>,
+        published_at: Instant,
     ) {
         let publication = Publication {
             topic,
             message,
             from,
             trace,
-            published_at: Instant::now(),
+            published_at,
             span: None,
             once: None,
             excluded: None,
@@ -264,7 +274,7 @@ impl Hub {
     fn deliver_live(&self, publication: &Publication<'_>, route: Route<'_>) -> Published {
         let Publication { topic, message, from, trace, published_at, span, excluded, source, .. } =
             *publication;
-        let frame = ServerMessage::Message {
+        let server_message = ServerMessage::Message {
             topic: topic.as_str(),
             message,
             from,
@@ -272,27 +282,34 @@ impl Hub {
             prev: None,
             traceparent: trace.traceparent.as_deref(),
             tracestate: trace.tracestate.as_deref(),
-        }
-        .to_frame();
+        };
+        // Encoded before locks are taken, unless probably nobody on this node gets the message.
+        let mut frame = HAS_SUBSCRIBERS.get().then(|| server_message.to_frame());
+        let bytes = frame.as_ref().map_or_else(|| server_message.frame_len(), Frame::len);
         let is_observed = self.bus.is_observed(deeperhub_events::EventKind::MessageSent);
         let name = is_observed.then(|| Arc::from(topic.as_str()));
         let is_only_worker = self.request_senders.len() == 1;
         // Without a sink, spans would be recorded nowhere.
         let span = span.filter(|_| self.config.tracer.is_recording());
-        let make = || Delivery {
-            // A fork gives each worker its own reference count, so that workers do not contend for
-            // one cache line.
-            frame: Multicast::new(if is_only_worker { frame.clone() } else { frame.fork() }),
-            excluded,
-            topic: name.clone(),
-            stamp: PublishStamp::new(published_at, span),
-            sequenced: None,
+        let make = || {
+            let frame = frame.get_or_insert_with(|| server_message.to_frame());
+            Delivery {
+                // A fork gives each worker its own reference count, so that workers do not contend
+                // for one cache line.
+                frame: Multicast::new(if is_only_worker { frame.clone() } else { frame.fork() }),
+                excluded,
+                topic: name.clone(),
+                stamp: PublishStamp::new(published_at, span),
+                sequenced: None,
+            }
         };
-        match route {
-            Route::Immediate => self.router.publish(topic, source, frame.len(), make),
-            Route::Worker(shard) => shard.publish(topic, source, frame.len(), make),
-            Route::Burst(publisher) => publisher.publish(topic, source, frame.len(), make),
-        }
+        let published = match route {
+            Route::Immediate => self.router.publish(topic, source, bytes, make),
+            Route::Worker(shard) => shard.publish(topic, source, bytes, make),
+            Route::Burst(publisher) => publisher.publish(topic, source, bytes, make),
+        };
+        HAS_SUBSCRIBERS.set(published.subscribers > 0);
+        published
     }
 
     /// Queues a publish of this node for the other nodes. Returns the fault if it cannot be queued.

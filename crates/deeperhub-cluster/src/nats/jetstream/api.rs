@@ -1,13 +1,10 @@
 //! Requests to JetStream's API, and their answers.
 
-use async_nats::client::RequestErrorKind;
-use async_nats::{Client, Message, Request, Subscriber};
-use bytes::Bytes;
-use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::with_causes;
+use super::super::client::Client;
+use super::super::request::{Message, RequestError, Subscription};
 use crate::driver::BROKER_TIMEOUT;
 use crate::store::ReadError;
 
@@ -65,6 +62,17 @@ impl ApiError {
     }
 }
 
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::TimedOut => Self::TimedOut,
+            RequestError::NoResponders => Self::NoResponders,
+            RequestError::Lost(error) => Self::Lost(error.0),
+            RequestError::TooLarge => Self::Refused { status: 413, code: 0, description: error.to_string() },
+        }
+    }
+}
+
 impl From<ApiError> for ReadError {
     fn from(error: ApiError) -> Self {
         match error {
@@ -118,7 +126,7 @@ struct AckFields {
 impl Ack {
     /// Parses the answer to a message.
     pub(crate) fn parse(answer: &Message) -> Result<Self, ApiError> {
-        if answer.status.is_some() {
+        if answer.headers().status().is_some() {
             return Err(ApiError::NoResponders);
         }
         Self::parse_payload(&answer.payload)
@@ -154,8 +162,8 @@ impl Api {
     /// Calls an operation of the API.
     pub(super) async fn call(&self, operation: &str, request: &Value) -> Result<Value, ApiError> {
         let subject = format!("$JS.API.{operation}");
-        let payload = if request.is_null() { Bytes::new() } else { request.to_string().into() };
-        let answer = self.request(subject, Request::new().payload(payload)).await?;
+        let payload = if request.is_null() { String::new() } else { request.to_string() };
+        let answer = self.request(&subject, &[], payload.as_bytes()).await?;
         let outcome: Answer = serde_json::from_slice(&answer.payload).map_err(|_| unexpected())?;
         match outcome.error {
             Some(error) => Err(error.into()),
@@ -170,20 +178,15 @@ impl Api {
         payload: Vec<u8>,
         headers: &[(&str, &str)],
     ) -> Result<Ack, ApiError> {
-        let headers = headers.iter().fold(async_nats::HeaderMap::new(), |mut map, (name, value)| {
-            map.insert(*name, *value);
-            map
-        });
-        let answer = self.request(subject, Request::new().payload(payload.into()).headers(headers)).await?;
+        let answer = self.request(&subject, headers, &payload).await?;
         Ack::parse(&answer)
     }
 
     /// Reads one message of a stream. Returns `None` if there is none.
     pub(super) async fn direct(&self, stream: &str, request: &Value) -> Result<Option<Message>, ApiError> {
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
-        let payload = request.to_string().into();
-        let message = self.request(subject, Request::new().payload(payload)).await?;
-        Ok(message.status.is_none().then_some(message))
+        let message = self.request(&subject, &[], request.to_string().as_bytes()).await?;
+        Ok(message.headers().status().is_none().then_some(message))
     }
 
     /// Reads the message of a sequence. Returns `None` if there is none.
@@ -191,13 +194,13 @@ impl Api {
         self.direct(stream, &serde_json::json!({ "seq": sequence })).await
     }
 
-    async fn request(&self, subject: String, request: Request) -> Result<Message, ApiError> {
-        let request = request.timeout(Some(BROKER_TIMEOUT));
-        self.client.send_request(subject, request).await.map_err(|error| match error.kind() {
-            RequestErrorKind::TimedOut => ApiError::TimedOut,
-            RequestErrorKind::NoResponders => ApiError::NoResponders,
-            _ => ApiError::Lost(with_causes(&error)),
-        })
+    async fn request(
+        &self,
+        subject: &str,
+        headers: &[(&str, &str)],
+        payload: &[u8],
+    ) -> Result<Message, ApiError> {
+        Ok(self.client.request(subject, headers, payload).await?)
     }
 
     pub(super) const fn client(&self) -> &Client {
@@ -218,15 +221,14 @@ pub(super) struct Call {
 pub(super) struct Exchanges {
     client: Client,
     inbox: String,
-    answers: Subscriber,
+    answers: Subscription,
     next: u64,
 }
 
 impl Exchanges {
     /// Subscribes below a subject of this connection alone.
-    pub(super) async fn new(client: Client, inbox: String) -> Result<Self, ApiError> {
-        let lost = |error: async_nats::SubscribeError| ApiError::Lost(error.to_string());
-        let answers = client.subscribe(format!("{inbox}.*")).await.map_err(lost)?;
+    pub(super) fn new(client: Client, inbox: String) -> Result<Self, ApiError> {
+        let answers = client.subscribe_owned(&format!("{inbox}.*")).map_err(RequestError::from)?;
         Ok(Self { client, inbox, answers, next: 0 })
     }
 
@@ -239,17 +241,14 @@ impl Exchanges {
         let first = self.next;
         self.next += calls.len() as u64;
         for (number, call) in (first..).zip(calls) {
-            let (subject, reply) = (call.subject.clone(), format!("{}.{number}", self.inbox));
-            let payload = call.request.to_string().into();
-            let sent = self.client.publish_with_reply(subject, reply, payload).await;
-            sent.map_err(|error| ApiError::Lost(error.to_string()))?;
+            let reply = format!("{}.{number}", self.inbox);
+            let payload = call.request.to_string();
+            self.client.publish(&call.subject, Some(&reply), &[], payload.as_bytes())?;
         }
         while count > 0 {
             let next = tokio::time::timeout(BROKER_TIMEOUT, self.answers.next()).await;
-            let Some(message) = next.map_err(|_| ApiError::TimedOut)? else {
-                return Err(ApiError::Lost("the connection for reads was lost".to_owned()));
-            };
-            let number = message.subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
+            let message = next.map_err(|_| ApiError::TimedOut)?.map_err(RequestError::from)?;
+            let number = message.subject().rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
             // Answers of an earlier exchange, which has failed, have lower numbers.
             let Some(index) = number.and_then(|number| usize::try_from(number.checked_sub(first)?).ok())
             else {
@@ -260,7 +259,7 @@ impl Exchanges {
             else {
                 continue;
             };
-            if *is_open && (message.status.is_some() || !call.is_batch) {
+            if *is_open && (message.headers().status().is_some() || !call.is_batch) {
                 *is_open = false;
                 count -= 1;
             }

@@ -1,16 +1,14 @@
 //! Checks whether a server can keep streams.
 
-use async_nats::client::RequestErrorKind;
-use async_nats::{HeaderMap, Message, Request};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
-use super::super::client::{Lost, connect_client};
+use super::super::connect_client;
+use super::super::request::{Message, RequestError};
 use super::api::{Ack, Api, ApiError};
 use super::config;
 use super::names::StreamNames;
 use crate::config::Config;
-use crate::driver::BROKER_TIMEOUT;
 use crate::store::{CheckError, StoreFinding, StreamLimits, unix_ms};
 
 /// Oldest version that keeps streams: it reads several messages with one request, and keeps single
@@ -24,14 +22,31 @@ const NOT_ENABLED: [u64; 2] = [10076, 10039];
 /// Topic of the check. Clients cannot use topics that start with `$`.
 const TOPIC: &str = "$store-check";
 
+/// Checks a server on a thread of its own, because a connection stays on one thread.
 pub(crate) async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
+    let (sender, outcome) = oneshot::channel();
+    let config = config.clone();
+    let failed = |error: std::io::Error| CheckError(error.to_string());
+    std::thread::Builder::new()
+        .name("store-check".to_owned())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let outcome = runtime.map_err(failed).and_then(|runtime| runtime.block_on(check(&config)));
+            // The caller may have gone.
+            let _ = sender.send(outcome);
+        })
+        .map_err(failed)?;
+    outcome.await.unwrap_or_else(|_| Err(CheckError("the check has failed".to_owned())))
+}
+
+async fn check(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
     let mut last_error = CheckError("no server".to_owned());
     for server in config.url.servers() {
-        let lost = Lost::default();
-        match connect_client(config, "store-check", server, lost.clone()).await {
+        match connect_client(config, "store-check", server).await {
             Ok(client) => {
-                let version = client.server_info().version;
-                let check = Check { api: Api::new(client), lost: lost.reason, findings: Vec::new() };
+                client.keep_violations();
+                let version = client.server_version();
+                let check = Check { api: Api::new(client), findings: Vec::new() };
                 return check.run(config, &version).await;
             }
             Err(error) => last_error = CheckError(error.0),
@@ -45,7 +60,6 @@ type Step<'s> = (String, Value, &'s [(&'s str, &'s str)]);
 
 struct Check {
     api: Api,
-    lost: watch::Sender<Option<String>>,
     findings: Vec<StoreFinding>,
 }
 
@@ -117,44 +131,32 @@ impl Check {
         request: Value,
         headers: &[(&str, &str)],
     ) -> Result<Option<Result<(), ApiError>>, CheckError> {
-        self.lost.send_replace(None);
-        let mut lost = self.lost.subscribe();
-        let mut map = HeaderMap::new();
-        headers.iter().for_each(|(name, value)| map.insert(*name, *value));
+        let client = self.api.client();
         let payload = if request.is_null() { String::new() } else { request.to_string() };
-        let mut request = Request::new().payload(payload.into()).timeout(Some(BROKER_TIMEOUT));
-        if !map.is_empty() {
-            request = request.headers(map);
-        }
-        let answer = self.api.client().send_request(subject, request);
         let answer = tokio::select! {
-            answer = answer => answer,
+            answer = client.request(&subject, headers, payload.as_bytes()) => answer,
             // The server does not answer a request that it does not permit.
-            reason = lost.wait_for(Option::is_some) => {
-                let reason = reason.ok().and_then(|reason| reason.clone()).unwrap_or_default();
-                if !reason.to_ascii_lowercase().contains("permissions violation") {
-                    return Err(CheckError(reason));
+            violation = client.violation() => match violation {
+                Ok(violation) => {
+                    self.findings.push(StoreFinding::MissingRight(violation));
+                    return Ok(None);
                 }
-                self.findings.push(StoreFinding::MissingRight(reason));
-                return Ok(None);
-            }
+                Err(error) => Err(RequestError::Lost(error)),
+            },
         };
         match answer {
             Ok(answer) => Ok(Some(outcome(&answer))),
-            Err(error) => match error.kind() {
-                RequestErrorKind::NoResponders => Ok(Some(Err(ApiError::NoResponders))),
-                RequestErrorKind::TimedOut => Ok(Some(Err(ApiError::TimedOut))),
-                _ => Err(CheckError(super::super::client::with_causes(&error))),
-            },
+            Err(RequestError::Lost(error)) => Err(CheckError(error.0)),
+            Err(error) => Ok(Some(Err(error.into()))),
         }
     }
 }
 
 /// Returns the error of an answer: of the API, of an append, or of a read.
 fn outcome(answer: &Message) -> Result<(), ApiError> {
-    if let Some(status) = answer.status {
-        let description = answer.description.clone().unwrap_or_default();
-        return Err(ApiError::Refused { status: status.as_u16().into(), code: 0, description });
+    if let Some(status) = answer.headers().status() {
+        let description = answer.headers().description().to_owned();
+        return Err(ApiError::Refused { status: status.into(), code: 0, description });
     }
     let has_error = serde_json::from_slice::<Value>(&answer.payload)
         .is_ok_and(|answer| answer.get("error").is_some_and(|error| !error.is_null()));

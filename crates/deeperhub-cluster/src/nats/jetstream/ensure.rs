@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, Message};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
+use super::super::client::Client;
+use super::super::request::Message;
 use super::api::{Api, ApiError, Call, Exchanges, NAME_IN_USE, NOT_FOUND, OVERLAPS, unexpected};
 use super::config;
 use super::known::{Mark, MessageTime, RuleStream};
@@ -67,16 +68,11 @@ impl StreamInfo {
 impl Store {
     /// `link` is the number of the node's connection to the broker, and `kind` tells the node's
     /// connections of that number apart.
-    pub(crate) async fn new(
-        shared: Arc<Shared>,
-        client: Client,
-        link: u64,
-        kind: char,
-    ) -> Result<Self, ApiError> {
+    pub(crate) fn new(shared: Arc<Shared>, client: Client, link: u64, kind: char) -> Result<Self, ApiError> {
         let inbox = Names::new(shared.config.prefix.clone(), '.').inbox(&shared.node);
         // Answers to an earlier connection of this name must not be taken for those to this one.
         let random = getrandom::u64().unwrap_or(link);
-        let exchanges = Exchanges::new(client.clone(), format!("{inbox}.{kind}{random:x}")).await?;
+        let exchanges = Exchanges::new(client.clone(), format!("{inbox}.{kind}{random:x}"))?;
         Ok(Self { shared, api: Api::new(client), exchanges, link })
     }
 
@@ -284,12 +280,7 @@ impl Store {
 
 /// Returns a header of a message.
 pub(super) fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
-    last_header(message.headers.as_ref()?, name)
-}
-
-/// Returns the last header of a name: the server adds its own ones behind those of the publisher.
-pub(super) fn last_header<'m>(headers: &'m HeaderMap, name: &str) -> Option<&'m str> {
-    headers.get_last(name).map(async_nats::HeaderValue::as_str)
+    message.headers().last(name)
 }
 
 /// Returns a header with a number.

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use async_nats::Message;
-
+use super::super::request::Message;
 use super::ensure::number;
 use super::stamp::{reset_epoch, stamp};
 use crate::store::{ReadError, StorePosition, StoredEnvelope, StreamRange, StreamRead, Whole};
@@ -56,7 +55,7 @@ pub(super) fn parse(
     let (mut mark, mut count, mut last_read) = (None, 0, 0);
     // Offsets of the messages before, which are none of the topic's.
     let mut bridged: HashMap<u64, u64> = HashMap::new();
-    for message in answer.iter().filter(|message| message.status.is_none()) {
+    for message in answer.iter().filter(|message| message.headers().status().is_none()) {
         let Some(sequence) = number(message, "Nats-Sequence") else { continue };
         count = count.max(number(message, "Nats-Num-Pending").unwrap_or_default() + 1);
         last_read = sequence;
@@ -133,11 +132,11 @@ fn whole_after(plan: &Plan, look: Look, (count, first, lacks_first): (u64, Optio
 /// Returns the number of messages that follow those of an answer.
 pub(super) fn pending(answer: &[Message]) -> Result<u64, ReadError> {
     let Some(last) = answer.last() else { return Ok(0) };
-    match last.status.map(|status| status.as_u16()) {
+    match last.headers().status() {
         None | Some(204) => Ok(number(last, "Nats-Num-Pending").unwrap_or_default()),
         Some(404) => Ok(0),
         Some(status) => {
-            let description = last.description.clone().unwrap_or_default();
+            let description = last.headers().description().to_owned();
             Err(ReadError::Refused(format!("{description} (status {status} of JetStream)")))
         }
     }

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::Message;
 use deeperhub_protocol::Topic;
 use serde_json::{Value, json};
 use tracing::warn;
 use url::Url;
 
-use super::super::client::{Lost, connect_client};
+use super::super::connect_client;
+use super::super::request::Message;
 use super::api::{ApiError, Call};
 use super::ensure::{Store, header, number};
 use super::range::{self, Plan, pending};
@@ -121,14 +121,23 @@ impl Reader {
         }
     }
 
+    /// Answers the server's pings. Returns when the connection is lost.
+    pub(crate) async fn keep_alive(&mut self) {
+        match &self.store {
+            Some(store) => store.api.client().lost().await,
+            None => std::future::pending().await,
+        };
+        self.store = None;
+    }
+
     async fn connect(&mut self) -> Result<Store, ApiError> {
         if let Some(store) = self.store.take() {
             return Ok(store);
         }
         let lost = |error: crate::link::LinkError| ApiError::Lost(error.to_string());
         let (config, node) = (&self.shared.config, &self.shared.node);
-        let client = connect_client(config, node, &self.server, Lost::default()).await.map_err(lost)?;
-        Store::new(Arc::clone(&self.shared), client, self.link, 'r').await
+        let client = connect_client(config, node, &self.server).await.map_err(lost)?;
+        Store::new(Arc::clone(&self.shared), client, self.link, 'r')
     }
 }
 
@@ -204,7 +213,7 @@ impl Store {
     ) -> StreamRange {
         self.known(&source.names, |known| {
             known.see(source.info.newest);
-            let newest = answer.iter().rev().find(|message| message.status.is_none());
+            let newest = answer.iter().rev().find(|message| message.headers().status().is_none());
             if let Some((sequence, time)) = newest
                 .and_then(|last| Some((number(last, "Nats-Sequence")?, header(last, "Nats-Time-Stamp")?)))
             {
@@ -323,6 +332,6 @@ fn probe(read: &StreamRead, source: &Source, start: u64) -> Call {
 
 /// Returns the sequence of the message that a probe has found, and how many there are from it on.
 fn counted(answer: &[Message]) -> Option<(u64, u64)> {
-    let first = answer.first().filter(|first| first.status.is_none())?;
+    let first = answer.first().filter(|first| first.headers().status().is_none())?;
     Some((number(first, "Nats-Sequence")?, number(first, "Nats-Num-Pending").unwrap_or_default() + 1))
 }

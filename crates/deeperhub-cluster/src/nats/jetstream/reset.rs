@@ -40,12 +40,10 @@ impl Store {
             known.see_mark(topic.as_str(), Mark { epoch, after });
         });
         // The others learn the mark as if it had been republished.
-        let mut headers = async_nats::HeaderMap::new();
-        headers.insert("Nats-Stream", stream.as_str());
-        headers.insert("Nats-Sequence", after.to_string().as_str());
+        let after_text = after.to_string();
+        let headers = [("Nats-Stream", stream.as_str()), ("Nats-Sequence", &after_text)];
         let broadcast = Names::new(self.shared.config.prefix.clone(), '.').broadcast();
-        let told = self.api.client().publish_with_headers(broadcast, headers, envelope.into()).await;
-        told.map_err(|error| ApiError::Lost(error.to_string()))?;
+        self.api.client().publish(&broadcast, None, &headers, &envelope)?;
         Ok(StorePosition { epoch, offset: after })
     }
 
@@ -150,7 +148,7 @@ impl Store {
         &self,
         stream: &str,
         sequence: u64,
-    ) -> Result<Option<async_nats::Message>, ApiError> {
+    ) -> Result<Option<super::super::request::Message>, ApiError> {
         self.api.message(stream, sequence).await
     }
 }

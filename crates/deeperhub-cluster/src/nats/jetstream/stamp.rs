@@ -1,9 +1,8 @@
 //! Positions of messages, written into their envelopes.
 
-use async_nats::Message;
 use bytes::Bytes;
 
-use super::ensure::last_header;
+use super::super::request::Message;
 use super::known::{Known, Mark};
 use crate::envelope::{
     Envelope, Header, Message as Content, Origin, STAMP_BYTES, STORED, stamp_offset, stored_topic_offset,
@@ -22,11 +21,11 @@ impl Republished {
     /// Writes the position of a republished message into its envelope, and notes the message.
     /// Returns `None` if it is no message of a stream.
     pub(crate) fn parse(known: &Known, prefix: &str, message: &Message) -> Option<Self> {
-        let headers = message.headers.as_ref()?;
-        let stream = last_header(headers, "Nats-Stream")?;
-        let sequence: u64 = last_header(headers, "Nats-Sequence")?.parse().ok()?;
-        let previous = last_header(headers, "Nats-Last-Sequence").and_then(|text| text.parse().ok());
-        let time = last_header(headers, "Nats-Time-Stamp").unwrap_or_default();
+        let headers = message.headers();
+        let stream = headers.last("Nats-Stream")?;
+        let sequence: u64 = headers.last("Nats-Sequence")?.parse().ok()?;
+        let previous = headers.last("Nats-Last-Sequence").and_then(|text| text.parse().ok());
+        let time = headers.last("Nats-Time-Stamp").unwrap_or_default();
         let link = known.link();
         if let Some(topic) = stored_topic(&message.payload) {
             let (epoch, previous) = known.with_stream(prefix, stream, |known| {
@@ -93,7 +92,6 @@ pub(super) fn reset_epoch(envelope: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use async_nats::{HeaderMap, Subject};
     use deeperhub_protocol::message::TraceContext;
     use deeperhub_protocol::{RawJson, Topic};
 
@@ -118,17 +116,7 @@ mod tests {
     }
 
     fn message(payload: Vec<u8>, headers: &[(&str, &str)]) -> Message {
-        let mut map = HeaderMap::new();
-        headers.iter().for_each(|(name, value)| map.append(*name, *value));
-        Message {
-            subject: Subject::from("hub.t.t"),
-            reply: None,
-            length: payload.len(),
-            payload: payload.into(),
-            headers: Some(map),
-            status: None,
-            description: None,
-        }
+        Message::with_headers(headers, &payload)
     }
 
     #[test]

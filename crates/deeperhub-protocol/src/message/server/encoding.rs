@@ -32,6 +32,13 @@ impl ServerMessage<'_> {
         Frame::encode_with(text_header(length).1 + length, |out| self.write_frame_of(length, out))
     }
 
+    /// Returns the length of the frame that [`to_frame`](Self::to_frame) makes.
+    #[must_use]
+    pub fn frame_len(&self) -> usize {
+        let length = self.json_len();
+        text_header(length).1 + length
+    }
+
     /// Appends the message as a frame with `length` bytes of JSON.
     fn write_frame_of(&self, length: usize, out: &mut Vec<u8>) {
         let (header, header_len) = text_header(length);
