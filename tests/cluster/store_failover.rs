@@ -128,7 +128,6 @@ async fn offsets_given_again_are_told_as_a_new_epoch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "mirrors do not compare what they have with what they read yet"]
 async fn offsets_given_again_while_a_node_was_away_are_told_as_a_new_epoch() {
     if !has_brokers() {
         return;

@@ -256,9 +256,7 @@ impl Reader {
                 self.notify(&topic);
             } else if !is_read {
                 self.notify(&topic);
-                if !planted!(FailedReadForgotten) {
-                    self.failed.insert(topic);
-                }
+                self.failed.insert(topic);
             }
         }
     }
@@ -295,8 +293,7 @@ impl Reader {
         let store = &self.store;
         self.waiting.retain(|topic, waiters| {
             let mut workers = Vec::new();
-            let waits = |since: &Instant| now.saturating_duration_since(*since);
-            let is_late = |since: &Instant| waits(since) >= WAIT_TIMEOUT && !planted!(WaitersKept);
+            let is_late = |since: &Instant| now.saturating_duration_since(*since) >= WAIT_TIMEOUT;
             for (waiter, _) in waiters.extract_if(.., |(_, since)| is_late(since)) {
                 tell(store, topic, waiter, &mut workers);
             }
@@ -324,7 +321,7 @@ impl Reader {
         let topics = self.hub.disconnect_mirrors();
         self.store.is_checked.store(topics.is_empty(), std::sync::atomic::Ordering::Release);
         self.reconnect = None;
-        if is_up && !planted!(ReconnectUnchecked) {
+        if is_up {
             let (hub, store) = (Arc::clone(&self.hub), Arc::clone(&self.store));
             let (checked, keeps_history) =
                 (Arc::clone(&self.store), self.hub.limits.load().history.rules.keep_history());

@@ -94,10 +94,7 @@ impl ParkedClients {
             if topics.iter().any(|held| *held.name == *topic.as_str()) || !may_subscribe(shard, request) {
                 continue;
             }
-            let position = request
-                .recover
-                .filter(|_| !planted!(AheadAnswered))
-                .and_then(|recover| Some((recover.epoch?, recover.offset)));
+            let position = request.recover.and_then(|recover| Some((recover.epoch?, recover.offset)));
             let Readiness::Waits(read) = hub.streams.readiness(&hub.router, topic, position) else {
                 continue;
             };

@@ -75,14 +75,10 @@ bugs! {
         LateRuleIgnored,
         /// Messages without order tell their positions to subscribers.
         EarlyPositionTold,
-        /// A live message in the place of another one is not noticed.
-        RewriteUnseen,
         /// Subscribers do not get the messages of a read.
         HealedNotTold,
         /// A stream answers before it was read.
         ColdAnswered,
-        /// A position that the mirror does not have is judged.
-        AheadAnswered,
         /// Subscribers are not told of a new epoch of the store.
         ResetNotTold,
         /// Messages that the store does not have are not told.
@@ -91,18 +87,10 @@ bugs! {
         PrevNotSealed,
         /// Quiet topics are not looked up.
         TailUnchecked,
-        /// Mirrors are not checked after the broker was away.
-        ReconnectUnchecked,
-        /// Clients wait for the store without an end.
-        WaitersKept,
-        /// A failed read is not tried again.
-        FailedReadForgotten,
         /// Of the clients that wait for a topic, one is answered.
         ParkedForgotten,
         /// The outcome of an append does not reach its publisher.
         AppendUnanswered,
-        /// An append does not carry what its node knows.
-        KnownNotTold,
     }
 }
 

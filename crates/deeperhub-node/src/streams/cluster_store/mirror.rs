@@ -9,7 +9,6 @@ use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::EncodedDelivery;
 
 use crate::metrics::GaugeUnit;
-use crate::planted::planted;
 
 /// The mirror of a topic.
 #[derive(Debug)]
@@ -97,8 +96,7 @@ impl TopicMirror {
     /// Returns `true` if the stream answers a client that wants to continue after `position`.
     pub(super) fn answers(&self, stream: &Stream<KeptFrame>, position: Option<(Epoch, u64)>) -> bool {
         let own = (stream.epoch(), stream.newest());
-        let is_passed = |position| position <= own || planted!(AheadAnswered);
-        self.is_warm() && (self.mirror.is_settled() || position.is_none_or(is_passed))
+        self.is_warm() && (self.mirror.is_settled() || position.is_none_or(|position| position <= own))
     }
 
     /// Notes that the topic has subscribers, or none.

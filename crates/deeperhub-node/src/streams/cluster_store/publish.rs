@@ -7,7 +7,6 @@ use deeperhub_protocol::{ClientId, RawJson, Topic};
 
 use super::{ClusterStore, Requester};
 use crate::metrics::AppendLabel;
-use crate::planted::planted;
 use crate::streams::{Once, PublishRefusal, StreamRouter};
 use crate::trace::{ActiveSpan, Tracer};
 
@@ -66,7 +65,7 @@ impl ClusterStore {
         let append = Append {
             topic: topic.borrow(),
             limits: self.limits_of(policy),
-            known: known.filter(|_| !planted!(KnownNotTold)),
+            known,
             from: from.cloned(),
             excludes_publisher,
             trace: trace.borrow(),

@@ -59,7 +59,7 @@ impl StreamStripe {
                 LiveResult::Duplicate(message) => {
                     let kept = stream.message(message.offset);
                     let is_other = kept.is_some_and(|kept| is_other(kept, &message.message));
-                    match topic.known().filter(|_| is_other && !planted!(RewriteUnseen)) {
+                    match topic.known().filter(|_| is_other) {
                         Some(known) => LiveEffect::Rewritten(known),
                         None => LiveEffect::Nothing(None),
                     }
@@ -239,7 +239,6 @@ impl StreamStripe {
 
     /// Decides whether a stream can answer a client now.
     fn on_subscribe(&mut self, id: StreamId, position: Option<(Epoch, u64)>) -> Readiness {
-        let position = position.filter(|_| !planted!(AheadAnswered));
         let check = self.with_mirror(id, |topic, stream| match topic.mirror.on_subscribe(stream, position) {
             SubscribeCheck::Ready if topic.is_warm() => Readiness::Ready,
             SubscribeCheck::Ready | SubscribeCheck::Follow => Readiness::Waits(None),

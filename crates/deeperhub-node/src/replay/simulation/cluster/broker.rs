@@ -123,7 +123,7 @@ impl Simulation {
         let Some(running) = self.nodes[node].as_ref().filter(|_| link.is_up && link.batch.is_empty()) else {
             return;
         };
-        link.is_resent = !link.unconfirmed.is_empty() && !is_broken(ModelBug::ResendUnmarked);
+        link.is_resent = !link.unconfirmed.is_empty();
         link.batch = if link.unconfirmed.is_empty() {
             running.driver.take_appends()
         } else {

@@ -369,11 +369,31 @@ impl Simulation {
             self.clients[usize::from(client)].failures = 0;
         }
         self.converge(false)?;
+        if self.settings.seed.is_multiple_of(2) {
+            self.rewrite()?;
+        }
         // From here on, every topic has a message that all must get.
         for topic in operation::TOPICS {
             self.publish(0, topic, 10);
         }
         self.converge(true)
+    }
+
+    /// Loses messages that all nodes have. A node that has just started appends others in their places
+    /// before the others are back.
+    fn rewrite(&mut self) -> Result<(), String> {
+        let (topic, last) = (operation::TOPICS[0], self.nodes.len() - 1);
+        self.replicas.clear();
+        (0..2).for_each(|_| self.publish(0, topic, 10));
+        self.exchange()?;
+        self.crash(last, 0);
+        self.start(last);
+        self.fail_over(1, 0);
+        self.connect_link(last);
+        (0..3).for_each(|_| self.publish(last, topic, 10));
+        self.send(last);
+        self.execute(last, usize::MAX)?;
+        self.converge(false)
     }
 
     /// Lets all arrive. Each handle must have a position if `are_published`.
@@ -549,22 +569,6 @@ fn report(settings: Settings, operations: Vec<Operation>) -> ! {
 }
 
 #[test]
-fn zz_survey() {
-    let mut kinds: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    for seed in seeds() {
-        let (settings, operations) = choose(seed);
-        if let Err(text) = run(settings, &operations) {
-            let kind: String = text.chars().filter(|c| !c.is_ascii_digit()).take(160).collect();
-            let kind = format!("{} {kind}", if settings.is_sparse { "S" } else { "D" });
-            kinds.entry(kind).or_default().push(seed);
-        }
-    }
-    for (kind, seeds) in kinds {
-        println!("{} {:?} {kind}", seeds.len(), &seeds[..seeds.len().min(4)]);
-    }
-}
-
-#[test]
 fn clients_of_a_simulated_cluster_are_told_everything() {
     let seeds = seeds();
     let (count, mut total) = (seeds.end - seeds.start, Progress::default());
@@ -581,15 +585,8 @@ fn clients_of_a_simulated_cluster_are_told_everything() {
 }
 
 /// Bugs of a node that its place in a cluster does not hide.
-const REACHING_BUGS: &[Bug] = &[
-    Bug::ReplayEndsEarly,
-    Bug::LiveBeforeReplayEnds,
-    Bug::RefusalOvertaken,
-    Bug::CursorTooFar,
-    Bug::UnsubscribeLeavesReplay,
-    Bug::DrainIgnored,
-    Bug::JudgedTooHigh,
-];
+const REACHING_BUGS: &[Bug] =
+    &[Bug::ReplayEndsEarly, Bug::LiveBeforeReplayEnds, Bug::DrainIgnored, Bug::JudgedTooHigh];
 
 #[test]
 fn the_simulated_cluster_finds_planted_bugs() {

@@ -15,16 +15,8 @@ macro_rules! bugs {
 }
 
 bugs! {
-    /// A node that knows more than the store does not cause a new epoch.
-    KnownIgnored,
-    /// A new epoch begins with the messages of the one before.
-    EpochKeepsList,
-    /// A late original is appended after its repetition.
-    FenceIgnored,
     /// A repeated message is appended again.
     ResendAppended,
-    /// Repeated messages are not marked.
-    ResendUnmarked,
     /// A repeated publish with `once` is appended again.
     OnceIgnored,
     /// A message names the wrong one before it.

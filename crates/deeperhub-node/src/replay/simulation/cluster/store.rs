@@ -111,7 +111,7 @@ impl Store {
     /// Returns `true` if a node knows a later position.
     fn is_behind(&mut self, topic: &str, known: Option<StorePosition>, now: u64) -> bool {
         let own = if self.is_sparse { self.whole } else { self.position(topic, now) };
-        own.epoch == 0 || known.is_some_and(|known| known > own && !is_broken(ModelBug::KnownIgnored))
+        own.epoch == 0 || known.is_some_and(|known| known > own)
     }
 
     fn begin(
@@ -136,11 +136,9 @@ impl Store {
             self.whole.epoch = epoch;
             self.topics.values_mut().for_each(|state| state.list.clear());
         }
-        let (is_kept, until) = (is_broken(ModelBug::EpochKeepsList), self.until(now, keep));
+        let until = self.until(now, keep);
         let state = self.topic(topic, now);
-        if !is_kept {
-            state.list.clear();
-        }
+        state.list.clear();
         let fences = state.meta.take().map(|meta| meta.fences).unwrap_or_default();
         state.meta = Some(Meta { epoch, top: 0, fences, until });
     }
@@ -161,7 +159,7 @@ impl Store {
         let own = fences.iter().position(|fence| fence.incarnation == incarnation);
         let own = own.map(|index| fences.remove(index));
         let mut was_appended = own.is_some_and(|fence| sequence <= fence.sequence);
-        if !is_resent && was_appended && !is_broken(ModelBug::FenceIgnored) {
+        if !is_resent && was_appended {
             return AppendResult { outcome: None, entry: None };
         }
         fences.truncate(MAX_FENCES - 1);
