@@ -181,15 +181,14 @@ impl Hub {
     }
 
     /// Delivers a publish of another node, which arrived at `published_at`. `trace` is the trace
-    /// context that it carries.
-    /// `publisher` wakes the workers when it is flushed.
+    /// context that it carries, and `source` the source number of its publisher. `publisher` wakes
+    /// the workers when it is flushed.
     pub(crate) fn deliver_remote(
         &self,
         publisher: &mut HubPublisher,
         topic: &Topic<'_>,
         message: RawJson<'_>,
-        from: Option<&ClientId>,
-        source: Option<u64>,
+        (from, source): (Option<&ClientId>, Option<u64>),
         trace: &TraceContext<'_>,
         published_at: Instant,
     ) {
