@@ -83,7 +83,7 @@ pub(super) async fn check_quiet_topics(hub: &Hub, store: &ClusterStore) {
     let topics = hub.followed_topics(StreamStripe::needs_check);
     let topics = check_topics(hub, store, topics, LOOK_INTERVAL).await;
     if !topics.is_empty() {
-        tokio::time::sleep(SECOND_LOOK_TIME).await;
+        hub.streams.clock.sleep(SECOND_LOOK_TIME).await;
         check_topics(hub, store, topics, LOOK_INTERVAL).await;
     }
 }

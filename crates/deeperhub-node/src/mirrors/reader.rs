@@ -281,7 +281,7 @@ impl Reader {
     }
 
     /// Answers the clients that wait for topics which no rule keeps any more.
-    fn on_rules_changed(&mut self) {
+    pub(super) fn on_rules_changed(&mut self) {
         let has_rule =
             |topic: &str| Topic::parse(topic).is_ok_and(|topic| self.hub.streams.rule(&topic).is_some());
         let without: Vec<_> = self.waiting.keys().filter(|topic| !has_rule(topic)).cloned().collect();

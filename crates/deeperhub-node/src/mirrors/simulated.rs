@@ -17,12 +17,14 @@ pub(crate) struct SimulatedReader {
     reader: Reader,
     requests: mpsc::UnboundedReceiver<ReaderRequest>,
     states: watch::Receiver<ClusterState>,
+    rules: watch::Receiver<()>,
 }
 
 impl SimulatedReader {
     pub(crate) fn new(hub: &Arc<Hub>, store: &Arc<ClusterStore>) -> Self {
         let requests = store.take_receiver().expect("the node has one reader");
-        Self { reader: Reader::new(hub, store), requests, states: store.broker.watch() }
+        let (states, rules) = (store.broker.watch(), store.rule_changes.subscribe());
+        Self { reader: Reader::new(hub, store), requests, states, rules }
     }
 
     /// Does all that can be done now, like [`Reader::run`].
@@ -44,10 +46,15 @@ impl SimulatedReader {
             while let Poll::Ready(Some(())) = Pin::new(&mut self.reader.tasks).poll_next(&mut cx) {
                 is_busy = true;
             }
-            if let Some(task) = &mut self.reader.reconnect
-                && task.as_mut().poll(&mut cx).is_ready()
-            {
-                self.reader.reconnect = None;
+            for task in [&mut self.reader.reconnect, &mut self.reader.check] {
+                if task.as_mut().is_some_and(|task| task.as_mut().poll(&mut cx).is_ready()) {
+                    *task = None;
+                    is_busy = true;
+                }
+            }
+            if self.rules.has_changed().unwrap_or(false) {
+                self.rules.mark_unchanged();
+                self.reader.on_rules_changed();
                 is_busy = true;
             }
             if self.states.has_changed().unwrap_or(false) {
