@@ -97,9 +97,7 @@ impl Unconfirmed {
     /// if the window is full.
     pub(super) fn take(&self, shared: &Shared) -> (Batch, bool) {
         let window = self.window.get();
-        let in_flight = self.in_flight.borrow();
-        let in_flight = in_flight.iter().filter(|sent| sent.lane == Lane::Data);
-        if in_flight.map(|sent| sent.batch.bytes()).sum::<usize>() >= window {
+        if self.bytes_in_flight() >= window {
             return (Batch::default(), false);
         }
         let mut lost = self.lost.borrow_mut();
@@ -127,21 +125,35 @@ impl Unconfirmed {
         in_flight.front().and_then(|sent| Some((sent.number?, sent.sent_at)))
     }
 
+    /// Returns the size of the data in flight.
+    fn bytes_in_flight(&self) -> usize {
+        let in_flight = self.in_flight.borrow();
+        in_flight.iter().filter(|sent| sent.lane == Lane::Data).map(|sent| sent.batch.bytes()).sum()
+    }
+
     /// Removes the oldest batch in flight, which the broker has confirmed, and adapts the window.
     pub(super) fn confirm_oldest(&self) -> Option<(Batch, Lane)> {
         let InFlight { batch, lane, sent_at, .. } = self.in_flight.borrow_mut().pop_front()?;
-        self.on_confirmed(sent_at);
+        if lane == Lane::Data {
+            self.on_confirmed(batch.bytes(), sent_at);
+        }
         Some((batch, lane))
     }
 
-    /// Adapts the window after a confirmation.
-    pub(super) fn on_confirmed(&self, sent_at: Instant) {
-        self.window.set(next_window(self.window.get(), sent_at.elapsed()));
+    /// Adapts the window after the confirmation of a batch with this many bytes.
+    pub(super) fn on_confirmed(&self, bytes: usize, sent_at: Instant) {
+        let window = self.window.get();
+        let next = next_window(window, sent_at.elapsed());
+        // Small batches do not tell whether the link would carry more.
+        if next < window || bytes + self.bytes_in_flight() >= window / 2 {
+            self.window.set(next);
+        }
     }
 
     /// Keeps the data in flight for the next connection, because this one is lost. Also reduces the
     /// window, which may have been too large.
     pub(super) fn requeue(&self) {
+        let bytes = self.bytes_in_flight();
         let mut in_flight = self.in_flight.borrow_mut();
         let mut lost = self.lost.borrow_mut();
         // Messages between drivers are outdated then.
@@ -149,7 +161,7 @@ impl Unconfirmed {
         let before = lost.len();
         data.for_each(|sent| lost.push_front(sent.batch));
         if lost.len() > before {
-            self.window.set((self.window.get() / 4).max(MIN_WINDOW_BYTES));
+            self.window.set((self.window.get().min(bytes) / 4).max(MIN_WINDOW_BYTES));
         }
     }
 

@@ -84,7 +84,7 @@ impl<I: MessageHandler> Connection<'_, I> {
                 let batch = sending.finish();
                 self.driver.report(outcomes);
                 if lane == Lane::Data {
-                    unconfirmed.on_confirmed(sent_at);
+                    unconfirmed.on_confirmed(batch.bytes(), sent_at);
                 }
                 self.on_confirmed(batch, lane, echoes_own);
             }

@@ -54,10 +54,10 @@ impl ClusterReceiver {
         from: Option<&ClientId>,
         trace: &TraceContext<'_>,
     ) {
-        let source = from.map(|from| self.source_of(from));
+        let from = from.map(|from| (from, self.source_of(from)));
         let now = self.burst_time.get().unwrap_or_else(Instant::now);
         self.burst_time.set(Some(now));
-        self.hub.deliver_remote(&mut self.publisher.borrow_mut(), topic, payload, (from, source), trace, now);
+        self.hub.deliver_remote(&mut self.publisher.borrow_mut(), topic, payload, from, trace, now);
     }
 
     /// Returns the source number of a publisher whose messages the broker sends.

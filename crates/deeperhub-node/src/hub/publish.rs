@@ -181,17 +181,18 @@ impl Hub {
     }
 
     /// Delivers a publish of another node, which arrived at `published_at`. `trace` is the trace
-    /// context that it carries, and `source` the source number of its publisher. `publisher` wakes
+    /// context that it carries, and `from` the publisher with its source number. `publisher` wakes
     /// the workers when it is flushed.
     pub(crate) fn deliver_remote(
         &self,
         publisher: &mut HubPublisher,
         topic: &Topic<'_>,
         message: RawJson<'_>,
-        (from, source): (Option<&ClientId>, Option<u64>),
+        from: Option<(&ClientId, u64)>,
         trace: &TraceContext<'_>,
         published_at: Instant,
     ) {
+        let (from, source) = from.unzip();
         let publication = Publication {
             topic,
             message,
