@@ -308,6 +308,30 @@ fn requests_get_their_own_answers() {
 }
 
 #[test]
+fn answers_do_not_wait_for_a_receiver() {
+    run(async {
+        let (client, mut server) = connected().await;
+        let payload = "x".repeat(100_000);
+        let serve = async {
+            for _ in 0..30 {
+                let head = server.expect(" 0\r\n\r\n").await;
+                let inbox = head.rsplit(' ').next().unwrap().to_owned();
+                let sid = head.rsplit_once("SUB inbox").unwrap().1.lines().next().unwrap();
+                let sid = sid.rsplit(' ').next().unwrap().to_owned();
+                server.send(&format!("MSG {inbox} {sid} {}\r\n{payload}\r\n", payload.len())).await;
+            }
+        };
+        // Nobody takes other messages of this connection.
+        let ask = async {
+            for _ in 0..30 {
+                assert_eq!(client.request("a", &[], b"").await.unwrap().payload.len(), 100_000);
+            }
+        };
+        tokio::join!(serve, ask);
+    });
+}
+
+#[test]
 fn messages_with_headers_are_stamped() {
     run(async {
         let (client, mut server) = connected().await;

@@ -249,6 +249,7 @@ impl Inner {
             // The messages share the buffer, so none of them is copied.
             let bytes = buffer.split_to(at).freeze();
             let mut received = self.received.borrow_mut();
+            let untaken = received.len();
             for message in messages.drain(..) {
                 if message.sid % 2 == 0 && message.headers.is_empty() {
                     received.push(bytes.slice(message.payload));
@@ -268,7 +269,10 @@ impl Inner {
                     received.push(message.payload);
                 }
             }
-            self.untaken_bytes.set(self.untaken_bytes.get() + at);
+            // Owners take their messages themselves, also where nobody receives others.
+            if received.len() > untaken {
+                self.untaken_bytes.set(self.untaken_bytes.get() + at);
+            }
         }
         outcome.map(|()| has_answers)
     }
