@@ -1,6 +1,6 @@
 //! NATS servers with JetStream, and requests to their API.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -155,9 +155,14 @@ impl Server {
 
     /// Makes a request, and returns the payload of the answer.
     fn request(&self, subject: &str, payload: &str) -> Vec<u8> {
+        self.try_request(subject, payload, Duration::from_secs(30)).expect("the server answers")
+    }
+
+    /// Works like [`Self::request`]. Returns `None` if there is no answer in time.
+    fn try_request(&self, subject: &str, payload: &str, timeout: Duration) -> Option<Vec<u8>> {
         let user = if self.has_admin { r#","user":"admin","pass":"secret""# } else { "" };
         let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(timeout)).unwrap();
         let commands = format!(
             "CONNECT {{\"verbose\":false,\"headers\":true,\"no_responders\":true{user}}}\r\nSUB _INBOX.test 1\r\n\
              PUB {subject} _INBOX.test {}\r\n{payload}\r\n",
@@ -167,16 +172,20 @@ impl Server {
         let mut lines = BufReader::new(stream);
         loop {
             let mut line = String::new();
-            assert!(lines.read_line(&mut line).unwrap() > 0, "the server closed the connection");
+            match lines.read_line(&mut line) {
+                Ok(length) => assert!(length > 0, "the server closed the connection"),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+                Err(error) => panic!("{error}"),
+            }
             let sizes: Vec<usize> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
             match line.split_whitespace().next() {
                 Some("MSG") => {
                     let mut payload = vec![0; sizes[1]];
                     lines.read_exact(&mut payload).unwrap();
-                    return payload;
+                    return Some(payload);
                 }
                 // Nobody answers.
-                Some("HMSG") => return Vec::new(),
+                Some("HMSG") => return Some(Vec::new()),
                 Some("-ERR") => panic!("{line}"),
                 _ => {}
             }
@@ -221,8 +230,17 @@ impl Server {
         eventually("a leader of the cluster", || {
             let settings =
                 json!({ "name": "probe", "subjects": ["probe"], "num_replicas": 3, "storage": "memory" });
-            self.api("STREAM.CREATE.probe", &settings)["error"].is_null()
-                && self.api("STREAM.DELETE.probe", &Value::Null)["success"] == true
+            // Servers without a leader do not answer.
+            let create = self.try_request(
+                "$JS.API.STREAM.CREATE.probe",
+                &settings.to_string(),
+                Duration::from_secs(2),
+            );
+            create.is_some_and(|answer| {
+                let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
+                answer["config"].is_object()
+                    && self.api("STREAM.DELETE.probe", &Value::Null)["success"] == true
+            })
         });
     }
 }
