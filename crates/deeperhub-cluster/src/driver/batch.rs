@@ -72,6 +72,8 @@ struct InFlight {
 /// and those of lost connections.
 pub(super) struct Unconfirmed {
     in_flight: RefCell<VecDeque<InFlight>>,
+    /// Number of data messages in a batch that is being sent.
+    sending: Cell<usize>,
     /// Messages of lost batches, which may have been delivered. They are sent again before the
     /// queue; receivers drop duplicates.
     lost: RefCell<VecDeque<Batch>>,
@@ -81,14 +83,20 @@ pub(super) struct Unconfirmed {
 
 impl Unconfirmed {
     pub(super) fn new() -> Self {
-        Self { in_flight: RefCell::default(), lost: RefCell::default(), window: Cell::new(MAX_BATCH_BYTES) }
+        Self {
+            in_flight: RefCell::default(),
+            sending: Cell::new(0),
+            lost: RefCell::default(),
+            window: Cell::new(MAX_BATCH_BYTES),
+        }
     }
 
     /// Returns the number of unconfirmed messages, without those between drivers.
     pub(super) fn len(&self) -> usize {
         let in_flight = self.in_flight.borrow();
         let in_flight = in_flight.iter().filter(|sent| sent.lane == Lane::Data);
-        in_flight.map(|sent| sent.batch.len()).sum::<usize>()
+        self.sending.get()
+            + in_flight.map(|sent| sent.batch.len()).sum::<usize>()
             + self.lost.borrow().iter().map(Batch::len).sum::<usize>()
     }
 
@@ -175,11 +183,16 @@ impl Unconfirmed {
 /// Guard of a batch that is being sent. Keeps the batch as one in flight when it is dropped.
 pub(super) struct Sending<'u> {
     pub(super) batch: Batch,
-    pub(super) lane: Lane,
-    pub(super) unconfirmed: &'u Unconfirmed,
+    lane: Lane,
+    unconfirmed: &'u Unconfirmed,
 }
 
-impl Sending<'_> {
+impl<'u> Sending<'u> {
+    pub(super) fn new(batch: Batch, lane: Lane, unconfirmed: &'u Unconfirmed) -> Self {
+        unconfirmed.sending.set(if lane == Lane::Data { batch.len() } else { 0 });
+        Self { batch, lane, unconfirmed }
+    }
+
     /// Returns the batch, which is confirmed or has a number.
     pub(super) fn finish(mut self) -> Batch {
         std::mem::take(&mut self.batch)
@@ -188,6 +201,7 @@ impl Sending<'_> {
 
 impl Drop for Sending<'_> {
     fn drop(&mut self) {
+        self.unconfirmed.sending.set(0);
         let batch = std::mem::take(&mut self.batch);
         if !batch.is_empty() {
             self.unconfirmed.push(batch, self.lane, None);
@@ -261,11 +275,10 @@ mod tests {
         }
         unconfirmed.push(shared.queue.take(Lane::Data, 1), Lane::Control, Some(3));
         // The last one was being sent.
-        drop(Sending {
-            batch: shared.queue.take(Lane::Data, 1),
-            lane: Lane::Data,
-            unconfirmed: &unconfirmed,
-        });
+        let sending = Sending::new(shared.queue.take(Lane::Data, 1), Lane::Data, &unconfirmed);
+        assert_eq!(unconfirmed.len(), 7);
+        drop(sending);
+        assert_eq!(unconfirmed.len(), 7);
         assert!(unconfirmed.confirm_oldest().is_some());
         unconfirmed.requeue();
         assert_eq!((unconfirmed.len(), unconfirmed.oldest()), (5, None));

@@ -22,7 +22,7 @@ impl<I: MessageHandler> Connection<'_, I> {
             if batch.is_empty() {
                 return;
             }
-            let sending = Sending { batch, lane: Lane::Data, unconfirmed };
+            let sending = Sending::new(batch, Lane::Data, unconfirmed);
             match send_and_confirm(sender, &sending.batch, is_resent, shared).await {
                 Ok(outcomes) => {
                     shared.queue.recycle(sending.finish());
@@ -77,7 +77,7 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
         let sent_at = Instant::now();
         // The guard keeps the batch also if this future is dropped.
-        let sending = Sending { batch, lane, unconfirmed };
+        let sending = Sending::new(batch, lane, unconfirmed);
         match within_timeout(sender.send(&sending.batch, is_resent)).await? {
             Sent::Written(number) => unconfirmed.push(sending.finish(), lane, Some(number)),
             Sent::Confirmed(outcomes) => {

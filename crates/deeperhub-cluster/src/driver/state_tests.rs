@@ -247,7 +247,7 @@ fn unconfirmed_messages_are_counted_at_the_end() {
         broker.publish(broadcast()).unwrap();
     }
     let batch = driver.shared.queue.take(Lane::Data, 1);
-    drop(Sending { batch, lane: Lane::Data, unconfirmed: &driver.unconfirmed });
+    drop(Sending::new(batch, Lane::Data, &driver.unconfirmed));
     assert_eq!(driver.flush_deadline(), None);
     let deadline = Instant::now();
     broker.stop(deadline);
