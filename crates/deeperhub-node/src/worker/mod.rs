@@ -4,6 +4,7 @@ mod deliver;
 mod execute;
 mod outlet;
 pub(crate) mod parked;
+pub(crate) mod parked_answers;
 mod parked_connections;
 pub(crate) mod refusals;
 pub(crate) mod request;

@@ -12,18 +12,14 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 use deeperhub_listener::ConnectionKey;
-use deeperhub_protocol::message::{
-    ClientMessage, Command, ServerMessage, SubscribeRequest, SubscribedError, SubscriptionStart,
-};
+use deeperhub_protocol::message::SubscribeRequest;
 use deeperhub_protocol::{Subscription, Topic};
 use deeperhub_router::{DeliveryState, Subscribed, TopicView};
 
-use crate::commands;
 use crate::connection_id::ConnectionId;
 use crate::hub::Hub;
 use crate::metrics::GaugeUnit;
 use crate::planted::planted;
-use crate::replay::SubscribeStep;
 use crate::streams::{HubShard, KeptStream, NoStream, Readiness, Remains, StreamStripe};
 
 /// The parked connections of a worker.
@@ -39,8 +35,8 @@ pub(crate) struct ParkedClients {
 pub(crate) struct ParkedClient {
     pub(crate) connection: ConnectionId,
     /// The client's message.
-    text: Box<str>,
-    topics: Vec<HeldTopic>,
+    pub(super) text: Box<str>,
+    pub(super) topics: Vec<HeldTopic>,
     /// Number of topics that have not been read.
     unread: usize,
     _counted: Option<GaugeUnit>,
@@ -48,23 +44,10 @@ pub(crate) struct ParkedClient {
 
 /// A topic that a parked connection waits for.
 #[derive(Debug)]
-struct HeldTopic {
-    name: Arc<str>,
+pub(super) struct HeldTopic {
+    pub(super) name: Arc<str>,
     /// `true` if the message has begun the subscription.
-    is_new: bool,
-}
-
-/// Continues and answers the subscribes of a parked connection.
-pub(crate) trait AnswerParked {
-    /// Subscribes the client to one topic.
-    fn start(
-        &mut self,
-        request: &SubscribeRequest<'_>,
-        step: SubscribeStep,
-    ) -> Result<SubscriptionStart, SubscribedError>;
-
-    /// Sends the reply.
-    fn reply(&mut self, reply: &ServerMessage<'_>);
+    pub(super) is_new: bool,
 }
 
 /// Result of [`ParkedClients::hold`].
@@ -163,41 +146,6 @@ impl ParkedClients {
                     self.waiting.remove(&*topic.name);
                 }
             }
-        }
-    }
-}
-
-impl ParkedClient {
-    /// Executes the client's message.
-    pub(crate) fn answer(self, max_depth: usize, answerer: &mut impl AnswerParked) {
-        let Self { text, mut topics, .. } = self;
-        let mut start = |request: &SubscribeRequest<'_>, answerer: &mut dyn AnswerParked| {
-            let name = request.subscription.as_str();
-            let held = topics.iter_mut().find(|topic| topic.is_new && *topic.name == *name);
-            // A list can name a topic twice.
-            let step = match held {
-                Some(held) => {
-                    held.is_new = false;
-                    SubscribeStep::Resume
-                }
-                None => SubscribeStep::Begin,
-            };
-            answerer.start(request, step)
-        };
-        // The message was valid when the client was parked. Only these messages wait.
-        match ClientMessage::parse_within(&text, max_depth) {
-            Ok(ClientMessage { id, command: Command::Subscribe(request), .. }) => {
-                let topic = request.subscription.as_str();
-                match start(&request, answerer) {
-                    Ok(start) => answerer.reply(&ServerMessage::Subscribed { id, topic, start }),
-                    Err(error) => answerer.reply(&commands::subscribe_error(id, topic, &error)),
-                }
-            }
-            Ok(ClientMessage { id, command: Command::SubscribeList { topics }, .. }) => {
-                let entries = commands::start_each(topics, |request| start(request, answerer));
-                answerer.reply(&ServerMessage::SubscribedList { id, topics: &entries });
-            }
-            _ => debug_assert!(false, "another message was parked"),
         }
     }
 }

@@ -4,7 +4,8 @@ use deeperhub_listener::{ConnectionKey, Connections};
 use deeperhub_protocol::message::{ServerMessage, SubscribeRequest, SubscribedError, SubscriptionStart};
 
 use super::NodeWorker;
-use super::parked::{AnswerParked, ParkedClient};
+use super::parked::ParkedClient;
+use super::parked_answers::AnswerParked;
 use crate::commands;
 use crate::connection_id::ConnectionId;
 use crate::metrics::SentType;

@@ -19,7 +19,7 @@ use crate::hub::{Hub, Publisher};
 use crate::replay::SubscribeStep;
 use crate::streams::{HistoryNotice, HistoryRead, HubShard, Once, PublishRefusal, StoreNotice};
 use crate::worker::AppendReply;
-use crate::worker::parked::AnswerParked;
+use crate::worker::parked_answers::AnswerParked;
 
 /// Levels of a message's JSON.
 const MAX_DEPTH: usize = 16;
