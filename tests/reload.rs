@@ -260,6 +260,8 @@ impl SettingFiles {
             ("cluster_unavailable", NeedsRestart, "", "'ready'"),
             ("cluster_credentials", NeedsRestart, "", &seed),
             ("cluster_ca", NeedsRestart, "", &ca),
+            ("history_replicas", NeedsRestart, "", "3"),
+            ("history_storage", NeedsRestart, "", "'memory'"),
             ("log_level", Applied, "", "'debug'"),
             ("log_format", NeedsRestart, "", "'json'"),
             ("log_queue_bytes", NeedsRestart, "", "99999"),

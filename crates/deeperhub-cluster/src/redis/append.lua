@@ -37,7 +37,7 @@ others = string.sub(others, 1, 15 * 24)
 
 local known_epoch = tonumber(ARGV[7])
 if is_behind(known_epoch, tonumber(ARGV[8])) then
-  begin_epoch(known_epoch, true)
+  begin_epoch(known_epoch)
   was_appended = false
 elseif resent and (was_appended or not fence) then
   -- Other nodes may have appended many messages since. An incarnation's messages have ascending

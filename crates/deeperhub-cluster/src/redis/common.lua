@@ -25,9 +25,8 @@ local function is_behind(known_epoch, known_offset)
 end
 
 -- Begins a stream whose epoch is larger than all known ones. If only the meta key was lost, the
--- newest entry tells the epoch before. Removes the list, whatever it holds. After a write, Redis takes
--- further ones even if its memory is full: an append to an unknown topic must not begin with one.
-local function begin_epoch(known_epoch, is_append)
+-- newest entry tells the epoch before. Removes the list, whatever it holds.
+local function begin_epoch(known_epoch)
   local entries = redis.pcall('LRANGE', list, -1, -1)
   local newest, last_epoch = entries[1], 0
   if newest and #newest > 19 then
@@ -38,7 +37,9 @@ local function begin_epoch(known_epoch, is_append)
   end
   epoch = math.max(now, epoch + 1, known_epoch + 1, last_epoch + 1)
   top = 0
-  if newest or entries.err or not is_append then
+  -- After a first write, a server whose memory is full lets a script write more. So nothing is
+  -- written where there is nothing to remove.
+  if newest or entries.err then
     redis.call('DEL', list)
   end
 end

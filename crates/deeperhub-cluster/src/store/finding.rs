@@ -74,7 +74,7 @@ impl StoreFinding {
     /// a full memory.
     #[must_use]
     pub const fn is_lasting(&self) -> bool {
-        !matches!(self, Self::Evicts(_) | Self::Unknown(_) | Self::Refused(_))
+        self.is_error() && !matches!(self, Self::Refused(_) | Self::Replica)
     }
 }
 

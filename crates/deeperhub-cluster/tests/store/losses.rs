@@ -1,6 +1,6 @@
 //! A store that lost messages or positions begins a larger epoch. No position is given twice.
 
-use deeperhub_cluster::{Append, AppendError, ResetStream, ResetWhen, StorePosition, StreamRead};
+use deeperhub_cluster::{Append, AppendError, ReadError, ResetStream, ResetWhen, StorePosition, StreamRead};
 
 use crate::node::{LIMITS, Node, Received, contents, message, numbers, read, topic};
 use crate::server::{Reply, Server};
@@ -148,7 +148,12 @@ fn a_full_server_refuses_messages_and_changes_nothing() {
     node.append(3, message("new", "3")).unwrap();
     assert!(matches!(node.outcome(3), Err(AppendError::Refused(reason)) if reason.contains("OOM")));
     let followed = StreamRead { creates: true, ..read("new", None, 9) };
-    assert_eq!(node.read(followed).top.map(|top| top.offset), Some(0), "it can be followed");
+    let refused = wait(node.broker.read_streams(vec![followed]).unwrap()).unwrap();
+    assert!(
+        matches!(&refused[..], [Err(ReadError::Refused(reason))] if reason.contains("OOM")),
+        "{refused:?}"
+    );
+    assert_eq!(node.read(read("new", None, 9)).top, None);
     assert_eq!(contents(&node.read(read("t", None, 9))), numbers([1]));
     assert_eq!(server.run(&["CONFIG", "SET", "maxmemory", "0"]), Reply::Status("OK".to_owned()));
     assert_eq!(node.store("t", 4), StorePosition { offset: 2, ..first });
