@@ -68,7 +68,7 @@ pub(super) struct Shared {
     pub(super) is_over: AtomicBool,
 }
 
-/// What a publisher knows of its messages.
+/// Messages of a publisher, with its knowledge about each.
 #[derive(Debug, Default)]
 pub(super) struct Sent {
     pub(super) acknowledged: BTreeMap<Content, Place>,
@@ -88,7 +88,7 @@ struct Segment {
     newest: u64,
 }
 
-/// What a reader received: segments, with a hole that it was told between each two.
+/// Messages that a reader received: segments, with a hole that it was told between each two.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     name: String,

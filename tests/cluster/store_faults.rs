@@ -160,7 +160,7 @@ async fn a_store_without_memory_refuses_and_loses_nothing() {
                 answer.body
             );
         }
-        // What is kept can be read, and topics without history go on.
+        // Kept messages can be read, and topics without history go on.
         let (_, reply) = subscriber(&nodes[1], json!({"topic": "kept.1", "recover": start})).await;
         assert_eq!(reply["recovered"], true, "{reply}");
         assert_eq!(http(nodes[0].api(), "POST /v1/topics/plain/messages", &[], "1").await.status, 200);

@@ -1,4 +1,4 @@
-//! What operators see of streams in a cluster: readiness, metrics, checks of the broker, rights.
+//! Streams in a cluster as operators see them: readiness, metrics, checks of the broker, rights.
 
 use std::time::Duration;
 

@@ -97,7 +97,7 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue,
     pub(crate) requests_to_store: RequestQueue,
     pub(crate) stream_rules: StreamRules,
-    /// What the node knows of the streams of JetStream. It outlives connections.
+    /// Knowledge about the streams of JetStream. It outlives connections.
     #[cfg(feature = "nats")]
     pub(crate) jetstream: crate::nats::Known,
     pub(crate) interests: Interests,

@@ -145,7 +145,7 @@ impl<I: MessageHandler> Connection<'_, I> {
             if self.driver.backlog.is_short() {
                 tokio::task::yield_now().await;
             } else {
-                // What was read is still in the CPU's cache.
+                // The read bytes are still in the CPU's cache.
                 let _ = timeout(MAX_READ_PAUSE, self.driver.backlog.wait_until_short()).await;
             }
         }

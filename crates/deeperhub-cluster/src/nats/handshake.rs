@@ -22,7 +22,7 @@ const DEFAULT_PORT: u16 = 4222;
 /// Limit that a server without one has.
 const DEFAULT_MAX_PAYLOAD: usize = 1 << 20;
 
-/// What a server tells about itself.
+/// Description that a server gives of itself.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct ServerInfo {
     /// Maximum size of a message, in bytes.

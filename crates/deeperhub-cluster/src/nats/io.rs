@@ -89,7 +89,7 @@ impl Input {
     }
 }
 
-/// Who reads for all.
+/// User of the connection that reads for all.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reader {
     /// The receiver takes messages at once.

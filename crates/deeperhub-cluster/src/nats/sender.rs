@@ -35,7 +35,7 @@ pub(crate) struct Sender {
     streams: Option<Streams>,
 }
 
-/// What appends need.
+/// Needs of appends.
 struct Streams {
     store: Store,
     inbox: String,
@@ -55,7 +55,7 @@ struct Open<'b> {
     names: StreamNames,
 }
 
-/// What happened to an append.
+/// Result of an append.
 enum Answer {
     Done(Result<Appended, AppendError>),
     Again,
@@ -313,7 +313,7 @@ impl Streams {
         }
         lost.dedup();
         for names in lost {
-            // What the stream took now is at positions that nodes know of other messages.
+            // The stream took this at positions that nodes know of other messages.
             self.store.replace(names).await?;
             for (index, append) in open.iter().enumerate() {
                 if append.names == *names {

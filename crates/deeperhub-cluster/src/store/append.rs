@@ -75,7 +75,7 @@ pub enum AppendError {
 /// Outcome of an append, with its number.
 pub(crate) type AppendOutcome = (AppendNumber, Result<Appended, AppendError>);
 
-/// What the queue keeps of an append besides its envelope.
+/// Facts about an append that the queue keeps besides its envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AppendTarget {
     pub(crate) number: AppendNumber,

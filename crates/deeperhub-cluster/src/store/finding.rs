@@ -1,4 +1,4 @@
-//! What a server needs for streams, and what was found.
+//! Needs of streams on a server, and what a check found.
 
 use crate::config::Config;
 

@@ -39,7 +39,7 @@ pub struct StreamRead {
     pub follows: bool,
 }
 
-/// What the store keeps of a topic.
+/// Part of a topic's stream that the store keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamRange {
     /// Position of the newest message. `None` if the store does not know the topic.
@@ -58,7 +58,7 @@ pub struct StreamRange {
     /// Number of messages that the store keeps of the topic. After a position, JetStream counts only
     /// those after it.
     pub kept: u64,
-    /// What the store vouches for. `None` if offsets are dense, so that they tell themselves.
+    /// Part that the store vouches for. `None` if offsets are dense, so that they tell themselves.
     pub whole: Option<Whole>,
 }
 

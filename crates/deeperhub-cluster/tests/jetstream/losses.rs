@@ -26,7 +26,7 @@ fn a_store_that_knows_less_than_a_node_begins_a_larger_epoch() {
     let node = Node::join(&server.url(), "a");
     let first = node.store("t", 1);
     node.store("u", 2);
-    // What a node knows is no reason if the store knows as much or more.
+    // The knowledge of a node is no reason if the store knows as much or more.
     for (number, offset) in [(3, 0), (4, 2)] {
         assert_eq!(known(&node, number, StorePosition { offset, ..first }).epoch, first.epoch);
     }
@@ -84,7 +84,7 @@ fn a_stream_that_was_deleted_begins_a_larger_epoch() {
     assert!(matches!(&other.receive(2)[1], Received::Stored { position, .. } if *position == after));
 }
 
-/// What the server has written since the copy is lost, as after a crash of its machine.
+/// Everything that the server has written since the copy is lost, as after a crash of its machine.
 #[test]
 fn a_server_that_lost_its_newest_messages_begins_a_larger_epoch() {
     for overwrites in [false, true] {

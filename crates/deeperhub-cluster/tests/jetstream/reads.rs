@@ -49,7 +49,7 @@ fn reads_continue_after_a_position() {
             assert_eq!((range.oldest, range.kept), (101, 200), "{from:?} {count}");
         }
     }
-    // What was removed is told.
+    // Removed messages are told.
     let whole = |from, count| node.read(read("t", from, count)).whole.unwrap();
     assert_eq!((whole(after(50), 1000).after, whole(after(50), 1000).to), (100, 300));
     assert_eq!((whole(after(100), 1000).after, whole(after(290), 5).to), (100, 295));

@@ -1,4 +1,4 @@
-//! What a server must allow, and the check of it.
+//! Rights that a server must grant, and the check of them.
 
 use deeperhub_cluster::{
     Append, AppendError, BrokerUrl, Config, Once, ResetStream, ResetWhen, StoreFinding, check_broker,

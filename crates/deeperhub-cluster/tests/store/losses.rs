@@ -53,7 +53,7 @@ fn a_store_that_knows_less_than_a_node_begins_a_larger_epoch() {
     let Some(server) = Server::start(&[]) else { return };
     let node = Node::join(&server.url(), "a");
     let first = node.store("t", 1);
-    // What a node knows is no reason if the store knows as much or more.
+    // The knowledge of a node is no reason if the store knows as much or more.
     for (number, offset) in [(2, 0), (3, 1), (4, 3)] {
         assert_eq!(known(&node, number, StorePosition { offset, ..first }).epoch, first.epoch);
     }

@@ -16,7 +16,7 @@ use crate::{WAIT_TIMEOUT, eventually, wait};
 pub(crate) const LIMITS: StreamLimits =
     StreamLimits { messages: 10_000, ttl: Duration::from_secs(600), forget: Duration::from_secs(3600) };
 
-/// What a node received of a topic, in order.
+/// Messages that a node received of a topic, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Received {
     Stored { position: StorePosition, previous: u64, payload: String },

@@ -69,7 +69,7 @@ fn messages_are_found_behind_many_of_other_nodes() {
     proxy.cut_clients();
     for number in 2..=20 {
         let offset = node.outcome(number).unwrap().position.offset;
-        // Those that the server did not have yet come after the others.
+        // Messages that the server did not have yet come after the others.
         assert_eq!(offset, if number <= stored { number } else { number + 1500 });
     }
     assert_eq!(length(&server), 1520);

@@ -144,7 +144,7 @@ pub(super) struct StoreTarget {
     pub(super) step: StoreStep,
     /// Error of the step, if there was one.
     pub(super) fault: Option<String>,
-    /// What was missing when the last probe was missed.
+    /// Step that was missing when the last probe was missed.
     pub(super) failure: String,
 }
 

@@ -215,7 +215,7 @@ fn a_store_fails_until_a_probe_was_read_back() {
     canary.record_missed(true);
     let failed = "the cluster's store of history failed: a probe was not appended in time: OOM";
     assert_eq!((reason().as_deref(), canary.store_metrics.missed.value()), (Some(failed), 1));
-    // What comes late of the first probe says nothing about the second one.
+    // A late part of the first probe says nothing about the second one.
     let second = send_store_probe(&canary);
     canary.on_store_step(second, StoreStep::Receive);
     canary.on_store_probe_returned(first);

@@ -24,7 +24,7 @@ use crate::trace::fan_out::PublishStamp;
 
 use super::reader::CHECK_INTERVAL;
 
-/// What a read of the store led to.
+/// Consequences of a read of the store.
 #[derive(Debug, Default)]
 pub(super) struct ReadOutcome {
     /// The next read, if one is needed.
@@ -346,9 +346,9 @@ impl Hub {
         let asked_after = request.after.filter(|after| after.epoch == top.epoch).map(|after| after.offset);
         let (floor, whole_to) = match (range.whole, asked_after) {
             (Some(whole), _) => (whole.after, whole.to),
-            // What is missing before the oldest message has left the store.
+            // Messages that are missing before the oldest one have left the store.
             (None, Some(_)) => ((range.oldest.max(1) - 1).min(top.offset), 0),
-            // What comes before the first message is of no interest.
+            // Messages before the first one are of no interest.
             (None, None) => (messages.first().map_or(top.offset, |first| first.offset - 1), 0),
         };
         let floor = floor.max(asked_after.unwrap_or(0));

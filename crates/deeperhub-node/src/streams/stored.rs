@@ -72,7 +72,7 @@ pub(crate) struct ReadRequest {
     pub(crate) max_bytes: usize,
 }
 
-/// What a read is for.
+/// Purpose of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadPurpose {
     /// Someone asked for the messages, and can ask again. Such a read waits for a limited time.

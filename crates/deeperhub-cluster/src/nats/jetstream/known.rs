@@ -1,4 +1,4 @@
-//! What a node knows of the streams of JetStream.
+//! Knowledge of a node about the streams of JetStream.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::names::parse_stream;
 use crate::store::StorePosition;
 
-/// What the node knows of each rule's stream. It outlives connections, so that a stream that lost
+/// Knowledge about each rule's stream. It outlives connections, so that a stream that lost
 /// messages meanwhile is noticed.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
@@ -15,7 +15,7 @@ pub(crate) struct Known {
     links: AtomicU64,
 }
 
-/// What the node knows of the stream of a rule.
+/// Knowledge about the stream of a rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RuleStream {
     /// Epoch of the stream; 0 if none is known.

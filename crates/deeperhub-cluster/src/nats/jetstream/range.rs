@@ -23,7 +23,7 @@ pub(super) struct Plan {
     pub(super) kept: Option<(u64, u64)>,
 }
 
-/// What a look at a stream told before the read.
+/// Result of a look at a stream before the read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Look {
     pub(super) newest: u64,
@@ -123,7 +123,7 @@ fn whole_after(plan: &Plan, look: Look, (count, first, lacks_first): (u64, Optio
     match first {
         // The limit of messages may have removed some before the first one.
         Some(first) if lacks_first || count >= look.max_messages => (first - 1).max(after),
-        // What is kept is whole, whatever its age: the oldest messages go first.
+        // The kept messages are whole, whatever their age: the oldest ones go first.
         Some(first) => look.young_after.min(first - 1).max(after),
         None => look.young_after.max(after),
     }

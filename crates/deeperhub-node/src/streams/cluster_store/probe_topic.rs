@@ -20,7 +20,7 @@ pub(crate) struct ProbeTopic {
     is_followed: AtomicBool,
     /// Newest position that the store has sent.
     received: watch::Sender<Option<StorePosition>>,
-    /// What waits for the outcome of an append.
+    /// Waiter for the outcome of an append.
     pub(super) append: Mutex<Option<(AppendNumber, oneshot::Sender<AppendOutcome>)>>,
 }
 

@@ -28,7 +28,7 @@ pub(crate) enum ReaderRequest {
     Probe { number: u64 },
 }
 
-/// What waits for a read.
+/// Waiter for a read.
 #[derive(Debug)]
 pub(crate) enum Waiter {
     Worker(u16),

@@ -53,7 +53,7 @@ struct TopicState {
     once: BTreeMap<(String, String), Appended>,
 }
 
-/// What happened to an append.
+/// Result of an append.
 #[derive(Debug)]
 pub(super) struct AppendResult {
     /// `None` if the message is a late original.
