@@ -64,14 +64,14 @@ async fn subscribers_of_a_quiet_topic_are_told_their_position() {
         return;
     }
     let broker = Broker::start_with_streams(Engine::Nats);
-    // Half of this time is short, so each check of quiet topics tells the position.
-    let rule = ["--topic", "kept.>: history=1000 ttl=40s"];
+    // Subscribers are told after two seconds, at the next check of quiet topics.
+    let rule = ["--topic", "kept.>: history=1000 ttl=20s"];
     let [a, b] = nodes(&broker.url(), &rule).await;
     let mut publisher = Client::connect(&a).await;
     publish_range(&mut publisher, "kept.quiet", 0..1).await;
     let (mut client, start) = subscriber(&a, json!({"topic": "kept.quiet"})).await;
     publish_range(&mut publisher, "kept.busy", 0..50).await;
-    let position = client.receive().await;
+    let position = wait_for("the position", client.receive()).await;
     assert_eq!((&position["type"], &position["data"]["topic"]), (&json!("position"), &json!("kept.quiet")));
     let data = &position["data"];
     assert_eq!((&data["epoch"], &data["offset"]), (&start["epoch"], &json!(51)), "{position}");

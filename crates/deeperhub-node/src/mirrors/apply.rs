@@ -370,9 +370,10 @@ impl Hub {
         let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
             let mut pushes = Vec::new();
             let Some(id) = stripe.find(kept) else { return (pushes, ()) };
-            let Some(step) = stripe.on_vouched(id, vouched) else { return (pushes, ()) };
-            // Nothing is pushed: subscribers get no messages.
-            self.apply_step((topic, stripe), id, step, (at, now), &mut remains);
+            if let Some(step) = stripe.on_vouched(id, vouched) {
+                // Nothing is pushed: subscribers get no messages.
+                self.apply_step((topic, stripe), id, step, (at, now), &mut remains);
+            }
             pushes.extend(self.position_push((topic, stripe), id, at).map(Push::into_outgoing));
             (pushes, ())
         };

@@ -25,6 +25,8 @@ pub(crate) struct TopicMirror {
     pub(super) checked: Option<u64>,
     /// Time at which subscribers were last told their position, while there were no messages.
     pub(super) told_at: Option<Instant>,
+    /// `true` if the stream has moved on without a message, and its subscribers were not told.
+    pub(super) is_untold: bool,
 }
 
 /// State of a topic for a client that subscribes.
@@ -73,6 +75,7 @@ impl Default for TopicMirror {
             watchers: 0,
             checked: None,
             told_at: None,
+            is_untold: false,
         }
     }
 }

@@ -185,19 +185,20 @@ impl StreamStripe {
             let step = topic.mirror.on_vouched(stream, vouched.epoch, vouched.offset)?;
             // The next check must not take it for a message.
             topic.checked = Some(vouched.offset);
+            topic.is_untold = true;
             Some(step)
         };
         self.with_mirror(id, step).flatten()
     }
 
-    /// Returns `true` if the subscribers of a quiet topic were told no position for `interval`, and
-    /// starts the next interval.
+    /// Returns `true` if the subscribers of a quiet topic were told no position for `interval`, and there
+    /// is a new one. Starts the next interval then.
     pub(crate) fn is_telling_due(&mut self, id: StreamId, now: Instant, interval: Duration) -> bool {
         let is_due = self.with_mirror(id, |topic, _| {
             let since = *topic.told_at.get_or_insert(now);
-            let is_due = now.saturating_duration_since(since) >= interval;
+            let is_due = topic.is_untold && now.saturating_duration_since(since) >= interval;
             if is_due {
-                topic.told_at = Some(now);
+                (topic.told_at, topic.is_untold) = (Some(now), false);
             }
             is_due
         });
@@ -212,7 +213,7 @@ impl StreamStripe {
             let is_quiet = topic.checked.replace(newest) == Some(newest);
             if !is_quiet {
                 // The newest message has told the position.
-                topic.told_at = None;
+                (topic.told_at, topic.is_untold) = (None, false);
             }
             topic.is_warm() && (is_quiet || topic.mirror.is_unchecked() || !topic.mirror.is_settled())
         });
