@@ -364,7 +364,7 @@ impl Hub {
 
     /// Notes that a topic has no message up to an offset. Tells its subscribers, if that was long ago.
     pub(super) fn vouch(&self, topic: &Topic<'_>, vouched: StorePosition) {
-        let at = Instant::now();
+        let at = self.streams.clock.now();
         let now = self.streams.clock.seconds(at);
         let mut remains = Remains::default();
         let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
