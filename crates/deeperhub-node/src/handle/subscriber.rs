@@ -130,8 +130,7 @@ impl NodeHandle {
         if let Some(watch) = &watch {
             watch.wait_until_ready(position).await;
         }
-        let mut has_made_room = false;
-        let start = loop {
+        let start = streams.with_room(router, || {
             let mut remains = Remains::default();
             let start = router.update_kept(&parsed, |topic, kept, stripe| {
                 let id = stripe.find_or_open(topic, kept, (&*budget, rule), now, &mut remains)?;
@@ -157,14 +156,8 @@ impl NodeHandle {
                 Ok((cursor, start.recovery))
             });
             streams.finish(router, remains, now);
-            match start {
-                Ok(start) => break start,
-                Err(NoStream::TooMany(rule)) if !has_made_room && streams.make_room(router, rule) => {
-                    has_made_room = true;
-                }
-                Err(no_stream) => return Err(no_stream.into()),
-            }
-        };
+            start
+        })?;
         let max = self.hub.limits.load().history.max_local_subscribers;
         let notify = self.hub.watchers.add(topic, max).ok_or(SubscribeError::TooManySubscribers)?;
         Ok(Subscriber {

@@ -32,8 +32,7 @@ impl WatchGuard {
         let Some(store) = &streams.cluster else { return Ok(None) };
         let (budget, rule) = streams.rule(topic).ok_or(NoStream::NoRule)?;
         let now = streams.clock.seconds(Instant::now());
-        let mut has_made_room = false;
-        loop {
+        streams.with_room(router, || {
             let mut remains = Remains::default();
             let watch = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
                 let id = stripe.find_or_open(topic, kept, (&*budget, rule), now, &mut remains)?;
@@ -48,14 +47,9 @@ impl WatchGuard {
             };
             let watched = router.update_kept(topic, watch);
             streams.finish(router, remains, now);
-            match watched {
-                Ok(()) => return Ok(Some(Self { hub: Arc::clone(hub), topic: topic.clone() })),
-                Err(NoStream::TooMany(rule)) if !has_made_room && streams.make_room(router, rule) => {
-                    has_made_room = true;
-                }
-                Err(no_stream) => return Err(no_stream),
-            }
-        }
+            watched
+        })?;
+        Ok(Some(Self { hub: Arc::clone(hub), topic: topic.clone() }))
     }
 
     /// Waits until the stream of the topic can answer a subscriber, or the store could not be read.

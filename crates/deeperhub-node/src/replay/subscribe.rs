@@ -90,59 +90,53 @@ impl Replays {
         now: Instant,
     ) -> Result<(Subscribed, SubscriptionStart), PublishRefusal> {
         let time = streams.clock.unix_ms(now);
-        let mut has_made_room = false;
-        loop {
-            let attempt = attempt(key, (request, step), (parsed, rule), (streams, router, shard), now);
-            let Some((subscribed, attempt)) = attempt else {
-                // The backend has ended the subscription meanwhile.
-                return Err(PublishRefusal::Unavailable);
-            };
-            match attempt {
-                Ok(Judged { start, scope, topic, delivery, state }) => {
-                    let Start { recovery, cursor, replay } = start;
-                    // Messages of an earlier stream can still wait for a pattern of the client.
-                    let epoch = cursor.map(|cursor| cursor.epoch());
-                    let is_followed = |place: &Cursor| match subscribed {
-                        Subscribed::New => Some(place.epoch()) == epoch,
-                        Subscribed::Already => true,
-                    };
-                    let place = match scope {
-                        SubscriptionScope::Overlapping => {
-                            self.place(key, (&topic, parsed), shard, is_followed).or(cursor)
-                        }
-                        _ => cursor,
-                    };
-                    if subscribed == Subscribed::New
-                        && state == DeliveryState::Suspended
-                        && let Some(cursor) = cursor
-                    {
-                        self.begin(key, topic, cursor, delivery, now);
-                    }
-                    let position = place.map(|cursor| cursor.position(time));
-                    return Ok((subscribed, SubscriptionStart { position, recovery, replay }));
-                }
-                // The rules have changed, and the topic has no history any more.
-                Err(NoStream::NoRule) => {
-                    let recovery = request.recover.map(|_| Err(NotRecovered::NoHistory));
-                    return Ok((subscribed, SubscriptionStart { recovery, ..SubscriptionStart::default() }));
-                }
-                Err(NoStream::Cold) => {
+        let attempted = streams.with_room(router, || {
+            let parts = (streams, router, &mut *shard);
+            let attempted = attempt(key, (request, step), (parsed, rule), parts, now);
+            let Some((subscribed, judged)) = attempted else { return Ok(None) };
+            match judged {
+                Ok(judged) => Ok(Some((subscribed, Some(judged)))),
+                Err(NoStream::NoRule) => Ok(Some((subscribed, None))),
+                Err(no_stream) => {
                     if subscribed == Subscribed::New {
                         shard.unsubscribe(key, &request.subscription);
                     }
-                    return Err(PublishRefusal::Unavailable);
-                }
-                Err(NoStream::TooMany(rule)) => {
-                    if subscribed == Subscribed::New {
-                        shard.unsubscribe(key, &request.subscription);
-                    }
-                    if has_made_room || !streams.make_room(router, rule) {
-                        return Err(PublishRefusal::TooManyTopics);
-                    }
-                    has_made_room = true;
+                    Err(no_stream)
                 }
             }
+        });
+        let (subscribed, judged) = match attempted {
+            Ok(Some(judged)) => judged,
+            Err(NoStream::TooMany(_)) => return Err(PublishRefusal::TooManyTopics),
+            // The store was not read, or the backend has ended the subscription meanwhile.
+            Ok(None) | Err(NoStream::Cold | NoStream::NoRule) => return Err(PublishRefusal::Unavailable),
+        };
+        let Some(Judged { start, scope, topic, delivery, state }) = judged else {
+            // The rules have changed, and the topic has no history any more.
+            let recovery = request.recover.map(|_| Err(NotRecovered::NoHistory));
+            return Ok((subscribed, SubscriptionStart { recovery, ..SubscriptionStart::default() }));
+        };
+        let Start { recovery, cursor, replay } = start;
+        // Messages of an earlier stream can still wait for a pattern of the client.
+        let epoch = cursor.map(|cursor| cursor.epoch());
+        let is_followed = |place: &Cursor| match subscribed {
+            Subscribed::New => Some(place.epoch()) == epoch,
+            Subscribed::Already => true,
+        };
+        let place = match scope {
+            SubscriptionScope::Overlapping => {
+                self.place(key, (&topic, parsed), shard, is_followed).or(cursor)
+            }
+            _ => cursor,
+        };
+        if subscribed == Subscribed::New
+            && state == DeliveryState::Suspended
+            && let Some(cursor) = cursor
+        {
+            self.begin(key, topic, cursor, delivery, now);
         }
+        let position = place.map(|cursor| cursor.position(time));
+        Ok((subscribed, SubscriptionStart { position, recovery, replay }))
     }
 
     /// Returns the place of a subscriber of a topic that does not stand at the newest message: it is

@@ -140,24 +140,20 @@ impl Streams {
         rule: (&Arc<Budget>, RuleId),
     ) -> Result<Option<(Published, Appended)>, PublishRefusal> {
         let mut shard = shard;
-        let mut has_made_room = false;
-        loop {
-            let (published, attempt) = self.attempt(router, shard.as_deref_mut(), publish, rule);
-            match attempt {
-                Attempt::Appended(appended) => return Ok(Some((published, appended))),
-                Attempt::Repeated(appended, subscribers) => {
-                    return Ok(Some((Published { subscribers, ..published }, appended)));
+        let attempt =
+            self.with_room(router, || match self.attempt(router, shard.as_deref_mut(), publish, rule) {
+                (_, Attempt::NoStream(no_stream)) => Err(no_stream),
+                (published, Attempt::Appended(appended)) => Ok(Some((published, appended))),
+                (published, Attempt::Repeated(appended, subscribers)) => {
+                    Ok(Some((Published { subscribers, ..published }, appended)))
                 }
-                Attempt::Refused => return Err(PublishRefusal::Unavailable),
-                Attempt::NoStream(NoStream::NoRule) => return Ok(None),
-                Attempt::NoStream(NoStream::Cold) => return Err(PublishRefusal::Unavailable),
-                Attempt::NoStream(NoStream::TooMany(rule)) => {
-                    if has_made_room || !self.make_room(router, rule) {
-                        return Err(PublishRefusal::TooManyTopics);
-                    }
-                    has_made_room = true;
-                }
-            }
+                (_, Attempt::Refused) => Ok(None),
+            });
+        match attempt {
+            Ok(Some(appended)) => Ok(Some(appended)),
+            Ok(None) | Err(NoStream::Cold) => Err(PublishRefusal::Unavailable),
+            Err(NoStream::NoRule) => Ok(None),
+            Err(NoStream::TooMany(_)) => Err(PublishRefusal::TooManyTopics),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use deeperhub_history::RuleId;
 
-use super::kept::Remains;
+use super::kept::{NoStream, Remains};
 use super::{StreamRouter, Streams};
 
 /// Streams that make room for one new stream at most. A rule has more than one too many if its
@@ -20,9 +20,23 @@ enum Look {
 }
 
 impl Streams {
+    /// Calls `attempt`, which may open a stream. If the topic's rule has as many streams as it may
+    /// have, makes room and calls it once more.
+    #[inline]
+    pub(crate) fn with_room<T>(
+        &self,
+        router: &StreamRouter,
+        mut attempt: impl FnMut() -> Result<T, NoStream>,
+    ) -> Result<T, NoStream> {
+        match attempt() {
+            Err(NoStream::TooMany(rule)) if self.make_room(router, rule) => attempt(),
+            outcome => outcome,
+        }
+    }
+
     /// Removes streams of a rule until it has room for one more: as many as are too many, those that
     /// are idle longest in their stripes. Returns `false` if nothing was found to remove.
-    pub(crate) fn make_room(&self, router: &StreamRouter, rule: RuleId) -> bool {
+    fn make_room(&self, router: &StreamRouter, rule: RuleId) -> bool {
         let mut removed = 0;
         while removed < MAX_REMOVED {
             let before = removed;

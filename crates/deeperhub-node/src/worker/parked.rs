@@ -20,7 +20,7 @@ use crate::connection_id::ConnectionId;
 use crate::hub::Hub;
 use crate::metrics::GaugeUnit;
 use crate::planted::planted;
-use crate::streams::{HubShard, KeptStream, NoStream, Readiness, Remains, StreamStripe};
+use crate::streams::{HubShard, KeptStream, Readiness, Remains, StreamStripe};
 
 /// The parked connections of a worker.
 #[derive(Debug, Default)]
@@ -155,8 +155,7 @@ fn begin(key: ConnectionKey, topic: &Topic<'_>, (hub, shard): (&Hub, &mut HubSha
     let streams = &hub.streams;
     let now = streams.clock.seconds(streams.clock.now());
     let (budget, rule) = streams.rule(topic)?;
-    let mut has_made_room = false;
-    loop {
+    let held = streams.with_room(&hub.router, || {
         let mut remains = Remains::default();
         let open = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
             let opened = stripe.find_or_open(topic, kept, (&*budget, rule), now, &mut remains);
@@ -165,18 +164,10 @@ fn begin(key: ConnectionKey, topic: &Topic<'_>, (hub, shard): (&Hub, &mut HubSha
         let (subscribed, opened) = shard.subscribe_at(key, topic, open);
         streams.finish(&hub.router, remains, now);
         let is_new = subscribed == Subscribed::New;
-        let no_stream = match opened {
-            Ok(name) => return Some(HeldTopic { name, is_new }),
-            Err(no_stream) => no_stream,
-        };
-        if is_new {
+        if is_new && opened.is_err() {
             shard.unsubscribe(key, &Subscription::Topic(topic.borrow()));
         }
-        match no_stream {
-            NoStream::TooMany(rule) if !has_made_room && streams.make_room(&hub.router, rule) => {
-                has_made_room = true;
-            }
-            _ => return None,
-        }
-    }
+        opened.map(|name| HeldTopic { name, is_new })
+    });
+    held.ok()
 }
