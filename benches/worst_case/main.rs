@@ -8,8 +8,8 @@
 //!
 //! Runs on Linux only: it needs `/proc` and `taskset`.
 
-#[path = "../../tests/adversary/attack.rs"]
-#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../../tests/adversary/attack/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod attack;
 #[path = "../../tests/adversary/healthy.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]

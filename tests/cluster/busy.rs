@@ -15,19 +15,19 @@ use crate::support::{Broker, Engine, WAIT_TIMEOUT};
 /// Time that the first message takes; longer than a node may be silent.
 const PROCESSING_TIME: Duration = Duration::from_secs(7);
 
-/// Receiver that sleeps on the first message.
+/// A handler that takes long for the first message.
 #[derive(Debug, Default)]
-struct Busy {
-    for_first: Duration,
+struct SlowHandler {
+    first_delay: Duration,
     received: Arc<Mutex<Vec<u64>>>,
 }
 
-impl MessageHandler for Busy {
+impl MessageHandler for SlowHandler {
     async fn handle(&self, envelope: Envelope<'_>) -> Option<PendingAnswer> {
         if let Message::Operation(Operation { action: Action::Send(payload), .. }) = envelope.message {
             let number = payload.as_str().rsplit_once(':')?.1.trim_end_matches('}').parse().ok()?;
             if number == 0 {
-                tokio::time::sleep(self.for_first).await;
+                tokio::time::sleep(self.first_delay).await;
             }
             self.received.lock().unwrap().push(number);
         }
@@ -39,12 +39,12 @@ impl MessageHandler for Busy {
     }
 }
 
-fn join(url: &str, node: &str, inbound: Busy) -> (Handle, DriverHandle) {
+fn join(url: &str, node: &str, handler: SlowHandler) -> (Handle, DriverHandle) {
     let url = BrokerUrl::parse(url).expect("a broker has a URL");
     let (broker, driver) = connect(Config::new(url), node, "1").expect("a random generator");
-    let running = driver.spawn(inbound).expect("a thread can be started");
-    assert_eq!(running.wait_for_join(WAIT_TIMEOUT), Some(JoinOutcome::Joined));
-    (broker, running)
+    let driver = driver.spawn(handler).expect("a thread can be started");
+    assert_eq!(driver.wait_for_join(WAIT_TIMEOUT), Some(JoinOutcome::Joined));
+    (broker, driver)
 }
 
 #[tokio::test]
@@ -53,9 +53,9 @@ async fn a_busy_node_keeps_its_link_and_gets_every_message() {
     for engine in Engine::BOTH {
         let server = Broker::start(engine);
         let received = Arc::default();
-        let busy = Busy { for_first: PROCESSING_TIME, received: Arc::clone(&received) };
-        let (remote, running) = join(&server.url(), "b", busy);
-        let (local, running_here) = join(&server.url(), "a", Busy::default());
+        let slow = SlowHandler { first_delay: PROCESSING_TIME, received: Arc::clone(&received) };
+        let (remote, remote_driver) = join(&server.url(), "b", slow);
+        let (local, local_driver) = join(&server.url(), "a", SlowHandler::default());
         let mut states = remote.watch();
         states.mark_unchanged();
         for number in 0..MESSAGES {
@@ -70,9 +70,9 @@ async fn a_busy_node_keeps_its_link_and_gets_every_message() {
         assert_eq!(remote.state(), ClusterState::Up);
         // Each node still lists the other.
         assert_eq!((remote.peers().len(), local.peers().len()), (1, 1), "{engine:?}");
-        for (handle, running) in [(remote, running), (local, running_here)] {
+        for (handle, driver) in [(remote, remote_driver), (local, local_driver)] {
             handle.stop(Instant::now() + Duration::from_secs(1));
-            running.wait_for_end().await;
+            driver.wait_for_end().await;
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::faults::{Publisher, check_order, numbers};
+use super::faults::{Publisher, check_order, read_numbers};
 use super::{eventually, metric, nodes, subscribe, subscribed, wait_until_linked};
 use crate::support::{Broker, Client, Engine, Server, wait_for};
 
@@ -43,8 +43,8 @@ async fn overlapping_patterns_of_a_client_deliver_each_message_once() {
         wait_until_linked(&a, "t.u.v", &mut remote).await;
         let before = duplicates(&b).await;
         let mut publisher = Publisher::new(&a, "t.u.v").await;
-        publisher.many(100).await;
-        let received = numbers(&mut remote, publisher.next - 1).await;
+        publisher.publish_many(100).await;
+        let received = read_numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
         assert_eq!(duplicates(&b).await, before, "{engine:?}");
     }
@@ -62,16 +62,16 @@ async fn patterns_that_do_not_cover_each_other_cause_few_copies() {
         wait_until_linked(&a, "a.x.x.x.x.x.x", &mut remote).await;
         let before = duplicates(&b).await;
         let mut publisher = Publisher::new(&a, "a.x.x.x.x.x.x").await;
-        publisher.many(100).await;
-        let received = numbers(&mut remote, publisher.next - 1).await;
+        publisher.publish_many(100).await;
+        let received = read_numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
         assert!(duplicates(&b).await - before <= 100 * 3, "{engine:?}");
         for name in &names[1..] {
             unsubscribe(&mut remote, name).await;
         }
         eventually("the pattern's own subscription", async || subscriptions(&b).await == 1).await;
-        publisher.many(100).await;
-        let received = numbers(&mut remote, publisher.next - 1).await;
+        publisher.publish_many(100).await;
+        let received = read_numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (publisher.next - 100..publisher.next).collect::<Vec<_>>(), "{engine:?}");
         drop(remote);
         eventually("no subscription", async || subscriptions(&b).await == 0).await;
@@ -103,8 +103,8 @@ async fn adding_and_removing_a_broad_pattern_loses_no_message() {
             })
             .await;
         }
-        publisher.many(20).await;
-        let received = numbers(&mut remote, publisher.next - 1).await;
+        publisher.publish_many(20).await;
+        let received = read_numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
     }
 }
@@ -125,8 +125,8 @@ async fn publish_order_holds_while_patterns_change() {
         let patterns = ["t.*", ">", "*.u", "t.>", "*.*", "*.v"];
         for round in 0..ROUNDS {
             // When the node resumes, it receives bursts from all its subscriptions.
-            let is_held_up = round % 2 == 0;
-            if is_held_up {
+            let is_paused = round % 2 == 0;
+            if is_paused {
                 b.signal("STOP");
             }
             let first = round * BURST;
@@ -134,13 +134,13 @@ async fn publish_order_holds_while_patterns_change() {
                 let topic = if n % 5 == 0 { "t.u" } else { "t.v" };
                 let data = json!({"topic": topic, "message": n});
                 publisher.send(&json!({"type": "publish", "data": data})).await;
-                if !is_held_up && n == first + BURST / 3 {
+                if !is_paused && n == first + BURST / 3 {
                     let pattern = patterns[round as usize / 2 % patterns.len()];
                     others.push(subscribed(&b, &[pattern]).await);
                 }
             }
             publisher.request(&json!({"type": "ping"})).await;
-            if is_held_up {
+            if is_paused {
                 // Waits until the broker has every message.
                 eventually("an empty broker queue", async || {
                     metric(&a, "deeperhub_cluster_queue_bytes").await == 0
@@ -152,7 +152,7 @@ async fn publish_order_holds_while_patterns_change() {
                 others.clear();
             }
         }
-        let received = numbers(&mut remote, ROUNDS * BURST - 1).await;
+        let received = read_numbers(&mut remote, ROUNDS * BURST - 1).await;
         check_order(&received);
         assert_eq!(received.len() as u64, ROUNDS * BURST, "{engine:?}");
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    RECOVERY, eventually, metric, node, nodes, publish, readiness, subscribed, wait_until_linked,
+    RECOVERY_TIMEOUT, eventually, metric, node, nodes, publish, readiness, subscribed, wait_until_linked,
     wait_until_ready, wait_until_unready,
 };
 use crate::support::{Broker, Client, Engine, Proxy, Server, TemporaryDir, has_brokers, http, wait_for};
@@ -32,25 +32,35 @@ impl Publisher {
         let data = json!({"topic": self.topic, "message": n});
         let reply = self.client.request(&json!({"type": "publish", "id": n, "data": data})).await;
         assert_eq!(reply["type"], "published", "{reply}");
-        let is_taken = reply["data"]["cluster"].is_null();
-        if !is_taken {
+        let reaches_others = reply["data"]["cluster"].is_null();
+        if !reaches_others {
             assert_eq!(reply["data"]["cluster"], "unavailable", "{reply}");
             self.reported.insert(n);
         }
-        is_taken
+        reaches_others
     }
 
-    /// Publishes until the node reports the cluster as lost (`false`) or reached (`true`).
-    pub(super) async fn until(&mut self, reached: bool) {
-        wait_for("a change of the cluster", async {
-            while self.publish().await != reached {
+    /// Publishes until the node reports that other nodes do not get the messages.
+    pub(super) async fn publish_until_lost(&mut self) {
+        wait_for("the loss of the cluster", async {
+            while self.publish().await {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })
         .await;
     }
 
-    pub(super) async fn many(&mut self, count: u64) {
+    /// Publishes until other nodes get the messages.
+    pub(super) async fn publish_until_reached(&mut self) {
+        wait_for("the return of the cluster", async {
+            while !self.publish().await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
+    pub(super) async fn publish_many(&mut self, count: u64) {
         for _ in 0..count {
             self.publish().await;
         }
@@ -58,7 +68,7 @@ impl Publisher {
 }
 
 /// Reads numbers up to and including `last`.
-pub(super) async fn numbers(client: &mut Client, last: u64) -> Vec<u64> {
+pub(super) async fn read_numbers(client: &mut Client, last: u64) -> Vec<u64> {
     let mut received = Vec::new();
     loop {
         let message = client.receive().await;
@@ -94,23 +104,23 @@ pub(super) async fn check_outage(
     let mut local = subscribed(a, &[topic]).await;
     wait_until_linked(a, topic, &mut remote).await;
     let mut publisher = Publisher::new(a, topic).await;
-    publisher.many(50).await;
+    publisher.publish_many(50).await;
     break_link().await;
-    publisher.until(false).await;
+    publisher.publish_until_lost().await;
     wait_until_unready(a).await;
-    publisher.many(20).await;
+    publisher.publish_many(20).await;
     assert!(publisher.reported.len() >= 20);
     restore_link().await;
-    publisher.until(true).await;
+    publisher.publish_until_reached().await;
     wait_for("readiness", async {
-        tokio::time::timeout(RECOVERY, wait_until_ready(a)).await.expect("recovery is bounded");
+        tokio::time::timeout(RECOVERY_TIMEOUT, wait_until_ready(a)).await.expect("recovery is bounded");
         wait_until_ready(b).await;
     })
     .await;
-    publisher.many(50).await;
+    publisher.publish_many(50).await;
 
     let last = publisher.next - 1;
-    let received = numbers(&mut remote, last).await;
+    let received = read_numbers(&mut remote, last).await;
     check_order(&received);
     let unreported = unreported(publisher.next, &received, &publisher.reported);
     // Only numbers that the broker held, or got while the other node was not back.
@@ -120,7 +130,7 @@ pub(super) async fn check_outage(
         publisher.reported
     );
     // This node's own clients missed nothing.
-    assert_eq!(numbers(&mut local, last).await, (0..=last).collect::<Vec<_>>());
+    assert_eq!(read_numbers(&mut local, last).await, (0..=last).collect::<Vec<_>>());
     assert_eq!(metric(a, "deeperhub_cluster_dropped_total").await, publisher.reported.len() as u64);
 }
 
@@ -177,15 +187,15 @@ async fn a_subscriber_behind_a_cut_connection_gets_messages_after_it_is_restored
         let mut remote = subscribed(&b, &["t", "t.>"]).await;
         wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
-        publisher.many(30).await;
+        publisher.publish_many(30).await;
         proxy.cut();
         wait_until_unready(&b).await;
-        publisher.many(30).await;
+        publisher.publish_many(30).await;
         proxy.mend();
         wait_until_ready(&b).await;
         let first = publisher.next;
-        publisher.many(30).await;
-        let received = numbers(&mut remote, publisher.next - 1).await;
+        publisher.publish_many(30).await;
+        let received = read_numbers(&mut remote, publisher.next - 1).await;
         check_order(&received);
         let after: Vec<_> = received.into_iter().filter(|n| *n >= first).collect();
         assert_eq!(after, (first..publisher.next).collect::<Vec<_>>());
@@ -204,7 +214,7 @@ async fn connections_killed_by_redis_are_reopened() {
         let mut remote = subscribed(&b, &["t"]).await;
         wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
-        publisher.many(30).await;
+        publisher.publish_many(30).await;
         let outages = metric(&a, "deeperhub_cluster_outages_total").await;
         broker.redis_lines(&format!("CLIENT KILL TYPE {kind}"));
         eventually("the loss to be noticed", async || {
@@ -215,10 +225,10 @@ async fn connections_killed_by_redis_are_reopened() {
         wait_until_ready(&a).await;
         wait_until_ready(&b).await;
         wait_until_linked(&a, "t", &mut remote).await;
-        publisher.until(true).await;
+        publisher.publish_until_reached().await;
         let first = publisher.next;
-        publisher.many(30).await;
-        let received = numbers(&mut remote, publisher.next - 1).await;
+        publisher.publish_many(30).await;
+        let received = read_numbers(&mut remote, publisher.next - 1).await;
         check_order(&received);
         let after: Vec<_> = received.into_iter().filter(|n| *n >= first).collect();
         assert_eq!(after, (first..publisher.next).collect::<Vec<_>>(), "{kind}");
@@ -234,11 +244,11 @@ async fn a_killed_node_is_noticed_and_the_others_continue() {
         let mut remote = subscribed(&b, &["t"]).await;
         wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
-        publisher.many(20).await;
+        publisher.publish_many(20).await;
         c.signal("KILL");
         c.wait();
-        publisher.many(20).await;
-        let received = numbers(&mut remote, publisher.next - 1).await;
+        publisher.publish_many(20).await;
+        let received = read_numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>());
         assert_eq!(publisher.reported, BTreeSet::new());
         eventually("the node to be removed", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
@@ -269,8 +279,8 @@ async fn a_draining_node_loses_no_message_of_other_nodes() {
         assert_eq!(code, 1001);
         assert!(goodbye.is_some_and(|goodbye| goodbye["data"]["retry_after_ms"].is_u64()));
         assert!(c.wait().success());
-        publisher.many(10).await;
-        let received = numbers(&mut remote, publisher.next - 1).await;
+        publisher.publish_many(10).await;
+        let received = read_numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>());
     }
 }
@@ -438,7 +448,7 @@ async fn a_retry_with_an_idempotency_key_completes_a_partial_publish() {
         assert_eq!(in_batch().await, whole);
         assert_eq!(in_batch().await, whole);
         super::publish(&a, "t", "\"end\"").await;
-        for (client, place) in [(&mut remote, "remote"), (&mut local, "local")] {
+        for (client, name) in [(&mut remote, "remote"), (&mut local, "local")] {
             let mut got = Vec::new();
             while got.last() != Some(&json!("end")) {
                 let message = client.receive().await["data"]["message"].clone();
@@ -446,7 +456,7 @@ async fn a_retry_with_an_idempotency_key_completes_a_partial_publish() {
                     got.push(message);
                 }
             }
-            assert_eq!(got, [json!(1), json!("batch"), json!("end")], "{place}");
+            assert_eq!(got, [json!(1), json!("batch"), json!("end")], "{name}");
         }
     }
 }
@@ -498,7 +508,7 @@ async fn a_node_paused_briefly_gets_every_message() {
         eventually("an empty broker queue", async || metric(&a, "deeperhub_cluster_queue_bytes").await == 0)
             .await;
         b.signal("CONT");
-        let received = numbers(&mut remote, PUBLISHES - 1).await;
+        let received = read_numbers(&mut remote, PUBLISHES - 1).await;
         check_order(&received);
         assert_eq!(received.len() as u64, PUBLISHES, "{engine:?}");
         assert_eq!(metric(&b, "deeperhub_cluster_dropped_total").await, 0, "{engine:?}");

@@ -17,14 +17,14 @@ use crate::support::{Server, http};
 /// Keeps all that a trial publishes, so that only the store can lose messages.
 pub(super) const RULE: &[&str] = &["--topic", "kept.>: history=50000 history_bytes=64MiB ttl=1h"];
 
-/// Longest time that a trial takes from its end, and that its parts wait for one another.
-const LONG: Duration = Duration::from_secs(90);
+/// Longest wait of a trial for messages, and for its publishers and readers to end.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Start of the content that ends the readers.
+/// Publisher in the content that ends the readers.
 const END: &str = "end";
 
 /// Epoch and offset of a message.
-pub(super) type Place = (String, u64);
+pub(super) type Position = (String, u64);
 
 /// A published text, which names its publisher and number.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,14 +68,23 @@ pub(super) struct Shared {
     pub(super) is_over: AtomicBool,
 }
 
-/// Messages of a publisher, with its knowledge about each.
+/// Messages of a publisher, by the answers to it.
 #[derive(Debug, Default)]
 pub(super) struct Sent {
-    pub(super) acknowledged: BTreeMap<Content, Place>,
+    pub(super) acknowledged: BTreeMap<Content, Position>,
     /// The node said that nothing was published.
     pub(super) refused: BTreeSet<Content>,
     /// The connection ended before the answer came.
     pub(super) unanswered: BTreeSet<Content>,
+}
+
+/// Messages that must not be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checked {
+    All,
+    /// Messages that were published with `once`. A store that has lost its list of messages stores
+    /// others again when a node sends them again.
+    WithOnce,
 }
 
 /// A part of a stream without holes.
@@ -88,7 +97,7 @@ struct Segment {
     newest: u64,
 }
 
-/// Messages that a reader received: segments, with a hole that it was told between each two.
+/// Messages that a reader received: segments, and between them the holes that it was told of.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     name: String,
@@ -102,8 +111,9 @@ impl Journal {
         Self { name, ..Self::default() }
     }
 
-    /// Notes that the reader stands at a position. The first has no reason, others end a segment.
-    pub(super) fn stand(&mut self, position: Option<Place>, reason: Option<&str>) {
+    /// Notes that the reader goes on after a position. Except for the first one, this is behind a hole
+    /// with a reason.
+    pub(super) fn begin_segment(&mut self, position: Option<Position>, reason: Option<&str>) {
         self.holes.extend(reason.map(str::to_owned));
         let (epoch, offset) = position.map_or((String::new(), None), |(epoch, offset)| (epoch, Some(offset)));
         let newest = offset.unwrap_or_default();
@@ -111,13 +121,13 @@ impl Journal {
     }
 
     /// Returns the position of the reader.
-    pub(super) fn place(&self) -> Option<Place> {
+    pub(super) fn position(&self) -> Option<Position> {
         let last = self.segments.last()?;
         (!last.epoch.is_empty()).then(|| (last.epoch.clone(), last.newest))
     }
 
     /// Notes a message, which must follow the one before.
-    pub(super) fn message(&mut self, (epoch, offset): Place, content: Content) {
+    pub(super) fn message(&mut self, (epoch, offset): Position, content: Content) {
         let Self { name, segments, holes } = self;
         let last = segments.last_mut().expect("a reader has subscribed");
         if last.epoch.is_empty() {
@@ -134,16 +144,16 @@ impl Journal {
         last.messages.insert(offset, content);
     }
 
-    /// Checks that no message comes twice in an epoch, and that publishers keep their order. A store
-    /// that has lost its list of messages cannot know what it is sent again, but for publishes with
-    /// `once`.
-    fn check(&self, only_once: bool) {
-        let mut places = BTreeMap::new();
+    /// Checks that no message comes twice in an epoch, and that publishers keep their order.
+    fn check(&self, checked: Checked) {
+        let mut positions = BTreeMap::new();
         for segment in &self.segments {
             let mut numbers: BTreeMap<&str, u64> = BTreeMap::new();
             let contents = segment.messages.iter();
-            for (offset, content) in contents.filter(|(_, content)| !only_once || content.has_once()) {
-                let before = places.insert((&segment.epoch, content), offset);
+            for (offset, content) in
+                contents.filter(|(_, content)| checked == Checked::All || content.has_once())
+            {
+                let before = positions.insert((&segment.epoch, content), offset);
                 assert_eq!(before, None, "{} got {content:?} twice, at {offset} too", self.name);
                 let last = numbers.insert(&content.publisher, content.number);
                 assert!(last < Some(content.number), "{}: {content:?} after {last:?}", self.name);
@@ -151,14 +161,14 @@ impl Journal {
         }
     }
 
-    fn messages(&self) -> impl Iterator<Item = (Place, &Content)> {
+    fn messages(&self) -> impl Iterator<Item = (Position, &Content)> {
         self.segments.iter().flat_map(|segment| {
             segment.messages.iter().map(|(offset, content)| ((segment.epoch.clone(), *offset), content))
         })
     }
 
     /// Returns `true` if the reader has a message, or was told that it does not come.
-    fn accounts_for(&self, (epoch, offset): &Place) -> bool {
+    fn accounts_for(&self, (epoch, offset): &Position) -> bool {
         let of_epoch = || self.segments.iter().filter(|segment| segment.epoch == *epoch);
         if of_epoch().any(|segment| segment.messages.contains_key(offset)) {
             return true;
@@ -222,7 +232,7 @@ impl Trial {
 
     /// Waits for a condition. Fails at once if a task has failed.
     async fn wait_for(&self, what: &str, holds: impl Fn() -> bool) {
-        let deadline = tokio::time::Instant::now() + LONG;
+        let deadline = tokio::time::Instant::now() + TRIAL_TIMEOUT;
         while !holds() {
             let is_over = self.shared.is_over.load(Ordering::SeqCst);
             let has_failed = self.readers.iter().any(JoinHandle::is_finished)
@@ -249,12 +259,13 @@ impl Trial {
 
     /// Ends the publishers and then the readers, which have all messages by then. Also compares them
     /// with the history that a node reads.
-    pub(super) async fn finish(self, node: &Server) -> Outcome {
+    pub(super) async fn finish(self, node: &Server) -> TrialRecord {
         let Self { topic, shared, publishers, readers } = self;
         shared.is_over.store(true, Ordering::SeqCst);
         let mut sent = Vec::new();
         for publisher in publishers {
-            let finished = tokio::time::timeout(LONG, publisher).await.expect("publishers end in time");
+            let finished =
+                tokio::time::timeout(TRIAL_TIMEOUT, publisher).await.expect("publishers end in time");
             sent.push(finished.expect("no publisher fails"));
         }
         let end = async {
@@ -270,7 +281,7 @@ impl Trial {
             }
             journals
         };
-        let journals = tokio::time::timeout(LONG, async {
+        let journals = tokio::time::timeout(TRIAL_TIMEOUT, async {
             tokio::select! {
                 journals = all => journals,
                 () = end => unreachable!("it ends with the readers"),
@@ -281,54 +292,53 @@ impl Trial {
         let page = http(node.api(), &request, &[], "").await.json();
         let mut stored = Vec::new();
         for message in page["messages"].as_array().unwrap_or_else(|| panic!("{page}")) {
-            let place = readers::place(message).unwrap_or_else(|| panic!("{message}"));
+            let position = readers::position(message).unwrap_or_else(|| panic!("{message}"));
             if let Some(content) = Content::parse(message["message"].as_str().unwrap_or_default()) {
-                stored.push((place, content));
+                stored.push((position, content));
             }
         }
-        Outcome { sent, journals, stored }
+        TrialRecord { sent, journals, stored }
     }
 }
 
-/// The journals of a trial.
-pub(super) struct Outcome {
+/// All that the publishers and readers of a trial have noted.
+pub(super) struct TrialRecord {
     pub(super) sent: Vec<Sent>,
     pub(super) journals: Vec<Journal>,
     /// The newest messages, as a node reads them.
-    pub(super) stored: Vec<(Place, Content)>,
+    pub(super) stored: Vec<(Position, Content)>,
 }
 
-impl Outcome {
+impl TrialRecord {
     /// Checks that no position names two messages, that nothing is repeated, that nothing refused was
     /// published, and that each reader has each acknowledged message or was told of the hole.
     pub(super) fn check(&self) {
-        self.check_journals(false);
-        let mut places: BTreeMap<Place, &Content> = BTreeMap::new();
+        self.check_journals(Checked::All);
+        let mut positions: BTreeMap<Position, &Content> = BTreeMap::new();
         let of_journals = self.journals.iter().flat_map(Journal::messages);
         let of_publishers = self
             .sent
             .iter()
-            .flat_map(|sent| sent.acknowledged.iter().map(|(content, place)| (place.clone(), content)));
-        let of_store = self.stored.iter().map(|(place, content)| (place.clone(), content));
-        for (place, content) in of_journals.chain(of_publishers).chain(of_store) {
-            let other = *places.entry(place.clone()).or_insert(content);
-            assert_eq!(other, content, "{place:?} names two messages");
+            .flat_map(|sent| sent.acknowledged.iter().map(|(content, position)| (position.clone(), content)));
+        let of_store = self.stored.iter().map(|(position, content)| (position.clone(), content));
+        for (position, content) in of_journals.chain(of_publishers).chain(of_store) {
+            let other = *positions.entry(position.clone()).or_insert(content);
+            assert_eq!(other, content, "{position:?} names two messages");
         }
     }
 
     /// Checks like [`Self::check`], but for positions of two messages: a store that has lost messages
-    /// can give their positions again before anybody notices. `only_once` leaves out repetitions of
-    /// messages without `once`.
-    pub(super) fn check_journals(&self, only_once: bool) {
+    /// can give their positions again before anybody notices.
+    pub(super) fn check_journals(&self, checked: Checked) {
         let refused: BTreeSet<_> = self.sent.iter().flat_map(|sent| &sent.refused).collect();
         for journal in &self.journals {
-            journal.check(only_once);
-            for (place, content) in journal.messages() {
-                assert!(!refused.contains(content), "{content:?} at {place:?} was refused");
+            journal.check(checked);
+            for (position, content) in journal.messages() {
+                assert!(!refused.contains(content), "{content:?} at {position:?} was refused");
             }
-            for (content, place) in self.sent.iter().flat_map(|sent| &sent.acknowledged) {
-                let accounts = journal.accounts_for(place);
-                assert!(accounts, "{} lacks {content:?} of {place:?}: {:?}", journal.name, journal.holes);
+            for (content, position) in self.sent.iter().flat_map(|sent| &sent.acknowledged) {
+                let accounts = journal.accounts_for(position);
+                assert!(accounts, "{} lacks {content:?} of {position:?}: {:?}", journal.name, journal.holes);
             }
         }
     }

@@ -14,7 +14,7 @@ async fn get(node: &Server, path: &str) -> Value {
 }
 
 /// Returns all items of a list over its pages.
-async fn all(node: &Server, path: &str, list: &str) -> Vec<Value> {
+async fn list_all(node: &Server, path: &str, list: &str) -> Vec<Value> {
     let (mut items, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = get(node, &format!("{path}{cursor}")).await;
@@ -43,11 +43,11 @@ async fn lists_and_counts_cover_the_node_or_the_cluster() {
 
         assert_eq!(get(&a, "/v1/clients").await["clients"].as_array().map(Vec::len), Some(1));
         for limit in [1, 2, 4, 100] {
-            let listed = all(&a, &format!("/v1/clients?scope=cluster&limit={limit}"), "clients").await;
+            let listed = list_all(&a, &format!("/v1/clients?scope=cluster&limit={limit}"), "clients").await;
             let ids: BTreeSet<_> =
                 listed.iter().map(|client| client["client_id"].as_str().unwrap()).collect();
             assert_eq!((listed.len(), ids), (6, clients.iter().map(Client::id).collect()), "{limit}");
-            let listed = all(&b, &format!("/v1/topics?scope=cluster&limit={limit}"), "topics").await;
+            let listed = list_all(&b, &format!("/v1/topics?scope=cluster&limit={limit}"), "topics").await;
             let listed: Vec<_> = listed
                 .iter()
                 .map(|topic| {

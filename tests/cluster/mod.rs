@@ -55,6 +55,9 @@ use serde_json::{Value, json};
 
 use crate::support::{Client, Server, WAIT_TIMEOUT, http, wait_for};
 
+/// Bound on a recovery: the longest retry delay, the wait for other nodes and a busy machine.
+const RECOVERY_TIMEOUT: Duration = WAIT_TIMEOUT;
+
 /// Starts a node without rate limits, because the tests send many messages.
 fn node(url: &str, id: &str, flags: &[&str]) -> Server {
     Server::start(&node_flags(url, id, flags))
@@ -195,6 +198,3 @@ async fn check_no_message(client: &mut Client) {
     let response = client.request(&json!({"type": "ping", "id": "nothing"})).await;
     assert_eq!(response, json!({"type": "pong", "id": "nothing"}));
 }
-
-/// Bound on a recovery: the longest retry delay, the wait for other nodes and a busy machine.
-const RECOVERY: Duration = WAIT_TIMEOUT;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::faults::{Publisher, check_order, check_outage, numbers, publish_at_once};
+use super::faults::{Publisher, check_order, check_outage, publish_at_once, read_numbers};
 use super::{metric, node, subscribed, wait_until_linked, wait_until_ready, wait_until_unready};
 use crate::support::{Broker, Engine, Network, Server, WAIT_TIMEOUT};
 
@@ -58,15 +58,15 @@ async fn a_subscriber_behind_lost_packets_gets_messages_after_the_network_heals(
         let mut remote = subscribed(&b, &["t", "t.>"]).await;
         wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
-        publisher.many(30).await;
+        publisher.publish_many(30).await;
         network.drop_all(1);
         wait_until_unready(&b).await;
-        publisher.many(30).await;
+        publisher.publish_many(30).await;
         network.heal();
         wait_until_ready(&b).await;
         let first = publisher.next;
-        publisher.many(30).await;
-        let received = numbers(&mut remote, publisher.next - 1).await;
+        publisher.publish_many(30).await;
+        let received = read_numbers(&mut remote, publisher.next - 1).await;
         check_order(&received);
         assert!(received.ends_with(&(first..publisher.next).collect::<Vec<_>>()), "{first}: {received:?}");
         assert!(received.starts_with(&(0..30).collect::<Vec<_>>()), "{received:?}");
@@ -78,11 +78,11 @@ async fn a_subscriber_behind_lost_packets_gets_messages_after_the_network_heals(
 /// the deliveries.
 async fn publish_over_slow_link(engine: Engine, flags: &[&str]) -> Option<(SeparateLinks, BTreeSet<u64>)> {
     const PUBLISHES: u64 = 1000;
-    let apart = SeparateLinks::new(engine, flags).await?;
-    let [a, b] = &apart.nodes;
+    let hub = SeparateLinks::new(engine, flags).await?;
+    let [a, b] = &hub.nodes;
     let mut remote = subscribed(b, &["t"]).await;
     wait_until_linked(a, "t", &mut remote).await;
-    apart.network.limit(0, "400kbit");
+    hub.network.limit(0, "400kbit");
     let reported = publish_at_once(a, PUBLISHES).await;
     let mut last = None;
     let mut received = 0;
@@ -98,7 +98,7 @@ async fn publish_over_slow_link(engine: Engine, flags: &[&str]) -> Option<(Separ
     });
     assert!(all.await.is_ok(), "{received} arrived, {} were reported lost: {}", reported.len(), a.stderr());
     assert_eq!(metric(a, "deeperhub_cluster_dropped_total").await, reported.len() as u64);
-    Some((apart, reported))
+    Some((hub, reported))
 }
 
 #[tokio::test]
@@ -115,9 +115,9 @@ async fn a_slow_link_reports_every_lost_message() {
 #[tokio::test]
 async fn a_slow_link_delivers_everything_that_fits_the_queue() {
     for engine in Engine::BOTH {
-        let Some((apart, reported)) = publish_over_slow_link(engine, &[]).await else { return };
+        let Some((hub, reported)) = publish_over_slow_link(engine, &[]).await else { return };
         assert_eq!(reported, BTreeSet::new());
-        apart.network.unlimit(0);
-        wait_until_ready(&apart.nodes[0]).await;
+        hub.network.unlimit(0);
+        wait_until_ready(&hub.nodes[0]).await;
     }
 }

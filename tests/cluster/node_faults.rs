@@ -12,21 +12,21 @@ use crate::support::{Balancer, Broker, Client, Engine, Server, has_brokers};
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// A balancer for each node, which prefers its node.
-pub(super) struct Entrances(Vec<Balancer>);
+pub(super) struct Balancers(Vec<Balancer>);
 
-impl Entrances {
+impl Balancers {
     pub(super) async fn new(nodes: &[Server]) -> Self {
         let mut balancers = Vec::new();
         for _ in nodes {
             balancers.push(Balancer::start(&[]).await);
         }
-        let entrances = Self(balancers);
-        entrances.set(nodes, None);
-        entrances
+        let balancers = Self(balancers);
+        balancers.route(nodes, None);
+        balancers
     }
 
-    /// Leads clients to these nodes, but for one that is away.
-    pub(super) fn set(&self, nodes: &[Server], away: Option<usize>) {
+    /// Routes clients to these nodes, except for one that is away.
+    pub(super) fn route(&self, nodes: &[Server], away: Option<usize>) {
         for (first, balancer) in self.0.iter().enumerate() {
             let order = (0..nodes.len()).map(|index| (first + index) % nodes.len());
             let present: Vec<_> =
@@ -53,17 +53,17 @@ async fn clients_of_killed_nodes_go_on_at_others_without_a_loss() {
     for engine in stores() {
         let broker = Broker::start(engine);
         let mut nodes = nodes::<3>(&broker.url(), RULE).await;
-        let entrances = Entrances::new(&nodes).await;
-        let trial = Trial::start("kept.1", &entrances.urls(), &entrances.urls()).await;
+        let balancers = Balancers::new(&nodes).await;
+        let trial = Trial::start("kept.1", &balancers.urls(), &balancers.urls()).await;
         for index in 0..3 {
             trial.run_for(100).await;
             nodes[index].signal("KILL");
-            entrances.set(&nodes, Some(index));
+            balancers.route(&nodes, Some(index));
             nodes[index].wait();
             trial.run_for(100).await;
             nodes[index] = node(&broker.url(), NAMES[index], RULE);
             wait_until_joined(&nodes).await;
-            entrances.set(&nodes, None);
+            balancers.route(&nodes, None);
         }
         trial.run_for(100).await;
         trial.finish(&nodes[0]).await.check_lossless();
@@ -100,17 +100,17 @@ async fn a_rolling_restart_loses_and_repeats_nothing() {
         let flags = [RULE, FLAGS].concat();
         let broker = Broker::start(engine);
         let mut nodes = nodes::<3>(&broker.url(), &flags).await;
-        let entrances = Entrances::new(&nodes).await;
-        let trial = Trial::start("kept.1", &entrances.urls(), &entrances.urls()).await;
+        let balancers = Balancers::new(&nodes).await;
+        let trial = Trial::start("kept.1", &balancers.urls(), &balancers.urls()).await;
         for index in 0..3 {
             trial.run_for(100).await;
             nodes[index].signal("TERM");
-            entrances.set(&nodes, Some(index));
+            balancers.route(&nodes, Some(index));
             assert!(nodes[index].wait().success(), "{}", nodes[index].stderr());
             trial.run_for(50).await;
             nodes[index] = node(&broker.url(), NAMES[index], &flags);
             wait_until_joined(&nodes).await;
-            entrances.set(&nodes, None);
+            balancers.route(&nodes, None);
         }
         trial.run_for(100).await;
         trial.finish(&nodes[0]).await.check_lossless();

@@ -10,10 +10,10 @@ use deeperhub_client::{Hub, Options};
 use serde_json::json;
 
 use super::journals::{Content, Sent, Shared};
-use super::readers::{Connection, place};
+use super::readers::{Connection, position};
 
-/// Publishes of a client that wait for their answers.
-const UNDER_WAY: usize = 4;
+/// Most publishes of a client that wait for their answers.
+const MAX_UNANSWERED: usize = 4;
 
 /// Messages that a raw publisher sends before it waits for the answers.
 const BURST: u64 = 10;
@@ -46,17 +46,17 @@ impl Publisher {
     /// end.
     pub(super) async fn publish_with_client(self, name: String) -> Sent {
         let hub = Hub::new(&self.url, options()).expect("the URL is good");
-        let (mut sent, mut under_way, mut number) = (Sent::default(), VecDeque::new(), 0);
+        let (mut sent, mut unanswered, mut number) = (Sent::default(), VecDeque::new(), 0);
         loop {
             if !self.is_over() {
                 number += 1;
                 let text = Content::text(&name, number);
                 let content = Content::parse(&text).expect("it is a content");
-                under_way.push_back((content, hub.publish(&*self.topic, &text).into_future()));
+                unanswered.push_back((content, hub.publish(&*self.topic, &text).into_future()));
                 tokio::time::sleep(PAUSE).await;
             }
-            if under_way.len() > UNDER_WAY || self.is_over() {
-                let Some((content, publish)) = under_way.pop_front() else { break };
+            if unanswered.len() > MAX_UNANSWERED || self.is_over() {
+                let Some((content, publish)) = unanswered.pop_front() else { break };
                 let published = publish.await.unwrap_or_else(|error| panic!("{name}: {error}"));
                 let position = published.position.expect("the topic has history");
                 sent.acknowledged.insert(content, (position.epoch.to_string(), position.offset));
@@ -103,8 +103,8 @@ impl Publisher {
                 let reply = connection.receive().await?;
                 let Some(content) = reply["id"].as_u64().and_then(|id| waiting.remove(&id)) else { continue };
                 if reply["type"] == "published" {
-                    let place = place(&reply["data"]).unwrap_or_else(|| panic!("{reply}"));
-                    sent.acknowledged.insert(content, place);
+                    let position = position(&reply["data"]).unwrap_or_else(|| panic!("{reply}"));
+                    sent.acknowledged.insert(content, position);
                     self.shared.acknowledged.fetch_add(1, Ordering::SeqCst);
                 } else {
                     assert_eq!(reply["data"]["code"], "unavailable", "{reply}");

@@ -12,17 +12,17 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
-use super::journals::{Content, Journal, Place, Shared};
+use super::journals::{Content, Journal, Position, Shared};
 use super::publishers::options;
 
 /// Longest silence before a raw reader connects anew, to the next node if the balancer says so.
-const SILENCE: Duration = Duration::from_secs(2);
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Longest silence before a raw publisher regards its connection as lost.
-const UNANSWERED: Duration = Duration::from_secs(20);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Returns the place in the data of a message.
-pub(super) fn place(data: &Value) -> Option<Place> {
+/// Returns the position in the data of a message.
+pub(super) fn position(data: &Value) -> Option<Position> {
     Some((data["epoch"].as_str()?.to_owned(), data["offset"].as_u64()?))
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Connection(WebSocketStream<MaybeTlsStream<TcpStream>>);
 impl Connection {
     /// Connects. Returns `None`, after a pause, if no node is there.
     pub(super) async fn open(url: &str) -> Option<Self> {
-        let connected = tokio::time::timeout(SILENCE, connect_async(url)).await;
+        let connected = tokio::time::timeout(READ_TIMEOUT, connect_async(url)).await;
         if let Ok(Ok((socket, _))) = connected {
             return Some(Self(socket));
         }
@@ -42,12 +42,12 @@ impl Connection {
 
     pub(super) async fn send(&mut self, message: &Value) -> Option<()> {
         let text = Message::text(message.to_string());
-        tokio::time::timeout(UNANSWERED, self.0.send(text)).await.ok()?.ok()
+        tokio::time::timeout(ANSWER_TIMEOUT, self.0.send(text)).await.ok()?.ok()
     }
 
     /// Receives a message. Returns `None` if the connection has ended.
     pub(super) async fn receive(&mut self) -> Option<Value> {
-        self.receive_within(UNANSWERED).await
+        self.receive_within(ANSWER_TIMEOUT).await
     }
 
     async fn receive_within(&mut self, time: Duration) -> Option<Value> {
@@ -77,7 +77,7 @@ impl Reader {
         let mut subscription =
             hub.subscribe(&*self.topic).await.unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut journal = Journal::new(name);
-        journal.stand(None, None);
+        journal.begin_segment(None, None);
         self.shared.reading.fetch_add(1, Ordering::SeqCst);
         loop {
             let event = subscription.next().await.expect("the subscription stays");
@@ -93,7 +93,7 @@ impl Reader {
                     let Some(content) = Content::parse(&text) else { break };
                     journal.message(at(position), content);
                 }
-                Event::Gap(gap) => journal.stand(gap.position.as_ref().map(at), Some(&gap.reason)),
+                Event::Gap(gap) => journal.begin_segment(gap.position.as_ref().map(at), Some(&gap.reason)),
                 _ => {}
             }
         }
@@ -115,7 +115,7 @@ impl Reader {
     /// Reads at most `limit` messages of one connection. Returns `true` at the end of the trial.
     async fn read_connection(&self, mut connection: Connection, journal: &mut Journal, limit: u64) -> bool {
         let mut data = json!({"topic": self.topic});
-        if let Some((epoch, offset)) = journal.place() {
+        if let Some((epoch, offset)) = journal.position() {
             data["recover"] = json!({"epoch": epoch, "offset": offset});
         }
         if connection.send(&json!({"type": "subscribe", "id": 1, "data": data})).await.is_none() {
@@ -123,20 +123,20 @@ impl Reader {
         }
         let mut left = limit;
         while left > 0 {
-            let Some(message) = connection.receive_within(SILENCE).await else { return false };
+            let Some(message) = connection.receive_within(READ_TIMEOUT).await else { return false };
             let data = &message["data"];
             match message["type"].as_str() {
                 Some("subscribed") => self.on_subscribed(data, journal),
                 Some("message") => {
                     let text = data["message"].as_str().expect("messages are texts");
                     let Some(content) = Content::parse(text) else { return true };
-                    journal.message(place(data).expect("the topic has history"), content);
+                    journal.message(position(data).expect("the topic has history"), content);
                     left -= 1;
                 }
                 Some("gap") => {
-                    let newest = journal.place().expect("a gap is after a position").1;
+                    let newest = journal.position().expect("a gap is after a position").1;
                     assert!(data["from"].is_null() || data["from"] == newest + 1, "{message} after {newest}");
-                    journal.stand(place(data), data["reason"].as_str());
+                    journal.begin_segment(position(data), data["reason"].as_str());
                 }
                 Some("error") => {
                     assert_eq!(data["code"], "unavailable", "{message}");
@@ -151,14 +151,14 @@ impl Reader {
     }
 
     fn on_subscribed(&self, data: &Value, journal: &mut Journal) {
-        let position = place(data);
+        let position = position(data);
         assert!(position.is_some(), "{data}");
-        match journal.place() {
+        match journal.position() {
             None => {
-                journal.stand(position, None);
+                journal.begin_segment(position, None);
                 self.shared.reading.fetch_add(1, Ordering::SeqCst);
             }
-            Some(_) if data["recovered"] == false => journal.stand(position, data["reason"].as_str()),
+            Some(_) if data["recovered"] == false => journal.begin_segment(position, data["reason"].as_str()),
             known => assert_eq!((&data["recovered"], position), (&json!(true), known), "{data}"),
         }
     }

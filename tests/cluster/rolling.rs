@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::faults::{Publisher, check_order, numbers};
+use super::faults::{Publisher, check_order, read_numbers};
 use super::{eventually, names_of_nodes, node, nodes, subscribed, wait_until_linked, wait_until_ready};
 use crate::support::{Broker, Client, Engine, wait_for};
 
@@ -68,13 +68,13 @@ async fn clients_move_between_nodes_during_a_rolling_restart() {
             }
 
             let after = publisher.next;
-            publisher.many(20).await;
+            publisher.publish_many(20).await;
             let all: Vec<_> = (0..publisher.next).collect();
             for client in staying.iter_mut().flatten() {
-                assert_eq!(numbers(client, publisher.next - 1).await, all);
+                assert_eq!(read_numbers(client, publisher.next - 1).await, all);
             }
             for client in &mut back {
-                let received = numbers(client, publisher.next - 1).await;
+                let received = read_numbers(client, publisher.next - 1).await;
                 check_order(&received);
                 assert!(received.ends_with(&all[after as usize..]), "{after}: {received:?}");
             }

@@ -20,7 +20,7 @@ async fn check_linked(url: &str, flags: &[&str]) {
 }
 
 /// Checks that a node that cannot use the broker reports why and serves its own clients.
-async fn refused(url: &str, flags: &[&str], reasons: &[&str]) {
+async fn check_refused(url: &str, flags: &[&str], reasons: &[&str]) {
     let mut all = vec!["--log-level", "debug"];
     all.extend(flags);
     let a = node(url, "refused", &all);
@@ -54,13 +54,17 @@ async fn a_broker_with_a_certificate_of_another_authority_is_refused() {
         let broker = Broker::start_over_tls(engine, &authority.server("broker"));
         let other = Authority::new();
         let reasons = ["UnknownIssuer", "invalid peer certificate"];
-        refused(&broker.url(), &["--cluster-ca", text(&other.cert)], &reasons).await;
+        check_refused(&broker.url(), &["--cluster-ca", text(&other.cert)], &reasons).await;
         // The system's trust store does not contain the authority either.
-        refused(&broker.url(), &[], &reasons).await;
+        check_refused(&broker.url(), &[], &reasons).await;
         // A client certificate is valid for no host name.
         let nameless = Broker::start_over_tls(engine, &authority.client("nameless"));
-        refused(&nameless.url(), &["--cluster-ca", text(&authority.cert)], &["invalid peer certificate"])
-            .await;
+        check_refused(
+            &nameless.url(),
+            &["--cluster-ca", text(&authority.cert)],
+            &["invalid peer certificate"],
+        )
+        .await;
     }
 }
 
@@ -106,12 +110,12 @@ async fn a_mismatch_of_plaintext_and_tls_is_logged() {
             Engine::Nats => plain.url().replace("nats://", "tls://"),
             Engine::Redis => plain.url().replace("redis://", "rediss://"),
         };
-        refused(&over_tls, &[], &["does this port speak TLS", "InvalidContentType"]).await;
+        check_refused(&over_tls, &[], &["does this port speak TLS", "InvalidContentType"]).await;
     }
     // NATS asks for TLS in clear text and gets it; Redis ends the connection.
     let authority = Authority::new();
     let broker = Broker::start_over_tls(Engine::Redis, &authority.server("broker"));
-    refused(&broker.url().replace("rediss://", "redis://"), &[], &["does this port want TLS"]).await;
+    check_refused(&broker.url().replace("rediss://", "redis://"), &[], &["does this port want TLS"]).await;
     let broker = Broker::start_over_tls(Engine::Nats, &authority.server("broker"));
     check_linked(&broker.url().replace("tls://", "nats://"), &["--cluster-ca", text(&authority.cert)]).await;
 }
@@ -129,8 +133,9 @@ async fn an_nkey_authenticates_to_nats() {
     let seed = files.write("hub.nk", &format!("{}\n", user.seed().unwrap()));
     check_linked(&broker.url(), &["--cluster-credentials", text(&seed)]).await;
     let stranger = files.write("stranger.nk", &KeyPair::new_user().seed().unwrap());
-    refused(&broker.url(), &["--cluster-credentials", text(&stranger)], &["authorization violation"]).await;
-    refused(&broker.url(), &[], &["authorization violation", "nkey"]).await;
+    check_refused(&broker.url(), &["--cluster-credentials", text(&stranger)], &["authorization violation"])
+        .await;
+    check_refused(&broker.url(), &[], &["authorization violation", "nkey"]).await;
 }
 
 /// Returns a NATS token: a JWT signed with an nkey.
@@ -186,7 +191,8 @@ async fn a_credentials_file_authenticates_to_nats() {
     let good = files.write("hub.creds", &credentials(&account));
     check_linked(&broker.url(), &["--cluster-credentials", text(&good)]).await;
     let forged = files.write("forged.creds", &credentials(&KeyPair::new_account()));
-    refused(&broker.url(), &["--cluster-credentials", text(&forged)], &["authorization violation"]).await;
+    check_refused(&broker.url(), &["--cluster-credentials", text(&forged)], &["authorization violation"])
+        .await;
 }
 
 #[tokio::test]
@@ -197,7 +203,7 @@ async fn a_token_authenticates_to_nats() {
     let broker = Broker::start_with(Engine::Nats, &["--auth", "s3cret"]);
     let url = |token: &str| broker.url().replace("://", &format!("://{token}@"));
     check_linked(&url("s3cret"), &[]).await;
-    refused(&url("other"), &[], &["authorization violation"]).await;
+    check_refused(&url("other"), &[], &["authorization violation"]).await;
 }
 
 #[tokio::test]
@@ -213,8 +219,8 @@ async fn a_redis_user_needs_few_permissions() {
     let broker = Broker::start_with(Engine::Redis, &flags);
     let url = |password: &str| broker.url().replace("://", &format!("://hub:{password}@"));
     check_linked(&url("s3cret"), &[]).await;
-    refused(&url("wrong"), &[], &["WRONGPASS", "Password authentication failed"]).await;
-    refused(&broker.url(), &[], &["NOAUTH", "Authentication required"]).await;
+    check_refused(&url("wrong"), &[], &["WRONGPASS", "Password authentication failed"]).await;
+    check_refused(&broker.url(), &[], &["NOAUTH", "Authentication required"]).await;
     eventually("a node that may", async || {
         let a = node(&url("s3cret"), "a", &[]);
         wait_until_ready(&a).await;

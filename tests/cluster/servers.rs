@@ -1,6 +1,6 @@
 //! Brokers with several servers: nodes fail over to the next.
 
-use super::faults::{Publisher, check_order, numbers};
+use super::faults::{Publisher, check_order, read_numbers};
 use super::{
     eventually, names_of_nodes, node, subscribed, wait_until_linked, wait_until_ready, wait_until_unready,
 };
@@ -30,14 +30,14 @@ async fn nodes_on_different_nats_servers_form_one_hub_and_survive_a_server() {
     wait_until_linked(&a, "t", &mut remote).await;
     wait_until_linked(&a, "t", &mut beyond).await;
     let mut publisher = Publisher::new(&a, "t").await;
-    publisher.many(50).await;
+    publisher.publish_many(50).await;
     for client in [&mut remote, &mut beyond] {
-        assert_eq!(numbers(client, 49).await, (0..50).collect::<Vec<_>>());
+        assert_eq!(read_numbers(client, 49).await, (0..50).collect::<Vec<_>>());
     }
 
     first.kill();
-    publisher.until(false).await;
-    publisher.until(true).await;
+    publisher.publish_until_lost().await;
+    publisher.publish_until_reached().await;
     for node in all {
         wait_until_ready(node).await;
         eventually("all nodes", async || names_of_nodes(node).await == ["a", "b", "c"]).await;
@@ -45,9 +45,9 @@ async fn nodes_on_different_nats_servers_form_one_hub_and_survive_a_server() {
     wait_until_linked(&a, "t", &mut remote).await;
     wait_until_linked(&a, "t", &mut beyond).await;
     let after = publisher.next;
-    publisher.many(50).await;
+    publisher.publish_many(50).await;
     for client in [&mut remote, &mut beyond] {
-        let received = numbers(client, publisher.next - 1).await;
+        let received = read_numbers(client, publisher.next - 1).await;
         check_order(&received);
         assert!(received.ends_with(&(after..publisher.next).collect::<Vec<_>>()), "{after}: {received:?}");
     }
@@ -72,21 +72,21 @@ async fn a_redis_replica_is_skipped_until_it_is_promoted() {
     let mut remote = subscribed(&b, &["t", "t.>"]).await;
     wait_until_linked(&a, "t", &mut remote).await;
     let mut publisher = Publisher::new(&a, "t").await;
-    publisher.many(50).await;
-    assert_eq!(numbers(&mut remote, 49).await, (0..50).collect::<Vec<_>>());
+    publisher.publish_many(50).await;
+    assert_eq!(read_numbers(&mut remote, 49).await, (0..50).collect::<Vec<_>>());
 
     primary.kill();
-    publisher.until(false).await;
+    publisher.publish_until_lost().await;
     wait_until_unready(&a).await;
     wait_until_unready(&b).await;
     replica.redis_lines("REPLICAOF NO ONE");
-    publisher.until(true).await;
+    publisher.publish_until_reached().await;
     wait_until_ready(&a).await;
     wait_until_ready(&b).await;
     wait_until_linked(&a, "t", &mut remote).await;
     let after = publisher.next;
-    publisher.many(50).await;
-    let received = numbers(&mut remote, publisher.next - 1).await;
+    publisher.publish_many(50).await;
+    let received = read_numbers(&mut remote, publisher.next - 1).await;
     check_order(&received);
     assert!(received.ends_with(&(after..publisher.next).collect::<Vec<_>>()), "{after}: {received:?}");
 }

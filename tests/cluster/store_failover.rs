@@ -68,9 +68,9 @@ async fn a_replica_without_the_last_messages_starts_a_new_epoch() {
     trial.run_for(200).await;
     block_in_place(|| pair.fail_over());
     trial.run_for(200).await;
-    let outcome = trial.finish(&nodes[0]).await;
-    outcome.check();
-    for journal in &outcome.journals {
+    let record = trial.finish(&nodes[0]).await;
+    record.check();
+    for journal in &record.journals {
         assert!(!journal.holes.is_empty());
         assert!(journal.holes.iter().all(|reason| reason == "epoch"), "{:?}", journal.holes);
     }

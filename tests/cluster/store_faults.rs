@@ -30,7 +30,7 @@ async fn trial_with(
     broker: &Broker,
     rounds: usize,
     mut fault: impl AsyncFnMut(&[Server], usize),
-) -> super::journals::Outcome {
+) -> super::journals::TrialRecord {
     let nodes: [Server; 2] = nodes(&broker.url(), RULE).await;
     let trial = Trial::of("kept.1", &nodes).await;
     for round in 0..rounds {
@@ -38,12 +38,12 @@ async fn trial_with(
         fault(&nodes, round).await;
     }
     trial.run_for(100).await;
-    let outcome = trial.finish(&nodes[0]).await;
+    let record = trial.finish(&nodes[0]).await;
     for node in &nodes {
         wait_until_ready(node).await;
         assert_eq!(metric(node, "deeperhub_cluster_invalid_total").await, 0);
     }
-    outcome
+    record
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -62,9 +62,9 @@ async fn a_killed_store_that_keeps_its_data_loses_nothing() {
             block_in_place(|| broker.restart());
         }
         trial.run_for(100).await;
-        let outcome = trial.finish(&nodes[0]).await;
-        outcome.check_lossless();
-        assert!(outcome.refused() > 0);
+        let record = trial.finish(&nodes[0]).await;
+        record.check_lossless();
+        assert!(record.refused() > 0);
         wait_until_ready(&nodes[1]).await;
     }
 }
@@ -80,9 +80,9 @@ async fn a_store_that_restarts_empty_is_told_to_every_reader() {
             block_in_place(|| broker.restart());
         }
         trial.run_for(100).await;
-        let outcome = trial.finish(&nodes[0]).await;
-        outcome.check();
-        for journal in &outcome.journals {
+        let record = trial.finish(&nodes[0]).await;
+        record.check();
+        for journal in &record.journals {
             assert!(!journal.holes.is_empty());
             assert!(journal.holes.iter().all(|reason| reason == "epoch"), "{:?}", journal.holes);
         }
@@ -93,7 +93,7 @@ async fn a_store_that_restarts_empty_is_told_to_every_reader() {
 async fn a_paused_store_loses_nothing() {
     for engine in stores() {
         let broker = Broker::start(engine);
-        let outcome = trial_with(&broker, 3, async |nodes, round| {
+        let record = trial_with(&broker, 3, async |nodes, round| {
             broker.signal("STOP");
             if round == 0 {
                 wait_until_unready(&nodes[0]).await;
@@ -103,7 +103,7 @@ async fn a_paused_store_loses_nothing() {
             }
             broker.signal("CONT");
         });
-        outcome.await.check_lossless();
+        record.await.check_lossless();
     }
 }
 
@@ -113,14 +113,14 @@ async fn connections_killed_by_the_store_lose_nothing() {
         return;
     }
     let broker = Broker::start(Engine::Redis);
-    let outcome = trial_with(&broker, 8, async |nodes, round| {
+    let record = trial_with(&broker, 8, async |nodes, round| {
         let kind = ["normal", "pubsub"][round % 2];
         block_in_place(|| broker.redis_lines(&format!("CLIENT KILL TYPE {kind}")));
         if round % 4 == 3 {
             wait_until_ready(&nodes[0]).await;
         }
     });
-    outcome.await.check_lossless();
+    record.await.check_lossless();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,12 +129,12 @@ async fn a_store_that_hangs_for_seconds_loses_nothing() {
         return;
     }
     let broker = Broker::start_with(Engine::Redis, &["--enable-debug-command", "yes"]);
-    let outcome = trial_with(&broker, 2, async |_, round| {
+    let record = trial_with(&broker, 2, async |_, round| {
         let seconds = ["1", "5"][round];
         let reply = block_in_place(|| broker.redis_lines(&format!("DEBUG SLEEP {seconds}")));
         assert_eq!(reply, ["+OK"]);
     });
-    outcome.await.check_lossless();
+    record.await.check_lossless();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,9 +171,9 @@ async fn a_store_without_memory_refuses_and_loses_nothing() {
         block_in_place(|| broker.redis_lines("CONFIG SET maxmemory 0"));
     }
     trial.run_for(100).await;
-    let outcome = trial.finish(&nodes[0]).await;
-    outcome.check_lossless();
-    assert!(outcome.refused() > 0);
+    let record = trial.finish(&nodes[0]).await;
+    record.check_lossless();
+    assert!(record.refused() > 0);
     // The refused subscribes have left nothing behind that begins a stream later.
     assert_eq!(broker.redis_lines("EXISTS {deeperhub:h:kept.new}m"), [":0"]);
     for node in &nodes {
@@ -193,17 +193,17 @@ async fn keys_that_the_store_loses_are_told_where_messages_are_missing() {
         block_in_place(|| broker.redis_lines(&format!("DEL {keys}")))
     };
     // Without the messages, positions go on. The nodes have what the store has lost.
-    let outcome = trial_with(&broker, 2, async |_, _| assert_eq!(delete(&[""]), [":1"])).await;
-    outcome.check_lossless();
+    let record = trial_with(&broker, 2, async |_, _| assert_eq!(delete(&[""]), [":1"])).await;
+    record.check_lossless();
     // Without the position, the store cannot know which offsets it has given.
     for keys in [&["m"][..], &["", "m"]] {
-        let outcome = trial_with(&broker, 2, async |_, _| {
+        let record = trial_with(&broker, 2, async |_, _| {
             assert_eq!(delete(keys), [format!(":{}", keys.len())]);
         });
-        let outcome = outcome.await;
-        outcome.check();
-        assert!(outcome.acknowledged() > 200);
-        for journal in &outcome.journals {
+        let record = record.await;
+        record.check();
+        assert!(record.acknowledged() > 200);
+        for journal in &record.journals {
             assert!(!journal.holes.is_empty());
             assert!(journal.holes.iter().all(|reason| reason == "epoch"), "{:?}", journal.holes);
         }

@@ -13,7 +13,7 @@ use super::streams::{subscribe_with, subscriber};
 use super::{metric, node, wait_until_ready, wait_until_unready};
 use crate::support::{Broker, Client, Proxy, Server, http};
 
-/// Runs a trial on two nodes with a link each. `fault` gets them.
+/// Runs a trial on two nodes with a link each, and causes a fault meanwhile.
 async fn trial_over_links(fault: impl AsyncFn(&SeparateLinks, &Trial)) {
     for engine in stores() {
         let Some(links) = SeparateLinks::with_flags(engine, [RULE, RULE]).await else { return };
@@ -27,7 +27,7 @@ async fn trial_over_links(fault: impl AsyncFn(&SeparateLinks, &Trial)) {
     }
 }
 
-/// Checks what a node without its store answers.
+/// Checks the answers of a node that is cut off from its store.
 async fn check_cut_node(node: &Server, recover: &serde_json::Value) {
     let mut client = Client::connect(node).await;
     publish_until_unavailable(&mut client, "kept.other").await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::faults::{Publisher, check_order, numbers};
+use super::faults::{Publisher, check_order, read_numbers};
 use super::{
     check_no_message, eventually, metric, names_of_nodes, node, node_of, publish, read_until_end, subscribe,
     subscribed, wait_until_linked, wait_until_ready,
@@ -170,13 +170,13 @@ async fn an_old_node_is_replaced_while_publishers_run() {
         wait_until_linked(&old, "of.old", &mut staying).await;
         wait_until_linked(&new, "of.new", &mut moving).await;
         let mut publisher_of_old = Publisher::new(&old, "of.old").await;
-        publisher_of_old.many(200).await;
+        publisher_of_old.publish_many(200).await;
         // All of them reach the other node: the old one flushes when it stops.
         let all: Vec<_> = (0..200).collect();
-        assert_eq!(numbers(&mut staying, 199).await, all);
+        assert_eq!(read_numbers(&mut staying, 199).await, all);
 
         let mut publisher = Publisher::new(&new, "of.new").await;
-        publisher.many(50).await;
+        publisher.publish_many(50).await;
         old.signal("TERM");
         wait_for("the drain", async {
             while !old.stderr().contains("Server stopped") {
@@ -198,12 +198,12 @@ async fn an_old_node_is_replaced_while_publishers_run() {
         let mut moved = subscribed(&replacement, &["of.new"]).await;
         wait_until_linked(&new, "of.new", &mut moved).await;
         let after = publisher.next;
-        publisher.many(50).await;
+        publisher.publish_many(50).await;
         assert!(publisher.reported.is_empty(), "{engine:?}: the broker was there all the time");
         let last = publisher.next - 1;
-        assert_eq!(numbers(&mut local, last).await, (0..=last).collect::<Vec<_>>(), "{engine:?}");
-        assert_eq!(numbers(&mut staying, last).await, (0..=last).collect::<Vec<_>>(), "{engine:?}");
-        let received = numbers(&mut moved, last).await;
+        assert_eq!(read_numbers(&mut local, last).await, (0..=last).collect::<Vec<_>>(), "{engine:?}");
+        assert_eq!(read_numbers(&mut staying, last).await, (0..=last).collect::<Vec<_>>(), "{engine:?}");
+        let received = read_numbers(&mut moved, last).await;
         check_order(&received);
         assert!(received.ends_with(&(after..=last).collect::<Vec<_>>()), "{engine:?} {after}: {received:?}");
 

@@ -1,13 +1,12 @@
 //! Brokers for clusters: real servers on their own ports.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
 
+use super::broker_process::BrokerProcess;
 use super::{Capability, Identity, Network, TemporaryDir, WAIT_TIMEOUT, install_named, text, try_install};
 
 /// A kind of broker.
@@ -55,40 +54,22 @@ pub(crate) fn has_brokers() -> bool {
 pub(crate) struct Broker {
     pub(crate) engine: Engine,
     pub(crate) address: SocketAddr,
-    child: Child,
-    flags: Vec<String>,
-    /// Its certificate and key; with them, clients use TLS.
-    identity: Option<Identity>,
-    /// Its network namespace; `None` for the namespace of the tests.
-    namespace: Option<String>,
-    /// `true` if it keeps streams. NATS needs JetStream for that.
-    keeps_streams: bool,
+    process: BrokerProcess,
+    /// `true` if clients use TLS.
+    is_over_tls: bool,
     files: TemporaryDir,
 }
 
-/// Returns a port that is free now and that no other call returns, for servers that cannot bind
-/// port 0 or do not report the port.
-///
-/// The port is below those that the system gives to clients. Otherwise a client of another test
-/// could take it before the server binds it.
-pub(crate) fn free_port() -> u16 {
-    /// Number of ports that calls have tried.
-    static TRIED: AtomicU16 = AtomicU16::new(0);
-    const FIRST: u16 = 10_000;
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let first_of_clients = range.split_whitespace().next().and_then(|first| first.parse().ok());
-    let count = first_of_clients.unwrap_or(32_768_u16).saturating_sub(FIRST);
-    assert!(count > 1000, "the system gives almost all ports to clients: {range}");
-    // Processes that run at the same time start at different ports.
-    let start = std::process::id().wrapping_mul(7919) % u32::from(count);
-    for _ in 0..count {
-        let tried = u32::from(TRIED.fetch_add(1, Ordering::Relaxed));
-        let port = FIRST + ((start + tried) % u32::from(count)) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-    panic!("no port of loopback is free");
+/// Settings of a broker.
+#[derive(Debug, Clone, Copy, Default)]
+struct Settings<'a> {
+    flags: &'a [&'a str],
+    /// Certificate and key; with them, clients use TLS.
+    identity: Option<&'a Identity>,
+    /// Network of the broker; `None` for the namespace of the tests.
+    network: Option<&'a Network>,
+    /// `true` if the broker keeps streams. NATS needs JetStream for that.
+    keeps_streams: bool,
 }
 
 fn program(name: &str) -> Command {
@@ -120,150 +101,55 @@ impl Broker {
 
     /// Starts a server with further flags.
     pub(crate) fn start_with(engine: Engine, flags: &[&str]) -> Self {
-        Self::begin(engine, flags, None, None)
+        Self::begin(engine, Settings { flags, ..Settings::default() })
     }
 
     /// Starts a server that accepts only TLS, with further flags.
     pub(crate) fn start_over_tls_with(engine: Engine, identity: &Identity, flags: &[&str]) -> Self {
-        Self::begin(engine, flags, Some(identity.clone()), None)
+        Self::begin(engine, Settings { flags, identity: Some(identity), ..Settings::default() })
     }
 
     /// Starts a server that keeps streams. For NATS, it is the server of the Python environment: that
     /// of Debian is too old.
     pub(crate) fn start_with_streams(engine: Engine) -> Self {
-        Self::begin_with(engine, (&[], true), None, None)
+        Self::begin(engine, Settings { keeps_streams: true, ..Settings::default() })
     }
 
     /// Starts a server in a network namespace, on an address of that namespace.
     pub(crate) fn start_within(engine: Engine, network: &Network) -> Self {
-        Self::begin(engine, &[], None, Some(network))
+        Self::begin(engine, Settings { network: Some(network), ..Settings::default() })
     }
 
     /// Starts a server that accepts only TLS.
     pub(crate) fn start_over_tls(engine: Engine, identity: &Identity) -> Self {
-        Self::begin(engine, &[], Some(identity.clone()), None)
+        Self::start_over_tls_with(engine, identity, &[])
     }
 
-    fn begin(engine: Engine, flags: &[&str], identity: Option<Identity>, network: Option<&Network>) -> Self {
-        Self::begin_with(engine, (flags, false), identity, network)
-    }
-
-    fn begin_with(
-        engine: Engine,
-        (flags, keeps_streams): (&[&str], bool),
-        identity: Option<Identity>,
-        network: Option<&Network>,
-    ) -> Self {
-        let namespace = network.map(|network| network.namespace().to_owned());
-        let host = network.map_or([127, 0, 0, 1].into(), |network| network.address(0));
+    fn begin(engine: Engine, settings: Settings<'_>) -> Self {
+        let host = settings.network.map_or([127, 0, 0, 1].into(), |network| network.address(0));
         let files = TemporaryDir::new();
-        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        // Another program may take the port meanwhile.
-        for _ in 0..5 {
-            let address = SocketAddr::from((host, free_port()));
-            let mut child = Self::spawn(
-                (engine, keeps_streams),
-                address,
-                &flags,
-                identity.as_ref(),
-                namespace.as_deref(),
-                &files,
-            );
-            if listens(address, &mut child) {
-                return Self { engine, address, child, flags, identity, namespace, keeps_streams, files };
-            }
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        panic!("{engine:?} did not start");
-    }
-
-    fn spawn(
-        (engine, keeps_streams): (Engine, bool),
-        address: SocketAddr,
-        flags: &[String],
-        identity: Option<&Identity>,
-        namespace: Option<&str>,
-        files: &TemporaryDir,
-    ) -> Child {
-        let port = address.port().to_string();
-        // In a namespace, it has several addresses.
-        let bind = if namespace.is_some() { "0.0.0.0" } else { "127.0.0.1" };
-        let mut command = match engine {
-            Engine::Nats => {
-                let mut command = if keeps_streams { jetstream() } else { program("nats-server") };
-                command.args(["-a", bind, "-p", &port]);
-                if keeps_streams {
-                    command.arg("-js").arg("-sd").arg(files.path("js"));
-                }
-                if let Some(Identity { cert, key }) = identity {
-                    command.args(["--tls", "--tlscert", text(cert), "--tlskey", text(key)]);
-                }
-                command
-            }
-            Engine::Redis => {
-                let mut command = program("redis-server");
-                command.args(["--bind", bind, "--protected-mode", "no", "--save", "", "--dir"]);
-                command.arg(files.path("."));
-                match identity {
-                    None => command.args(["--port", &port]),
-                    Some(Identity { cert, key }) => command
-                        .args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"])
-                        .args(["--tls-cert-file", text(cert), "--tls-key-file", text(key)])
-                        .args(["--tls-ca-cert-file", text(cert)]),
-                };
-                command
-            }
-        };
-        command.args(flags);
-        if command.get_program().to_str().is_some_and(|program| !program.contains('/')) {
-            install_named(command.get_program().to_str().expect("names of servers are plain"));
-        }
-        if let Some(namespace) = namespace {
-            let mut within = Command::new("ip");
-            // `ip` replaces itself with the program, so that signals reach it.
-            within.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
-            command = within;
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().unwrap_or_else(|error| panic!("{engine:?} did not start: {error}"))
+        let process = BrokerProcess::start(host, |address| settings.command(engine, address.port(), &files));
+        let is_over_tls = settings.identity.is_some();
+        Self { engine, address: process.address(), process, is_over_tls, files }
     }
 
     /// Returns the URL for nodes.
     pub(crate) fn url(&self) -> String {
-        match (self.engine, &self.identity) {
-            (engine, None) => engine.url(self.address),
-            (Engine::Nats, Some(_)) => format!("tls://{}", self.address),
-            (Engine::Redis, Some(_)) => format!("rediss://{}", self.address),
+        match (self.engine, self.is_over_tls) {
+            (engine, false) => engine.url(self.address),
+            (Engine::Nats, true) => format!("tls://{}", self.address),
+            (Engine::Redis, true) => format!("rediss://{}", self.address),
         }
     }
 
     /// Kills the server without a clean shutdown.
     pub(crate) fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.kill();
     }
 
     /// Restarts the server on the same port.
     pub(crate) fn restart(&mut self) {
-        self.kill();
-        let deadline = Instant::now() + WAIT_TIMEOUT;
-        loop {
-            let identity = self.identity.as_ref();
-            let namespace = self.namespace.as_deref();
-            self.child = Self::spawn(
-                (self.engine, self.keeps_streams),
-                self.address,
-                &self.flags,
-                identity,
-                namespace,
-                &self.files,
-            );
-            if listens(self.address, &mut self.child) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{:?} did not restart", self.engine);
-        }
+        self.process.restart();
     }
 
     /// Restarts the server on the same port, without the streams that it had.
@@ -311,8 +197,7 @@ impl Broker {
 
     /// Sends a signal by its name, such as `STOP`.
     pub(crate) fn signal(&self, name: &str) {
-        let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.child.id())).status();
-        assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name}");
+        self.process.signal(name);
     }
 
     /// Sends a Redis command and returns the lines of its short reply.
@@ -336,23 +221,47 @@ impl Broker {
     }
 }
 
-/// Waits until a server accepts connections. Returns `false` if it has exited.
-fn listens(address: SocketAddr, child: &mut Child) -> bool {
-    let deadline = Instant::now() + WAIT_TIMEOUT;
-    while Instant::now() < deadline {
-        if child.try_wait().expect("a child can be waited for").is_some() {
-            return false;
+impl Settings<'_> {
+    /// Returns the command of a server that listens on a port.
+    fn command(&self, engine: Engine, port: u16, files: &TemporaryDir) -> Command {
+        let port = port.to_string();
+        // In a namespace, it has several addresses.
+        let bind = if self.network.is_some() { "0.0.0.0" } else { "127.0.0.1" };
+        let mut command = match engine {
+            Engine::Nats => {
+                let mut command = if self.keeps_streams { jetstream() } else { program("nats-server") };
+                command.args(["-a", bind, "-p", &port]);
+                if self.keeps_streams {
+                    command.arg("-js").arg("-sd").arg(files.path("js"));
+                }
+                if let Some(Identity { cert, key }) = self.identity {
+                    command.args(["--tls", "--tlscert", text(cert), "--tlskey", text(key)]);
+                }
+                command
+            }
+            Engine::Redis => {
+                let mut command = program("redis-server");
+                command.args(["--bind", bind, "--protected-mode", "no", "--save", "", "--dir"]);
+                command.arg(files.path("."));
+                match self.identity {
+                    None => command.args(["--port", &port]),
+                    Some(Identity { cert, key }) => command
+                        .args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"])
+                        .args(["--tls-cert-file", text(cert), "--tls-key-file", text(key)])
+                        .args(["--tls-ca-cert-file", text(cert)]),
+                };
+                command
+            }
+        };
+        command.args(self.flags);
+        if command.get_program().to_str().is_some_and(|program| !program.contains('/')) {
+            install_named(command.get_program().to_str().expect("names of servers are plain"));
         }
-        if TcpStream::connect(address).is_ok() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    false
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        self.kill();
+        let Some(network) = self.network else { return command };
+        let mut within = Command::new("ip");
+        // `ip` replaces itself with the program, so that signals reach it.
+        within.args(["netns", "exec", network.namespace()]);
+        within.arg(command.get_program()).args(command.get_args());
+        within
     }
 }

@@ -3,6 +3,7 @@
 
 mod balancer;
 mod broker;
+mod broker_process;
 mod capability;
 mod client;
 mod collector;
@@ -10,6 +11,7 @@ mod http;
 mod lossy_proxy;
 mod network;
 mod peers;
+mod ports;
 mod prometheus;
 mod proxy;
 mod server;
@@ -21,7 +23,7 @@ pub(crate) mod wire;
 use std::time::Duration;
 
 pub(crate) use balancer::Balancer;
-pub(crate) use broker::{Broker, Engine, free_port, has_brokers};
+pub(crate) use broker::{Broker, Engine, has_brokers};
 pub(crate) use capability::{Capability, REQUIRED, SKIPPED, old_binary};
 pub(crate) use client::Client;
 pub(crate) use collector::Collector;
@@ -31,6 +33,7 @@ pub(crate) use network::Network;
 pub(crate) use peers::{
     Peer, has_browser, install, install_named, python_bin, run_peer, script, try_install,
 };
+pub(crate) use ports::free_port;
 pub(crate) use prometheus::Prometheus;
 pub(crate) use proxy::Proxy;
 pub(crate) use server::{Finished, Server, Starting, run};

@@ -58,7 +58,16 @@ impl Application {
 
     /// Returns the first event that passes a filter, and waits for it.
     async fn next(&mut self, step: &str, filter: impl Fn(&Value) -> bool) -> Result<Value> {
+        self.await_step(step);
+        self.next_in_step(step, filter).await
+    }
+
+    fn await_step(&self, step: &str) {
         self.journal.await_step(format!("the application: {step}"));
+    }
+
+    /// Works like [`Self::next`], within a step that has begun.
+    async fn next_in_step(&mut self, step: &str, filter: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut looked_at = 0;
         loop {
             while looked_at < self.events.len() {
@@ -228,9 +237,11 @@ impl Application {
 
     /// Waits until the hub is in a state, and leaves out the states before.
     pub(crate) async fn wait_for_state(&mut self, state: &str) -> Result<Value> {
+        let step = format!("state {state:?} of the hub");
+        // All states before are one step, because a faulty client may change its state for ever.
+        self.await_step(&step);
         loop {
-            let step = format!("state {state:?} of the hub");
-            let event = self.next(&step, |event| event["event"] == "state").await?;
+            let event = self.next_in_step(&step, |event| event["event"] == "state").await?;
             if event["state"] == state {
                 return Ok(event);
             }

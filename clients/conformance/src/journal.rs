@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const LAST_LINES: usize = 24;
 const MAX_COLUMNS: usize = 300;
@@ -15,12 +15,14 @@ struct Entries {
     start: Instant,
     lines: VecDeque<String>,
     awaited: String,
+    awaited_since: Instant,
 }
 
 impl Journal {
     pub(crate) fn new() -> Self {
-        let entries =
-            Entries { start: Instant::now(), lines: VecDeque::new(), awaited: "the driver".to_owned() };
+        let start = Instant::now();
+        let awaited = "the driver".to_owned();
+        let entries = Entries { start, lines: VecDeque::new(), awaited, awaited_since: start };
         Self(Arc::new(Mutex::new(entries)))
     }
 
@@ -42,7 +44,21 @@ impl Journal {
 
     /// Remembers the step that the scene waits for, in case it never comes.
     pub(crate) fn await_step(&self, step: impl Into<String>) {
-        self.entries().awaited = step.into();
+        let mut entries = self.entries();
+        entries.awaited = step.into();
+        entries.awaited_since = Instant::now();
+    }
+
+    /// Waits until the scene has waited for one step for this time.
+    pub(crate) async fn wait_for_stall(&self, time: Duration) {
+        self.entries().awaited_since = Instant::now();
+        loop {
+            let stalls_at = self.entries().awaited_since + time;
+            if stalls_at <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(stalls_at.into()).await;
+        }
     }
 
     pub(crate) fn awaited(&self) -> String {

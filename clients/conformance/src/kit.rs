@@ -67,6 +67,7 @@ impl Kit {
 
     /// Gives the driver a command.
     pub(crate) async fn command(&mut self, name: &str, keys: Value) -> Result {
+        self.journal.await_step(format!("the driver to take {name:?}"));
         self.driver.send(&merge(json!({"do": name}), keys)).await
     }
 

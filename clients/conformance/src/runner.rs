@@ -13,8 +13,11 @@ use crate::kit::Kit;
 use crate::scenes::Scene;
 use crate::tls::Authority;
 
-/// Longest time of a scene.
-const SCENE_LIMIT: Duration = Duration::from_secs(15);
+/// Longest wait of a scene for one step. The number of steps differs, and a busy machine takes
+/// longer for many.
+const STEP_LIMIT: Duration = Duration::from_secs(15);
+/// Longest time of a scene, because a faulty client may go on for ever.
+const SCENE_LIMIT: Duration = Duration::from_secs(120);
 /// Longest time until a driver is ready.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -100,10 +103,15 @@ async fn play(scene: Scene, authority: Option<Arc<Authority>>, arguments: &Argum
 }
 
 async fn play_bounded(scene: &Scene, kit: &mut Kit, journal: &Journal) -> Result {
-    match tokio::time::timeout(SCENE_LIMIT, (scene.play)(kit)).await {
+    let played = tokio::select! {
+        result = (scene.play)(kit) => Ok(result),
+        () = journal.wait_for_stall(STEP_LIMIT) => Err(STEP_LIMIT),
+        () = tokio::time::sleep(SCENE_LIMIT) => Err(SCENE_LIMIT),
+    };
+    match played {
         Ok(result) => result?,
-        Err(_) => {
-            let limit = SCENE_LIMIT.as_secs();
+        Err(limit) => {
+            let limit = limit.as_secs();
             return Err(Failure::new(format!("gave up after {limit} s, waiting for {}", journal.awaited())));
         }
     }

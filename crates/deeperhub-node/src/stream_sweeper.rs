@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::hub::Hub;
 
@@ -56,7 +56,7 @@ fn sweep(hub: &Hub) {
     let Hub { streams, router, .. } = hub;
     streams.clock.synchronize();
     if let Some(disk) = &streams.disk {
-        disk.maintain(streams.clock.unix_ms(Instant::now()), streams.longest_ttl());
+        disk.maintain(streams.clock.unix_ms(streams.clock.now()), streams.longest_ttl());
     }
     if streams.features() == deeperhub_protocol::message::Features::NONE {
         return;
@@ -64,7 +64,7 @@ fn sweep(hub: &Hub) {
     if let Some(memory) = &hub.config.listener.memory {
         streams.yield_memory(router, memory, hub.limits.load().history.budget.bytes);
     }
-    let now = streams.clock.seconds(Instant::now());
+    let now = streams.clock.seconds(streams.clock.now());
     streams.trim(router);
     for stripe in router.stripes() {
         // Each step releases the lock, so publishes wait for one step at most.

@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::connection::Connection;
 use crate::failure::{Failure, Result, ensure};
 use crate::kit::{CHAT, Kit};
+use crate::received::Subscribe;
 use crate::topic::{Topic, merge};
 
 /// A handler that fails costs only its own call.
@@ -113,12 +114,22 @@ pub(super) async fn full_queue_with_history(kit: &mut Kit) -> Result {
         received = connection.receive().await?;
     }
     let subscribe = connection.as_subscribe(received)?;
+    recover_full_queue(kit, &mut connection, &subscribe).await
+}
+
+/// Recovers the handle `slow`, whose queue was full somewhere between the messages 12 and 59. It gets
+/// the messages up to 60.
+pub(super) async fn recover_full_queue(
+    kit: &mut Kit,
+    connection: &mut Connection,
+    subscribe: &Subscribe,
+) -> Result {
     let entry = subscribe.entry(CHAT.name)?;
     let from = entry["recover"]["offset"].as_u64().unwrap_or_default();
     ensure((12..60).contains(&from), || format!("expected recover from a message between 12 and 59, not {entry}"))?;
     subscribe.expect_recover(&CHAT, from)?;
     let answer = CHAT.at(from, json!({"recovered": true, "replay": 60 - from}));
-    connection.reply_subscribed(&subscribe, &[answer]).await?;
+    connection.reply_subscribed(subscribe, &[answer]).await?;
     let mut next = 12;
     for offset in from + 1..=60 {
         connection.deliver(&CHAT, offset).await?;
@@ -128,7 +139,7 @@ pub(super) async fn full_queue_with_history(kit: &mut Kit) -> Result {
             next += 1;
         }
     }
-    kit.settle_leaving(&mut connection, "slow").await
+    kit.settle_leaving(connection, "slow").await
 }
 
 /// A full queue without history: the application learns that messages were dropped.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::application::recover_full_queue;
 use crate::connection::Connection;
 use crate::failure::{Result, ensure};
 use crate::kit::{CHAT, Kit};
@@ -229,18 +230,5 @@ pub(super) async fn full_queue_meets_a_cut(kit: &mut Kit) -> Result {
     kit.command("release", json!({"as": "slow"})).await?;
     let mut connection = kit.open().await?;
     let subscribe = connection.expect_subscribe(&[CHAT.name]).await?;
-    let from = subscribe.entry(CHAT.name)?["recover"]["offset"].as_u64().unwrap_or_default();
-    ensure((12..60).contains(&from), || format!("expected recover from 12 to 59, not {from}"))?;
-    subscribe.expect_recover(&CHAT, from)?;
-    let answer = CHAT.at(from, json!({"recovered": true, "replay": 60 - from}));
-    connection.reply_subscribed(&subscribe, &[answer]).await?;
-    let mut next = 12;
-    for offset in from + 1..=60 {
-        connection.deliver(&CHAT, offset).await?;
-        while next <= offset {
-            kit.app().expect_offset("slow", next).await?;
-            next += 1;
-        }
-    }
-    kit.settle_leaving(&mut connection, "slow").await
+    recover_full_queue(kit, &mut connection, &subscribe).await
 }

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
 
 use deeperhub_history::{self as history, Cursor, Delivery, Gap, Step, SubscriptionScope, judge_within};
 use deeperhub_protocol::message::HistoryOrder;
@@ -121,7 +120,7 @@ impl NodeHandle {
             .map_err(|source| SubscribeError::Topic { topic: topic.to_owned(), source })?;
         let (streams, router) = (&self.hub.streams, &self.hub.router);
         let (budget, rule) = streams.rule(&parsed).ok_or(SubscribeError::NoHistory)?;
-        let now = streams.clock.seconds(Instant::now());
+        let now = streams.clock.seconds(streams.clock.now());
         let position = match &from {
             SubscribeFrom::After(position) => Some((position.epoch, position.offset)),
             SubscribeFrom::Newest | SubscribeFrom::Last(_) => None,
@@ -163,7 +162,7 @@ impl NodeHandle {
         Ok(Subscriber {
             hub: Arc::clone(&self.hub),
             topic: parsed,
-            start: start.0.position(streams.clock.unix_ms(Instant::now())),
+            start: start.0.position(streams.clock.unix_ms(streams.clock.now())),
             cursor: start.0,
             recovery: start.1,
             notify,
@@ -239,7 +238,7 @@ impl Subscriber {
     /// are not.
     fn read_memory(&mut self) -> Option<ReadRequest> {
         let Hub { streams, router, .. } = &*self.hub;
-        let now = streams.clock.seconds(Instant::now());
+        let now = streams.clock.seconds(streams.clock.now());
         let (cursor, events) = (&mut self.cursor, &mut self.events);
         let lost_before = self.lost_before.take();
         let read = streams.with_stream(router, &self.topic, now, |current| {

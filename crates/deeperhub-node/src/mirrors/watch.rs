@@ -1,7 +1,7 @@
 //! Topics that subscribers in this process follow, without a client of this node.
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use deeperhub_cluster::InterestChange;
 use deeperhub_protocol::{Epoch, Topic};
@@ -31,7 +31,7 @@ impl WatchGuard {
         let Hub { streams, router, .. } = &**hub;
         let Some(store) = &streams.cluster else { return Ok(None) };
         let (budget, rule) = streams.rule(topic).ok_or(NoStream::NoRule)?;
-        let now = streams.clock.seconds(Instant::now());
+        let now = streams.clock.seconds(streams.clock.now());
         streams.with_room(router, || {
             let mut remains = Remains::default();
             let watch = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
@@ -67,7 +67,7 @@ impl Drop for WatchGuard {
     fn drop(&mut self) {
         let Hub { streams, router, .. } = &*self.hub;
         let Some(store) = &streams.cluster else { return };
-        let now = streams.clock.seconds(Instant::now());
+        let now = streams.clock.seconds(streams.clock.now());
         router.update_kept(&self.topic, |topic, kept, stripe| {
             let has_subscribers = topic.subscribers() > 0;
             // The stream may have lost its rule meanwhile.

@@ -1,25 +1,20 @@
-//! A store that lost messages or positions begins a larger epoch. No position is given twice.
+//! Lost keys, evictions, and a full server.
 
-use deeperhub_cluster::{Append, AppendError, ReadError, ResetStream, ResetWhen, StorePosition, StreamRead};
+use deeperhub_cluster::{AppendError, ReadError, ResetWhen, StorePosition, StreamRead};
 
-use crate::node::{LIMITS, Node, Received, contents, message, numbers, read, topic};
-use crate::server::{Reply, Server};
+use super::server::{LIST, META, Reply, Server};
+use crate::node::{Node, Received, contents, message, numbers, read, topic};
+use crate::scenarios::{append_known, reset};
+use crate::store::Store;
 use crate::{eventually, wait};
-
-const LIST: &str = "{deeperhub:h:t}";
-const META: &str = "{deeperhub:h:t}m";
-
-fn known(node: &Node, number: u64, known: StorePosition) -> StorePosition {
-    node.store_with(number, Append { known: Some(known), ..message("t", &number.to_string()) })
-}
 
 #[test]
 fn a_lost_position_begins_a_larger_epoch_without_the_messages_before() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = Server::start_with(&[]) else { return };
     let node = Node::join(&server.url(), "a");
     let before = node.store("t", 1);
     // An epoch from a clock that was ahead: the new one is larger nevertheless.
-    let ahead = known(&node, 2, StorePosition { epoch: before.epoch + 1_000_000, offset: 1 });
+    let ahead = append_known(&node, 2, StorePosition { epoch: before.epoch + 1_000_000, offset: 1 });
     assert_eq!(ahead, StorePosition { epoch: before.epoch + 1_000_001, offset: 1 });
     assert_eq!(server.run(&["DEL", META]).number(), 1);
     let after = node.store("t", 3);
@@ -37,7 +32,7 @@ fn a_lost_position_begins_a_larger_epoch_without_the_messages_before() {
 
 #[test]
 fn a_lost_list_keeps_the_position() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = Server::start_with(&[]) else { return };
     let node = Node::join(&server.url(), "a");
     let [first, _, _] = [1, 2, 3].map(|number| node.store("t", number));
     assert_eq!(server.run(&["DEL", LIST]).number(), 1);
@@ -49,61 +44,17 @@ fn a_lost_list_keeps_the_position() {
 }
 
 #[test]
-fn a_store_that_knows_less_than_a_node_begins_a_larger_epoch() {
-    let Some(server) = Server::start(&[]) else { return };
-    let node = Node::join(&server.url(), "a");
-    let first = node.store("t", 1);
-    // The knowledge of a node is no reason if the store knows as much or more.
-    for (number, offset) in [(2, 0), (3, 1), (4, 3)] {
-        assert_eq!(known(&node, number, StorePosition { offset, ..first }).epoch, first.epoch);
-    }
-    assert_eq!(known(&node, 5, StorePosition { epoch: first.epoch - 1, offset: 1000 }).offset, 5);
-    // A higher offset of the same epoch.
-    let second = known(&node, 6, StorePosition { offset: 6, ..first });
-    assert!(second.epoch > first.epoch);
-    assert_eq!(second.offset, 1);
-    assert_eq!(contents(&node.read(read("t", None, 9))), [(1, "6".to_owned())]);
-    // A larger epoch, as after a failover that lost the change.
-    let third = known(&node, 7, StorePosition { epoch: second.epoch + 50_000, offset: 3 });
-    assert_eq!(third, StorePosition { epoch: second.epoch + 50_001, offset: 1 });
-    // Nodes that do not know of it yet change nothing.
-    assert_eq!(known(&node, 8, first), StorePosition { offset: 2, ..third });
-    // A number that no store gives does not count.
-    assert_eq!(known(&node, 9, StorePosition { epoch: u64::MAX, offset: 1 }).epoch, third.epoch);
-}
-
-#[test]
-fn an_empty_server_begins_a_larger_epoch() {
-    let Some(mut server) = Server::start(&[]) else { return };
-    let node = Node::join(&server.url(), "a");
-    let before = node.store("t", 1);
-    server.restart();
-    node.wait_until_down();
-    node.wait_until_up();
-    let after = node.store("t", 2);
-    assert!(after.epoch > before.epoch, "{before:?} {after:?}");
-    assert_eq!(after.offset, 1);
-}
-
-#[test]
-fn a_reset_is_told_to_all_nodes() {
-    let Some(server) = Server::start(&[]) else { return };
+fn each_reset_is_told_once_and_in_order() {
+    let Some(server) = Server::start_with(&[]) else { return };
     let (node, other) = (Node::join(&server.url(), "a"), Node::join(&server.url(), "b"));
     [&node, &other].iter().for_each(|node| node.follow("t"));
     let before = node.store("t", 1);
-    let reset = |known, when| {
-        let reset = ResetStream { topic: topic("t"), known, limits: LIMITS, when };
-        wait(node.broker.reset_stream(reset).unwrap()).unwrap()
-    };
-    // The store is not behind, so nothing happens.
-    assert_eq!(reset(None, ResetWhen::StoreIsBehind), before);
-    assert_eq!(reset(Some(before), ResetWhen::StoreIsBehind), before);
-    let after = reset(Some(before), ResetWhen::Always);
+    let after = reset(&node, Some(before), ResetWhen::Always);
     assert!(after.epoch > before.epoch);
     assert_eq!(after.offset, 0);
     let range = node.read(read("t", Some(after), 9));
     assert_eq!((range.top, range.oldest, range.messages.len()), (Some(after), 1, 0));
-    let again = reset(Some(StorePosition { offset: 1, ..after }), ResetWhen::StoreIsBehind);
+    let again = reset(&node, Some(StorePosition { offset: 1, ..after }), ResetWhen::StoreIsBehind);
     assert!(again.epoch > after.epoch);
     let next = node.store("t", 2);
     assert_eq!(next, StorePosition { offset: 1, ..again });
@@ -117,25 +68,21 @@ fn a_reset_is_told_to_all_nodes() {
 /// The store has lost messages, and a node that knew less has appended others in their places.
 #[test]
 fn a_stream_with_other_messages_than_a_node_knows_is_replaced_once() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = Server::start_with(&[]) else { return };
     let node = Node::join(&server.url(), "a");
     let [_, newest] = [1, 2].map(|number| node.store("t", number));
-    let reset = |known| {
-        let when = ResetWhen::StoreHasRewritten;
-        let reset = ResetStream { topic: topic("t"), known: Some(known), limits: LIMITS, when };
-        wait(node.broker.reset_stream(reset).unwrap()).unwrap()
-    };
+    let reset_rewritten = |known| reset(&node, Some(known), ResetWhen::StoreHasRewritten);
     let earlier = StorePosition { epoch: newest.epoch - 1, offset: 9 };
-    assert_eq!(reset(earlier), newest, "the store has replaced the stream already");
-    let after = reset(StorePosition { offset: 1, ..newest });
+    assert_eq!(reset_rewritten(earlier), newest, "the store has replaced the stream already");
+    let after = reset_rewritten(StorePosition { offset: 1, ..newest });
     assert!(after.epoch > newest.epoch && after.offset == 0, "{newest:?} {after:?}");
     // Another node that knew the old stream.
-    assert_eq!(reset(newest), after);
+    assert_eq!(reset_rewritten(newest), after);
 }
 
 #[test]
 fn a_full_server_refuses_messages_and_changes_nothing() {
-    let Some(server) = Server::start(&["--maxmemory", "6mb", "--maxmemory-policy", "noeviction"]) else {
+    let Some(server) = Server::start_with(&["--maxmemory", "6mb", "--maxmemory-policy", "noeviction"]) else {
         return;
     };
     let node = Node::join(&server.url(), "a");
@@ -163,7 +110,7 @@ fn a_full_server_refuses_messages_and_changes_nothing() {
 #[test]
 fn evictions_never_give_a_position_twice() {
     let flags = ["--maxmemory", "3mb", "--maxmemory-policy", "allkeys-random"];
-    let Some(server) = Server::start(&flags) else { return };
+    let Some(server) = Server::start_with(&flags) else { return };
     let node = Node::join(&server.url(), "a");
     let payload = format!("\"{}\"", "x".repeat(2000));
     let mut newest = [StorePosition { epoch: 0, offset: 0 }; 8];

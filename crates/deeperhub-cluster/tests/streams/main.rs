@@ -1,26 +1,31 @@
-//! Streams on a real NATS server with JetStream.
+//! Streams on real servers: scenarios that run on each store, and what only one store has.
 
+#![cfg(any(feature = "nats", feature = "redis"))]
 // Helpers of tests are not in a test themselves.
 #![allow(clippy::unwrap_used)]
+#![cfg_attr(
+    not(all(feature = "nats", feature = "redis")),
+    allow(dead_code, reason = "the tests of one store do not use all helpers")
+)]
 
-mod access;
-mod appends;
-mod losses;
-mod once;
-mod reads;
-mod replicas;
-mod resends;
-mod server;
-
-#[path = "../store/node.rs"]
-#[allow(dead_code, reason = "the tests of Redis use more of it")]
+#[cfg(feature = "nats")]
+mod jetstream;
 mod node;
-#[path = "../store/proxy.rs"]
-#[allow(dead_code, reason = "the tests of Redis use more of it")]
 mod proxy;
+#[cfg(feature = "redis")]
+mod redis;
+mod scenarios;
+mod store;
 
+#[path = "../../../../tests/support/broker_process.rs"]
+mod broker_process;
 #[path = "../../../../tests/support/capability.rs"]
 mod capability;
+#[path = "../../../../tests/support/ports.rs"]
+mod ports;
+#[allow(dead_code, reason = "the whole-server tests use more of it")]
+#[path = "../../../../tests/support/temporary.rs"]
+mod temporary;
 
 use std::time::{Duration, Instant};
 

@@ -1,17 +1,16 @@
 //! Rights that a server must grant, and the check of them.
 
-use deeperhub_cluster::{
-    Append, AppendError, BrokerUrl, Config, Once, ResetStream, ResetWhen, StoreFinding, check_broker,
-    check_store,
-};
+use deeperhub_cluster::{AppendError, BrokerUrl, Config, StoreFinding, check_broker, check_store};
 
-use crate::node::{LIMITS, Node, contents, message, numbers, read, topic};
-use crate::server::{Reply, Server};
-use crate::wait;
+use super::server::{Admin, Reply, Server};
+use crate::node::{Node, message};
+use crate::scenarios::use_every_operation;
+use crate::store::Store;
+use crate::{eventually, wait};
 
 /// Returns the rights of a user that the crate's README lists.
 fn documented_rights() -> Vec<&'static str> {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let rights = readme
         .split("ACL SETUSER hub on '>PASSWORD' resetchannels ")
         .nth(1)
@@ -21,12 +20,12 @@ fn documented_rights() -> Vec<&'static str> {
 }
 
 fn start(rights: &[&str]) -> Option<(Server, String)> {
-    let server = Server::start(&[])?;
+    let server = Server::start_with(&[])?;
     let command = [&["ACL", "SETUSER", "hub", "on", ">secret", "resetchannels"], rights].concat();
     assert_eq!(server.run(&command), Reply::Status("OK".to_owned()));
     // Nothing works without a password.
     server.run(&["ACL", "SETUSER", "default", "resetpass", ">other"]);
-    let url = format!("redis://hub:secret@{}", server.address);
+    let url = format!("redis://hub:secret@{}", server.address());
     Some((server, url))
 }
 
@@ -38,17 +37,7 @@ fn check(url: &str) -> Vec<StoreFinding> {
 fn the_documented_rights_are_enough() {
     let Some((_server, url)) = start(&documented_rights()) else { return };
     assert_eq!(check(&url), []);
-    let node = Node::join(&url, "a");
-    node.follow("t");
-    assert_eq!(wait(node.broker.check_store()), Ok(Vec::new()));
-    let once = Some(Once { user: Some("ada"), text: "x" });
-    let position = node.store_with(1, Append { once, ..message("t", "1") });
-    assert_eq!(node.receive(1).len(), 1);
-    assert_eq!(contents(&node.read(read("t", None, 9))), numbers([1]));
-    wait(node.broker.read_tops(vec![topic("t")], Some(LIMITS)).unwrap()).unwrap();
-    let reset =
-        ResetStream { topic: topic("t"), known: Some(position), limits: LIMITS, when: ResetWhen::Always };
-    assert!(wait(node.broker.reset_stream(reset).unwrap()).unwrap().epoch > position.epoch);
+    use_every_operation(&url);
 }
 
 #[test]
@@ -98,7 +87,8 @@ fn what_an_access_list_forbids_is_told() {
 
 #[test]
 fn policies_that_evict_are_told() {
-    let Some(server) = Server::start(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]) else {
+    let Some(server) = Server::start_with(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"])
+    else {
         return;
     };
     let findings = check(&server.url());
@@ -110,27 +100,21 @@ fn policies_that_evict_are_told() {
 }
 
 #[test]
-fn an_unreachable_server_is_an_error() {
-    let url = BrokerUrl::parse("redis://127.0.0.1:1").unwrap();
-    assert!(wait(check_store(&Config::new(url))).is_err());
-}
-
-#[test]
 fn a_replica_is_told_unless_its_primary_is_named_too() {
-    let Some(primary) = Server::start(&[]) else { return };
-    let port = primary.address.port().to_string();
-    let Some(replica) = Server::start(&["--replicaof", "127.0.0.1", &port]) else { return };
+    let Some(primary) = Server::start_with(&[]) else { return };
+    let port = primary.address().port().to_string();
+    let Some(replica) = Server::start_with(&["--replicaof", "127.0.0.1", &port]) else { return };
     assert_eq!(check(&replica.url()), [StoreFinding::Replica]);
     let config = Config::new(BrokerUrl::parse(&replica.url()).unwrap());
     assert_eq!(wait(check_broker(&config)), Ok(vec![StoreFinding::Replica]));
-    crate::eventually("the replica", || {
+    eventually("the replica", || {
         let Reply::Bytes(info) = primary.run(&["INFO", "replication"]) else { return false };
         String::from_utf8_lossy(&info).contains("connected_slaves:1")
     });
-    let both = format!("{},{}", replica.url(), primary.address);
+    let both = format!("{},{}", replica.url(), primary.address());
     assert_eq!(check(&both), [StoreFinding::UnguardedReplicas]);
     primary.run(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
-    crate::eventually("the replica's acknowledgement", || check(&both).is_empty());
+    eventually("the replica's acknowledgement", || check(&both).is_empty());
 }
 
 #[test]
@@ -147,6 +131,6 @@ fn a_node_without_streams_needs_few_rights() {
     assert_eq!(check(), [StoreFinding::MissingRights(missing)]);
 }
 
-fn server_as_admin(server: &Server) -> crate::server::Admin {
+fn server_as_admin(server: &Server) -> Admin {
     server.admin("other")
 }

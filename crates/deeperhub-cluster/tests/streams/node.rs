@@ -72,14 +72,16 @@ impl Node {
     /// Joins with rules, which matter for JetStream.
     pub(crate) fn join_with(config: Config, name: &str, rules: &[(&str, StreamLimits)]) -> Self {
         let (broker, driver) = connect(config, name, "1").unwrap();
-        broker.set_stream_rules(rules.iter().map(|(pattern, limits)| StreamRule {
-            pattern: Subscription::parse((*pattern).to_owned()).unwrap(),
-            limits: Some(*limits),
-        }));
+        set_rules(&broker, rules);
         let record = Arc::<Record>::default();
         let driver = driver.spawn(Recorder(Arc::clone(&record))).unwrap();
         assert_eq!(driver.wait_for_join(WAIT_TIMEOUT), Some(JoinOutcome::Joined));
         Self { broker, driver, record }
+    }
+
+    /// Replaces the rules while the node runs.
+    pub(crate) fn set_rules(&self, rules: &[(&str, StreamLimits)]) {
+        set_rules(&self.broker, rules);
     }
 
     /// Follows a topic, and waits until the broker has confirmed it.
@@ -147,6 +149,13 @@ impl Node {
         wait(self.driver.wait_for_end());
         Stopped { broker: self.broker, record: self.record }
     }
+}
+
+fn set_rules(broker: &Broker, rules: &[(&str, StreamLimits)]) {
+    broker.set_stream_rules(rules.iter().map(|(pattern, limits)| StreamRule {
+        pattern: Subscription::parse((*pattern).to_owned()).unwrap(),
+        limits: Some(*limits),
+    }));
 }
 
 /// A node whose driver has ended.

@@ -3,15 +3,16 @@
 use deeperhub_cluster::{BrokerUrl, Config};
 use serde_json::Value;
 
-use crate::eventually;
+use super::server::Server;
 use crate::node::{LIMITS, Node, contents, message, read};
-use crate::server::Server;
+use crate::store::Store;
+use crate::{eventually, wait};
 
 #[test]
 fn appends_and_reads_go_on_without_the_leader() {
     let Some(mut servers) = Server::start_cluster() else { return };
     servers[0].wait_for_cluster();
-    let addresses: Vec<_> = servers.iter().map(|server| server.address.to_string()).collect();
+    let addresses: Vec<_> = servers.iter().map(|server| server.address().to_string()).collect();
     let join = |name: &str, first: usize| {
         let mut addresses = addresses.clone();
         addresses.rotate_left(first);
@@ -44,7 +45,7 @@ fn appends_and_reads_go_on_without_the_leader() {
     let mut read_back = Vec::new();
     eventually("a read without the leader", || {
         let reply = other.broker.read_streams(vec![read("t", None, 1000)]);
-        let Ok(Ok(ranges)) = reply.map(crate::wait) else { return false };
+        let Ok(Ok(ranges)) = reply.map(wait) else { return false };
         let Ok(range) = &ranges[0] else { return false };
         read_back = contents(range);
         true

@@ -1,0 +1,127 @@
+//! Streams that a server has lost, in whole or in part.
+
+use deeperhub_cluster::{ResetWhen, StorePosition, StreamStorage};
+use serde_json::Value;
+
+use super::server::Server;
+use crate::node::{LIMITS, Node, Received, message, read, topic};
+use crate::scenarios::{append_known, payloads, reset};
+use crate::store::Store;
+use crate::{eventually, wait};
+
+#[test]
+fn lost_messages_concern_all_topics_and_a_lost_reset_one() {
+    let Some(server) = Server::start() else { return };
+    let node = Node::join(&server.url(), "a");
+    let first = node.store("t", 1);
+    assert_eq!(node.store("u", 2), StorePosition { offset: 2, ..first });
+    // The newest offset of all topics counts.
+    assert_eq!(append_known(&node, 3, StorePosition { offset: 2, ..first }).epoch, first.epoch);
+    // A higher offset of the same epoch: the stream has lost messages of all topics.
+    let second = append_known(&node, 4, StorePosition { offset: 1000, ..first });
+    assert!(second.epoch > first.epoch);
+    assert_eq!((payloads(&node, "t"), payloads(&node, "u").len()), (vec!["4".to_owned()], 0));
+    // A larger epoch of one topic concerns that topic.
+    let third = append_known(&node, 5, StorePosition { epoch: second.epoch + 50_000, offset: 3 });
+    assert_eq!(third.epoch, second.epoch + 50_001);
+    assert_eq!(payloads(&node, "t"), ["5"]);
+    assert_eq!(node.store("u", 6).epoch, second.epoch);
+}
+
+#[test]
+fn a_lost_stream_in_memory_begins_a_larger_epoch() {
+    let Some(mut server) = Server::start() else { return };
+    let mut config = server.config();
+    config.stream_storage = StreamStorage::Memory;
+    let node = Node::join_with(config, "a", &[(">", LIMITS)]);
+    let before = node.store("t", 1);
+    server.kill();
+    node.wait_until_down();
+    server.start_again();
+    node.wait_until_up();
+    let after = node.store("t", 2);
+    assert!(after.epoch > before.epoch, "{before:?} {after:?}");
+    assert_eq!((after.offset, payloads(&node, "t")), (1, vec!["2".to_owned()]));
+}
+
+#[test]
+fn a_stream_that_was_deleted_begins_a_larger_epoch() {
+    let Some(server) = Server::start() else { return };
+    let (node, other) = (Node::join(&server.url(), "a"), Node::join(&server.url(), "b"));
+    other.follow("t");
+    let before = node.store("t", 1);
+    let stream = server.stream();
+    server.api(&format!("STREAM.DELETE.{stream}"), &Value::Null);
+    // A look or a read finds it out, as an append does.
+    let tops = wait(other.broker.read_tops(vec![topic("t")], None).unwrap()).unwrap();
+    let position = tops[0].position.unwrap();
+    assert!(position.epoch > before.epoch && position.offset == 0, "{position:?}");
+    let after = node.store("t", 2);
+    assert_eq!(after, StorePosition { epoch: position.epoch, offset: 1 });
+    assert!(matches!(&other.receive(2)[1], Received::Stored { position, .. } if *position == after));
+}
+
+/// Everything that the server has written since the copy is lost, as after a crash of its machine.
+#[test]
+fn a_server_that_lost_its_newest_messages_begins_a_larger_epoch() {
+    for overwrites in [false, true] {
+        let Some(mut server) = Server::start() else { return };
+        let node = Node::join(&server.url(), "a");
+        node.follow("t");
+        let before = node.store("t", 1);
+        server.kill();
+        let copy = server.copy_files();
+        server.start_again();
+        node.wait_until_up();
+        for number in 2..=5_u64 {
+            eventually("a place in the queue", || {
+                node.append(number, message("t", &number.to_string())).is_ok()
+            });
+        }
+        assert_eq!(node.outcome(5).unwrap().position, StorePosition { offset: 5, ..before });
+        node.receive(5);
+        server.kill();
+        node.wait_until_down();
+        server.replace_files(&copy);
+        server.start_again();
+        if overwrites {
+            // A node that knows less gives the lost positions to other messages.
+            let other = Node::join(&server.url(), "b");
+            for number in 12..=17_u64 {
+                other.store("t", number);
+            }
+        }
+        node.wait_until_up();
+        let after = node.store("t", 6);
+        assert!(after.epoch > before.epoch, "{overwrites}: {before:?} {after:?}");
+        // The new stream has messages of the new epoch alone. The other node can have stored some in it.
+        let payloads = payloads(&node, "t");
+        let (last, others) = payloads.split_last().unwrap();
+        assert_eq!(last, "6");
+        assert!(others.iter().all(|other| overwrites && other.len() == 2), "{payloads:?}");
+    }
+}
+
+#[test]
+fn a_reset_of_a_topic_leaves_the_other_topics_of_its_stream() {
+    let Some(server) = Server::start() else { return };
+    let (node, other) = (Node::join(&server.url(), "a"), Node::join(&server.url(), "b"));
+    node.follow("t");
+    let before = node.store("t", 1);
+    other.store("u", 2);
+    // Both topics have the newest position of the stream.
+    let newest = StorePosition { offset: 2, ..before };
+    assert_eq!(reset(&node, None, ResetWhen::StoreIsBehind), newest);
+    assert_eq!(reset(&node, Some(newest), ResetWhen::StoreIsBehind), newest);
+    let after = reset(&node, Some(before), ResetWhen::Always);
+    assert!(after.epoch > before.epoch && after.offset > before.offset);
+    assert_eq!(node.read(read("t", Some(after), 9)).whole.unwrap().after, after.offset);
+    // A node that publishes to the stream learns the epoch, even if it follows no topic.
+    eventually("the epoch at the other node", || {
+        other.received().contains(&Received::Reset { epoch: after.epoch })
+    });
+    assert_eq!(other.store("t", 3).epoch, after.epoch);
+    let late = Node::join(&server.url(), "c");
+    assert_eq!(late.store("u", 4).epoch, before.epoch);
+    assert_eq!(late.store("t", 5).epoch, after.epoch);
+}
