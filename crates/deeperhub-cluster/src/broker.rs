@@ -18,7 +18,7 @@ use crate::envelope::{Envelope, MAX_ENVELOPE_OVERHEAD_BYTES, Message, Origin, to
 use crate::interest::Interests;
 use crate::metrics::{Dropped, Metrics};
 use crate::peers::{Peer, Peers};
-use crate::queue::{Full, Lane, Queue};
+use crate::queue::{Full, Lane, Queue, WakeUp};
 use crate::store::{RequestQueue, StreamRules};
 
 /// Maximum number of requests that wait for answers at the same time. Limits memory use.
@@ -187,13 +187,35 @@ impl Broker {
     /// Returns [`EnqueueError`] if no other node will get the message. The loss is counted. Without
     /// an error, the message is queued, and is sent again until the broker has confirmed it.
     pub fn publish(&self, message: Message<'_>) -> Result<(), EnqueueError> {
+        self.publish_with(WakeUp::Immediate, message)
+    }
+
+    /// Queues a message like [`publish`](Self::publish), but lets the driver sleep until
+    /// [`flush`](Self::flush).
+    ///
+    /// The driver then sends a burst of messages together. It starts earlier if the burst is long.
+    /// The calling thread must flush after the burst, before it waits for anything.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EnqueueError`] like [`publish`](Self::publish).
+    pub fn publish_deferred(&self, message: Message<'_>) -> Result<(), EnqueueError> {
+        self.publish_with(WakeUp::Deferred, message)
+    }
+
+    /// Wakes the driver if messages are queued that it was not told of. Cheap if there are none.
+    pub fn flush(&self) {
+        self.0.queue.flush();
+    }
+
+    fn publish_with(&self, wake_up: WakeUp, message: Message<'_>) -> Result<(), EnqueueError> {
         let to = match &message {
             Message::Publish { topic, .. } => {
                 Destination::Topic { start: topic_offset(self.0.node.len()), len: topic.as_str().len() }
             }
             _ => Destination::All,
         };
-        self.enqueue(to, message)
+        self.enqueue_with(wake_up, to, message)
     }
 
     /// Queues a probe to the node itself without waiting. The probe passes through the queue and
@@ -215,6 +237,15 @@ impl Broker {
     }
 
     pub(crate) fn enqueue(&self, to: Destination, message: Message<'_>) -> Result<(), EnqueueError> {
+        self.enqueue_with(WakeUp::Immediate, to, message)
+    }
+
+    fn enqueue_with(
+        &self,
+        wake_up: WakeUp,
+        to: Destination,
+        message: Message<'_>,
+    ) -> Result<(), EnqueueError> {
         let shared = &*self.0;
         if !shared.is_up.load(Ordering::Acquire) {
             shared.metrics.dropped(Dropped::Unavailable, 1);
@@ -226,7 +257,7 @@ impl Broker {
                 shared.metrics.dropped(Dropped::TooLarge, 1);
                 return Err(EnqueueError::TooLarge);
             }
-            shared.queue.push(Lane::Data, to, envelope).map_err(|Full| {
+            shared.queue.push_with(wake_up, Lane::Data, to, envelope).map_err(|Full| {
                 shared.metrics.dropped(Dropped::Full, 1);
                 EnqueueError::Full
             })

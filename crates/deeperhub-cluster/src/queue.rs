@@ -1,6 +1,7 @@
 //! The bounded queue of messages for the broker.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -37,6 +38,19 @@ pub(crate) enum Lane {
     Data,
 }
 
+/// Time at which a push to an empty lane wakes the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WakeUp {
+    /// At once.
+    Immediate,
+    /// With [`Queue::flush`], or when the lane has [`MAX_DEFERRED_COST`].
+    Deferred,
+}
+
+/// Cost of a lane at which it wakes the driver without a flush, so that the driver works in parallel
+/// with a long burst of pushes.
+const MAX_DEFERRED_COST: usize = 64 << 10;
+
 /// The queue has no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Full;
@@ -50,6 +64,9 @@ pub(crate) struct Queue {
     inner: Mutex<Inner>,
     /// Notified of a push to an empty lane, and when the node has joined.
     pub(crate) changed: Notify,
+    /// `true` if a lane has envelopes and nobody has notified `changed` of them. Changes under the
+    /// lock only.
+    is_wake_up_deferred: AtomicBool,
     /// Maximum cost of each lane. Small control messages, and a message to an empty lane, may
     /// exceed the limit.
     max_bytes: usize,
@@ -99,17 +116,29 @@ const fn batch_cost(batch: &Batch) -> usize {
 
 impl Queue {
     pub(crate) fn new(max_bytes: usize) -> Self {
-        Self { inner: Mutex::default(), changed: Notify::new(), max_bytes }
+        let is_wake_up_deferred = AtomicBool::new(false);
+        Self { inner: Mutex::default(), changed: Notify::new(), is_wake_up_deferred, max_bytes }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Assigns the next sequence to an envelope and appends it.
+    /// Assigns the next sequence to an envelope and appends it. Wakes the driver at once.
     pub(crate) fn push(&self, lane: Lane, to: Destination, envelope: &mut [u8]) -> Result<(), Full> {
+        self.push_with(WakeUp::Immediate, lane, to, envelope)
+    }
+
+    /// Assigns the next sequence to an envelope and appends it.
+    pub(crate) fn push_with(
+        &self,
+        wake_up: WakeUp,
+        lane: Lane,
+        to: Destination,
+        envelope: &mut [u8],
+    ) -> Result<(), Full> {
         let cost = cost(&to, envelope.len());
-        let was_empty = {
+        let wakes = {
             let mut inner = self.lock();
             if inner.refuses_appends && matches!(to, Destination::Append(_)) {
                 return Err(Full);
@@ -129,6 +158,7 @@ impl Queue {
             let was_empty = batches.len == 0;
             batches.len += 1;
             batches.cost += cost;
+            let is_long = batches.cost >= MAX_DEFERRED_COST;
             inner.sequence += 1;
             set_sequence(envelope, inner.sequence);
             let Inner { control, data, spares, .. } = &mut *inner;
@@ -145,13 +175,46 @@ impl Queue {
                     batches.batches.push_back(batch);
                 }
             }
-            was_empty
+            // The driver takes batches until the lane is empty, and only then waits.
+            match wake_up {
+                WakeUp::Immediate => self.take_deferred_wake_up() || was_empty,
+                WakeUp::Deferred => {
+                    if was_empty {
+                        self.is_wake_up_deferred.store(true, Ordering::Relaxed);
+                    }
+                    is_long && self.take_deferred_wake_up()
+                }
+            }
         };
-        // The driver takes batches until the lane is empty, and only then waits.
-        if was_empty {
+        if wakes {
             self.changed.notify_one();
         }
         Ok(())
+    }
+
+    /// Wakes the driver if pushes have deferred it. Every thread calls this after its pushes with
+    /// [`WakeUp::Deferred`], before it waits for anything.
+    pub(crate) fn flush(&self) {
+        // The thread's pushes took the lock after a push to the empty lane, so this is the current
+        // value, or the driver was woken since.
+        if self.is_wake_up_deferred.load(Ordering::Relaxed) {
+            let inner = self.lock();
+            let wakes = self.take_deferred_wake_up();
+            drop(inner);
+            if wakes {
+                self.changed.notify_one();
+            }
+        }
+    }
+
+    /// Returns `true` if a wake-up was deferred, which the caller makes up for. The caller holds the
+    /// lock.
+    fn take_deferred_wake_up(&self) -> bool {
+        let is_deferred = self.is_wake_up_deferred.load(Ordering::Relaxed);
+        if is_deferred {
+            self.is_wake_up_deferred.store(false, Ordering::Relaxed);
+        }
+        is_deferred
     }
 
     /// Removes and returns the oldest messages of a lane: at most [`MAX_BATCH_MESSAGES`], or as many
@@ -273,6 +336,46 @@ mod tests {
         queue.clear_control();
         assert_eq!(queue.bytes(), 0);
         assert_eq!(queue.push(Lane::Data, Destination::All, &mut vec![0; cost * 9]), Ok(()));
+    }
+
+    #[test]
+    fn a_deferred_wake_up_comes_with_the_flush() {
+        let queue = Queue::new(1 << 20);
+        let is_notified = || queue.changed.notified().now_or_never().is_some();
+        let push = |wake_up| {
+            assert_eq!(queue.push_with(wake_up, Lane::Data, Destination::All, &mut envelope()), Ok(()));
+        };
+        queue.flush();
+        assert!(!is_notified());
+        push(WakeUp::Deferred);
+        push(WakeUp::Deferred);
+        assert!(!is_notified());
+        queue.flush();
+        assert!(is_notified());
+        // The driver takes what follows before it waits again.
+        push(WakeUp::Deferred);
+        queue.flush();
+        assert!(!is_notified());
+        take(&queue, Lane::Data);
+        push(WakeUp::Deferred);
+        assert!(!is_notified());
+        push(WakeUp::Immediate);
+        assert!(is_notified());
+        queue.flush();
+        assert!(!is_notified());
+    }
+
+    #[test]
+    fn a_long_lane_wakes_the_driver_without_a_flush() {
+        let queue = Queue::new(1 << 20);
+        let pushes = MAX_DEFERRED_COST.div_ceil(cost(&Destination::All, envelope().len()));
+        for number in 1..=2 * pushes {
+            let pushed = queue.push_with(WakeUp::Deferred, Lane::Data, Destination::All, &mut envelope());
+            assert_eq!(pushed, Ok(()));
+            assert_eq!(queue.changed.notified().now_or_never().is_some(), number == pushes);
+        }
+        queue.flush();
+        assert!(queue.changed.notified().now_or_never().is_none());
     }
 
     #[test]

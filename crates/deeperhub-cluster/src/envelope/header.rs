@@ -23,7 +23,7 @@ pub(crate) struct Header<'a> {
 impl<'a> Header<'a> {
     /// Parses the start of an envelope and ignores the rest.
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
-        Self::read(&mut Reader(bytes))
+        Self::read(&mut Reader::new(bytes))
     }
 
     pub(super) fn read(reader: &mut Reader<'a>) -> Result<Self, EnvelopeError> {

@@ -18,8 +18,9 @@ impl<'a> Envelope<'a> {
     ///
     /// Returns [`EnvelopeError`] for bytes that [`Self::write`] would not have written.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
-        let mut reader = Reader(bytes);
+        let mut reader = Reader::new(bytes);
         let Header { kind, origin, sequence } = Header::read(&mut reader)?;
+        reader.expect_texts();
         let message = Message::read(kind, &mut reader)?;
         Ok(Self { origin, sequence, message })
     }
@@ -60,7 +61,7 @@ impl<'a> Message<'a> {
             }
             other => Self::Operation(Operation::read(other, reader)?),
         };
-        if reader.0.is_empty() { Ok(message) } else { Err(EnvelopeError::Length) }
+        if reader.is_empty() { Ok(message) } else { Err(EnvelopeError::Length) }
     }
 }
 

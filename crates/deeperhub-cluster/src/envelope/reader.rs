@@ -8,13 +8,41 @@ use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use super::EnvelopeError;
 
 /// The bytes that are not parsed yet.
-pub(super) struct Reader<'a>(pub(super) &'a [u8]);
+pub(super) struct Reader<'a> {
+    bytes: &'a [u8],
+    /// The same bytes as text, if they are UTF-8 as a whole. Most envelopes are, and then their
+    /// fields need no check of their own.
+    text: Option<&'a str>,
+}
 
 impl<'a> Reader<'a> {
+    pub(super) const fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, text: None }
+    }
+
+    /// Checks the rest as a whole, before its texts are taken.
+    pub(super) fn expect_texts(&mut self) {
+        self.text = simdutf8::basic::from_utf8(self.bytes).ok();
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], EnvelopeError> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(EnvelopeError::Length)?;
-        self.0 = rest;
+        let (taken, rest) = self.bytes.split_at_checked(length).ok_or(EnvelopeError::Length)?;
+        self.bytes = rest;
+        self.text = self.text.and_then(|text| text.get(length..));
         Ok(taken)
+    }
+
+    fn take_text(&mut self, length: usize, field: &'static str) -> Result<&'a str, EnvelopeError> {
+        if let Some((taken, rest)) = self.text.and_then(|text| text.split_at_checked(length)) {
+            self.bytes = rest.as_bytes();
+            self.text = Some(rest);
+            return Ok(taken);
+        }
+        std::str::from_utf8(self.take(length)?).map_err(|_| EnvelopeError::Field(field))
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], EnvelopeError> {
@@ -39,16 +67,16 @@ impl<'a> Reader<'a> {
 
     pub(super) fn short_text(&mut self, field: &'static str) -> Result<&'a str, EnvelopeError> {
         let length = self.byte()?;
-        text(self.take(length.into())?, field)
+        self.take_text(length.into(), field)
     }
 
     pub(super) fn long_text(&mut self, field: &'static str) -> Result<&'a str, EnvelopeError> {
         let length = u16::from_be_bytes(self.array()?);
-        text(self.take(length.into())?, field)
+        self.take_text(length.into(), field)
     }
 
     pub(super) fn rest(&mut self, field: &'static str) -> Result<&'a str, EnvelopeError> {
-        text(std::mem::take(&mut self.0), field)
+        self.take_text(self.bytes.len(), field)
     }
 
     pub(super) fn client(&mut self) -> Result<ClientId, EnvelopeError> {
@@ -64,6 +92,11 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn trace(&mut self) -> Result<TraceContext<'a>, EnvelopeError> {
+        // Most messages belong to no sampled trace, and both lengths are zero.
+        if self.bytes.starts_with(&[0; 4]) {
+            self.take(4)?;
+            return Ok(TraceContext::default());
+        }
         let mut field = |name| {
             let text = self.long_text(name)?;
             Ok((!text.is_empty()).then_some(Cow::Borrowed(text)))
@@ -93,8 +126,4 @@ impl<'a> Reader<'a> {
         let is_whole = |json: &RawJson<'_>| json.as_str().len() == text.len();
         parse(text).filter(is_whole).ok_or(EnvelopeError::Field("payload"))
     }
-}
-
-fn text<'a>(bytes: &'a [u8], field: &'static str) -> Result<&'a str, EnvelopeError> {
-    std::str::from_utf8(bytes).map_err(|_| EnvelopeError::Field(field))
 }

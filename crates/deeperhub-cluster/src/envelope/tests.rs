@@ -199,6 +199,8 @@ fn invalid_fields_are_rejected() {
         (1, 16, b"\x03a..", EnvelopeError::Field("topic")),
         (1, 1, b"\x03a.*\0\0\0\0\0null", EnvelopeError::Field("topic")),
         (1, 1, b"\x02\xFF\xFF\0\0\0\0\0null", EnvelopeError::Field("topic")),
+        // The rest is UTF-8 as a whole, and the field is not.
+        (1, 1, b"\x01\xC3\xA9\0\0\0\0\0null", EnvelopeError::Field("topic")),
         (1, 1, b"\x01a\x02a/\0\0\0\0null", EnvelopeError::Field("from")),
         (1, 1, b"\x01a\0\0\x01x\0\0null", EnvelopeError::Field("traceparent")),
         (1, 1, b"\x01a\0\0\0\0\x03a=1null", EnvelopeError::Field("tracestate")),

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{NodeHandle, to_json};
 use crate::cluster::query;
+use crate::hub::Burst;
 use crate::operation::{Action, Operation, Target};
 use crate::types::{ClientNotFound, Delivered, PayloadError, SendError, WorkerTimeout};
 
@@ -212,7 +213,8 @@ impl NodeHandle {
         // The other nodes get the operation even if a worker of this node did not answer.
         let cluster = match target.try_map_client(|_| Err(())) {
             Ok(target) => {
-                self.hub.send_to_other_nodes(Message::Operation(Operation::new(target, action.clone())))
+                let message = Message::Operation(Operation::new(target, action.clone()));
+                self.hub.send_to_other_nodes(message, Burst::None)
             }
             // The client is on this node.
             Err(()) => None,

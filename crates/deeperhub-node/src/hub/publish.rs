@@ -85,6 +85,15 @@ enum Route<'a> {
     Burst(&'a mut HubPublisher),
 }
 
+/// Burst that a message for other nodes is a part of. It decides when the broker's driver is woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Burst {
+    /// The message is alone, so the driver is woken at once.
+    None,
+    /// The messages of a worker's round, after which the worker flushes ([`Hub::flush_broker`]).
+    OfWorker,
+}
+
 /// Result of a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PublishOutcome {
@@ -140,6 +149,7 @@ impl Hub {
             None => Requester::Handle,
         };
         let shard = publisher.map(|publisher| publisher.shard);
+        let burst = if shard.is_some() { Burst::OfWorker } else { Burst::None };
         let trace = &trace;
         let publication = Publication {
             topic,
@@ -175,7 +185,7 @@ impl Hub {
             Kept::Nowhere => {}
         }
         if self.broker.is_some() {
-            outcome.cluster = self.publish_to_other_nodes(topic, message, from, trace.borrow());
+            outcome.cluster = self.publish_to_other_nodes(topic, message, from, trace.borrow(), burst);
         }
         Ok(outcome)
     }
@@ -319,20 +329,34 @@ impl Hub {
         payload: RawJson<'_>,
         from: Option<&ClientId>,
         trace: TraceContext<'_>,
+        burst: Burst,
     ) -> Option<ClusterFault> {
         if topic.as_str().starts_with('$') {
             return None;
         }
         let message = Message::Publish { topic: topic.borrow(), from: from.cloned(), trace, payload };
-        self.send_to_other_nodes(message)
+        self.send_to_other_nodes(message, burst)
     }
 
     /// Queues a message for other nodes. Returns the fault if it cannot be queued.
-    pub(crate) fn send_to_other_nodes(&self, message: Message<'_>) -> Option<ClusterFault> {
-        match self.broker.as_ref()?.publish(message) {
+    pub(crate) fn send_to_other_nodes(&self, message: Message<'_>, burst: Burst) -> Option<ClusterFault> {
+        let broker = self.broker.as_ref()?;
+        let queued = match burst {
+            Burst::None => broker.publish(message),
+            Burst::OfWorker => broker.publish_deferred(message),
+        };
+        match queued {
             Ok(()) => None,
             Err(EnqueueError::TooLarge) => Some(ClusterFault::TooLarge),
             Err(_) => Some(ClusterFault::Unavailable),
+        }
+    }
+
+    /// Wakes the broker's driver for the messages of a worker's round.
+    #[inline]
+    pub(crate) fn flush_broker(&self) {
+        if let Some(broker) = &self.broker {
+            broker.flush();
         }
     }
 }

@@ -36,8 +36,10 @@ impl deeperhub_listener::WorkerState<Session> for NodeWorker {
     }
 
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
-        // This step comes first, so that the other workers run in parallel with the rest.
+        // This step comes first, so that other workers and the broker's driver run in parallel with
+        // the rest.
         self.flush_wakeups();
+        self.hub.flush_broker();
         let limits = self.shared_limits.load();
         if !Arc::ptr_eq(limits, &self.limits) {
             self.limits = Arc::clone(limits);

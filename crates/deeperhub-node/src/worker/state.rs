@@ -214,6 +214,7 @@ impl NodeWorker {
 
 impl Drop for NodeWorker {
     fn drop(&mut self) {
+        self.hub.flush_broker();
         if *self.hub.phase.borrow() != Phase::Stopped {
             // The worker died. Its replacement may start much later, so its subscriptions end here.
             // Its inbox is then empty, gets no further messages, and congests no publisher.

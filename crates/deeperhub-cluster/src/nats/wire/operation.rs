@@ -73,6 +73,10 @@ pub(crate) fn parse(bytes: &[u8], start: usize) -> Result<Parsed, ProtocolError>
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     // Most operations are messages.
     if let Some(fields) = line.strip_prefix(b"MSG ") {
+        if let Some((subject_len, sid, total)) = split_plain_fields(fields) {
+            let subject = start + 4..start + 4 + subject_len;
+            return whole_message(bytes, start..end, sid, subject, (0, total));
+        }
         return parse_message(bytes, start..end, fields, start + 4);
     }
     if let Some(fields) = line.strip_prefix(b"HMSG ") {
@@ -103,7 +107,6 @@ fn parse_message(
     fields: &[u8],
     start: usize,
 ) -> Result<Parsed, ProtocolError> {
-    let end = line.end;
     let has_headers = bytes.get(line.start).is_some_and(|byte| byte.eq_ignore_ascii_case(&b'H'));
     if fields.len() > MAX_LINE_BYTES {
         return Err(ProtocolError::Line);
@@ -122,23 +125,53 @@ fn parse_message(
     let sid = number(1)?;
     let total = number(count - 1)?;
     let header_len = if has_headers { number(count - 2)? } else { 0 };
+    let subject = found.first().map_or(start..start, |range| start + range.start..start + range.end);
+    whole_message(bytes, line, sid, subject, (header_len, total))
+}
+
+/// Returns a message whose line is parsed, if its payload has arrived. The sizes are those of the
+/// headers, and of headers and payload.
+#[inline]
+fn whole_message(
+    bytes: &[u8],
+    line: Range<usize>,
+    sid: u64,
+    subject: Range<usize>,
+    (header_len, total): (u64, u64),
+) -> Result<Parsed, ProtocolError> {
     if header_len > total {
         return Err(ProtocolError::Message);
     }
     if total > MAX_MESSAGE_BYTES as u64 {
         return Err(ProtocolError::TooLarge);
     }
-    let (total, header_len) = (total as usize, header_len as usize);
-    let payload_end = end + total;
+    let payload_start = line.end + header_len as usize;
+    let payload_end = line.end + total as usize;
     match bytes.get(payload_end..payload_end + 2) {
         Some(b"\r\n") => {}
         Some(_) => return Err(ProtocolError::Message),
         None => return Ok(Parsed::Partial(payload_end + 2 - line.start)),
     }
-    let subject = found.first().map_or(start..start, |range| start + range.start..start + range.end);
-    let message =
-        Message { sid, subject, headers: end..end + header_len, payload: end + header_len..payload_end };
-    Ok(Parsed::Whole(Operation::Message(message), payload_end + 2))
+    let (headers, payload) = (line.end..payload_start, payload_start..payload_end);
+    Ok(Parsed::Whole(Operation::Message(Message { sid, subject, headers, payload }), payload_end + 2))
+}
+
+/// Returns the length of the subject, the subscription and the size of a message without a reply
+/// subject, whose fields are one space apart. Returns `None` for any other line.
+#[inline]
+fn split_plain_fields(fields: &[u8]) -> Option<(usize, u64, u64)> {
+    let subject_len = memchr::memchr2(b' ', b'\t', fields).filter(|length| *length > 0)?;
+    let (sid, rest) = split_number(fields.get(subject_len + 1..)?)?;
+    let (total, rest) = split_number(rest.strip_prefix(b" ")?)?;
+    (rest.is_empty() && fields.len() <= MAX_LINE_BYTES).then_some((subject_len, sid, total))
+}
+
+/// Returns the number at the start of a text, and the text after it.
+#[inline]
+fn split_number(text: &[u8]) -> Option<(u64, &[u8])> {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (digits, rest) = text.split_at_checked(digits)?;
+    Some((parse_number(digits)?, rest))
 }
 
 /// Returns the fields between spaces, and their number. Returns `None` if there are too many.

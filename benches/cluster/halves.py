@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Measures each half of a cluster over NATS alone: a node that publishes to the broker, and one that receives from it.
+
+    cargo build --release
+    benches/cluster/halves.py [--rounds N] [--messages N] [--workers N] [PROGRAM...]
+
+The node under test has the first core, and everything else the second one. There, this script takes the broker's place
+and speaks just enough NATS. For the sending half, a client publishes, and the script counts the messages that the node
+passes on, and confirms them. For the receiving half, it sends a node what the sending one passed on, and counts what a
+subscriber of the node gets. So the rate is that of one core of a node, unless the script is slower: a node that used less
+than the whole core waited for it. The programs (target/release/deeperhub-ws) alternate; prints medians, with ranges.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import socket
+import statistics
+import subprocess
+import threading
+import time
+
+from measure import Client, cpu_seconds, publish
+
+NODE_CORE, OWN_CORE = 0, 1
+INFO = b'INFO {"server_id":"peer","version":"2.10.0","proto":1,"headers":true,"max_payload":1048576}\r\n'
+PUBLISH = re.compile(rb"PUB (\S+) (\d+)\r\n")
+SUBJECT = b"deeperhub.t.bench"
+
+
+class Peer:
+    """The broker of one node. A thread answers the node, and counts the messages on the topic."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"nats://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.count, self.sid, self.recorded = 0, None, None
+        self.changed, self.sending = threading.Condition(), threading.Lock()
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        self.socket, _ = self.listener.accept()
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.sendall(INFO)
+        with contextlib.suppress(ConnectionResetError):  # The node is killed in the end.
+            self.count_messages()
+
+    def count_messages(self):
+        mark, rest, buffer = b"PUB %s " % SUBJECT, b"", bytearray(1 << 20)
+        while length := self.socket.recv_into(buffer):
+            # An operation may be in two reads. What is searched for does not occur in payloads.
+            data = rest + memoryview(buffer)[:length]
+            pings, messages = data.count(b"PING\r\n"), data.count(mark)
+            pings -= rest.count(b"PING\r\n")
+            messages -= rest.count(mark)
+            rest = data[-(len(mark) - 1) :]
+            if self.recorded is not None:
+                self.recorded.append(bytes(buffer[:length]))
+            if pings:
+                self.send(b"PONG\r\n" * pings)
+            with self.changed:
+                self.count += messages
+                if subscribed := re.search(rb"SUB %s (\d+)\r\n" % re.escape(SUBJECT), data):
+                    self.sid = subscribed[1]
+                self.changed.notify_all()
+
+    def send(self, data):
+        with self.sending:
+            self.socket.sendall(data)
+
+    def wait_until(self, holds):
+        with self.changed:
+            if not self.changed.wait_for(holds, timeout=60):
+                raise TimeoutError("the node did not do what was expected")
+
+
+def as_received(recorded, sid):
+    """Returns the recorded messages on the topic as a broker sends them to a subscription."""
+    at, sent = 0, []
+    while found := PUBLISH.search(recorded, at):
+        at = found.end() + int(found[2]) + 2
+        if found[1] == SUBJECT:
+            sent.append(b"MSG %s %s %s\r\n" % (SUBJECT, sid, found[2]) + recorded[found.end() : at])
+    return b"".join(sent)
+
+
+def start_node(program, peer, workers):
+    command = [program, "--port", "0", "--api-listen", "off", "--rate-limit", "0", "--workers", str(workers)]
+    command += ["--max-queue-bytes", "1073741824", "--cluster-queue-bytes", "1073741824", "--cluster", peer.url]
+    pinned = ["taskset", "-c", str(NODE_CORE)] + command
+    process = subprocess.Popen(pinned, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    host, port = process.stdout.readline().split("ws://")[1].split()[0].split(":")
+    return process, (host, int(port))
+
+
+def measure(process, messages, act):
+    """Returns messages a second, the node's CPU µs per message, and the part of the core that the node used."""
+    before, began = cpu_seconds(process), time.perf_counter()
+    act()
+    took, cpu = time.perf_counter() - began, cpu_seconds(process) - before
+    return messages / took, cpu / messages * 1e6, cpu / took * 100
+
+
+def send_half(program, messages, workers, record):
+    """Returns the figures of the node that publishes, and what it passed on if `record` is true."""
+    peer = Peer()
+    process, address = start_node(program, peer, workers)
+    try:
+        publisher = Client(address)
+        frames = b"".join(Client.frame(publish(number)) for number in range(messages))
+        peer.recorded = [] if record else None
+
+        def act():
+            threading.Thread(target=publisher.socket.sendall, args=(frames,)).start()
+            peer.wait_until(lambda: peer.count >= messages)
+
+        return measure(process, messages, act), b"".join(peer.recorded or [])
+    finally:
+        process.kill()
+        process.wait()
+
+
+def receive_half(program, recorded, messages, workers):
+    """Returns the figures of the node that gets the recorded messages."""
+    peer = Peer()
+    process, address = start_node(program, peer, workers)
+    try:
+        subscriber = Client(address)
+        subscriber.send('{"type":"subscribe","data":{"topic":"bench"}}')
+        subscriber.receive()
+        peer.wait_until(lambda: peer.sid is not None)
+        sent = as_received(recorded, peer.sid)
+
+        def act():
+            threading.Thread(target=peer.send, args=(sent,)).start()
+            subscriber.count_messages(messages)
+
+        return measure(process, messages, act)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def median_and_range(values, digits):
+    values = sorted(values)
+    shown = [f"{value:,.{digits}f}" for value in (statistics.median(values), values[0], values[-1])]
+    return f"{shown[0]} ({shown[1]}-{shown[2]})"
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("programs", nargs="*", default=["target/release/deeperhub-ws"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--messages", type=int, default=500_000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--halves", default="sending,receiving")
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, {OWN_CORE})
+    _, recorded = send_half(arguments.programs[0], arguments.messages, arguments.workers, record=True)
+    rounds = {(half, program): [] for half in arguments.halves.split(",") for program in arguments.programs}
+    for _ in range(arguments.rounds):
+        for half, program in rounds:
+            if half == "sending":
+                figures, _ = send_half(program, arguments.messages, arguments.workers, record=False)
+            else:
+                figures = receive_half(program, recorded, arguments.messages, arguments.workers)
+            rounds[half, program].append(figures)
+    print("| node | messages a second | CPU µs per message | % of its core |\n|---|---|---|---|")
+    for (half, program), figures in rounds.items():
+        name = f"{half}, {program}" if len(arguments.programs) > 1 else half
+        cells = [median_and_range(values, digits) for values, digits in zip(zip(*figures), (0, 3, 0))]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    for half in arguments.halves.split(","):
+        first = [figures[1] for figures in rounds[half, arguments.programs[0]]]
+        for program in arguments.programs[1:]:
+            ratios = [figures[1] / other for figures, other in zip(rounds[half, program], first)]
+            print(f"{half}: CPU time, ratio to the first program: {median_and_range(ratios, 3)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
