@@ -134,6 +134,15 @@ impl Broker {
         Self::begin_with(engine, (&[], true), None, None)
     }
 
+    /// Works like [`Self::start_with_streams`] with further flags, and accepts only TLS with an identity.
+    pub(crate) fn start_with_streams_and(
+        engine: Engine,
+        identity: Option<&Identity>,
+        flags: &[&str],
+    ) -> Self {
+        Self::begin_with(engine, (flags, true), identity.cloned(), None)
+    }
+
     /// Starts a server in a network namespace, on an address of that namespace.
     pub(crate) fn start_within(engine: Engine, network: &Network) -> Self {
         Self::begin(engine, &[], None, Some(network))

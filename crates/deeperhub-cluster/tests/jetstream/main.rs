@@ -5,12 +5,15 @@
 
 mod access;
 mod appends;
+mod checks;
 mod losses;
 mod once;
+mod probes;
 mod reads;
 mod replicas;
 mod resends;
 mod server;
+mod sweeps;
 
 #[path = "../store/node.rs"]
 #[allow(dead_code, reason = "the tests of Redis use more of it")]

@@ -133,6 +133,18 @@ impl Server {
         }
     }
 
+    /// Replaces the further settings of a server with [`Self::start`]'s, and lets it read them.
+    pub(crate) fn reload(&self, settings: &str) {
+        let address = self.address;
+        let store = self.directory.join("js");
+        let settings = format!(
+            "listen: \"{address}\"\njetstream {{ store_dir: \"{}\" }}\n{settings}\n",
+            store.display()
+        );
+        std::fs::write(self.directory.join("settings"), settings).unwrap();
+        self.signal("HUP");
+    }
+
     /// Sends a signal by its name, such as `STOP`.
     pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
