@@ -103,7 +103,7 @@ impl Reader {
     fn take_more(&self, requests: &mut Vec<Request>) {
         let queue = &self.shared.requests_to_store;
         let mut count = requests.iter().map(|request| reads_of(request).len()).sum::<usize>();
-        while (MAX_READS..=MAX_TOGETHER - MAX_READS).contains(&count) {
+        while count <= MAX_TOGETHER - MAX_READS {
             let more = queue.take(self.shared.interests.confirmed(), Instant::now());
             if more.is_empty() {
                 return;
