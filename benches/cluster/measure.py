@@ -9,7 +9,8 @@ Needs nats-server and redis-server (`tests/peers/install nats-server redis-serve
 publisher has one connection, and each worker of the receiving node has a subscriber: 2000 publishes one at a time, then
 100,000 at once, then bursts of 50. The setups and programs (target/release/deeperhub-ws) alternate for five rounds,
 which takes about two minutes. Prints medians of the rounds; throughput also with its range. With --history, the topic has a
-history of that many messages, which the broker keeps in a cluster.
+history of that many messages, which the broker keeps in a cluster: Redis, or NATS JetStream (`tests/peers/install
+python`), in its files or with --storage memory, and on three servers with --replicas 3.
 """
 
 import argparse
@@ -19,27 +20,14 @@ import statistics
 import subprocess
 import threading
 import time
+from contextlib import ExitStack
+
+from brokers import Broker, cpu_seconds, stop
 
 ONE_BY_ONE = 2000
 AT_ONCE = 100_000
 BURSTS, BURST, BURST_INTERVAL = 400, 50, 0.005
 PAYLOAD = "x" * 128
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def cpu_seconds(process):
-    """Returns the CPU time of all threads of a process. It has finer steps here than in /proc/PID/stat."""
-    tasks = f"/proc/{process.pid}/task"
-    nanoseconds = 0
-    for task in os.listdir(tasks):
-        with open(f"{tasks}/{task}/schedstat") as schedstat:
-            nanoseconds += int(schedstat.read().split()[0])
-    return nanoseconds / 1e9
 
 
 class Client:
@@ -132,75 +120,77 @@ def publish(number):
     return '{"type":"publish","data":{"topic":"bench","message":[%d,"%s"]}}' % (number, PAYLOAD)
 
 
-def measure(program, workers, broker, rules):
-    """Runs one round. Returns latency percentiles in µs, messages per second, and twice, with all messages at once and
-    in bursts, the CPU µs per message of each process and the sleeps of the receiving node's workers per 1000 messages.
+def measure(program, arguments, engine):
+    """Starts a broker and nodes, and runs one round."""
+    history, replicas = arguments.history, arguments.replicas
+    flags = ["--topic", f"bench: history={history}"] if history else []
+    if engine == "nats" and history:
+        flags += ["--history-storage", arguments.storage, "--history-replicas", str(replicas)]
+    with ExitStack() as running:
+        # The servers of a broker are one part.
+        parts, names = [], [[]]
+        if engine:
+            broker = running.enter_context(Broker(engine, bool(history), replicas if engine == "nats" else 1))
+            flags += ["--cluster", broker.url]
+            parts, names = [broker.processes], [["--node-id", name] for name in "ab"]
+        addresses = []
+        for name in names:
+            process, address = start_node(program, arguments.workers, flags + name)
+            running.callback(stop, [process])
+            parts.insert(len(addresses), [process])
+            addresses.append(address)
+        return run_loads(addresses, parts, arguments.workers)
+
+
+def run_loads(addresses, parts, workers):
+    """Returns latency percentiles in µs, messages per second, and twice, with all messages at once and in bursts, the CPU µs
+    per message of each part and the sleeps of the receiving node's workers per 1000 messages.
     """
-    processes, nodes = [], []
-    try:
-        if broker is None:
-            nodes = [start_node(program, workers, rules)]
-        else:
-            port = free_port()
-            command = {
-                "nats": ["nats-server", "-a", "127.0.0.1", "-p", str(port)],
-                "redis": ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""],
-            }[broker]
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            processes.append(subprocess.Popen(command, **quiet))
-            time.sleep(1)
-            url = f"{broker}://127.0.0.1:{port}"
-            nodes = [start_node(program, workers, ["--cluster", url, "--node-id", node] + rules) for node in "ab"]
-        measured = [process for process, _ in nodes] + processes
-        processes += [process for process, _ in nodes]
-        publisher = Client(nodes[0][1])
-        # New connections go to the worker with the fewest.
-        subscribers = [Client(nodes[-1][1]) for _ in range(workers)]
+    receiver = parts[len(addresses) - 1][0]
+    publisher = Client(addresses[0])
+    # New connections go to the worker with the fewest.
+    subscribers = [Client(addresses[-1]) for _ in range(workers)]
+    for subscriber in subscribers:
+        subscriber.send('{"type":"subscribe","data":{"topic":"bench"}}')
+        subscriber.receive()
+    time.sleep(1)
+
+    times = []
+    for number in range(ONE_BY_ONE):
+        began = time.perf_counter()
+        publisher.send(publish(number))
         for subscriber in subscribers:
-            subscriber.send('{"type":"subscribe","data":{"topic":"bench"}}')
             subscriber.receive()
-        time.sleep(1)
+        times.append((time.perf_counter() - began) * 1e6)
+    times.sort()
+    percentiles = [times[min(int(len(times) * part), len(times) - 1)] for part in (0.5, 0.9, 0.99, 0.999)]
 
-        times = []
-        for number in range(ONE_BY_ONE):
-            began = time.perf_counter()
-            publisher.send(publish(number))
-            for subscriber in subscribers:
-                subscriber.receive()
-            times.append((time.perf_counter() - began) * 1e6)
-        times.sort()
-        percentiles = [times[min(int(len(times) * part), len(times) - 1)] for part in (0.5, 0.9, 0.99, 0.999)]
+    def send_and_count(send, messages):
+        """Returns the time, the CPU µs per message of each part, and the sleeps per 1000 messages."""
+        before = [sum(map(cpu_seconds, part)) for part in parts]
+        sleeps_before = sleeps(receiver)
+        began = time.perf_counter()
+        if os.fork() == 0:
+            send()
+            os._exit(0)
+        count_all(subscribers, messages)
+        took = time.perf_counter() - began
+        os.wait()
+        cpu = [(sum(map(cpu_seconds, part)) - was) / messages * 1e6 for part, was in zip(parts, before)]
+        return took, cpu, (sleeps(receiver) - sleeps_before) / messages * 1000
 
-        def send_and_count(send, messages):
-            """Returns the time, the CPU µs per message of each process, and the sleeps per 1000 messages."""
-            before = [cpu_seconds(process) for process in measured]
-            sleeps_before = sleeps(nodes[-1][0])
-            began = time.perf_counter()
-            if os.fork() == 0:
-                send()
-                os._exit(0)
-            count_all(subscribers, messages)
-            took = time.perf_counter() - began
-            os.wait()
-            cpu = [(cpu_seconds(process) - was) / messages * 1e6 for process, was in zip(measured, before)]
-            return took, cpu, (sleeps(nodes[-1][0]) - sleeps_before) / messages * 1000
+    def send_bursts():
+        due = time.perf_counter()
+        for _ in range(BURSTS):
+            publisher.socket.sendall(burst)
+            due += BURST_INTERVAL
+            time.sleep(max(due - time.perf_counter(), 0))
 
-        def send_bursts():
-            due = time.perf_counter()
-            for _ in range(BURSTS):
-                publisher.socket.sendall(burst)
-                due += BURST_INTERVAL
-                time.sleep(max(due - time.perf_counter(), 0))
-
-        frames = b"".join(Client.frame(publish(number)) for number in range(AT_ONCE))
-        burst = b"".join(Client.frame(publish(number)) for number in range(BURST))
-        took, *at_once = send_and_count(lambda: publisher.socket.sendall(frames), AT_ONCE)
-        _, *in_bursts = send_and_count(send_bursts, BURSTS * BURST)
-        return percentiles, AT_ONCE / took, *at_once, *in_bursts
-    finally:
-        for process in reversed(processes):
-            process.kill()
-            process.wait()
+    frames = b"".join(Client.frame(publish(number)) for number in range(AT_ONCE))
+    burst = b"".join(Client.frame(publish(number)) for number in range(BURST))
+    took, *at_once = send_and_count(lambda: publisher.socket.sendall(frames), AT_ONCE)
+    _, *in_bursts = send_and_count(send_bursts, BURSTS * BURST)
+    return percentiles, AT_ONCE / took, *at_once, *in_bursts
 
 
 def median_and_range(values, digits):
@@ -219,15 +209,15 @@ def main():
     parser.add_argument("--setups", default=",".join(SETUPS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--history", type=int)
+    parser.add_argument("--storage", choices=["file", "memory"], default="file")
+    parser.add_argument("--replicas", type=int, default=1)
     arguments = parser.parse_args()
-    os.environ["PATH"] += ":/usr/sbin"
     runs = [(SETUPS[setup], program) for setup in arguments.setups.split(",") for program in arguments.programs]
-    rules = ["--topic", f"bench: history={arguments.history}"] if arguments.history else []
     rounds = {run: [] for run in runs}
     for _ in range(arguments.rounds):
         for run in runs:
-            (_, broker), program = run
-            rounds[run].append(measure(program, arguments.workers, broker, rules))
+            (_, engine), program = run
+            rounds[run].append(measure(program, arguments, engine))
     columns = ["setup", "latency µs: p50", "p90", "p99", "p99.9", "messages per second"]
     for load in ["at once", "in bursts"]:
         columns += [f"CPU µs per message {load}: sending node", "receiving node", "broker", "sleeps per 1000 messages"]

@@ -2,26 +2,29 @@
 """Measures a storm: all clients of one node of a cluster return to another node, which follows none of their topics.
 
     cargo build --release
-    benches/cluster/storm.py [--clients N] [--topics N] [--missed N] [--rate N] [--rounds N] [PROGRAM...]
+    benches/cluster/storm.py [--clients N] [--topics N] [--missed N] [--rate N] [--rounds N]
+        [--publish-rate N] [--subscribers N] [--setup redis|nats] [PROGRAM...]
 
-Needs redis-server (`tests/peers/install redis-server`) and Python without packages. Each round starts a broker and two
+Needs redis-server (`tests/peers/install redis-server`) or NATS JetStream (`tests/peers/install python`), and Python
+without packages. Each round starts a broker and two
 nodes for each program (target/release/deeperhub-ws), and runs `bench recover` with `--return-to` the second node. Prints
-one line for each round. The CPU time is that of the second node, for connecting, subscribing and replaying.
+one line for each round. The CPU time is that of the second node, for connecting, subscribing and replaying. With
+--publish-rate and --subscribers, others stay connected to the first node, and the latency of their messages is printed.
 """
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack
 
-from measure import free_port
+from brokers import Broker, stop
 
 COLUMNS = ["program", "recovered", "lost", "repeated", "out of order", "live after ms: p50", "p99", "max",
-           "CPU µs per client", "reads of the store"]
+           "others' ms: p50", "p99", "CPU µs per client", "reads of the store"]
 
 
 def start_node(program, node, broker, arguments):
@@ -55,42 +58,42 @@ def count_reads(api):
 
 def measure(program, arguments):
     """Runs one round and returns a cell for each column."""
-    processes = []
-    try:
-        port = free_port()
-        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
-        processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        time.sleep(1)
-        nodes = [start_node(program, node, f"redis://127.0.0.1:{port}", arguments) for node in "ab"]
-        processes += [process for process, _, _ in nodes]
+    with ExitStack() as running:
+        broker = running.enter_context(Broker(arguments.setup, keeps_streams=True))
+        nodes = []
+        for name in "ab":
+            nodes.append(start_node(program, name, broker.url, arguments))
+            running.callback(stop, [nodes[-1][0]])
         for _, _, api in nodes:
             wait_until_ready(api)
         (_, from_address, _), (second, to_address, to_api) = nodes
         reads = count_reads(to_api)
         flags = {"clients": arguments.clients, "topics": arguments.topics, "missed": arguments.missed,
-                 "rate": arguments.rate, "publish-rate": 0, "subscribers": 0, "server-pid": second.pid}
+                 "rate": arguments.rate, "publish-rate": arguments.publish_rate, "subscribers": arguments.subscribers,
+                 "server-pid": second.pid}
         bench = [program, "bench", "recover", "--json", "--url", f"ws://{from_address}/", "--return-to", to_address]
         bench += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         report = json.loads(subprocess.run(bench, stdout=subprocess.PIPE, check=True).stdout)
         if report["errors"]:
             print(f"Errors: {report['errors']}", file=sys.stderr)
         recovery, live = report["recovery"], report["recovery"]["live_microseconds"]
+        # The server's time is not that of the clients alone if others publish.
+        cpu = report["server"].get("cpu_microseconds_per_client")
+        others = report["messages"]["latency_microseconds"]
         return [program, f"{recovery['recovered']:,}", *(report["messages"][fault] for fault in ("lost", "duplicated", "out_of_order")),
                 *(f"{live[part] / 1000:,.1f}" for part in ("p50", "p99", "max")),
-                f"{report['server']['cpu_microseconds_per_client']:.1f}", f"{count_reads(to_api) - reads:,}"]
-    finally:
-        for process in reversed(processes):
-            process.kill()
-            process.wait()
+                *(f"{others[part] / 1000:,.2f}" if others["count"] else "-" for part in ("p50", "p99")),
+                f"{cpu:.1f}" if cpu else "-", f"{count_reads(to_api) - reads:,}"]
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("programs", nargs="*", default=["target/release/deeperhub-ws"])
-    for name, default in [("clients", 10_000), ("topics", 1000), ("missed", 50), ("rate", 5000), ("rounds", 3)]:
+    for name, default in [("clients", 10_000), ("topics", 1000), ("missed", 50), ("rate", 5000), ("rounds", 3),
+                          ("publish-rate", 0), ("subscribers", 0)]:
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--setup", choices=["redis", "nats"], default="redis")
     arguments = parser.parse_args()
-    os.environ["PATH"] += ":/usr/sbin"
     print("| " + " | ".join(COLUMNS) + " |")
     print("|" + "---|" * len(COLUMNS))
     for _ in range(arguments.rounds):

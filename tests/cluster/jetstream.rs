@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::nodes;
 use super::streams::{RULE, Received, publish_range, subscriber};
+use super::{eventually, metric, node, nodes, wait_until_ready};
 use crate::support::{Broker, Client, Engine, Server, has_brokers, http, run, wait_for};
 
 fn position_of(data: &Value) -> Value {
@@ -30,6 +30,24 @@ async fn a_server_that_cannot_keep_history_is_refused() {
     let mut client = Client::connect(&node).await;
     let data = json!({"topic": "a", "message": 1});
     assert_eq!(client.request(&json!({"type": "publish", "id": 1, "data": data})).await["type"], "published");
+}
+
+#[tokio::test]
+async fn readiness_proves_that_the_store_works() {
+    if !has_brokers() {
+        return;
+    }
+    let broker = Broker::start_with_streams(Engine::Nats);
+    let flags = [RULE, &["--canary-interval", "200ms", "--canary-timeout", "2s"]].concat();
+    let a = node(&broker.url(), "a", &flags);
+    wait_until_ready(&a).await;
+    let round_trips = "deeperhub_canary_store_round_trip_seconds_count";
+    eventually("probes of the store", async || metric(&a, round_trips).await > 2).await;
+    assert_eq!(metric(&a, "deeperhub_canary_store_failing").await, 0);
+    // They take no offsets of the rule's topics.
+    let mut publisher = Client::connect(&a).await;
+    let published = publish_range(&mut publisher, "kept.1", 0..1).await;
+    assert_eq!(published[0]["offset"], 1);
 }
 
 #[tokio::test]

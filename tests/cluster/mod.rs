@@ -26,6 +26,7 @@ mod copies;
 mod differing_nodes;
 mod faults;
 mod jetstream;
+mod jetstream_access;
 mod journal_checks;
 mod journals;
 mod lists;

@@ -115,6 +115,15 @@ impl Broker {
         Self::begin(engine, Settings { keeps_streams: true, ..Settings::default() })
     }
 
+    /// Works like [`Self::start_with_streams`] with further flags, and accepts only TLS with an identity.
+    pub(crate) fn start_with_streams_and(
+        engine: Engine,
+        identity: Option<&Identity>,
+        flags: &[&str],
+    ) -> Self {
+        Self::begin_with(engine, (flags, true), identity.cloned(), None)
+    }
+
     /// Starts a server in a network namespace, on an address of that namespace.
     pub(crate) fn start_within(engine: Engine, network: &Network) -> Self {
         Self::begin(engine, Settings { network: Some(network), ..Settings::default() })

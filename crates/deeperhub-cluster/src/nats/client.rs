@@ -70,6 +70,11 @@ impl Client {
         self.0.info.borrow().version.clone()
     }
 
+    /// Returns the name of the running server. It has another one after a restart.
+    pub(crate) fn server_id(&self) -> String {
+        self.0.info.borrow().server_id.clone()
+    }
+
     /// Makes envelopes of messages with headers. Without this call, their headers are ignored.
     pub(crate) fn stamp_with(&self, stamp: impl Fn(&Message) -> Option<Bytes> + 'static) {
         *self.0.stamp.borrow_mut() = Some(Box::new(stamp));
@@ -78,6 +83,11 @@ impl Client {
     /// Lets operations that the user may not do fail alone, instead of the connection.
     pub(crate) fn keep_violations(&self) {
         *self.0.violations.borrow_mut() = Some(Vec::new());
+    }
+
+    /// Returns the server's reasons for operations that the user may not do.
+    pub(crate) fn take_violations(&self) -> Vec<String> {
+        self.0.violations.borrow_mut().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Waits for an operation that the user may not do, and returns the server's reason.

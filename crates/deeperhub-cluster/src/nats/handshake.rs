@@ -30,6 +30,9 @@ pub(super) struct ServerInfo {
     pub(super) max_payload: usize,
     #[serde(default)]
     pub(super) version: String,
+    /// Name of the running server, which has another one after a restart.
+    #[serde(default)]
+    pub(super) server_id: String,
     /// Text that a client with a key signs.
     #[serde(default)]
     nonce: String,

@@ -1,5 +1,7 @@
 //! Identities by which a server recognizes messages that it got before.
 
+use std::fmt::Write;
+
 use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::envelope::Header;
@@ -17,7 +19,10 @@ pub(super) fn identity(target: &AppendTarget, envelope: &[u8], topic: &str, epoc
     }
     let (incarnation, sequence) =
         Header::parse(envelope).map_or((0, 0), |header| (header.origin.incarnation, header.sequence));
-    format!("{incarnation:x}.{sequence:x}")
+    let mut text = String::with_capacity(33);
+    // Writing to a string never fails.
+    let _ = write!(text, "{incarnation:x}.{sequence:x}");
+    text
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ use request::Message;
 use wire::command;
 
 pub use credentials::check_credentials;
-pub(crate) use jetstream::{Known, Reader, check_store};
+pub(crate) use jetstream::{Known, Reader, check_broker, check_store};
 pub(crate) use sender::Sender;
 #[cfg(fuzzing)]
 pub use wire::fuzz_operations;

@@ -1,16 +1,16 @@
 //! The connection that publishes, and appends to streams.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deeperhub_protocol::Topic;
 use tracing::warn;
 
 use super::client::Client;
 use super::identity::identity;
 use super::jetstream::{Ack, ApiError, Store, StreamNames, stored_time};
-use super::request::{RequestError, Subscription};
+use super::request::Subscription;
 use super::wire::command;
 use crate::batch::{Batch, Destination, Outbound};
 use crate::broker::Shared;
@@ -18,7 +18,7 @@ use crate::envelope::Header;
 use crate::link::{LinkError, Sent};
 use crate::metrics::Dropped;
 use crate::names::Names;
-use crate::store::{AppendError, AppendOutcome, AppendTarget, Appended, StreamRule, unix_ms};
+use crate::store::{AppendError, AppendOutcome, AppendTarget, Appended, KeepingRule, StreamRule, unix_ms};
 
 /// Time before messages are sent again that no leader of their stream took.
 const RETRY_TIME: Duration = Duration::from_millis(100);
@@ -42,6 +42,8 @@ struct Streams {
     acks: Subscription,
     /// Number of the attempt to append, so that late acknowledgements are told apart.
     attempt: u64,
+    /// Start of the subjects of its acknowledgements.
+    replies: String,
 }
 
 /// An append of a batch that has no outcome yet.
@@ -51,8 +53,8 @@ struct Open<'b> {
     /// Its place in the batch.
     place: usize,
     topic: &'b str,
-    rule: &'b StreamRule,
-    names: StreamNames,
+    rule: KeepingRule<'b>,
+    names: Rc<StreamNames>,
 }
 
 /// Result of an append.
@@ -139,29 +141,37 @@ impl Sender {
                 streams.find_again(&open).await?;
             }
             let highest = streams.highest(&open);
-            streams.attempt += 1;
-            // Appends and other messages keep their order on the way to the server.
-            let mut appends = open.iter().enumerate().peekable();
-            let mut sent = 0;
-            let mut unsent = BTreeMap::new();
-            for (place, outbound) in batch.iter().enumerate() {
-                if let Some((index, append)) = appends.next_if(|(_, append)| append.place == place) {
-                    match streams.append(&self.client, index, append)? {
-                        None => sent += 1,
-                        Some(error) => drop(unsent.insert(index, Answer::Done(Err(error)))),
+            streams.begin_attempt();
+            let mut answers: Vec<Option<Answer>> = open.iter().map(|_| None).collect();
+            let mut too_large = 0;
+            // Appends and other messages keep their order on the way to the server. They are written
+            // together.
+            self.client.write(|out| {
+                let mut appends = open.iter().enumerate().peekable();
+                let mut stream: Option<(&Rc<StreamNames>, String)> = None;
+                for (place, outbound) in batch.iter().enumerate() {
+                    if let Some((index, append)) = appends.next_if(|(_, append)| append.place == place) {
+                        let names = &append.names;
+                        let name = match stream.take() {
+                            Some((of, name)) if Rc::ptr_eq(of, names) => name,
+                            _ => streams.store.stream(names),
+                        };
+                        let written = streams.append(out, &self.client, (index, append), &name);
+                        stream = Some((names, name));
+                        if let (Err(error), Some(answer)) = (written, answers.get_mut(index)) {
+                            *answer = Some(Answer::Done(Err(error)));
+                        }
+                    } else if is_first && !matches!(outbound.to, Destination::Append(_)) {
+                        has_plain = true;
+                        too_large += self.append_publish(out, outbound);
                     }
-                } else if is_first && !matches!(outbound.to, Destination::Append(_)) {
-                    has_plain = true;
-                    let mut too_large = 0;
-                    self.client.write(|out| too_large = self.append_publish(out, outbound))?;
-                    self.count_too_large(too_large);
                 }
-            }
-            let mut answers = streams.receive(&open, sent, &highest).await?;
-            answers.append(&mut unsent);
+            })?;
+            self.count_too_large(too_large);
+            streams.receive(&open, &mut answers, &highest).await?;
             let mut again = Vec::new();
-            for (index, append) in open.into_iter().enumerate() {
-                match answers.remove(&index) {
+            for (append, answer) in open.into_iter().zip(answers) {
+                match answer {
                     Some(Answer::Done(outcome)) => outcomes.push((append.target.number, outcome)),
                     Some(Answer::Again) | None => again.push(append),
                 }
@@ -183,7 +193,12 @@ impl Streams {
         let inbox = format!("{}.p{random:x}", names.inbox(&shared.node));
         let acks = client.subscribe_owned(&format!("{inbox}.*.*"))?;
         let store = Store::new(Arc::clone(shared), client.clone(), link, 'e')?;
-        Ok(Self { store, inbox, acks, attempt: 0 })
+        Ok(Self { store, inbox, acks, attempt: 0, replies: String::new() })
+    }
+
+    fn begin_attempt(&mut self) {
+        self.attempt += 1;
+        self.replies = format!("{}.{}.", self.inbox, self.attempt);
     }
 
     /// Finds the streams of a batch. Appends that have none get their outcomes.
@@ -194,23 +209,22 @@ impl Streams {
         outcomes: &mut Vec<AppendOutcome>,
     ) -> Result<Vec<Open<'b>>, LinkError> {
         let mut open = Vec::new();
-        let mut found: BTreeMap<&str, Result<StreamNames, ApiError>> = BTreeMap::new();
+        let mut found: BTreeMap<&str, Result<Rc<StreamNames>, ApiError>> = BTreeMap::new();
         for (place, outbound) in batch.iter().enumerate() {
             let Destination::Append(target) = outbound.to else { continue };
             let topic = outbound.envelope.get(target.topic..target.topic + target.topic_len);
             let topic = topic.and_then(|topic| std::str::from_utf8(topic).ok()).unwrap_or_default();
-            let rule = Topic::parse(topic).ok().and_then(|topic| crate::store::find_rule(rules, &topic));
+            let rule = crate::store::find_rule(rules, topic);
             let Some(rule) = rule else {
                 let error = AppendError::Refused(format!("no rule keeps messages of {topic}"));
                 outcomes.push((target.number, Err(error)));
                 continue;
             };
-            let pattern = rule.pattern.as_str();
-            if !found.contains_key(pattern) {
-                found.insert(pattern, self.store.ensure(rule).await);
+            if !found.contains_key(rule.name) {
+                found.insert(rule.name, self.store.ensure(rule).await.map(Rc::new));
             }
-            let names = match found.get(pattern) {
-                Some(Ok(names)) => names.clone(),
+            let names = match found.get(rule.name) {
+                Some(Ok(names)) => Rc::clone(names),
                 Some(Err(error)) if error.is_of_connection() || error.is_transient() => {
                     return Err(error.clone().into());
                 }
@@ -250,49 +264,50 @@ impl Streams {
         highest
     }
 
-    /// Sends an append. Returns an error if the message is too large for the server.
+    /// Writes the operation of an append. Returns an error if the message is too large for the server.
     fn append(
         &self,
+        out: &mut Vec<u8>,
         client: &Client,
-        index: usize,
-        append: &Open<'_>,
-    ) -> Result<Option<AppendError>, LinkError> {
+        (index, append): (usize, &Open<'_>),
+        stream: &str,
+    ) -> Result<(), AppendError> {
         let Open { target, outbound, topic, names, .. } = append;
-        let (stream, epoch) = self.store.stream_of(names, topic);
+        let epoch = self.store.epoch_of(names, topic);
         let identity = identity(target, outbound.envelope, topic, epoch);
-        let headers = [("Nats-Expected-Stream", stream.as_str()), ("Nats-Msg-Id", &identity)];
-        let reply = format!("{}.{}.{index}", self.inbox, self.attempt);
-        match client.publish(&names.message(topic), Some(&reply), &headers, outbound.envelope) {
-            Ok(()) => Ok(None),
-            Err(RequestError::Lost(error)) => Err(error),
-            Err(_) => {
-                let bytes = outbound.envelope.len();
-                let limit = client.max_payload();
-                let reason = format!("{bytes} bytes and headers exceed the server's max_payload of {limit}");
-                Ok(Some(AppendError::Refused(reason)))
-            }
+        let headers = [("Nats-Expected-Stream", stream), ("Nats-Msg-Id", &identity)];
+        let max_payload = client.max_payload();
+        if command::message_len(&headers, outbound.envelope) > max_payload {
+            let bytes = outbound.envelope.len();
+            let reason =
+                format!("{bytes} bytes and headers exceed the server's max_payload of {max_payload}");
+            return Err(AppendError::Refused(reason));
         }
+        let subject = [names.message_start.as_bytes(), topic.as_bytes()];
+        let reply = [&self.replies, index.to_string().as_str()].concat();
+        command::publish_with(out, &subject, Some(&reply), &headers, outbound.envelope);
+        Ok(())
     }
 
-    /// Receives the answers to an attempt.
+    /// Receives the missing answers to an attempt.
     async fn receive(
         &mut self,
         open: &[Open<'_>],
-        sent: usize,
+        answers: &mut [Option<Answer>],
         highest: &BTreeMap<String, u64>,
-    ) -> Result<BTreeMap<usize, Answer>, LinkError> {
-        let mut answers = BTreeMap::new();
+    ) -> Result<(), LinkError> {
         // Rules whose streams gave a sequence again.
         let mut lost: Vec<&StreamNames> = Vec::new();
-        while answers.len() < sent {
+        let mut missing = answers.iter().filter(|answer| answer.is_none()).count();
+        while missing > 0 {
             let message = self.acks.next().await?;
             let mut levels = message.subject().rsplit('.');
             let index = levels.next().and_then(|index| index.parse::<usize>().ok());
             let attempt = levels.next().and_then(|attempt| attempt.parse::<u64>().ok());
-            let Some((index, append)) = index
-                .filter(|_| attempt == Some(self.attempt))
-                .and_then(|index| Some((index, open.get(index)?)))
-            else {
+            let (Some(append), Some(place @ None)) = (
+                index.filter(|_| attempt == Some(self.attempt)).and_then(|index| open.get(index)),
+                index.and_then(|index| answers.get_mut(index)),
+            ) else {
                 continue;
             };
             let answer = match Ack::parse(&message) {
@@ -309,19 +324,20 @@ impl Streams {
                 }
                 Err(error) => Answer::Done(Err(AppendError::Refused(error.to_string()))),
             };
-            answers.insert(index, answer);
+            *place = Some(answer);
+            missing -= 1;
         }
         lost.dedup();
         for names in lost {
             // The stream took this at positions that nodes know of other messages.
             self.store.replace(names).await?;
-            for (index, append) in open.iter().enumerate() {
-                if append.names == *names {
-                    answers.insert(index, Answer::Again);
+            for (append, answer) in open.iter().zip(answers.iter_mut()) {
+                if *append.names == *names {
+                    *answer = Some(Answer::Again);
                 }
             }
         }
-        Ok(answers)
+        Ok(())
     }
 
     /// Returns the place of a message that the stream has.

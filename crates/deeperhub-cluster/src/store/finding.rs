@@ -26,7 +26,7 @@ pub enum StoreFinding {
     #[error("the server has no JetStream for this account ({0}); enable it, or use Redis")]
     NoJetStream(String),
     /// The user of NATS lacks a permission. The text names it.
-    #[error("the user lacks a permission that streams need: {0}")]
+    #[error("the user lacks a permission that nodes need: {0}")]
     MissingRight(String),
     /// The server is part of a Redis Cluster, which keeps keys on several servers.
     #[error("the server belongs to a Redis Cluster; use one without cluster mode")]
@@ -99,35 +99,48 @@ pub async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, CheckErro
         #[cfg(feature = "redis")]
         crate::config::Engine::Redis => crate::redis::check_store(config).await,
         #[cfg(feature = "nats")]
-        crate::config::Engine::Nats => crate::nats::check_store(config).await,
+        crate::config::Engine::Nats => crate::nats::check_store(config, None).await,
         #[cfg(not(all(feature = "nats", feature = "redis")))]
         engine => Err(CheckError(format!("the program was built without the engine {}", engine.name()))),
     }
 }
 
 /// Checks whether nodes can exchange messages over a broker, with a connection of its own: whether it
-/// answers, what it is, and what it allows. Makes no connection to NATS.
+/// answers, what it is, and what it allows.
 ///
 /// # Errors
 ///
 /// Returns [`CheckError`] if no server was reached within a few seconds.
-#[cfg_attr(not(feature = "redis"), expect(clippy::unused_async, reason = "only Redis is checked"))]
+#[cfg_attr(
+    not(any(feature = "nats", feature = "redis")),
+    expect(clippy::unused_async, reason = "there are no engines")
+)]
 pub async fn check_broker(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
     match config.url.engine() {
         #[cfg(feature = "redis")]
         crate::config::Engine::Redis => crate::redis::check_broker(config).await,
-        _ => Ok(Vec::new()),
+        #[cfg(feature = "nats")]
+        crate::config::Engine::Nats => crate::nats::check_broker(config).await,
+        #[cfg(not(all(feature = "nats", feature = "redis")))]
+        engine => Err(CheckError(format!("the program was built without the engine {}", engine.name()))),
     }
 }
 
 impl crate::Broker {
-    /// Checks whether the broker can keep streams, see [`check_store`].
+    /// Checks whether the broker can keep streams, see [`check_store`]. A running NATS server that has
+    /// proved it once proves only the rights of the user again, without a stream.
     ///
     /// # Errors
     ///
     /// Returns [`CheckError`] if no server was reached within a few seconds.
     pub async fn check_store(&self) -> Result<Vec<StoreFinding>, CheckError> {
-        check_store(&self.0.config).await
+        match self.0.config.url.engine() {
+            #[cfg(feature = "nats")]
+            crate::config::Engine::Nats => {
+                crate::nats::check_store(&self.0.config, Some(std::sync::Arc::clone(&self.0))).await
+            }
+            _ => check_store(&self.0.config).await,
+        }
     }
 }
 

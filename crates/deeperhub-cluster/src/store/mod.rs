@@ -40,4 +40,4 @@ pub(crate) use requests::{Request, RequestQueue};
 pub use rules::StreamRule;
 pub(crate) use rules::StreamRules;
 #[cfg(feature = "nats")]
-pub(crate) use rules::find_rule;
+pub(crate) use rules::{KeepingRule, find_rule};

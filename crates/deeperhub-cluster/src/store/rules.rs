@@ -26,10 +26,42 @@ impl StreamRules {
     }
 }
 
+/// Name of the rule of reserved topics, and its limits. Nodes probe the store with such topics, and
+/// no pattern matches them.
+#[cfg(feature = "nats")]
+const RESERVED: KeepingRule<'static> = KeepingRule {
+    name: "$",
+    limits: StreamLimits {
+        messages: 1,
+        ttl: std::time::Duration::from_secs(60),
+        forget: std::time::Duration::ZERO,
+    },
+};
+
+/// A rule that keeps messages.
+#[cfg(feature = "nats")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KeepingRule<'r> {
+    /// The pattern; other text for reserved topics.
+    pub(crate) name: &'r str,
+    pub(crate) limits: StreamLimits,
+}
+
+#[cfg(feature = "nats")]
+impl StreamRule {
+    pub(crate) fn keeping(&self) -> Option<KeepingRule<'_>> {
+        Some(KeepingRule { name: self.pattern.as_str(), limits: self.limits? })
+    }
+}
+
 /// Returns the rule of a topic, if it keeps messages.
 #[cfg(feature = "nats")]
-pub(crate) fn find_rule<'r>(rules: &'r [StreamRule], topic: &Topic<'_>) -> Option<&'r StreamRule> {
-    rules.iter().find(|rule| rule.pattern.matches(topic)).filter(|rule| rule.limits.is_some())
+pub(crate) fn find_rule<'r>(rules: &'r [StreamRule], topic: &str) -> Option<KeepingRule<'r>> {
+    if topic.starts_with('$') {
+        return Some(RESERVED);
+    }
+    let topic = Topic::parse(topic).ok()?;
+    rules.iter().find(|rule| rule.pattern.matches(&topic))?.keeping()
 }
 
 impl Broker {
@@ -56,11 +88,14 @@ mod tests {
         };
         let rules = [rule("a.b", None), rule("a.>", Some(limits)), rule(">", Some(limits))];
         let found = |topic: &str| {
-            let rule = find_rule(&rules, &Topic::parse(topic).unwrap());
-            rule.map(|rule| rule.pattern.as_str().to_owned())
+            let rule = find_rule(&rules, topic);
+            rule.map(|rule| rule.name.to_owned())
         };
         assert_eq!(found("a.b"), None);
         assert_eq!(found("a.c").as_deref(), Some("a.>"));
         assert_eq!(found("b").as_deref(), Some(">"));
+        // Nodes probe the store with reserved topics.
+        let reserved = find_rule(&rules, "$a.c").unwrap();
+        assert_eq!((reserved.name, reserved.limits.messages), ("$", 1));
     }
 }

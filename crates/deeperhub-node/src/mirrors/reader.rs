@@ -24,8 +24,8 @@ use crate::streams::{ClusterStore, ReaderRequest, StoreNotice, Waiter};
 /// Topics that one exchange with the store reads.
 const TOPICS_PER_BATCH: usize = 64;
 
-/// Exchanges with the store that are under way.
-const MAX_BATCHES: usize = 4;
+/// Exchanges with the store that are under way. JetStream reads many topics together for less.
+const MAX_BATCHES: usize = 16;
 
 /// Time after which a client that waits is told that the store is unavailable.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(3);

@@ -20,6 +20,9 @@ pub(super) const NAME_IN_USE: u64 = 10058;
 /// Code of the API: the message went to another stream than its publisher expected.
 const WRONG_STREAM: u64 = 10060;
 
+/// Code of the API: more messages wait for the stream than it takes.
+const TOO_MANY: u64 = 10167;
+
 /// Codes of the API that tell of full resources, which do not pass within a moment.
 const FULL: [u64; 4] = [10002, 10023, 10028, 10047];
 
@@ -51,6 +54,7 @@ impl ApiError {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::NoResponders => true,
+            Self::Refused { code: TOO_MANY, .. } => true,
             Self::Refused { status: 503, code, .. } => !FULL.contains(code),
             _ => false,
         }
@@ -293,6 +297,7 @@ mod tests {
             (refused(503, 10008), true),
             (refused(503, 10023), false),
             (refused(400, 10060), false),
+            (refused(429, 10167), true),
             (ApiError::NoResponders, true),
             (ApiError::TimedOut, false),
         ] {

@@ -1,14 +1,24 @@
 //! Checks whether a server can keep streams.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
+use super::super::client::Client;
 use super::super::connect_client;
 use super::super::request::{Message, RequestError};
+use super::super::wire::command;
 use super::api::{Ack, Api, ApiError};
 use super::config;
 use super::names::StreamNames;
+use crate::broker::Shared;
 use crate::config::Config;
+use crate::envelope::{Envelope, Message as Content, Origin};
+use crate::link::LinkError;
+use crate::names::Names;
 use crate::store::{CheckError, StoreFinding, StreamLimits, unix_ms};
 
 /// Oldest version that keeps streams: it reads several messages with one request, and keeps single
@@ -19,19 +29,73 @@ const NEEDED: &str = "NATS 2.11";
 /// Codes of the API: JetStream is not enabled on the server, or not for the account.
 const NOT_ENABLED: [u64; 2] = [10076, 10039];
 
+/// Name under which the check introduces itself.
+const NODE: &str = "store-check";
+
+/// Start of the reason for which a server refuses a user.
+const LOGIN_REFUSED: &str = "nats: authorization violation";
+
+/// Time after which a check ends without a result.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Topic of the check. Clients cannot use topics that start with `$`.
 const TOPIC: &str = "$store-check";
 
-/// Checks a server on a thread of its own, because a connection stays on one thread.
-pub(crate) async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
-    let (sender, outcome) = oneshot::channel();
+/// Checks whether a server can keep streams. `shared` is that of the node that asks, if one does. It
+/// remembers which servers have proved it: they need no further stream of the check's own.
+pub(crate) async fn check_store(
+    config: &Config,
+    shared: Option<Arc<Shared>>,
+) -> Result<Vec<StoreFinding>, CheckError> {
     let config = config.clone();
+    on_own_thread(move || async move {
+        let client = match reach(&config).await? {
+            Ok(client) => client,
+            Err(finding) => return Ok(vec![finding]),
+        };
+        let (version, server) = (client.server_version(), client.server_id());
+        let is_proved = shared.as_ref().is_some_and(|shared| shared.jetstream.is_proved(&server));
+        let check = Check { api: Api::new(client), findings: Vec::new() };
+        let findings = check.run(&config, &version, is_proved).await?;
+        if let Some(shared) = shared.filter(|_| findings.is_empty() && !is_proved) {
+            shared.jetstream.prove(server);
+        }
+        Ok(findings)
+    })
+    .await
+}
+
+/// Checks whether nodes can exchange messages over a server.
+pub(crate) async fn check_broker(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
+    let config = config.clone();
+    on_own_thread(move || async move {
+        let client = match reach(&config).await? {
+            Ok(client) => client,
+            Err(finding) => return Ok(vec![finding]),
+        };
+        let mut check = Check { api: Api::new(client), findings: Vec::new() };
+        check.try_messages(&config).await?;
+        Ok(check.findings)
+    })
+    .await
+}
+
+/// Makes a check on a thread of its own, because a connection stays on one thread.
+async fn on_own_thread<F>(check: impl FnOnce() -> F + Send + 'static) -> Result<Vec<StoreFinding>, CheckError>
+where
+    F: Future<Output = Result<Vec<StoreFinding>, CheckError>>,
+{
+    let (sender, outcome) = oneshot::channel();
     let failed = |error: std::io::Error| CheckError(error.to_string());
     std::thread::Builder::new()
         .name("store-check".to_owned())
         .spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let outcome = runtime.map_err(failed).and_then(|runtime| runtime.block_on(check(&config)));
+            let outcome = runtime.map_err(failed).and_then(|runtime| {
+                // A timer needs the runtime.
+                let outcome = runtime.block_on(async { timeout(CHECK_TIMEOUT, check()).await });
+                outcome.unwrap_or_else(|_| Err(CheckError("it did not answer in time".to_owned())))
+            });
             // The caller may have gone.
             let _ = sender.send(outcome);
         })
@@ -39,15 +103,17 @@ pub(crate) async fn check_store(config: &Config) -> Result<Vec<StoreFinding>, Ch
     outcome.await.unwrap_or_else(|_| Err(CheckError("the check has failed".to_owned())))
 }
 
-async fn check(config: &Config) -> Result<Vec<StoreFinding>, CheckError> {
+/// Connects to the first server that is reached. Returns a finding if a server refused the login.
+async fn reach(config: &Config) -> Result<Result<Client, StoreFinding>, CheckError> {
     let mut last_error = CheckError("no server".to_owned());
     for server in config.url.servers() {
-        match connect_client(config, "store-check", server).await {
+        match connect_client(config, NODE, server).await {
             Ok(client) => {
                 client.keep_violations();
-                let version = client.server_version();
-                let check = Check { api: Api::new(client), findings: Vec::new() };
-                return check.run(config, &version).await;
+                return Ok(Ok(client));
+            }
+            Err(error) if error.0.contains(LOGIN_REFUSED) => {
+                return Ok(Err(StoreFinding::LoginRefused(error.0)));
             }
             Err(error) => last_error = CheckError(error.0),
         }
@@ -64,7 +130,12 @@ struct Check {
 }
 
 impl Check {
-    async fn run(mut self, config: &Config, version: &str) -> Result<Vec<StoreFinding>, CheckError> {
+    async fn run(
+        mut self,
+        config: &Config,
+        version: &str,
+        is_proved: bool,
+    ) -> Result<Vec<StoreFinding>, CheckError> {
         if is_old(version) {
             let finding = StoreFinding::OldVersion { version: version.to_owned(), needed: NEEDED };
             return Ok(vec![finding]);
@@ -74,9 +145,51 @@ impl Check {
                 return Ok(vec![StoreFinding::NoJetStream(error.to_string())]);
             }
             Some(Err(error)) => self.findings.push(StoreFinding::Refused(error.to_string())),
+            _ if is_proved => self.try_rights(config).await?,
             _ => self.try_steps(config).await?,
         }
         Ok(self.findings)
+    }
+
+    /// Makes requests that need the rights of streams, and that change nothing: the stream does not
+    /// exist, and settings are invalid.
+    async fn try_rights(&mut self, config: &Config) -> Result<(), CheckError> {
+        let names = StreamNames::new(&config.prefix, TOPIC);
+        let api = |operation: &str| format!("$JS.API.{operation}.{}", names.stream(1));
+        let invalid = json!([]);
+        for subject in [
+            "$JS.API.STREAM.NAMES".to_owned(),
+            api("STREAM.CREATE"),
+            api("STREAM.INFO"),
+            api("STREAM.UPDATE"),
+            names.message(TOPIC),
+            names.mark(TOPIC),
+            api("DIRECT.GET"),
+            api("STREAM.MSG.GET"),
+            api("STREAM.DELETE"),
+        ] {
+            // Only a missing right is a finding.
+            self.request(subject, invalid.clone(), &[]).await?;
+        }
+        Ok(())
+    }
+
+    /// Subscribes to and publishes on the subjects of nodes.
+    async fn try_messages(&mut self, config: &Config) -> Result<(), CheckError> {
+        let lost = |error: LinkError| CheckError(error.0);
+        let names = Names::new(config.prefix.clone(), '.');
+        // Nodes ignore the goodbye of a node that they do not know.
+        let origin = Origin { node: NODE, incarnation: 0 };
+        let goodbye = Envelope { origin, sequence: 1, message: Content::Bye }.write();
+        let client = self.api.client().clone();
+        for subject in [names.broadcast(), names.node(NODE), names.topic(TOPIC)] {
+            client.subscribe(&subject).map_err(lost)?;
+            client.write(|out| command::publish(out, &[subject.as_bytes()], &goodbye)).map_err(lost)?;
+        }
+        client.confirm().await.map_err(lost)?;
+        // The server tells what it does not permit before it confirms.
+        self.findings.extend(client.take_violations().into_iter().map(StoreFinding::MissingRight));
+        Ok(())
     }
 
     /// Makes each request that streams need, with a stream of the check's own.

@@ -14,7 +14,7 @@ use super::known::{Mark, MessageTime, RuleStream};
 use super::names::StreamNames;
 use crate::broker::Shared;
 use crate::names::Names;
-use crate::store::{StreamRule, unix_ms};
+use crate::store::{KeepingRule, unix_ms};
 
 /// Attempts to find or create a stream, while other nodes create or delete it.
 const MAX_ATTEMPTS: usize = 8;
@@ -82,7 +82,7 @@ impl Store {
     }
 
     /// Returns the name of a rule's stream.
-    pub(super) fn stream(&self, names: &StreamNames) -> String {
+    pub(crate) fn stream(&self, names: &StreamNames) -> String {
         names.stream(self.known(names, |known| known.epoch))
     }
 
@@ -93,15 +93,15 @@ impl Store {
 
     /// Makes sure that a rule has a stream, and that the stream has all that the node knows of.
     /// Does nothing if this connection has done it already.
-    pub(crate) async fn ensure(&mut self, rule: &StreamRule) -> Result<StreamNames, ApiError> {
-        let names = StreamNames::new(&self.shared.config.prefix, rule.pattern.as_str());
-        let Some(limits) = rule.limits else { return Ok(names) };
+    pub(crate) async fn ensure(&mut self, rule: KeepingRule<'_>) -> Result<StreamNames, ApiError> {
+        let KeepingRule { name, limits } = rule;
+        let names = StreamNames::new(&self.shared.config.prefix, name);
         let (messages, age_ms) = (u64::from(limits.messages), limits.ttl_ms());
         let link = self.link;
         if self.known(&names, |known| known.checked_for == link && known.wanted == (messages, age_ms)) {
             return Ok(names);
         }
-        let wanted = config::wanted(&names, &limits, &self.shared.config, rule.pattern.as_str());
+        let wanted = config::wanted(&names, &limits, &self.shared.config, name);
         for attempt in 0..MAX_ATTEMPTS {
             if attempt > 0 {
                 tokio::time::sleep(RETRY_TIME).await;
@@ -125,7 +125,7 @@ impl Store {
         Err(ApiError::Refused {
             status: 503,
             code: 0,
-            description: format!("the stream of {} is created and deleted by others", rule.pattern),
+            description: format!("the stream of {name} is created and deleted by others"),
         })
     }
 

@@ -13,6 +13,8 @@ use crate::store::StorePosition;
 pub(crate) struct Known {
     inner: Mutex<HashMap<Box<str>, RuleStream>>,
     links: AtomicU64,
+    /// Running servers that have proved that they keep streams.
+    proved: Mutex<Vec<String>>,
 }
 
 /// Knowledge about the stream of a rule.
@@ -86,10 +88,10 @@ impl RuleStream {
     }
 
     /// Notes a message that the server sent.
-    pub(crate) fn see_message(&mut self, sequence: u64, time: &str) {
+    pub(crate) fn see_message(&mut self, sequence: u64, time: MessageTime) {
         self.see(sequence);
         if self.last.as_ref().is_none_or(|(last, _)| *last < sequence) {
-            self.last = Some((sequence, MessageTime::new(time)));
+            self.last = Some((sequence, time));
         }
     }
 
@@ -97,7 +99,7 @@ impl RuleStream {
     /// have lost messages. A message that it gives in their place must not hide this.
     pub(crate) fn see_live(&mut self, sequence: u64, time: &str, link: u64) {
         if self.checked_for == link {
-            self.see_message(sequence, time);
+            self.see_message(sequence, MessageTime::new(time));
         }
     }
 
@@ -129,6 +131,20 @@ impl Known {
     /// Returns the number of a new connection to the broker, from 1 on.
     pub(crate) fn next_link(&self) -> u64 {
         self.links.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Returns `true` if a running server has proved that it keeps streams.
+    pub(crate) fn is_proved(&self, server: &str) -> bool {
+        self.proved.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| known == server)
+    }
+
+    /// Notes that a running server has proved that it keeps streams.
+    pub(crate) fn prove(&self, server: String) {
+        let mut proved = self.proved.lock().unwrap_or_else(PoisonError::into_inner);
+        if proved.len() >= MAX_PROVED {
+            proved.remove(0);
+        }
+        proved.push(server);
     }
 
     /// Calls `change` with what is known of the stream of a rule.
@@ -173,6 +189,9 @@ impl Known {
         Some(change(known))
     }
 }
+
+/// Maximum number of servers that are remembered as proved.
+const MAX_PROVED: usize = 16;
 
 /// Maximum number of streams that are remembered.
 const MAX_STREAMS: usize = 1024;

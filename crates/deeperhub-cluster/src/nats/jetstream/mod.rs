@@ -54,6 +54,11 @@
 //!
 //! Replicas answer reads, and can be late. With replicas, the leader's newest message of the topic
 //! is compared with each answer.
+//!
+//! # Many reads at once
+//! The server finds the messages of a topic by looking at each message of the stream after the start
+//! of the read. So one pass that brings the messages of all topics costs less than many reads. It
+//! must reach the end of the stream, see `sweep.rs`.
 
 mod api;
 mod check;
@@ -66,11 +71,12 @@ mod reader;
 mod reset;
 mod source;
 mod stamp;
+mod sweep;
 mod time;
 mod tops;
 
 pub(crate) use api::{Ack, ApiError};
-pub(crate) use check::check_store;
+pub(crate) use check::{check_broker, check_store};
 pub(crate) use ensure::Store;
 pub(crate) use known::Known;
 pub(crate) use names::StreamNames;

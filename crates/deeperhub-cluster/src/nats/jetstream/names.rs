@@ -9,11 +9,14 @@ pub(crate) struct StreamNames {
     prefix: String,
     /// Name of the rule: its pattern with other letters, and a hash of the pattern.
     pub(crate) token: String,
+    /// Start of the subjects of messages.
+    pub(crate) message_start: String,
 }
 
 impl StreamNames {
     pub(crate) fn new(prefix: &str, pattern: &str) -> Self {
-        Self { prefix: prefix.to_owned(), token: token(pattern) }
+        let token = token(pattern);
+        Self { prefix: prefix.to_owned(), message_start: format!("{prefix}.h.{token}.m."), token }
     }
 
     /// Returns the name of the stream of an epoch.
@@ -39,7 +42,7 @@ impl StreamNames {
 
     /// Returns the subject of the messages of a topic.
     pub(crate) fn message(&self, topic: &str) -> String {
-        format!("{}.h.{}.m.{topic}", self.prefix, self.token)
+        [&self.message_start, topic].concat()
     }
 
     /// Returns the subject of the mark of a cleared topic.

@@ -1,9 +1,10 @@
 //! Answers of reads, in the terms of the store.
 
-use std::collections::HashMap;
+use bytes::Bytes;
 
 use super::super::request::Message;
-use super::ensure::number;
+use super::ensure::{header, number};
+use super::known::MessageTime;
 use super::stamp::{reset_epoch, stamp};
 use crate::store::{ReadError, StorePosition, StoredEnvelope, StreamRange, StreamRead, Whole};
 
@@ -43,25 +44,53 @@ pub(super) struct Answer {
     pub(super) last: u64,
 }
 
-/// Parses the answer to a read.
-pub(super) fn parse(
-    read: &StreamRead,
-    mut plan: Plan,
-    look: Look,
-    answer: &[Message],
-) -> Result<Answer, ReadError> {
-    let mut pending = pending(answer)?;
-    let mut messages: Vec<StoredEnvelope> = Vec::with_capacity(answer.len());
-    let (mut mark, mut count, mut last_read) = (None, 0, 0);
-    // Offsets of the messages before, which are none of the topic's.
-    let mut bridged: HashMap<u64, u64> = HashMap::new();
-    for message in answer.iter().filter(|message| message.headers().status().is_none()) {
-        let Some(sequence) = number(message, "Nats-Sequence") else { continue };
-        count = count.max(number(message, "Nats-Num-Pending").unwrap_or_default() + 1);
-        last_read = sequence;
-        let last = messages.last().map_or(0, StoredEnvelope::offset);
-        if let Some(epoch) = reset_epoch(&message.payload) {
-            bridged.insert(sequence, last);
+/// Messages that a read brought, of one topic and in their order.
+#[derive(Debug, Default)]
+pub(super) struct Brought {
+    /// Sequences and envelopes.
+    pub(super) messages: Vec<(u64, Bytes)>,
+    /// Time of the last one.
+    pub(super) time: Option<MessageTime>,
+    /// Messages that the topic has from the start of the read on.
+    pub(super) count: u64,
+    /// Messages of them that were not brought.
+    pub(super) pending: u64,
+}
+
+impl Brought {
+    /// Takes the messages of an answer.
+    pub(super) fn parse(answer: &[Message]) -> Result<Self, ReadError> {
+        let mut brought = Self { pending: pending(answer)?, ..Self::default() };
+        for message in answer.iter().filter(|message| message.headers().status().is_none()) {
+            let Some(sequence) = number(message, "Nats-Sequence") else { continue };
+            let following = number(message, "Nats-Num-Pending").unwrap_or_default();
+            brought.count = brought.count.max(following + 1);
+            brought.push(sequence, message.payload.clone(), message);
+        }
+        Ok(brought)
+    }
+
+    /// Adds a message with this envelope.
+    pub(super) fn push(&mut self, sequence: u64, envelope: Bytes, message: &Message) {
+        self.messages.push((sequence, envelope));
+        self.time = header(message, "Nats-Time-Stamp").map(MessageTime::new);
+    }
+
+    /// Returns the sequence of the last message, or 0.
+    fn last(&self) -> u64 {
+        self.messages.last().map_or(0, |(sequence, _)| *sequence)
+    }
+}
+
+/// Makes a range of what a read brought.
+pub(super) fn range(read: &StreamRead, mut plan: Plan, look: Look, brought: &Brought) -> Answer {
+    let Brought { count, mut pending, .. } = *brought;
+    let mut last_read = brought.last();
+    let mut messages: Vec<StoredEnvelope> = Vec::with_capacity(brought.messages.len());
+    let mut mark = None;
+    for (sequence, envelope) in &brought.messages {
+        let sequence = *sequence;
+        if let Some(epoch) = reset_epoch(envelope) {
             if epoch > plan.epoch {
                 plan.after = None;
             }
@@ -75,16 +104,11 @@ pub(super) fn parse(
         if sequence <= plan.base {
             continue;
         }
-        let previous = number(message, "Nats-Last-Sequence").unwrap_or_default();
-        let previous = bridged.get(&previous).copied().unwrap_or(previous);
-        let previous = if previous <= plan.base { 0 } else { previous };
-        let stamped = stamp(&message.payload, plan.epoch, sequence, previous)
+        let previous = messages.last().map_or(0, StoredEnvelope::offset);
+        let stamped = stamp(envelope, plan.epoch, sequence, previous)
             .and_then(|bytes| StoredEnvelope::parse(bytes, &read.topic, plan.epoch));
-        match stamped {
-            Some((envelope, _)) => messages.push(envelope),
-            // Another program has written it.
-            None => drop(bridged.insert(sequence, last)),
-        }
+        // Otherwise another program has written it.
+        messages.extend(stamped.map(|(envelope, _)| envelope));
     }
     // A read of no messages gets one, since a batch has one at least.
     if read.messages == 0 && !messages.is_empty() {
@@ -113,7 +137,7 @@ pub(super) fn parse(
         kept,
         whole: Some(whole),
     };
-    Ok(Answer { range, mark, last: last_read })
+    Answer { range, mark, last: last_read }
 }
 
 /// Returns the offset after which the answer has all messages of the topic, see the module's

@@ -2,7 +2,7 @@
 //! streams do without it, and large answers delay no messages.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deeperhub_protocol::Topic;
 use serde_json::{Value, json};
@@ -10,16 +10,18 @@ use tracing::warn;
 use url::Url;
 
 use super::super::connect_client;
-use super::super::request::Message;
 use super::api::{ApiError, Call};
-use super::ensure::{Store, header, number};
-use super::range::{self, Plan, pending};
+use super::ensure::{Store, number};
+use super::range::{self, Brought, Plan};
 use super::source::{Source, direct, no_rule};
 use crate::broker::Shared;
-use crate::store::{ReadError, Request, StreamRange, StreamRead, StreamRule, find_rule};
+use crate::store::{MAX_READS, ReadError, Request, StreamRange, StreamRead, StreamRule, find_rule};
 
 /// Sum of the bytes of the messages that one read returns. The last message may exceed it.
-const MAX_READ_BYTES: usize = 256 << 10;
+pub(super) const MAX_READ_BYTES: usize = 256 << 10;
+
+/// Maximum number of reads that are taken together. The server answers looks for as many marks.
+const MAX_TOGETHER: usize = 1024;
 
 /// Attempts to read from a replica that is not late, and the time between two.
 const REPLICA_ATTEMPTS: usize = 50;
@@ -37,7 +39,7 @@ pub(crate) struct Reader {
     store: Option<Store>,
 }
 
-type Outcome = Result<StreamRange, ReadError>;
+pub(super) type Outcome = Result<StreamRange, ReadError>;
 
 impl Reader {
     pub(crate) const fn new(shared: Arc<Shared>, server: Url, link: u64) -> Self {
@@ -47,18 +49,19 @@ impl Reader {
     /// Creates the streams of all rules, and compares those that exist with the rules.
     pub(crate) async fn prepare(&mut self) {
         let rules = self.shared.stream_rules.get();
-        if rules.iter().all(|rule| rule.limits.is_none()) {
+        let keeping: Vec<_> = rules.iter().filter_map(StreamRule::keeping).collect();
+        if keeping.is_empty() {
             return;
         }
         let mut store = match self.connect().await {
             Ok(store) => store,
             Err(error) => return warn!(%error, "Streams not prepared"),
         };
-        for rule in rules.iter() {
+        for rule in keeping {
             match store.ensure(rule).await {
                 Ok(_) => {}
                 Err(error) if error.is_of_connection() => return warn!(%error, "Streams not prepared"),
-                Err(error) => warn!(rule = %rule.pattern, %error, "Stream not prepared"),
+                Err(error) => warn!(rule = rule.name, %error, "Stream not prepared"),
             }
         }
         self.store = Some(store);
@@ -66,58 +69,47 @@ impl Reader {
 
     /// Answers requests. If the connection fails, the rest of them fails, and the next call makes a
     /// new one.
-    pub(crate) async fn answer(&mut self, requests: Vec<Request>) {
+    pub(crate) async fn answer(&mut self, mut requests: Vec<Request>) {
+        self.take_more(&mut requests);
         let mut store = match self.connect().await {
             Ok(store) => store,
-            Err(error) => {
-                let error = ReadError::Lost(error.to_string());
-                return requests.into_iter().for_each(|request| request.fail(error.clone()));
-            }
+            Err(error) => return fail_all(requests, &ReadError::Lost(error.to_string())),
         };
         let rules = self.shared.stream_rules.get();
-        let reads: Vec<_> = requests
-            .iter()
-            .flat_map(|request| match request {
-                Request::Streams { reads, .. } => &reads[..],
-                _ => &[],
-            })
-            .collect();
-        let mut failed = None;
-        let mut ranges = match store.read_all(&rules, &reads).await {
-            Ok(ranges) => ranges,
-            Err(error) => {
-                failed = Some(error);
-                Vec::new()
+        let reads: Vec<_> = requests.iter().flat_map(reads_of).collect();
+        let mut outcomes = match store.sweep(&rules, &reads).await {
+            Ok(outcomes) => outcomes.into_iter(),
+            Err(error) => return fail_all(requests, &error.into()),
+        };
+        let mut requests = requests.into_iter().peekable();
+        while requests.peek().is_some() {
+            let mut part = Vec::new();
+            let mut count = 0;
+            while let Some(request) =
+                requests.next_if(|next| part.is_empty() || count + reads_of(next).len() <= MAX_READS)
+            {
+                count += reads_of(&request).len();
+                part.push(request);
+            }
+            let outcomes = outcomes.by_ref().take(count).collect();
+            if let Err(error) = store.answer_part(&rules, part, outcomes).await {
+                return fail_all(requests, &error.into());
             }
         }
-        .into_iter();
-        // The requesters may have gone.
-        for request in requests {
-            if let Some(error) = &failed {
-                request.fail(error.clone().into());
-                continue;
+        self.store = Some(store);
+    }
+
+    /// Takes more requests if many wait, because one pass over a stream can serve many reads.
+    fn take_more(&self, requests: &mut Vec<Request>) {
+        let queue = &self.shared.requests_to_store;
+        let mut count = requests.iter().map(|request| reads_of(request).len()).sum::<usize>();
+        while count <= MAX_TOGETHER - MAX_READS {
+            let more = queue.take(self.shared.interests.confirmed(), Instant::now());
+            if more.is_empty() {
+                return;
             }
-            match request {
-                Request::Streams { reads, reply } => {
-                    drop(reply.send(Ok(ranges.by_ref().take(reads.len()).collect())));
-                }
-                Request::Tops { topics, reply, .. } => {
-                    let tops = store.tops(&rules, &topics).await;
-                    failed = tops.as_ref().err().filter(|error| error.is_of_connection()).cloned();
-                    drop(reply.send(tops.map_err(ReadError::from)));
-                }
-                Request::Reset { reset, reply, .. } => {
-                    let position = match find_rule(&rules, &reset.topic) {
-                        Some(rule) => store.reset(rule, &reset).await,
-                        None => Err(no_rule(&reset.topic)),
-                    };
-                    failed = position.as_ref().err().filter(|error| error.is_of_connection()).cloned();
-                    drop(reply.send(position.map_err(ReadError::from)));
-                }
-            }
-        }
-        if failed.is_none() {
-            self.store = Some(store);
+            count += more.iter().map(|request| reads_of(request).len()).sum::<usize>();
+            requests.extend(more);
         }
     }
 
@@ -141,7 +133,67 @@ impl Reader {
     }
 }
 
+fn reads_of(request: &Request) -> &[StreamRead] {
+    match request {
+        Request::Streams { reads, .. } => reads,
+        _ => &[],
+    }
+}
+
+fn fail_all(requests: impl IntoIterator<Item = Request>, error: &ReadError) {
+    requests.into_iter().for_each(|request| request.fail(error.clone()));
+}
+
 impl Store {
+    /// Answers requests. `outcomes` are those of their reads, as far as they are known. An error of
+    /// the connection is also returned.
+    async fn answer_part(
+        &mut self,
+        rules: &[StreamRule],
+        requests: Vec<Request>,
+        mut outcomes: Vec<Option<Outcome>>,
+    ) -> Result<(), ApiError> {
+        let reads: Vec<_> = requests.iter().flat_map(reads_of).collect();
+        let open = outcomes.iter_mut().zip(&reads).filter(|(outcome, _)| outcome.is_none());
+        let (open, reads): (Vec<_>, Vec<_>) = open.map(|(outcome, read)| (outcome, *read)).unzip();
+        let read = match self.read_all(rules, &reads).await {
+            Ok(read) => read,
+            Err(error) => {
+                fail_all(requests, &error.clone().into());
+                return if error.is_of_connection() { Err(error) } else { Ok(()) };
+            }
+        };
+        open.into_iter().zip(read).for_each(|(outcome, read)| *outcome = Some(read));
+        let mut outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(ReadError::TimedOut)));
+        let mut failed = None;
+        // The requesters may have gone.
+        for request in requests {
+            if let Some(error) = &failed {
+                request.fail(ApiError::clone(error).into());
+                continue;
+            }
+            match request {
+                Request::Streams { reads, reply } => {
+                    drop(reply.send(Ok(outcomes.by_ref().take(reads.len()).collect())));
+                }
+                Request::Tops { topics, reply, .. } => {
+                    let tops = self.tops(rules, &topics).await;
+                    failed = tops.as_ref().err().filter(|error| error.is_of_connection()).cloned();
+                    drop(reply.send(tops.map_err(ReadError::from)));
+                }
+                Request::Reset { reset, reply, .. } => {
+                    let position = match find_rule(rules, reset.topic.as_str()) {
+                        Some(rule) => self.reset(rule, &reset).await,
+                        None => Err(no_rule(&reset.topic)),
+                    };
+                    failed = position.as_ref().err().filter(|error| error.is_of_connection()).cloned();
+                    drop(reply.send(position.map_err(ReadError::from)));
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
     /// Reads messages. The outcomes have the order of the reads.
     async fn read_all(
         &mut self,
@@ -182,17 +234,20 @@ impl Store {
             let mut late = Vec::new();
             for ((job, answer), newest) in plans.into_iter().zip(answers).zip(newest) {
                 let (index, read, source, plan) = job;
-                let parsed = range::parse(read, plan, source.look, &answer);
-                let has_rest = pending(&answer).is_ok_and(|pending| pending > 0);
-                if let Ok(parsed) = &parsed
-                    && !has_rest
-                    && newest > parsed.last.max(plan.start.saturating_sub(1))
+                let result = Brought::parse(&answer).map(|brought| {
+                    let range = range::range(read, plan, source.look, &brought);
+                    (brought, range)
+                });
+                if let Ok((brought, answer)) = &result
+                    && brought.pending == 0
+                    && newest > answer.last.max(plan.start.saturating_sub(1))
                 {
                     late.push(job);
                     continue;
                 }
                 if let Some(outcome) = outcomes.get_mut(index) {
-                    *outcome = parsed.map(|parsed| self.note(source, &read.topic, &answer, parsed));
+                    *outcome =
+                        result.map(|(brought, answer)| self.note(source, &read.topic, &brought, answer));
                 }
             }
             if late.is_empty() {
@@ -204,20 +259,17 @@ impl Store {
     }
 
     /// Notes what an answer tells about the stream.
-    fn note(
+    pub(super) fn note(
         &self,
         source: &Source,
         topic: &Topic<'_>,
-        answer: &[Message],
+        brought: &Brought,
         parsed: range::Answer,
     ) -> StreamRange {
         self.known(&source.names, |known| {
             known.see(source.info.newest);
-            let newest = answer.iter().rev().find(|message| message.headers().status().is_none());
-            if let Some((sequence, time)) = newest
-                .and_then(|last| Some((number(last, "Nats-Sequence")?, header(last, "Nats-Time-Stamp")?)))
-            {
-                known.see_message(sequence, time);
+            if let (Some((sequence, _)), Some(time)) = (brought.messages.last(), brought.time) {
+                known.see_message(*sequence, time);
             }
             if let Some((epoch, after)) = parsed.mark {
                 known.see_mark(topic.as_str(), super::known::Mark { epoch, after });
@@ -226,7 +278,7 @@ impl Store {
         parsed.range
     }
 
-    fn plan(&self, read: &StreamRead, source: &Source) -> Plan {
+    pub(super) fn plan(&self, read: &StreamRead, source: &Source) -> Plan {
         let (epoch, base) = self.known(&source.names, |known| known.epoch_of(read.topic.as_str()));
         let after = read.after.filter(|after| after.epoch == epoch).map(|after| after.offset.max(base));
         Plan { epoch, base, after, start: after.unwrap_or(base).saturating_add(1), kept: None }
@@ -280,7 +332,7 @@ impl Store {
     }
 
     /// Returns the newest sequence of each topic at the leader; 0 if it does not matter.
-    async fn newest_of_leader(
+    pub(super) async fn newest_of_leader(
         &mut self,
         plans: &[(usize, &StreamRead, &Source, Plan)],
     ) -> Result<Vec<u64>, ApiError> {
@@ -331,7 +383,7 @@ fn probe(read: &StreamRead, source: &Source, start: u64) -> Call {
 }
 
 /// Returns the sequence of the message that a probe has found, and how many there are from it on.
-fn counted(answer: &[Message]) -> Option<(u64, u64)> {
+fn counted(answer: &[super::super::request::Message]) -> Option<(u64, u64)> {
     let first = answer.first().filter(|first| first.headers().status().is_none())?;
     Some((number(first, "Nats-Sequence")?, number(first, "Nats-Num-Pending").unwrap_or_default() + 1))
 }

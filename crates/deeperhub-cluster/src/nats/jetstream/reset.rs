@@ -6,7 +6,7 @@ use super::known::Mark;
 use super::names::StreamNames;
 use crate::envelope::{Envelope, Message, Origin};
 use crate::names::Names;
-use crate::store::{ResetStream, ResetWhen, StorePosition, StreamRule, unix_ms};
+use crate::store::{KeepingRule, ResetStream, ResetWhen, StorePosition, unix_ms};
 
 impl Store {
     /// Begins a larger epoch of a topic, which has no messages before. `known_epoch` is the largest
@@ -50,7 +50,7 @@ impl Store {
     /// Answers a request for a new epoch.
     pub(super) async fn reset(
         &mut self,
-        rule: &StreamRule,
+        rule: KeepingRule<'_>,
         reset: &ResetStream,
     ) -> Result<StorePosition, ApiError> {
         let names = self.ensure(rule).await?;
@@ -125,10 +125,9 @@ impl Store {
         self.known(names, |known| known.highest)
     }
 
-    /// Returns the name of a rule's stream, and the epoch of a topic.
-    pub(crate) fn stream_of(&self, names: &StreamNames, topic: &str) -> (String, u64) {
-        let (stream, epoch) = self.known(names, |known| (known.epoch, known.epoch_of(topic).0));
-        (names.stream(stream), epoch)
+    /// Returns the epoch of a topic.
+    pub(crate) fn epoch_of(&self, names: &StreamNames, topic: &str) -> u64 {
+        self.known(names, |known| known.epoch_of(topic).0)
     }
 
     /// Notes the sequence of an append, and returns its position.

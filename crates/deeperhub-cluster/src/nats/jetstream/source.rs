@@ -10,7 +10,7 @@ use super::ensure::{Store, StreamInfo, number};
 use super::names::StreamNames;
 use super::range::Look;
 use super::time::format_ms;
-use crate::store::{StreamRead, StreamRule, find_rule};
+use crate::store::{KeepingRule, StreamRead, StreamRule, find_rule};
 
 /// Largest difference of the clocks of servers, and delay of an expiry.
 const AGE_MARGIN_MS: u64 = 5000;
@@ -49,27 +49,26 @@ impl Store {
         let mut of_rule = BTreeMap::new();
         let (mut indices, mut sources) = (Vec::new(), Vec::new());
         for topic in topics {
-            let Some(rule) = find_rule(rules, topic) else {
+            let Some(rule) = find_rule(rules, topic.as_str()) else {
                 indices.push(None);
                 continue;
             };
-            let pattern = rule.pattern.as_str();
-            if !of_rule.contains_key(pattern) {
+            if !of_rule.contains_key(rule.name) {
                 let source = self.source(rule).await;
                 if let Err(error) = &source
                     && error.is_of_connection()
                 {
                     return Err(error.clone());
                 }
-                of_rule.insert(pattern, sources.len());
+                of_rule.insert(rule.name, sources.len());
                 sources.push(source);
             }
-            indices.push(of_rule.get(pattern).copied());
+            indices.push(of_rule.get(rule.name).copied());
         }
         Ok((indices, sources))
     }
 
-    async fn source(&mut self, rule: &StreamRule) -> Result<Source, ApiError> {
+    async fn source(&mut self, rule: KeepingRule<'_>) -> Result<Source, ApiError> {
         for _ in 0..2 {
             let names = self.ensure(rule).await?;
             let stream = self.stream(&names);
@@ -83,7 +82,7 @@ impl Store {
             let look = Look { newest: info.newest, young_after: 0, max_messages, time_ms: info.time_ms };
             return Ok(Source { names, stream, info, look, max_age_ms, replicas });
         }
-        let description = format!("the stream of {} is not there", rule.pattern);
+        let description = format!("the stream of {} is not there", rule.name);
         Err(ApiError::Refused { status: 503, code: 0, description })
     }
 

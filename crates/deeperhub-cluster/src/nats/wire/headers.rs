@@ -30,12 +30,15 @@ impl<'a> Headers<'a> {
 
     /// Returns the last value of a name. What a server adds follows what a publisher wrote.
     pub(crate) fn last(self, name: &str) -> Option<&'a str> {
-        let values = self.lines().skip(1).filter_map(|line| {
-            let colon = line.iter().position(|byte| *byte == b':')?;
-            let (found, value) = line.split_at(colon);
-            (found == name.as_bytes()).then(|| value.get(1..).unwrap_or_default().trim_ascii())
-        });
-        values.last().and_then(|value| std::str::from_utf8(value).ok())
+        let mut rest = self.0;
+        while let Some(end) = memchr::memrchr(b'\n', rest) {
+            let line = rest.get(end + 1..)?;
+            if let Some(value) = line.strip_prefix(name.as_bytes()).and_then(|line| line.strip_prefix(b":")) {
+                return std::str::from_utf8(value.trim_ascii()).ok();
+            }
+            rest = rest.get(..end)?;
+        }
+        None
     }
 
     fn lines(self) -> impl Iterator<Item = &'a [u8]> {

@@ -2,10 +2,13 @@
 
 mod access;
 mod appends;
+mod checks;
 mod losses;
+mod probes;
 mod reads;
 mod replicas;
 mod resends;
 mod server;
+mod sweeps;
 
 pub(crate) use server::Server;

@@ -125,6 +125,12 @@ impl Server {
         std::fs::rename(copy, self.files.path("js")).unwrap();
     }
 
+    /// Replaces the settings of a server by JetStream's and these, and lets it read them.
+    pub(crate) fn reload_with(&self, settings: &str) {
+        write_settings(self.address(), &format!("{JETSTREAM}\n{settings}"), &self.files);
+        self.process.signal("HUP");
+    }
+
     /// Makes a request, and returns the payload of the answer.
     fn request(&self, subject: &str, payload: &str) -> Vec<u8> {
         self.try_request(subject, payload, Duration::from_secs(30)).expect("the server answers")
@@ -231,10 +237,15 @@ pub(crate) fn old_program() -> Option<PathBuf> {
 }
 
 fn command(program: &Path, address: SocketAddr, settings: &str, files: &TemporaryDir) -> Command {
-    let folder = files.path("");
-    let settings = settings.replace("FOLDER", folder.to_str().unwrap());
-    let settings = files.write("settings", &format!("listen: \"{address}\"\n{settings}\n"));
+    let settings = write_settings(address, settings, files);
     let mut command = Command::new(program);
     command.arg("-c").arg(settings).arg("-l").arg(files.path("log"));
     command
+}
+
+/// Writes the file of settings, and returns its path.
+fn write_settings(address: SocketAddr, settings: &str, files: &TemporaryDir) -> PathBuf {
+    let folder = files.path("");
+    let settings = settings.replace("FOLDER", folder.to_str().unwrap());
+    files.write("settings", &format!("listen: \"{address}\"\n{settings}\n"))
 }
