@@ -34,6 +34,7 @@ mod lost_messages;
 mod messages;
 mod network;
 mod node_faults;
+mod own_messages;
 mod publishers;
 mod readers;
 mod rolling;

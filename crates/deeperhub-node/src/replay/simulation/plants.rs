@@ -85,6 +85,8 @@ bugs! {
         MissingNotTold,
         /// A message does not name the one before it.
         PrevNotSealed,
+        /// An excluded publisher is not told the position of its message.
+        OwnPositionNotTold,
         /// Quiet topics are not looked up.
         TailUnchecked,
         /// Of the clients that wait for a topic, one is answered.
