@@ -250,7 +250,7 @@ impl Hub {
         reason: GapReason,
         at: Instant,
     ) -> KeptFrame {
-        let position = Position { epoch, offset, time: self.streams.clock.unix_ms(at) };
+        let position = Position { epoch, offset, time: self.streams.look_ms(at) };
         ServerMessage::Gap { topic, from, position, reason }.to_frame().keep()
     }
 
@@ -398,7 +398,8 @@ impl Hub {
             return None;
         }
         let stream = stripe.table.get(id)?;
-        let (name, position) = (topic.name(), stream.position(self.streams.clock.unix_ms(at)));
+        let time_ms = self.streams.position_ms(stream, stream.newest(), at);
+        let (name, position) = (topic.name(), stream.position(time_ms));
         let frame = ServerMessage::Position { topic: name, position }.to_frame().keep();
         let before = Cursor::new(stream.epoch(), stream.newest().saturating_sub(1));
         let (topic, rule_changes) = (Arc::clone(name), stripe.rule_changes);

@@ -87,6 +87,8 @@ bugs! {
         PrevNotSealed,
         /// An excluded publisher is not told the position of its message.
         OwnPositionNotTold,
+        /// The time of a look counts as that of the message at its offset.
+        LookTimeCompared,
         /// Quiet topics are not looked up.
         TailUnchecked,
         /// Of the clients that wait for a topic, one is answered.
