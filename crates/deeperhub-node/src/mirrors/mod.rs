@@ -4,9 +4,11 @@ mod apply;
 mod checks;
 mod page;
 mod probe;
+mod push;
 mod reader;
 #[cfg(test)]
 mod simulated;
+mod vouch;
 mod watch;
 
 pub(crate) use checks::clear;
