@@ -353,3 +353,6 @@ fn plain_frame(message: &Message<'_>) -> Option<KeptFrame> {
     };
     Some(message.to_frame().keep())
 }
+
+#[cfg(test)]
+mod tests;

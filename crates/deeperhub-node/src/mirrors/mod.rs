@@ -8,6 +8,8 @@ mod push;
 mod reader;
 #[cfg(test)]
 mod simulated;
+#[cfg(test)]
+pub(crate) mod test_hub;
 mod vouch;
 mod watch;
 
