@@ -69,6 +69,8 @@ bugs! {
         JudgedTooHigh,
     }
     cluster {
+        /// An excluded publisher is not told the position of its message.
+        OwnPositionNotTold,
         /// A read of the cluster's store shows no message that was replaced.
         RewriteUnread,
         /// A topic with subscribers that gets a rule has no stream until another client comes.
@@ -85,10 +87,6 @@ bugs! {
         MissingNotTold,
         /// A message does not name the one before it.
         PrevNotSealed,
-        /// An excluded publisher is not told the position of its message.
-        OwnPositionNotTold,
-        /// The time of a look counts as that of the message at its offset.
-        LookTimeCompared,
         /// Quiet topics are not looked up.
         TailUnchecked,
         /// Of the clients that wait for a topic, one is answered.
