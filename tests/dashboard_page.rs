@@ -202,3 +202,32 @@ async fn the_dashboard_tells_that_a_node_is_gone() {
     let process = b.process_id().to_string();
     look("dashboard_nodes.cjs", vec![address, "b".to_owned(), process]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dashboard_shows_the_store_of_a_cluster() {
+    if !has_browser() || !has_brokers() {
+        return;
+    }
+    install(&[Peer::Node]);
+    let broker = Broker::start_with_streams(Engine::Redis);
+    let flags = ["--topic", "kept.>: history=10", "--canary-interval", "200ms"];
+    let [node] = crate::cluster::nodes(&broker.url(), &flags).await;
+    let mut client = Client::connect(&node).await;
+    subscribe(&mut client, &["kept.a".to_owned()]).await;
+    http(node.api(), "POST /v1/topics/kept.a/messages", &[], "1").await;
+    let store = get(&node, "/v1/stats").await["store"].clone();
+    assert_eq!((&store["reachable"], &store["waiting_appends"]), (&json!(true), &json!(0)), "{store}");
+    assert!(
+        store["appends_total"].as_u64() >= Some(1) && store["reads_total"].as_u64() >= Some(1),
+        "{store}"
+    );
+    assert_eq!(store["failed_reads_total"], 0, "{store}");
+    let address = format!("http://{}/", node.api());
+    look("dashboard_store.cjs", vec![address, broker.process_id().to_string()]).await;
+}
+
+#[tokio::test]
+async fn a_node_without_a_store_has_no_statistics_of_one() {
+    let server = Server::start(&["--topic", "kept.>: history=10"]);
+    assert_eq!(get(&server, "/v1/stats").await["store"], Value::Null);
+}

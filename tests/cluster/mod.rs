@@ -35,6 +35,7 @@ mod lost_messages;
 mod messages;
 mod network;
 mod node_faults;
+mod own_messages;
 mod publishers;
 mod readers;
 mod rolling;

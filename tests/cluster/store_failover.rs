@@ -137,3 +137,56 @@ async fn offsets_given_again_while_a_node_was_away_are_told_as_a_new_epoch() {
         give_offsets_again(5, new).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_of_a_lost_message_is_told_although_nobody_followed_its_topic() {
+    if !has_brokers() {
+        return;
+    }
+    let mut pair = Pair::start().await;
+    let reading = node(&pair.url(), "reading", RULE);
+    let publishing = node(&pair.url(), "publishing", RULE);
+    wait_until_ready(&reading).await;
+    wait_until_ready(&publishing).await;
+    let mut client = Client::connect(&publishing).await;
+    let (mut reader, _) = subscriber(&reading, json!({"topic": "kept.1"})).await;
+    publish_range(&mut client, "kept.1", 0..10).await;
+    eventually("the replica", async || pair.primary.redis_lines("WAIT 1 100") == [":1"]).await;
+    pair.link.cut();
+    publish_range(&mut client, "kept.1", 10..15).await;
+    let mut positions = Vec::new();
+    for _ in 0..15 {
+        let data = reader.receive().await["data"].clone();
+        positions.push(json!({"epoch": data["epoch"], "offset": data["offset"], "time": data["time"]}));
+    }
+    // Only the reader knows the lost messages.
+    drop(reader);
+    drop(reading);
+    block_in_place(|| pair.fail_over());
+    wait_until_ready(&publishing).await;
+    for number in 100..110 {
+        let data = json!({"topic": "kept.1", "message": number, "once": number.to_string()});
+        let publish = json!({"type": "publish", "id": number, "data": data});
+        eventually("a publish", async || client.request(&publish).await["type"] == "published").await;
+    }
+    let recover = async |position: &serde_json::Value| {
+        let data = json!({"topic": "kept.1", "recover": position});
+        subscriber(&publishing, data).await.1
+    };
+    for position in &positions {
+        let reply = recover(position).await;
+        let offset = position["offset"].as_u64().unwrap();
+        // The time of a message can be that of a look by chance, which is compared with nothing.
+        let is_lost = offset > 10 && position["time"].as_u64().unwrap() % 1000 > 0;
+        let expected =
+            if is_lost { (&json!(false), &json!("epoch")) } else { (&json!(true), &serde_json::Value::Null) };
+        assert_eq!((&reply["recovered"], &reply["reason"]), expected, "{position}: {reply}");
+        assert_eq!(reply["epoch"], position["epoch"], "no node has noticed the loss");
+    }
+    let without_time = json!({"epoch": positions[14]["epoch"], "offset": 15});
+    assert_eq!(recover(&without_time).await["recovered"], true);
+    // The positions of all replies are good.
+    let start = recover(&positions[9]).await;
+    let again = json!({"epoch": start["epoch"], "offset": start["offset"], "time": start["time"]});
+    assert_eq!(recover(&again).await["recovered"], true, "{start}");
+}

@@ -151,6 +151,12 @@ impl Broker {
         }
     }
 
+    /// Returns the ID of the process.
+    #[allow(dead_code, reason = "only the main suite kills brokers from outside")]
+    pub(crate) fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills the server without a clean shutdown.
     pub(crate) fn kill(&mut self) {
         self.process.kill();

@@ -320,7 +320,18 @@ impl Client {
     pub(crate) fn on_position(&mut self, data: &Value) {
         let is_subscribed = |known: &Subscription| matches!(known.stage, Stage::Live | Stage::Replaying(_));
         let known = |known: &&mut Subscription| data["topic"] == known.topic.as_str() && is_subscribed(known);
-        if let Some(subscription) = self.subscriptions.iter_mut().find(known) {
+        let Some(subscription) = self.subscriptions.iter_mut().find(known) else { return };
+        if subscription.is_full || subscription.must_ask_again {
+            return;
+        }
+        if !subscription.behind_own.is_empty() && self.fault != Fault::PositionOvertakes {
+            return subscription.behind_own.push((data.clone(), 0));
+        }
+        let is_behind = match (Position::of(data), &subscription.position) {
+            (Some(to), Some(at)) => to.epoch == at.epoch && to.offset <= at.offset,
+            _ => false,
+        };
+        if !is_behind || self.fault == Fault::PositionMovesBack {
             subscription.position = Position::of(data);
         }
     }
@@ -354,7 +365,11 @@ impl Client {
             return self.subscribe_anew(index);
         }
         for (data, bytes) in std::mem::take(&mut subscription.behind_own) {
-            self.accept_exact(index, &data, bytes);
+            if data.get("message").is_some() {
+                self.accept_exact(index, &data, bytes);
+            } else {
+                self.on_position(&data);
+            }
         }
     }
 }

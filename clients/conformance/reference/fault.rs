@@ -69,6 +69,10 @@ faults! {
     OwnMessageIsHole = "own-message-is-hole",
     /// Forgets its own message as soon as the position is behind it.
     ForgetsOwnMessage = "forgets-own-message",
+    /// Takes a position before the deliveries that came before it.
+    PositionOvertakes = "position-overtakes",
+    /// Goes back to a position that it has passed.
+    PositionMovesBack = "position-moves-back",
     /// Stops a handle whose handler fails.
     StopsAfterHandlerFails = "stops-after-handler-fails",
     /// Loses messages of a queue that is full.

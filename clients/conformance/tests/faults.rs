@@ -46,6 +46,8 @@ const CAUGHT: &[(&str, &str, &str)] = &[
     ("ends-too-early", "subscribing/unavailable_is_retried", "waiting for one subscribe"),
     ("own-message-is-hole", "own/delivery_waits_for_published", "chat.1"),
     ("forgets-own-message", "retries/own_message_at_the_start_of_a_replay", "expected message 12"),
+    ("position-overtakes", "own/position_waits_behind_deliveries", "expected message 12"),
+    ("position-moves-back", "own/position_behind_own_messages", "error \"hole\""),
     ("stops-after-handler-fails", "application/handler_fails", "waiting for the application: message 13"),
     ("loses-from-full-queue", "application/full_queue_with_history", "waiting for"),
     ("loses-from-full-queue", "application/full_queue_without_history", "a message or gap"),

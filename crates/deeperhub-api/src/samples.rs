@@ -21,7 +21,7 @@ const MAX_SAMPLES: usize = 180;
 const MIN_INTERVAL: Duration = Duration::from_millis(4_500);
 
 /// Names of the values in a sample.
-const COLUMNS: [&str; 20] = [
+const COLUMNS: [&str; 24] = [
     "at_unix_ms",
     "connections",
     "subscriptions",
@@ -40,6 +40,10 @@ const COLUMNS: [&str; 20] = [
     "latency_p99_us",
     "canary_round_trip_us",
     "canary_cluster_round_trip_us",
+    "store_round_trip_us",
+    "store_waiting_appends",
+    "store_reads_total",
+    "store_failed_reads_total",
     "memory_bytes",
     "cpu_ms_total",
 ];
@@ -117,6 +121,10 @@ fn row(at_unix_ms: u64, stats: &Stats) -> Row {
         latency.map(|latency| micros(latency.p99)),
         stats.canary_round_trip.map(micros),
         stats.canary_cluster_round_trip.map(micros),
+        stats.store.and_then(|store| store.round_trip).map(micros),
+        stats.store.map(|store| store.waiting_appends),
+        stats.store.map(|store| store.reads_total),
+        stats.store.map(|store| store.failed_reads_total),
         stats.memory.map(|memory| memory.used).or_else(|| process.as_ref().map(|used| used.resident_bytes)),
         process.and_then(|used| Duration::try_from_secs_f64(used.cpu_seconds).ok()).map(millis),
     ]

@@ -79,7 +79,7 @@ pub use node::{MetricsError, Node, StartError};
 pub use operation::{Action, Operation, Target};
 pub use phase::Phase;
 pub use recent_quantiles::Quantiles;
-pub use stats::{ClusterStats, MemoryUsage, NodeTotals, Stats, Totals};
+pub use stats::{ClusterStats, MemoryUsage, NodeTotals, Stats, StoreStats, Totals};
 pub use streams::TopicHistory;
 pub use top::{Top, TopEntry};
 pub use types::{

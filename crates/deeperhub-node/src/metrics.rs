@@ -293,6 +293,8 @@ metrics! {
         pub(crate) warm: Gauge = "deeperhub_mirrors_warm";
         /// Connections that wait until topics were read from the cluster's store.
         pub(crate) parked: Gauge = "deeperhub_connections_parked";
+        /// Publishes that wait until the cluster's store has appended them.
+        pub(crate) waiting_appends: Gauge = "deeperhub_store_appends_waiting";
     }
 }
 

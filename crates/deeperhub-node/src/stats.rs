@@ -7,6 +7,7 @@ use deeperhub_listener::metrics::HandshakeOutcome;
 use serde::{Deserialize, Serialize};
 
 use crate::hub::Hub;
+use crate::metrics::{AppendLabel, ReadLabel};
 use crate::phase::Phase;
 use crate::recent_quantiles::Quantiles;
 use crate::streams::kept_messages;
@@ -104,8 +105,51 @@ pub struct Stats {
     pub canary_cluster_round_trip: Option<Duration>,
     /// Workers whose probe did not return in time.
     pub canary_failing_workers: usize,
+    /// The cluster's store of history. `None` if there is none.
+    pub store: Option<StoreStats>,
     /// Memory of the process. `None` without a [memory budget](deeperhub_listener::MemoryBudget).
     pub memory: Option<MemoryUsage>,
+}
+
+/// State of the cluster's store of history, as this node sees it. Totals count from the node's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoreStats {
+    /// `true` if the node is connected to the store's broker and has joined.
+    pub is_reachable: bool,
+    /// Last round-trip time of a probe that the store appended, sent and gave back. `None` before
+    /// the first probe returned.
+    pub round_trip: Option<Duration>,
+    /// Publishes that wait until the store has appended them.
+    pub waiting_appends: u64,
+    /// Messages that the store has appended.
+    pub appends_total: u64,
+    /// Reads that the store has answered.
+    pub reads_total: u64,
+    /// Reads that the store could not answer.
+    pub failed_reads_total: u64,
+}
+
+impl StoreStats {
+    /// Returns the state of the store if a rule keeps messages in it.
+    fn of(hub: &Hub) -> Option<Self> {
+        let store = hub.streams.cluster.as_ref()?;
+        if !hub.limits.load().history.rules.keep_history() {
+            return None;
+        }
+        Some(Self {
+            is_reachable: store.is_up(),
+            round_trip: hub.canary.last_store_round_trip(),
+            waiting_appends: not_negative(store.mirror_metrics.waiting_appends.value()),
+            appends_total: store.metrics.appends.value(AppendLabel::Ok),
+            reads_total: store.metrics.reads.value(ReadLabel::Ok),
+            failed_reads_total: store.metrics.reads.value(ReadLabel::Failed),
+        })
+    }
+}
+
+fn not_negative(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
 }
 
 /// Memory of the process against its budget.
@@ -123,7 +167,6 @@ impl Stats {
         let (metrics, listener) = (&hub.metrics, &hub.listener_metrics);
         let accepted_total = listener.handshakes.value(HandshakeOutcome::Accepted);
         let all_handshakes = listener.handshakes.total();
-        let not_negative = |number: i64| u64::try_from(number).unwrap_or_default();
         let totals = Totals {
             connections: not_negative(metrics.active.value()),
             max_connections: hub.limits.load().listener.max_connections as u64,
@@ -155,6 +198,7 @@ impl Stats {
             canary_round_trip: hub.canary.last_round_trip(),
             canary_cluster_round_trip: hub.canary.last_cluster_round_trip(),
             canary_failing_workers: hub.canary.failing_workers(),
+            store: StoreStats::of(hub),
             memory: hub
                 .config
                 .listener

@@ -155,6 +155,49 @@ pub(super) async fn published_in_an_epoch_to_come(kit: &mut Kit) -> Result {
     kit.settle(&mut connection).await
 }
 
+/// Among offsets with holes, a position comes in the place of the own message.
+pub(super) async fn position_in_the_place_of_an_own_message(kit: &mut Kit) -> Result {
+    let mut connection = kit.live_at(10).await?;
+    let publish = publish_excluded(kit, &mut connection).await?;
+    connection.send("position", CHAT.at(15, json!({}))).await?;
+    connection.deliver_with(&CHAT, 18, json!({"prev": 15})).await?;
+    kit.app().expect_offset("chat", 18).await?;
+    connection.reply_published(&publish, &CHAT, 15).await?;
+    kit.app().expect_published("post", 15).await?;
+    connection.deliver(&CHAT, 19).await?;
+    kit.app().expect_message("chat", &CHAT, 19).await?;
+    kit.settle(&mut connection).await
+}
+
+/// The position keeps its place among deliveries that wait for the answer to an earlier publish.
+pub(super) async fn position_waits_behind_deliveries(kit: &mut Kit) -> Result {
+    let mut connection = kit.live_at(10).await?;
+    let publish = publish_excluded(kit, &mut connection).await?;
+    connection.deliver(&CHAT, 12).await?;
+    connection.send("position", CHAT.at(15, json!({}))).await?;
+    connection.deliver_with(&CHAT, 18, json!({"prev": 15})).await?;
+    kit.settle(&mut connection).await?;
+    connection.reply_published(&publish, &CHAT, 11).await?;
+    kit.app().expect_published("post", 11).await?;
+    kit.app().expect_message("chat", &CHAT, 12).await?;
+    kit.app().expect_offset("chat", 18).await?;
+    kit.settle(&mut connection).await
+}
+
+/// The answers to publishes overtake the position, which then leads back.
+pub(super) async fn position_behind_own_messages(kit: &mut Kit) -> Result {
+    let mut connection = kit.live_at(10).await?;
+    for offset in 11..=12 {
+        let publish = publish_excluded(kit, &mut connection).await?;
+        connection.reply_published(&publish, &CHAT, offset).await?;
+        kit.app().expect_published("post", offset).await?;
+    }
+    connection.send("position", CHAT.at(11, json!({}))).await?;
+    connection.deliver(&CHAT, 13).await?;
+    kit.app().expect_message("chat", &CHAT, 13).await?;
+    kit.settle(&mut connection).await
+}
+
 /// Delivers a message that fills most of a queue of 600 bytes.
 async fn deliver_long(connection: &mut Connection, offset: u64) -> Result {
     connection.deliver_with(&CHAT, offset, json!({"padding": "x".repeat(350)})).await

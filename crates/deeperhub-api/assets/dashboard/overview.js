@@ -15,7 +15,8 @@ function last(points) {
 
 /**
  * Cards of the overview. `value` returns the number, `note` a text below it, `lines` the points of
- * the chart; `warnings` are those that make the card red.
+ * the chart; `warnings` are those that make the card red. A card with `isShown` is left out unless
+ * that returns `true`.
  */
 const CARDS = [
   {
@@ -124,6 +125,19 @@ const CARDS = [
     note: ({ history }) => `${plural(history.messages, "message")} kept, ${bytes(history.bytes)}`,
     lines: (samples) => [samples.values("behind")],
   },
+  {
+    title: "History store",
+    format: micros,
+    labels: ["round trip"],
+    warnings: ["health-store_stalled-", "health-cluster_unavailable-"],
+    isShown: (stats) => stats.store !== null,
+    value: ({ store }) => (store.reachable ? micros(store.round_trip_us) : "unreachable"),
+    note: ({ store }, samples) =>
+      (store.reachable ? "reachable; " : "") +
+      `${plural(store.waiting_appends, "publish waits", "publishes wait")}, ` +
+      `${short(last(samples.rates("store_reads_total")))} reads/s`,
+    lines: (samples) => [samples.values("store_round_trip_us")],
+  },
 ];
 
 function cores(samples) {
@@ -160,6 +174,7 @@ export function overview({ view, pulse, signal }) {
   const cards = CARDS.map((card) => new Card(card));
   const list = h("ul", { class: "warnings", "aria-label": "Warnings" });
   const facts = h("p", { class: "facts" });
+  const grid = h("div", { class: "cards" });
   const table = nodesTable();
   const samples = new Samples();
   const nodes = new Nodes();
@@ -167,11 +182,7 @@ export function overview({ view, pulse, signal }) {
     h("h1", {}, "Overview"),
     list,
     facts,
-    h(
-      "div",
-      { class: "cards" },
-      cards.map((card) => card.element),
-    ),
+    grid,
     h("h2", {}, "Nodes"),
     table.element,
   );
@@ -181,9 +192,15 @@ export function overview({ view, pulse, signal }) {
     const found = warnings(stats, health, samples, nodes.nodes);
     showWarnings(list, found);
     pulse.showWarnings(found);
-    for (const card of cards) {
-      card.update(stats, samples, found.find((warning) => card.card.warnings.includes(warning.id))?.level);
-    }
+    const shown = cards.filter(({ card }) => card.isShown?.(stats) ?? true);
+    const levelOf = ({ card }) => found.find((warning) => card.warnings.includes(warning.id))?.level;
+    sync(
+      grid,
+      shown,
+      ({ card }) => card.title,
+      (card) => card.element,
+      (_, card) => card.update(stats, samples, levelOf(card)),
+    );
     setText(
       facts,
       `${plural(stats.subscriptions, "subscription")} to ${plural(stats.topics, "topic")} and patterns. ` +

@@ -33,6 +33,9 @@ pub(crate) struct NodeStats {
     /// Number of workers that died and were replaced.
     worker_restarts_total: u64,
     canary: CanaryStats,
+    /// The cluster's store of history; null without a cluster, and if no rule keeps messages.
+    #[cfg_attr(test, schema(required = true))]
+    store: Option<StoreStats>,
     /// Memory of the process against `--max-memory`; null without a limit.
     #[cfg_attr(test, schema(required = true))]
     memory: Option<MemoryStats>,
@@ -115,6 +118,26 @@ pub(crate) struct CanaryStats {
     cluster_round_trip_us: Option<u64>,
     /// Number of workers whose probe is overdue.
     failing_workers: usize,
+}
+
+/// The cluster's store of history, as this node sees it.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
+pub(crate) struct StoreStats {
+    /// Whether the node is connected to the store's broker and has joined.
+    reachable: bool,
+    /// Round-trip time of the last probe that the store appended, sent and gave back. Null before
+    /// the first.
+    #[cfg_attr(test, schema(required = true))]
+    round_trip_us: Option<u64>,
+    /// Publishes that wait until the store has appended them.
+    waiting_appends: u64,
+    /// Messages that the store has appended.
+    appends_total: u64,
+    /// Reads that the store has answered.
+    reads_total: u64,
+    /// Reads that the store could not answer.
+    failed_reads_total: u64,
 }
 
 /// Memory of the process.
@@ -329,6 +352,14 @@ impl NodeStats {
                     .map(|time| saturating_u64(time.as_micros())),
                 failing_workers: stats.canary_failing_workers,
             },
+            store: stats.store.map(|store| StoreStats {
+                reachable: store.is_reachable,
+                round_trip_us: store.round_trip.map(|time| saturating_u64(time.as_micros())),
+                waiting_appends: store.waiting_appends,
+                appends_total: store.appends_total,
+                reads_total: store.reads_total,
+                failed_reads_total: store.failed_reads_total,
+            }),
             memory: stats.memory.map(|memory| MemoryStats { used: memory.used, limit: memory.limit }),
             process: deeperhub_metrics::ProcessUsage::read().map(|process| ProcessStats {
                 cpu_seconds_total: process.cpu_seconds,

@@ -73,7 +73,11 @@ impl Chain {
                 (Some(position), Some(from)) => (position, from.saturating_sub(1)),
                 _ => return Verdict::Next,
             },
-            Item::Position(_) => return Verdict::Next,
+            Item::Position(position) => {
+                // The answers to own publishes can have moved the position further.
+                let is_passed = self.position.as_ref().is_some_and(|at| at.covers(position));
+                return if is_passed { Verdict::Duplicate } else { Verdict::Next };
+            }
         };
         let Some(at) = &self.position else { return Verdict::Next };
         if matches!(item, Item::Message { .. }) && before <= at.offset && self.is_own(position) {
@@ -221,6 +225,18 @@ mod tests {
         assert_eq!(chain.judge(&message(Some(at("a", 9)), Some(7))), Verdict::Own);
         chain.forget_own(&at("a", 9));
         assert_eq!(chain.judge(&message(Some(at("a", 9)), Some(7))), Verdict::Next);
+    }
+
+    #[test]
+    fn a_position_never_leads_back_in_its_epoch() {
+        for (position, verdict) in [
+            (at("a", 4), Verdict::Duplicate),
+            (at("a", 5), Verdict::Duplicate),
+            (at("a", 9), Verdict::Next),
+            (at("b", 4), Verdict::Next),
+        ] {
+            assert_eq!(chain(5).judge(&Item::Position(position.clone())), verdict, "{position:?}");
+        }
     }
 
     #[test]

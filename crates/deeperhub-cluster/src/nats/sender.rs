@@ -354,8 +354,11 @@ impl Streams {
             Err(_) => None,
         };
         let Some(first) = first else {
-            // The stream's limits have removed it.
-            return Ok(Appended { position, time: own, is_repeat: target.once.is_some() });
+            // The stream's limits have removed it. An earlier publish had another time. Whole seconds
+            // are compared with no message.
+            let is_repeat = target.once.is_some();
+            let time = if is_repeat { own - own % 1000 } else { own };
+            return Ok(Appended { position, time, is_repeat });
         };
         let is_same = match (Header::parse(&first.payload), Header::parse(outbound.envelope)) {
             (Ok(first), Ok(own)) => first == own,

@@ -52,7 +52,8 @@ pub struct AppendNumber(pub u64);
 pub struct Appended {
     /// The position in the topic's stream.
     pub position: StorePosition,
-    /// Time of the store in milliseconds since the Unix epoch.
+    /// Time of the message in milliseconds since the Unix epoch. That of an earlier publish which has
+    /// left the store is unknown: then, the present time in whole seconds.
     pub time: u64,
     /// `true` if this is the place of an earlier publish with the same [`Once`]. Nothing was
     /// appended.

@@ -144,7 +144,8 @@ impl NodeHandle {
                     SubscribeFrom::Last(count) => (None, *count),
                     SubscribeFrom::After(Position { epoch, offset, time }) => {
                         let (offset, time_ms) = (*offset, Some(*time));
-                        let epoch = epoch.as_str();
+                        let is_replaced = streams.is_replaced(stream, (*epoch, offset), *time);
+                        let epoch = if is_replaced { "" } else { epoch.as_str() };
                         (Some(history::Recover { epoch, offset, time_ms, partial: false }), 0)
                     }
                 };
@@ -162,7 +163,7 @@ impl NodeHandle {
         Ok(Subscriber {
             hub: Arc::clone(&self.hub),
             topic: parsed,
-            start: start.0.position(streams.clock.unix_ms(streams.clock.now())),
+            start: start.0.position(streams.look_ms(streams.clock.now())),
             cursor: start.0,
             recovery: start.1,
             notify,

@@ -7,22 +7,19 @@ use deeperhub_cluster::{Message, ResetWhen, StorePosition, StoredEnvelope, Strea
 use deeperhub_history::{
     Cursor, Delivery as DeliveryPolicy, MirrorStep, ReadRequest, Seconds, StoredMessage, StreamId, StreamRead,
 };
-use deeperhub_listener::Multicast;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{EncodedDelivery, ServerMessage, StreamMessage};
 use deeperhub_protocol::{ClientId, Epoch, GapReason, Position, Topic};
-use deeperhub_router::{Outgoing, Reach, TopicView};
+use deeperhub_router::{Reach, TopicView};
 
+use super::push::Push;
 use crate::connection_id::ConnectionId;
-use crate::delivery::{Delivery, Sequenced};
+use crate::delivery::Sequenced;
 use crate::hub::Hub;
 use crate::metrics::MirrorMetrics;
 use crate::planted::planted;
-use crate::streams::{HubPublisher, KeptStream, LiveEffect, Remains, StreamStripe, TopCheck};
+use crate::streams::{HubPublisher, KeptStream, LiveEffect, Remains, StreamStripe};
 use crate::trace::ActiveSpan;
-use crate::trace::fan_out::PublishStamp;
-
-use super::reader::CHECK_INTERVAL;
 
 /// Consequences of a read of the store.
 #[derive(Debug, Default)]
@@ -34,36 +31,6 @@ pub(super) struct ReadOutcome {
     pub(super) reset: Option<(StorePosition, ResetWhen)>,
     /// `true` if the stream is whole, or there is none any more.
     pub(super) is_settled: bool,
-}
-
-/// A message or gap for the subscribers of this node.
-#[derive(Debug)]
-struct Push {
-    frame: KeptFrame,
-    excluded: Option<ConnectionId>,
-    sequenced: Option<Sequenced>,
-    /// The topic, if sent messages are observed.
-    observed: Option<Arc<str>>,
-    at: Instant,
-    reach: Reach,
-    /// Span of the publish, if this node records it.
-    span: Option<Box<ActiveSpan>>,
-}
-
-impl Push {
-    fn into_outgoing(self) -> Outgoing<impl FnMut() -> Delivery> {
-        let Self { frame: content, excluded, sequenced, observed, at, reach, span } = self;
-        let bytes = content.len();
-        // Each worker has its own reference count, so that workers do not contend for one cache line.
-        let make = move || Delivery {
-            frame: Multicast::new(content.to_frame()),
-            excluded,
-            topic: observed.clone(),
-            stamp: PublishStamp::new(at, span.as_deref()),
-            sequenced: sequenced.clone(),
-        };
-        Outgoing { bytes, make, reach }
-    }
 }
 
 impl Hub {
@@ -202,7 +169,7 @@ impl Hub {
     }
 
     /// Applies a step of a mirror. Returns what subscribers get.
-    fn apply_step(
+    pub(super) fn apply_step(
         &self,
         (topic, stripe): (TopicView<'_>, &mut StreamStripe),
         id: StreamId,
@@ -250,7 +217,7 @@ impl Hub {
         reason: GapReason,
         at: Instant,
     ) -> KeptFrame {
-        let position = Position { epoch, offset, time: self.streams.clock.unix_ms(at) };
+        let position = Position { epoch, offset, time: self.streams.look_ms(at) };
         ServerMessage::Gap { topic, from, position, reason }.to_frame().keep()
     }
 
@@ -361,67 +328,6 @@ impl Hub {
         let envelope = envelope.envelope().ok()?;
         self.stored_message(&envelope.message).map(|(_, stored)| stored)
     }
-
-    /// Notes that a topic has no message up to an offset. Tells its subscribers, if that was long ago.
-    pub(super) fn vouch(&self, topic: &Topic<'_>, vouched: StorePosition) {
-        let at = self.streams.clock.now();
-        let now = self.streams.clock.seconds(at);
-        let mut remains = Remains::default();
-        let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
-            let mut pushes = Vec::new();
-            let Some(id) = stripe.find(kept) else { return (pushes, ()) };
-            if let Some(step) = stripe.on_vouched(id, vouched) {
-                // Nothing is pushed: subscribers get no messages.
-                self.apply_step((topic, stripe), id, step, (at, now), &mut remains);
-            }
-            pushes.extend(self.position_push((topic, stripe), id, at).map(Push::into_outgoing));
-            (pushes, ())
-        };
-        self.router.publish_each_kept(topic, None, prepare);
-        self.streams.finish(&self.router, remains, now);
-    }
-
-    /// Returns the position of a quiet topic for its subscribers, if they were not told for half of
-    /// the `ttl`. A position that is older than the `ttl` cannot be recovered on other nodes.
-    fn position_push(
-        &self,
-        (topic, stripe): (TopicView<'_>, &mut StreamStripe),
-        id: StreamId,
-        at: Instant,
-    ) -> Option<Push> {
-        let rules = stripe.table.budget().rules();
-        let policy = rules.get(stripe.table.rule(id)?)?.policy();
-        let (ttl, may_suspend) = (policy.ttl(), policy.delivery() != DeliveryPolicy::Close);
-        // Checks are some time apart, and the first one of a quiet topic comes after its last message.
-        let interval = (ttl / 2).saturating_sub(2 * CHECK_INTERVAL);
-        if !stripe.is_telling_due(id, at, interval) {
-            return None;
-        }
-        let stream = stripe.table.get(id)?;
-        let (name, position) = (topic.name(), stream.position(self.streams.clock.unix_ms(at)));
-        let frame = ServerMessage::Position { topic: name, position }.to_frame().keep();
-        let before = Cursor::new(stream.epoch(), stream.newest().saturating_sub(1));
-        let (topic, rule_changes) = (Arc::clone(name), stripe.rule_changes);
-        let sequenced = Sequenced { topic, before, may_suspend, gap: None, is_mirrored: true, rule_changes };
-        let sequenced = Some(sequenced);
-        Some(Push { frame, excluded: None, sequenced, observed: None, at, reach: Reach::Topic, span: None })
-    }
-
-    /// Compares the mirror of a topic with the newest position of the store.
-    pub(super) fn check_top(&self, topic: &Topic<'_>, top: StorePosition) -> TopCheck {
-        self.router.update_kept(topic, |_, kept, stripe| match stripe.find(kept) {
-            Some(id) => stripe.on_top(id, top.epoch, top.offset),
-            None => TopCheck::InSync,
-        })
-    }
-
-    /// Notes that the store has started a new stream of a topic.
-    pub(crate) fn on_stream_reset(&self, topic: &Topic<'_>, epoch: u64) {
-        let Some(store) = &self.streams.cluster else { return };
-        if let TopCheck::Read { read, .. } = self.check_top(topic, StorePosition { epoch, offset: 0 }) {
-            store.queue_read(topic.as_str().into(), read);
-        }
-    }
 }
 
 /// Counts what a step tells the subscribers besides messages.
@@ -447,3 +353,6 @@ fn plain_frame(message: &Message<'_>) -> Option<KeptFrame> {
     };
     Some(message.to_frame().keep())
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,6 +59,22 @@ impl Hub {
             true
         })
     }
+
+    /// Compares the mirror of a topic with the newest position of the store.
+    pub(super) fn check_top(&self, topic: &Topic<'_>, top: StorePosition) -> TopCheck {
+        self.router.update_kept(topic, |_, kept, stripe| match stripe.find(kept) {
+            Some(id) => stripe.on_top(id, top.epoch, top.offset),
+            None => TopCheck::InSync,
+        })
+    }
+
+    /// Notes that the store has started a new stream of a topic.
+    pub(crate) fn on_stream_reset(&self, topic: &Topic<'_>, epoch: u64) {
+        let Some(store) = &self.streams.cluster else { return };
+        if let TopCheck::Read { read, .. } = self.check_top(topic, StorePosition { epoch, offset: 0 }) {
+            store.queue_read(topic.as_str().into(), read);
+        }
+    }
 }
 
 /// Logs what the store's server lacks for streams.

@@ -4,9 +4,13 @@ mod apply;
 mod checks;
 mod page;
 mod probe;
+mod push;
 mod reader;
 #[cfg(test)]
 mod simulated;
+#[cfg(test)]
+pub(crate) mod test_hub;
+mod vouch;
 mod watch;
 
 pub(crate) use checks::clear;

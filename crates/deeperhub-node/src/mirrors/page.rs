@@ -11,7 +11,7 @@ use deeperhub_protocol::{Epoch, Position, Topic};
 use super::checks;
 use crate::hub::Hub;
 use crate::metrics::ReadLabel;
-use crate::streams::{ClusterStore, HistoryPage, PageRequest, ReadFailed, TopicHistory};
+use crate::streams::{ClusterStore, HistoryPage, PageRequest, ReadFailed, TopicHistory, whole_seconds};
 
 /// Reads for one page. An answer of the store can be too short for all messages that are wanted.
 const MAX_READS: usize = 12;
@@ -60,8 +60,7 @@ impl PageRequest {
         let range = self.read_range(store, limits, None, last).await?;
         let Some(top) = range.top else { return Ok(NO_PAGE) };
         let bounds = StoreBounds { top, oldest: range.oldest };
-        let position =
-            Some(Position { epoch: Epoch::from_bits(top.epoch), offset: top.offset, time: range.time });
+        let position = Some(position_of(top, &range));
         if range.whole.is_some() {
             return self.read_with_holes(hub, store, limits, range).await;
         }
@@ -138,8 +137,7 @@ impl PageRequest {
         newest: StreamRange,
     ) -> Result<HistoryPage, ReadFailed> {
         let Some(top) = newest.top else { return Err(ReadFailed) };
-        let position =
-            Some(Position { epoch: Epoch::from_bits(top.epoch), offset: top.offset, time: newest.time });
+        let position = Some(position_of(top, &newest));
         let oldest = newest.oldest;
         let last = match newest.messages.last() {
             Some(last) if !newest.is_cut => last.offset(),
@@ -254,6 +252,11 @@ pub(crate) async fn topic_history(
         bytes: 0,
         oldest: (range.oldest <= top.offset).then_some(range.oldest),
     }))
+}
+
+/// Returns the newest position of a stream, as a read has found it.
+fn position_of(top: StorePosition, range: &StreamRange) -> Position {
+    Position { epoch: Epoch::from_bits(top.epoch), offset: top.offset, time: whole_seconds(range.time) }
 }
 
 async fn read_one(store: &ClusterStore, read: StreamRead) -> Result<StreamRange, ReadFailed> {

@@ -86,7 +86,7 @@ impl Replays {
         let has_changed = !matches!(collected, Some((_, Delivery::Sample { .. })));
         for (key, item) in collected.into_iter().flat_map(|(items, _)| items) {
             self.items.push(item);
-            self.send_items(key, topic, streams.clock.unix_ms(now), outlet);
+            self.send_items(key, topic, streams.look_ms(now), outlet);
         }
         if has_changed && !planted!(SamplingNotEnded) {
             // Another rule matches the topic now, or none. An ordinary step makes the subscriptions

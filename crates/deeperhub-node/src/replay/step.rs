@@ -98,7 +98,7 @@ impl Replays {
         }
         // Several topics of one connection take turns.
         connection.replays.rotate_left(1);
-        let sent = self.send_items(key, &topic, streams.clock.unix_ms(now), outlet);
+        let sent = self.send_items(key, &topic, streams.look_ms(now), outlet);
         match end {
             StepEnd::Behind => self.continue_soon(key),
             StepEnd::Stored(request) => {

@@ -31,6 +31,8 @@ pub(crate) enum SubscribeStep {
 /// Judgement of a subscribe.
 struct Judged {
     start: Start,
+    /// Time of the position at which it starts.
+    time_ms: u64,
     scope: SubscriptionScope,
     topic: Arc<str>,
     delivery: history::Delivery,
@@ -89,7 +91,6 @@ impl Replays {
         (streams, router, shard): (&Streams, &StreamRouter, &mut HubShard),
         now: Instant,
     ) -> Result<(Subscribed, SubscriptionStart), PublishRefusal> {
-        let time = streams.clock.unix_ms(now);
         let attempted = streams.with_room(router, || {
             let parts = (streams, router, &mut *shard);
             let attempted = attempt(key, (request, step), (parsed, rule), parts, now);
@@ -111,7 +112,7 @@ impl Replays {
             // The store was not read, or the backend has ended the subscription meanwhile.
             Ok(None) | Err(NoStream::Cold | NoStream::NoRule) => return Err(PublishRefusal::Unavailable),
         };
-        let Some(Judged { start, scope, topic, delivery, state }) = judged else {
+        let Some(Judged { start, time_ms, scope, topic, delivery, state }) = judged else {
             // The rules have changed, and the topic has no history any more.
             let recovery = request.recover.map(|_| Err(NotRecovered::NoHistory));
             return Ok((subscribed, SubscriptionStart { recovery, ..SubscriptionStart::default() }));
@@ -135,7 +136,8 @@ impl Replays {
         {
             self.begin(key, topic, cursor, delivery, now);
         }
-        let position = place.map(|cursor| cursor.position(time));
+        let time_ms = if place == cursor { time_ms } else { streams.look_ms(now) };
+        let position = place.map(|place| place.position(time_ms));
         Ok((subscribed, SubscriptionStart { position, recovery, replay }))
     }
 
@@ -195,7 +197,7 @@ fn attempt(
     (streams, router, shard): (&Streams, &StreamRouter, &mut HubShard),
     now: Instant,
 ) -> Option<(Subscribed, Attempt)> {
-    let now = streams.clock.seconds(now);
+    let (at, now) = (now, streams.clock.seconds(now));
     // A pattern of the client that matches already delivers the topic.
     let own = match step {
         SubscribeStep::Begin => 0,
@@ -214,7 +216,7 @@ fn attempt(
         partial: recover.partial,
     });
     let position = request.recover.and_then(|recover| Some((recover.epoch?, recover.offset)));
-    let wishes = history::SubscribeRequest { recover, history: request.history };
+    let mut wishes = history::SubscribeRequest { recover, history: request.history };
     let mut remains = Remains::default();
     let judge = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
         match stripe.find_or_open(topic, kept, (budget, *rule), now, &mut remains) {
@@ -228,6 +230,12 @@ fn attempt(
             return (DeliveryState::Live, Err(NoStream::NoRule));
         };
         let CurrentStream { stream, delivery, oldest, .. } = current;
+        if let (Some(position), Some(recover)) = (position, &mut wishes.recover)
+            && recover.time_ms.is_some_and(|time_ms| streams.is_replaced(stream, position, time_ms))
+        {
+            // What the client has is of no epoch of the stream any more.
+            recover.epoch = "";
+        }
         let mut start = judge_within(Some((stream, oldest)), scope, &wishes, delivery);
         if planted!(JudgedTooHigh) && start.replay > 0 {
             let after_first = |cursor: Cursor| Cursor::new(cursor.epoch(), cursor.offset() + 1);
@@ -237,7 +245,8 @@ fn attempt(
             scope == SubscriptionScope::Topic && matches!(delivery, history::Delivery::Sample { .. });
         let is_behind = start.cursor.is_some_and(|cursor| cursor.is_behind(stream));
         let state = if is_sampled || is_behind { DeliveryState::Suspended } else { DeliveryState::Live };
-        (state, Ok(Judged { start, scope, topic: Arc::clone(topic.name()), delivery, state }))
+        let time_ms = start.cursor.map_or(0, |cursor| streams.position_ms(stream, cursor.offset(), at));
+        (state, Ok(Judged { start, time_ms, scope, topic: Arc::clone(topic.name()), delivery, state }))
     };
     let judged = match step {
         SubscribeStep::Begin => Some(shard.subscribe_at(key, topic, judge)),

@@ -14,6 +14,7 @@ mod disk;
 mod disk;
 mod kept;
 mod links;
+mod position_time;
 mod publish;
 mod read;
 mod room;
@@ -47,6 +48,7 @@ pub(crate) use disk::Disk;
 #[cfg(feature = "disk")]
 pub(crate) use disk::Found;
 pub(crate) use kept::{CurrentStream, KeptStream, NoStream, Remains, StreamStripe};
+pub(crate) use position_time::whole_seconds;
 pub(crate) use publish::{Appended, Once, PublishRefusal, StreamPublish};
 pub(crate) use read::HistoryRead;
 pub use read::TopicHistory;

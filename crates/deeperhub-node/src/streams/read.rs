@@ -54,10 +54,10 @@ impl Streams {
             return HistoryRead::InCluster(PageRequest::new(request, max_bytes));
         }
         let at = self.clock.now();
-        let (now, time) = (self.clock.seconds(at), self.clock.unix_ms(at));
+        let now = self.clock.seconds(at);
         let read = self.with_stream(router, &request.topic, now, |current| {
             let CurrentStream { stream, oldest, name, .. } = *current;
-            let position = stream.position(time);
+            let position = stream.position(self.position_ms(stream, stream.newest(), at));
             let from = first_offset(request, oldest, stream);
             if let Some(disk_stream) = name.disk
                 && from < stream.oldest()

@@ -44,7 +44,7 @@ impl NodeWorker {
         connections: &mut Connections<'_, Session>,
     ) -> Poll<()> {
         let Self { shard, metrics, hub, index, fan_out_tracker, replays, refusals, .. } = self;
-        let (mut sent, mut gaps) = (0, [0; GapReason::ALL.len()]);
+        let (mut sent, mut positions, mut gaps) = (0, 0, [0; GapReason::ALL.len()]);
         let now = connections.now();
         let deliver_to_one = |key, delivery: &Delivery| {
             if let Some(publisher) = delivery.excluded
@@ -52,9 +52,11 @@ impl NodeWorker {
                 && publisher.worker == *index
                 && Self::find_session(publisher, connections).is_some()
             {
-                return DeliveryFlow::Continue;
-            }
-            if let Some(session) = refusals.deliver(key, delivery, replays, connections) {
+                if let Some(session) = refusals.deliver_position(key, delivery, replays, connections) {
+                    session.sent += 1;
+                    positions += 1;
+                }
+            } else if let Some(session) = refusals.deliver(key, delivery, replays, connections) {
                 match &delivery.sequenced {
                     Some(Sequenced { gap: Some(reason), .. }) => {
                         gaps.iter_mut().skip(reason.index()).take(1).for_each(|count| *count += 1);
@@ -98,6 +100,9 @@ impl NodeWorker {
             metrics.suspensions.add(suspended);
         }
         metrics.count_sent(SentType::Message, sent + sent_late);
+        if positions > 0 {
+            metrics.count_sent(SentType::Position, positions);
+        }
         for (reason, count) in GapReason::ALL.iter().zip(gaps).filter(|(_, count)| *count > 0) {
             metrics.gaps.add(GapLabel(*reason), count);
             metrics.count_sent(SentType::Gap, count);

@@ -1,6 +1,7 @@
 //! The workers of a node: their state, their requests, and the delivery of messages.
 
 mod deliver;
+mod excluded;
 mod execute;
 mod outlet;
 pub(crate) mod parked;

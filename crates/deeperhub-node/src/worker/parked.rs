@@ -171,3 +171,6 @@ fn begin(key: ConnectionKey, topic: &Topic<'_>, (hub, shard): (&Hub, &mut HubSha
     });
     held.ok()
 }
+
+#[cfg(test)]
+mod tests;

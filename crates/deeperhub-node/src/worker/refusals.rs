@@ -9,6 +9,7 @@ use deeperhub_listener::{ConnectionKey, Multicast, QueueFull};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::{Subscription, Topic};
 
+use super::excluded;
 use crate::delivery::{Delivery, Sequenced};
 use crate::planted::planted;
 use crate::replay::Replays;
@@ -76,8 +77,26 @@ impl Refusals {
         match &delivery.sequenced {
             None => receivers.send_multicast(key, &delivery.frame),
             Some(sequenced) if replays.withholds(key, sequenced) => None,
-            Some(sequenced) => self.send_or_keep(key, (delivery, sequenced), receivers),
+            Some(sequenced) => self.send_or_keep(key, (&delivery.frame, sequenced), receivers),
         }
+    }
+
+    /// Sends the publisher of a delivery the position in its place, if the publisher is excluded and
+    /// needs it. Returns the publisher's session if it was sent.
+    #[cold]
+    pub(crate) fn deliver_position<'r, R: Receivers>(
+        &mut self,
+        publisher: ConnectionKey,
+        delivery: &Delivery,
+        replays: &Replays,
+        receivers: &'r mut R,
+    ) -> Option<&'r mut R::Session> {
+        let sequenced = delivery.sequenced.as_ref()?;
+        if replays.withholds(publisher, sequenced) {
+            return None;
+        }
+        let frame = Multicast::new(excluded::position_frame(delivery)?);
+        self.send_or_keep(publisher, (&frame, sequenced), receivers)
     }
 
     /// Sends a delivery of a topic with history, or keeps it.
@@ -85,7 +104,7 @@ impl Refusals {
     fn send_or_keep<'r, R: Receivers>(
         &mut self,
         key: ConnectionKey,
-        (delivery, sequenced): (&Delivery, &Sequenced),
+        (frame, sequenced): (&Multicast, &Sequenced),
         receivers: &'r mut R,
     ) -> Option<&'r mut R::Session> {
         // Two topics with the same hash are only refused together.
@@ -94,9 +113,9 @@ impl Refusals {
             && self.subscriptions.contains(&subscription(self.subscriptions.hasher()));
         if !follows_refused || planted!(RefusalOvertaken) {
             if !sequenced.may_suspend {
-                return receivers.send_multicast(key, &delivery.frame);
+                return receivers.send_multicast(key, frame);
             }
-            match receivers.try_send_multicast(key, &delivery.frame) {
+            match receivers.try_send_multicast(key, frame) {
                 Ok(session) => return session,
                 Err(QueueFull) => {
                     let subscription = subscription(self.subscriptions.hasher());
@@ -104,7 +123,7 @@ impl Refusals {
                 }
             }
         }
-        let frame = delivery.frame.frame().clone();
+        let frame = frame.frame().clone();
         self.refused.push(Refused { key, sequenced: sequenced.clone(), frame });
         None
     }

@@ -93,7 +93,7 @@ impl NodeWorker {
             match notice {
                 StoreNotice::Progress => self.answer_stored(connections),
                 StoreNotice::Replay { key, read, result } => {
-                    let time_ms = self.hub.streams.clock.unix_ms(connections.now());
+                    let time_ms = self.hub.streams.look_ms(connections.now());
                     let mut outlet = ConnectionOutlet { connections, hub: &self.hub };
                     self.replays.on_read(key, read, result, time_ms, &mut outlet);
                 }

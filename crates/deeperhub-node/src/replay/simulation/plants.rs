@@ -69,6 +69,8 @@ bugs! {
         JudgedTooHigh,
     }
     cluster {
+        /// An excluded publisher is not told the position of its message.
+        OwnPositionNotTold,
         /// A read of the cluster's store shows no message that was replaced.
         RewriteUnread,
         /// A topic with subscribers that gets a rule has no stream until another client comes.

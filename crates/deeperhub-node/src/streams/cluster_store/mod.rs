@@ -176,6 +176,7 @@ impl ClusterStore {
         if requester == Requester::Probe {
             return self.probe.on_appended(number, outcome);
         }
+        self.mirror_metrics.waiting_appends.dec();
         self.metrics.appends.inc(match &outcome {
             Ok(_) => AppendLabel::Ok,
             Err(AppendError::Refused(reason)) => {

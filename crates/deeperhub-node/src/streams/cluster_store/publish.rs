@@ -72,9 +72,11 @@ impl ClusterStore {
             payload: message,
             once: once.map(|once| deeperhub_cluster::Once { user: once.user, text: once.text }),
         };
+        self.mirror_metrics.waiting_appends.inc();
         match self.broker.append(append, number) {
             Ok(()) => Ok(Queued { number, subscribers }),
             Err(error) => {
+                self.mirror_metrics.waiting_appends.dec();
                 self.appends.forget(number);
                 self.spans.remove(number);
                 let (result, refusal) = match error {

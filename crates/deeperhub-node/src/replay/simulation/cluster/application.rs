@@ -138,6 +138,10 @@ impl Application {
         if place.1 > epoch.newest() && !epoch.has_lost {
             return Err(format!("a gap ends after {}", epoch.newest()));
         }
+        let has_same_epoch = self.at.is_some_and(|at| at.0 == place.0);
+        if &*gap.reason == "epoch" && has_same_epoch && !epoch.has_lost {
+            return Err(format!("a good position is refused, at {:?}", self.at));
+        }
         match (gap.from, gap.to) {
             (Some(from), Some(to)) => {
                 if to != place.1 || from > to || from == 0 {

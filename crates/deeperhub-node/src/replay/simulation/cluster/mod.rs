@@ -133,8 +133,6 @@ impl Simulation {
                 }
             }
             Operation::PublishBy { client, topic, bytes, is_excluded, count } => {
-                // Clients find the places of their own messages only among dense offsets.
-                let is_excluded = is_excluded && !self.settings.is_sparse;
                 for _ in 0..count {
                     self.publish_by(client, topic, (bytes, is_excluded))?;
                 }

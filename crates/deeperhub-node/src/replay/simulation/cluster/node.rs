@@ -197,7 +197,9 @@ impl Worker {
                 (id.worker, id.key) == (index, key)
                     && sockets.open.get(&key).is_some_and(|socket| socket.id.serial == id.serial)
             });
-            if !is_excluded {
+            if is_excluded {
+                refusals.deliver_position(key, delivery, replays, sockets);
+            } else {
                 refusals.deliver(key, delivery, replays, sockets);
             }
             if sockets.budget == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }

@@ -1,0 +1,126 @@
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::mirrors::test_hub::{EPOCH, TOPIC, TestHub};
+
+fn topic() -> Topic<'static> {
+    Topic::parse(TOPIC).unwrap()
+}
+
+/// Returns a hub whose topic has a subscriber and these messages in the store.
+fn whole_with(messages: &[(u64, u64)]) -> TestHub {
+    let mut node = TestHub::new();
+    let read = node.follow(1);
+    let mut previous = 0;
+    let kept: Vec<_> = messages
+        .iter()
+        .map(|&(offset, ms)| node.stored(offset, offset, std::mem::replace(&mut previous, offset), ms))
+        .collect();
+    let outcome = node.hub.apply_read(&topic(), read, Some(TestHub::range(previous, &kept, None)));
+    assert!(outcome.is_settled && outcome.next.is_none() && outcome.reset.is_none(), "{outcome:?}");
+    node
+}
+
+/// Returns type, offset, and `prev` or the reason of each delivery.
+fn deliveries(node: &mut TestHub) -> Vec<(String, Value, Value)> {
+    let of = |(_, frame): (_, Value)| {
+        let (kind, data) = (frame["type"].as_str().unwrap().to_owned(), &frame["data"]);
+        let detail = match &*kind {
+            "gap" => data["reason"].clone(),
+            _ => data["prev"].clone(),
+        };
+        (kind, data["offset"].clone(), detail)
+    };
+    node.deliveries().into_iter().map(of).collect()
+}
+
+fn message(offset: u64, prev: Value) -> (String, Value, Value) {
+    ("message".to_owned(), json!(offset), prev)
+}
+
+#[test]
+fn messages_of_the_first_read_are_older_than_the_subscription() {
+    let mut node = whole_with(&[(1, 0), (2, 0)]);
+    assert_eq!(deliveries(&mut node), []);
+    let live = node.stored(3, 3, 2, 0);
+    node.live(&live);
+    node.live(&live);
+    assert_eq!(deliveries(&mut node), [message(3, Value::Null)], "a copy is dropped");
+}
+
+#[test]
+fn a_live_message_after_a_hole_waits_for_the_read() {
+    let mut node = whole_with(&[(1, 0)]);
+    let mut requests = node.hub.streams.cluster.as_ref().unwrap().take_receiver().unwrap();
+    let [second, third] = [node.stored(2, 2, 1, 0), node.stored(3, 3, 2, 0)];
+    node.live(&third);
+    assert_eq!(deliveries(&mut node), []);
+    let Ok(crate::streams::ReaderRequest::Read { read, .. }) = requests.try_recv() else {
+        panic!("the mirror does not read");
+    };
+    let answer = TestHub::range(3, &[second, third], None);
+    let outcome = node.hub.apply_read(&topic(), read, Some(answer));
+    assert!(outcome.is_settled, "{outcome:?}");
+    assert_eq!(deliveries(&mut node), [message(2, Value::Null), message(3, Value::Null)]);
+    let metrics = &node.hub.streams.cluster.as_ref().unwrap().mirror_metrics;
+    assert_eq!((metrics.holes.value(), metrics.healed.value(), metrics.lost.value()), (1, 2, 0));
+}
+
+#[test]
+fn messages_that_the_store_lacks_are_told_as_a_gap() {
+    let mut node = whole_with(&[(1, 0)]);
+    let mut requests = node.hub.streams.cluster.as_ref().unwrap().take_receiver().unwrap();
+    let third = node.stored(3, 3, 2, 0);
+    node.live(&third);
+    let Ok(crate::streams::ReaderRequest::Read { read, .. }) = requests.try_recv() else {
+        panic!("the mirror does not read");
+    };
+    node.hub.apply_read(&topic(), read, Some(TestHub::range(3, &[third], None)));
+    let gap = ("gap".to_owned(), json!(2), json!("trimmed"));
+    assert_eq!(deliveries(&mut node), [gap, message(3, Value::Null)]);
+}
+
+#[test]
+fn a_failed_read_leaves_the_stream_as_it_is() {
+    let mut node = TestHub::new();
+    let read = node.follow(1);
+    let outcome = node.hub.apply_read(&topic(), read, None);
+    assert!(!outcome.is_settled && outcome.next.is_none() && outcome.reset.is_none(), "{outcome:?}");
+    // Until the stream is whole, messages come at once, and in no order.
+    let live = node.stored(1, 1, 0, 0);
+    node.live(&live);
+    assert_eq!(deliveries(&mut node), [message(1, Value::Null)]);
+}
+
+#[test]
+fn another_message_at_the_newest_offset_lets_the_store_begin_anew() {
+    let mut node = whole_with(&[(1, 0), (2, 0)]);
+    let mut requests = node.hub.streams.cluster.as_ref().unwrap().take_receiver().unwrap();
+    let other = node.stored(99, 2, 1, 5);
+    node.live(&other);
+    assert_eq!(deliveries(&mut node), []);
+    let request = requests.try_recv();
+    assert!(
+        matches!(&request, Ok(crate::streams::ReaderRequest::Rewritten { known, .. }) if known.offset == 2),
+        "{request:?}"
+    );
+}
+
+#[test]
+fn a_quiet_topic_moves_on_and_tells_its_subscribers_in_time() {
+    let mut node = whole_with(&[(1, 0)]);
+    let vouched = |offset| StorePosition { epoch: EPOCH, offset };
+    node.hub.vouch(&topic(), vouched(30));
+    assert_eq!(deliveries(&mut node), [], "the interval has just begun");
+    node.advance(Duration::from_secs(43));
+    node.hub.vouch(&topic(), vouched(40));
+    assert_eq!(deliveries(&mut node), [("position".to_owned(), json!(40), Value::Null)]);
+    node.hub.vouch(&topic(), vouched(50));
+    assert_eq!(deliveries(&mut node), []);
+    // The chain of messages passes positions over.
+    let live = node.stored(2, 51, 1, 0);
+    node.live(&live);
+    assert_eq!(deliveries(&mut node), [message(51, json!(1))]);
+}

@@ -1,0 +1,192 @@
+//! A hub of a cluster for tests, which act as its broker and its only worker.
+
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use deeperhub_cluster::simulation::{SimulatedDriver, stored_envelope};
+use deeperhub_cluster::{Envelope, StorePosition, StreamRange, Whole};
+use deeperhub_events::EventBus;
+use deeperhub_history::{ReadRequest, Rules};
+use deeperhub_listener::ConnectionKey;
+use deeperhub_metrics::{Cells, Registry};
+use deeperhub_protocol::message::{ClientMessage, Command, SubscribeRequest};
+use deeperhub_protocol::{RawJson, Subscription, Topic};
+use deeperhub_router::{DeliveryFlow, Router, ShardId};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::canary::{Canary, ClusterTargets};
+use crate::config::{CanaryConfig, Config};
+use crate::connection_id::ConnectionId;
+use crate::hub::{Hub, Publisher, Watchers};
+use crate::metrics::{HistoryMetrics, Metrics, MirrorMetrics, StoreMetrics};
+use crate::phase::Phase;
+use crate::recent_quantiles::RecentQuantiles;
+use crate::streams::{Clock, ClusterStore, HubShard, Remains, Streams};
+use crate::top::TopTracker;
+
+/// The epoch of all streams.
+pub(crate) const EPOCH: u64 = 1_800_000_000_000;
+
+/// The topic that the tests use.
+pub(crate) const TOPIC: &str = "kept.1";
+
+/// A hub whose rule keeps ten messages of each topic below `kept` for 100 seconds.
+pub(crate) struct TestHub {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) driver: SimulatedDriver,
+    pub(crate) shard: HubShard,
+    started: Instant,
+}
+
+impl TestHub {
+    pub(crate) fn new() -> Self {
+        let driver = SimulatedDriver::new("n", 1);
+        let mut config = Config::default();
+        config.listener.workers = 1;
+        config.canary = CanaryConfig::disabled();
+        config.history.rules = Rules::new(["kept.>: history=10 ttl=100s".parse().unwrap()]).unwrap();
+        let (cells, started) = (Cells::new(1), Instant::now());
+        let clock = Arc::new(Clock::new(started));
+        clock.simulate(started);
+        clock.simulate_wall_clock(EPOCH);
+        let metrics = (StoreMetrics::new(&cells), MirrorMetrics::new(&cells));
+        let store = Arc::new(ClusterStore::new(driver.broker(), "n", 1, &config.history, metrics));
+        let history_metrics = HistoryMetrics::new(&cells);
+        let streams = Streams::new(&config.history, clock, None, None, Some(store), history_metrics);
+        let router = Router::keeping_with(1, deeperhub_router::Config::default(), |_| streams.stripe());
+        let shard = router.attach(ShardId(0));
+        let hub = Arc::new(Hub {
+            limits: Arc::new(ArcSwap::from_pointee(config.limits())),
+            burst_pool: None,
+            router,
+            streams,
+            watchers: Watchers::default(),
+            bus: EventBus::new(config.events.clone()),
+            metrics: Metrics::new(&cells, 1 << 16),
+            listener_metrics: deeperhub_listener::Metrics::new(&cells),
+            top: TopTracker::new(started),
+            publish_latency: RecentQuantiles::default(),
+            registry: Registry::new(),
+            phase: watch::Sender::new(Phase::Serving),
+            canary: Arc::new(Canary::new(config.canary.clone(), 1, ClusterTargets::None)),
+            broker: Some(driver.broker()),
+            started,
+            request_senders: vec![tokio::sync::mpsc::channel(1).0],
+            request_receivers: Vec::new(),
+            drain_deadline: OnceLock::new(),
+            node_id: "n".to_owned(),
+            config,
+        });
+        driver.connect();
+        Self { hub, driver, shard, started }
+    }
+
+    /// Lets time pass.
+    pub(crate) fn advance(&self, time: Duration) {
+        let now = self.hub.streams.clock.now();
+        self.hub.streams.clock.simulate(now + time);
+    }
+
+    /// Returns the connection with a key.
+    pub(crate) const fn connection(key: ConnectionKey) -> ConnectionId {
+        ConnectionId { worker: 0, key, serial: 0 }
+    }
+
+    /// Subscribes a connection to the topic, whose mirror then asks for its first read.
+    pub(crate) fn follow(&mut self, key: ConnectionKey) -> ReadRequest {
+        let (hub, topic) = (Arc::clone(&self.hub), Topic::parse(TOPIC).unwrap());
+        let (budget, rule) = hub.streams.rule(&topic).unwrap();
+        let now = hub.streams.clock.seconds(self.started);
+        let read = hub.router.update_kept(&topic, |topic, kept, stripe| {
+            let mut remains = Remains::default();
+            let id = stripe.find_or_open(topic, kept, (&*budget, rule), now, &mut remains).unwrap();
+            stripe.begin_read(id).unwrap()
+        });
+        self.shard.subscribe(key, &Subscription::Topic(topic));
+        read
+    }
+
+    /// Applies the answer of a read.
+    pub(crate) fn read(&self, request: ReadRequest, range: StreamRange) {
+        self.hub.apply_read(&Topic::parse(TOPIC).unwrap(), request, Some(range));
+    }
+
+    /// Returns a number as a message that the store keeps, at a time after the start of the hub.
+    pub(crate) fn stored(&mut self, number: u64, offset: u64, previous: u64, ms: u64) -> Bytes {
+        self.stored_by(None, number, (offset, previous, ms))
+    }
+
+    /// Returns a message of a connection that is excluded from it.
+    pub(crate) fn stored_by(
+        &mut self,
+        excluded: Option<ConnectionKey>,
+        number: u64,
+        (offset, previous, ms): (u64, u64, u64),
+    ) -> Bytes {
+        let (topic, text, hub) = (Topic::parse(TOPIC).unwrap(), number.to_string(), Arc::clone(&self.hub));
+        let id = excluded.map(|key| Self::connection(key).client_id("n").unwrap());
+        let publisher = id.as_ref().zip(excluded).map(|(id, key)| Publisher {
+            id,
+            connection_id: Self::connection(key),
+            is_excluded: true,
+            shard: &mut self.shard,
+            once: None,
+            wants_reply: false,
+        });
+        hub.publish(&topic, RawJson::parse(&text).unwrap(), publisher, self.started, None).unwrap();
+        let append = self.driver.take_appends().pop().unwrap();
+        append.stored(StorePosition { epoch: EPOCH, offset }, previous, EPOCH + ms)
+    }
+
+    /// Handles a live message.
+    pub(crate) fn live(&self, message: &Bytes) {
+        let envelope = Envelope::parse(message).unwrap();
+        let mut publisher = self.hub.router.deferred_publisher();
+        self.hub.apply_stored(&mut publisher, ("n", &envelope.message), None, false);
+    }
+
+    /// Returns an answer of the store with messages. With `whole_to`, offsets have holes.
+    pub(crate) fn range(top: u64, messages: &[Bytes], whole_to: Option<u64>) -> StreamRange {
+        let topic = Topic::parse(TOPIC).unwrap();
+        let messages: Vec<_> =
+            messages.iter().map(|bytes| stored_envelope(bytes.clone(), &topic, EPOCH).unwrap()).collect();
+        let oldest = messages.first().map_or(top + 1, |first| first.offset());
+        StreamRange {
+            top: Some(StorePosition { epoch: EPOCH, offset: top }),
+            oldest,
+            time: EPOCH,
+            kept: messages.len() as u64,
+            messages,
+            is_cut: false,
+            whole: whole_to.map(|to| Whole { after: oldest - 1, to }),
+        }
+    }
+
+    /// Returns the frames that the worker delivers, each with its connection.
+    pub(crate) fn deliveries(&mut self) -> Vec<(ConnectionKey, Value)> {
+        let mut delivered = Vec::new();
+        let _ = self.shard.poll_deliver(&mut Context::from_waker(Waker::noop()), |key, delivery| {
+            let frame = delivery.frame.frame().as_bytes();
+            let text = String::from_utf8_lossy(frame);
+            let start = text.find(r#"{"type""#).unwrap();
+            delivered.push((key, serde_json::from_str(&text[start..]).unwrap()));
+            DeliveryFlow::Continue
+        });
+        delivered
+    }
+
+    /// Calls `call` with the requests of a `subscribe`.
+    pub(crate) fn with_requests<R>(text: &str, call: impl FnOnce(&[SubscribeRequest<'_>]) -> R) -> R {
+        match ClientMessage::parse(text).unwrap().command {
+            Command::Subscribe(request) => call(&[request]),
+            Command::SubscribeList { topics } => {
+                call(&topics.entries().filter_map(|entry| entry.request.ok()).collect::<Vec<_>>())
+            }
+            command => panic!("no subscribe: {command:?}"),
+        }
+    }
+}
