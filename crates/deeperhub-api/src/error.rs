@@ -70,6 +70,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_message", message).at(Some(field))
     }
 
+    /// Returns the error for an invalid topic, in a path or in a call of a batch.
+    pub(crate) fn invalid_topic(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_topic", message).at(Some("topic"))
+    }
+
     pub(crate) fn with_headers(mut self, headers: Headers) -> Self {
         self.headers = headers;
         self
@@ -186,7 +191,7 @@ impl From<MessageError<'_>> for ApiError {
 
 impl From<TopicError> for ApiError {
     fn from(error: TopicError) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "invalid_topic", error.to_string())
+        Self::invalid_topic(error.to_string())
     }
 }
 

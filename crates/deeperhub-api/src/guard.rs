@@ -127,7 +127,7 @@ fn check_path(path: &str) -> Result<(), ApiError> {
             let message =
                 "the path has a % without two hexadecimal digits after it; write a literal % as %25";
             return Err(if path.starts_with("/v1/topics/") {
-                ApiError::new(StatusCode::BAD_REQUEST, "invalid_topic", message)
+                ApiError::invalid_topic(message)
             } else {
                 ApiError::parameter("path", message)
             });

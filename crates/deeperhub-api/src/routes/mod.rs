@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use deeperhub_protocol::message::TraceContext;
 use serde::Serialize;
@@ -72,9 +72,7 @@ fn path_parameters(paths: PathParameters) -> Result<(String, String), ApiError> 
 
 /// Returns the only parameter of a path, a topic or pattern, percent-decoded.
 fn topic_parameter(path: PathParameter) -> Result<String, ApiError> {
-    path_parameter(path).map_err(|_| {
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_topic", "the percent-decoded topic is not UTF-8")
-    })
+    path_parameter(path).map_err(|_| ApiError::invalid_topic("the percent-decoded topic is not UTF-8"))
 }
 
 /// Returns the trace context of a request.
