@@ -121,7 +121,7 @@ impl Broker {
         identity: Option<&Identity>,
         flags: &[&str],
     ) -> Self {
-        Self::begin_with(engine, (flags, true), identity.cloned(), None)
+        Self::begin(engine, Settings { flags, identity, keeps_streams: true, ..Settings::default() })
     }
 
     /// Starts a server in a network namespace, on an address of that namespace.
@@ -154,7 +154,7 @@ impl Broker {
     /// Returns the ID of the process.
     #[allow(dead_code, reason = "only the main suite kills brokers from outside")]
     pub(crate) fn process_id(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// Kills the server without a clean shutdown.

@@ -50,6 +50,12 @@ impl BrokerProcess {
         self.address
     }
 
+    /// Returns the ID of the process.
+    #[allow(dead_code, reason = "only the whole-server tests kill brokers from outside")]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills the broker without a clean shutdown.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
