@@ -55,6 +55,8 @@ struct Open<'b> {
     topic: &'b str,
     rule: KeepingRule<'b>,
     names: Rc<StreamNames>,
+    /// Identity in the last attempt.
+    identity: String,
 }
 
 /// Result of an append.
@@ -147,17 +149,16 @@ impl Sender {
             // Appends and other messages keep their order on the way to the server. They are written
             // together.
             self.client.write(|out| {
-                let mut appends = open.iter().enumerate().peekable();
+                let mut appends = open.iter_mut().enumerate().peekable();
                 let mut stream: Option<(&Rc<StreamNames>, String)> = None;
                 for (place, outbound) in batch.iter().enumerate() {
                     if let Some((index, append)) = appends.next_if(|(_, append)| append.place == place) {
-                        let names = &append.names;
                         let name = match stream.take() {
-                            Some((of, name)) if Rc::ptr_eq(of, names) => name,
-                            _ => streams.store.stream(names),
+                            Some((of, name)) if Rc::ptr_eq(of, &append.names) => name,
+                            _ => streams.store.stream(&append.names),
                         };
                         let written = streams.append(out, &self.client, (index, append), &name);
-                        stream = Some((names, name));
+                        stream = Some((&append.names, name));
                         if let (Err(error), Some(answer)) = (written, answers.get_mut(index)) {
                             *answer = Some(Answer::Done(Err(error)));
                         }
@@ -235,7 +236,7 @@ impl Streams {
                 None => continue,
             };
             self.store.compare_epoch(&names, topic, target.known).await?;
-            open.push(Open { target, outbound, place, topic, rule, names });
+            open.push(Open { target, outbound, place, topic, rule, names, identity: String::new() });
         }
         Ok(open)
     }
@@ -269,13 +270,13 @@ impl Streams {
         &self,
         out: &mut Vec<u8>,
         client: &Client,
-        (index, append): (usize, &Open<'_>),
+        (index, append): (usize, &mut Open<'_>),
         stream: &str,
     ) -> Result<(), AppendError> {
-        let Open { target, outbound, topic, names, .. } = append;
-        let epoch = self.store.epoch_of(names, topic);
-        let identity = identity(target, outbound.envelope, topic, epoch);
-        let headers = [("Nats-Expected-Stream", stream), ("Nats-Msg-Id", &identity)];
+        let epoch = self.store.epoch_of(&append.names, append.topic);
+        append.identity = identity(append.target, append.outbound.envelope, append.topic, epoch);
+        let Open { outbound, topic, names, identity, .. } = append;
+        let headers = [("Nats-Expected-Stream", stream), ("Nats-Msg-Id", identity.as_str())];
         let max_payload = client.max_payload();
         if command::message_len(&headers, outbound.envelope) > max_payload {
             let bytes = outbound.envelope.len();
@@ -343,7 +344,7 @@ impl Streams {
     /// Returns the place of a message that the stream has.
     async fn appended(&self, append: &Open<'_>, ack: &Ack) -> Result<Appended, LinkError> {
         let Open { target, outbound, topic, .. } = append;
-        let position = self.store.position(&append.names, ack, topic);
+        let position = self.store.position(&append.names, ack, (topic, &append.identity));
         let own = stored_time(outbound.envelope).unwrap_or_else(unix_ms);
         if !ack.is_duplicate {
             return Ok(Appended { position, time: own, is_repeat: false });

@@ -12,6 +12,7 @@ use super::api::{Api, ApiError, Call, Exchanges, NAME_IN_USE, NOT_FOUND, OVERLAP
 use super::config;
 use super::known::{Mark, MessageTime, RuleStream};
 use super::names::StreamNames;
+use super::source::direct;
 use crate::broker::Shared;
 use crate::names::Names;
 use crate::store::{KeepingRule, unix_ms};
@@ -39,6 +40,8 @@ pub(crate) struct Store {
 pub(super) struct StreamInfo {
     pub(super) config: Value,
     pub(super) newest: u64,
+    /// Time of the message with the newest sequence; `None` if there was none yet.
+    newest_time: Option<MessageTime>,
     pub(super) created_ms: u64,
     /// Time of the server.
     pub(super) time_ms: u64,
@@ -54,10 +57,23 @@ impl StreamInfo {
         Some(Self {
             config: answer.get("config")?.clone(),
             newest: answer.pointer("/state/last_seq")?.as_u64()?,
+            newest_time: answer
+                .pointer("/state/last_ts")
+                .and_then(Value::as_str)
+                .filter(|text| super::time::parse_ms(text).is_some())
+                .map(MessageTime::new),
             created_ms: time("created").unwrap_or_default(),
             time_ms: time("ts").unwrap_or_else(unix_ms),
             is_level: replicas.is_none_or(|replicas| replicas.iter().all(is_level)),
         })
+    }
+
+    /// Notes the newest message. A stream that loses it gives its sequence to a message of another time.
+    pub(super) fn note(&self, known: &mut RuleStream) {
+        match self.newest_time {
+            Some(time) => known.see_message(self.newest, time),
+            None => known.see(self.newest),
+        }
     }
 
     fn number(&self, key: &str) -> u64 {
@@ -113,7 +129,7 @@ impl Store {
             let Some((epoch, info)) = info else { continue };
             self.load_marks(&names, epoch).await?;
             self.known(&names, |known| {
-                known.see(info.newest);
+                info.note(known);
                 known.checked_for = link;
                 known.wanted = (messages, age_ms);
                 known.max_messages = info.number("max_msgs_per_subject").max(1);
@@ -175,16 +191,16 @@ impl Store {
     /// Compares a stream with what the node knows, and with the settings of its rule. Returns `None`
     /// if it does not exist, or was deleted because it has lost messages.
     async fn compare(
-        &self,
+        &mut self,
         names: &StreamNames,
         epoch: u64,
         wanted: &Value,
     ) -> Result<Option<(u64, StreamInfo)>, ApiError> {
         let stream = names.stream(epoch);
         // Live messages that come after the look do not count.
-        let before = self.known(names, |known| (known.epoch, known.highest, known.last));
+        let before = self.known(names, |known| known.clone());
         let Some(mut info) = self.info(&stream).await? else { return Ok(None) };
-        if self.has_lost(&stream, epoch, before, info.newest).await? {
+        if self.has_lost(names, epoch, &before, info.newest).await? {
             self.delete(&stream).await?;
             return Ok(None);
         }
@@ -208,24 +224,40 @@ impl Store {
     /// Returns `true` if a stream lacks messages that the node knew before a look, which found this
     /// newest sequence.
     async fn has_lost(
-        &self,
-        stream: &str,
+        &mut self,
+        names: &StreamNames,
         epoch: u64,
-        (known_epoch, highest, last): (u64, u64, Option<(u64, MessageTime)>),
+        before: &RuleStream,
         newest: u64,
     ) -> Result<bool, ApiError> {
-        if known_epoch != epoch {
-            return Ok(known_epoch > epoch);
+        if before.epoch != epoch {
+            return Ok(before.epoch > epoch);
         }
-        if newest < highest {
+        if newest < before.highest {
             return Ok(true);
         }
-        let Some((sequence, time)) = last else { return Ok(false) };
-        let Some(message) = self.api.message(stream, sequence).await? else {
-            // The limits of the stream may have removed it.
-            return Ok(false);
+        let stream = names.stream(epoch);
+        let newest_got = before.last.map_or(0, |(sequence, _)| sequence);
+        // If the newest known message is there, so are those before it.
+        if let Some((sequence, identity)) = &before.last_append
+            && *sequence > newest_got
+            && let Some(message) = self.api.message(&stream, *sequence).await?
+        {
+            return Ok(header(&message, "Nats-Msg-Id") != Some(&**identity));
+        }
+        let Some((sequence, time)) = before.last else { return Ok(false) };
+        if let Some(message) = self.api.message(&stream, sequence).await? {
+            return Ok(header(&message, "Nats-Time-Stamp").is_some_and(|own| MessageTime::new(own) != time));
+        }
+        // The limits of the stream may have removed it, or the message that has taken its place. But
+        // no earlier sequence has a later time.
+        let request = json!({ "start_time": time.as_str(), "next_by_subj": names.all(), "batch": 1 });
+        let answer = self.exchanges.run(&[direct(&stream, request, true)]).await?.pop().unwrap_or_default();
+        let is_later = |message: &Message| {
+            let time_of = header(message, "Nats-Time-Stamp").map(MessageTime::new);
+            number(message, "Nats-Sequence").is_some_and(|first| first < sequence) && time_of != Some(time)
         };
-        Ok(header(&message, "Nats-Time-Stamp").is_some_and(|present| MessageTime::new(present) != time))
+        Ok(answer.first().is_some_and(is_later))
     }
 
     /// Deletes a stream, so that one with a larger epoch takes its place.

@@ -24,8 +24,10 @@ pub(crate) struct RuleStream {
     pub(crate) epoch: u64,
     /// The highest sequence that the node has seen.
     pub(crate) highest: u64,
-    /// Sequence and time of the newest message that the node has got. They identify it.
+    /// Sequence and time of the newest message that the node has got or looked at. They identify it.
     pub(crate) last: Option<(u64, MessageTime)>,
+    /// Sequence and identity of the newest message that the node has appended. Its time is not told.
+    pub(crate) last_append: Option<(u64, Box<str>)>,
     /// Marks of cleared topics: the epoch of the topic, and the sequence after which it holds.
     pub(crate) marks: HashMap<Box<str>, Mark>,
     /// Number of the connection for which the stream was compared with this; 0 for none.
@@ -49,6 +51,12 @@ impl MessageTime {
         let mut bytes = [0; 32];
         bytes.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
         Self(bytes)
+    }
+
+    /// Returns the time as the server wrote it.
+    pub(crate) fn as_str(&self) -> &str {
+        let len = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
+        std::str::from_utf8(&self.0[..len]).unwrap_or_default()
     }
 }
 
@@ -92,6 +100,14 @@ impl RuleStream {
         self.see(sequence);
         if self.last.as_ref().is_none_or(|(last, _)| *last < sequence) {
             self.last = Some((sequence, time));
+        }
+    }
+
+    /// Notes a message that the stream took from this node.
+    pub(crate) fn see_append(&mut self, sequence: u64, identity: &str) {
+        self.see(sequence);
+        if self.last_append.as_ref().is_none_or(|(last, _)| *last < sequence) {
+            self.last_append = Some((sequence, identity.into()));
         }
     }
 

@@ -267,7 +267,7 @@ impl Store {
         parsed: range::Answer,
     ) -> StreamRange {
         self.known(&source.names, |known| {
-            known.see(source.info.newest);
+            source.info.note(known);
             if let (Some((sequence, _)), Some(time)) = (brought.messages.last(), brought.time) {
                 known.see_message(*sequence, time);
             }

@@ -131,10 +131,15 @@ impl Store {
     }
 
     /// Notes the sequence of an append, and returns its position.
-    pub(crate) fn position(&self, names: &StreamNames, ack: &Ack, topic: &str) -> StorePosition {
+    pub(crate) fn position(
+        &self,
+        names: &StreamNames,
+        ack: &Ack,
+        (topic, identity): (&str, &str),
+    ) -> StorePosition {
         let prefix = &self.shared.config.prefix;
         let position = self.shared.jetstream.with_stream(prefix, &ack.stream, |known| {
-            known.see(ack.sequence);
+            known.see_append(ack.sequence, identity);
             known.position(topic, ack.sequence)
         });
         // A stream that has been replaced meanwhile.

@@ -26,6 +26,7 @@ impl Store {
         let (mut calls, mut called) = (Vec::new(), Vec::new());
         for (number, source) in sources.iter().enumerate() {
             let source = source.as_ref().map_err(Clone::clone)?;
+            self.known(&source.names, |known| source.info.note(known));
             let of_source = topics.iter().zip(&indices).filter(|(_, index)| **index == Some(number));
             let subjects: Vec<_> = of_source
                 .map(|(topic, _)| topic.as_str())

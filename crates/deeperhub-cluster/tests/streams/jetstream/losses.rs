@@ -1,10 +1,14 @@
 //! Streams that a server has lost, in whole or in part.
 
-use deeperhub_cluster::{ResetWhen, StorePosition, StreamStorage};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use deeperhub_cluster::{BrokerUrl, Config, ResetWhen, StorePosition, StreamLimits, StreamStorage};
 use serde_json::Value;
 
 use super::server::Server;
 use crate::node::{LIMITS, Node, Received, message, read, topic};
+use crate::proxy::Proxy;
 use crate::scenarios::{append_known, payloads, reset};
 use crate::store::Store;
 use crate::{eventually, wait};
@@ -100,6 +104,110 @@ fn a_server_that_lost_its_newest_messages_begins_a_larger_epoch() {
         assert_eq!(last, "6");
         assert!(others.iter().all(|other| overwrites && other.len() == 2), "{payloads:?}");
     }
+}
+
+/// Loses what the server has written since a copy. Another node gives the lost positions to messages
+/// of the topics `names`, before the node behind the proxy is back.
+fn rewrite(
+    server: &mut Server,
+    (node, proxy): (&Node, &Proxy),
+    copy: &Path,
+    (limits, names): (StreamLimits, &[&str]),
+) {
+    proxy.refuse(true);
+    server.kill();
+    node.wait_until_down();
+    server.replace_files(copy);
+    server.start_again();
+    let other = join(&server.url(), "rewriter", limits);
+    for (number, name) in (100..).zip(names) {
+        other.store(name, number);
+    }
+    proxy.refuse(false);
+    node.wait_until_up();
+}
+
+fn join(url: &str, name: &str, limits: StreamLimits) -> Node {
+    Node::join_with(Config::new(BrokerUrl::parse(url).unwrap()), name, &[(">", limits)])
+}
+
+fn store_each(node: &Node, name: &str, numbers: RangeInclusive<u64>) {
+    numbers.for_each(|number| {
+        node.store(name, number);
+    });
+}
+
+/// Copies what the server has stored, between two runs of it.
+fn copy_stopped(server: &mut Server, node: &Node) -> PathBuf {
+    server.kill();
+    node.wait_until_down();
+    let copy = server.copy_files();
+    server.start_again();
+    node.wait_until_up();
+    copy
+}
+
+/// The newest positions that a node knows are those of a topic that it does not follow: a look has
+/// told them, or the acknowledgements of its own messages.
+#[test]
+fn a_loss_shows_though_the_newest_known_messages_were_not_received() {
+    for is_own in [false, true] {
+        let Some(mut server) = Server::start() else { return };
+        let proxy = Proxy::start(server.address());
+        let node = Node::join(&proxy.url("nats"), "a");
+        node.follow("t");
+        let before = node.store("t", 1);
+        node.receive(1);
+        let copy = copy_stopped(&mut server, &node);
+        if is_own {
+            store_each(&node, "u", 2..=5);
+        } else {
+            let other = Node::join(&server.url(), "b");
+            store_each(&other, "u", 2..=5);
+            let top = node.read(read("t", Some(before), 9)).top;
+            assert_eq!(top, Some(StorePosition { offset: 5, ..before }));
+        }
+        rewrite(&mut server, (&node, &proxy), &copy, (LIMITS, &["t"; 6]));
+        let after = node.store("t", 6);
+        assert!(after.epoch > before.epoch, "{is_own}: {before:?} {after:?}");
+    }
+}
+
+#[test]
+fn a_loss_shows_though_limits_have_removed_what_took_the_newest_known_position() {
+    let Some(mut server) = Server::start() else { return };
+    let limits = StreamLimits { messages: 2, ..LIMITS };
+    let proxy = Proxy::start(server.address());
+    let node = join(&proxy.url("nats"), "a", limits);
+    node.follow("t");
+    let before = node.store("t", 1);
+    let copy = copy_stopped(&mut server, &node);
+    store_each(&node, "t", 2..=5);
+    node.receive(5);
+    rewrite(&mut server, (&node, &proxy), &copy, (limits, &["u", "v", "v", "v", "v", "v", "v"]));
+    let after = node.store("t", 6);
+    assert!(after.epoch > before.epoch, "{before:?} {after:?}");
+}
+
+/// The limits have removed the newest message that the node knows, and nothing was lost.
+#[test]
+fn a_stream_that_removed_a_known_message_goes_on() {
+    let Some(server) = Server::start() else { return };
+    let limits = StreamLimits { messages: 2, ..LIMITS };
+    let proxy = Proxy::start(server.address());
+    let node = join(&proxy.url("nats"), "a", limits);
+    node.follow("t");
+    let before = node.store("t", 1);
+    node.store("u", 2);
+    node.store("t", 3);
+    proxy.refuse(true);
+    proxy.cut_clients();
+    node.wait_until_down();
+    let other = join(&server.url(), "b", limits);
+    store_each(&other, "t", 4..=8);
+    proxy.refuse(false);
+    node.wait_until_up();
+    assert_eq!(node.store("t", 9), StorePosition { offset: 9, ..before });
 }
 
 #[test]
