@@ -21,8 +21,23 @@ impl Pair {
         let link = Proxy::start(primary.address);
         let port = link.address.port().to_string();
         let replica = Broker::start_with(Engine::Redis, &["--replicaof", "127.0.0.1", &port]);
-        eventually("the replica", async || primary.redis_lines("WAIT 1 100") == [":1"]).await;
-        Self { primary, replica, link }
+        let pair = Self { primary, replica, link };
+        pair.wait_until_replicated().await;
+        pair
+    }
+
+    /// Waits until the replica has all that the primary has. `WAIT` would not do: it looks at the
+    /// writes of its own connection.
+    async fn wait_until_replicated(&self) {
+        let is_replicated = || {
+            let lines = self.primary.redis_lines("INFO replication");
+            let of_primary = lines.iter().find_map(|line| line.strip_prefix("master_repl_offset:"));
+            let replica = lines.iter().find(|line| line.starts_with("slave0:"));
+            let of_replica =
+                replica.and_then(|line| line.split(',').find_map(|field| field.strip_prefix("offset=")));
+            of_primary.is_some() && of_primary == of_replica
+        };
+        eventually("the replica", async || block_in_place(is_replicated)).await;
     }
 
     fn url(&self) -> String {
@@ -45,12 +60,10 @@ async fn a_replica_with_all_messages_takes_over_without_a_loss() {
     let nodes: [Server; 2] = nodes(&pair.url(), RULE).await;
     let trial = Trial::of("kept.1", &nodes).await;
     trial.run_for(200).await;
-    block_in_place(|| {
-        // The primary takes no more messages until the replica has all of them.
-        assert_eq!(pair.primary.redis_lines("CLIENT PAUSE 60000 WRITE"), ["+OK"]);
-        assert_eq!(pair.primary.redis_lines("WAIT 1 20000"), [":1"]);
-        pair.fail_over();
-    });
+    // The primary takes no more messages until the replica has all of them.
+    block_in_place(|| assert_eq!(pair.primary.redis_lines("CLIENT PAUSE 60000 WRITE"), ["+OK"]));
+    pair.wait_until_replicated().await;
+    block_in_place(|| pair.fail_over());
     trial.run_for(200).await;
     trial.finish(&nodes[0]).await.check_lossless();
 }
@@ -88,7 +101,7 @@ async fn give_offsets_again(lost: u64, new: u64) {
     let mut client = Client::connect(&publisher).await;
     let (mut reader, _) = subscriber(&follower, json!({"topic": "kept.1"})).await;
     publish_range(&mut client, "kept.1", 0..10).await;
-    eventually("the replica", async || pair.primary.redis_lines("WAIT 1 100") == [":1"]).await;
+    pair.wait_until_replicated().await;
     pair.link.cut();
     publish_range(&mut client, "kept.1", 10..10 + lost).await;
     for number in 0..10 + lost {
@@ -151,7 +164,7 @@ async fn a_client_of_a_lost_message_is_told_although_nobody_followed_its_topic()
     let mut client = Client::connect(&publishing).await;
     let (mut reader, _) = subscriber(&reading, json!({"topic": "kept.1"})).await;
     publish_range(&mut client, "kept.1", 0..10).await;
-    eventually("the replica", async || pair.primary.redis_lines("WAIT 1 100") == [":1"]).await;
+    pair.wait_until_replicated().await;
     pair.link.cut();
     publish_range(&mut client, "kept.1", 10..15).await;
     let mut positions = Vec::new();

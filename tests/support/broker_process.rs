@@ -77,8 +77,7 @@ impl BrokerProcess {
 
     /// Sends a signal by its name, such as `STOP`.
     pub(crate) fn signal(&self, name: &str) {
-        let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.child.id())).status();
-        assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name}");
+        send_signal(self.child.id(), name);
     }
 
     /// Waits until the broker accepts connections. Returns `false` if it has exited.
@@ -105,4 +104,26 @@ impl Drop for BrokerProcess {
 
 fn spawn(command: &mut Command) -> Child {
     command.spawn().unwrap_or_else(|error| panic!("{command:?} did not start: {error}"))
+}
+
+/// Sends a signal to a process by its name. After `STOP`, returns when all threads have stopped: one
+/// of them must run to stop the others, which takes a while on a busy machine.
+pub(crate) fn send_signal(process: u32, name: &str) {
+    let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {process}")).status();
+    assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name} to {process}");
+    let deadline = Instant::now() + WAIT_TIMEOUT;
+    while name == "STOP" && !is_stopped(process) {
+        assert!(Instant::now() < deadline, "{process} did not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Returns `true` if no thread of a process runs.
+fn is_stopped(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("a process has threads");
+    threads.flatten().all(|thread| {
+        // The state follows the name, which stands in parentheses. A thread may have ended meanwhile.
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['T', 'Z', 'X']))
+    })
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::broker_process::send_signal;
 use super::{WAIT_TIMEOUT, text};
 
 /// A finished program.
@@ -389,9 +390,7 @@ impl Running {
     }
 
     fn signal(&self, name: &str) {
-        let id = self.child.id();
-        let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {id}")).status();
-        assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name} to {id}");
+        send_signal(self.child.id(), name);
     }
 
     fn wait(&mut self) -> ExitStatus {
