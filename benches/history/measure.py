@@ -3,90 +3,182 @@
 latency of others while some subscribers never read.
 
     cargo build --release
-    benches/history/measure.py [--rounds N] [--duration TIME] [--rows cpu,slow] [PROGRAM...]
+    benches/history/measure.py [--rounds N] [--slice SECONDS] [--duration TIME] [--rows cpu,fanout,slow] [PROGRAM...]
 
-Needs Python without packages and two cores: the server runs on the first, the load on the second. The cases of a row
-and the programs (target/release/deeperhub-ws) alternate, and each run has a server of its own. Prints medians of the
-rounds, and the median and the range of the ratios within a round. The machine should have no other load.
+Needs Python without packages and two cores: the servers run on the first, the loads on the second. The cases of a row
+and the programs (target/release/deeperhub-ws) alternate. The machine should have no other load.
 
 cpu: one subscriber on each of 1,000 topics, 16 publishers, 128 B.
+fanout: 1,000 subscribers of one topic, one message in flight, 128 B.
 slow: 1,000 messages of 1 KiB a second to 100 subscribers of one topic, without slow readers and with ten.
+
+In the first two rows, each case has a server and a load that stay. A round continues one load after the other for a
+slice of time, and stops it again, so the cases of a round see the same state of the machine. A slice yields the CPU
+time of the server's threads, divided by the messages that it sent. Prints medians of the rounds, and the median and the
+quartiles of the ratios within a round. The first case also comes last once more: its ratio shows the error.
+
+In the last row, each run has a server of its own. Prints medians, and the median and the range of the ratios.
 """
 
 import argparse
 import json
+import os
 import re
+import signal
 import statistics
 import subprocess
+import time
+import urllib.request
 
 TOPICS = ["topics", "--subscribers", "1000", "--topics", "1000", "--publishers", "16", "--in-flight", "16"]
+FANOUT = ["fanout", "--subscribers", "1000", "--in-flight", "1"]
 RATE = ["--subscribers", "100", "--rate", "1000", "--size", "1024"]
 KEEPS_ALL = "bench.>: history=30000 history_bytes=64MiB"
 
+# Rules of the cases with slices. The first case is the base of the ratios.
+RULES = {"no rule": None, "history=10": "bench.>: history=10", "history=100": "bench.>: history=100"}
+SLICED = {
+    "cpu": (TOPICS, {**RULES, "history=1": "bench.>: history=1", "no rule again": None}),
+    "fanout": (FANOUT, {**RULES, "no rule again": None}),
+}
+
 # Cases with the rule of the server and the arguments of the load. The first one is the base of the ratios.
-CASES = {
-    "cpu": {
-        "no rule": (None, TOPICS),
-        "history=10": ("bench.>: history=10", TOPICS),
-        "history=100": ("bench.>: history=100", TOPICS),
-    },
+WHOLE = {
     "slow": {
         "no slow readers": (KEEPS_ALL, ["fanout", *RATE]),
         "10 slow readers": (KEEPS_ALL, ["slow", "--slow-readers", "10", *RATE]),
     },
 }
 
+# Time in which a load connects and fills the histories, and time in which a server finishes what a stopped load sent.
+WARM_UP_SECONDS = 4
+SETTLE_SECONDS = 0.03
 
-def run(program, rule, load, duration):
-    """Runs a server and a load. Returns the report of the load."""
-    flags = ["--host", "127.0.0.1", "--port", "0", "--api-listen", "off", "--workers", "1", "--rate-limit", "0"]
-    flags += ["--max-connections", "19000"] + (["--topic", rule] if rule else [])
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    server = subprocess.Popen(["taskset", "-c", "0", program, *flags], **pipes)
+
+class Server:
+    """A server on the first core."""
+
+    def __init__(self, program, rule):
+        flags = ["--host", "127.0.0.1", "--port", "0", "--api-listen", "127.0.0.1:0", "--workers", "1"]
+        flags += ["--rate-limit", "0", "--max-connections", "9000", "--ping-interval", "600s"]
+        flags += ["--topic", rule] if rule else []
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        self.process = subprocess.Popen(["taskset", "-c", "0", program, *flags], **pipes)
+        self.program = program
+        line = self.process.stdout.readline()
+        addresses = re.search(r"(ws://[\d.]+:\d+).*API (http://[^)]+)", line)
+        if not addresses:
+            raise SystemExit(f"{program} has not started")
+        self.url, self.api = addresses.groups()
+
+    def load(self, arguments):
+        """Returns the command of a load on the second core."""
+        return ["taskset", "-c", "1", self.program, "bench", *arguments, "--url", self.url + "/", "--json"]
+
+    def counts(self):
+        """Returns the CPU microseconds of all threads, and the number of messages sent."""
+        tasks = f"/proc/{self.process.pid}/task"
+        nanoseconds = 0
+        for task in os.listdir(tasks):
+            with open(f"{tasks}/{task}/schedstat", encoding="ascii") as file:
+                nanoseconds += int(file.read().split()[0])
+        with urllib.request.urlopen(self.api + "/metrics") as response:
+            metrics = response.read().decode()
+        sent = re.findall(r"^deeperhub_messages_sent_total\S* (\S+)", metrics, re.MULTILINE)
+        return nanoseconds / 1000, sum(float(value) for value in sent)
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+class SlicedCase:
+    """A server with a load that runs in slices."""
+
+    def __init__(self, program, rule, load):
+        self.server = Server(program, rule)
+        command = self.server.load([*load, "--duration", "24h"])
+        self.load = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(WARM_UP_SECONDS)
+        self.load.send_signal(signal.SIGSTOP)
+
+    def slice(self, seconds):
+        """Runs the load for some time. Returns the CPU microseconds of the server per message."""
+        before = self.server.counts()
+        self.load.send_signal(signal.SIGCONT)
+        time.sleep(seconds)
+        self.load.send_signal(signal.SIGSTOP)
+        time.sleep(SETTLE_SECONDS)
+        after = self.server.counts()
+        if after[1] == before[1]:
+            raise SystemExit("a load has sent nothing")
+        return (after[0] - before[0]) / (after[1] - before[1])
+
+    def end(self):
+        self.load.kill()
+        self.load.wait()
+        self.server.end()
+
+
+def alternate(keys, rounds, measure):
+    """Measures all keys in each round, each time from another one on. Returns the values of each key."""
+    values = {key: [] for key in keys}
+    for index in range(rounds):
+        first = index % len(keys)
+        for key in keys[first:] + keys[:first]:
+            values[key].append(measure(key))
+    return values
+
+
+def measure_slices(row, args):
+    load, rules = SLICED[row]
+    keys = [(program, name) for program in args.programs for name in rules]
+    cases = {}
     try:
-        address = None
-        while address is None:
-            line = server.stdout.readline()
-            if not line:
-                raise SystemExit(f"{program} has not started")
-            address = re.search(r"ws://[\d.]+:\d+", line)
-        target = ["--url", address.group(0) + "/", "--server-pid", str(server.pid), "--duration", duration]
-        command = ["taskset", "-c", "1", program, "bench", *load, *target, "--json"]
-        return json.loads(subprocess.run(command, check=True, **pipes).stdout)
+        for program, name in keys:
+            cases[program, name] = SlicedCase(program, rules[name], load)
+        return alternate(keys, args.rounds, lambda key: cases[key].slice(args.slice))
     finally:
-        server.kill()
-        server.wait()
+        for case in cases.values():
+            case.end()
 
 
-def value(row, report):
-    """Returns microseconds: CPU time of the server per delivery, or the 99th percentile of the latency."""
-    if row == "cpu":
-        return report["server"]["cpu_microseconds_per_message"]
-    return report["messages"]["latency_microseconds"]["p99"]
+def measure_whole(row, args):
+    def p99(key):
+        program, name = key
+        rule, load = WHOLE[row][name]
+        server = Server(program, rule)
+        try:
+            command = server.load([*load, "--duration", args.duration])
+            report = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            return json.loads(report.stdout)["messages"]["latency_microseconds"]["p99"]
+        finally:
+            server.end()
+
+    keys = [(program, name) for program in args.programs for name in WHOLE[row]]
+    return alternate(keys, args.rounds, p99)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--slice", type=float, default=0.4)
     parser.add_argument("--duration", default="3s")
-    parser.add_argument("--rows", default="cpu,slow")
+    parser.add_argument("--rows", default="cpu,fanout,slow")
     parser.add_argument("programs", nargs="*", default=["target/release/deeperhub-ws"])
     args = parser.parse_args()
     for row in args.rows.split(","):
-        cases = CASES[row]
-        values = {(program, name): [] for program in args.programs for name in cases}
-        for index in range(args.rounds):
-            order = list(values)
-            first = index % len(order)
-            for program, name in order[first:] + order[:first]:
-                rule, load = cases[name]
-                values[program, name].append(value(row, run(program, rule, load, args.duration)))
-        print(f"{row}, {args.rounds} rounds, median in microseconds and ratio to the first case")
+        is_sliced = row in SLICED
+        values = measure_slices(row, args) if is_sliced else measure_whole(row, args)
+        spread = "quartiles" if is_sliced else "range"
+        print(f"{row}, {args.rounds} rounds, median in microseconds, and median and {spread} of the ratio to the first")
         for (program, name), found in values.items():
-            base = values[program, next(iter(cases))]
-            ratios = [one / other for one, other in zip(found, base)]
-            spread = f"{statistics.median(ratios):.3f} [{min(ratios):.2f}-{max(ratios):.2f}]"
-            print(f"  {program} {name}: {statistics.median(found):.2f}, {spread}")
+            base = values[program, next(iter(values))[1]]
+            ratios = sorted(one / other for one, other in zip(found, base))
+            ends = (len(ratios) // 4, 3 * len(ratios) // 4) if is_sliced else (0, -1)
+            low, high = (ratios[end] for end in ends)
+            ratio = f"{statistics.median(ratios):.3f} [{low:.3f}-{high:.3f}]"
+            print(f"  {program} {name}: {statistics.median(found):.2f}, {ratio}")
 
 
 if __name__ == "__main__":

@@ -185,6 +185,12 @@ impl Budget {
         self.bytes().saturating_sub(self.limit_bytes())
     }
 
+    /// Returns `true` if the limit holds after so many bytes were added and others left.
+    #[inline]
+    pub(crate) fn has_room_for(&self, added: u64, freed: u64) -> bool {
+        self.bytes().saturating_add(added) <= self.limit_bytes().saturating_add(freed)
+    }
+
     /// Returns what a rule's streams use; `None` if there is no such rule.
     #[must_use]
     pub fn usage(&self, rule: RuleId) -> Option<RuleUsage> {
@@ -218,6 +224,7 @@ impl Budget {
     }
 
     /// Counts bytes that were added to a rule's streams, and bytes that left them.
+    #[inline]
     pub(crate) fn adjust(&self, rule: RuleId, added: u64, freed: u64) {
         let Some(usage) = self.usage.get(rule.index()) else { return };
         // A ring of steady length adds what it frees, and then touches no shared counter.

@@ -41,59 +41,72 @@ impl fmt::Display for EvictionReason {
     }
 }
 
-/// Buffer for the messages that leave a history.
+/// Messages that leave a history.
 ///
 /// Freeing a message can take longer than evicting it. Callers that hold a lock therefore collect
-/// the messages here and call [`Evicted::clear`] after they released the lock. The buffer can be
-/// used again. It grows by what one call evicts, so clear it after each call.
+/// the messages here, and drop them or call [`Evicted::clear`] after they released the lock.
+///
+/// Most calls evict one message: an append to a full history. It needs no allocation.
 #[derive(Debug)]
 pub struct Evicted<M> {
-    messages: Vec<M>,
-    counts: [u64; EvictionReason::ALL.len()],
+    first: Option<(M, EvictionReason)>,
+    others: Vec<(M, EvictionReason)>,
 }
 
-/// Capacity that a buffer keeps when it is cleared, in messages.
+/// Capacity that is kept when the messages are cleared, in messages.
 const KEPT_CAPACITY: usize = 1024;
 
 impl<M> Evicted<M> {
-    /// Creates an empty buffer.
+    /// Creates an empty collection.
+    #[inline]
     #[must_use]
     pub const fn new() -> Self {
-        Self { messages: Vec::new(), counts: [0; EvictionReason::ALL.len()] }
+        Self { first: None, others: Vec::new() }
     }
 
     /// Returns the messages in the order of their eviction.
-    #[must_use]
-    pub fn messages(&self) -> &[M] {
-        &self.messages
+    pub fn messages(&self) -> impl Iterator<Item = &M> {
+        self.iter().map(|(message, _)| message)
     }
 
-    /// Returns the number of evictions for a reason since the last [`Evicted::clear`].
+    /// Returns the number of messages that were evicted for a reason.
     #[must_use]
-    pub const fn count(&self, reason: EvictionReason) -> u64 {
-        self.counts[reason as usize]
+    pub fn count(&self, reason: EvictionReason) -> u64 {
+        self.iter().filter(|(_, other)| *other == reason).count() as u64
+    }
+
+    /// Returns the messages with their reasons, in the order of their eviction.
+    #[inline]
+    pub fn iter(&self) -> impl Iterator<Item = &(M, EvictionReason)> {
+        self.first.iter().chain(&self.others)
     }
 
     /// Returns `true` if there are no messages.
+    #[inline]
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.messages.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.first.is_none()
     }
 
-    /// Drops the messages and resets the counts.
+    /// Drops the messages.
     pub fn clear(&mut self) {
-        self.messages.clear();
-        self.messages.shrink_to(KEPT_CAPACITY);
-        self.counts = [0; EvictionReason::ALL.len()];
+        self.first = None;
+        self.others.clear();
+        self.others.shrink_to(KEPT_CAPACITY);
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, message: M, reason: EvictionReason) {
-        self.messages.push(message);
-        self.counts[reason as usize] += 1;
+        if self.first.is_none() {
+            self.first = Some((message, reason));
+        } else {
+            self.others.push((message, reason));
+        }
     }
 }
 
 impl<M> Default for Evicted<M> {
+    #[inline]
     fn default() -> Self {
         Self::new()
     }

@@ -79,16 +79,24 @@ impl<M> Ring<M> {
 
     /// Adds the newest message. Times never decrease, so a clock that steps back cannot make a
     /// message expire before an older one.
+    #[inline]
     pub(crate) fn push(&mut self, message: M, bytes: u32, now: Seconds) {
         let at = self.slots.back().map_or(now, |newest| newest.at.max(now));
         self.slots.push_back(Slot { message, at, bytes });
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Removes the oldest message.
-    pub(crate) fn pop(&mut self) -> Option<Slot<M>> {
+    /// Removes the oldest message, and keeps the memory of its slot.
+    #[inline]
+    pub(crate) fn take_oldest(&mut self) -> Option<Slot<M>> {
         let slot = self.slots.pop_front()?;
         self.bytes = self.bytes.saturating_sub(slot.bytes);
+        Some(slot)
+    }
+
+    /// Removes the oldest message.
+    pub(crate) fn pop(&mut self) -> Option<Slot<M>> {
+        let slot = self.take_oldest()?;
         let (len, capacity) = (self.slots.len(), self.slots.capacity());
         if len == 0 {
             self.slots = VecDeque::new();

@@ -275,6 +275,13 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
         InboxPosition(self.shared.inboxes[usize::from(shard.0)].last_sequence())
     }
 
+    /// Returns the number of shards.
+    #[inline]
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.shared.inboxes.len()
+    }
+
     /// Returns `true` if any inbox is over its soft limit.
     #[must_use]
     pub fn is_congested(&self) -> bool {

@@ -2,11 +2,12 @@
 
 use std::convert::Infallible;
 
-use super::{Appended, MAX_EVICTED_PER_APPEND, StreamId, StreamTable};
+use super::{Appended, MAX_EVICTED_PER_APPEND, StreamId, StreamTable, live_entry};
 use crate::evicted::{Evicted, EvictionReason};
 use crate::mirror::StoredMessage;
-use crate::policy::Retention;
+use crate::policy::Policy;
 use crate::ring::Slot;
+use crate::rules::Rule;
 use crate::seconds::Seconds;
 use crate::stream::Stream;
 use deeperhub_types::Epoch;
@@ -30,15 +31,15 @@ impl<M, N> StreamTable<M, N> {
         evicted: &mut Evicted<M>,
         seal: impl FnOnce(Epoch, u64) -> (M, usize),
     ) -> Option<Appended> {
-        let seal = |epoch, offset, _: &Retention| Ok::<_, Infallible>(seal(epoch, offset));
+        let seal = |epoch, offset, _: &Policy| Ok::<_, Infallible>(seal(epoch, offset));
         match self.try_append(id, now, evicted, seal) {
             Ok(appended) => appended,
         }
     }
 
     /// Appends a message, like [`Self::append`], unless `seal` fails. It then changes nothing, and
-    /// the offset is given to another message. `seal` also gets the bounds of the stream: a message
-    /// that exceeds them is not kept.
+    /// the offset is given to another message. `seal` also gets the policy of the stream: a message
+    /// that exceeds its bounds is not kept.
     ///
     /// # Errors
     /// Returns the error of `seal`.
@@ -47,7 +48,7 @@ impl<M, N> StreamTable<M, N> {
         id: StreamId,
         now: Seconds,
         evicted: &mut Evicted<M>,
-        seal: impl FnOnce(Epoch, u64, &Retention) -> Result<(M, usize), E>,
+        seal: impl FnOnce(Epoch, u64, &Policy) -> Result<(M, usize), E>,
     ) -> Result<Option<Appended>, E> {
         let next = |stream: &Stream<M>| Some(stream.newest() + 1);
         self.append_with(id, now, evicted, next, seal, |stream, message, kept, offset| match kept {
@@ -77,7 +78,7 @@ impl<M, N> StreamTable<M, N> {
     ) -> Option<Appended> {
         let StoredMessage { offset, message, bytes, at, .. } = stored;
         let given = |stream: &Stream<M>| (offset > stream.newest()).then_some(offset);
-        let seal = |_, _, _: &Retention| Ok::<_, Infallible>((message, bytes));
+        let seal = |_, _, _: &Policy| Ok::<_, Infallible>((message, bytes));
         let push = |stream: &mut Stream<M>, message, kept, offset| match kept {
             Some(bytes) => {
                 stream.push_at(message, bytes, at, offset);
@@ -102,21 +103,36 @@ impl<M, N> StreamTable<M, N> {
         now: Seconds,
         evicted: &mut Evicted<M>,
         offset_of: impl FnOnce(&Stream<M>) -> Option<u64>,
-        seal: impl FnOnce(Epoch, u64, &Retention) -> Result<(M, usize), E>,
+        seal: impl FnOnce(Epoch, u64, &Policy) -> Result<(M, usize), E>,
         push: impl FnOnce(&mut Stream<M>, M, Option<u32>, u64) -> Option<M>,
     ) -> Result<Option<Appended>, E> {
-        let Some(bounds) = self.entry(id).and_then(|entry| Some(self.policy(entry.rule)?.retention())) else {
-            return Ok(None);
-        };
-        let Some(entry) = self.entries[id.index as usize].as_mut() else { return Ok(None) };
+        let Some(entry) = live_entry(&mut self.entries, id) else { return Ok(None) };
         let rule = entry.rule;
+        let Some(policy) = self.budget.rules().get(rule).map(Rule::policy) else { return Ok(None) };
+        let bounds = policy.retention();
         let stream = &mut entry.stream;
-        let overhead = self.budget.message_overhead();
         let epoch = stream.epoch();
         let Some(offset) = offset_of(stream) else { return Ok(None) };
-        let (before, messages) = (stream.charge(overhead), stream.len());
-        let (message, bytes) = seal(epoch, offset, &bounds)?;
+        let (message, bytes) = seal(epoch, offset, policy)?;
         entry.touched = now;
+        // Most messages take the place of the oldest one in a full history. Then nothing else can
+        // change: the stream stays in its queues, no message of the rule has expired, and the budget
+        // has room for the difference.
+        if let Some((kept, freed)) = stream.fits_for_oldest(&bounds, bytes)
+            && entry.queued.by_age
+            && (entry.is_followed || entry.queued.idle)
+            && !self.queues[rule.index()].has_expired(bounds.ttl_seconds, now)
+            && self.budget.has_room_for(kept.into(), freed.into())
+        {
+            if let Some(slot) = stream.take_oldest() {
+                evicted.push(slot.message, EvictionReason::Messages);
+            }
+            push(stream, message, Some(kept), offset);
+            self.budget.adjust(rule, kept.into(), freed.into());
+            return Ok(Some(Appended { epoch, offset, is_over_budget: false }));
+        }
+        let overhead = self.budget.message_overhead();
+        let (before, messages) = (stream.charge(overhead), stream.len());
         let kept = stream.make_room(&bounds, bytes, now, evicted);
         let freed = before - stream.charge(overhead);
         self.messages -= (messages - stream.len()) as u64;

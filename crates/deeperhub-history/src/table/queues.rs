@@ -91,9 +91,7 @@ impl<M, N> StreamTable<M, N> {
         evicted: &mut Evicted<M>,
     ) -> usize {
         let Some(ttl) = self.policy(rule).map(|policy| policy.retention().ttl_seconds) else { return 0 };
-        let Some(newest_expired) = now.get().checked_sub(ttl.saturating_add(1)).map(Seconds::new) else {
-            return 0;
-        };
+        let Some(newest_expired) = newest_expired(ttl, now) else { return 0 };
         let mut count = 0;
         while count < max
             && self.queues[rule.index()].by_age.may_have(newest_expired)
@@ -192,6 +190,12 @@ impl<M, N> StreamTable<M, N> {
 }
 
 impl RuleQueues {
+    /// Returns `true` if a message of the rule may have expired.
+    #[inline]
+    pub(super) fn has_expired(&self, ttl_seconds: u32, now: Seconds) -> bool {
+        newest_expired(ttl_seconds, now).is_some_and(|newest| self.by_age.may_have(newest))
+    }
+
     pub(super) fn for_rules(budget: &Budget) -> Vec<Self> {
         let empty = |_| Self {
             by_age: TimeQueue::new(),
@@ -201,4 +205,10 @@ impl RuleQueues {
         };
         budget.rules().iter().map(empty).collect()
     }
+}
+
+/// Returns the time at and before which messages have expired.
+#[inline]
+fn newest_expired(ttl_seconds: u32, now: Seconds) -> Option<Seconds> {
+    now.get().checked_sub(ttl_seconds.saturating_add(1)).map(Seconds::new)
 }

@@ -49,7 +49,8 @@ fn a_message_gets_its_epoch_and_offset_before_it_is_kept() {
         assert_eq!(sealed, Some((appended.epoch, appended.offset)));
         assert_eq!((appended.offset, appended.is_over_budget), (expected, false));
     }
-    assert_eq!((kept(&table, id), evicted.messages()), (vec![2, 3], &[1][..]));
+    assert_eq!(kept(&table, id), [2, 3]);
+    assert!(evicted.messages().eq(&[1]));
     assert_eq!(
         (table.len(), table.messages(), table.name(id), table.rule(id)),
         (1, 2, Some(&7), Some(rule(0)))
@@ -167,6 +168,42 @@ fn expired_messages_leave_in_bounded_sweeps_and_with_appends() {
     // A look at the stream itself finds none of them.
     assert!(table.current(one, at(11), &mut evicted).is_some_and(Stream::is_empty));
     assert_eq!((table.messages(), table.budget().bytes()), (1, 100));
+}
+
+#[test]
+fn a_message_of_a_full_history_takes_the_place_of_the_oldest() {
+    for history in [1, 2, 7] {
+        let rule = format!("a.>: history={history} ttl=10s");
+        let shared = budget(&[&rule], BudgetLimits::default());
+        let mut table = Table::new(Arc::clone(&shared));
+        let (full, other) = (open(&mut table, 0, 0, 0).id, open(&mut table, 0, 1, 0).id);
+        let mut evicted = Evicted::new();
+        for id in [full, other] {
+            (0..history).for_each(|_| _ = append(&mut table, id, 0, &mut evicted));
+        }
+        let heap_bytes = table.heap_bytes();
+        for number in 1..=100_u64 {
+            let append = |_, offset| (offset, 100 + number as usize % 3);
+            table.append(full, at(10), &mut evicted, append).unwrap();
+            assert_eq!((table.messages(), evicted.len() as u64), (2 * history, number));
+        }
+        assert!(evicted.iter().copied().eq((1..=100).map(|offset| (offset, EvictionReason::Messages))));
+        assert_eq!(table.heap_bytes(), heap_bytes);
+        let bytes: u64 = (0..history).map(|back| 132 + (100 - back) % 3).sum();
+        assert_eq!(shared.bytes(), bytes + 100 * history);
+        // The other stream's messages have expired meanwhile.
+        evicted.clear();
+        let expired = history.min(4);
+        append(&mut table, full, 11, &mut evicted);
+        assert_eq!(
+            (evicted.count(EvictionReason::Messages), evicted.count(EvictionReason::Age)),
+            (1, expired)
+        );
+        assert_eq!(
+            (kept(&table, full).len(), kept(&table, other).len() as u64),
+            (history as usize, history - expired)
+        );
+    }
 }
 
 #[test]
@@ -538,7 +575,7 @@ impl Model {
             Step::Sweep { table, max } => {
                 let before = self.usages();
                 let swept = self.tables[table].sweep(at(self.now), max, &mut self.evicted);
-                assert!(self.evicted.messages().len() + swept.removed.len() <= max);
+                assert!(self.evicted.messages().count() + swept.removed.len() <= max);
                 if self.evicted.count(EvictionReason::Age) == 0 {
                     self.check_shares(&before, None);
                 }
@@ -615,7 +652,7 @@ impl Model {
             message.is_kept = false;
         }
         let counted: u64 = EvictionReason::ALL.iter().map(|reason| self.evicted.count(*reason)).sum();
-        assert_eq!(counted, self.evicted.messages().len() as u64);
+        assert_eq!(counted, self.evicted.messages().count() as u64);
         self.evicted.clear();
     }
 
@@ -696,8 +733,8 @@ fn a_failed_append_changes_nothing() {
     (0..2).for_each(|_| _ = append(&mut table, id, 1, &mut evicted));
     let before = (kept(&table, id), table.messages(), shared.bytes());
     for _ in 0..2 {
-        let failed = table.try_append(id, at(2), &mut evicted, |_, offset, bounds| {
-            assert_eq!((offset, bounds.messages), (3, 2));
+        let failed = table.try_append(id, at(2), &mut evicted, |_, offset, policy| {
+            assert_eq!((offset, policy.history()), (3, 2));
             Err::<(u64, usize), _>("full")
         });
         assert_eq!(failed, Err("full"));

@@ -249,11 +249,12 @@ impl Hub {
                 let published = Published { subscribers: queued.subscribers, congested, steps: 0 };
                 return Ok((published, Kept::InCluster(queued.number)));
             }
+            let (now, time) = self.streams.clock.seconds_and_unix_ms(published_at);
             let message = StreamMessage {
                 topic: topic.as_str(),
                 message,
                 from,
-                time: self.streams.clock.unix_ms(published_at),
+                time,
                 traceparent: trace.traceparent.as_deref(),
                 tracestate: trace.tracestate.as_deref(),
             };
@@ -266,6 +267,7 @@ impl Hub {
                 is_observed: self.bus.is_observed(deeperhub_events::EventKind::MessageSent),
                 span: span.filter(|_| self.config.tracer.is_recording()),
                 published_at,
+                now,
             };
             let rule = (&*budget, rule);
             let published = self.streams.publish(&self.router, shard.as_deref_mut(), &publish, rule)?;

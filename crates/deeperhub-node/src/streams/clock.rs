@@ -88,13 +88,20 @@ impl Clock {
         let unix_ms = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        let started_unix_ms = unix_ms.saturating_sub(self.age_ms(Instant::now()));
+        let started_unix_ms = unix_ms.saturating_sub(age_ms(self.age(Instant::now())));
         self.started_unix_ms.store(started_unix_ms, Ordering::Relaxed);
     }
 
     /// Returns the whole seconds from [`BEFORE_START`] to `at`.
     pub(crate) fn seconds(&self, at: Instant) -> Seconds {
-        at.saturating_duration_since(self.started).saturating_add(BEFORE_START).into()
+        seconds_of_age(self.age(at))
+    }
+
+    /// Returns what [`Self::seconds`] and [`Self::unix_ms`] return.
+    #[inline]
+    pub(crate) fn seconds_and_unix_ms(&self, at: Instant) -> (Seconds, u64) {
+        let age = self.age(at);
+        (seconds_of_age(age), self.started_unix_ms.load(Ordering::Relaxed) + age_ms(age))
     }
 
     /// Returns the seconds of a wall-clock time, which can be before the start. A time in the future,
@@ -108,10 +115,24 @@ impl Clock {
 
     /// Returns milliseconds since the Unix epoch.
     pub(crate) fn unix_ms(&self, at: Instant) -> u64 {
-        self.started_unix_ms.load(Ordering::Relaxed) + self.age_ms(at)
+        self.seconds_and_unix_ms(at).1
     }
 
-    fn age_ms(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    #[inline]
+    fn age(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.started)
     }
+}
+
+/// Returns the time of streams of a process of this age.
+#[inline]
+fn seconds_of_age(age: Duration) -> Seconds {
+    Seconds::from(Duration::from_secs(age.as_secs().saturating_add(BEFORE_START.as_secs())))
+}
+
+/// Returns the milliseconds of an age. An age that has more of them than the number holds is never
+/// reached.
+#[inline]
+fn age_ms(age: Duration) -> u64 {
+    age.as_secs().saturating_mul(1000).saturating_add(age.subsec_millis().into())
 }

@@ -1,6 +1,5 @@
 //! The values that the router keeps for topics and for stripes of topics.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -38,38 +37,15 @@ pub(crate) struct StreamStripe {
     ends: HashMap<StreamId, Cursor>,
 }
 
-thread_local! {
-    /// Buffer of this thread's last operation. Topics whose history is full evict a message in each
-    /// publish, and a new buffer would take longer than the eviction. So would moving the buffer.
-    static EVICTED: Cell<Option<Box<EvictedFrames>>> = const { Cell::new(None) };
-}
-
 /// Work that an operation under the lock of a stripe leaves to do after it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Remains {
     /// Messages to drop.
-    pub(crate) evicted: Box<EvictedFrames>,
+    pub(crate) evicted: EvictedFrames,
     /// Topics whose streams were removed, so that the router can forget them.
     pub(crate) removed: Vec<StreamName>,
     /// `true` if the budget is exceeded and this stripe cannot help.
     pub(crate) is_over_budget: bool,
-}
-
-impl Default for Remains {
-    fn default() -> Self {
-        let evicted = EVICTED.try_with(Cell::take).ok().flatten().unwrap_or_default();
-        Self { evicted, removed: Vec::new(), is_over_budget: false }
-    }
-}
-
-impl Remains {
-    /// Drops the evicted messages, and keeps the buffer for this thread's next operation.
-    pub(crate) fn drop_evicted(self) {
-        let mut evicted = self.evicted;
-        evicted.clear();
-        // A thread that ends has no use for the buffer.
-        let _ = EVICTED.try_with(|buffer| buffer.set(Some(evicted)));
-    }
 }
 
 /// Reason why a topic has no stream.

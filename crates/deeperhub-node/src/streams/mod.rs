@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use deeperhub_history::{Budget, EvictionReason, OnceWindow, RuleId, Seconds};
+use deeperhub_history::{Budget, OnceWindow, RuleId, Seconds};
 use deeperhub_listener::MemoryBudget;
 use deeperhub_metrics::{RegisterError, Registry, Unit};
 use deeperhub_protocol::Topic;
@@ -182,13 +182,10 @@ impl Streams {
     /// Does what an operation under a lock left to do.
     #[inline]
     pub(crate) fn finish(&self, router: &StreamRouter, remains: Remains, now: Seconds) {
-        if !remains.evicted.is_empty() {
-            self.count_evicted(&remains);
-        }
+        self.count_evicted(&remains);
         if remains.is_over_budget || !remains.removed.is_empty() {
             self.finish_rare(router, &remains, now);
         }
-        remains.drop_evicted();
     }
 
     #[cold]
@@ -203,12 +200,10 @@ impl Streams {
         }
     }
 
+    #[inline]
     fn count_evicted(&self, remains: &Remains) {
-        for reason in EvictionReason::ALL {
-            let count = remains.evicted.count(reason);
-            if count > 0 {
-                self.metrics.evicted.add(EvictionLabel(reason), count);
-            }
+        for (_, reason) in remains.evicted.iter() {
+            self.metrics.evicted.inc(EvictionLabel(*reason));
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use deeperhub_history::{
-    Acknowledge, Budget, Cursor, Delivery as DeliveryPolicy, OnceKey, Retention, RuleId, Seconds, Stream,
+    Acknowledge, Budget, Cursor, Delivery as DeliveryPolicy, OnceKey, Policy, RuleId, Seconds, Stream,
 };
 use deeperhub_listener::Multicast;
 use deeperhub_protocol::message::{ServerMessage, StreamMessage};
@@ -59,6 +59,8 @@ pub(crate) struct StreamPublish<'a> {
     pub(crate) is_observed: bool,
     pub(crate) span: Option<&'a ActiveSpan>,
     pub(crate) published_at: Instant,
+    /// `published_at` in the time of streams.
+    pub(crate) now: Seconds,
 }
 
 /// Reason why nothing was published.
@@ -164,8 +166,7 @@ impl Streams {
         publish: &StreamPublish<'_>,
         rule: (&Arc<Budget>, RuleId),
     ) -> (Published, Attempt) {
-        let now = self.clock.seconds(publish.published_at);
-        let time = publish.message.time;
+        let (now, time) = (publish.now, publish.message.time);
         let unsealed = publish.message.encode();
         let unsealed = match publish.excluded {
             Some(_) => unsealed.excluding_publisher(),
@@ -173,6 +174,7 @@ impl Streams {
         };
         let mut remains = Remains::default();
         let mut once_key = None;
+        let is_only_worker = router.shards() == 1;
         let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
             let id = match stripe.find_or_open(topic, kept, rule, now, &mut remains) {
                 Ok(id) => id,
@@ -190,33 +192,32 @@ impl Streams {
                 }
             }
             let Ok(stored) = stripe.stored_stream(id) else { return (None, Attempt::Refused) };
-            let (mut sealed, mut ticket) = (None, None);
-            let seal = |epoch, offset, bounds: &Retention| {
-                let frame = unsealed.seal(epoch, offset, None);
-                let (kept, bytes) = (frame.keep(), self.charge(frame.len()));
+            let mut sealed = None;
+            let seal = |epoch, offset, policy: &Policy| {
+                let content = unsealed.seal_kept(epoch, offset, None);
+                let (kept, bytes) = (content.clone(), self.charge(content.len()));
+                let mut ticket = None;
                 if let (Some(disk), Some(stream)) = (&self.disk, stored) {
-                    let is_kept = u32::try_from(bytes).is_ok_and(|bytes| bytes <= bounds.bytes);
-                    ticket = Some(if is_kept && bounds.messages > 0 {
+                    let is_kept = u32::try_from(bytes).is_ok_and(|bytes| bytes <= policy.history_bytes());
+                    ticket = Some(if is_kept && policy.keeps_history() {
                         disk.append(stream, (offset, time), &publish.stored())?
                     } else {
                         disk.skip_to(stream, offset)?
                     });
                 }
-                sealed = Some(frame);
+                let waits = policy.acknowledge() == Acknowledge::Disk;
+                let may_suspend = policy.delivery() != DeliveryPolicy::Close;
+                sealed = Some((content, may_suspend, ticket.filter(|_| waits)));
                 Ok::<_, StoreRefused>((kept, bytes))
             };
             let Ok(appended) = stripe.table.try_append(id, now, &mut remains.evicted, seal) else {
                 return (None, Attempt::Refused);
             };
-            let (Some(appended), Some(frame)) = (appended, sealed) else {
+            let (Some(appended), Some((content, may_suspend, ticket))) = (appended, sealed) else {
                 return (None, Attempt::NoStream(NoStream::NoRule));
             };
             remains.is_over_budget = appended.is_over_budget;
             let (epoch, offset) = (appended.epoch, appended.offset);
-            let rules = stripe.table.budget().rules();
-            let policy = stripe.table.rule(id).and_then(|rule| Some(rules.get(rule)?.policy()));
-            let waits = policy.is_some_and(|policy| policy.acknowledge() == Acknowledge::Disk);
-            let ticket = ticket.filter(|_| waits);
             if let Some(key) = once_key {
                 // Patterns are counted after the publish.
                 let subscribers = topic.subscribers();
@@ -225,21 +226,27 @@ impl Streams {
             let sequenced = Sequenced {
                 topic: Arc::clone(topic.name()),
                 before: Cursor::new(epoch, offset - 1),
-                may_suspend: policy.is_some_and(|policy| policy.delivery() != DeliveryPolicy::Close),
+                may_suspend,
                 gap: None,
                 is_mirrored: false,
                 rule_changes: stripe.rule_changes,
             };
-            let bytes = frame.len();
-            // Each worker has its own reference count, so that workers do not contend for one cache
-            // line. The first worker gets that of the frame itself.
-            let (content, mut first) = (frame.keep(), Some(frame));
-            let make = move || Delivery {
-                frame: Multicast::new(first.take().unwrap_or_else(|| content.to_frame())),
-                excluded: publish.excluded,
-                topic: publish.is_observed.then(|| Arc::clone(&sequenced.topic)),
-                stamp: PublishStamp::new(publish.published_at, publish.span),
-                sequenced: Some(sequenced.clone()),
+            let bytes = content.len();
+            let mut parts = Some((content, sequenced));
+            let make = move || {
+                let parts = if is_only_worker { parts.take() } else { parts.clone() };
+                let Some((content, sequenced)) = parts else {
+                    unreachable!("one worker gets the message once")
+                };
+                Delivery {
+                    // Each worker has its own reference count, so that workers do not contend for
+                    // one cache line.
+                    frame: Multicast::new(content.into_frame()),
+                    excluded: publish.excluded,
+                    topic: publish.is_observed.then(|| Arc::clone(&sequenced.topic)),
+                    stamp: PublishStamp::new(publish.published_at, publish.span),
+                    sequenced: Some(sequenced),
+                }
             };
             let outgoing = Outgoing { bytes, make, reach: Reach::Matching };
             let position = Position { epoch, offset, time };

@@ -103,7 +103,6 @@ impl Streams {
         for name in &remains.removed {
             self.forget(router, name);
         }
-        remains.drop_evicted();
         look.unwrap_or(Look::NoneIdle)
     }
 }
@@ -155,6 +154,7 @@ mod tests {
             traceparent: None,
             tracestate: None,
         };
+        let now = Instant::now();
         let publish = StreamPublish {
             topic: &topic,
             message: &message,
@@ -163,7 +163,8 @@ mod tests {
             source: None,
             is_observed: false,
             span: None,
-            published_at: Instant::now(),
+            published_at: now,
+            now: streams.clock.seconds(now),
         };
         let (budget, rule) = streams.rule(&topic).unwrap();
         streams.publish(router, None, &publish, (&budget, rule)).map(|published| assert!(published.is_some()))

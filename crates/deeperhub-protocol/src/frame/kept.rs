@@ -44,7 +44,25 @@ impl KeptFrame {
     /// Returns a new fork of the frame ([`Frame::fork`]). The forks share the compressed form.
     #[must_use]
     pub fn to_frame(&self) -> Frame {
-        Frame::from_content(Arc::clone(&self.0))
+        self.clone().into_frame()
+    }
+
+    /// Turns the handle into a fork of the frame, like [`Self::to_frame`].
+    #[inline]
+    #[must_use]
+    pub fn into_frame(self) -> Frame {
+        Frame::from_content(self.0)
+    }
+
+    #[inline]
+    pub(super) fn new(content: Content) -> Self {
+        Self(Arc::new(content))
+    }
+
+    /// Returns the capacity of the buffer.
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.0.capacity()
     }
 
     /// Returns `true` if [`Unsealed::excluding_publisher`](super::Unsealed::excluding_publisher)

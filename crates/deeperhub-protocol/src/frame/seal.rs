@@ -1,7 +1,8 @@
 //! Frames of deliveries whose position is added last.
 
-use super::Frame;
 use super::encode::{header_len, text_header};
+use super::shared::Content;
+use super::{Frame, KeptFrame};
 use crate::Epoch;
 
 /// The text between epoch and offset.
@@ -27,6 +28,9 @@ const MAX_TAIL_BYTES: usize =
 /// Maximum unused capacity that is kept besides the reserved bytes.
 const MAX_SPARE_BYTES: usize = 16;
 
+/// Length of the header of nearly all deliveries: with a payload of 126 to 65,535 bytes.
+const USUAL_HEADER_BYTES: usize = 4;
+
 /// A delivery that is encoded except for its epoch and offset.
 ///
 /// A server gives an offset under the lock of the stream. Encoding the rest before the lock keeps
@@ -36,19 +40,22 @@ const MAX_SPARE_BYTES: usize = 16;
 ///
 /// [`StreamMessage::encode`](crate::message::StreamMessage::encode) creates it.
 pub struct Unsealed {
-    /// Space for the header, the text up to the epoch, then `meta` up to the end of the text. The
-    /// frame is allocated before the lock, too.
-    frame: Frame,
+    /// Space for the header, the text up to the epoch, then `meta` up to the end of the text. There
+    /// is no reference count before [`Self::seal`], because one that may be shared costs atomic
+    /// operations with each change of the bytes.
+    bytes: Vec<u8>,
     /// Length of the space for the header, at most ten bytes.
     header_space: usize,
     /// Length of `meta`; 0 without trace context.
     meta_len: usize,
+    excludes_publisher: bool,
 }
 
 impl Unsealed {
     /// Creates a delivery from the bytes that `write` and then `write_meta` append. `write` writes
     /// the text up to the epoch. `write_meta` writes the end of `data`, `meta` and the end of the
     /// message, or nothing without trace context. `capacity` is the expected length of both.
+    #[inline]
     pub(crate) fn encode_with(
         capacity: usize,
         write: impl FnOnce(&mut Vec<u8>),
@@ -58,7 +65,12 @@ impl Unsealed {
         // at most a few bytes shorter, so the space is nearly always exact.
         let header_space = header_len(capacity + MAX_TAIL_BYTES);
         let mut bytes = Vec::with_capacity(header_space + capacity + RESERVED_TAIL_BYTES);
-        bytes.resize(header_space, 0);
+        // Without a call for a length that the compiler does not know.
+        if header_space == USUAL_HEADER_BYTES {
+            bytes.extend_from_slice(&[0; USUAL_HEADER_BYTES]);
+        } else {
+            bytes.resize(header_space, 0);
+        }
         write(&mut bytes);
         let meta_start = bytes.len();
         write_meta(&mut bytes);
@@ -74,11 +86,7 @@ impl Unsealed {
         if bytes.capacity() - needed > MAX_SPARE_BYTES {
             bytes.shrink_to(needed);
         }
-        Self {
-            frame: Frame::from_incomplete(bytes),
-            header_space: longest_header.max(header_space),
-            meta_len,
-        }
+        Self { bytes, header_space: longest_header.max(header_space), meta_len, excludes_publisher: false }
     }
 
     /// Marks the delivery as one that its publisher does not get: [`KeptFrame::is_for`] returns
@@ -87,7 +95,7 @@ impl Unsealed {
     /// [`KeptFrame::is_for`]: super::KeptFrame::is_for
     #[must_use]
     pub fn excluding_publisher(mut self) -> Self {
-        self.frame.exclude_publisher();
+        self.excludes_publisher = true;
         self
     }
 
@@ -97,8 +105,13 @@ impl Unsealed {
     /// The buffer is reallocated only with `prev`, or if `offset` has more than 12 digits.
     #[must_use]
     pub fn seal(self, epoch: Epoch, offset: u64, prev: Option<u64>) -> Frame {
-        let Self { mut frame, header_space, meta_len } = self;
-        let (bytes, start) = frame.buffer_mut();
+        self.seal_kept(epoch, offset, prev).into_frame()
+    }
+
+    /// Adds the position like [`Self::seal`], and returns the frame as a history keeps it.
+    #[must_use]
+    pub fn seal_kept(self, epoch: Epoch, offset: u64, prev: Option<u64>) -> KeptFrame {
+        let Self { mut bytes, header_space, meta_len, excludes_publisher } = self;
         let position_start = bytes.len() - meta_len;
         let (mut offset_digits, mut prev_digits) = (itoa::Buffer::new(), itoa::Buffer::new());
         let offset = offset_digits.format(offset);
@@ -118,25 +131,26 @@ impl Unsealed {
             bytes[position_start..].rotate_left(meta_len);
         }
         let (header, header_len) = text_header(bytes.len() - header_space);
-        let header_start = header_space - header_len;
-        bytes[header_start..header_space].copy_from_slice(&header[..header_len]);
+        let start = header_space - header_len;
+        match (bytes.first_chunk_mut(), header.first_chunk::<USUAL_HEADER_BYTES>()) {
+            (Some(space), Some(header)) if header_len == USUAL_HEADER_BYTES && start == 0 => *space = *header,
+            _ => bytes[start..header_space].copy_from_slice(&header[..header_len]),
+        }
         // At most eight: the longest header minus the shortest.
-        *start = header_start as u8;
-        frame
+        KeptFrame::new(Content::new(bytes, start as u8, excludes_publisher))
     }
 
     /// Returns the addresses of the allocated buffer.
     #[cfg(test)]
-    pub(crate) fn buffer(&mut self) -> std::ops::Range<*const u8> {
-        let (bytes, _) = self.frame.buffer_mut();
-        let start = bytes.as_ptr();
-        start..start.wrapping_add(bytes.capacity())
+    pub(crate) fn buffer(&self) -> std::ops::Range<*const u8> {
+        let start = self.bytes.as_ptr();
+        start..start.wrapping_add(self.bytes.capacity())
     }
 }
 
 impl std::fmt::Debug for Unsealed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Unsealed").field("len", &self.frame.len()).finish_non_exhaustive()
+        f.debug_struct("Unsealed").field("len", &self.bytes.len()).finish_non_exhaustive()
     }
 }
 
@@ -152,14 +166,10 @@ mod tests {
                 // An expected length that is too short, exact or too long.
                 for expected in [0, text_len, text_len + 500] {
                     let write = |out: &mut Vec<u8>| out.extend_from_slice(&text);
-                    let mut frame = Unsealed::encode_with(expected, write, |_| {}).seal(
-                        Epoch::from_bits(1),
-                        offset,
-                        prev,
-                    );
+                    let unsealed = Unsealed::encode_with(expected, write, |_| {});
+                    let frame = unsealed.seal_kept(Epoch::from_bits(1), offset, prev);
                     let length = frame.len();
-                    let (buffer, _) = frame.buffer_mut();
-                    let unused = buffer.capacity() - length;
+                    let unused = frame.capacity() - length;
                     assert!(
                         unused <= 8 + RESERVED_DIGITS + MAX_SPARE_BYTES,
                         "{unused} bytes unused of {length}"

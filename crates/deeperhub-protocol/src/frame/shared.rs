@@ -22,7 +22,6 @@ pub struct Frame(Arc<Handle>);
 ///
 /// The two levels of `Arc` keep a [`Frame`] at one pointer, and let each worker count its
 /// references separately ([`Frame::fork`]).
-#[derive(Clone)]
 struct Handle {
     content: Arc<Content>,
     /// This fork's handle of the compressed form, which has a separate reference count too.
@@ -34,7 +33,6 @@ struct Handle {
 ///
 /// A history keeps one for each message, so its size matters. With the reference counts, it fills
 /// the allocator's size class of 64 bytes (48 bytes without compression).
-#[derive(Clone)]
 pub(super) struct Content {
     /// The frame, after `start` unused bytes.
     bytes: Vec<u8>,
@@ -48,11 +46,12 @@ pub(super) struct Content {
 }
 
 impl Content {
-    const fn new(bytes: Vec<u8>, start: u8) -> Self {
+    #[inline]
+    pub(super) const fn new(bytes: Vec<u8>, start: u8, excludes_publisher: bool) -> Self {
         Self {
             bytes,
             start,
-            excludes_publisher: false,
+            excludes_publisher,
             #[cfg(feature = "deflate")]
             deflated: OnceLock::new(),
         }
@@ -61,6 +60,11 @@ impl Content {
     #[inline]
     pub(super) fn as_bytes(&self) -> &[u8] {
         self.bytes.get(usize::from(self.start)..).unwrap_or_default()
+    }
+
+    #[cfg(test)]
+    pub(super) const fn capacity(&self) -> usize {
+        self.bytes.capacity()
     }
 }
 
@@ -186,33 +190,10 @@ impl Frame {
     }
 
     fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self::from_content(Arc::new(Content::new(bytes, 0)))
-    }
-
-    /// Creates a frame from a buffer whose content [`Self::buffer_mut`] completes later.
-    pub(super) fn from_incomplete(bytes: Vec<u8>) -> Self {
-        Self::from_bytes(bytes)
-    }
-
-    /// Returns the buffer of the frame, and the number of unused bytes at its start. Copies the
-    /// content if the frame has clones or forks.
-    #[inline]
-    pub(super) fn buffer_mut(&mut self) -> (&mut Vec<u8>, &mut u8) {
-        let content = self.content_mut();
-        (&mut content.bytes, &mut content.start)
-    }
-
-    /// Marks the frame as a delivery that its publisher does not get. Copies the content if the
-    /// frame has clones or forks.
-    pub(super) fn exclude_publisher(&mut self) {
-        self.content_mut().excludes_publisher = true;
+        Self::from_content(Arc::new(Content::new(bytes, 0, false)))
     }
 
     #[inline]
-    fn content_mut(&mut self) -> &mut Content {
-        Arc::make_mut(&mut Arc::make_mut(&mut self.0).content)
-    }
-
     pub(super) fn from_content(content: Arc<Content>) -> Self {
         Self(Arc::new(Handle {
             content,
@@ -231,7 +212,7 @@ fn compress_content(deflater: &mut Deflater, bytes: &[u8]) -> Option<Arc<Content
     let deflated = deflater.deflate(payload)?;
     let mut bytes = Vec::with_capacity(encode::header_len(deflated.len()) + deflated.len());
     encode::write_rsv1(&mut bytes, frame.opcode(), deflated);
-    Some(Arc::new(Content::new(bytes, 0)))
+    Some(Arc::new(Content::new(bytes, 0, false)))
 }
 
 impl fmt::Debug for Frame {

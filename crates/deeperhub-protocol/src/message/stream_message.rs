@@ -150,7 +150,7 @@ mod tests {
                 for offset in [1, 1_234_567_890, 999_999_999_999] {
                     let topic = if offset == 1 { delivery.topic } else { escaped.as_str() };
                     let delivery = StreamMessage { topic, ..delivery };
-                    let mut unsealed = delivery.encode();
+                    let unsealed = delivery.encode();
                     let range = unsealed.buffer();
                     let frame = unsealed.seal(Epoch::from_bits(9), offset, None);
                     let bytes = frame.as_bytes().as_ptr_range();

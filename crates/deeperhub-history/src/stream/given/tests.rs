@@ -174,7 +174,8 @@ fn an_offset_is_never_used_again() {
     let mut evicted = Evicted::new();
     stream.skip_missing(7, GapReason::Lost, &mut evicted);
     assert!(stream.append_at(&BOUNDS, Seconds::new(0), &mut evicted, stored(9, 1001, 0)));
-    assert_eq!((kept(&stream), stream.oldest(), evicted.messages()), (vec![], 10, &[500, 900][..]));
+    assert_eq!((kept(&stream), stream.oldest()), (vec![], 10));
+    assert!(evicted.messages().eq(&[500, 900]));
     assert_eq!(
         (judged(&stream, 8).recovery, stream.rest.is_none()),
         (Some(Err(NotRecovered::Trimmed)), true)

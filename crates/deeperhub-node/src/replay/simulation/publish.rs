@@ -103,6 +103,7 @@ impl World {
                 is_observed: false,
                 span: None,
                 published_at: now,
+                now: self.clock.seconds(now),
             };
             let published = self.streams.publish(&self.router, shard, &publish, (&budget, rule))?;
             let (published, appended) = published.expect("the rule is in force");
