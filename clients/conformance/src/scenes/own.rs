@@ -160,7 +160,8 @@ pub(super) async fn position_in_the_place_of_an_own_message(kit: &mut Kit) -> Re
     let mut connection = kit.live_at(10).await?;
     let publish = publish_excluded(kit, &mut connection).await?;
     connection.send("position", CHAT.at(15, json!({}))).await?;
-    connection.deliver_with(&CHAT, 18, json!({"prev": 15})).await?;
+    // A message of another client: one of its own would wait for the answer.
+    connection.deliver_with(&CHAT, 18, json!({"prev": 15, "from": "n1.0-1-3"})).await?;
     kit.app().expect_offset("chat", 18).await?;
     connection.reply_published(&publish, &CHAT, 15).await?;
     kit.app().expect_published("post", 15).await?;
