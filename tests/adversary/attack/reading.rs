@@ -1,4 +1,4 @@
-//! What attackers read, and how slowly.
+//! The reading of attackers, and its pace.
 
 use std::time::Duration;
 

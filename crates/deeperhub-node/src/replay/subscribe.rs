@@ -233,7 +233,7 @@ fn attempt(
         if let (Some(position), Some(recover)) = (position, &mut wishes.recover)
             && recover.time_ms.is_some_and(|time_ms| streams.is_replaced(stream, position, time_ms))
         {
-            // What the client has is of no epoch of the stream any more.
+            // The client's message is of no epoch of the stream any more.
             recover.epoch = "";
         }
         let mut start = judge_within(Some((stream, oldest)), scope, &wishes, delivery);

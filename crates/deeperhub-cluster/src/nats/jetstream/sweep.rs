@@ -52,7 +52,7 @@ impl Swept<'_> {
         *count += 1;
         let is_full = u32::try_from(messages.len()).is_ok_and(|len| len >= self.read.messages)
             || self.bytes >= MAX_READ_BYTES;
-        // What is kept has no holes.
+        // Kept messages have no holes.
         if is_full || !has_room || *pending > 0 {
             *pending += 1;
             return 0;

@@ -18,7 +18,7 @@ fn count_changes(server: &Server, run: impl FnOnce()) -> usize {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|line| line == "PONG"));
     run();
-    // What the server tells is in the order of its handling.
+    // Events of the server are in the order of its handling.
     stream.write_all(b"PUB $JS.EVENT.ADVISORY.STREAM.END 0\r\n\r\n").unwrap();
     lines
         .filter(|line| line.starts_with("MSG "))
