@@ -2,6 +2,8 @@
 
 mod probe;
 mod publish;
+#[cfg(test)]
+mod simulated;
 mod watchers;
 mod workers;
 

@@ -1,32 +1,23 @@
 //! A hub of a cluster for tests, which act as its broker and its only worker.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use deeperhub_cluster::simulation::{SimulatedDriver, stored_envelope};
 use deeperhub_cluster::{Envelope, StorePosition, StreamRange, Whole};
-use deeperhub_events::EventBus;
 use deeperhub_history::{ReadRequest, Rules};
 use deeperhub_listener::ConnectionKey;
-use deeperhub_metrics::{Cells, Registry};
 use deeperhub_protocol::message::{ClientMessage, Command, SubscribeRequest};
 use deeperhub_protocol::{RawJson, Subscription, Topic};
-use deeperhub_router::{DeliveryFlow, Router, ShardId};
+use deeperhub_router::{DeliveryFlow, ShardId};
 use serde_json::Value;
-use tokio::sync::watch;
 
-use crate::canary::{Canary, ClusterTargets};
-use crate::config::{CanaryConfig, Config};
+use crate::config::Config;
 use crate::connection_id::ConnectionId;
-use crate::hub::{Hub, Publisher, Watchers};
-use crate::metrics::{HistoryMetrics, Metrics, MirrorMetrics, StoreMetrics};
-use crate::phase::Phase;
-use crate::recent_quantiles::RecentQuantiles;
-use crate::streams::{Clock, ClusterStore, HubShard, Remains, Streams};
-use crate::top::TopTracker;
+use crate::hub::{Hub, Publisher};
+use crate::streams::{HubShard, Remains};
 
 /// The epoch of all streams.
 pub(crate) const EPOCH: u64 = 1_800_000_000_000;
@@ -47,40 +38,13 @@ impl TestHub {
         let driver = SimulatedDriver::new("n", 1);
         let mut config = Config::default();
         config.listener.workers = 1;
-        config.canary = CanaryConfig::disabled();
+        config.listener.workers = 1;
         config.history.rules = Rules::new(["kept.>: history=10 ttl=100s".parse().unwrap()]).unwrap();
-        let (cells, started) = (Cells::new(1), Instant::now());
-        let clock = Arc::new(Clock::new(started));
-        clock.simulate(started);
-        clock.simulate_wall_clock(EPOCH);
-        let metrics = (StoreMetrics::new(&cells), MirrorMetrics::new(&cells));
-        let store = Arc::new(ClusterStore::new(driver.broker(), "n", 1, &config.history, metrics));
-        let history_metrics = HistoryMetrics::new(&cells);
-        let streams = Streams::new(&config.history, clock, None, None, Some(store), history_metrics);
-        let router = Router::keeping_with(1, deeperhub_router::Config::default(), |_| streams.stripe());
-        let shard = router.attach(ShardId(0));
-        let hub = Arc::new(Hub {
-            limits: Arc::new(ArcSwap::from_pointee(config.limits())),
-            burst_pool: None,
-            router,
-            streams,
-            watchers: Watchers::default(),
-            bus: EventBus::new(config.events.clone()),
-            metrics: Metrics::new(&cells, 1 << 16),
-            listener_metrics: deeperhub_listener::Metrics::new(&cells),
-            top: TopTracker::new(started),
-            publish_latency: RecentQuantiles::default(),
-            registry: Registry::new(),
-            phase: watch::Sender::new(Phase::Serving),
-            canary: Arc::new(Canary::new(config.canary.clone(), 1, ClusterTargets::None)),
-            broker: Some(driver.broker()),
-            started,
-            request_senders: vec![tokio::sync::mpsc::channel(1).0],
-            request_receivers: Vec::new(),
-            drain_deadline: OnceLock::new(),
-            node_id: "n".to_owned(),
-            config,
-        });
+        let started = Instant::now();
+        let times = (started, started, EPOCH);
+        let (hub, _) =
+            Hub::simulated(config, ("n", driver.broker()), times, deeperhub_router::Config::default());
+        let shard = hub.router.attach(ShardId(0));
         driver.connect();
         Self { hub, driver, shard, started }
     }

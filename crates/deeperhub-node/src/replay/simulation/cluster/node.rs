@@ -2,34 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use deeperhub_cluster::simulation::SimulatedDriver;
 use deeperhub_cluster::{AppendError, AppendNumber, Appended, Envelope, MessageHandler};
-use deeperhub_events::EventBus;
 use deeperhub_listener::ConnectionKey;
-use deeperhub_metrics::{Cells, Registry};
 use deeperhub_protocol::Topic;
-use deeperhub_router::{DeliveryFlow, Router, ShardId};
-use tokio::sync::{mpsc, watch};
+use deeperhub_router::{DeliveryFlow, ShardId};
+use tokio::sync::mpsc;
 
 use super::super::socket::Sockets;
 use super::settings::Settings;
-use crate::canary::{Canary, ClusterTargets};
 use crate::cluster::forward_interest;
 use crate::cluster::receive::ClusterReceiver;
-use crate::config::{CanaryConfig, Config};
-use crate::hub::{Hub, Watchers};
-use crate::metrics::{HistoryMetrics, Metrics, MirrorMetrics, StoreMetrics};
+use crate::config::Config;
+use crate::hub::Hub;
 use crate::mirrors::{self, SimulatedReader};
-use crate::phase::Phase;
-use crate::recent_quantiles::RecentQuantiles;
 use crate::replay::Replays;
-use crate::streams::{Clock, ClusterStore, HubShard, StoreNotice, Streams};
-use crate::top::TopTracker;
+use crate::streams::{ClusterStore, HubShard, StoreNotice};
 use crate::worker::AppendReply;
 use crate::worker::parked::ParkedClients;
 use crate::worker::refusals::Refusals;
@@ -74,55 +66,12 @@ impl Node {
         let mut config = Config::default();
         config.listener.workers = settings.workers.into();
         config.history = settings.limits(0);
-        config.canary = CanaryConfig::disabled();
-        let cells = Cells::new(settings.workers.into());
-        let clock = Arc::new(Clock::new(times.started));
-        clock.simulate(times.started + times.now);
-        let skew = settings.skews_ms[index];
-        clock.simulate_wall_clock(times.started_unix_ms.saturating_add_signed(skew));
-        let metrics = (StoreMetrics::new(&cells), MirrorMetrics::new(&cells));
-        let store = Arc::new(ClusterStore::new(
-            broker.clone(),
-            &name,
-            settings.workers.into(),
-            &config.history,
-            metrics,
-        ));
-        let history_metrics = HistoryMetrics::new(&cells);
-        let streams =
-            Streams::new(&config.history, clock, None, None, Some(Arc::clone(&store)), history_metrics);
+        let started_unix_ms = times.started_unix_ms.saturating_add_signed(settings.skews_ms[index]);
+        let clock = (times.started, times.started + times.now, started_unix_ms);
         let mut router_config = deeperhub_router::Config::default();
         router_config.hash_seeds = Some([settings.seed, 2, 3, 4]);
-        let router = Router::keeping_with(settings.workers, router_config, |_| streams.stripe());
-        forward_interest(&router, &broker, Some(Arc::clone(&store)));
-        // Nobody answers requests to workers. Their number tells that of the workers.
-        let request_senders = (0..settings.workers).map(|_| mpsc::channel(1).0).collect();
-        let hub = Arc::new(Hub {
-            limits: Arc::new(ArcSwap::from_pointee(config.limits())),
-            burst_pool: None,
-            router,
-            streams,
-            watchers: Watchers::default(),
-            bus: EventBus::new(config.events.clone()),
-            metrics: Metrics::new(&cells, 1 << 16),
-            listener_metrics: deeperhub_listener::Metrics::new(&cells),
-            top: TopTracker::new(times.started),
-            publish_latency: RecentQuantiles::default(),
-            registry: Registry::new(),
-            phase: watch::Sender::new(Phase::Serving),
-            canary: Arc::new(Canary::new(
-                config.canary.clone(),
-                settings.workers.into(),
-                ClusterTargets::None,
-            )),
-            broker: Some(broker),
-            started: times.started,
-            request_senders,
-            request_receivers: Vec::new(),
-            drain_deadline: OnceLock::new(),
-            node_id: name,
-            config,
-        });
+        let (hub, store) = Hub::simulated(config, (&name, broker.clone()), clock, router_config);
+        forward_interest(&hub.router, &broker, Some(Arc::clone(&store)));
         let workers = (0..settings.workers).map(|index| Worker::new(&hub, &store, index, settings)).collect();
         let receiver = ClusterReceiver::new(Arc::clone(&hub));
         let reader = SimulatedReader::new(&hub, &store);
