@@ -2,9 +2,7 @@
 
 use std::io;
 
-use super::{
-    DELIVERY_TIMEOUT_NANOS, MAX_CONCURRENT_CONNECTS, MAX_POLL_WAIT_NANOS, NANOS_PER_MILLISECOND, Worker,
-};
+use super::{DELIVERY_TIMEOUT_NANOS, MAX_POLL_WAIT_NANOS, NANOS_PER_MILLISECOND, Worker};
 use crate::plan::{MeasurementWindow, RecoverPlan};
 use crate::scenario::{LoadModel, Role, StopCondition};
 use crate::schedule::Schedule;
@@ -13,6 +11,9 @@ use crate::schedule::Schedule;
 const MAX_MESSAGES_PER_TURN: u64 = 64;
 /// Maximum wait for the server to process the messages that the clients miss.
 const SYNCHRONIZE_TIMEOUT_NANOS: u64 = 60_000 * NANOS_PER_MILLISECOND;
+/// Maximum number of clients of the run that return at the same time. Clients of a storm come when
+/// they are due, and do not wait for the answers of others.
+const MAX_CONCURRENT_RETURNS: usize = 16_384;
 /// Time without a delivery after which earlier messages do not disturb the returns.
 const QUIET_NANOS: u64 = 50 * NANOS_PER_MILLISECOND;
 
@@ -140,7 +141,7 @@ impl Worker<'_> {
         let shared = self.state.shared;
         let start = shared.returns_start();
         self.state.window = MeasurementWindow { from: start, to: u64::MAX };
-        let max_opening = (MAX_CONCURRENT_CONNECTS / self.state.plan.threads).max(1);
+        let max_opening = (MAX_CONCURRENT_RETURNS / self.state.plan.threads).max(1);
         let mut schedule = self.publish_schedule(start);
         let mut waiting = cut.iter().copied().peekable();
         let mut progress = (0, 0);
