@@ -27,6 +27,9 @@ const TOPICS_PER_BATCH: usize = 64;
 /// Exchanges with the store that are under way. JetStream reads many topics together for less.
 const MAX_BATCHES: usize = 16;
 
+/// Exchanges that are under way when the next one waits until it is full.
+const MAX_PARTIAL_BATCHES: usize = 2;
+
 /// Time after which a client that waits is told that the store is unavailable.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -196,7 +199,10 @@ impl Reader {
 
     /// Starts exchanges with the store for the reads that wait.
     pub(super) fn start_batches(&mut self) {
-        while self.batches.len() < MAX_BATCHES && !self.queue.is_empty() {
+        let may_start = |under_way: usize, waiting: usize| {
+            under_way < if waiting < TOPICS_PER_BATCH { MAX_PARTIAL_BATCHES } else { MAX_BATCHES }
+        };
+        while !self.queue.is_empty() && may_start(self.batches.len(), self.queue.len()) {
             let count = self.queue.len().min(TOPICS_PER_BATCH);
             let mut topics = Vec::with_capacity(count);
             let mut reads = Vec::with_capacity(count);
