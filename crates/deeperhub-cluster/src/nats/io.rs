@@ -258,6 +258,7 @@ impl Inner {
                 let sid = message.sid;
                 let message = Message {
                     subject: bytes.slice(message.subject),
+                    reply: bytes.slice(message.reply),
                     headers: bytes.slice(message.headers),
                     payload: bytes.slice(message.payload),
                 };

@@ -19,6 +19,8 @@ const NO_RESPONDERS: u16 = 503;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(super) subject: Bytes,
+    /// Subject of the answer. Empty if none is expected.
+    pub(super) reply: Bytes,
     pub(super) headers: Bytes,
     pub(crate) payload: Bytes,
 }
@@ -37,7 +39,12 @@ impl Message {
     pub(super) fn with_headers(headers: &[(&str, &str)], payload: &[u8]) -> Self {
         let headers = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
         let headers = format!("NATS/1.0\r\n{}\r\n", headers.collect::<String>());
-        Self { subject: Bytes::new(), headers: headers.into(), payload: Bytes::copy_from_slice(payload) }
+        Self {
+            subject: Bytes::new(),
+            reply: Bytes::new(),
+            headers: headers.into(),
+            payload: Bytes::copy_from_slice(payload),
+        }
     }
 }
 

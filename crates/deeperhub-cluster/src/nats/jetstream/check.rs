@@ -166,11 +166,29 @@ impl Check {
             names.mark(TOPIC),
             api("DIRECT.GET"),
             api("STREAM.MSG.GET"),
+            format!("{}.check", api("CONSUMER.CREATE")),
             api("STREAM.DELETE"),
         ] {
             // Only a missing right is a finding.
             self.request(subject, invalid.clone(), &[]).await?;
         }
+        self.try_flow_control(&names.stream(1)).await
+    }
+
+    /// Answers a question of a consumer that does not exist.
+    async fn try_flow_control(&mut self, stream: &str) -> Result<(), CheckError> {
+        let client = self.api.client().clone();
+        let subject = format!("$JS.FC.{stream}.check.check");
+        let write = |out: &mut Vec<u8>| command::publish(out, &[subject.as_bytes()], b"");
+        client.write(write).map_err(|error| CheckError(error.0))?;
+        self.take_violations().await
+    }
+
+    /// Waits until the server has told what it does not permit.
+    async fn take_violations(&mut self) -> Result<(), CheckError> {
+        let client = self.api.client();
+        client.confirm().await.map_err(|error| CheckError(error.0))?;
+        self.findings.extend(client.take_violations().into_iter().map(StoreFinding::MissingRight));
         Ok(())
     }
 
@@ -186,10 +204,7 @@ impl Check {
             client.subscribe(&subject).map_err(lost)?;
             client.write(|out| command::publish(out, &[subject.as_bytes()], &goodbye)).map_err(lost)?;
         }
-        client.confirm().await.map_err(lost)?;
-        // The server tells what it does not permit before it confirms.
-        self.findings.extend(client.take_violations().into_iter().map(StoreFinding::MissingRight));
-        Ok(())
+        self.take_violations().await
     }
 
     /// Makes each request that streams need, with a stream of the check's own.
@@ -205,7 +220,12 @@ impl Check {
         let api = |operation: &str| format!("$JS.API.{operation}.{stream}");
         let expected = ("Nats-Expected-Stream", stream.as_str());
         let (message, mark) = (names.message(TOPIC), names.mark(TOPIC));
-        let steps: [Step<'_>; 9] = [
+        let consumer = json!({
+            "stream_name": stream,
+            "action": "create",
+            "config": { "name": "check", "ack_policy": "none", "mem_storage": true },
+        });
+        let steps: [Step<'_>; 10] = [
             ("$JS.API.STREAM.NAMES".to_owned(), json!({ "subject": names.all() }), &[]),
             (api("STREAM.CREATE"), wanted.clone(), &[]),
             (api("STREAM.INFO"), Value::Null, &[]),
@@ -215,6 +235,7 @@ impl Check {
             (message.clone(), json!(1), &[expected, ("Nats-Rollup", "sub")]),
             (api("DIRECT.GET"), json!({ "last_by_subj": message }), &[]),
             (api("STREAM.MSG.GET"), json!({ "last_by_subj": message }), &[]),
+            (format!("{}.check", api("CONSUMER.CREATE")), consumer, &[]),
         ];
         let mut is_refused = false;
         for (subject, request, headers) in steps {
@@ -229,6 +250,7 @@ impl Check {
                 _ => {}
             }
         }
+        self.try_flow_control(&stream).await?;
         if let Some(Err(error)) = self.request(api("STREAM.DELETE"), Value::Null, &[]).await?
             && self.findings.is_empty()
         {

@@ -5,29 +5,32 @@
 //! topics.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use deeperhub_protocol::Topic;
-use serde_json::json;
+use tokio::time::timeout;
+use tracing::debug;
 
-use super::super::request::Message;
 use super::api::ApiError;
-use super::ensure::{Store, header, number};
-use super::range::{self, Brought, Plan, pending};
+use super::consumer::Delivered;
+use super::ensure::Store;
+use super::known::MessageTime;
+use super::range::{self, Brought, Plan};
 use super::reader::{MAX_READ_BYTES, Outcome};
-use super::source::{Source, direct};
+use super::source::Source;
+use super::time::format_ns;
 use crate::store::{MAX_READS, StreamRead, StreamRule};
 
-/// Messages that the server looks at in the time in which it sends one: 0.1 and 8 µs.
-const LOOKS_PER_MESSAGE: u64 = 80;
+/// Messages that the server looks at in the time in which a pass takes one: 0.1 and 5 µs.
+const LOOKS_PER_MESSAGE: u64 = 50;
 
 /// Maximum number of messages that a pass may bring. The server sends so many in two seconds, so
 /// that none of them reaches its age meanwhile.
 const MAX_MESSAGES: u64 = 1 << 18;
 
-/// Messages and bytes of one call.
-const CALL_MESSAGES: u64 = 1 << 14;
-const CALL_BYTES: usize = 1 << 20;
+/// Time without a message after which a pass is given up.
+const MAX_SILENCE: Duration = Duration::from_secs(1);
 
 /// Maximum size of all messages that a pass keeps for its reads.
 const MAX_KEPT_BYTES: usize = MAX_READS * MAX_READ_BYTES;
@@ -40,11 +43,14 @@ struct Swept<'r> {
     plan: Plan,
     brought: Brought,
     bytes: usize,
+    /// Time of the last message that was kept.
+    time_ns: Option<u64>,
 }
 
 impl Swept<'_> {
     /// Takes a message, and returns the number of bytes that are kept of it.
-    fn take(&mut self, sequence: u64, message: &Message, has_room: bool) -> usize {
+    fn take(&mut self, delivered: &Delivered, has_room: bool) -> usize {
+        let Delivered { sequence, time_ns, ref message } = *delivered;
         if sequence < self.plan.start {
             return 0;
         }
@@ -60,7 +66,8 @@ impl Swept<'_> {
         let bytes = message.payload.len();
         self.bytes += bytes;
         // The buffer of the answer also has messages that nobody wants.
-        self.brought.push(sequence, Bytes::copy_from_slice(&message.payload), message);
+        self.brought.push(sequence, Bytes::copy_from_slice(&message.payload), None);
+        self.time_ns = Some(time_ns);
         bytes
     }
 }
@@ -101,6 +108,7 @@ impl Store {
                     plan: self.plan(read, source),
                     brought: Brought::default(),
                     bytes: 0,
+                    time_ns: None,
                 })
                 .collect();
             if swept.is_empty() || !self.pass(source, &mut swept).await? {
@@ -109,7 +117,9 @@ impl Store {
             let plans: Vec<_> =
                 swept.iter().map(|swept| (swept.index, swept.read, source, swept.plan)).collect();
             let newest = self.newest_of_leader(&plans).await?;
-            for (Swept { index, read, plan, brought, .. }, newest) in swept.into_iter().zip(newest) {
+            for (swept, newest) in swept.into_iter().zip(newest) {
+                let Swept { index, read, plan, mut brought, time_ns, .. } = swept;
+                brought.time = time_ns.map(|time_ns| MessageTime::new(&format_ns(time_ns)));
                 let is_served = brought.pending == 0 || !brought.messages.is_empty();
                 let answer = range::range(read, plan, source.look, &brought);
                 let is_late = brought.pending == 0 && newest > answer.last.max(plan.start.saturating_sub(1));
@@ -156,39 +166,50 @@ impl Store {
     /// Brings all messages of a stream from the first start on. Returns `false` if there are too
     /// many.
     ///
-    /// The pass must reach the end of the stream, also if messages are appended meanwhile. Then each
-    /// message that the limit of its topic removes in front of it has another one behind it, so that
-    /// the count tells whether the limit was reached.
+    /// The pass must reach the end that the stream has when it has passed the end of the look. If
+    /// messages are appended meanwhile, each message that the limit of its topic removes in front of
+    /// the pass then has another one behind it, so that the count tells whether the limit was reached.
     async fn pass(&mut self, source: &Source, swept: &mut [Swept<'_>]) -> Result<bool, ApiError> {
-        let by_topic: HashMap<String, usize> = swept
+        let by_topic: HashMap<String, usize, ahash::RandomState> = swept
             .iter()
             .enumerate()
             .map(|(number, swept)| (swept.read.topic.as_str().to_owned(), number))
             .collect();
-        let mut next = swept.iter().map(|swept| swept.plan.start).min().unwrap_or(1);
+        let start = swept.iter().map(|swept| swept.plan.start).min().unwrap_or(1);
+        let mut consumer = match self.consume(source, start).await {
+            Err(error) if error.is_of_connection() => return Err(error),
+            Err(error) => {
+                debug!(stream = source.stream, %error, "No pass over a stream");
+                return Ok(false);
+            }
+            Ok(consumer) => consumer,
+        };
         let (mut passed, mut kept) = (0, 0);
+        let mut end = None;
         while passed <= 2 * MAX_MESSAGES {
-            let request = json!({
-                "seq": next,
-                "next_by_subj": source.names.messages(),
-                "batch": CALL_MESSAGES,
-                "max_bytes": CALL_BYTES,
-            });
-            let answer = self.exchanges.run(&[direct(&source.stream, request, true)]).await?.pop();
-            let answer = answer.unwrap_or_default();
-            let Ok(pending) = pending(&answer) else { return Ok(false) };
-            for message in answer.iter().filter(|message| message.headers().status().is_none()) {
-                let Some(sequence) = number(message, "Nats-Sequence") else { continue };
-                passed += 1;
-                next = next.max(sequence + 1);
-                let topic = header(message, "Nats-Subject").and_then(|subject| source.names.topic(subject));
-                if let Some((topic, false)) = topic
-                    && let Some(swept) = by_topic.get(topic).and_then(|number| swept.get_mut(*number))
-                {
-                    kept += swept.take(sequence, message, kept < MAX_KEPT_BYTES);
+            // The message at the end may have been removed.
+            let Ok(delivered) = timeout(MAX_SILENCE, consumer.next()).await else { return Ok(false) };
+            let delivered = delivered?;
+            passed += 1;
+            let topic = source.names.topic(delivered.message.subject());
+            if let Some((topic, false)) = topic
+                && let Some(swept) = by_topic.get(topic).and_then(|number| swept.get_mut(*number))
+            {
+                kept += swept.take(&delivered, kept < MAX_KEPT_BYTES);
+            }
+            if end.is_none() && delivered.sequence >= source.look.newest {
+                end = self.info(&source.stream).await?.map(|info| info.newest);
+                if end.is_none() {
+                    return Ok(false);
                 }
             }
-            if pending == 0 {
+            if end.is_some_and(|end| delivered.sequence >= end) {
+                debug!(
+                    stream = source.stream,
+                    messages = passed,
+                    topics = swept.len(),
+                    "Passed over a stream"
+                );
                 return Ok(true);
             }
         }
@@ -203,8 +224,8 @@ mod tests {
     #[test]
     fn a_pass_is_worth_its_cost_for_many_topics_of_a_short_stream() {
         let same = |count: usize, start: u64| vec![start; count];
-        assert!(is_worthwhile(50_000, &same(200, 1)));
-        assert!(!is_worthwhile(50_000, &same(64, 1)));
+        assert!(is_worthwhile(50_000, &same(100, 1)));
+        assert!(!is_worthwhile(50_000, &same(50, 1)));
         // One topic from far back would bring much for the others.
         let mut starts = same(200, 49_000);
         assert!(is_worthwhile(50_000, &starts));

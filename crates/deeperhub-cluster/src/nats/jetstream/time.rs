@@ -27,6 +27,17 @@ pub(super) fn parse_ms(text: &str) -> Option<u64> {
     Some(days * DAY_MS + ((hour * 60 + minute) * 60 + second) * 1000 + millis.parse::<u64>().ok()?)
 }
 
+/// Returns the time in UTC of nanoseconds since the Unix epoch, as the server writes it: without zeros at
+/// the end.
+pub(super) fn format_ns(ns: u64) -> String {
+    let mut text = format_ms(ns / 1_000_000 / 1000 * 1000);
+    text.truncate(text.len() - ".000Z".len());
+    let fraction = format!(".{:09}", ns % 1_000_000_000);
+    text.push_str(fraction.trim_end_matches('0').trim_end_matches('.'));
+    text.push('Z');
+    text
+}
+
 /// Returns the time in UTC of milliseconds since the Unix epoch.
 pub(super) fn format_ms(ms: u64) -> String {
     let (days, in_day) = (ms / DAY_MS, ms % DAY_MS);
@@ -76,6 +87,14 @@ mod tests {
             assert_eq!(parse_ms(text), expected, "{text}");
         }
         assert_eq!(format_ms(1_795_984_110_080), "2026-11-29T20:28:30.080Z");
+        for (ns, expected) in [
+            (1_795_984_110_080_066_985, "2026-11-29T20:28:30.080066985Z"),
+            (1_795_984_110_080_066_000, "2026-11-29T20:28:30.080066Z"),
+            (1_795_984_110_000_000_000, "2026-11-29T20:28:30Z"),
+            (0, "1970-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(format_ns(ns), expected);
+        }
     }
 
     proptest! {

@@ -67,15 +67,16 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Compares a parsed operation with its model. The parser skips reply subjects.
+/// Compares a parsed operation with its model.
 fn is_same(bytes: &[u8], operation: &Operation, model: &Model) -> bool {
     match (operation, model) {
         (Operation::Info(range), Model::Info(expected))
         | (Operation::Error(range), Model::Error(expected)) => text(&bytes[range.clone()]) == *expected,
         (Operation::Ping, Model::Ping) | (Operation::Pong, Model::Pong) | (Operation::Ok, Model::Ok) => true,
-        (Operation::Message(message), Model::Message { subject, sid, headers, payload, .. }) => {
+        (Operation::Message(message), Model::Message { subject, sid, reply, headers, payload }) => {
             text(&bytes[message.subject.clone()]) == *subject
                 && message.sid == *sid
+                && text(&bytes[message.reply.clone()]) == *reply.as_deref().unwrap_or_default()
                 && bytes[message.headers.clone()] == **headers.as_ref().unwrap_or(&Vec::new())
                 && bytes[message.payload.clone()] == **payload
         }

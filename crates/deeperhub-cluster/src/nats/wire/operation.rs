@@ -34,6 +34,8 @@ pub(crate) struct Message {
     /// Number of the subscription.
     pub(crate) sid: u64,
     pub(crate) subject: Range<usize>,
+    /// Empty for a message that expects no answer.
+    pub(crate) reply: Range<usize>,
     /// Empty for a message without headers.
     pub(crate) headers: Range<usize>,
     pub(crate) payload: Range<usize>,
@@ -75,7 +77,8 @@ pub(crate) fn parse(bytes: &[u8], start: usize) -> Result<Parsed, ProtocolError>
     if let Some(fields) = line.strip_prefix(b"MSG ") {
         if let Some((subject_len, sid, total)) = split_plain_fields(fields) {
             let subject = start + 4..start + 4 + subject_len;
-            return whole_message(bytes, start..end, sid, subject, (0, total));
+            let subjects = (subject, start..start);
+            return whole_message(bytes, start..end, sid, subjects, (0, total));
         }
         return parse_message(bytes, start..end, fields, start + 4);
     }
@@ -125,18 +128,20 @@ fn parse_message(
     let sid = number(1)?;
     let total = number(count - 1)?;
     let header_len = if has_headers { number(count - 2)? } else { 0 };
-    let subject = found.first().map_or(start..start, |range| start + range.start..start + range.end);
-    whole_message(bytes, line, sid, subject, (header_len, total))
+    let subject_at =
+        |index: usize| found.get(index).map_or(start..start, |range| start + range.start..start + range.end);
+    let reply = if count == 3 + sizes { subject_at(2) } else { start..start };
+    whole_message(bytes, line, sid, (subject_at(0), reply), (header_len, total))
 }
 
-/// Returns a message whose line is parsed, if its payload has arrived. The sizes are those of the
-/// headers, and of headers and payload.
+/// Returns a message whose line is parsed, if its payload has arrived. The subjects are its own and
+/// that of answers. The sizes are those of the headers, and of headers and payload.
 #[inline]
 fn whole_message(
     bytes: &[u8],
     line: Range<usize>,
     sid: u64,
-    subject: Range<usize>,
+    (subject, reply): (Range<usize>, Range<usize>),
     (header_len, total): (u64, u64),
 ) -> Result<Parsed, ProtocolError> {
     if header_len > total {
@@ -153,7 +158,7 @@ fn whole_message(
         None => return Ok(Parsed::Partial(payload_end + 2 - line.start)),
     }
     let (headers, payload) = (line.end..payload_start, payload_start..payload_end);
-    Ok(Parsed::Whole(Operation::Message(Message { sid, subject, headers, payload }), payload_end + 2))
+    Ok(Parsed::Whole(Operation::Message(Message { sid, subject, reply, headers, payload }), payload_end + 2))
 }
 
 /// Returns the length of the subject, the subscription and the size of a message without a reply
@@ -230,13 +235,13 @@ mod tests {
 
     #[test]
     fn messages_are_parsed_with_and_without_reply_and_headers() {
-        for (bytes, headers, payload) in [
-            ("MSG a.b 7 3\r\nxyz\r\n", "", "xyz"),
-            ("MSG a.b 7 _INBOX.1 3\r\nxyz\r\n", "", "xyz"),
-            ("msg\ta.b  7\t0\r\n\r\n", "", ""),
-            ("HMSG a.b 7 12 15\r\nNATS/1.0\r\n\r\nxyz\r\n", "NATS/1.0\r\n\r\n", "xyz"),
-            ("HMSG a.b 7 r 16 16\r\nNATS/1.0 503\r\n\r\n\r\n", "NATS/1.0 503\r\n\r\n", ""),
-            ("MSG a.b 7 4\r\n\r\n\r\n\r\n", "", "\r\n\r\n"),
+        for (bytes, reply, headers, payload) in [
+            ("MSG a.b 7 3\r\nxyz\r\n", "", "", "xyz"),
+            ("MSG a.b 7 _INBOX.1 3\r\nxyz\r\n", "_INBOX.1", "", "xyz"),
+            ("msg\ta.b  7\t0\r\n\r\n", "", "", ""),
+            ("HMSG a.b 7 12 15\r\nNATS/1.0\r\n\r\nxyz\r\n", "", "NATS/1.0\r\n\r\n", "xyz"),
+            ("HMSG a.b 7 r 16 16\r\nNATS/1.0 503\r\n\r\n\r\n", "r", "NATS/1.0 503\r\n\r\n", ""),
+            ("MSG a.b 7 4\r\n\r\n\r\n\r\n", "", "", "\r\n\r\n"),
         ] {
             // The position in a larger buffer does not matter.
             let buffer = format!("+OK\r\n{bytes}PING\r\n");
@@ -244,8 +249,8 @@ mod tests {
                 panic!("{bytes}: {:?}", parse(buffer.as_bytes(), 5))
             };
             assert_eq!(message.sid, 7);
-            let ranges = [&message.subject, &message.headers, &message.payload];
-            assert_eq!(texts(buffer.as_bytes(), &ranges), ["a.b", headers, payload], "{bytes}");
+            let ranges = [&message.subject, &message.reply, &message.headers, &message.payload];
+            assert_eq!(texts(buffer.as_bytes(), &ranges), ["a.b", reply, headers, payload], "{bytes}");
             assert_eq!(parse(buffer.as_bytes(), end), Ok(Parsed::Whole(Operation::Ping, buffer.len())));
         }
     }

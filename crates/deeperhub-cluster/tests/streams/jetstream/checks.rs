@@ -54,7 +54,7 @@ fn a_right_that_was_taken_away_is_named() {
     let node = Node::join(&server.url_of("hub"), "a");
     let check = || wait(node.broker.check_store()).unwrap_or_default();
     assert_eq!(check(), []);
-    for lacking in ["STREAM.CREATE.*", "DIRECT.GET.*"] {
+    for lacking in ["STREAM.CREATE.*", "DIRECT.GET.*", "CONSUMER.CREATE.*.*", "FC.>"] {
         let rights = [
             "deeperhub.>",
             "$JS.API.INFO",
@@ -65,6 +65,8 @@ fn a_right_that_was_taken_away_is_named() {
             "$JS.API.STREAM.DELETE.*",
             "$JS.API.STREAM.MSG.GET.*",
             "$JS.API.DIRECT.GET.*",
+            "$JS.API.CONSUMER.CREATE.*.*",
+            "$JS.FC.>",
         ];
         let rights: Vec<_> = rights
             .iter()
@@ -72,7 +74,7 @@ fn a_right_that_was_taken_away_is_named() {
             .map(|right| format!("\"{right}\""))
             .collect();
         server.reload_with(&users(&rights.join(", ")));
-        let subject = lacking.trim_end_matches('*');
+        let subject = lacking.split('*').next().unwrap_or_default().trim_end_matches('>');
         eventually("the missing right", || {
             let findings = check();
             matches!(&findings[..], [StoreFinding::MissingRight(right)] if right.contains(subject))

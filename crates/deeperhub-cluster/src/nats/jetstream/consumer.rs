@@ -1,0 +1,142 @@
+//! Consumers, each of which brings the messages of a stream once.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::super::client::Client;
+use super::super::request::{Message, RequestError, Subscription};
+use super::api::{ApiError, unexpected};
+use super::ensure::{Store, header};
+use super::source::Source;
+
+/// Time after which the server removes a consumer whose subscription has ended.
+const REMOVED_AFTER: Duration = Duration::from_secs(5);
+
+/// Interval at which the server says that it waits for more messages, or for an answer.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Status of a message that is none of the stream's.
+const CONTROL: u16 = 100;
+
+/// A consumer. The server sends no more than the node has read, because it asks for answers on the
+/// way (flow control). Dropping this value ends it.
+pub(super) struct Consumer {
+    client: Client,
+    messages: Subscription,
+    /// Number of the next message.
+    next: u64,
+}
+
+/// A message of a stream.
+pub(super) struct Delivered {
+    pub(super) sequence: u64,
+    /// Time in nanoseconds since the Unix epoch.
+    pub(super) time_ns: u64,
+    pub(super) message: Message,
+}
+
+impl Store {
+    /// Creates a consumer of all messages from a sequence on.
+    pub(super) async fn consume(&mut self, source: &Source, start: u64) -> Result<Consumer, ApiError> {
+        let client = self.api.client().clone();
+        let inbox = client.next_inbox();
+        let messages = client.subscribe_owned(&inbox).map_err(RequestError::from)?;
+        let name = format!("pass-{:x}", getrandom::u64().map_err(|_| unexpected())?);
+        let request = json!({
+            "stream_name": source.stream,
+            "action": "create",
+            "config": {
+                "name": name,
+                "deliver_subject": inbox,
+                "deliver_policy": "by_start_sequence",
+                "opt_start_seq": start,
+                "ack_policy": "none",
+                "max_deliver": 1,
+                "mem_storage": true,
+                "num_replicas": 1,
+                "flow_control": true,
+                "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
+                "inactive_threshold": REMOVED_AFTER.as_nanos() as u64,
+            },
+        });
+        self.api.call(&format!("CONSUMER.CREATE.{}.{name}", source.stream), &request).await?;
+        Ok(Consumer { client, messages, next: 1 })
+    }
+}
+
+impl Consumer {
+    /// Waits for the next message. Fails if there is a message missing before it.
+    pub(super) async fn next(&mut self) -> Result<Delivered, ApiError> {
+        loop {
+            let message = self.messages.next().await.map_err(RequestError::from)?;
+            if message.headers().status() == Some(CONTROL) {
+                self.answer(&message)?;
+                continue;
+            }
+            let place = std::str::from_utf8(&message.reply).ok().and_then(Place::parse);
+            let place = place.filter(|place| place.number == self.next).ok_or_else(unexpected)?;
+            self.next += 1;
+            return Ok(Delivered { sequence: place.sequence, time_ns: place.time_ns, message });
+        }
+    }
+
+    /// Tells the server that everything before a message was read, if it asks.
+    fn answer(&self, control: &Message) -> Result<(), ApiError> {
+        let asked = if control.reply.is_empty() {
+            // The server repeats a question that got no answer.
+            header(control, "Nats-Consumer-Stalled")
+        } else {
+            std::str::from_utf8(&control.reply).ok()
+        };
+        match asked {
+            Some(subject) => Ok(self.client.publish(subject, None, &[], b"")?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Place of a message in its stream and among those of its consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    sequence: u64,
+    number: u64,
+    time_ns: u64,
+}
+
+impl Place {
+    /// Parses the subject to which a message is acknowledged (NATS, ADR-15):
+    /// `$JS.ACK.STREAM.CONSUMER.DELIVERIES.SEQUENCE.NUMBER.TIME.PENDING`, or the same with a domain and
+    /// an account after `ACK`, and perhaps more at the end.
+    fn parse(subject: &str) -> Option<Self> {
+        let rest = subject.strip_prefix("$JS.ACK.")?;
+        let skipped = match rest.split('.').count() {
+            7 => 3,
+            9.. => 5,
+            _ => return None,
+        };
+        let mut numbers = rest.split('.').skip(skipped).map(|number| number.parse::<u64>().ok());
+        Some(Self { sequence: numbers.next()??, number: numbers.next()??, time_ns: numbers.next()?? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_of_both_forms_are_parsed() {
+        let place = Some(Place { sequence: 20, number: 3, time_ns: 1_795_984_110_080_066_985 });
+        for (subject, expected) in [
+            ("$JS.ACK.s.c.1.20.3.1795984110080066985.7", place),
+            ("$JS.ACK._.hash.s.c.1.20.3.1795984110080066985.7", place),
+            ("$JS.ACK.hub.hash.s.c.1.20.3.1795984110080066985.7.random", place),
+            ("$JS.ACK.s.c.1.20.3.1795984110080066985", None),
+            ("$JS.ACK.s.c.1.20.x.1795984110080066985.7", None),
+            ("$JS.FC.s.c.1", None),
+            ("", None),
+        ] {
+            assert_eq!(Place::parse(subject), expected, "{subject}");
+        }
+    }
+}
