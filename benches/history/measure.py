@@ -12,10 +12,11 @@ cpu: one subscriber on each of 1,000 topics, 16 publishers, 128 B.
 fanout: 1,000 subscribers of one topic, one message in flight, 128 B.
 slow: 1,000 messages of 1 KiB a second to 100 subscribers of one topic, without slow readers and with ten.
 
-In the first two rows, each case has a server and a load that stay. A round continues one load after the other for a
-slice of time, and stops it again, so the cases of a round see the same state of the machine. A slice yields the CPU
-time of the server's threads, divided by the messages that it sent. Prints medians of the rounds, and the median and the
-quartiles of the ratios within a round. The first case also comes last once more: its ratio shows the error.
+In the first two rows, each program has a server and a load that stay, because two servers of the same program can differ
+by more than what is measured. For each case, the server gets other rules (SIGHUP). Histories fill for a moment, and then a
+slice of time yields the CPU time of the server's threads, divided by the messages that it sent. The load of another program
+is stopped meanwhile. Prints medians of the rounds, and the median and the quartiles of the ratios within a round. The first
+case also comes last once more: its ratio shows the error.
 
 In the last row, each run has a server of its own. Prints medians, and the median and the range of the ratios.
 """
@@ -27,6 +28,7 @@ import re
 import signal
 import statistics
 import subprocess
+import tempfile
 import time
 import urllib.request
 
@@ -35,12 +37,9 @@ FANOUT = ["fanout", "--subscribers", "1000", "--in-flight", "1"]
 RATE = ["--subscribers", "100", "--rate", "1000", "--size", "1024"]
 KEEPS_ALL = "bench.>: history=30000 history_bytes=64MiB"
 
-# Rules of the cases with slices. The first case is the base of the ratios.
-RULES = {"no rule": None, "history=10": "bench.>: history=10", "history=100": "bench.>: history=100"}
-SLICED = {
-    "cpu": (TOPICS, {**RULES, "history=1": "bench.>: history=1", "no rule again": None}),
-    "fanout": (FANOUT, {**RULES, "no rule again": None}),
-}
+# Messages that the rules of the cases with slices keep of a topic. The first case is the base of the ratios.
+HISTORIES = {"no rule": 0, "history=10": 10, "history=100": 100, "no rule again": 0}
+SLICED = {"cpu": TOPICS, "fanout": FANOUT}
 
 # Cases with the rule of the server and the arguments of the load. The first one is the base of the ratios.
 WHOLE = {
@@ -50,18 +49,20 @@ WHOLE = {
     },
 }
 
-# Time in which a load connects and fills the histories, and time in which a server finishes what a stopped load sent.
+# Time in which a load connects, in which it fills the histories, and in which a server finishes what a stopped load sent.
 WARM_UP_SECONDS = 4
+FILL_SECONDS = 0.4
 SETTLE_SECONDS = 0.03
 
 
 class Server:
     """A server on the first core."""
 
-    def __init__(self, program, rule):
+    def __init__(self, program, rule, config=None):
         flags = ["--host", "127.0.0.1", "--port", "0", "--api-listen", "127.0.0.1:0", "--workers", "1"]
         flags += ["--rate-limit", "0", "--max-connections", "9000", "--ping-interval", "600s"]
         flags += ["--topic", rule] if rule else []
+        flags += ["--config", config] if config else []
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         self.process = subprocess.Popen(["taskset", "-c", "0", program, *flags], **pipes)
         self.program = program
@@ -92,20 +93,31 @@ class Server:
         self.process.wait()
 
 
-class SlicedCase:
-    """A server with a load that runs in slices."""
+class Sliced:
+    """A server with a load that runs in slices, each with a rule for its topics."""
 
-    def __init__(self, program, rule, load):
-        self.server = Server(program, rule)
+    def __init__(self, program, load):
+        self.config = tempfile.NamedTemporaryFile(mode="w", suffix=".toml")
+        self.server = Server(program, None, self.config.name)
         command = self.server.load([*load, "--duration", "24h"])
         self.load = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(WARM_UP_SECONDS)
         self.load.send_signal(signal.SIGSTOP)
 
-    def slice(self, seconds):
+    def set_history(self, messages):
+        self.config.seek(0)
+        self.config.truncate()
+        if messages:
+            self.config.write(f'[[topics]]\nmatch = "bench.>"\nhistory = {messages}\n')
+        self.config.flush()
+        self.server.process.send_signal(signal.SIGHUP)
+
+    def slice(self, messages, seconds):
         """Runs the load for some time. Returns the CPU microseconds of the server per message."""
-        before = self.server.counts()
+        self.set_history(messages)
         self.load.send_signal(signal.SIGCONT)
+        time.sleep(FILL_SECONDS)
+        before = self.server.counts()
         time.sleep(seconds)
         self.load.send_signal(signal.SIGSTOP)
         time.sleep(SETTLE_SECONDS)
@@ -118,6 +130,7 @@ class SlicedCase:
         self.load.kill()
         self.load.wait()
         self.server.end()
+        self.config.close()
 
 
 def alternate(keys, rounds, measure):
@@ -131,16 +144,15 @@ def alternate(keys, rounds, measure):
 
 
 def measure_slices(row, args):
-    load, rules = SLICED[row]
-    keys = [(program, name) for program in args.programs for name in rules]
-    cases = {}
+    keys = [(program, name) for program in args.programs for name in HISTORIES]
+    servers = {}
     try:
-        for program, name in keys:
-            cases[program, name] = SlicedCase(program, rules[name], load)
-        return alternate(keys, args.rounds, lambda key: cases[key].slice(args.slice))
+        for program in args.programs:
+            servers[program] = Sliced(program, SLICED[row])
+        return alternate(keys, args.rounds, lambda key: servers[key[0]].slice(HISTORIES[key[1]], args.slice))
     finally:
-        for case in cases.values():
-            case.end()
+        for server in servers.values():
+            server.end()
 
 
 def measure_whole(row, args):
