@@ -51,6 +51,7 @@ impl fmt::Display for EvictionReason {
 pub struct Evicted<M> {
     first: Option<(M, EvictionReason)>,
     others: Vec<(M, EvictionReason)>,
+    bytes: usize,
 }
 
 /// Capacity that is kept when the messages are cleared, in messages.
@@ -61,7 +62,7 @@ impl<M> Evicted<M> {
     #[inline]
     #[must_use]
     pub const fn new() -> Self {
-        Self { first: None, others: Vec::new() }
+        Self { first: None, others: Vec::new(), bytes: 0 }
     }
 
     /// Returns the messages in the order of their eviction.
@@ -88,15 +89,31 @@ impl<M> Evicted<M> {
         self.first.is_none()
     }
 
+    /// Returns the bytes of all messages, as they were when they were appended.
+    #[inline]
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Removes the messages, in the order of their eviction.
+    #[inline]
+    pub fn drain(&mut self) -> impl Iterator<Item = (M, EvictionReason)> {
+        self.bytes = 0;
+        self.first.take().into_iter().chain(self.others.drain(..))
+    }
+
     /// Drops the messages.
     pub fn clear(&mut self) {
         self.first = None;
         self.others.clear();
+        self.bytes = 0;
         self.others.shrink_to(KEPT_CAPACITY);
     }
 
     #[inline]
-    pub(crate) fn push(&mut self, message: M, reason: EvictionReason) {
+    pub(crate) fn push(&mut self, message: M, bytes: usize, reason: EvictionReason) {
+        self.bytes = self.bytes.saturating_add(bytes);
         if self.first.is_none() {
             self.first = Some((message, reason));
         } else {

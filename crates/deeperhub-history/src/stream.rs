@@ -223,7 +223,7 @@ impl<M> Stream<M> {
             Some(bytes) => self.push(message, bytes, now),
             None => {
                 self.skip_to(offset);
-                evicted.push(message, EvictionReason::Bytes);
+                evicted.push(message, bytes, EvictionReason::Bytes);
             }
         }
         offset
@@ -321,7 +321,7 @@ impl<M> Stream<M> {
                 if self.rest.is_some() {
                     self.note_evicted();
                 }
-                evicted.push(slot.message, reason);
+                evicted.push(slot.message, slot.bytes as usize, reason);
                 true
             }
             None => false,

@@ -37,7 +37,7 @@ impl<M> Stream<M> {
             Some(bytes) => self.push_at(message, bytes, at, offset),
             None => {
                 self.skip_to(offset);
-                evicted.push(message, EvictionReason::Bytes);
+                evicted.push(message, bytes, EvictionReason::Bytes);
             }
         }
         true

@@ -64,7 +64,7 @@ impl<M> Stream<M> {
         let Some(StoreState { stored, .. }) = self.store_state_mut() else { return true };
         stored.trim(bounds, left.saturating_add(slot.bytes), now);
         stored.push(StoredPart { offset, bytes: slot.bytes.into(), at: slot.at });
-        evicted.push(slot.message, EvictionReason::Budget);
+        evicted.push(slot.message, slot.bytes as usize, EvictionReason::Budget);
         true
     }
 

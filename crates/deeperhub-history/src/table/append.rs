@@ -125,7 +125,7 @@ impl<M, N> StreamTable<M, N> {
             && self.budget.has_room_for(kept.into(), freed.into())
         {
             if let Some(slot) = stream.take_oldest() {
-                evicted.push(slot.message, EvictionReason::Messages);
+                evicted.push(slot.message, slot.bytes as usize, EvictionReason::Messages);
             }
             push(stream, message, Some(kept), offset);
             self.budget.adjust(rule, kept.into(), freed.into());
@@ -144,7 +144,7 @@ impl<M, N> StreamTable<M, N> {
         let Some(entry) = self.entries[id.index as usize].as_mut() else { return Ok(None) };
         match push(&mut entry.stream, message, kept, offset) {
             None => self.messages += 1,
-            Some(message) => evicted.push(message, EvictionReason::Bytes),
+            Some(message) => evicted.push(message, bytes, EvictionReason::Bytes),
         }
         self.note_spent(id, now);
         self.enqueue(id);

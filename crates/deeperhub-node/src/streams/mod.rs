@@ -17,6 +17,7 @@ mod links;
 mod position_time;
 mod publish;
 mod read;
+mod retired;
 mod room;
 #[cfg_attr(not(feature = "disk"), allow(dead_code, reason = "without a store, nothing is read from it"))]
 mod stored;
@@ -181,8 +182,9 @@ impl Streams {
 
     /// Does what an operation under a lock left to do.
     #[inline]
-    pub(crate) fn finish(&self, router: &StreamRouter, remains: Remains, now: Seconds) {
+    pub(crate) fn finish(&self, router: &StreamRouter, mut remains: Remains, now: Seconds) {
         self.count_evicted(&remains);
+        retired::retire(&mut remains.evicted);
         if remains.is_over_budget || !remains.removed.is_empty() {
             self.finish_rare(router, &remains, now);
         }
