@@ -67,10 +67,15 @@ impl Publisher {
         sent
     }
 
-    /// Publishes in bursts until the trial is over, and repeats nothing.
+    /// Publishes in bursts until the trial is over, and repeats nothing. Each connection is a publisher
+    /// of its own: what it has sent can be on the way when the next one publishes.
     pub(super) async fn publish(self, name: String) -> Sent {
         let (mut sent, mut number) = (Sent::default(), 0);
-        while !self.is_over() {
+        for connection in 0_u64.. {
+            if self.is_over() {
+                break;
+            }
+            let name = format!("{name}.{connection}");
             let Some(mut connection) = Connection::open(&self.url).await else { continue };
             while !self.is_over()
                 && self.burst(&mut connection, &mut sent, &name, &mut number).await.is_some()
