@@ -18,8 +18,12 @@ const MAX_UNANSWERED: usize = 4;
 /// Messages that a raw publisher sends before it waits for the answers.
 const BURST: u64 = 10;
 
-/// Pause of a publisher after each message or burst, so that a trial takes little of the machine.
+/// Pause of a raw publisher after each burst, so that a trial takes little of the machine.
 const PAUSE: Duration = Duration::from_millis(4);
+
+/// Pause of a client after each message. Redis remembers 8,192 publishes of a user on a topic in two
+/// minutes, and the clients of a trial are one user: so many would take three of them longer.
+const CLIENT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Returns options of a client that comes back soon.
 pub(super) fn options() -> Options {
@@ -53,7 +57,7 @@ impl Publisher {
                 let text = Content::text(&name, number);
                 let content = Content::parse(&text).expect("it is a content");
                 unanswered.push_back((content, hub.publish(&*self.topic, &text).into_future()));
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(CLIENT_PAUSE).await;
             }
             if unanswered.len() > MAX_UNANSWERED || self.is_over() {
                 let Some((content, publish)) = unanswered.pop_front() else { break };
