@@ -177,8 +177,11 @@ impl Simulation {
         let topic = index(name).ok_or("an unknown topic")?;
         let number = number(&entry.bytes)?;
         let StorePosition { epoch, offset } = entry.position;
-        let is_known =
-            self.nodes.iter().flatten().any(|node| super::node_newest(node, name) >= Some((epoch, offset)));
+        let is_known = self
+            .nodes
+            .iter()
+            .flatten()
+            .any(|node| super::checks::node_newest(node, name) >= Some((epoch, offset)));
         let stored = Stored { number };
         self.logs[topic].append(entry.position, stored, is_known).map_err(|text| format!("{name}: {text}"))
     }

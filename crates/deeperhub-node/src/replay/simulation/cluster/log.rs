@@ -6,8 +6,7 @@ use deeperhub_client::Position;
 use deeperhub_cluster::StorePosition;
 use deeperhub_protocol::Epoch;
 
-/// An epoch and an offset.
-pub(super) type Place = (u64, u64);
+use super::super::real_clients::{Log, Place};
 
 /// A message in the log.
 #[derive(Debug, Clone, Copy)]
@@ -47,15 +46,6 @@ impl EpochLog {
     pub(super) fn newest(&self) -> u64 {
         let last = |offset: Option<&u64>| offset.copied().unwrap_or(0);
         last(self.messages.keys().next_back()).max(last(self.lost.keys().next_back()))
-    }
-
-    /// Returns the first message after an offset and before another one that is no own one.
-    pub(super) fn first_between(&self, after: u64, until: u64, own: &BTreeSet<u64>) -> Option<u64> {
-        if after + 1 >= until || self.is_forked {
-            return None;
-        }
-        let mut between = self.messages.range(after + 1..until);
-        between.find(|(_, message)| !own.contains(&message.number)).map(|(offset, _)| *offset)
     }
 }
 
@@ -104,11 +94,56 @@ impl TopicLog {
             }
         }
     }
+}
 
-    /// Returns the place of a position that a client was told.
-    pub(super) fn place(&self, position: &Position) -> Result<Place, String> {
+impl Log for TopicLog {
+    fn place(&self, position: &Position) -> Result<Place, String> {
         let epoch = Epoch::parse(&position.epoch).and_then(|epoch| self.wire.get(&epoch));
         let epoch = epoch.ok_or_else(|| format!("the epoch of {position:?} is unknown"))?;
         Ok((*epoch, position.offset))
+    }
+
+    fn note_told(&mut self, place: Place) {
+        self.told.insert(place);
+    }
+
+    fn has(&self, (epoch, offset): Place, number: u64) -> bool {
+        self.epochs.get(&epoch).is_some_and(|log| log.has(offset, number))
+    }
+
+    fn is_forked(&self, epoch: u64) -> bool {
+        self.epochs.get(&epoch).is_some_and(|log| log.is_forked)
+    }
+
+    fn last_of_gap(&self, epoch: u64) -> Option<u64> {
+        // What the store has lost can be in a gap.
+        self.epochs.get(&epoch).filter(|log| !log.has_lost).map(EpochLog::newest)
+    }
+
+    fn has_only_good_positions(&self, epoch: u64) -> bool {
+        self.epochs.get(&epoch).is_some_and(|log| !log.has_lost)
+    }
+
+    fn first_between(&self, (epoch, after): Place, until: u64, own: &BTreeSet<u64>) -> Option<u64> {
+        let log = self.epochs.get(&epoch).filter(|log| after + 1 < until && !log.is_forked)?;
+        let mut between = log.messages.range(after + 1..until);
+        between.find(|(_, message)| !own.contains(&message.number)).map(|(offset, _)| *offset)
+    }
+
+    fn count_between(&self, (epoch, after): Place, until: u64) -> usize {
+        let log = self.epochs.get(&epoch).filter(|_| after + 1 < until);
+        log.map_or(0, |log| log.messages.range(after + 1..until).count())
+    }
+
+    fn may_lack_positions(&self) -> bool {
+        true
+    }
+
+    fn keeps_order_without_history(&self) -> bool {
+        false
+    }
+
+    fn tells_newest_position(&self) -> bool {
+        false
     }
 }

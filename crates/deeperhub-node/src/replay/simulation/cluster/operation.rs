@@ -1,9 +1,7 @@
 //! Operations of a simulated cluster, and their random choice.
 
 use super::super::operation::choose_speed;
-
-/// Clients of a simulation.
-pub(super) const CLIENTS: u8 = 5;
+use super::super::real_clients::{CLIENTS, ClientOperation, choose_count, choose_history, first_operations};
 
 /// Topics of a simulation, by their numbers in the list of all topics.
 pub(super) const TOPICS: [usize; 5] = [0, 1, 2, 3, 8];
@@ -18,45 +16,8 @@ pub(super) enum Operation {
         bytes: usize,
         count: u8,
     },
-    /// Asks a client to publish messages.
-    PublishBy {
-        client: u8,
-        topic: usize,
-        bytes: usize,
-        is_excluded: bool,
-        count: u8,
-    },
-    /// Asks a client for a new handle.
-    Subscribe {
-        client: u8,
-        topic: usize,
-        history: u32,
-    },
-    /// Ends a handle.
-    Unsubscribe {
-        client: u8,
-        handle: u8,
-    },
-    /// Takes events of a handle.
-    Take {
-        client: u8,
-        handle: u8,
-        count: u8,
-    },
-    /// Executes texts of a client on its node.
-    Execute {
-        client: u8,
-        count: u8,
-    },
-    /// Gives texts of the node to a client.
-    Receive {
-        client: u8,
-        count: u8,
-    },
-    /// Cuts a client's connection. Texts on their way are lost.
-    Cut {
-        client: u8,
-    },
+    /// Does something with a client or its applications.
+    Client(ClientOperation),
     /// Decides about the next attempts of a client to connect.
     Attempts {
         client: u8,
@@ -177,8 +138,7 @@ pub(super) enum Operation {
 
 /// Chooses the operations of a run. The first ones give each client a handle.
 pub(super) fn choose(random: &mut fastrand::Rng, count: usize) -> Vec<Operation> {
-    let first = |client| Operation::Subscribe { client, topic: usize::from(client) % 2, history: 0 };
-    let mut operations: Vec<_> = (0..CLIENTS).map(first).collect();
+    let mut operations: Vec<_> = first_operations().map(Operation::Client).collect();
     let is_rough = random.bool();
     operations.extend((0..count).map(|_| choose_one(random, is_rough)));
     operations
@@ -190,7 +150,7 @@ fn choose_one(random: &mut fastrand::Rng, is_rough: bool) -> Operation {
     // Mostly topics that many follow.
     let topic = if random.u8(..3) > 0 { random.usize(..2) } else { TOPICS[random.usize(..TOPICS.len())] };
     let handle = random.u8(..8);
-    let few = |random: &mut fastrand::Rng| if random.bool() { u8::MAX } else { random.u8(1..4) };
+    let few = |random: &mut fastrand::Rng| choose_count(random, 4);
     match random.u8(..100) {
         0..12 => Operation::Publish {
             node,
@@ -198,16 +158,16 @@ fn choose_one(random: &mut fastrand::Rng, is_rough: bool) -> Operation {
             bytes: random.usize(..200),
             count: if random.u8(..6) == 0 { random.u8(4..20) } else { random.u8(1..4) },
         },
-        12..20 => Operation::PublishBy {
+        12..20 => Operation::Client(ClientOperation::Publish {
             client,
             topic,
             bytes: random.usize(..200),
             is_excluded: random.u8(..3) == 0,
             count: random.u8(1..5),
-        },
-        20..26 => Operation::Execute { client, count: few(random) },
-        26..31 => Operation::Receive { client, count: few(random) },
-        31..37 => Operation::Take { client, handle, count: few(random) },
+        }),
+        20..26 => Operation::Client(ClientOperation::Execute { client, count: few(random) }),
+        26..31 => Operation::Client(ClientOperation::Receive { client, count: few(random) }),
+        31..37 => Operation::Client(ClientOperation::Take { client, handle, count: few(random) }),
         37..43 => Operation::Round {
             node,
             worker,
@@ -221,10 +181,11 @@ fn choose_one(random: &mut fastrand::Rng, is_rough: bool) -> Operation {
         66..71 => Operation::Pass { node, count: few(random) },
         71..74 => Operation::Read { node },
         74..77 => {
-            Operation::Subscribe { client, topic, history: if random.bool() { 0 } else { random.u32(1..15) } }
+            let history = choose_history(random);
+            Operation::Client(ClientOperation::Subscribe { client, topic, history })
         }
-        77 => Operation::Unsubscribe { client, handle },
-        78..80 => Operation::Cut { client },
+        77 => Operation::Client(ClientOperation::Unsubscribe { client, handle }),
+        78..80 => Operation::Client(ClientOperation::Cut { client }),
         80 => Operation::Attempts { client, node, speed: choose_speed(random), failures: random.u8(..3) },
         81 => Operation::Speed { client, speed: choose_speed(random) },
         82..89 => Operation::Advance {

@@ -31,12 +31,6 @@ bugs! {
     OutcomesSwapped,
     /// A batch whose connection was lost is not sent again.
     BatchForgotten,
-    /// A text does not reach the client.
-    DeliveryLost,
-    /// A message is handed over twice.
-    EventRepeated,
-    /// A gap is not handed over.
-    GapHidden,
 }
 
 thread_local! {

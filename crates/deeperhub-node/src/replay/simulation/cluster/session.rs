@@ -184,14 +184,15 @@ impl Node {
 impl Simulation {
     /// Executes a client's next text on its node. Returns `false` if there is none, or if the
     /// connection waits for the store.
-    pub(super) fn execute_next(&mut self, client: u8) -> Result<bool, String> {
-        let view = &mut self.clients[usize::from(client)];
-        let Some((node, worker, key)) = view.connection else { return Ok(false) };
+    pub(super) fn execute_text(&mut self, client: u8) -> Result<bool, String> {
+        let line = &self.lines[usize::from(client)];
+        let Some((node, worker, key)) = line.connection else { return Ok(false) };
         let (now, since) = (self.times.started + self.times.now, self.times.now);
         let Some(node) = &mut self.nodes[node] else { return Ok(false) };
         if node.workers[worker].parked_since.contains_key(&key) {
             return Ok(false);
         }
+        let view = &mut self.clients[usize::from(client)];
         let Some(text) = view.outbox.pop_front() else { return Ok(false) };
         execute(node, (worker, key), &text, (now, since)).map_err(|error| format!("{error}, with {text}"))?;
         Ok(true)

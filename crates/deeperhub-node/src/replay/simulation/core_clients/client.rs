@@ -1,292 +1,152 @@
-//! A real client: its core, and what drives it.
+//! The ways of real clients to the node.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use deeperhub_client::core::{
-    Action, ConnectionState, Core, HandleId, Input, Next, PublishOptions, Settings, TokenKind,
-};
-use deeperhub_client::{Error, Event, SubscriptionState};
-use serde_json::value::RawValue;
+use deeperhub_client::Position;
+use deeperhub_client::core::Input;
+use deeperhub_protocol::Epoch;
 
+use super::super::log::TopicLog;
+use super::super::real_clients::{Acknowledged, CoreClient, Log, Place, RealClients as _, Surroundings};
 use super::super::topics::TOPICS;
-use super::application::{Application, Progress};
-use super::{GlueBug, MAX_HANDLES, Simulation, describe};
+use super::Simulation;
 
-/// Timers of a client at one time.
-const MAX_TIMERS: usize = 1000;
-
-/// A client with its applications.
-#[derive(Debug)]
-pub(super) struct CoreClient {
-    pub(super) core: Core,
-    pub(super) handles: Vec<HandleView>,
-    /// Texts on their way to the node.
-    pub(super) outbox: VecDeque<String>,
-    /// The core knows of a connection.
-    is_connected: bool,
-    /// Worker of the next connection.
+/// The next attempts of a client to connect.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attempts {
     pub(super) worker: u8,
-    /// Bytes that the socket of the next connection takes per round.
-    pub(super) speed: usize,
-    /// Number of attempts to connect that are to fail.
-    pub(super) failures: u8,
     /// The server refuses attempts that fail.
     pub(super) is_refused: bool,
 }
 
-/// A handle and its application.
-#[derive(Debug)]
-pub(super) struct HandleView {
-    pub(super) id: HandleId,
-    pub(super) topic: usize,
-    pub(super) application: Application,
-    /// Another handle has joined before this one was ready, so their first messages differ.
-    is_shared: bool,
-    is_unsubscribed: bool,
-    /// An event that a bug holds back.
-    withheld: Option<Event>,
-}
+impl Surroundings for Simulation {
+    type Log = TopicLog;
 
-impl CoreClient {
-    pub(super) fn new(seed: u64, client: u8) -> Self {
-        let mut settings = Settings::default();
-        let seed = seed.wrapping_mul(31).wrapping_add(u64::from(client));
-        settings.max_queue_bytes = [900, 3000, 1 << 20][(seed % 3) as usize];
-        settings.max_delay = Duration::from_secs(5);
-        let mut core = Core::new(settings, TokenKind::None, seed);
-        core.start(Duration::ZERO);
-        Self {
-            core,
-            handles: Vec::new(),
-            outbox: VecDeque::new(),
-            is_connected: false,
-            worker: client,
-            speed: 1 << 20,
-            failures: 0,
-            is_refused: false,
-        }
-    }
-}
+    const MAX_HANDLES: usize = 6;
 
-impl Simulation {
-    fn core(&mut self, client: u8) -> &mut Core {
-        &mut self.clients[usize::from(client)].core
+    const LAST_SECONDS: usize = 90;
+
+    fn time(&self) -> Duration {
+        self.world.now
     }
 
-    /// Does what a client wants.
-    pub(super) fn act(&mut self, client: u8) -> Result<(), String> {
-        let index = usize::from(client);
-        while let Some(action) = self.core(client).poll_action() {
-            match action {
-                Action::Connect { .. } => self.connect(client),
-                Action::Send(text) => self.clients[index].outbox.push_back(text),
-                Action::Disconnect { .. } => self.end(client),
-                Action::Ready(handle, Ok(())) => self.on_ready(client, handle)?,
-                Action::Ready(_, Err(error)) if error.code() == "unsubscribed" => {}
-                Action::Published(id, result) => self
-                    .publishes
-                    .on_answer(client, id, result, &self.world.oracle.topics)
-                    .map_err(|text| format!("client {client}: {text}"))?,
-                Action::Ready(_, Err(error)) | Action::Error(error) => {
-                    return Err(format!("client {client} reports: {error}"));
-                }
-                Action::State(ConnectionState::Closed { reason }) => {
-                    return Err(format!("client {client} is closed: {reason}"));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+    fn parts(&mut self) -> (&mut [CoreClient], &mut [TopicLog]) {
+        (&mut self.clients, &mut self.world.oracle.topics)
     }
 
-    fn connect(&mut self, client: u8) {
-        let now = self.world.now;
+    fn is_lossless(topic: usize) -> bool {
+        ["loss.", "shut."].iter().any(|prefix| TOPICS[topic].starts_with(prefix))
+    }
+
+    fn new_message(&mut self, bytes: usize) -> (u64, String) {
+        self.world.new_message(bytes)
+    }
+
+    fn open(&mut self, client: u8) -> Result<(), Input<'static>> {
+        let Attempts { worker, is_refused } = self.attempts[usize::from(client)];
         let view = &mut self.clients[usize::from(client)];
         if view.failures > 0 {
             view.failures -= 1;
             let (retry_after, reason) = (Some(Duration::from_secs(1)), String::new());
-            let input = match view.is_refused {
+            return Err(match is_refused {
                 true => Input::Refused { status: 503, retry_after, reason },
                 false => Input::Failed("the network is down".to_owned()),
-            };
-            view.core.handle(input, now);
-            return;
+            });
         }
-        view.is_connected = true;
-        view.core.handle(Input::Connected, now);
-        let (worker, speed) = (view.worker.into(), view.speed);
-        self.world.connect(client, worker, (speed, false));
+        let speed = view.speed;
+        self.world.connect(client, worker.into(), (speed, false));
         self.world.welcome(client);
-    }
-
-    /// Ends a client's connection. Texts on their way are lost.
-    fn end(&mut self, client: u8) {
-        if let Some((worker, key)) = self.world.clients[usize::from(client)].connection {
-            self.world.end(worker, key);
-        }
-        let view = &mut self.clients[usize::from(client)];
-        view.outbox.clear();
-        view.is_connected = false;
-    }
-
-    /// Cuts a client's connection, which the client learns next.
-    pub(super) fn cut(&mut self, client: u8) {
-        if let Some((worker, key)) = self.world.clients[usize::from(client)].connection {
-            self.world.end(worker, key);
-        }
-    }
-
-    /// Tells a client that its connection has ended.
-    pub(super) fn notice_end(&mut self, client: u8) -> Result<(), String> {
-        let index = usize::from(client);
-        if self.clients[index].is_connected && self.world.clients[index].connection.is_none() {
-            self.end(client);
-            let now = self.world.now;
-            self.core(client).handle(Input::Disconnected { code: None, reason: "a cut".to_owned() }, now);
-        }
-        self.act(client)
-    }
-
-    /// Runs the timers of a client that are due.
-    pub(super) fn pass_time(&mut self, client: u8) -> Result<(), String> {
-        let now = self.world.now;
-        for _ in 0..MAX_TIMERS {
-            if self.core(client).next_timeout().is_none_or(|due| due > now) {
-                return Ok(());
-            }
-            self.core(client).handle(Input::Timeout, now);
-            self.act(client)?;
-        }
-        Err(format!("the timers of client {client} do not end"))
-    }
-
-    /// Gives a client its next text. Returns `false` if there is none.
-    pub(super) fn receive(&mut self, client: u8) -> Result<bool, String> {
-        let inbox = self.world.clients[usize::from(client)].inbox.as_mut();
-        let Some(text) = inbox.and_then(VecDeque::pop_front) else { return Ok(false) };
-        self.received += 1;
-        let is_delivery = text.starts_with(r#"{"type":"message""#);
-        if self.bug == Some(GlueBug::DeliveryLost) && is_delivery && self.received.is_multiple_of(64) {
-            return Ok(true);
-        }
-        let now = self.world.now;
-        self.core(client).handle(Input::Text(&text), now);
-        self.act(client).map_err(|error| format!("{error}, with {text}"))?;
-        Ok(true)
-    }
-
-    /// Asks a client to publish a message.
-    pub(super) fn publish(
-        &mut self,
-        client: u8,
-        topic: usize,
-        (bytes, is_excluded): (usize, bool),
-    ) -> Result<(), String> {
-        let (number, json) = self.world.new_message(bytes);
-        let message = RawValue::from_string(json).map_err(|error| error.to_string())?;
-        let mut options = PublishOptions::default();
-        options.exclude_self = is_excluded;
-        let now = self.world.now;
-        match self.core(client).publish(TOPICS[topic], &message, &options, now) {
-            Ok(id) => self.publishes.on_asked(client, (id, topic, number), is_excluded),
-            Err(error) if error.code() == Error::QUEUE_FULL => {}
-            Err(error) => return Err(format!("client {client} does not publish: {error}")),
-        }
-        self.act(client)
-    }
-
-    /// Asks a client for a handle.
-    pub(super) fn subscribe(&mut self, client: u8, topic: usize, history: u32) -> Result<(), String> {
-        let now = self.world.now;
-        let view = &mut self.clients[usize::from(client)];
-        if view.handles.len() == MAX_HANDLES {
-            return Ok(());
-        }
-        let mut is_shared = false;
-        for other in view.handles.iter_mut().filter(|other| other.topic == topic && !other.is_unsubscribed) {
-            (other.is_shared, is_shared) = (true, true);
-        }
-        let id = view.core.subscribe(TOPICS[topic], history, None, now);
-        let application = Application::new(topic);
-        let is_unsubscribed = false;
-        view.handles.push(HandleView { id, topic, application, is_shared, is_unsubscribed, withheld: None });
-        self.act(client)
-    }
-
-    pub(super) fn unsubscribe(&mut self, client: u8, handle: usize) -> Result<(), String> {
-        let now = self.world.now;
-        let view = &mut self.clients[usize::from(client)];
-        let Some(handle) = view.handles.get_mut(handle) else { return Ok(()) };
-        (handle.is_unsubscribed, handle.withheld) = (true, None);
-        view.core.unsubscribe(handle.id, now);
-        self.act(client)
-    }
-
-    /// Notes where a handle starts that shares its first messages with no other one.
-    fn on_ready(&mut self, client: u8, id: HandleId) -> Result<(), String> {
-        let view = &mut self.clients[usize::from(client)];
-        let Some(handle) = view.handles.iter_mut().find(|handle| handle.id == id) else { return Ok(()) };
-        if let Some(position) = view.core.position(id).filter(|_| !handle.is_shared) {
-            handle.application.start(position, &self.world.oracle.topics[handle.topic])?;
-        }
         Ok(())
     }
 
-    /// Lets an application take its next event. Returns `false` if there is none.
-    pub(super) fn take(&mut self, client: u8, handle: usize) -> Result<bool, String> {
-        let (index, now) = (usize::from(client), self.world.now);
-        let view = &mut self.clients[index];
-        let Some(handle_view) = view.handles.get_mut(handle) else { return Ok(false) };
-        let topic = handle_view.topic;
-        let event = match view.core.take(handle_view.id, now) {
-            Next::Event(event) => event,
-            Next::Empty => return self.act(client).map(|()| false),
-            Next::Ended if handle_view.is_unsubscribed => {
-                view.handles.remove(handle);
-                return self.act(client).map(|()| true);
-            }
-            Next::Ended => return Err(describe(index, topic, "a handle has ended")),
-        };
-        let is_end = matches!(event, Event::State(SubscriptionState::Ended { .. }));
-        if is_end != handle_view.is_unsubscribed {
-            return Err(describe(index, topic, &format!("a handle is told {event:?}")));
+    fn cut(&mut self, client: u8) {
+        if let Some((worker, key)) = self.world.clients[usize::from(client)].connection {
+            self.world.end(worker, key);
         }
-        for event in handed(self.bug, event, &mut handle_view.withheld, now) {
-            let log = &self.world.oracle.topics[topic];
-            let checked = handle_view.application.on_event(&event, log, self.publishes.excluded(index));
-            checked.map_err(|text| describe(index, topic, &format!("{text}, at {event:?}")))?;
-        }
-        self.act(client)?;
-        Ok(true)
     }
 
-    /// Returns what has happened.
-    pub(super) fn progress(&self) -> Progress {
-        let mut progress = Progress::default();
-        progress.acknowledgements = self.publishes.acknowledgements();
-        for handle in self.clients.iter().flat_map(|client| &client.handles) {
-            progress.add(&handle.application.progress);
+    fn is_open(&self, client: u8) -> bool {
+        self.world.clients[usize::from(client)].connection.is_some()
+    }
+
+    fn next_text(&mut self, client: u8) -> Option<Arc<str>> {
+        self.world.clients[usize::from(client)].inbox.as_mut().and_then(VecDeque::pop_front)
+    }
+
+    fn execute_next(&mut self, client: u8) -> Result<bool, String> {
+        self.execute_text(client)
+    }
+
+    fn check_acknowledged(&mut self, acknowledged: &Acknowledged) -> Result<(), String> {
+        let Acknowledged { topic, number, position } = acknowledged;
+        let log = &self.world.oracle.topics[*topic];
+        let Some(position) = position else {
+            let has_history = log.look.is_some();
+            return if has_history { Err(format!("message {number} has no position")) } else { Ok(()) };
+        };
+        let epoch = Epoch::parse(&position.epoch).ok_or("a position has no epoch")?;
+        let is_noted = self.publishes.is_stored(*number, (epoch, position.offset));
+        if is_noted && log.has(log.place(position)?, *number) {
+            return Ok(());
         }
-        progress
+        Err(format!("message {number} is acknowledged at {position:?}, where it is not"))
+    }
+
+    fn work(&mut self) -> Result<bool, String> {
+        for worker in 0..self.world.workers.len() {
+            self.world.round(worker, 1000, None)?;
+        }
+        Ok(false)
+    }
+
+    fn pass_second(&mut self) -> Result<(), String> {
+        self.world.oracle.step += 1;
+        self.world.advance(Duration::from_secs(1));
+        self.notice()
     }
 }
 
-/// Returns the events that a bug hands over in place of one.
-fn handed(bug: Option<GlueBug>, event: Event, withheld: &mut Option<Event>, now: Duration) -> Vec<Event> {
-    let is_message = matches!(event, Event::Message(_));
-    let is_chosen = now.as_millis().is_multiple_of(3);
-    match bug {
-        Some(GlueBug::EventRepeated) if is_message && is_chosen => vec![event.clone(), event],
-        Some(GlueBug::GapHidden) if matches!(event, Event::Gap(_)) => Vec::new(),
-        Some(GlueBug::EventsSwapped) if is_message => match withheld.take() {
-            Some(earlier) => vec![event, earlier],
-            None if is_chosen => {
-                *withheld = Some(event);
-                Vec::new()
-            }
-            None => vec![event],
-        },
-        _ => vec![event],
+impl Log for TopicLog {
+    fn place(&self, position: &Position) -> Result<Place, String> {
+        let epoch = Epoch::parse(&position.epoch).and_then(|epoch| self.number(epoch));
+        let epoch = epoch.ok_or_else(|| format!("the epoch of {position:?} is unknown"))?;
+        Ok((epoch as u64, position.offset))
+    }
+
+    fn has(&self, (epoch, offset): Place, number: u64) -> bool {
+        self.epochs[epoch as usize].message(offset).is_some_and(|message| message.number == number)
+    }
+
+    fn is_repeated(&self, _epoch: u64, _number: u64) -> bool {
+        // The node remembers a publish for two minutes, and its places are checked when it is stored.
+        true
+    }
+
+    fn last_of_gap(&self, epoch: u64) -> Option<u64> {
+        Some(self.epochs[epoch as usize].newest())
+    }
+
+    fn first_between(&self, (epoch, after): Place, until: u64, own: &BTreeSet<u64>) -> Option<u64> {
+        let log = &self.epochs[epoch as usize];
+        let is_own = |offset: &u64| log.message(*offset).is_some_and(|message| own.contains(&message.number));
+        (after + 1..until.min(log.newest() + 1)).find(|offset| !is_own(offset))
+    }
+
+    fn count_between(&self, (_, after): Place, until: u64) -> usize {
+        (until - 1).saturating_sub(after) as usize
+    }
+
+    fn may_lack_positions(&self) -> bool {
+        self.look.is_none()
+    }
+
+    fn keeps_order_without_history(&self) -> bool {
+        true
+    }
+
+    fn tells_newest_position(&self) -> bool {
+        true
     }
 }

@@ -1,30 +1,16 @@
 //! Operations of a simulation with real clients, and their random choice.
 
 use super::super::operation::{Meanwhile, choose_speed};
+use super::super::real_clients::{CLIENTS, ClientOperation, choose_count, choose_history, first_operations};
 use super::super::topics::TOPICS;
-
-/// Clients of a simulation.
-pub(super) const CLIENTS: u8 = 5;
 
 /// One operation.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Operation {
     /// Publishes messages from outside.
     Publish { topic: usize, bytes: usize, count: u8 },
-    /// Asks a client to publish messages.
-    PublishBy { client: u8, topic: usize, bytes: usize, is_excluded: bool, count: u8 },
-    /// Asks a client for a new handle.
-    Subscribe { client: u8, topic: usize, history: u32 },
-    /// Ends a handle.
-    Unsubscribe { client: u8, handle: u8 },
-    /// Takes events of a handle.
-    Take { client: u8, handle: u8, count: u8 },
-    /// Executes texts of a client on the node.
-    Execute { client: u8, count: u8 },
-    /// Gives texts of the node to a client.
-    Receive { client: u8, count: u8 },
-    /// Cuts a client's connection. Texts on their way are lost.
-    Cut { client: u8 },
+    /// Does something with a client or its applications.
+    Client(ClientOperation),
     /// Decides about the next attempts of a client to connect.
     Attempts { client: u8, worker: u8, speed: usize, failures: u8, is_refused: bool },
     /// Changes the bytes that a client's socket takes per round.
@@ -43,8 +29,7 @@ pub(super) enum Operation {
 
 /// Chooses the operations of a run. The first ones give each client a handle.
 pub(super) fn choose(random: &mut fastrand::Rng, count: usize) -> Vec<Operation> {
-    let first = |client| Operation::Subscribe { client, topic: usize::from(client) % 2, history: 0 };
-    let mut operations: Vec<_> = (0..CLIENTS).map(first).collect();
+    let mut operations: Vec<_> = first_operations().map(Operation::Client).collect();
     operations.extend((0..count).map(|_| choose_one(random)));
     operations
 }
@@ -69,21 +54,22 @@ fn choose_one(random: &mut fastrand::Rng) -> Operation {
             bytes: random.usize(..300),
             count: if random.u8(..5) == 0 { random.u8(4..20) } else { random.u8(1..4) },
         },
-        35..44 => Operation::PublishBy {
+        35..44 => Operation::Client(ClientOperation::Publish {
             client,
             topic,
             bytes: random.usize(..300),
             is_excluded: random.bool(),
             count: random.u8(1..5),
-        },
-        44..54 => Operation::Execute { client, count: choose_count(random) },
-        54..66 => Operation::Receive { client, count: choose_count(random) },
-        66..76 => Operation::Take { client, handle, count: choose_count(random) },
+        }),
+        44..54 => Operation::Client(ClientOperation::Execute { client, count: choose_count(random, 5) }),
+        54..66 => Operation::Client(ClientOperation::Receive { client, count: choose_count(random, 5) }),
+        66..76 => Operation::Client(ClientOperation::Take { client, handle, count: choose_count(random, 5) }),
         76..80 => {
-            Operation::Subscribe { client, topic, history: if random.bool() { 0 } else { random.u32(1..15) } }
+            let history = choose_history(random);
+            Operation::Client(ClientOperation::Subscribe { client, topic, history })
         }
-        80 => Operation::Unsubscribe { client, handle },
-        81..84 => Operation::Cut { client },
+        80 => Operation::Client(ClientOperation::Unsubscribe { client, handle }),
+        81..84 => Operation::Client(ClientOperation::Cut { client }),
         84..86 => Operation::Attempts {
             client,
             worker,
@@ -104,8 +90,4 @@ fn choose_one(random: &mut fastrand::Rng) -> Operation {
         99 if random.u8(..4) == 0 => Operation::Replace { worker },
         _ => Operation::Round { worker, budget: 1, meanwhile: None },
     }
-}
-
-fn choose_count(random: &mut fastrand::Rng) -> u8 {
-    if random.bool() { u8::MAX } else { random.u8(1..5) }
 }

@@ -8,10 +8,11 @@ use deeperhub_protocol::{Position, RawJson};
 
 use super::super::log::{Look, Published};
 use super::super::publish::Publication;
+use super::super::real_clients::{GlueBug, is_loose};
 use super::super::socket::Payload;
 use super::super::topics::TOPICS;
 use super::super::world::{Worker, World};
-use super::{GlueBug, Simulation};
+use super::Simulation;
 use crate::replay::SubscribeStep;
 use crate::streams::{HistoryRead, Once, PublishRefusal};
 
@@ -25,7 +26,7 @@ struct Publish<'a> {
 
 impl Simulation {
     /// Executes a client's next text on the node. Returns `false` if there is none.
-    pub(super) fn execute_next(&mut self, client: u8) -> Result<bool, String> {
+    pub(super) fn execute_text(&mut self, client: u8) -> Result<bool, String> {
         if self.world.clients[usize::from(client)].connection.is_none() {
             return Ok(false);
         }
@@ -89,7 +90,7 @@ impl Simulation {
         let json = publish.message.as_str();
         let Payload { n: number } = serde_json::from_str(json).map_err(|error| error.to_string())?;
         let index = TOPICS.iter().position(|topic| *topic == publish.topic).ok_or("an unknown topic")?;
-        let once = publish.once.filter(|_| self.bug != Some(GlueBug::OnceForgotten));
+        let once = publish.once.filter(|_| !is_loose(GlueBug::OnceForgotten));
         let publication = Publication {
             topic: index,
             json,
@@ -98,7 +99,7 @@ impl Simulation {
             once: once.map(|text| Once { user: None, text }),
         };
         let serial = self.world.connection_id(Some(client)).map(|id| id.serial);
-        let is_made = self.bug != Some(GlueBug::PublishNotMade) || !number.is_multiple_of(16);
+        let is_made = !is_loose(GlueBug::PublishNotMade) || !number.is_multiple_of(16);
         let newest = |look: Look| Position { epoch: look.epoch, offset: look.newest, time: 0 };
         let published = match is_made {
             true => self.world.publish_message(&publication),
