@@ -135,6 +135,7 @@ impl Batch {
     }
 
     /// Returns `true` if an envelope of the batch is an append.
+    #[cfg(any(test, feature = "nats", feature = "redis"))]
     pub(crate) const fn has_appends(&self) -> bool {
         self.appends > 0
     }

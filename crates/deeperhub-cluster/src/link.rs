@@ -35,7 +35,10 @@ pub(crate) struct Link {
 #[derive(Debug)]
 pub(crate) enum Sent {
     /// The broker has confirmed it. These are the outcomes of its appends.
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "NATS confirms batches later"))]
+    #[cfg_attr(
+        not(any(feature = "nats", feature = "redis")),
+        expect(dead_code, reason = "there are no engines")
+    )]
     Confirmed(Vec<AppendOutcome>),
     /// The broker will confirm it under this number. It has no appends.
     #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "Redis confirms batches at once"))]
@@ -107,11 +110,11 @@ impl Link {
 }
 
 #[cfg_attr(
-    not(feature = "redis"),
+    not(all(feature = "nats", feature = "redis")),
     allow(
         unused_variables,
         clippy::unused_async,
-        reason = "only Redis needs marks, or there are no engines"
+        reason = "only Redis needs marks, and only NATS needs numbers"
     )
 )]
 impl Sender {

@@ -5,9 +5,7 @@
 //! are at least as strict as those for NATS subjects. Redis channels take any bytes. Only Redis'
 //! glob characters are escaped, in patterns.
 
-#![cfg_attr(not(any(feature = "nats", feature = "redis")), allow(dead_code, reason = "there are no engines"))]
-
-#[cfg(test)]
+#[cfg(all(test, feature = "nats", feature = "redis"))]
 use deeperhub_protocol::Subscription;
 
 /// Maximum length of a prefix, in bytes.
@@ -20,6 +18,7 @@ pub(crate) fn is_prefix(text: &str) -> bool {
 }
 
 /// Builds the names of one hub on one broker.
+#[cfg(any(feature = "nats", feature = "redis"))]
 #[derive(Debug, Clone)]
 pub(crate) struct Names {
     prefix: String,
@@ -27,6 +26,7 @@ pub(crate) struct Names {
     separator: char,
 }
 
+#[cfg(any(feature = "nats", feature = "redis"))]
 impl Names {
     pub(crate) const fn new(prefix: String, separator: char) -> Self {
         Self { prefix, separator }
@@ -50,31 +50,31 @@ impl Names {
     /// Returns the Redis key of the list with a topic's messages. The braces make the keys of one
     /// topic share a slot. No key of a topic is that of another one, because only the list's key
     /// ends with a brace.
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only Redis has keys"))]
+    #[cfg(feature = "redis")]
     pub(crate) fn stream(&self, topic: &str) -> String {
         format!("{{{}{1}h{1}{topic}}}", self.prefix, self.separator)
     }
 
     /// Returns a name that no node subscribes to.
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only checks of Redis use it"))]
+    #[cfg(feature = "redis")]
     pub(crate) fn no_responders(&self) -> String {
         format!("{}{}x", self.prefix, self.separator)
     }
 
     /// Returns the beginning of the names of all topics' messages in Redis.
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only Redis has keys"))]
+    #[cfg(feature = "redis")]
     pub(crate) fn stream_prefix(&self) -> String {
         format!("{}{1}h{1}", self.prefix, self.separator)
     }
 
     /// Returns the prefix of reply subjects.
-    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only NATS needs it"))]
+    #[cfg(feature = "nats")]
     pub(crate) fn inbox(&self, node: &str) -> String {
         format!("{}{1}i{1}{node}", self.prefix, self.separator)
     }
 
     /// Returns the topic or pattern of a name; `None` for other names.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "nats", feature = "redis"))]
     fn to_topic<'n>(&self, name: &'n str) -> Option<Subscription<'n>> {
         let rest = name.strip_prefix(&self.prefix)?.strip_prefix(self.separator)?;
         Subscription::parse(rest.strip_prefix('t')?.strip_prefix(self.separator)?).ok()
@@ -82,7 +82,7 @@ impl Names {
 
     /// Returns a Redis glob that matches at least the topics of a pattern. Redis' `*` does not stop
     /// at levels, so it may match more: received messages must be matched again.
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only Redis has globs"))]
+    #[cfg(feature = "redis")]
     pub(crate) fn glob(&self, pattern: &str) -> String {
         let mut glob = self.topic("");
         for (index, level) in pattern.split('.').enumerate() {
@@ -104,7 +104,7 @@ impl Names {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "nats", feature = "redis"))]
 mod tests {
     use super::*;
     use deeperhub_protocol::{Topic, TopicPattern};

@@ -14,8 +14,6 @@
 //! Redis counts the messages of each topic, so offsets are dense. JetStream counts the messages of
 //! all topics of a rule, so the offsets of one topic have holes. Each message names the one before.
 
-#![cfg_attr(not(any(feature = "nats", feature = "redis")), allow(dead_code, reason = "there are no engines"))]
-
 mod append;
 mod finding;
 mod position;
@@ -23,10 +21,10 @@ mod read;
 mod requests;
 mod rules;
 
-#[cfg(feature = "nats")]
-pub(crate) use append::OwnedOnce;
 pub use append::{Append, AppendError, AppendNumber, Appended, Once};
-pub(crate) use append::{AppendOutcome, AppendTarget, unix_ms};
+pub(crate) use append::{AppendOutcome, AppendTarget};
+#[cfg(feature = "nats")]
+pub(crate) use append::{OwnedOnce, unix_ms};
 pub use finding::{CheckError, StoreFinding, check_broker, check_store};
 #[cfg(feature = "redis")]
 pub(crate) use finding::{MIN_REDIS_VERSION, NEEDED_REDIS, is_evicting};

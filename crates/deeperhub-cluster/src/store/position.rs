@@ -40,6 +40,7 @@ pub struct StreamLimits {
 }
 
 impl StreamLimits {
+    #[cfg(any(test, feature = "nats", feature = "redis"))]
     pub(crate) fn ttl_ms(&self) -> u64 {
         as_ms(self.ttl)
     }

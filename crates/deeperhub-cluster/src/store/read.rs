@@ -81,6 +81,7 @@ pub struct StoredEnvelope {
 impl StoredEnvelope {
     /// Checks an envelope from the store. Returns `None` if it is not a stored message of this
     /// stream.
+    #[cfg(any(feature = "nats", feature = "redis", feature = "simulation"))]
     pub(crate) fn parse(bytes: Bytes, topic: &Topic<'_>, epoch: u64) -> Option<(Self, u64)> {
         match Envelope::parse(&bytes).ok()?.message {
             Message::Stored { position, time, topic: own, .. }

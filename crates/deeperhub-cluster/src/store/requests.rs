@@ -22,6 +22,10 @@ type Reply<T> = oneshot::Sender<Result<T, ReadError>>;
 
 /// A request to the store.
 #[derive(Debug)]
+#[cfg_attr(
+    not(any(feature = "redis", feature = "simulation")),
+    expect(dead_code, reason = "JetStream does not need all fields, or there are no engines")
+)]
 pub(crate) enum Request {
     /// Reads messages.
     Streams { reads: Vec<StreamRead>, reply: Reply<Vec<ReadOutcome>> },

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use deeperhub_protocol::{Subscription, Topic};
+use deeperhub_protocol::Subscription;
+#[cfg(feature = "nats")]
+use deeperhub_protocol::Topic;
 
 use super::StreamLimits;
 use crate::broker::Broker;
@@ -20,6 +22,7 @@ pub struct StreamRule {
 #[derive(Debug, Default)]
 pub(crate) struct StreamRules(Mutex<Arc<[StreamRule]>>);
 
+#[cfg(feature = "nats")]
 impl StreamRules {
     pub(crate) fn get(&self) -> Arc<[StreamRule]> {
         Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
