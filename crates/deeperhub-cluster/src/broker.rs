@@ -190,25 +190,12 @@ impl Broker {
         self.publish_with(WakeUp::Immediate, message)
     }
 
-    /// Queues a message like [`publish`](Self::publish), but lets the driver sleep until
-    /// [`flush`](Self::flush).
-    ///
-    /// The driver then sends a burst of messages together. It starts earlier if the burst is long.
-    /// The calling thread must flush after the burst, before it waits for anything.
+    /// Queues a message like [`publish`](Self::publish), and wakes the driver as told.
     ///
     /// # Errors
     ///
     /// Returns [`EnqueueError`] like [`publish`](Self::publish).
-    pub fn publish_deferred(&self, message: Message<'_>) -> Result<(), EnqueueError> {
-        self.publish_with(WakeUp::Deferred, message)
-    }
-
-    /// Wakes the driver if messages are queued that it was not told of. Cheap if there are none.
-    pub fn flush(&self) {
-        self.0.queue.flush();
-    }
-
-    fn publish_with(&self, wake_up: WakeUp, message: Message<'_>) -> Result<(), EnqueueError> {
+    pub fn publish_with(&self, wake_up: WakeUp, message: Message<'_>) -> Result<(), EnqueueError> {
         let to = match &message {
             Message::Publish { topic, .. } => {
                 Destination::Topic { start: topic_offset(self.0.node.len()), len: topic.as_str().len() }
@@ -216,6 +203,11 @@ impl Broker {
             _ => Destination::All,
         };
         self.enqueue_with(wake_up, to, message)
+    }
+
+    /// Wakes the driver if messages are queued that it was not told of. Cheap if there are none.
+    pub fn flush(&self) {
+        self.0.queue.flush();
     }
 
     /// Queues a probe to the node itself without waiting. The probe passes through the queue and

@@ -72,6 +72,7 @@ pub use nats::check_credentials;
 pub use nats::fuzz_operations;
 pub use operation::{Action, Operation, Target};
 pub use peers::Peer;
+pub use queue::WakeUp;
 pub use store::{
     Append, AppendError, AppendNumber, Appended, CheckError, MAX_READS, MAX_TOPS, Once, ReadError,
     ResetStream, ResetWhen, StoreFinding, StorePosition, StoreReply, StoredEnvelope, StreamLimits,

@@ -38,12 +38,14 @@ pub(crate) enum Lane {
     Data,
 }
 
-/// Time at which a push to an empty lane wakes the driver.
+/// Time at which the driver is woken for a queued message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WakeUp {
+pub enum WakeUp {
     /// At once.
     Immediate,
-    /// With [`Queue::flush`], or when the lane has [`MAX_DEFERRED_COST`].
+    /// With [`Broker::flush`](crate::Broker::flush), so that the driver sends a burst of messages
+    /// together. It starts earlier if the burst is long. The calling thread must flush after the
+    /// burst, before it waits for anything.
     Deferred,
 }
 

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deeperhub_cluster::ClusterState;
+use deeperhub_cluster::{ClusterState, WakeUp};
 use deeperhub_events::{EventFilter, EventStream};
 use deeperhub_listener::{Listener, ReconnectTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
@@ -23,7 +23,7 @@ use crate::cluster::rules_digest;
 use crate::config::Limits;
 use crate::connection_id::{ConnectionId, is_node_id};
 use crate::health::Health;
-use crate::hub::{Burst, Hub, PublishOutcome};
+use crate::hub::{Hub, PublishOutcome};
 use crate::phase::Phase;
 use crate::stats::Stats;
 use crate::top::Top;
@@ -127,7 +127,7 @@ impl NodeHandle {
             traceparent: traceparent.as_deref().map(Cow::Borrowed),
             tracestate: span.as_ref().and_then(|span| span.span.tracestate()).map(Cow::Borrowed),
         };
-        let fault = self.hub.publish_to_other_nodes(topic, message, None, context, Burst::None);
+        let fault = self.hub.publish_to_other_nodes(topic, message, None, context, WakeUp::Immediate);
         if let Some(span) = span {
             tracer.record(|| span.end_publish(topic.as_str(), message.as_str().len()));
         }

@@ -1,13 +1,12 @@
 //! Operations on clients: send, unsubscribe, disconnect.
 
-use deeperhub_cluster::{ClientRequest, EnqueueError, Message, RequestError};
+use deeperhub_cluster::{ClientRequest, EnqueueError, Message, RequestError, WakeUp};
 use deeperhub_protocol::message::check_server_object;
 use deeperhub_protocol::{ClientId, RawJson, Subscription};
 use serde::Serialize;
 
 use super::{NodeHandle, to_json};
 use crate::cluster::query;
-use crate::hub::Burst;
 use crate::operation::{Action, Operation, Target};
 use crate::types::{ClientNotFound, Delivered, PayloadError, SendError, WorkerTimeout};
 
@@ -214,7 +213,7 @@ impl NodeHandle {
         let cluster = match target.try_map_client(|_| Err(())) {
             Ok(target) => {
                 let message = Message::Operation(Operation::new(target, action.clone()));
-                self.hub.send_to_other_nodes(message, Burst::None)
+                self.hub.send_to_other_nodes(message, WakeUp::Immediate)
             }
             // The client is on this node.
             Err(()) => None,

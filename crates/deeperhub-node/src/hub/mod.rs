@@ -27,7 +27,7 @@ use crate::recent_quantiles::RecentQuantiles;
 use crate::streams::{StreamRouter, Streams};
 use crate::top::TopTracker;
 use crate::worker::request::QueuedRequest;
-pub(crate) use publish::{Burst, PublishOutcome, Publisher};
+pub(crate) use publish::{PublishOutcome, Publisher};
 pub(crate) use watchers::Watchers;
 
 /// Maximum length of the error message of one entry in a `subscribed` with `topics`.

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use deeperhub_cluster::{AppendNumber, EnqueueError, Message};
+use deeperhub_cluster::{AppendNumber, EnqueueError, Message, WakeUp};
 use deeperhub_listener::Multicast;
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, StreamMessage, TraceContext};
@@ -85,15 +85,6 @@ enum Route<'a> {
     Burst(&'a mut HubPublisher),
 }
 
-/// Burst that a message for other nodes is a part of. It decides when the broker's driver is woken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Burst {
-    /// The message is alone, so the driver is woken at once.
-    None,
-    /// The messages of a worker's round, after which the worker flushes ([`Hub::flush_broker`]).
-    OfWorker,
-}
-
 /// Result of a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PublishOutcome {
@@ -149,7 +140,8 @@ impl Hub {
             None => Requester::Handle,
         };
         let shard = publisher.map(|publisher| publisher.shard);
-        let burst = if shard.is_some() { Burst::OfWorker } else { Burst::None };
+        // Workers flush after each round, see `flush_broker`.
+        let wake_up = if shard.is_some() { WakeUp::Deferred } else { WakeUp::Immediate };
         let trace = &trace;
         let publication = Publication {
             topic,
@@ -185,7 +177,7 @@ impl Hub {
             Kept::Nowhere => {}
         }
         if self.broker.is_some() {
-            outcome.cluster = self.publish_to_other_nodes(topic, message, from, trace.borrow(), burst);
+            outcome.cluster = self.publish_to_other_nodes(topic, message, from, trace.borrow(), wake_up);
         }
         Ok(outcome)
     }
@@ -331,23 +323,19 @@ impl Hub {
         payload: RawJson<'_>,
         from: Option<&ClientId>,
         trace: TraceContext<'_>,
-        burst: Burst,
+        wake_up: WakeUp,
     ) -> Option<ClusterFault> {
         if topic.as_str().starts_with('$') {
             return None;
         }
         let message = Message::Publish { topic: topic.borrow(), from: from.cloned(), trace, payload };
-        self.send_to_other_nodes(message, burst)
+        self.send_to_other_nodes(message, wake_up)
     }
 
     /// Queues a message for other nodes. Returns the fault if it cannot be queued.
-    pub(crate) fn send_to_other_nodes(&self, message: Message<'_>, burst: Burst) -> Option<ClusterFault> {
+    pub(crate) fn send_to_other_nodes(&self, message: Message<'_>, wake_up: WakeUp) -> Option<ClusterFault> {
         let broker = self.broker.as_ref()?;
-        let queued = match burst {
-            Burst::None => broker.publish(message),
-            Burst::OfWorker => broker.publish_deferred(message),
-        };
-        match queued {
+        match broker.publish_with(wake_up, message) {
             Ok(()) => None,
             Err(EnqueueError::TooLarge) => Some(ClusterFault::TooLarge),
             Err(_) => Some(ClusterFault::Unavailable),
