@@ -38,21 +38,6 @@ pub(crate) enum Lane {
     Data,
 }
 
-/// Time at which the driver is woken for a queued message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WakeUp {
-    /// At once.
-    Immediate,
-    /// With [`Broker::flush`](crate::Broker::flush), so that the driver sends a burst of messages
-    /// together. It starts earlier if the burst is long. The calling thread must flush after the
-    /// burst, before it waits for anything.
-    Deferred,
-}
-
-/// Cost of a lane at which it wakes the driver without a flush, so that the driver works in parallel
-/// with a long burst of pushes.
-const MAX_DEFERRED_COST: usize = 64 << 10;
-
 /// The queue has no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Full;
@@ -66,9 +51,7 @@ pub(crate) struct Queue {
     inner: Mutex<Inner>,
     /// Notified of a push to an empty lane, and when the node has joined.
     pub(crate) changed: Notify,
-    /// `true` if a lane has envelopes and nobody has notified `changed` of them. Changes under the
-    /// lock only.
-    is_wake_up_deferred: AtomicBool,
+    wake_ups: WakeUps,
     /// Maximum cost of each lane. Small control messages, and a message to an empty lane, may
     /// exceed the limit.
     max_bytes: usize,
@@ -118,8 +101,8 @@ const fn batch_cost(batch: &Batch) -> usize {
 
 impl Queue {
     pub(crate) fn new(max_bytes: usize) -> Self {
-        let is_wake_up_deferred = AtomicBool::new(false);
-        Self { inner: Mutex::default(), changed: Notify::new(), is_wake_up_deferred, max_bytes }
+        let (inner, wake_ups) = (Mutex::default(), WakeUps::default());
+        Self { inner, changed: Notify::new(), wake_ups, max_bytes }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -160,7 +143,7 @@ impl Queue {
             let was_empty = batches.len == 0;
             batches.len += 1;
             batches.cost += cost;
-            let is_long = batches.cost >= MAX_DEFERRED_COST;
+            let wakes = self.wake_ups.on_push(wake_up, was_empty, batches.cost);
             inner.sequence += 1;
             set_sequence(envelope, inner.sequence);
             let Inner { control, data, spares, .. } = &mut *inner;
@@ -177,16 +160,7 @@ impl Queue {
                     batches.batches.push_back(batch);
                 }
             }
-            // The driver takes batches until the lane is empty, and only then waits.
-            match wake_up {
-                WakeUp::Immediate => self.take_deferred_wake_up() || was_empty,
-                WakeUp::Deferred => {
-                    if was_empty {
-                        self.is_wake_up_deferred.store(true, Ordering::Relaxed);
-                    }
-                    is_long && self.take_deferred_wake_up()
-                }
-            }
+            wakes
         };
         if wakes {
             self.changed.notify_one();
@@ -199,24 +173,14 @@ impl Queue {
     pub(crate) fn flush(&self) {
         // The thread's pushes took the lock after a push to the empty lane, so this is the current
         // value, or the driver was woken since.
-        if self.is_wake_up_deferred.load(Ordering::Relaxed) {
+        if self.wake_ups.is_deferred() {
             let inner = self.lock();
-            let wakes = self.take_deferred_wake_up();
+            let wakes = self.wake_ups.take_deferred();
             drop(inner);
             if wakes {
                 self.changed.notify_one();
             }
         }
-    }
-
-    /// Returns `true` if a wake-up was deferred, which the caller makes up for. The caller holds the
-    /// lock.
-    fn take_deferred_wake_up(&self) -> bool {
-        let is_deferred = self.is_wake_up_deferred.load(Ordering::Relaxed);
-        if is_deferred {
-            self.is_wake_up_deferred.store(false, Ordering::Relaxed);
-        }
-        is_deferred
     }
 
     /// Removes and returns the oldest messages of a lane: at most [`MAX_BATCH_MESSAGES`], or as many
@@ -296,6 +260,59 @@ impl Queue {
     }
 }
 
+/// Time at which the driver is woken for a queued message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WakeUp {
+    /// At once.
+    Immediate,
+    /// With [`Broker::flush`](crate::Broker::flush), so that the driver sends a burst of messages
+    /// together. It starts earlier if the burst is long. The calling thread must flush after the
+    /// burst, before it waits for anything.
+    Deferred,
+}
+
+/// Cost of a lane at which it wakes the driver without a flush, so that the driver works in parallel
+/// with a long burst of pushes.
+const MAX_DEFERRED_COST: usize = 64 << 10;
+
+/// Decides which pushes to a queue wake the driver. Changes under the queue's lock only.
+#[derive(Debug, Default)]
+struct WakeUps {
+    /// `true` if a lane has envelopes of which the driver was not notified.
+    is_deferred: AtomicBool,
+}
+
+impl WakeUps {
+    /// Notes a push to a lane, whose cost includes it. Returns `true` if the caller must wake the
+    /// driver.
+    fn on_push(&self, wake_up: WakeUp, was_empty: bool, cost: usize) -> bool {
+        // The driver takes batches until the lane is empty, and only then waits.
+        match wake_up {
+            WakeUp::Immediate => self.take_deferred() || was_empty,
+            WakeUp::Deferred => {
+                if was_empty {
+                    self.is_deferred.store(true, Ordering::Relaxed);
+                }
+                cost >= MAX_DEFERRED_COST && self.take_deferred()
+            }
+        }
+    }
+
+    /// Returns `true` if a wake-up is deferred. Needs no lock.
+    fn is_deferred(&self) -> bool {
+        self.is_deferred.load(Ordering::Relaxed)
+    }
+
+    /// Returns `true` if a wake-up was deferred, which the caller makes up for.
+    fn take_deferred(&self) -> bool {
+        let is_deferred = self.is_deferred();
+        if is_deferred {
+            self.is_deferred.store(false, Ordering::Relaxed);
+        }
+        is_deferred
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -370,11 +387,13 @@ mod tests {
     #[test]
     fn a_long_lane_wakes_the_driver_without_a_flush() {
         let queue = Queue::new(1 << 20);
-        let pushes = MAX_DEFERRED_COST.div_ceil(cost(&Destination::All, envelope().len()));
-        for number in 1..=2 * pushes {
+        let mut cost_before = 0;
+        while cost_before < 2 * MAX_DEFERRED_COST {
             let pushed = queue.push_with(WakeUp::Deferred, Lane::Data, Destination::All, &mut envelope());
             assert_eq!(pushed, Ok(()));
-            assert_eq!(queue.changed.notified().now_or_never().is_some(), number == pushes);
+            let becomes_long = (cost_before + 1..=queue.bytes()).contains(&MAX_DEFERRED_COST);
+            assert_eq!(queue.changed.notified().now_or_never().is_some(), becomes_long);
+            cost_before = queue.bytes();
         }
         queue.flush();
         assert!(queue.changed.notified().now_or_never().is_none());
