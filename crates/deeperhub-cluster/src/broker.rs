@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot, watch};
@@ -111,8 +111,7 @@ pub(crate) struct Shared {
     /// Cost in bytes of received envelopes that wait for this node.
     pub(crate) backlog_bytes: AtomicUsize,
     pub(crate) stop: StopSignal,
-    requests: Mutex<HashMap<u64, oneshot::Sender<String>>>,
-    next_request: AtomicU64,
+    pub(crate) requests: NodeRequests,
 }
 
 /// Request to stop, from any thread to the driver.
@@ -167,8 +166,7 @@ impl Broker {
             max_envelope: AtomicUsize::new(usize::MAX),
             backlog_bytes: AtomicUsize::new(0),
             stop: StopSignal::default(),
-            requests: Mutex::default(),
-            next_request: AtomicU64::new(incarnation),
+            requests: NodeRequests::new(incarnation),
         }))
     }
 
@@ -288,18 +286,9 @@ impl Broker {
         if !shared.peers.contains(node) {
             return Err(RequestError::UnknownNode);
         }
-        let request = shared.next_request.fetch_add(1, Ordering::Relaxed);
-        let (sender, answer) = oneshot::channel();
-        {
-            let mut requests = shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
-            if requests.len() >= MAX_REQUESTS {
-                return Err(EnqueueError::Full.into());
-            }
-            requests.insert(request, sender);
-        }
         // The guard removes the request also if this future is dropped.
-        let _guard = RequestGuard { shared, request };
-        self.enqueue(Destination::Node(node.into()), make(request))?;
+        let (request, answer) = shared.requests.begin()?;
+        self.enqueue(Destination::Node(node.into()), make(request.number))?;
         match tokio::time::timeout(timeout, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             _ => Err(RequestError::TimedOut),
@@ -393,18 +382,6 @@ impl Broker {
     }
 }
 
-/// Guard that removes a request from the list when it is dropped.
-struct RequestGuard<'a> {
-    shared: &'a Shared,
-    request: u64,
-}
-
-impl Drop for RequestGuard<'_> {
-    fn drop(&mut self) {
-        self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.request);
-    }
-}
-
 impl Shared {
     /// Encodes an envelope of this node. The queue fills in its sequence.
     pub(crate) fn envelope(&self, message: Message<'_>) -> Vec<u8> {
@@ -416,14 +393,6 @@ impl Shared {
     pub(crate) fn send_control(&self, to: Destination, message: Message<'_>) {
         // The control lane is full only if the broker takes no messages, which ends the connection.
         let _ = self.queue.push(Lane::Control, to, &mut self.envelope(message));
-    }
-
-    /// Passes an answer to the request that waits for it.
-    pub(crate) fn complete_request(&self, request: u64, text: &str) {
-        let requester = self.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
-        if let Some(requester) = requester {
-            let _ = requester.send(text.to_owned());
-        }
     }
 
     /// Sets the state and its metric, and wakes everything that waits for a change.
@@ -438,5 +407,54 @@ impl Shared {
 
     pub(crate) fn stop_request(&self) -> Option<StopRequest> {
         *self.stop.request.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Requests of this node that wait for answers of other nodes.
+pub(crate) struct NodeRequests {
+    waiting: Mutex<HashMap<u64, oneshot::Sender<String>>>,
+    next: AtomicU64,
+}
+
+impl NodeRequests {
+    /// Creates an empty list. `first` is the number of the first request.
+    fn new(first: u64) -> Self {
+        Self { waiting: Mutex::default(), next: AtomicU64::new(first) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<String>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a request. The answer comes from the receiver while the guard lives.
+    fn begin(&self) -> Result<(RequestGuard<'_>, oneshot::Receiver<String>), EnqueueError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        let mut waiting = self.lock();
+        if waiting.len() >= MAX_REQUESTS {
+            return Err(EnqueueError::Full);
+        }
+        waiting.insert(number, sender);
+        Ok((RequestGuard { requests: self, number }, answer))
+    }
+
+    /// Passes an answer to the request that waits for it.
+    pub(crate) fn complete(&self, number: u64, text: &str) {
+        let requester = self.lock().remove(&number);
+        if let Some(requester) = requester {
+            let _ = requester.send(text.to_owned());
+        }
+    }
+}
+
+/// Guard that removes a request from the list when it is dropped.
+struct RequestGuard<'a> {
+    requests: &'a NodeRequests,
+    number: u64,
+}
+
+impl Drop for RequestGuard<'_> {
+    fn drop(&mut self) {
+        self.requests.lock().remove(&self.number);
     }
 }

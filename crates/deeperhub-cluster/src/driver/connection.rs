@@ -232,7 +232,7 @@ impl<I: MessageHandler> Connection<'_, I> {
             Message::Bye if shared.peers.remove(origin.node, origin.incarnation) => {
                 info!(node = origin.node, "Cluster node left");
             }
-            Message::Answer { request, text } => shared.complete_request(request, text),
+            Message::Answer { request, text } => shared.requests.complete(request, text),
             _ => {}
         }
     }
