@@ -1,14 +1,12 @@
-//! The handle to the cluster that the node's threads share: publishes, sends requests, reports
+//! The handle to the cluster that the node's threads share: publishes, announces interest, reports
 //! state.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use tokio::sync::{Notify, oneshot, watch};
-use tracing::warn;
+use tokio::sync::{Notify, watch};
 
 use crate::announcement;
 use crate::batch::Destination;
@@ -17,12 +15,10 @@ use crate::cover::Wildcards;
 use crate::envelope::{Envelope, MAX_ENVELOPE_OVERHEAD_BYTES, Message, Origin, topic_offset};
 use crate::interest::Interests;
 use crate::metrics::{Dropped, Metrics};
+use crate::node_requests::NodeRequests;
 use crate::peers::{Peer, Peers};
 use crate::queue::{Full, Lane, Queue, WakeUp};
 use crate::store::{RequestQueue, StreamRules};
-
-/// Maximum number of requests that wait for answers at the same time. Limits memory use.
-const MAX_REQUESTS: usize = 4096;
 
 /// State of the node's membership in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,21 +59,6 @@ pub enum EnqueueError {
     /// The message exceeds the broker's limit.
     #[error("the message is larger than the cluster's broker allows")]
     TooLarge,
-}
-
-/// Reason why a request to another node got no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestError {
-    /// The request was not sent.
-    #[error(transparent)]
-    NotSent(#[from] EnqueueError),
-    /// No node of this name has sent a heartbeat recently.
-    #[error("no node of this name is known")]
-    UnknownNode,
-    /// The node did not answer in time.
-    #[error("the node did not answer in time")]
-    TimedOut,
 }
 
 /// Handle to the cluster, which all of a node's threads share. Cheap to clone.
@@ -266,53 +247,6 @@ impl Broker {
         }
     }
 
-    /// Sends a request to one node and waits for its answer, for at most `timeout`. `make` returns
-    /// the message for the request's number. Needs a tokio runtime with time.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`RequestError`] if there is no answer. After a timeout, it is unknown whether the
-    /// node executed the request.
-    pub async fn request<'a>(
-        &self,
-        node: &str,
-        timeout: Duration,
-        make: impl FnOnce(u64) -> Message<'a>,
-    ) -> Result<String, RequestError> {
-        let shared = &*self.0;
-        if !shared.is_up.load(Ordering::Acquire) {
-            return Err(EnqueueError::Unavailable.into());
-        }
-        if !shared.peers.contains(node) {
-            return Err(RequestError::UnknownNode);
-        }
-        // The guard removes the request also if this future is dropped.
-        let (request, answer) = shared.requests.begin()?;
-        self.enqueue(Destination::Node(node.into()), make(request.number))?;
-        match tokio::time::timeout(timeout, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            _ => Err(RequestError::TimedOut),
-        }
-    }
-
-    /// Answers a request of another node. If the answer exceeds the broker's limit (see
-    /// [`max_answer_bytes`](Self::max_answer_bytes)) or the queue is full, the answer is dropped,
-    /// counted and logged.
-    pub fn answer(&self, node: &str, request: u64, text: &str) {
-        let mut envelope = self.0.envelope(Message::Answer { request, text });
-        let limit = self.0.max_envelope.load(Ordering::Relaxed);
-        if envelope.len() > limit {
-            self.0.metrics.dropped(Dropped::TooLarge, 1);
-            warn!(node, bytes = envelope.len(), limit, "Answer dropped: exceeds the broker's max_payload");
-            return;
-        }
-        if self.0.queue.push(Lane::Control, Destination::Node(node.into()), &mut envelope).is_err() {
-            // The request then times out at the other node.
-            self.0.metrics.dropped(Dropped::Full, 1);
-            warn!(node, "Answer dropped: too many wait for the broker");
-        }
-    }
-
     /// Returns the state of the node's membership.
     #[must_use]
     pub fn state(&self) -> ClusterState {
@@ -354,13 +288,6 @@ impl Broker {
     #[must_use]
     pub fn subscription_count(&self) -> usize {
         self.0.interests.len()
-    }
-
-    /// Returns the length in bytes up to which an [`answer`](Self::answer) always fits within the
-    /// broker's limit.
-    #[must_use]
-    pub fn max_answer_bytes(&self) -> usize {
-        self.max_payload_bytes()
     }
 
     /// Returns the length in bytes up to which a published value always fits within the broker's
@@ -407,54 +334,5 @@ impl Shared {
 
     pub(crate) fn stop_request(&self) -> Option<StopRequest> {
         *self.stop.request.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Requests of this node that wait for answers of other nodes.
-pub(crate) struct NodeRequests {
-    waiting: Mutex<HashMap<u64, oneshot::Sender<String>>>,
-    next: AtomicU64,
-}
-
-impl NodeRequests {
-    /// Creates an empty list. `first` is the number of the first request.
-    fn new(first: u64) -> Self {
-        Self { waiting: Mutex::default(), next: AtomicU64::new(first) }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<String>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds a request. The answer comes from the receiver while the guard lives.
-    fn begin(&self) -> Result<(RequestGuard<'_>, oneshot::Receiver<String>), EnqueueError> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, answer) = oneshot::channel();
-        let mut waiting = self.lock();
-        if waiting.len() >= MAX_REQUESTS {
-            return Err(EnqueueError::Full);
-        }
-        waiting.insert(number, sender);
-        Ok((RequestGuard { requests: self, number }, answer))
-    }
-
-    /// Passes an answer to the request that waits for it.
-    pub(crate) fn complete(&self, number: u64, text: &str) {
-        let requester = self.lock().remove(&number);
-        if let Some(requester) = requester {
-            let _ = requester.send(text.to_owned());
-        }
-    }
-}
-
-/// Guard that removes a request from the list when it is dropped.
-struct RequestGuard<'a> {
-    requests: &'a NodeRequests,
-    number: u64,
-}
-
-impl Drop for RequestGuard<'_> {
-    fn drop(&mut self) {
-        self.requests.lock().remove(&self.number);
     }
 }

@@ -47,6 +47,7 @@ mod metrics;
 mod names;
 #[cfg(feature = "nats")]
 mod nats;
+mod node_requests;
 mod operation;
 mod peers;
 mod queue;
@@ -57,7 +58,7 @@ mod redis;
 pub mod simulation;
 mod store;
 
-pub use broker::{Broker, ClusterState, EnqueueError, InterestChange, RequestError};
+pub use broker::{Broker, ClusterState, EnqueueError, InterestChange};
 pub use config::{BrokerUrl, BrokerUrlError, Config, Engine, StreamStorage, is_prefix};
 pub use deeperhub_protocol::message::TraceContext;
 pub use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
@@ -70,6 +71,7 @@ pub use envelope::{
 pub use nats::check_credentials;
 #[cfg(all(feature = "nats", fuzzing))]
 pub use nats::fuzz_operations;
+pub use node_requests::RequestError;
 pub use operation::{Action, Operation, Target};
 pub use peers::Peer;
 pub use queue::WakeUp;
