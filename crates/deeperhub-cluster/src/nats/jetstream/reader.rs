@@ -203,6 +203,7 @@ impl Store {
         if reads.is_empty() {
             return Ok(Vec::new());
         }
+        // Also after a pass, which takes seconds: a look tells only for seconds which messages are young.
         let (indices, mut sources) = self.sources(rules, reads.iter().map(|read| &read.topic)).await?;
         self.look(reads, &indices, &mut sources).await?;
         let source_of = |index: usize| -> Result<&Source, ApiError> {
