@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::client::Client;
 use super::super::request::{Message, RequestError, Subscription};
@@ -26,6 +26,8 @@ pub(super) struct Consumer {
     messages: Subscription,
     /// Number of the next message.
     next: u64,
+    /// Messages that were left after the last one, as far as the server knew.
+    pending: u64,
 }
 
 /// A message of a stream.
@@ -60,12 +62,19 @@ impl Store {
                 "inactive_threshold": REMOVED_AFTER.as_nanos() as u64,
             },
         });
-        self.api.call(&format!("CONSUMER.CREATE.{}.{name}", source.stream), &request).await?;
-        Ok(Consumer { client, messages, next: 1 })
+        let created = self.api.call(&format!("CONSUMER.CREATE.{}.{name}", source.stream), &request).await?;
+        let pending = created.get("num_pending").and_then(Value::as_u64).ok_or_else(unexpected)?;
+        Ok(Consumer { client, messages, next: 1, pending })
     }
 }
 
 impl Consumer {
+    /// Returns `true` if the server had no further message at the last one, or at the start. It may have
+    /// taken others meanwhile.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.pending == 0
+    }
+
     /// Waits for the next message. Fails if there is a message missing before it.
     pub(super) async fn next(&mut self) -> Result<Delivered, ApiError> {
         loop {
@@ -76,7 +85,7 @@ impl Consumer {
             }
             let place = std::str::from_utf8(&message.reply).ok().and_then(Place::parse);
             let place = place.filter(|place| place.number == self.next).ok_or_else(unexpected)?;
-            self.next += 1;
+            (self.next, self.pending) = (self.next + 1, place.pending);
             return Ok(Delivered { sequence: place.sequence, time_ns: place.time_ns, message });
         }
     }
@@ -102,6 +111,7 @@ struct Place {
     sequence: u64,
     number: u64,
     time_ns: u64,
+    pending: u64,
 }
 
 impl Place {
@@ -116,7 +126,8 @@ impl Place {
             _ => return None,
         };
         let mut numbers = rest.split('.').skip(skipped).map(|number| number.parse::<u64>().ok());
-        Some(Self { sequence: numbers.next()??, number: numbers.next()??, time_ns: numbers.next()?? })
+        let mut next = || numbers.next().flatten();
+        Some(Self { sequence: next()?, number: next()?, time_ns: next()?, pending: next()? })
     }
 }
 
@@ -126,7 +137,7 @@ mod tests {
 
     #[test]
     fn places_of_both_forms_are_parsed() {
-        let place = Some(Place { sequence: 20, number: 3, time_ns: 1_795_984_110_080_066_985 });
+        let place = Some(Place { sequence: 20, number: 3, time_ns: 1_795_984_110_080_066_985, pending: 7 });
         for (subject, expected) in [
             ("$JS.ACK.s.c.1.20.3.1795984110080066985.7", place),
             ("$JS.ACK._.hash.s.c.1.20.3.1795984110080066985.7", place),

@@ -169,6 +169,8 @@ impl Store {
     /// The pass must reach the end that the stream has when it has passed the end of the look. If
     /// messages are appended meanwhile, each message that the limit of its topic removes in front of
     /// the pass then has another one behind it, so that the count tells whether the limit was reached.
+    /// The server's count of messages that are left does not tell the end: it learns of a removal
+    /// before it learns of the message that caused it.
     async fn pass(&mut self, source: &Source, swept: &mut [Swept<'_>]) -> Result<bool, ApiError> {
         let by_topic: HashMap<String, usize, ahash::RandomState> = swept
             .iter()
@@ -184,36 +186,33 @@ impl Store {
             }
             Ok(consumer) => consumer,
         };
-        let (mut passed, mut kept) = (0, 0);
+        let (mut passed, mut reached, mut kept) = (0, 0, 0);
         let mut end = None;
-        while passed <= 2 * MAX_MESSAGES {
-            // The message at the end may have been removed.
+        loop {
+            // The message at the end of the look may have been removed.
+            if end.is_none() && (reached >= source.look.newest || consumer.is_empty()) {
+                let Some(info) = self.info(&source.stream).await? else { return Ok(false) };
+                end = Some(if info.newest == source.look.newest { reached } else { info.newest });
+            }
+            if end.is_some_and(|end| reached >= end) {
+                let (stream, topics) = (&source.stream, swept.len());
+                debug!(stream, topics, messages = passed, "Passed over a stream");
+                return Ok(true);
+            }
+            if passed > 2 * MAX_MESSAGES {
+                return Ok(false);
+            }
+            // So may have been the one at the end.
             let Ok(delivered) = timeout(MAX_SILENCE, consumer.next()).await else { return Ok(false) };
             let delivered = delivered?;
-            passed += 1;
+            (passed, reached) = (passed + 1, delivered.sequence);
             let topic = source.names.topic(delivered.message.subject());
             if let Some((topic, false)) = topic
                 && let Some(swept) = by_topic.get(topic).and_then(|number| swept.get_mut(*number))
             {
                 kept += swept.take(&delivered, kept < MAX_KEPT_BYTES);
             }
-            if end.is_none() && delivered.sequence >= source.look.newest {
-                end = self.info(&source.stream).await?.map(|info| info.newest);
-                if end.is_none() {
-                    return Ok(false);
-                }
-            }
-            if end.is_some_and(|end| delivered.sequence >= end) {
-                debug!(
-                    stream = source.stream,
-                    messages = passed,
-                    topics = swept.len(),
-                    "Passed over a stream"
-                );
-                return Ok(true);
-            }
         }
-        Ok(false)
     }
 }
 
