@@ -1,5 +1,6 @@
 //! The way from the threads of a store to the workers.
 
+#[cfg(feature = "disk")]
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -16,7 +17,8 @@ struct Link {
     /// Queue of the worker that runs now. A worker that is replaced takes its queue with it, as it
     /// does with its connections.
     sender: Mutex<Option<mpsc::UnboundedSender<StoreNotice>>>,
-    /// `true` if the worker waits for progress.
+    /// `true` if the worker waits for progress of the disk.
+    #[cfg(feature = "disk")]
     waits: AtomicBool,
 }
 
@@ -44,7 +46,8 @@ impl Links {
         }
     }
 
-    /// Tells a worker the next progress. The caller looks at the progress once more after this call.
+    /// Tells a worker the next progress of the disk. The caller looks at the progress once more after this call.
+    #[cfg(feature = "disk")]
     pub(in crate::streams) fn wait(&self, worker: u16) {
         if let Some(link) = self.0.get(usize::from(worker)) {
             link.waits.store(true, Ordering::SeqCst);
@@ -52,6 +55,7 @@ impl Links {
     }
 
     /// Tells the workers that wait to look at the progress.
+    #[cfg(feature = "disk")]
     pub(in crate::streams) fn wake(&self) {
         for (worker, link) in (0..).zip(&self.0) {
             if link.waits.swap(false, Ordering::SeqCst) {
