@@ -65,16 +65,10 @@ impl Brought {
             let Some(sequence) = number(message, "Nats-Sequence") else { continue };
             let following = number(message, "Nats-Num-Pending").unwrap_or_default();
             brought.count = brought.count.max(following + 1);
-            let time = header(message, "Nats-Time-Stamp").map(MessageTime::new);
-            brought.push(sequence, message.payload.clone(), time);
+            brought.messages.push((sequence, message.payload.clone()));
+            brought.time = header(message, "Nats-Time-Stamp").map(MessageTime::new);
         }
         Ok(brought)
-    }
-
-    /// Adds a message with this envelope.
-    pub(super) fn push(&mut self, sequence: u64, envelope: Bytes, time: Option<MessageTime>) {
-        self.messages.push((sequence, envelope));
-        self.time = time;
     }
 
     /// Returns the sequence of the last message, or 0.

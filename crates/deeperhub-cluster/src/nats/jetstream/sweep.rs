@@ -66,7 +66,7 @@ impl Swept<'_> {
         let bytes = message.payload.len();
         self.bytes += bytes;
         // The buffer of the answer also has messages that nobody wants.
-        self.brought.push(sequence, Bytes::copy_from_slice(&message.payload), None);
+        messages.push((sequence, Bytes::copy_from_slice(&message.payload)));
         self.time_ns = Some(time_ns);
         bytes
     }

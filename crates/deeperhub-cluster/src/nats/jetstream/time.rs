@@ -1,6 +1,6 @@
 //! Times of JetStream's API, such as `2026-11-29T20:28:30.080066985Z`.
 
-const DAY_MS: u64 = 86_400_000;
+const DAY_SECONDS: u64 = 86_400;
 
 /// Returns the milliseconds since the Unix epoch of a time in UTC.
 pub(super) fn parse_ms(text: &str) -> Option<u64> {
@@ -24,23 +24,26 @@ pub(super) fn parse_ms(text: &str) -> Option<u64> {
     }
     let millis: String = fraction.chars().chain("000".chars()).take(3).collect();
     let days = days_before(year, month) + day - 1;
-    Some(days * DAY_MS + ((hour * 60 + minute) * 60 + second) * 1000 + millis.parse::<u64>().ok()?)
+    let seconds = days * DAY_SECONDS + (hour * 60 + minute) * 60 + second;
+    Some(seconds * 1000 + millis.parse::<u64>().ok()?)
 }
 
-/// Returns the time in UTC of nanoseconds since the Unix epoch, as the server writes it: without zeros at
-/// the end.
+/// Returns the time in UTC of nanoseconds since the Unix epoch, as the server writes it: without
+/// zeros at the end.
 pub(super) fn format_ns(ns: u64) -> String {
-    let mut text = format_ms(ns / 1_000_000 / 1000 * 1000);
-    text.truncate(text.len() - ".000Z".len());
     let fraction = format!(".{:09}", ns % 1_000_000_000);
-    text.push_str(fraction.trim_end_matches('0').trim_end_matches('.'));
-    text.push('Z');
-    text
+    let fraction = fraction.trim_end_matches('0').trim_end_matches('.');
+    format!("{}{fraction}Z", format_seconds(ns / 1_000_000_000))
 }
 
 /// Returns the time in UTC of milliseconds since the Unix epoch.
 pub(super) fn format_ms(ms: u64) -> String {
-    let (days, in_day) = (ms / DAY_MS, ms % DAY_MS);
+    format!("{}.{:03}Z", format_seconds(ms / 1000), ms % 1000)
+}
+
+/// Returns date and time in UTC of seconds since the Unix epoch.
+fn format_seconds(seconds: u64) -> String {
+    let (days, in_day) = (seconds / DAY_SECONDS, seconds % DAY_SECONDS);
     // A year has at least 365 days, so the first guess is not too small.
     let mut year = 1970 + days / 365;
     while days_before(year, 1) > days {
@@ -48,9 +51,8 @@ pub(super) fn format_ms(ms: u64) -> String {
     }
     let month = (1..=12).rev().find(|month| days_before(year, *month) <= days).unwrap_or(1);
     let day = days - days_before(year, month) + 1;
-    let (seconds, millis) = (in_day / 1000, in_day % 1000);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+    let (hour, minute, second) = (in_day / 3600, in_day / 60 % 60, in_day % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
 }
 
 /// Returns the days between the Unix epoch and the start of a month.
