@@ -102,7 +102,7 @@ class Sliced:
         command = self.server.load([*load, "--duration", "24h"])
         self.load = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(WARM_UP_SECONDS)
-        self.load.send_signal(signal.SIGSTOP)
+        self.stop()
 
     def set_history(self, messages):
         self.config.seek(0)
@@ -112,14 +112,21 @@ class Sliced:
         self.config.flush()
         self.server.process.send_signal(signal.SIGHUP)
 
-    def slice(self, messages, seconds):
-        """Runs the load for some time. Returns the CPU microseconds of the server per message."""
+    def begin(self, messages):
+        """Continues the load with a rule, and fills the histories."""
         self.set_history(messages)
         self.load.send_signal(signal.SIGCONT)
         time.sleep(FILL_SECONDS)
+
+    def stop(self):
+        self.load.send_signal(signal.SIGSTOP)
+
+    def slice(self, messages, seconds):
+        """Runs the load for some time. Returns the CPU microseconds of the server per message."""
+        self.begin(messages)
         before = self.server.counts()
         time.sleep(seconds)
-        self.load.send_signal(signal.SIGSTOP)
+        self.stop()
         time.sleep(SETTLE_SECONDS)
         after = self.server.counts()
         if after[1] == before[1]:

@@ -13,12 +13,10 @@ without other programs, so the sum is less than the CPU time that measure.py sho
 import argparse
 import collections
 import re
-import signal
 import subprocess
 import tempfile
-import time
 
-from measure import FILL_SECONDS, SLICED, Sliced
+from measure import SLICED, Sliced
 
 SAMPLES_PER_SECOND = 7000
 SLICE_SECONDS = "1.5"
@@ -48,13 +46,11 @@ def main():
             for number in range(args.rounds):
                 # Each goes first in half of the rounds.
                 for history in [0, args.history][:: 1 if number % 2 else -1]:
-                    server.set_history(history)
-                    server.load.send_signal(signal.SIGCONT)
-                    time.sleep(FILL_SECONDS)
+                    server.begin(history)
                     before = server.server.counts()[1]
                     found[history].update(samples(server.server.process.pid, file.name))
                     messages[history] += server.server.counts()[1] - before
-                    server.load.send_signal(signal.SIGSTOP)
+                    server.stop()
         finally:
             server.end()
 
