@@ -46,7 +46,8 @@ impl Links {
         }
     }
 
-    /// Tells a worker the next progress of the disk. The caller looks at the progress once more after this call.
+    /// Tells a worker the next progress of the disk. The caller looks at the progress once more after
+    /// this call.
     #[cfg(feature = "disk")]
     pub(in crate::streams) fn wait(&self, worker: u16) {
         if let Some(link) = self.0.get(usize::from(worker)) {

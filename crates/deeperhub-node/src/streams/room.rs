@@ -213,8 +213,8 @@ mod tests {
         assert_eq!(node.0.streams(), 4, "the others have subscribers");
         assert_eq!(publish(&node, 1000), Err(PublishRefusal::TooManyTopics));
         follow(&node, 0, false);
-        // A topic in the same stripe takes the place of the idle stream. For any other one, three are still
-        // too many.
+        // A topic in the same stripe takes the place of the idle stream. For any other one, three
+        // are still too many.
         let refusal = publish(&node, 1000).err();
         assert!([None, Some(PublishRefusal::TooManyTopics)].contains(&refusal), "{refusal:?}");
         assert_eq!(node.0.streams(), if refusal.is_some() { 3 } else { 4 });

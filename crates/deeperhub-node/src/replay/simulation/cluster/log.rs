@@ -116,7 +116,7 @@ impl Log for TopicLog {
     }
 
     fn last_of_gap(&self, epoch: u64) -> Option<u64> {
-        // What the store has lost can be in a gap.
+        // Messages that the store has lost can be in a gap.
         self.epochs.get(&epoch).filter(|log| !log.has_lost).map(EpochLog::newest)
     }
 

@@ -73,7 +73,7 @@ impl CoreClient {
     }
 }
 
-/// What clients and their applications do, wherever they run.
+/// The behaviour of clients and their applications, wherever they run.
 pub(in super::super) trait RealClients: Surroundings {
     fn client(&mut self, client: u8) -> &mut CoreClient {
         &mut self.parts().0[usize::from(client)]

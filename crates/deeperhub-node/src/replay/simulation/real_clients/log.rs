@@ -1,4 +1,4 @@
-//! What applications compare their events with.
+//! The logs that applications compare their events with.
 
 use std::collections::BTreeSet;
 
