@@ -13,7 +13,7 @@ use crate::driver::BROKER_TIMEOUT;
 use crate::link::LinkError;
 
 /// Status of a request that nobody answers.
-const NO_RESPONDERS: u16 = 503;
+pub(super) const NO_RESPONDERS: u16 = 503;
 
 /// A received message. Its fields share the buffer of the read that it came with.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use tracing::warn;
 use super::client::Client;
 use super::identity::identity;
 use super::jetstream::{Ack, ApiError, Store, StreamNames, stored_time};
-use super::request::Subscription;
+use super::request::{Message, Subscription};
 use super::wire::command;
 use crate::batch::{Batch, Destination, Outbound};
 use crate::broker::Shared;
@@ -22,6 +22,9 @@ use crate::store::{AppendError, AppendOutcome, AppendTarget, Appended, KeepingRu
 
 /// Time before messages are sent again that no leader of their stream took.
 const RETRY_TIME: Duration = Duration::from_millis(100);
+
+/// Maximum number of first messages that are read at once. Limits the memory that they take.
+const MAX_FIRSTS: usize = 64;
 
 pub(crate) struct Sender {
     client: Client,
@@ -299,6 +302,8 @@ impl Streams {
     ) -> Result<(), LinkError> {
         // Rules whose streams gave a sequence again.
         let mut lost: Vec<&StreamNames> = Vec::new();
+        // Publishes with an identity that the stream had already.
+        let mut known_before: Vec<(usize, Ack)> = Vec::new();
         let mut missing = answers.iter().filter(|answer| answer.is_none()).count();
         while missing > 0 {
             let message = self.acks.next().await?;
@@ -317,7 +322,13 @@ impl Streams {
                     if !ack.is_duplicate && ack.sequence <= known {
                         lost.push(&append.names);
                     }
-                    Answer::Done(Ok(self.appended(append, &ack).await?))
+                    let position = self.store.position(&append.names, &ack, (append.topic, &append.identity));
+                    let time = stored_time(append.outbound.envelope).unwrap_or_else(unix_ms);
+                    // Without `once`, only this node sends the identity, and always the same message.
+                    if ack.is_duplicate && append.target.once.is_some() {
+                        known_before.extend(index.map(|index| (index, ack)));
+                    }
+                    Answer::Done(Ok(Appended { position, time, is_repeat: false }))
                 }
                 Err(error) if error.is_transient() || error.is_of_other_stream() => {
                     self.store.forget(&append.names);
@@ -338,33 +349,49 @@ impl Streams {
                 }
             }
         }
-        Ok(())
+        self.compare_with_first(open, answers, &known_before).await
     }
 
-    /// Returns the place of a message that the stream has.
-    async fn appended(&self, append: &Open<'_>, ack: &Ack) -> Result<Appended, LinkError> {
-        let Open { target, outbound, topic, .. } = append;
-        let position = self.store.position(&append.names, ack, (topic, &append.identity));
-        let own = stored_time(outbound.envelope).unwrap_or_else(unix_ms);
-        if !ack.is_duplicate {
-            return Ok(Appended { position, time: own, is_repeat: false });
+    /// Completes the answers to publishes with an identity that the stream had already: they get the
+    /// time of the first message, which another publish may have brought. The first messages are read
+    /// together, because a resent batch can have hundreds of them.
+    async fn compare_with_first(
+        &mut self,
+        open: &[Open<'_>],
+        answers: &mut [Option<Answer>],
+        known: &[(usize, Ack)],
+    ) -> Result<(), LinkError> {
+        for known in known.chunks(MAX_FIRSTS) {
+            let acks: Vec<_> = known.iter().map(|(_, ack)| ack).collect();
+            let firsts = self.store.messages(&acks).await?;
+            for ((index, _), first) in known.iter().zip(firsts) {
+                if let (Some(append), Some(Some(Answer::Done(Ok(appended))))) =
+                    (open.get(*index), answers.get_mut(*index))
+                {
+                    append.compare_with_first(appended, first.as_ref());
+                }
+            }
         }
-        let first = match self.store.message(&ack.stream, ack.sequence).await {
-            Ok(first) => first,
-            Err(error) if error.is_of_connection() => return Err(error.into()),
-            Err(_) => None,
-        };
+        Ok(())
+    }
+}
+
+impl Open<'_> {
+    /// Takes over the time of the first message of the identity, and tells whether another publish
+    /// brought it.
+    fn compare_with_first(&self, appended: &mut Appended, first: Option<&Message>) {
         let Some(first) = first else {
             // The stream's limits have removed it. An earlier publish had another time. Whole seconds
             // are compared with no message.
-            let is_repeat = target.once.is_some();
-            let time = if is_repeat { own - own % 1000 } else { own };
-            return Ok(Appended { position, time, is_repeat });
+            appended.time -= appended.time % 1000;
+            appended.is_repeat = true;
+            return;
         };
-        let is_same = match (Header::parse(&first.payload), Header::parse(outbound.envelope)) {
+        let is_same = match (Header::parse(&first.payload), Header::parse(self.outbound.envelope)) {
             (Ok(first), Ok(own)) => first == own,
             _ => false,
         };
-        Ok(Appended { position, time: stored_time(&first.payload).unwrap_or(own), is_repeat: !is_same })
+        appended.time = stored_time(&first.payload).unwrap_or(appended.time);
+        appended.is_repeat = !is_same;
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 /// A proxy in front of a server.
 #[derive(Debug)]
@@ -27,7 +28,11 @@ struct Inner {
     held_commands: HashSet<usize>,
     held_replies: HashSet<usize>,
     holds_calls: bool,
+    /// `true` if the connection with the next append is to hold back replies.
+    holds_next_replies: bool,
     refuses: bool,
+    /// Time that each chunk waits before it is sent on.
+    delay: Duration,
 }
 
 impl Proxy {
@@ -72,6 +77,11 @@ impl Proxy {
         inner.held_replies.extend(inner.connections.iter().map(|(number, ..)| *number));
     }
 
+    /// Holds back what the server sends on a connection from its next append on.
+    pub(crate) fn hold_replies_to_the_next_append(&self) {
+        self.state.inner.lock().unwrap().holds_next_replies = true;
+    }
+
     /// Sends on what was held back.
     pub(crate) fn release_replies(&self) {
         self.state.inner.lock().unwrap().held_replies.clear();
@@ -85,6 +95,11 @@ impl Proxy {
             let _ = client.shutdown(Shutdown::Both);
         }
         self.state.changed.notify_all();
+    }
+
+    /// Delays what passes, as a distant server does.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.state.inner.lock().unwrap().delay = delay;
     }
 
     /// Refuses new connections, or accepts them again.
@@ -115,6 +130,10 @@ impl State {
                 };
                 let is_held = inner.held_commands.contains(&number) && has_append();
                 inner.holds_calls |= is_held;
+                if inner.holds_next_replies && !is_held && has_append() {
+                    inner.holds_next_replies = false;
+                    inner.held_replies.insert(number);
+                }
                 is_held
             });
             let _ = to.shutdown(Shutdown::Both);
@@ -130,7 +149,10 @@ impl State {
         while let Ok(length @ 1..) = from.read(&mut buffer) {
             let chunk = &buffer[..length];
             let inner = self.inner.lock().unwrap();
-            drop(self.changed.wait_while(inner, |inner| is_held(inner, chunk)).unwrap());
+            let inner = self.changed.wait_while(inner, |inner| is_held(inner, chunk)).unwrap();
+            let delay = inner.delay;
+            drop(inner);
+            std::thread::sleep(delay);
             if to.write_all(chunk).is_err() {
                 return;
             }

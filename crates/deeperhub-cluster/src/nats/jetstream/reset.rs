@@ -1,10 +1,14 @@
 //! New epochs: of a topic, and of a stream that has lost messages.
 
+use serde_json::json;
+
+use super::super::request::{Message, NO_RESPONDERS};
 use super::api::{Ack, ApiError};
 use super::ensure::Store;
 use super::known::Mark;
 use super::names::StreamNames;
-use crate::envelope::{Envelope, Message, Origin};
+use super::source::direct;
+use crate::envelope::{Envelope, Message as Content, Origin};
 use crate::names::Names;
 use crate::store::{KeepingRule, ResetStream, ResetWhen, StorePosition, unix_ms};
 
@@ -22,7 +26,7 @@ impl Store {
         let time = unix_ms();
         let epoch = time.max(present.max(known_epoch) + 1);
         let origin = Origin { node: &self.shared.node, incarnation: self.shared.incarnation };
-        let message = Message::StreamReset { epoch, time, topic: topic.borrow() };
+        let message = Content::StreamReset { epoch, time, topic: topic.borrow() };
         let envelope = Envelope { origin, sequence: self.shared.queue.next_sequence(), message }.write();
         let stream = names.stream(stream_epoch);
         let expected = ("Nats-Expected-Stream", stream.as_str());
@@ -147,12 +151,17 @@ impl Store {
         position.unwrap_or(StorePosition { epoch, offset: ack.sequence })
     }
 
-    /// Reads a message of a stream.
-    pub(crate) async fn message(
-        &self,
-        stream: &str,
-        sequence: u64,
-    ) -> Result<Option<super::super::request::Message>, ApiError> {
-        self.api.message(stream, sequence).await
+    /// Reads the messages that acknowledgements name, in their order. Returns `None` for those that a
+    /// stream does not have.
+    pub(crate) async fn messages(&mut self, acks: &[&Ack]) -> Result<Vec<Option<Message>>, ApiError> {
+        let call = |ack: &&Ack| direct(&ack.stream, json!({ "seq": ack.sequence }), false);
+        let calls: Vec<_> = acks.iter().map(call).collect();
+        let answers = self.exchanges.run(&calls).await?;
+        let first = |answer: Vec<Message>| match answer.into_iter().next() {
+            Some(message) if message.headers().status().is_none() => Ok(Some(message)),
+            Some(message) if message.headers().status() == Some(NO_RESPONDERS) => Err(ApiError::NoResponders),
+            _ => Ok(None),
+        };
+        answers.into_iter().map(first).collect()
     }
 }

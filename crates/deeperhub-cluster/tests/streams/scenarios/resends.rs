@@ -1,5 +1,8 @@
 //! Messages that a node sends again on a new connection are stored once.
 
+use std::time::Duration;
+
+use super::with_once;
 use crate::eventually;
 use crate::node::{Node, Received, contents, message, numbers, read};
 use crate::proxy::Proxy;
@@ -7,6 +10,7 @@ use crate::store::Store;
 
 on_each_store!(
     messages_whose_acknowledgements_were_lost_keep_their_positions,
+    a_distant_store_finds_messages_that_are_sent_again,
     a_server_that_stalls_stores_each_message_once,
     cut_connections_lose_and_repeat_nothing,
     a_restarted_server_keeps_what_it_acknowledged,
@@ -77,6 +81,30 @@ fn messages_whose_acknowledgements_were_lost_keep_their_positions<S: Store>() {
         .collect();
     assert_eq!(offsets, (1..=300).collect::<Vec<_>>());
     assert!((1..=300).all(|number| !node.outcome(number).unwrap().is_repeat));
+}
+
+/// A batch must be confirmed within three seconds, whether the store has its messages already or not.
+fn a_distant_store_finds_messages_that_are_sent_again<S: Store>() {
+    let Some(server) = S::start() else { return };
+    let proxy = Proxy::start(server.address());
+    let node = Node::join(&proxy.url(S::SCHEME), "a");
+    node.store("t", 1);
+    proxy.hold_replies();
+    append_numbers(&node, [2]);
+    eventually("the stored message", || server.stored() == 2);
+    // Meanwhile, the others become one batch.
+    append_numbers(&node, 3..=200);
+    for number in 201..=400_u64 {
+        let text = number.to_string();
+        node.append(number, with_once(Some("ada"), &text, message("t", &text))).unwrap();
+    }
+    proxy.hold_replies_to_the_next_append();
+    proxy.release_replies();
+    eventually("the stored batch", || server.stored() == 400);
+    proxy.delay(Duration::from_millis(50));
+    proxy.cut_clients();
+    check_numbers(&node, 400);
+    assert!((1..=400).all(|number| !node.outcome(number).unwrap().is_repeat));
 }
 
 fn a_server_that_stalls_stores_each_message_once<S: Store>() {
