@@ -19,6 +19,11 @@ pub(super) fn identity(target: &AppendTarget, envelope: &[u8], topic: &str, epoc
     }
     let (incarnation, sequence) =
         Header::parse(envelope).map_or((0, 0), |header| (header.origin.incarnation, header.sequence));
+    own_identity(incarnation, sequence)
+}
+
+/// Returns the identity of a message that no other node sends.
+pub(super) fn own_identity(incarnation: u64, sequence: u64) -> String {
     let mut text = String::with_capacity(33);
     // Writing to a string never fails.
     let _ = write!(text, "{incarnation:x}.{sequence:x}");

@@ -97,6 +97,13 @@ impl Proxy {
         self.state.changed.notify_all();
     }
 
+    /// Cuts the connection that was made last. A node makes the one that reads streams after the other.
+    pub(crate) fn cut_last_client(&self) {
+        if let Some((_, client, _)) = self.state.inner.lock().unwrap().connections.last() {
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
+
     /// Delays what passes, as a distant server does.
     pub(crate) fn delay(&self, delay: Duration) {
         self.state.inner.lock().unwrap().delay = delay;

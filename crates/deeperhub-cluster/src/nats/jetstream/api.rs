@@ -11,6 +11,9 @@ use crate::store::ReadError;
 /// Code of the API: the stream does not exist.
 pub(super) const NOT_FOUND: u64 = 10059;
 
+/// Code of the API: the stream has no such message.
+pub(super) const NO_MESSAGE: u64 = 10037;
+
 /// Code of the API: another stream has the subjects.
 pub(super) const OVERLAPS: u64 = 10065;
 

@@ -8,9 +8,9 @@ use tracing::{info, warn};
 
 use super::super::client::Client;
 use super::super::request::Message;
-use super::api::{Api, ApiError, Call, Exchanges, NAME_IN_USE, NOT_FOUND, OVERLAPS, unexpected};
+use super::api::{Api, ApiError, Exchanges, NAME_IN_USE, NOT_FOUND, OVERLAPS, unexpected};
 use super::config;
-use super::known::{Mark, MessageTime, RuleStream};
+use super::known::{MessageTime, RuleStream};
 use super::names::StreamNames;
 use super::source::direct;
 use crate::broker::Shared;
@@ -22,9 +22,6 @@ const MAX_ATTEMPTS: usize = 8;
 
 /// Time before the next attempt.
 const RETRY_TIME: Duration = Duration::from_millis(50);
-
-/// Marks in one answer.
-const MARKS_PER_READ: u64 = 1000;
 
 /// One connection's access to streams.
 pub(crate) struct Store {
@@ -126,8 +123,7 @@ impl Store {
                 Some(epoch) => self.compare(&names, epoch, &wanted).await?,
                 None => self.create(&names, &wanted).await?,
             };
-            let Some((epoch, info)) = info else { continue };
-            self.load_marks(&names, epoch).await?;
+            let Some(info) = info else { continue };
             self.known(&names, |known| {
                 info.note(known);
                 known.checked_for = link;
@@ -165,11 +161,7 @@ impl Store {
 
     /// Creates a stream whose epoch is larger than all that this node knows. Returns `None` if
     /// another node was faster.
-    async fn create(
-        &self,
-        names: &StreamNames,
-        wanted: &Value,
-    ) -> Result<Option<(u64, StreamInfo)>, ApiError> {
+    async fn create(&self, names: &StreamNames, wanted: &Value) -> Result<Option<StreamInfo>, ApiError> {
         let epoch = unix_ms().max(self.shared.jetstream.largest_epoch(&names.token) + 1);
         let stream = names.stream(epoch);
         let mut request = wanted.clone();
@@ -181,7 +173,7 @@ impl Store {
                 info!(stream, "Stream created");
                 let info = StreamInfo::parse(&answer).ok_or_else(unexpected)?;
                 self.known(names, |known| known.begin(epoch));
-                Ok(Some((epoch, info)))
+                Ok(Some(info))
             }
             Err(error) if error.is(OVERLAPS) || error.is(NAME_IN_USE) => Ok(None),
             Err(error) => Err(error),
@@ -195,12 +187,15 @@ impl Store {
         names: &StreamNames,
         epoch: u64,
         wanted: &Value,
-    ) -> Result<Option<(u64, StreamInfo)>, ApiError> {
+    ) -> Result<Option<StreamInfo>, ApiError> {
         let stream = names.stream(epoch);
         // Live messages that come after the look do not count.
         let before = self.known(names, |known| known.clone());
         let Some(mut info) = self.info(&stream).await? else { return Ok(None) };
-        if self.has_lost(names, epoch, &before, info.newest).await? {
+        let marks = self.marks(names, epoch).await?;
+        if self.has_lost(names, epoch, &before, info.newest).await?
+            || self.has_lost_mark(names, epoch, &before, &marks).await?
+        {
             self.delete(&stream).await?;
             return Ok(None);
         }
@@ -208,6 +203,7 @@ impl Store {
             if known.epoch < epoch {
                 known.begin(epoch);
             }
+            marks.iter().for_each(|(topic, mark)| known.see_mark(topic, *mark));
         });
         let (differing, update) = config::compare(wanted, &info.config);
         if !differing.is_empty() {
@@ -218,7 +214,7 @@ impl Store {
             let answer = self.api.call(&format!("STREAM.UPDATE.{stream}"), &update).await?;
             info.config = answer.get("config").cloned().unwrap_or(info.config);
         }
-        Ok(Some((epoch, info)))
+        Ok(Some(info))
     }
 
     /// Returns `true` if a stream lacks messages that the node knew before a look, which found this
@@ -276,37 +272,6 @@ impl Store {
             Err(error) if error.is(NOT_FOUND) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// Reads the marks of all cleared topics. Most streams have none.
-    async fn load_marks(&mut self, names: &StreamNames, epoch: u64) -> Result<(), ApiError> {
-        let mut sequence = 1;
-        loop {
-            let call = Call {
-                subject: format!("$JS.API.DIRECT.GET.{}", names.stream(epoch)),
-                request: json!({ "seq": sequence, "next_by_subj": names.marks(), "batch": MARKS_PER_READ }),
-                is_batch: true,
-            };
-            let Some(messages) = self.exchanges.run(&[call]).await?.pop() else { return Ok(()) };
-            for message in &messages {
-                if let Some(read) = self.note_mark(names, message) {
-                    sequence = sequence.max(read + 1);
-                }
-            }
-            let rest = messages.last().and_then(|last| number(last, "Nats-Num-Pending"));
-            if rest.unwrap_or_default() == 0 {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Notes the mark of a topic. Returns its sequence.
-    pub(super) fn note_mark(&self, names: &StreamNames, message: &Message) -> Option<u64> {
-        let sequence = number(message, "Nats-Sequence")?;
-        let epoch = super::stamp::reset_epoch(&message.payload)?;
-        let (topic, _) = names.topic(header(message, "Nats-Subject")?)?;
-        self.known(names, |known| known.see_mark(topic, Mark { epoch, after: sequence }));
-        Some(sequence)
     }
 }
 

@@ -149,6 +149,12 @@ impl Known {
         self.links.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// Lets the next use of each stream compare it again. A new connection may lead to a server that has
+    /// lost messages, also if the node's other connections go on.
+    pub(crate) fn forget_checks(&self) {
+        self.lock().values_mut().for_each(|stream| stream.checked_for = 0);
+    }
+
     /// Returns `true` if a running server has proved that it keeps streams.
     pub(crate) fn is_proved(&self, server: &str) -> bool {
         self.proved.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| known == server)

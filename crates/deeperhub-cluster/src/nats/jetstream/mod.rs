@@ -21,12 +21,13 @@
 //! A stream that was lost is created under a new name with a larger number. A stream that has lost
 //! its newest messages gives their sequences again, so it must not live on: a node that notices it
 //! deletes the stream, and creates one with a larger number. A node notices it when it connects
-//! (its newest known message is gone or is another one), when it looks at the newest sequence,
-//! and when an append gets a sequence that the node has seen already. Reads, live messages and looks
-//! at the stream tell the time of the newest message, and appends have an identity. Limits can have
-//! removed the message: then no earlier sequence may have a later time. Between the loss and the
-//! first node that knows better, other nodes can append. A server that writes each message to disk
-//! at once (`sync_interval: always`), or three replicas, exclude such losses.
+//! (its newest known message is gone or is another one, or a mark is gone), when it looks at the
+//! newest sequence, and when an append gets a sequence that the node has seen already. Reads, live
+//! messages and looks at the stream tell the time of the newest message, and appends have an
+//! identity. Limits can have removed the message: then no earlier sequence may have a later time.
+//! Between the loss and the first node that knows better, other nodes can append. A server that
+//! writes each message to disk at once (`sync_interval: always`), or three replicas, exclude such
+//! losses.
 //!
 //! # Cleared topics
 //! A cleared topic begins an epoch of its own in the same stream. A *mark* names it: a message
@@ -69,6 +70,7 @@ mod config;
 mod consumer;
 mod ensure;
 mod known;
+mod marks;
 mod names;
 mod range;
 mod reader;

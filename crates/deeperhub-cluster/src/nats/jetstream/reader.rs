@@ -129,6 +129,7 @@ impl Reader {
         let lost = |error: crate::link::LinkError| ApiError::Lost(error.to_string());
         let (config, node) = (&self.shared.config, &self.shared.node);
         let client = connect_client(config, node, &self.server).await.map_err(lost)?;
+        self.shared.jetstream.forget_checks();
         Store::new(Arc::clone(&self.shared), client, self.link, 'r')
     }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::super::identity::own_identity;
 use super::super::request::{Message, NO_RESPONDERS};
 use super::api::{Ack, ApiError};
 use super::ensure::Store;
@@ -27,7 +28,8 @@ impl Store {
         let epoch = time.max(present.max(known_epoch) + 1);
         let origin = Origin { node: &self.shared.node, incarnation: self.shared.incarnation };
         let message = Content::StreamReset { epoch, time, topic: topic.borrow() };
-        let envelope = Envelope { origin, sequence: self.shared.queue.next_sequence(), message }.write();
+        let sequence = self.shared.queue.next_sequence();
+        let envelope = Envelope { origin, sequence, message }.write();
         let stream = names.stream(stream_epoch);
         let expected = ("Nats-Expected-Stream", stream.as_str());
         // The mark stays as long as the stream, whatever its limits.
@@ -37,10 +39,12 @@ impl Store {
         self.known(names, |known| known.see_mark(topic.as_str(), Mark { epoch, after }));
         // This one removes the messages, and tells those that follow the topic.
         let subject = names.message(topic.as_str());
-        let ack = self.api.append(subject, envelope.clone(), &[expected, ("Nats-Rollup", "sub")]).await?;
+        let identity = own_identity(origin.incarnation, sequence);
+        let headers = [expected, ("Nats-Rollup", "sub"), ("Nats-Msg-Id", identity.as_str())];
+        let ack = self.api.append(subject, envelope.clone(), &headers).await?;
         let after = ack.sequence;
         self.known(names, |known| {
-            known.see(after);
+            known.see_append(after, &identity);
             known.see_mark(topic.as_str(), Mark { epoch, after });
         });
         // The others learn the mark as if it had been republished.

@@ -25,11 +25,14 @@ impl Republished {
         let stream = headers.last("Nats-Stream")?;
         let sequence: u64 = headers.last("Nats-Sequence")?.parse().ok()?;
         let previous = headers.last("Nats-Last-Sequence").and_then(|text| text.parse().ok());
-        let time = headers.last("Nats-Time-Stamp").unwrap_or_default();
+        // The node that has cleared a topic tells all others without a time.
+        let time = headers.last("Nats-Time-Stamp");
         let link = known.link();
         if let Some(topic) = stored_topic(&message.payload) {
             let (epoch, previous) = known.with_stream(prefix, stream, |known| {
-                known.see_live(sequence, time, link);
+                if let Some(time) = time {
+                    known.see_live(sequence, time, link);
+                }
                 (known.position(topic, sequence).epoch, known.previous(topic, previous.unwrap_or(0)))
             })?;
             let envelope = stamp(&message.payload, epoch, sequence, previous)?;
@@ -39,6 +42,9 @@ impl Republished {
         let envelope = Envelope::parse(&message.payload).ok()?;
         let Content::StreamReset { epoch, topic, .. } = &envelope.message else { return None };
         known.with_stream(prefix, stream, |known| {
+            if let Some(time) = time {
+                known.see_live(sequence, time, link);
+            }
             known.see_mark(topic.as_str(), Mark { epoch: *epoch, after: sequence });
         })?;
         Some(Self { key: (*epoch, sequence), envelope: message.payload.clone() })

@@ -189,6 +189,57 @@ fn a_loss_shows_though_limits_have_removed_what_took_the_newest_known_position()
     assert!(after.epoch > before.epoch, "{before:?} {after:?}");
 }
 
+/// The connection that reads may lead to a server that has lost messages, while the other one goes on.
+#[test]
+fn a_loss_shows_though_only_the_connection_that_reads_was_lost() {
+    let Some(server) = Server::start() else { return };
+    let proxy = Proxy::start(server.address());
+    let node = Node::join(&proxy.url("nats"), "a");
+    store_each(&node, "t", 1..=4);
+    let before = node.store("t", 5);
+    let stream = server.stream();
+    let info = server.api(&format!("STREAM.INFO.{stream}"), &Value::Null);
+    server.api(&format!("STREAM.DELETE.{stream}"), &Value::Null);
+    server.api(&format!("STREAM.CREATE.{stream}"), &info["config"]);
+    store_each(&Node::join(&server.url(), "b"), "t", 12..=17);
+    proxy.cut_last_client();
+    // A read of the lost connection fails.
+    eventually("the larger epoch", || {
+        let answer = wait(node.broker.read_streams(vec![read("t", None, 9)]).unwrap());
+        let range = answer.ok().and_then(|mut ranges| ranges.remove(0).ok());
+        range.and_then(|range| range.top).is_some_and(|top| top.epoch > before.epoch)
+    });
+    assert!(node.broker.is_up());
+}
+
+/// A node knows that a topic was cleared because it did it, because it follows the topic, or because
+/// the other node told all.
+#[test]
+fn the_loss_of_a_cleared_topics_epoch_shows() {
+    for (clears, follows) in [(true, false), (false, true), (false, false)] {
+        let Some(mut server) = Server::start() else { return };
+        let proxy = Proxy::start(server.address());
+        let node = Node::join(&proxy.url("nats"), "a");
+        let before = node.store("t", 1);
+        if follows {
+            node.follow("t");
+        }
+        let copy = copy_stopped(&mut server, &node);
+        let other = (!clears).then(|| Node::join(&server.url(), "b"));
+        let cleared = reset(other.as_ref().unwrap_or(&node), Some(before), ResetWhen::Always);
+        if !clears {
+            let reset = Received::Reset { epoch: cleared.epoch };
+            eventually("the reset", || node.received().contains(&reset));
+        }
+        drop(other);
+        rewrite(&mut server, (&node, &proxy), &copy, (LIMITS, &["t"; 6]));
+        let after = node.store("t", 6);
+        assert!(after.epoch > cleared.epoch, "{clears} {follows}: {cleared:?} {after:?}");
+        let late = Node::join(&server.url(), "c");
+        assert_eq!(late.store("t", 7).epoch, after.epoch);
+    }
+}
+
 /// The limits have removed the newest message that the node knows, and nothing was lost.
 #[test]
 fn a_stream_that_removed_a_known_message_goes_on() {
