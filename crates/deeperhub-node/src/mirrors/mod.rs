@@ -6,6 +6,7 @@ mod page;
 mod probe;
 mod push;
 mod reader;
+mod reads;
 #[cfg(test)]
 mod simulated;
 #[cfg(test)]

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use deeperhub_cluster::{ClusterState, ReadError, ResetWhen, StorePosition, StreamRange, StreamRead};
+use deeperhub_cluster::{ClusterState, ReadError, ResetWhen, StorePosition, StreamRange};
 use deeperhub_history::ReadRequest;
 use deeperhub_protocol::Topic;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
 use super::checks;
+use super::reads::Begin;
 use crate::hub::Hub;
 use crate::metrics::ReadLabel;
 use crate::planted::planted;
@@ -361,66 +362,5 @@ async fn run_optional(task: &mut Option<Task<()>>) {
     match task {
         Some(task) => task.await,
         None => std::future::pending().await,
-    }
-}
-
-/// How a read begins.
-pub(super) enum Begin {
-    Read(ReadRequest),
-    /// A read is under way, or not possible now.
-    Reading,
-    /// There is nothing to read.
-    Done,
-}
-
-impl Hub {
-    /// Begins the read of a topic that is followed.
-    fn begin_read(&self, topic: &str) -> Begin {
-        let Ok(parsed) = Topic::parse(topic) else { return Begin::Done };
-        self.router.update_kept(&parsed, |topic, kept, stripe| {
-            let Some(id) = stripe.find(kept) else { return Begin::Done };
-            let is_followed = topic.subscribers() > 0 || stripe.has_watchers(id);
-            if !is_followed || stripe.is_settled(id) {
-                return Begin::Done;
-            }
-            stripe.begin_read(id).map_or(Begin::Reading, Begin::Read)
-        })
-    }
-
-    /// Returns the read that a topic needs after one has failed.
-    fn retry_read(&self, topic: &str) -> Option<ReadRequest> {
-        let parsed = Topic::parse(topic).ok()?;
-        self.router.update_kept(&parsed, |_, kept, stripe| stripe.retry_read(stripe.find(kept)?))
-    }
-
-    /// Returns the read that replaces one of a topic's last messages, if the answer had no room for all
-    /// of them. It begins with the oldest one, and others follow it.
-    fn read_from_oldest(
-        &self,
-        topic: &Topic<'_>,
-        request: ReadRequest,
-        range: &StreamRange,
-    ) -> Option<ReadRequest> {
-        let top = range.top.filter(|_| request.after.is_none() && range.is_cut)?;
-        let (budget, rule) = self.streams.rule(topic)?;
-        let history = budget.rules().get(rule)?.policy().history();
-        let offset = top.offset.saturating_sub(history.into()).max(range.oldest.saturating_sub(1));
-        let after = deeperhub_history::StorePosition { epoch: top.epoch, offset };
-        Some(ReadRequest { after: Some(after), ..request })
-    }
-
-    /// Returns the request to the store for a read that a mirror asks for. Returns `None` if no rule
-    /// keeps messages of the topic.
-    fn store_read(&self, store: &ClusterStore, topic: &str, request: ReadRequest) -> Option<StreamRead> {
-        let topic = Topic::parse(topic.to_owned()).ok()?;
-        let (budget, rule) = self.streams.rule(&topic)?;
-        let limits = store.limits_of(budget.rules().get(rule)?.policy());
-        // The answer begins with the message that the mirror has, so that another message in its place
-        // is noticed.
-        let first = |offset: u64| offset.saturating_sub(u64::from(!planted!(RewriteUnread)));
-        let after =
-            request.after.map(|after| StorePosition { epoch: after.epoch, offset: first(after.offset) });
-        let messages = limits.messages.saturating_add(u32::from(after.is_some()));
-        Some(StreamRead { topic, after, messages, limits, creates: true, follows: true })
     }
 }
