@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use deeperhub_history::Cursor;
 use deeperhub_listener::Multicast;
-use deeperhub_protocol::GapReason;
 
 use crate::connection_id::ConnectionId;
+use crate::stream_counts::StreamContent;
 use crate::trace::fan_out::PublishStamp;
 
 /// Published message for the subscribers of one worker.
@@ -31,8 +31,7 @@ pub(crate) struct Sequenced {
     /// `true` if a subscriber that reads too slowly continues later from the stream. Otherwise its
     /// connection is closed.
     pub(crate) may_suspend: bool,
-    /// Reason of a gap; `None` for a message.
-    pub(crate) gap: Option<GapReason>,
+    pub(crate) content: StreamContent,
     /// `true` if the cluster's store gives the offsets. They start anew in each epoch, and a later
     /// epoch is larger. Otherwise they go on in the next epoch.
     pub(crate) is_mirrored: bool,

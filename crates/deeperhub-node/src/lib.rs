@@ -46,6 +46,7 @@ mod recent_quantiles;
 mod replay;
 mod session;
 mod stats;
+mod stream_counts;
 mod stream_sweeper;
 mod streams;
 mod top;

@@ -12,6 +12,8 @@ use deeperhub_metrics::{Bounds, Counter, CounterVec, Gauge, Histogram, Label, la
 use deeperhub_protocol::message::Command;
 use deeperhub_protocol::{CloseCode, ErrorCode, GapReason, NotRecovered};
 
+use crate::stream_counts::StreamCounts;
+
 labels! {
     /// Type of a received message: the types of `Command`, then two more.
     pub(crate) enum ReceivedType("type") {
@@ -364,6 +366,19 @@ impl Metrics {
 impl WorkerMetrics {
     pub(crate) fn count_sent(&mut self, sent_type: SentType, count: u64) {
         self.sent.add(sent_type, count);
+    }
+
+    /// Counts frames about streams that were sent.
+    pub(crate) fn count_streams(&mut self, counts: StreamCounts) {
+        let StreamCounts { messages, positions, gaps } = counts;
+        let of_messages = [(SentType::Message, messages), (SentType::Position, positions)];
+        for (sent_type, count) in of_messages.into_iter().filter(|(_, count)| *count > 0) {
+            self.count_sent(sent_type, count);
+        }
+        for (reason, count) in GapReason::ALL.iter().zip(gaps).filter(|(_, count)| *count > 0) {
+            self.gaps.add(GapLabel(*reason), count);
+            self.count_sent(SentType::Gap, count);
+        }
     }
 
     pub(crate) fn count_limited(&mut self, limit: Limit) {

@@ -18,6 +18,7 @@ use crate::delivery::Sequenced;
 use crate::hub::Hub;
 use crate::metrics::MirrorMetrics;
 use crate::planted::planted;
+use crate::stream_counts::StreamContent;
 use crate::streams::{HubPublisher, KeptStream, LiveEffect, Remains, StreamStripe};
 use crate::trace::ActiveSpan;
 
@@ -185,7 +186,7 @@ impl Hub {
         let name = topic.name();
         let gap = |from, epoch, offset, reason| {
             let frame = self.gap_frame(name, from, (epoch, offset), reason, at);
-            (frame, before, Some(reason), Reach::Topic)
+            (frame, before, StreamContent::Gap(reason), Reach::Topic)
         };
         let pushed = match &step {
             MirrorStep::NewEpoch { .. } if planted!(ResetNotTold) => None,
@@ -197,15 +198,15 @@ impl Hub {
             MirrorStep::Duplicate { .. } => None,
             MirrorStep::Message { message, prev } => {
                 let before = Cursor::new(before.epoch(), *prev);
-                Some((message.message.clone(), before, None, Reach::Matching))
+                Some((message.message.clone(), before, StreamContent::Message, Reach::Matching))
             }
         };
         let applied = stripe.table.apply(id, now, &mut remains.evicted, step)?;
         remains.is_over_budget |= applied.is_over_budget;
-        let (frame, before, gap, reach) = pushed?;
+        let (frame, before, content, reach) = pushed?;
         let (topic, rule_changes) = (Arc::clone(name), stripe.rule_changes);
-        let sequenced = Sequenced { topic, before, may_suspend, gap, is_mirrored: true, rule_changes };
-        let observed = self.observed(name).filter(|_| gap.is_none());
+        let sequenced = Sequenced { topic, before, may_suspend, content, is_mirrored: true, rule_changes };
+        let observed = self.observed(name).filter(|_| content == StreamContent::Message);
         Some(Push { frame, excluded: None, sequenced: Some(sequenced), observed, at, reach, span: None })
     }
 
@@ -228,11 +229,12 @@ impl Hub {
         (epoch, offset): (Epoch, u64),
         at: Instant,
     ) -> Push {
-        let (name, gap) = (topic.name(), Some(GapReason::Epoch));
+        let (name, content) = (topic.name(), StreamContent::Gap(GapReason::Epoch));
         let frame = self.gap_frame(name, None, (epoch, offset), GapReason::Epoch, at);
         let (topic, before) = (Arc::clone(name), Cursor::new(epoch, offset));
         let rule_changes = stripe.rule_changes;
-        let sequenced = Sequenced { topic, before, may_suspend: true, gap, is_mirrored: true, rule_changes };
+        let sequenced =
+            Sequenced { topic, before, may_suspend: true, content, is_mirrored: true, rule_changes };
         Push {
             frame,
             excluded: None,

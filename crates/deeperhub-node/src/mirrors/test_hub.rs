@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::config::Config;
 use crate::connection_id::ConnectionId;
 use crate::hub::{Hub, Publisher};
+use crate::stream_counts::StreamContent;
 use crate::streams::{HubShard, Remains};
 
 /// The epoch of all streams.
@@ -130,14 +131,22 @@ impl TestHub {
         }
     }
 
-    /// Returns the frames that the worker delivers, each with its connection.
+    /// Returns the frames that the worker delivers, each with its connection. Checks that metrics count
+    /// them as what they are.
     pub(crate) fn deliveries(&mut self) -> Vec<(ConnectionKey, Value)> {
         let mut delivered = Vec::new();
         let _ = self.shard.poll_deliver(&mut Context::from_waker(Waker::noop()), |key, delivery| {
             let frame = delivery.frame.frame().as_bytes();
             let text = String::from_utf8_lossy(frame);
             let start = text.find(r#"{"type""#).unwrap();
-            delivered.push((key, serde_json::from_str(&text[start..]).unwrap()));
+            let frame: Value = serde_json::from_str(&text[start..]).unwrap();
+            let counted = match delivery.sequenced.as_ref().map(|sequenced| sequenced.content) {
+                Some(StreamContent::Gap(_)) => "gap",
+                Some(StreamContent::Position) => "position",
+                Some(StreamContent::Message) | None => "message",
+            };
+            assert_eq!(frame["type"], counted);
+            delivered.push((key, frame));
             DeliveryFlow::Continue
         });
         delivered

@@ -13,6 +13,7 @@ use super::push::Push;
 use super::reader::CHECK_INTERVAL;
 use crate::delivery::Sequenced;
 use crate::hub::Hub;
+use crate::stream_counts::StreamContent;
 use crate::streams::{KeptStream, Remains, StreamStripe};
 
 impl Hub {
@@ -57,7 +58,8 @@ impl Hub {
         let frame = ServerMessage::Position { topic: name, position }.to_frame().keep();
         let before = Cursor::new(stream.epoch(), stream.newest().saturating_sub(1));
         let (topic, rule_changes) = (Arc::clone(name), stripe.rule_changes);
-        let sequenced = Sequenced { topic, before, may_suspend, gap: None, is_mirrored: true, rule_changes };
+        let content = StreamContent::Position;
+        let sequenced = Sequenced { topic, before, may_suspend, content, is_mirrored: true, rule_changes };
         let sequenced = Some(sequenced);
         Some(Push { frame, excluded: None, sequenced, observed: None, at, reach: Reach::Topic, span: None })
     }

@@ -22,11 +22,11 @@ use std::time::Instant;
 use ahash::RandomState;
 use deeperhub_history::{Cursor, Delivery};
 use deeperhub_listener::ConnectionKey;
-use deeperhub_protocol::GapReason;
 use deeperhub_router::InboxPosition;
 
 use crate::delivery::Sequenced;
 use crate::planted::planted;
+use crate::stream_counts::StreamCounts;
 use crate::streams::{HubShard, StreamRouter, Streams};
 use items::StepItems;
 pub(crate) use outlet::Outlet;
@@ -52,19 +52,11 @@ pub(crate) struct Replays {
     /// still be queued for patterns of the same client.
     lingering: Vec<(ConnectionKey, Arc<str>)>,
     items: StepItems,
-    counts: ReplayCounts,
+    /// Frames that were sent since the counts were last taken.
+    counts: StreamCounts,
     behind: usize,
     /// Number of reads from the store that were ever started.
     reads: u64,
-}
-
-/// Counts for the metrics, since they were last taken.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ReplayCounts {
-    pub(crate) messages: u64,
-    pub(crate) positions: u64,
-    /// Sent gaps by [`GapReason::index`].
-    pub(crate) gaps: [u64; GapReason::ALL.len()],
 }
 
 /// The subscriptions of one connection that are behind.
@@ -120,7 +112,7 @@ impl Replays {
             samples: Samples::default(),
             lingering: Vec::new(),
             items: StepItems::default(),
-            counts: ReplayCounts::default(),
+            counts: StreamCounts::default(),
             behind: 0,
             reads: 0,
         }
@@ -275,7 +267,7 @@ impl Replays {
     }
 
     /// Returns the counts since the last call.
-    pub(crate) fn take_counts(&mut self) -> ReplayCounts {
+    pub(crate) fn take_counts(&mut self) -> StreamCounts {
         std::mem::take(&mut self.counts)
     }
 

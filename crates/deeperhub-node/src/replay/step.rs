@@ -12,6 +12,7 @@ use deeperhub_router::DeliveryState;
 use super::items::{Item, StepItems};
 use super::{Outlet, Phase, Replay, Replays};
 use crate::planted::planted;
+use crate::stream_counts::StreamContent;
 use crate::streams::{
     CurrentStream, HubShard, KeptStream, ReadRequest, Remains, StreamRouter, StreamStripe, Streams,
 };
@@ -194,21 +195,21 @@ impl Replays {
         for item in items.drain(..) {
             let changed = match &item {
                 Item::Message { frame, prev: Some(prev) } => {
-                    self.counts.messages += 1;
+                    self.counts.count(StreamContent::Message);
                     EncodedDelivery::parse(frame.as_bytes()).and_then(|delivery| delivery.with_prev(*prev))
                 }
                 Item::Message { .. } => {
-                    self.counts.messages += 1;
+                    self.counts.count(StreamContent::Message);
                     None
                 }
                 Item::Gap(gap) => {
-                    self.counts.gaps[gap.reason.index()] += 1;
+                    self.counts.count(StreamContent::Gap(gap.reason));
                     let Gap { from, reason, .. } = *gap;
                     let position = gap.position(time_ms);
                     Some(ServerMessage::Gap { topic, from, position, reason }.to_frame())
                 }
                 Item::Position(cursor) => {
-                    self.counts.positions += 1;
+                    self.counts.count(StreamContent::Position);
                     let position = cursor.position(time_ms);
                     Some(ServerMessage::Position { topic, position }.to_frame())
                 }

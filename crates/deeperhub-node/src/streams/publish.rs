@@ -19,6 +19,7 @@ use super::{HubShard, StreamRouter, Streams, Ticket};
 use crate::connection_id::ConnectionId;
 use crate::delivery::{Delivery, Sequenced};
 use crate::planted::planted;
+use crate::stream_counts::StreamContent;
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
 
@@ -227,7 +228,7 @@ impl Streams {
                 topic: Arc::clone(topic.name()),
                 before: Cursor::new(epoch, offset - 1),
                 may_suspend,
-                gap: None,
+                content: StreamContent::Message,
                 is_mirrored: false,
                 rule_changes: stripe.rule_changes,
             };
@@ -334,7 +335,7 @@ impl Streams {
                     topic: Arc::clone(&name),
                     before,
                     may_suspend: true,
-                    gap: Some(GapReason::Epoch),
+                    content: StreamContent::Gap(GapReason::Epoch),
                     is_mirrored: false,
                     rule_changes,
                 }),

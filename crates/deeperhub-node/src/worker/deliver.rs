@@ -7,16 +7,15 @@ use std::time::SystemTime;
 
 use deeperhub_events::{Event, EventDetails};
 use deeperhub_listener::Connections;
-use deeperhub_protocol::GapReason;
 use deeperhub_router::{DeliveryFlow, InboxPosition, WORKER_SUBSCRIBER};
 
 use super::NodeWorker;
 use super::outlet::ConnectionOutlet;
 use super::refusals::Settled;
-use crate::delivery::{Delivery, Sequenced};
-use crate::metrics::{GapLabel, SentType};
-use crate::replay::ReplayCounts;
+use crate::delivery::Delivery;
+use crate::metrics::SentType;
 use crate::session::Session;
+use crate::stream_counts::{StreamContent, StreamCounts};
 
 /// Messages that a call of [`NodeWorker::deliver`] delivers.
 pub(super) enum DeliveryScope<'c, 'w> {
@@ -44,7 +43,8 @@ impl NodeWorker {
         connections: &mut Connections<'_, Session>,
     ) -> Poll<()> {
         let Self { shard, metrics, hub, index, fan_out_tracker, replays, refusals, .. } = self;
-        let (mut sent, mut positions, mut gaps) = (0, 0, [0; GapReason::ALL.len()]);
+        // Most deliveries are of topics without history.
+        let (mut sent, mut of_streams) = (0, StreamCounts::default());
         let now = connections.now();
         let deliver_to_one = |key, delivery: &Delivery| {
             if let Some(publisher) = delivery.excluded
@@ -54,14 +54,12 @@ impl NodeWorker {
             {
                 if let Some(session) = refusals.deliver_position(key, delivery, replays, connections) {
                     session.sent += 1;
-                    positions += 1;
+                    of_streams.count(StreamContent::Position);
                 }
             } else if let Some(session) = refusals.deliver(key, delivery, replays, connections) {
                 match &delivery.sequenced {
-                    Some(Sequenced { gap: Some(reason), .. }) => {
-                        gaps.iter_mut().skip(reason.index()).take(1).for_each(|count| *count += 1);
-                    }
-                    _ => sent += 1,
+                    Some(sequenced) => of_streams.count(sequenced.content),
+                    None => sent += 1,
                 }
                 session.sent += 1;
                 let bytes = delivery.frame.frame().len();
@@ -99,14 +97,9 @@ impl NodeWorker {
         if suspended > 0 {
             metrics.suspensions.add(suspended);
         }
-        metrics.count_sent(SentType::Message, sent + sent_late);
-        if positions > 0 {
-            metrics.count_sent(SentType::Position, positions);
-        }
-        for (reason, count) in GapReason::ALL.iter().zip(gaps).filter(|(_, count)| *count > 0) {
-            metrics.gaps.add(GapLabel(*reason), count);
-            metrics.count_sent(SentType::Gap, count);
-        }
+        metrics.count_sent(SentType::Message, sent);
+        metrics.count_streams(of_streams);
+        metrics.count_streams(sent_late);
         poll
     }
 
@@ -121,19 +114,12 @@ impl NodeWorker {
         let now = connections.now();
         let mut outlet = ConnectionOutlet { connections, hub };
         let mut has_more = replays.run((&hub.streams, &hub.router, shard), now, &mut outlet);
-        let ReplayCounts { messages, positions, gaps } = replays.take_counts();
+        let counts = replays.take_counts();
         metrics.behind.set(i64::try_from(replays.behind()).unwrap_or(i64::MAX));
-        if messages > 0 {
-            metrics.recovered.add(messages);
-            metrics.count_sent(SentType::Message, messages);
+        if counts.messages > 0 {
+            metrics.recovered.add(counts.messages);
         }
-        if positions > 0 {
-            metrics.count_sent(SentType::Position, positions);
-        }
-        for (reason, count) in GapReason::ALL.iter().zip(gaps).filter(|(_, count)| *count > 0) {
-            metrics.gaps.add(GapLabel(*reason), count);
-            metrics.count_sent(SentType::Gap, count);
-        }
+        metrics.count_streams(counts);
         match replays.next_tick() {
             None => *tick_timer = None,
             Some(tick) => {

@@ -13,6 +13,7 @@ use super::excluded;
 use crate::delivery::{Delivery, Sequenced};
 use crate::planted::planted;
 use crate::replay::Replays;
+use crate::stream_counts::StreamCounts;
 use crate::streams::HubShard;
 
 /// Connections that live deliveries are sent to: those of a worker, or a model of them.
@@ -59,8 +60,8 @@ struct Refused {
 pub(crate) struct Settled {
     /// Subscriptions that were suspended.
     pub(crate) suspended: u64,
-    /// Messages that were queued after all.
-    pub(crate) sent: u64,
+    /// Frames that were queued after all.
+    pub(crate) sent: StreamCounts,
 }
 
 impl Refusals {
@@ -156,7 +157,7 @@ impl Refusals {
         let mut settled = Settled::default();
         let Self { refused, subscriptions } = self;
         for Refused { key, sequenced, frame } in refused.drain(..) {
-            let Sequenced { topic, mut before, .. } = sequenced;
+            let Sequenced { topic, mut before, content, .. } = sequenced;
             if planted!(CursorTooFar) {
                 before = Cursor::new(before.epoch(), before.offset() + 1);
             }
@@ -174,7 +175,7 @@ impl Refusals {
                 settled.suspended += 1;
                 replays.begin(key, topic, before, DeliveryPolicy::Lossless, now);
             } else if receivers.send(key, &frame) {
-                settled.sent += 1;
+                settled.sent.count(content);
             }
         }
         subscriptions.clear();
