@@ -6,15 +6,20 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use deeperhub_cluster::simulation::{QueuedAppend, StoreRequest, stamp_reset};
-use deeperhub_cluster::{AppendError, AppendNumber, Appended, Envelope, Message, ReadError, StorePosition};
+use deeperhub_cluster::{
+    AppendError, AppendNumber, Appended, Envelope, Message, ReadError, StorePosition, StreamRange,
+    StreamRead, StreamTop,
+};
 use deeperhub_protocol::Topic;
 
 use super::super::socket::Payload;
 use super::super::topics::TOPICS;
 use super::Simulation;
+use super::jetstream::{Attempt, Known, LateAppend, Record, Session, limits_of};
 use super::log::Stored;
+use super::operation;
 use super::plants::{ModelBug, is_broken};
-use super::store::Entry;
+use super::store::Store;
 
 /// Time after which a request without an answer has failed, and the connection is lost.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -23,6 +28,21 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_REPLICAS: usize = 8;
 
 type Outcome = (AppendNumber, Result<Appended, AppendError>);
+
+/// An append of a lost connection, which the broker may still execute.
+#[derive(Debug)]
+enum Late {
+    Redis { append: QueuedAppend, is_resent: bool },
+    JetStream(LateAppend),
+}
+
+/// A message on its way to a node.
+#[derive(Debug, Clone)]
+enum Incoming {
+    Envelope(Bytes),
+    /// The node writes the position into it when it comes.
+    Record(Arc<Record>),
+}
 
 /// The connections of one node to the broker.
 #[derive(Debug, Default)]
@@ -37,11 +57,14 @@ pub(super) struct Link {
     outcomes: Vec<Outcome>,
     /// Appends of lost connections, which are sent again.
     unconfirmed: VecDeque<QueuedAppend>,
-    /// Appends of lost connections that the broker may still execute.
-    late: VecDeque<(QueuedAppend, bool)>,
+    late: VecDeque<Late>,
+    /// What JetStream was sent of the batch.
+    attempt: Option<Attempt>,
+    /// Knowledge of the node about the streams of JetStream.
+    known: Known,
     requests: VecDeque<(StoreRequest, Duration)>,
     /// Messages on their way to the node.
-    incoming: VecDeque<Bytes>,
+    incoming: VecDeque<Incoming>,
     subscriptions: BTreeSet<Arc<str>>,
 }
 
@@ -50,8 +73,14 @@ impl Link {
     /// executed, later.
     fn cut(&mut self, late: usize) {
         self.is_up = false;
-        let rest = self.batch.iter().skip(self.executed).take(late);
-        self.late.extend(rest.map(|append| (append.clone(), self.is_resent)));
+        match self.attempt.take() {
+            Some(attempt) => self.late.extend(attempt.into_rest().take(late).map(Late::JetStream)),
+            None => {
+                let is_resent = self.is_resent;
+                let rest = self.batch.iter().skip(self.executed).take(late);
+                self.late.extend(rest.map(|append| Late::Redis { append: append.clone(), is_resent }));
+            }
+        }
         for append in std::mem::take(&mut self.batch).into_iter().rev() {
             if !is_broken(ModelBug::BatchForgotten) {
                 self.unconfirmed.push_front(append);
@@ -83,6 +112,7 @@ impl Simulation {
             && !link.is_up
         {
             link.is_up = true;
+            link.known.on_connected();
             running.driver.connect();
         }
         self.follow(node);
@@ -102,6 +132,7 @@ impl Simulation {
     pub(super) fn drop_link(&mut self, node: usize, late: usize) {
         self.links[node].cut(late);
         self.links[node].unconfirmed.clear();
+        self.links[node].known = Known::default();
     }
 
     /// Makes the changes of a node's subscriptions.
@@ -137,6 +168,9 @@ impl Simulation {
         if self.is_paused() {
             return Ok(false);
         }
+        if matches!(self.store, Store::JetStream(_)) {
+            return self.execute_attempt(node, count);
+        }
         let mut is_busy = false;
         for _ in 0..count {
             let link = &mut self.links[node];
@@ -152,11 +186,117 @@ impl Simulation {
         Ok(is_busy)
     }
 
+    /// Executes appends of a node at JetStream.
+    fn execute_attempt(&mut self, node: usize, count: usize) -> Result<bool, String> {
+        let link = &mut self.links[node];
+        let attempt = link.attempt.take();
+        if link.batch.is_empty() {
+            return Ok(false);
+        }
+        let batch = link.batch.clone();
+        let mut is_busy = false;
+        let mut attempt = match attempt {
+            Some(attempt) => attempt,
+            None => self.at_jetstream(node, |session| session.prepare(&batch))?,
+        };
+        for _ in 0..count {
+            if attempt.is_executed() {
+                break;
+            }
+            is_busy = true;
+            self.keep_replica();
+            self.at_jetstream(node, |session| session.execute(&mut attempt))?;
+        }
+        self.links[node].attempt = Some(attempt);
+        Ok(is_busy)
+    }
+
+    /// Lets a node use JetStream, which sends messages meanwhile.
+    fn at_jetstream<R>(&mut self, node: usize, act: impl FnOnce(&mut Session<'_>) -> R) -> Result<R, String> {
+        let now = self.broker_ms();
+        let skew = self.settings.skews_ms[node];
+        let node_ms = self.times.started_unix_ms + self.times.now.as_millis() as u64;
+        let node_ms = node_ms.saturating_add_signed(skew);
+        let mut sent = Vec::new();
+        let Store::JetStream(server) = &mut self.store else { return Err("the store is Redis".to_owned()) };
+        let (known, given) = (&mut self.links[node].known, &mut self.given);
+        let result = act(&mut Session { server, known, given, now, node_ms, sent: &mut sent });
+        for record in sent {
+            self.on_record(node, record)?;
+        }
+        self.note_epochs();
+        Ok(result)
+    }
+
+    /// Notes a new message of JetStream by a node, and sends it to the nodes that follow its topic.
+    fn on_record(&mut self, sender: usize, record: Arc<Record>) -> Result<(), String> {
+        let is_mark = match record.payload() {
+            Some(payload) => {
+                let now = self.broker_ms();
+                let (epochs, _) = self.store.positions(&record.topic, now);
+                let number = number(&payload)?;
+                for epoch in epochs {
+                    let position = StorePosition { epoch, offset: record.sequence };
+                    self.on_stored(&record.topic, position, number)?;
+                }
+                false
+            }
+            None => true,
+        };
+        for (node, link) in self.links.iter_mut().enumerate() {
+            // A node knows its own mark already.
+            if node != sender || !is_mark {
+                link.known.note_given(&record);
+            }
+        }
+        for link in self.links.iter_mut().filter(|link| link.is_up) {
+            // All nodes are told of a new epoch.
+            if is_mark || link.follows(&record.topic) {
+                link.incoming.push_back(Incoming::Record(Arc::clone(&record)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares all streams of JetStream with what a node knows.
+    fn prepare_streams(&mut self, node: usize) -> Result<(), String> {
+        for topic in operation::TOPICS {
+            let limits = self.nodes[node].as_ref().and_then(|running| running.limits_of(&self::topic(topic)));
+            if let Some(limits) = limits {
+                self.at_jetstream(node, |session| session.ensure(TOPICS[topic], limits_of(limits)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that no stream of JetStream lives on that has lost messages which a node had seen.
+    pub(super) fn check_streams(&self) -> Result<(), String> {
+        let Store::JetStream(server) = &self.store else { return Ok(()) };
+        self.links.iter().enumerate().try_for_each(|(node, link)| {
+            link.known.check_replaced(server).map_err(|text| format!("n{node}: {text}"))
+        })
+    }
+
+    /// Notes the epochs of all streams of JetStream.
+    fn note_epochs(&mut self) {
+        let now = self.broker_ms();
+        for (topic, log) in self.logs.iter_mut().enumerate() {
+            let (epochs, top) = self.store.positions(TOPICS[topic], now);
+            epochs.into_iter().filter(|epoch| *epoch > 0).for_each(|epoch| log.note_top(epoch, top));
+        }
+    }
+
     /// Executes appends of lost connections.
     pub(super) fn execute_late(&mut self, node: usize, count: usize) -> Result<(), String> {
         for _ in 0..count {
-            let Some((append, is_resent)) = self.links[node].late.pop_front() else { break };
-            self.append(&append, is_resent)?;
+            match self.links[node].late.pop_front() {
+                Some(Late::Redis { append, is_resent }) => drop(self.append(&append, is_resent)?),
+                Some(Late::JetStream(late)) => {
+                    self.keep_replica();
+                    self.at_jetstream(node, |session| session.execute_late(late))?;
+                }
+                None => break,
+            }
         }
         Ok(())
     }
@@ -164,41 +304,68 @@ impl Simulation {
     fn append(&mut self, append: &QueuedAppend, is_resent: bool) -> Result<Option<Appended>, String> {
         let now = self.broker_ms();
         self.keep_replica();
-        let result = self.store.append(append, is_resent, now, &mut self.epochs);
+        // JetStream was not sent this.
+        let Store::Redis(server) = &mut self.store else { return Ok(None) };
+        let result = server.append(append, is_resent, now, &mut self.given);
         if let Some(entry) = &result.entry {
-            self.on_entry(&append.topic, entry)?;
+            self.on_stored(&append.topic, entry.position, number(&entry.bytes)?)?;
             self.push(&append.topic, &entry.bytes);
         }
         Ok(result.outcome)
     }
 
     /// Notes a new message of the store.
-    fn on_entry(&mut self, name: &str, entry: &Entry) -> Result<(), String> {
+    fn on_stored(&mut self, name: &str, position: StorePosition, number: u64) -> Result<(), String> {
         let topic = index(name).ok_or("an unknown topic")?;
-        let number = number(&entry.bytes)?;
-        let StorePosition { epoch, offset } = entry.position;
+        let StorePosition { epoch, offset } = position;
         let is_known = self
             .nodes
             .iter()
             .flatten()
             .any(|node| super::checks::node_newest(node, name) >= Some((epoch, offset)));
-        let stored = Stored { number };
-        self.logs[topic].append(entry.position, stored, is_known).map_err(|text| format!("{name}: {text}"))
+        let time = self.broker_ms();
+        let stored = Stored { number, time };
+        let store = &self.store;
+        let forgets =
+            |before| matches!(store, Store::JetStream(server) if server.forgets(name, before, time));
+        let noted = self.logs[topic].append(position, stored, is_known, forgets);
+        noted.map_err(|text| format!("{name}: {text}"))
     }
 
     /// Sends a message to the nodes that follow a topic.
     fn push(&mut self, topic: &str, bytes: &Bytes) {
         for link in self.links.iter_mut().filter(|link| link.is_up && link.follows(topic)) {
-            link.incoming.push_back(bytes.clone());
+            link.incoming.push_back(Incoming::Envelope(bytes.clone()));
         }
     }
 
-    /// Confirms a node's batch if all of it was executed.
-    pub(super) fn confirm(&mut self, node: usize) -> bool {
+    /// Takes the answers of JetStream to the appends of a batch. Returns `false` if some are missing,
+    /// or if some appends need another attempt.
+    fn receive_acks(&mut self, node: usize) -> Result<bool, String> {
         let link = &mut self.links[node];
-        if link.batch.is_empty() || link.executed < link.batch.len() || !link.is_up {
-            return false;
+        let Some(attempt) = link.attempt.take_if(|attempt| attempt.is_executed() && link.is_up) else {
+            return Ok(false);
+        };
+        let mut outcomes = std::mem::take(&mut link.outcomes);
+        let next = self.at_jetstream(node, |session| session.receive(attempt, &mut outcomes))?;
+        let link = &mut self.links[node];
+        (link.attempt, link.outcomes) = (next, outcomes);
+        Ok(link.attempt.is_none())
+    }
+
+    /// Confirms a node's batch if all of it was executed.
+    pub(super) fn confirm(&mut self, node: usize) -> Result<bool, String> {
+        let is_executed = match self.store {
+            Store::Redis(_) => {
+                let link = &self.links[node];
+                !link.batch.is_empty() && link.executed == link.batch.len() && link.is_up
+            }
+            Store::JetStream(_) => !self.is_paused() && self.receive_acks(node)?,
+        };
+        if !is_executed {
+            return Ok(false);
         }
+        let link = &mut self.links[node];
         link.batch.clear();
         link.executed = 0;
         let mut outcomes = std::mem::take(&mut link.outcomes);
@@ -212,16 +379,21 @@ impl Simulation {
                 running.on_appended(number, outcome);
             }
         }
-        true
+        Ok(true)
     }
 
     /// Passes messages to a node.
     pub(super) fn pass(&mut self, node: usize, count: usize) -> Result<bool, String> {
         let mut is_busy = false;
         for _ in 0..count {
-            let Some(bytes) = self.links[node].incoming.pop_front() else { break };
+            let link = &mut self.links[node];
+            let Some(incoming) = link.incoming.pop_front() else { break };
             is_busy = true;
-            if let Some(running) = &self.nodes[node] {
+            let bytes = match incoming {
+                Incoming::Envelope(bytes) => Some(bytes),
+                Incoming::Record(record) => link.known.stamp(&record),
+            };
+            if let (Some(running), Some(bytes)) = (&self.nodes[node], bytes) {
                 running.handle(&bytes)?;
             }
         }
@@ -237,59 +409,90 @@ impl Simulation {
     /// Repeats the next message to a node.
     pub(super) fn repeat(&mut self, node: usize) {
         let link = &mut self.links[node];
-        if let Some(bytes) = link.incoming.front().cloned() {
-            link.incoming.push_back(bytes);
+        if let Some(incoming) = link.incoming.front().cloned() {
+            link.incoming.push_back(incoming);
         }
     }
 
     /// Takes a node's requests to the store, and answers some.
-    pub(super) fn answer(&mut self, node: usize, count: usize) -> bool {
+    pub(super) fn answer(&mut self, node: usize, count: usize) -> Result<bool, String> {
         let now = self.times.now;
         if let Some(running) = self.nodes[node].as_ref().filter(|_| self.links[node].is_up) {
             let taken = running.driver.take_requests(Instant::now());
             self.links[node].requests.extend(taken.into_iter().map(|request| (request, now)));
         }
         if self.is_paused() {
-            return false;
+            return Ok(false);
+        }
+        if matches!(self.store, Store::JetStream(_)) && self.links[node].is_up {
+            self.prepare_streams(node)?;
         }
         let mut is_busy = false;
         for _ in 0..count {
             let Some((request, _)) = self.links[node].requests.pop_front() else { break };
             is_busy = true;
-            self.answer_one(request);
+            self.answer_one(node, request)?;
         }
-        is_busy
+        Ok(is_busy)
     }
 
-    fn answer_one(&mut self, request: StoreRequest) {
-        let (now, max) = (self.broker_ms(), self.settings.max_read);
+    fn answer_one(&mut self, node: usize, request: StoreRequest) -> Result<(), String> {
         match request {
             StoreRequest::Streams { reads, reply } => {
-                let ranges = reads
-                    .iter()
-                    .map(|read| {
-                        let range = self.store.read(read, max, now, &mut self.epochs);
-                        self.note_epoch(read.topic.as_str(), range.top);
-                        Ok(range)
-                    })
-                    .collect();
+                let mut ranges = Vec::new();
+                for read in &reads {
+                    ranges.push(Ok(self.read(node, read)?));
+                }
                 let _ = reply.send(Ok(ranges));
             }
             StoreRequest::Tops { topics, remember_ms, reply } => {
-                let tops =
-                    topics.iter().map(|topic| self.store.top(topic.as_str(), remember_ms, now)).collect();
+                let mut tops = Vec::new();
+                for topic in &topics {
+                    tops.push(self.top(node, topic, remember_ms)?);
+                }
                 let _ = reply.send(Ok(tops));
             }
             StoreRequest::Reset { reset, mut envelope, stamp, reply } => {
+                let now = self.broker_ms();
                 self.keep_replica();
-                let (position, has_begun) = self.store.reset(&reset, now, &mut self.epochs);
-                self.note_epoch(reset.topic.as_str(), Some(position));
-                if has_begun {
-                    stamp_reset(&mut envelope, stamp, position.epoch, now);
-                    self.push(reset.topic.as_str(), &envelope.into());
-                }
+                let position = match &mut self.store {
+                    Store::Redis(server) => {
+                        let (position, has_begun) = server.reset(&reset, now, &mut self.given);
+                        self.note_epoch(reset.topic.as_str(), Some(position));
+                        if has_begun {
+                            stamp_reset(&mut envelope, stamp, position.epoch, now);
+                            self.push(reset.topic.as_str(), &envelope.into());
+                        }
+                        position
+                    }
+                    Store::JetStream(_) => self.at_jetstream(node, |session| session.reset(&reset))?,
+                };
                 let _ = reply.send(Ok(position));
             }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, node: usize, read: &StreamRead) -> Result<StreamRange, String> {
+        let (now, max) = (self.broker_ms(), self.settings.max_read);
+        match &mut self.store {
+            Store::Redis(server) => {
+                let range = server.read(read, max, now, &mut self.given);
+                self.note_epoch(read.topic.as_str(), range.top);
+                Ok(range)
+            }
+            Store::JetStream(_) => self.at_jetstream(node, |session| session.read(read, max)),
+        }
+    }
+
+    fn top(&mut self, node: usize, topic: &Topic<'_>, remember_ms: Option<u64>) -> Result<StreamTop, String> {
+        let now = self.broker_ms();
+        if let Store::Redis(server) = &mut self.store {
+            return Ok(server.top(topic.as_str(), remember_ms, now));
+        }
+        match self.nodes[node].as_ref().and_then(|node| node.limits_of(topic)) {
+            Some(limits) => self.at_jetstream(node, |session| session.top(topic.as_str(), limits_of(limits))),
+            None => Ok(StreamTop { position: None, progress: None, time: now }),
         }
     }
 
@@ -342,6 +545,7 @@ impl Simulation {
             self.store = store;
             self.on_lost();
         }
+        self.store.start_again();
         self.broker_skew_ms += skew_ms;
         self.replicas.clear();
         for node in 0..self.links.len() {
@@ -359,15 +563,18 @@ impl Simulation {
 
     /// Loses what belongs to a topic.
     pub(super) fn evict(&mut self, topic: usize, what: u8) {
-        self.store.evict(TOPICS[topic], what);
+        // Operators must not do so to streams of JetStream.
+        if let Store::Redis(server) = &mut self.store {
+            server.evict(TOPICS[topic], what);
+        }
     }
 
     /// Notes what the store has lost.
     fn on_lost(&mut self) {
         let now = self.broker_ms();
         for (topic, log) in self.logs.iter_mut().enumerate() {
-            let (position, _) = self.store.content(TOPICS[topic], now);
-            log.lose(position.epoch, position.offset);
+            let (epochs, top) = self.store.positions(TOPICS[topic], now);
+            log.lose(&epochs, top);
         }
     }
 
@@ -377,8 +584,8 @@ impl Simulation {
         self.follow(node);
         self.send(node);
         is_busy |= self.execute(node, usize::MAX)?;
-        is_busy |= self.confirm(node);
-        is_busy |= self.answer(node, usize::MAX);
+        is_busy |= self.confirm(node)?;
+        is_busy |= self.answer(node, usize::MAX)?;
         is_busy |= self.pass(node, usize::MAX)?;
         if let Some(running) = &mut self.nodes[node] {
             running.run();

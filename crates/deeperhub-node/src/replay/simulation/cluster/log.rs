@@ -12,6 +12,8 @@ use super::super::real_clients::{Log, Place};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stored {
     pub(super) number: u64,
+    /// Time of the store in milliseconds.
+    pub(super) time: u64,
 }
 
 /// The messages of one epoch.
@@ -21,6 +23,10 @@ pub(super) struct EpochLog {
     pub(super) messages: BTreeMap<u64, Stored>,
     /// Messages that the store has lost.
     lost: BTreeMap<u64, BTreeSet<u64>>,
+    /// Numbers of messages that were sent again when the store did not remember them any more.
+    repeated: BTreeSet<u64>,
+    /// The newest offset of the stream, if the topic shares it with others.
+    top: u64,
     /// `true` if the store gave an offset again that a client or a running node knew.
     pub(super) is_forked: bool,
     /// `true` if the store has lost messages of this epoch.
@@ -45,7 +51,8 @@ impl EpochLog {
 
     pub(super) fn newest(&self) -> u64 {
         let last = |offset: Option<&u64>| offset.copied().unwrap_or(0);
-        last(self.messages.keys().next_back()).max(last(self.lost.keys().next_back()))
+        let own = last(self.messages.keys().next_back()).max(last(self.lost.keys().next_back()));
+        own.max(self.top)
     }
 }
 
@@ -56,17 +63,30 @@ impl TopicLog {
         self.epochs.entry(epoch).or_default();
     }
 
-    /// Notes a message. `is_known` says that a running node has another one at its place.
+    /// Notes the newest offset of a stream that the topic shares with others.
+    pub(super) fn note_top(&mut self, epoch: u64, top: u64) {
+        self.add_epoch(epoch);
+        if let Some(log) = self.epochs.get_mut(&epoch) {
+            log.top = log.top.max(top);
+        }
+    }
+
+    /// Notes a message. `is_known` says that a running node has another one at its place, and `forgets`
+    /// that the store would not recognize an earlier message.
     pub(super) fn append(
         &mut self,
         position: StorePosition,
         message: Stored,
         is_known: bool,
+        forgets: impl Fn((u64, u64)) -> bool,
     ) -> Result<(), String> {
         self.add_epoch(position.epoch);
         let place = (position.epoch, position.offset);
         let Some(log) = self.epochs.get_mut(&position.epoch) else { return Ok(()) };
-        if log.messages.values().any(|stored| stored.number == message.number) {
+        let same = log.messages.iter().filter(|(_, stored)| stored.number == message.number);
+        let before = same.map(|(offset, stored)| (*offset, stored.time)).next_back();
+        log.repeated.extend(before.map(|_| message.number));
+        if before.is_some_and(|before| !forgets(before)) {
             return Err(format!(
                 "message {} is stored twice in the epoch {}",
                 message.number, position.epoch
@@ -81,13 +101,14 @@ impl TopicLog {
         }
     }
 
-    /// Notes what the store has lost: the messages of an epoch after an offset.
-    pub(super) fn lose(&mut self, epoch: u64, top: u64) {
+    /// Notes what the store has lost: the messages after an offset, and those of all epochs that are
+    /// not among `epochs` and not before them.
+    pub(super) fn lose(&mut self, epochs: &[u64], top: u64) {
         for (number, log) in &mut self.epochs {
-            if *number < epoch {
+            if epochs.iter().all(|epoch| number < epoch) {
                 continue;
             }
-            let kept = if *number == epoch { top } else { 0 };
+            let kept = if epochs.contains(number) { top } else { 0 };
             for (offset, message) in log.messages.split_off(&(kept + 1)) {
                 log.lost.entry(offset).or_default().insert(message.number);
                 log.has_lost = true;
@@ -113,6 +134,10 @@ impl Log for TopicLog {
 
     fn is_forked(&self, epoch: u64) -> bool {
         self.epochs.get(&epoch).is_some_and(|log| log.is_forked)
+    }
+
+    fn is_repeated(&self, epoch: u64, number: u64) -> bool {
+        self.epochs.get(&epoch).is_some_and(|log| log.repeated.contains(&number))
     }
 
     fn last_of_gap(&self, epoch: u64) -> Option<u64> {

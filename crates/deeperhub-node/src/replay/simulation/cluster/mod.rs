@@ -1,4 +1,4 @@
-//! A simulation of a cluster: nodes with their real code, real clients, and a model broker, in one
+//! A simulation of a cluster: nodes with their real code, real clients, and model brokers, in one
 //! thread and in virtual time.
 //!
 //! A seed chooses the settings and a list of operations: publishes, steps of workers and links, and
@@ -10,10 +10,12 @@ mod broker;
 mod checks;
 mod client;
 mod faults;
+mod jetstream;
 mod log;
 mod node;
 mod operation;
 mod plants;
+mod redis;
 mod session;
 mod settings;
 mod steps;
@@ -34,7 +36,7 @@ use node::{Node, Times};
 use operation::Operation;
 use plants::{ModelBug, break_model};
 use settings::Settings;
-use store::{Epochs, Store};
+use store::{Given, Store};
 
 /// Operations of one run.
 const OPERATIONS: usize = 250;
@@ -46,7 +48,7 @@ struct Simulation {
     store: Store,
     /// States of the store after earlier changes, the newest first.
     replicas: VecDeque<Store>,
-    epochs: Epochs,
+    given: Given,
     broker_skew_ms: i64,
     paused_until: Duration,
     links: Vec<Link>,
@@ -72,7 +74,7 @@ impl Simulation {
             times,
             store: Store::new(settings.is_sparse),
             replicas: VecDeque::new(),
-            epochs: Epochs::new(),
+            given: Given::default(),
             broker_skew_ms: 0,
             paused_until: Duration::ZERO,
             links: (0..settings.nodes).map(|_| Link::default()).collect(),

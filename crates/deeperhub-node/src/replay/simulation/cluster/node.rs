@@ -7,7 +7,7 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use deeperhub_cluster::simulation::SimulatedDriver;
-use deeperhub_cluster::{AppendError, AppendNumber, Appended, Envelope, MessageHandler};
+use deeperhub_cluster::{AppendError, AppendNumber, Appended, Envelope, MessageHandler, StreamLimits};
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::Topic;
 use deeperhub_router::{DeliveryFlow, ShardId};
@@ -111,6 +111,13 @@ impl Node {
         let mut cx = Context::from_waker(Waker::noop());
         self.clears.retain_mut(|clear| clear.as_mut().poll(&mut cx).is_pending());
         self.reader.run();
+    }
+
+    /// Returns the limits of a topic's stream, if a rule keeps its messages.
+    pub(super) fn limits_of(&self, topic: &Topic<'_>) -> Option<StreamLimits> {
+        let (budget, rule) = self.hub.streams.rule(topic)?;
+        let policy = budget.rules().get(rule)?.policy();
+        policy.keeps_history().then(|| self.store.limits_of(policy))
     }
 
     /// Changes the rules.

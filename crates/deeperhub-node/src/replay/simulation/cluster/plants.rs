@@ -31,6 +31,24 @@ bugs! {
     OutcomesSwapped,
     /// A batch whose connection was lost is not sent again.
     BatchForgotten,
+    /// JetStream: the newest known message is not compared on a new connection.
+    TimesNotCompared,
+    /// JetStream: a look at the newest sequence does not tell which message that is.
+    LookNotIdentified,
+    /// JetStream: the newest message that the node has appended is not compared.
+    AppendNotIdentified,
+    /// JetStream: a known message that the limits have removed proves nothing.
+    RemovedNotCompared,
+    /// JetStream: live messages count before the stream was compared.
+    LiveHidesLoss,
+    /// JetStream: an append gets a sequence that the node knows, and stays.
+    SequenceTakenAgain,
+    /// JetStream: an append of an old stream gets into a new one.
+    ExpectedStreamIgnored,
+    /// JetStream: the marks of cleared topics are not read.
+    MarksUnread,
+    /// JetStream: a read vouches for what the limits have removed.
+    WholeTooEarly,
 }
 
 thread_local! {

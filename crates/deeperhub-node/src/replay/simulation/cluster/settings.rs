@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use deeperhub_history::{BudgetLimits, Rules};
+use deeperhub_history::{BudgetLimits, Policy, Rule, Rules};
+use deeperhub_protocol::Topic;
 
 use super::super::topics::TOPICS;
 use crate::config::HistoryLimits;
@@ -63,6 +64,17 @@ impl Settings {
             bytes: [6000, 1 << 20, 1 << 20][random.usize(..3)],
             forget: Duration::from_secs([5, 3600][random.usize(..2)]),
         }
+    }
+
+    /// Returns the shortest time for which a node keeps the messages of a topic, by any of its rules
+    /// with a history.
+    pub(super) fn min_ttl(&self, topic: &Topic<'_>) -> Duration {
+        let ttl = |set: usize| {
+            let rules = self.limits(set).rules;
+            let policy = rules.find(topic).and_then(|id| rules.get(id)).map(Rule::policy);
+            policy.filter(|policy| policy.history() > 0).map(Policy::ttl)
+        };
+        (0..RULE_SETS.len()).filter_map(ttl).min().unwrap_or_default()
     }
 
     /// Returns the limits with a set of rules.

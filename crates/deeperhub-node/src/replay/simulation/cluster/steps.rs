@@ -45,8 +45,8 @@ impl Simulation {
                 self.send(node % nodes);
                 self.execute(node % nodes, count.into())?;
             }
-            Operation::Confirm { node } => drop(self.confirm(node % nodes)),
-            Operation::Answer { node, count } => drop(self.answer(node % nodes, count.into())),
+            Operation::Confirm { node } => drop(self.confirm(node % nodes)?),
+            Operation::Answer { node, count } => drop(self.answer(node % nodes, count.into())?),
             Operation::Pass { node, count } => drop(self.pass(node % nodes, count.into())?),
             Operation::Read { node } => self.nodes[node % nodes].iter_mut().for_each(Node::run),
             Operation::Lose { node, count } => self.lose(node % nodes, count.into()),

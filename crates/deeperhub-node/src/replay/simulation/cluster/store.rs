@@ -1,338 +1,77 @@
-//! A model of the store: the rules of the script for Redis, and those of JetStream.
+//! The store of a simulated cluster.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
-use bytes::Bytes;
-use deeperhub_cluster::simulation::{QueuedAppend, stored_envelope};
-use deeperhub_cluster::{
-    Appended, ResetStream, ResetWhen, StorePosition, StreamLimits, StreamRange, StreamRead, StreamTop, Whole,
-};
-use deeperhub_protocol::Topic;
+use super::{jetstream, redis};
 
-use super::plants::{ModelBug, is_broken};
-
-/// Time for which a publish with `once` is remembered.
-const ONCE_MS: u64 = 120_000;
-
-/// Nodes whose fences a topic has.
-const MAX_FENCES: usize = 16;
-
-/// A message that the store keeps.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) position: StorePosition,
-    time: u64,
-    /// Bytes that name the message.
-    identity: Box<[u8]>,
-    pub(super) bytes: Bytes,
-}
-
-/// The last append of a node. Those up to it were appended.
-#[derive(Debug, Clone, Copy)]
-struct Fence {
-    incarnation: u64,
-    sequence: u64,
-}
-
+/// The server of the store. A copy is a replica.
 #[derive(Debug, Clone)]
-struct Meta {
-    epoch: u64,
-    top: u64,
-    fences: Vec<Fence>,
-    /// Time at which the store forgets it.
-    until: u64,
+pub(super) enum Store {
+    /// The offsets of a topic are dense.
+    Redis(redis::Server),
+    /// The topics of a rule share a stream, so their offsets have holes.
+    JetStream(jetstream::Server),
 }
 
-#[derive(Debug, Clone, Default)]
-struct TopicState {
-    meta: Option<Meta>,
-    list: VecDeque<Arc<Entry>>,
-    list_until: u64,
-    /// Publishes with `once`, by user and text.
-    once: BTreeMap<(String, String), Appended>,
+/// Numbers that never come again, whatever the store loses.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    /// All epochs that began. A clock could only give one twice within the same millisecond.
+    epochs: BTreeSet<u64>,
+    serial: u64,
 }
 
-/// Result of an append.
-#[derive(Debug)]
-pub(super) struct AppendResult {
-    /// `None` if the message is a late original.
-    pub(super) outcome: Option<Appended>,
-    /// The new entry, which is sent to the nodes that follow the topic.
-    pub(super) entry: Option<Arc<Entry>>,
-}
+impl Given {
+    /// Returns a new epoch that is not below `least`.
+    pub(super) fn new_epoch(&mut self, mut least: u64) -> u64 {
+        while !self.epochs.insert(least) {
+            least += 1;
+        }
+        least
+    }
 
-/// The streams of one server. A copy is a replica.
-#[derive(Debug, Clone)]
-pub(super) struct Store {
-    topics: BTreeMap<String, TopicState>,
-    /// The offsets are those of one stream for all topics, and so is the epoch.
-    is_sparse: bool,
-    /// Epoch and last offset of all topics, if they are in one stream.
-    whole: StorePosition,
+    pub(super) const fn new_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
 }
-
-/// All epochs that began. A clock could only give one twice within the same millisecond.
-pub(super) type Epochs = BTreeSet<u64>;
 
 impl Store {
     pub(super) fn new(is_sparse: bool) -> Self {
-        Self { topics: BTreeMap::new(), is_sparse, whole: StorePosition { epoch: 0, offset: 0 } }
-    }
-
-    /// Returns the state of a topic without what has expired.
-    fn topic(&mut self, topic: &str, now: u64) -> &mut TopicState {
-        let whole = self.is_sparse.then_some(self.whole.epoch);
-        let state = self.topics.entry(topic.to_owned()).or_default();
-        state.meta.take_if(|meta| meta.until <= now || whole.is_some_and(|epoch| epoch != meta.epoch));
-        if state.list_until <= now {
-            state.list.clear();
-        }
-        state.once.retain(|_, appended| now - appended.time.min(now) < ONCE_MS);
-        state
-    }
-
-    /// Returns the time at which a position is forgotten. A stream for all topics stays.
-    const fn until(&self, now: u64, keep: u64) -> u64 {
-        if self.is_sparse { u64::MAX } else { now + keep }
-    }
-
-    /// Returns epoch and top of a topic; zeros if the store does not know it.
-    fn position(&mut self, topic: &str, now: u64) -> StorePosition {
-        let whole = self.whole;
-        let is_sparse = self.is_sparse;
-        match &self.topic(topic, now).meta {
-            Some(meta) => StorePosition { epoch: meta.epoch, offset: meta.top },
-            None if is_sparse => StorePosition { epoch: whole.epoch, offset: 0 },
-            None => StorePosition { epoch: 0, offset: 0 },
-        }
-    }
-
-    /// Returns `true` if a node knows a later position.
-    fn is_behind(&mut self, topic: &str, known: Option<StorePosition>, now: u64) -> bool {
-        let own = if self.is_sparse { self.whole } else { self.position(topic, now) };
-        own.epoch == 0 || known.is_some_and(|known| known > own)
-    }
-
-    fn begin(
-        &mut self,
-        topic: &str,
-        known: Option<StorePosition>,
-        now: u64,
-        (keep, epochs): (u64, &mut Epochs),
-    ) {
-        let own = self.position(topic, now).epoch;
-        let last = self.topic(topic, now).list.back().map_or(0, |entry| entry.position.epoch);
-        let known = known.map_or(0, |known| known.epoch);
-        let mut epoch = now.max(own + 1).max(known + 1).max(last + 1);
-        if is_broken(ModelBug::EpochReused) && own > 0 {
-            epoch = own;
+        if is_sparse {
+            Self::JetStream(jetstream::Server::default())
         } else {
-            while !epochs.insert(epoch) {
-                epoch += 1;
+            Self::Redis(redis::Server::default())
+        }
+    }
+
+    /// Returns the epochs that messages of a topic have, the last one for nodes that know all, and
+    /// the newest offset.
+    pub(super) fn positions(&mut self, topic: &str, now: u64) -> (Vec<u64>, u64) {
+        match self {
+            Self::Redis(server) => {
+                let (position, _) = server.content(topic, now);
+                (vec![position.epoch], position.offset)
             }
+            Self::JetStream(server) => server.positions(topic),
         }
-        if self.is_sparse {
-            self.whole.epoch = epoch;
-            self.topics.values_mut().for_each(|state| state.list.clear());
-        }
-        let until = self.until(now, keep);
-        let state = self.topic(topic, now);
-        state.list.clear();
-        let fences = state.meta.take().map(|meta| meta.fences).unwrap_or_default();
-        state.meta = Some(Meta { epoch, top: 0, fences, until });
     }
 
-    /// Appends a message.
-    pub(super) fn append(
-        &mut self,
-        append: &QueuedAppend,
-        is_resent: bool,
-        now: u64,
-        epochs: &mut Epochs,
-    ) -> AppendResult {
-        let topic = append.topic.as_str();
-        let keep = keep_ms(append.limits);
-        let (incarnation, sequence) = append.origin();
-        let mut fences =
-            self.topic(topic, now).meta.as_ref().map(|meta| meta.fences.clone()).unwrap_or_default();
-        let own = fences.iter().position(|fence| fence.incarnation == incarnation);
-        let own = own.map(|index| fences.remove(index));
-        let mut was_appended = own.is_some_and(|fence| sequence <= fence.sequence);
-        if !is_resent && was_appended {
-            return AppendResult { outcome: None, entry: None };
-        }
-        fences.truncate(MAX_FENCES - 1);
-        fences.insert(0, Fence { incarnation, sequence });
-        if self.is_behind(topic, append.known, now) {
-            self.begin(topic, append.known, now, (keep, epochs));
-            was_appended = false;
-        } else if is_resent && (was_appended || own.is_none()) && !is_broken(ModelBug::ResendAppended) {
-            let state = self.topic(topic, now);
-            let found = state.list.iter().rev().find(|entry| *entry.identity == *append.identity());
-            if let Some(entry) = found {
-                let outcome = Appended { position: entry.position, time: entry.time, is_repeat: false };
-                return AppendResult { outcome: Some(outcome), entry: None };
+    /// Returns the epoch of a topic, and the offsets of its messages that are kept.
+    pub(super) fn content(&mut self, topic: &str, now: u64) -> (u64, Vec<u64>) {
+        match self {
+            Self::Redis(server) => {
+                let (position, entries) = server.content(topic, now);
+                (position.epoch, entries.iter().map(|entry| entry.position.offset).collect())
             }
-        }
-        let StorePosition { epoch, offset: top } = self.position(topic, now);
-        if let Some(once) = &append.once
-            && let Some(before) = self.topic(topic, now).once.get(once)
-            && before.position.epoch == epoch
-            && !is_broken(ModelBug::OnceIgnored)
-        {
-            return AppendResult { outcome: Some(Appended { is_repeat: true, ..*before }), entry: None };
-        }
-        if is_resent && was_appended && !is_broken(ModelBug::ResendAppended) {
-            return AppendResult { outcome: None, entry: None };
-        }
-        let offset = if self.is_sparse { self.whole.offset + 1 } else { top + 1 };
-        self.whole.offset = self.whole.offset.max(offset);
-        let position = StorePosition { epoch, offset };
-        let prev = if is_broken(ModelBug::PrevWrong) { top.saturating_sub(1) } else { top };
-        let entry = Arc::new(Entry {
-            position,
-            time: now,
-            identity: append.identity().into(),
-            bytes: append.stored(position, prev, now),
-        });
-        let outcome = Appended { position, time: now, is_repeat: false };
-        let until = self.until(now, keep);
-        let state = self.topic(topic, now);
-        state.list.push_back(Arc::clone(&entry));
-        while state.list.len() > append.limits.messages as usize {
-            state.list.pop_front();
-        }
-        state.list_until = now + append.limits.ttl.as_millis() as u64;
-        state.meta = Some(Meta { epoch, top: offset, fences, until });
-        if let Some(once) = &append.once {
-            state.once.insert(once.clone(), outcome);
-        }
-        let offset = offset - u64::from(is_broken(ModelBug::OutcomeWrong));
-        let told = Appended { position: StorePosition { offset, ..position }, ..outcome };
-        AppendResult { outcome: Some(told), entry: Some(entry) }
-    }
-
-    /// Answers a read with at most `max` messages.
-    pub(super) fn read(
-        &mut self,
-        read: &StreamRead,
-        max: usize,
-        now: u64,
-        epochs: &mut Epochs,
-    ) -> StreamRange {
-        let topic = read.topic.as_str();
-        let keep = keep_ms(read.limits);
-        let mut top = self.position(topic, now);
-        if top.epoch == 0 {
-            if !read.creates {
-                return StreamRange {
-                    top: None,
-                    oldest: 0,
-                    time: now,
-                    messages: Vec::new(),
-                    is_cut: false,
-                    kept: 0,
-                    whole: None,
-                };
-            }
-            self.begin(topic, read.after, now, (keep, epochs));
-            top = self.position(topic, now);
-        }
-        let after = read.after.filter(|after| after.epoch == top.epoch);
-        let is_sparse = self.is_sparse;
-        let state = self.topic(topic, now);
-        let wanted = read.messages as usize;
-        let min_time = now.saturating_sub(read.limits.ttl.as_millis() as u64);
-        let is_kept = |entry: &&Arc<Entry>| {
-            entry.time >= min_time && entry.position.epoch == top.epoch && entry.position.offset <= top.offset
-        };
-        let kept: Vec<_> = state.list.iter().filter(is_kept).cloned().collect();
-        let oldest = kept.first().map_or(top.offset + 1, |entry| entry.position.offset);
-        let (mut entries, is_cut) = match after {
-            Some(after) => {
-                let rest = kept.iter().filter(|entry| entry.position.offset > after.offset);
-                let entries: Vec<_> = rest.take(wanted.min(max)).cloned().collect();
-                let has_more = entries.last().is_some_and(|entry| entry.position.offset < top.offset);
-                (entries, has_more && max < wanted)
-            }
-            None => {
-                let count = kept.len().min(wanted).min(max);
-                (kept[kept.len() - count..].to_vec(), count < kept.len().min(wanted))
-            }
-        };
-        if is_broken(ModelBug::ReadLacksLast) && entries.len() > 1 {
-            entries.pop();
-        }
-        let oldest = match after {
-            // Nothing was cut if the bounds leave room for all.
-            Some(after) if is_sparse && kept.len() < read.limits.messages as usize && after.offset > 0 => {
-                (after.offset + 1).min(oldest)
-            }
-            _ => oldest,
-        };
-        let parsed = Topic::parse(topic.to_owned()).unwrap();
-        let message = |entry: &Arc<Entry>| stored_envelope(entry.bytes.clone(), &parsed, top.epoch).unwrap();
-        let messages = entries.iter().map(message).collect();
-        let to = entries.last().filter(|_| is_cut).map_or(top.offset, |entry| entry.position.offset);
-        // Without a position, the answer lacks what is of no interest.
-        let first = entries.first().filter(|_| after.is_none()).map(|entry| entry.position.offset);
-        let whole = is_sparse.then(|| Whole { after: first.unwrap_or(oldest).max(1) - 1, to });
-        StreamRange { top: Some(top), oldest, time: now, messages, is_cut, kept: kept.len() as u64, whole }
-    }
-
-    /// Returns the newest position of a topic, and remembers it longer.
-    pub(super) fn top(&mut self, topic: &str, remember_ms: Option<u64>, now: u64) -> StreamTop {
-        let position = self.position(topic, now);
-        let until = self.until(now, remember_ms.unwrap_or(0));
-        if let (Some(_), Some(meta)) = (remember_ms, &mut self.topic(topic, now).meta) {
-            meta.until = until;
-        }
-        StreamTop {
-            position: Some(position).filter(|position| position.epoch > 0),
-            time: now,
-            progress: None,
+            Self::JetStream(server) => server.content(topic, now),
         }
     }
 
-    /// Starts a new stream if the condition holds. Also returns `true` if it did.
-    pub(super) fn reset(
-        &mut self,
-        reset: &ResetStream,
-        now: u64,
-        epochs: &mut Epochs,
-    ) -> (StorePosition, bool) {
-        let topic = reset.topic.as_str();
-        let own = self.position(topic, now);
-        let begins = match reset.when {
-            ResetWhen::Always => true,
-            ResetWhen::StoreIsBehind => self.is_behind(topic, reset.known, now),
-            ResetWhen::StoreHasRewritten => own.epoch <= reset.known.map_or(0, |known| known.epoch),
-        };
-        if begins {
-            self.begin(topic, reset.known, now, (keep_ms(reset.limits), epochs));
-        }
-        (self.position(topic, now), begins)
-    }
-
-    /// Loses what belongs to a topic: its messages, its position, or both.
-    pub(super) fn evict(&mut self, topic: &str, what: u8) {
-        let Some(state) = self.topics.get_mut(topic) else { return };
-        if what != 0 && !self.is_sparse {
-            state.meta = None;
-        }
-        if what != 1 {
-            state.list.clear();
+    /// Notes that the server has started again.
+    pub(super) fn start_again(&mut self) {
+        if let Self::JetStream(server) = self {
+            server.start_again();
         }
     }
-
-    /// Returns the epoch and the kept messages of a topic.
-    pub(super) fn content(&mut self, topic: &str, now: u64) -> (StorePosition, Vec<Arc<Entry>>) {
-        let position = self.position(topic, now);
-        (position, self.topic(topic, now).list.iter().cloned().collect())
-    }
-}
-
-fn keep_ms(limits: StreamLimits) -> u64 {
-    (limits.ttl + limits.forget).as_millis() as u64
 }
