@@ -39,6 +39,8 @@ pub struct QueuedAppend {
     pub known: Option<StorePosition>,
     /// User and text of `once`.
     pub once: Option<(String, String)>,
+    /// Time that the node has written into the message, which JetStream keeps.
+    pub time: u64,
     envelope: Bytes,
     stamp: usize,
 }
@@ -99,9 +101,9 @@ impl SimulatedDriver {
         self.broker.0.set_state(ClusterState::Disconnected { error });
     }
 
-    /// Takes the next appends of the queue.
+    /// Takes the next appends of the queue. `time` is that of the node's clock.
     #[must_use]
-    pub fn take_appends(&self) -> Vec<QueuedAppend> {
+    pub fn take_appends(&self, time: u64) -> Vec<QueuedAppend> {
         let batch = self.broker.0.queue.take(Lane::Data, BATCH_BYTES);
         let append = |outbound: Outbound<'_>| {
             let Destination::Append(target) = outbound.to else { return None };
@@ -113,6 +115,7 @@ impl SimulatedDriver {
                 limits: target.limits,
                 known: target.known,
                 once: once.map(|once| (once.user.to_string(), once.text.to_string())),
+                time,
                 stamp: target.stamp,
                 envelope: Bytes::copy_from_slice(outbound.envelope),
             })

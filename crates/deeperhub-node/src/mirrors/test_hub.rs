@@ -103,7 +103,7 @@ impl TestHub {
             wants_reply: false,
         });
         hub.publish(&topic, RawJson::parse(&text).unwrap(), publisher, self.started, None).unwrap();
-        let append = self.driver.take_appends().pop().unwrap();
+        let append = self.driver.take_appends(0).pop().unwrap();
         append.stored(StorePosition { epoch: EPOCH, offset }, previous, EPOCH + ms)
     }
 

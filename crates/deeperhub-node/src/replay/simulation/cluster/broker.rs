@@ -105,6 +105,12 @@ impl Simulation {
         ms.saturating_add_signed(self.broker_skew_ms)
     }
 
+    /// Returns a node's time.
+    fn node_ms(&self, node: usize) -> u64 {
+        let ms = self.times.started_unix_ms + self.times.now.as_millis() as u64;
+        ms.saturating_add_signed(self.settings.skews_ms[node])
+    }
+
     /// Connects a node to the broker.
     pub(super) fn connect_link(&mut self, node: usize) {
         let link = &mut self.links[node];
@@ -150,13 +156,14 @@ impl Simulation {
 
     /// Sends a node's next batch.
     pub(super) fn send(&mut self, node: usize) {
+        let time = self.node_ms(node);
         let link = &mut self.links[node];
         let Some(running) = self.nodes[node].as_ref().filter(|_| link.is_up && link.batch.is_empty()) else {
             return;
         };
         link.is_resent = !link.unconfirmed.is_empty();
         link.batch = if link.unconfirmed.is_empty() {
-            running.driver.take_appends()
+            running.driver.take_appends(time)
         } else {
             link.unconfirmed.drain(..).collect()
         };
@@ -214,9 +221,7 @@ impl Simulation {
     /// Lets a node use JetStream, which sends messages meanwhile.
     fn at_jetstream<R>(&mut self, node: usize, act: impl FnOnce(&mut Session<'_>) -> R) -> Result<R, String> {
         let now = self.broker_ms();
-        let skew = self.settings.skews_ms[node];
-        let node_ms = self.times.started_unix_ms + self.times.now.as_millis() as u64;
-        let node_ms = node_ms.saturating_add_signed(skew);
+        let node_ms = self.node_ms(node);
         let mut sent = Vec::new();
         let Store::JetStream(server) = &mut self.store else { return Err("the store is Redis".to_owned()) };
         let (known, given) = (&mut self.links[node].known, &mut self.given);

@@ -80,7 +80,7 @@ impl Session<'_> {
     fn append(&mut self, late: LateAppend) -> (Option<Ack>, Option<Arc<Record>>) {
         let LateAppend { append, stream: expected, identity } = late;
         let topic = append.topic.clone();
-        let (now, published_ms) = (self.now, self.node_ms);
+        let now = self.now;
         let serial = self.given.new_serial();
         let Some(stream) = self.stream(&topic) else { return (None, None) };
         if stream.epoch != expected && !is_broken(ModelBug::ExpectedStreamIgnored) {
@@ -98,7 +98,7 @@ impl Session<'_> {
             time: now,
             serial,
             identity,
-            content: Content::Message { append, published_ms },
+            content: Content::Message(append),
         });
         stream.remember(&record);
         self.sent.push(Arc::clone(&record));
@@ -144,7 +144,7 @@ impl Session<'_> {
     }
 
     fn appended(&mut self, late: &LateAppend, ack: Ack) -> Appended {
-        let (topic, own) = (&*late.append.topic, self.node_ms);
+        let (topic, own) = (&*late.append.topic, late.append.time);
         let position = match self.known.of_stream(rule_of(topic), ack.stream) {
             Some(known) => {
                 known.see_append(ack.sequence, &late.identity);
@@ -152,20 +152,19 @@ impl Session<'_> {
             }
             None => deeperhub_cluster::StorePosition { epoch: ack.stream, offset: ack.sequence },
         };
-        if !ack.is_duplicate {
+        // No other message has the identity of one without `once`.
+        if !ack.is_duplicate || late.append.once.is_none() {
             return Appended { position, time: own, is_repeat: false };
         }
-        let first = self.stream(topic).and_then(|stream| stream.records.get(&ack.sequence).cloned());
+        let stream = self.stream(topic).filter(|stream| stream.epoch == ack.stream);
+        let first = stream.and_then(|stream| stream.records.get(&ack.sequence).cloned());
         match first.as_ref().map(|first| &first.content) {
-            Some(Content::Message { append, published_ms }) => {
-                let is_repeat = append.identity() != late.append.identity();
-                Appended { position, time: *published_ms, is_repeat }
+            Some(Content::Message(first)) => {
+                let is_repeat = first.identity() != late.append.identity();
+                Appended { position, time: first.time, is_repeat }
             }
             // The stream's limits have removed it. Whole seconds are compared with no message.
-            _ => {
-                let is_repeat = late.append.once.is_some();
-                Appended { position, time: if is_repeat { own - own % 1000 } else { own }, is_repeat }
-            }
+            _ => Appended { position, time: own - own % 1000, is_repeat: true },
         }
     }
 }

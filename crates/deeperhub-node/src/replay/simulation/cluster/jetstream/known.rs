@@ -145,13 +145,13 @@ impl Known {
         let (topic, sequence) = (&*record.topic, record.sequence);
         let known = self.of_stream(rule_of(topic), record.stream)?;
         match &record.content {
-            Content::Message { append, published_ms } => {
+            Content::Message(append) => {
                 if known.is_checked || is_broken(ModelBug::LiveHidesLoss) {
                     known.see_message(sequence, record.serial);
                 }
                 let (_, after) = known.epoch_of(topic);
                 let previous = if record.previous > after { record.previous } else { 0 };
-                Some(append.stored(known.position(topic, sequence), previous, *published_ms))
+                Some(append.stored(known.position(topic, sequence), previous, append.time))
             }
             Content::Reset { epoch, envelope } => {
                 known.see_mark(topic, (*epoch, sequence));

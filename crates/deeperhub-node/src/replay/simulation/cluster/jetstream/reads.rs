@@ -172,9 +172,9 @@ fn parse(
         *previous = after;
     }
     let envelopes = messages.iter().filter_map(|(record, previous)| {
-        let Content::Message { append, published_ms } = &record.content else { return None };
+        let Content::Message(append) = &record.content else { return None };
         let position = StorePosition { epoch: plan.epoch, offset: record.sequence };
-        stored_envelope(append.stored(position, *previous, *published_ms), &read.topic, plan.epoch)
+        stored_envelope(append.stored(position, *previous, append.time), &read.topic, plan.epoch)
     });
     let range = StreamRange {
         top: Some(StorePosition { epoch: plan.epoch, offset: top }),

@@ -34,17 +34,19 @@ pub(in super::super) struct Record {
 
 #[derive(Debug)]
 pub(super) enum Content {
-    /// A message, and the time that its node wrote into it.
-    Message { append: QueuedAppend, published_ms: u64 },
+    Message(QueuedAppend),
     /// The start of an epoch of the topic, which removes the messages before it.
-    Reset { epoch: u64, envelope: Vec<u8> },
+    Reset {
+        epoch: u64,
+        envelope: Vec<u8>,
+    },
 }
 
 impl Record {
     /// Returns the envelope as the node has sent it, if the record is a message.
     pub(in super::super) fn payload(&self) -> Option<Bytes> {
         match &self.content {
-            Content::Message { append, .. } => Some(append.stored(NO_POSITION, 0, 0)),
+            Content::Message(append) => Some(append.stored(NO_POSITION, 0, 0)),
             Content::Reset { .. } => None,
         }
     }
@@ -200,7 +202,7 @@ impl Server {
             Some((epoch, base)) => (*epoch, *base),
             None => (stream.epoch, 0),
         };
-        let is_message = |record: &&Arc<Record>| matches!(record.content, Content::Message { .. });
+        let is_message = |record: &&Arc<Record>| matches!(record.content, Content::Message(_));
         let messages = stream.of_topic(topic, base + 1).filter(is_message);
         (epoch, messages.map(|record| record.sequence).collect())
     }
