@@ -58,6 +58,8 @@ pub(super) struct Link {
     /// Appends of lost connections, which are sent again.
     unconfirmed: VecDeque<QueuedAppend>,
     late: VecDeque<Late>,
+    /// `true` if the streams of JetStream were compared since the node has connected.
+    is_prepared: bool,
     /// What JetStream was sent of the batch.
     attempt: Option<Attempt>,
     /// Knowledge of the node about the streams of JetStream.
@@ -117,7 +119,7 @@ impl Simulation {
         if let Some(running) = &self.nodes[node]
             && !link.is_up
         {
-            link.is_up = true;
+            (link.is_up, link.is_prepared) = (true, false);
             link.known.on_connected();
             running.driver.connect();
         }
@@ -222,14 +224,17 @@ impl Simulation {
     fn at_jetstream<R>(&mut self, node: usize, act: impl FnOnce(&mut Session<'_>) -> R) -> Result<R, String> {
         let now = self.broker_ms();
         let node_ms = self.node_ms(node);
-        let mut sent = Vec::new();
+        let (mut sent, begun) = (Vec::new(), self.given.begun());
         let Store::JetStream(server) = &mut self.store else { return Err("the store is Redis".to_owned()) };
         let (known, given) = (&mut self.links[node].known, &mut self.given);
         let result = act(&mut Session { server, known, given, now, node_ms, sent: &mut sent });
+        let is_changed = !sent.is_empty() || self.given.begun() > begun;
         for record in sent {
             self.on_record(node, record)?;
         }
-        self.note_epochs();
+        if is_changed {
+            self.note_epochs();
+        }
         Ok(result)
     }
 
@@ -263,8 +268,11 @@ impl Simulation {
         Ok(())
     }
 
-    /// Compares all streams of JetStream with what a node knows.
+    /// Compares all streams of JetStream with what a node knows, once for each connection.
     fn prepare_streams(&mut self, node: usize) -> Result<(), String> {
+        if std::mem::replace(&mut self.links[node].is_prepared, true) {
+            return Ok(());
+        }
         for topic in operation::TOPICS {
             let limits = self.nodes[node].as_ref().and_then(|running| running.limits_of(&self::topic(topic)));
             if let Some(limits) = limits {

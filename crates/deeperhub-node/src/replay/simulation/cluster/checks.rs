@@ -12,6 +12,7 @@ use super::super::real_clients::describe;
 use super::super::socket::Payload;
 use super::super::topics::TOPICS;
 use super::node::Node;
+use super::settings::Settings;
 use super::{Simulation, broker, log};
 
 /// Largest difference of the clocks of the broker and the nodes, and of their whole seconds.
@@ -27,7 +28,7 @@ impl Simulation {
             let (epoch, kept) = self.store.content(name, now);
             let (_, top) = self.store.positions(name, now);
             tops.insert(index, epoch);
-            let ttl = self.settings.min_ttl(&broker::topic(index)).saturating_sub(AGE_MARGIN);
+            let ttl = Settings::min_ttl(&broker::topic(index)).saturating_sub(AGE_MARGIN);
             let young_from_ms = now.saturating_sub(ttl.as_millis() as u64);
             let is_sparse = self.settings.is_sparse;
             let log = self.logs[index].epochs.get(&epoch);

@@ -1,5 +1,6 @@
 //! Topics, rules and settings of a simulated cluster.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use deeperhub_history::{BudgetLimits, Policy, Rule, Rules};
@@ -9,7 +10,7 @@ use super::super::topics::TOPICS;
 use crate::config::HistoryLimits;
 
 /// Rules that follow one another while a node runs.
-pub(super) const RULE_SETS: &[&[&str]] = &[
+const RULE_SETS: &[&[&str]] = &[
     &[
         "loss.>: history=12 ttl=100s",
         "drop.>: history=9 delivery=drop_oldest keep=3",
@@ -28,6 +29,11 @@ pub(super) const RULE_SETS: &[&[&str]] = &[
     // A topic loses its history.
     &["loss.b: history=0", "loss.>: history=12 ttl=100s", "drop.>: history=9", "last.>: history=5"],
 ];
+
+static RULES: LazyLock<Vec<Rules>> = LazyLock::new(|| {
+    let rules = |set: &&[&str]| Rules::new(set.iter().map(|rule| rule.parse().unwrap())).unwrap();
+    RULE_SETS.iter().map(rules).collect()
+});
 
 /// Topics whose subscribers get each message, or are told that it is missing.
 pub(super) fn is_lossless(topic: usize) -> bool {
@@ -68,20 +74,18 @@ impl Settings {
 
     /// Returns the shortest time for which a node keeps the messages of a topic, by any of its rules
     /// with a history.
-    pub(super) fn min_ttl(&self, topic: &Topic<'_>) -> Duration {
-        let ttl = |set: usize| {
-            let rules = self.limits(set).rules;
+    pub(super) fn min_ttl(topic: &Topic<'_>) -> Duration {
+        let ttl = |rules: &Rules| {
             let policy = rules.find(topic).and_then(|id| rules.get(id)).map(Rule::policy);
             policy.filter(|policy| policy.history() > 0).map(Policy::ttl)
         };
-        (0..RULE_SETS.len()).filter_map(ttl).min().unwrap_or_default()
+        RULES.iter().filter_map(ttl).min().unwrap_or_default()
     }
 
     /// Returns the limits with a set of rules.
     pub(super) fn limits(&self, set: usize) -> HistoryLimits {
-        let rules = RULE_SETS[set].iter().map(|rule| rule.parse().unwrap());
         let budget =
             BudgetLimits::default().with_bytes(self.bytes).with_streams(100).with_forget(self.forget);
-        HistoryLimits { rules: Rules::new(rules).unwrap(), budget, ..HistoryLimits::default() }
+        HistoryLimits { rules: RULES[set].clone(), budget, ..HistoryLimits::default() }
     }
 }

@@ -30,6 +30,11 @@ impl Given {
         least
     }
 
+    /// Returns the number of epochs that began.
+    pub(super) fn begun(&self) -> usize {
+        self.epochs.len()
+    }
+
     pub(super) const fn new_serial(&mut self) -> u64 {
         self.serial += 1;
         self.serial
