@@ -130,12 +130,20 @@ fn clients_of_a_simulated_cluster_are_told_everything() {
 }
 
 /// Bugs of a node that its place in a cluster does not hide.
-const REACHING_BUGS: &[Bug] =
-    &[Bug::ReplayEndsEarly, Bug::LiveBeforeReplayEnds, Bug::DrainIgnored, Bug::JudgedTooHigh];
+const REACHING_BUGS: &[(Bug, u64)] = &[
+    (Bug::ReplayEndsEarly, 1),
+    (Bug::LiveBeforeReplayEnds, 0),
+    (Bug::DrainIgnored, 0),
+    (Bug::JudgedTooHigh, 0),
+];
 
 /// Bugs between nodes and applications that do not depend on how texts are executed.
-const GLUE_BUGS: &[GlueBug] =
-    &[GlueBug::DeliveryLost, GlueBug::EventRepeated, GlueBug::EventsSwapped, GlueBug::GapHidden];
+const GLUE_BUGS: &[(GlueBug, u64)] = &[
+    (GlueBug::DeliveryLost, 0),
+    (GlueBug::EventRepeated, 0),
+    (GlueBug::EventsSwapped, 0),
+    (GlueBug::GapHidden, 0),
+];
 
 #[test]
 fn the_simulated_cluster_finds_planted_bugs_of_nodes() {

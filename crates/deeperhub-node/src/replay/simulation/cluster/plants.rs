@@ -3,52 +3,53 @@
 use std::cell::Cell;
 
 macro_rules! bugs {
-    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $seed:literal,)*) => {
         /// A bug of the broker, or of what connects it to the nodes.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(super) enum ModelBug { $($(#[doc = $doc])* $name,)* }
 
         impl ModelBug {
-            pub(super) const ALL: &[Self] = &[$(Self::$name,)*];
+            /// All bugs, each with a seed that finds it.
+            pub(super) const ALL: &[(Self, u64)] = &[$((Self::$name, $seed),)*];
         }
     };
 }
 
 bugs! {
     /// A repeated message is appended again.
-    ResendAppended,
+    ResendAppended = 0,
     /// A repeated publish with `once` is appended again.
-    OnceIgnored,
+    OnceIgnored = 0,
     /// A message names the wrong one before it.
-    PrevWrong,
+    PrevWrong = 0,
     /// A read lacks the newest message.
-    ReadLacksLast,
+    ReadLacksLast = 0,
     /// A new epoch has the number of the one before.
-    EpochReused,
+    EpochReused = 0,
     /// The offset of an append is told wrong.
-    OutcomeWrong,
+    OutcomeWrong = 0,
     /// Two outcomes of a batch are exchanged.
-    OutcomesSwapped,
+    OutcomesSwapped = 0,
     /// A batch whose connection was lost is not sent again.
-    BatchForgotten,
+    BatchForgotten = 0,
     /// JetStream: the newest known message is not compared on a new connection.
-    TimesNotCompared,
+    TimesNotCompared = 0,
     /// JetStream: a look at the newest sequence does not tell which message that is.
-    LookNotIdentified,
+    LookNotIdentified = 0,
     /// JetStream: the newest message that the node has appended is not compared.
-    AppendNotIdentified,
+    AppendNotIdentified = 0,
     /// JetStream: a known message that the limits have removed proves nothing.
-    RemovedNotCompared,
+    RemovedNotCompared = 0,
     /// JetStream: live messages count before the stream was compared.
-    LiveHidesLoss,
+    LiveHidesLoss = 0,
     /// JetStream: an append gets a sequence that the node knows, and stays.
-    SequenceTakenAgain,
+    SequenceTakenAgain = 0,
     /// JetStream: an append of an old stream gets into a new one.
-    ExpectedStreamIgnored,
+    ExpectedStreamIgnored = 0,
     /// JetStream: the marks of cleared topics are not read.
-    MarksUnread,
+    MarksUnread = 0,
     /// JetStream: a read vouches for what the limits have removed.
-    WholeTooEarly,
+    WholeTooEarly = 0,
 }
 
 thread_local! {

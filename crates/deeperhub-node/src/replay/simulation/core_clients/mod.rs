@@ -28,21 +28,31 @@ const OPERATIONS: usize = 250;
 
 /// Bugs of the node that reach a real client. The others concern patterns or changed rules, or the
 /// client absorbs them: it drops own messages, and never subscribes twice on one connection.
-const REACHING_BUGS: &[Bug] = &[
-    Bug::ReplayEndsEarly,
-    Bug::LiveBeforeReplayEnds,
-    Bug::RefusalOvertaken,
-    Bug::CursorTooFar,
-    Bug::GapNotTold,
-    Bug::EpochNotTold,
-    Bug::ClearNotTold,
-    Bug::PrevNotBridged,
-    Bug::UnsubscribeLeavesReplay,
-    Bug::DrainNotRequested,
-    Bug::DrainIgnored,
-    Bug::OnceInWrongEpoch,
-    Bug::OnceForgotten,
-    Bug::JudgedTooHigh,
+const REACHING_BUGS: &[(Bug, u64)] = &[
+    (Bug::ReplayEndsEarly, 2),
+    (Bug::LiveBeforeReplayEnds, 0),
+    (Bug::RefusalOvertaken, 11),
+    (Bug::CursorTooFar, 5),
+    (Bug::GapNotTold, 0),
+    (Bug::EpochNotTold, 3),
+    (Bug::ClearNotTold, 3),
+    (Bug::PrevNotBridged, 9),
+    (Bug::UnsubscribeLeavesReplay, 17),
+    (Bug::DrainNotRequested, 0),
+    (Bug::DrainIgnored, 0),
+    (Bug::OnceInWrongEpoch, 1),
+    (Bug::OnceForgotten, 1),
+    (Bug::JudgedTooHigh, 0),
+];
+
+/// Bugs between the node and the applications.
+const GLUE_BUGS: &[(GlueBug, u64)] = &[
+    (GlueBug::DeliveryLost, 0),
+    (GlueBug::EventRepeated, 0),
+    (GlueBug::EventsSwapped, 0),
+    (GlueBug::GapHidden, 0),
+    (GlueBug::OnceForgotten, 1),
+    (GlueBug::PublishNotMade, 0),
 ];
 
 /// The simulated node with its real clients.
@@ -154,5 +164,5 @@ fn real_clients_find_planted_bugs_of_the_node() {
 
 #[test]
 fn applications_find_planted_bugs_of_the_glue() {
-    find_bugs::<Simulation, _>(GlueBug::ALL, plant_glue);
+    find_bugs::<Simulation, _>(GLUE_BUGS, plant_glue);
 }

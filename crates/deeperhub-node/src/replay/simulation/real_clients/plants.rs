@@ -19,17 +19,6 @@ pub(in super::super) enum GlueBug {
     PublishNotMade,
 }
 
-impl GlueBug {
-    pub(in super::super) const ALL: &[Self] = &[
-        Self::DeliveryLost,
-        Self::EventRepeated,
-        Self::EventsSwapped,
-        Self::GapHidden,
-        Self::OnceForgotten,
-        Self::PublishNotMade,
-    ];
-}
-
 thread_local! {
     static PLANTED: Cell<Option<GlueBug>> = const { Cell::new(None) };
 }
