@@ -133,6 +133,11 @@ impl Simulation {
             self.advance(LOOK_TIME, true)?;
         }
         self.publish_after_loss(last, 1, taken.into_iter())?;
+        // All nodes compare the stream when they connect. Later, the messages that have taken the places
+        // of the lost ones can have reached their age.
+        self.pass_second()?;
+        self.exchange()?;
+        self.check_streams()?;
         self.converge(|simulation| simulation.check_converged(false))
     }
 }

@@ -58,6 +58,11 @@ impl RuleStream {
         }
     }
 
+    /// Forgets the sequences that were given again: the node cannot know that they were.
+    pub(super) fn forget_given_again(&mut self) {
+        self.given_again.clear();
+    }
+
     pub(super) fn see_message(&mut self, sequence: u64, serial: u64) {
         self.see(sequence);
         if self.last.is_none_or(|(last, _)| last < sequence) {

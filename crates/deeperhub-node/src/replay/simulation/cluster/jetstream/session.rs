@@ -58,10 +58,12 @@ impl Session<'_> {
             return;
         }
         let known = known.clone();
-        if let Some(stream) = self.stream(topic)
-            && has_lost(&known, stream)
-        {
-            self.server.streams.remove(rule_of(topic));
+        if let Some(stream) = self.stream(topic) {
+            if has_lost(&known, stream) {
+                self.server.streams.remove(rule_of(topic));
+            } else if is_append_removed(&known, stream) {
+                self.known(topic).forget_given_again();
+            }
         }
         if self.stream(topic).is_none() {
             self.create(topic, limits);
@@ -206,6 +208,15 @@ fn has_lost(known: &RuleStream, stream: &Stream) -> bool {
     let later = stream.records.values().find(|record| record.serial >= serial);
     later.is_some_and(|later| later.sequence < sequence && later.serial != serial)
         && !is_broken(ModelBug::RemovedNotCompared)
+}
+
+/// Returns `true` if the limits have removed the newest known message, or the one in its place, and
+/// only its acknowledgement has told of it. That tells no time, so a loss can stay unnoticed.
+fn is_append_removed(known: &RuleStream, stream: &Stream) -> bool {
+    let newest_got = known.last.map_or(0, |(sequence, _)| sequence);
+    known.last_append.as_ref().is_some_and(|(sequence, _)| {
+        known.epoch == stream.epoch && *sequence > newest_got && !stream.records.contains_key(sequence)
+    })
 }
 
 /// Returns the number of messages and their age in milliseconds.
