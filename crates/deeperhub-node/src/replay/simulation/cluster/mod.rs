@@ -12,6 +12,7 @@ mod client;
 mod faults;
 mod jetstream;
 mod log;
+mod losses;
 mod node;
 mod operation;
 mod plants;

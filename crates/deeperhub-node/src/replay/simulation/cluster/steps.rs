@@ -59,7 +59,8 @@ impl Simulation {
             }
             Operation::FailOver { lag, skew_ms } => self.fail_over(lag, skew_ms),
             Operation::Rewrite { lag, node, topic, count } => {
-                self.publish_after_loss(node % nodes, lag, std::iter::repeat_n(topic, count.into()))?;
+                let topics = std::iter::repeat_n(topic, count.into());
+                self.publish_after_loss(node % nodes, lag, topics, false)?;
             }
             Operation::Wipe => self.wipe(),
             Operation::Evict { topic, what } => self.evict(topic, what),
