@@ -1,4 +1,4 @@
-//! Bugs of the model broker, which the oracle must find.
+//! Bugs of the model broker, which the oracle must find. Each has a seed that finds it.
 
 use std::cell::Cell;
 
@@ -19,37 +19,37 @@ bugs! {
     /// A repeated message is appended again.
     ResendAppended = 0,
     /// A repeated publish with `once` is appended again.
-    OnceIgnored = 0,
+    OnceIgnored = 42,
     /// A message names the wrong one before it.
-    PrevWrong = 0,
+    PrevWrong = 7,
     /// A read lacks the newest message.
     ReadLacksLast = 0,
     /// A new epoch has the number of the one before.
-    EpochReused = 0,
+    EpochReused = 4,
     /// The offset of an append is told wrong.
-    OutcomeWrong = 0,
+    OutcomeWrong = 3,
     /// Two outcomes of a batch are exchanged.
     OutcomesSwapped = 0,
     /// A batch whose connection was lost is not sent again.
-    BatchForgotten = 0,
+    BatchForgotten = 52,
     /// JetStream: the newest known message is not compared on a new connection.
-    TimesNotCompared = 0,
+    TimesNotCompared = 6,
     /// JetStream: a look at the newest sequence does not tell which message that is.
-    LookNotIdentified = 0,
+    LookNotIdentified = 112,
     /// JetStream: the newest message that the node has appended is not compared.
-    AppendNotIdentified = 0,
+    AppendNotIdentified = 34,
     /// JetStream: a known message that the limits have removed proves nothing.
-    RemovedNotCompared = 0,
+    RemovedNotCompared = 12,
     /// JetStream: live messages count before the stream was compared.
-    LiveHidesLoss = 0,
+    LiveHidesLoss = 20,
     /// JetStream: an append gets a sequence that the node knows, and stays.
-    SequenceTakenAgain = 0,
+    SequenceTakenAgain = 56,
     /// JetStream: an append of an old stream gets into a new one.
-    ExpectedStreamIgnored = 0,
+    ExpectedStreamIgnored = 138,
     /// JetStream: the marks of cleared topics are not read.
-    MarksUnread = 0,
+    MarksUnread = 48,
     /// JetStream: a read vouches for what the limits have removed.
-    WholeTooEarly = 0,
+    WholeTooEarly = 105,
 }
 
 thread_local! {
