@@ -6,21 +6,25 @@
 //! store gave an offset. Applications compare with it what their handles tell them. At the end the
 //! faults stop, and all must arrive at what the store has.
 
+mod appends;
 mod broker;
 mod checks;
 mod client;
 mod faults;
 mod jetstream;
+mod link;
 mod log;
 mod losses;
 mod node;
 mod operation;
 mod plants;
 mod redis;
+mod requests;
 mod session;
 mod settings;
 mod steps;
 mod store;
+mod streams;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -30,8 +34,8 @@ use super::real_clients::{
     CLIENTS, CoreClient, GlueBug, RealClients as _, Run, check_seeds, find_bugs, plant_glue,
 };
 use super::topics::TOPICS;
-use broker::Link;
 use client::Line;
+use link::Link;
 use log::TopicLog;
 use node::{Node, Times};
 use operation::Operation;
