@@ -255,7 +255,13 @@ impl Hub {
     ) -> ReadOutcome {
         let at = self.streams.clock.now();
         let now = self.streams.clock.seconds(at);
-        let answer = range.map(|range| self.stream_read(request, &range));
+        let answer = range.map(|range| {
+            let mut answer = self.stream_read(request, &range);
+            if range.whole.is_some() {
+                self.chain_first(topic, &range, &mut answer);
+            }
+            answer
+        });
         let Some(store) = &self.streams.cluster else { return ReadOutcome::default() };
         let metrics = &store.mirror_metrics;
         let mut remains = Remains::default();
@@ -322,6 +328,32 @@ impl Hub {
         };
         let floor = floor.max(asked_after.unwrap_or(0));
         StreamRead { epoch: top.epoch, top: top.offset, floor, whole_to, messages }
+    }
+
+    /// Lets the first message of an answer follow the one that subscribers have. The store does not tell
+    /// what was before it, and they were not told of the offsets without messages that the stream has
+    /// passed since.
+    fn chain_first(&self, topic: &Topic<'_>, range: &StreamRange, answer: &mut StreamRead<KeptFrame>) {
+        let live = self.router.update_kept(topic, |_, kept, stripe| {
+            let stream = stripe.table.get(stripe.find(kept)?)?;
+            Some((stream.epoch(), stream.live_offset()))
+        });
+        let Some((epoch, offset)) = live else { return };
+        let (Some(envelope), Some(first)) = (range.messages.first(), answer.messages.first_mut()) else {
+            return;
+        };
+        if epoch != Epoch::from_bits(answer.epoch) || first.prev <= offset {
+            return;
+        }
+        let Ok(mut envelope) = envelope.envelope() else { return };
+        if let Message::Stored { previous, .. } = &mut envelope.message {
+            *previous = offset;
+        }
+        if let Some((_, stored)) = self.stored_message(&envelope.message)
+            && stored.offset == first.offset
+        {
+            (first.message, first.bytes) = (stored.message, stored.bytes);
+        }
     }
 
     /// Returns a message of a read as streams keep it.

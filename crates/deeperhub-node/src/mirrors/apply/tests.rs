@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use deeperhub_cluster::Whole;
 use serde_json::{Value, json};
 
 use super::*;
@@ -123,4 +124,24 @@ fn a_quiet_topic_moves_on_and_tells_its_subscribers_in_time() {
     let live = node.stored(2, 51, 1, 0);
     node.live(&live);
     assert_eq!(deliveries(&mut node), [message(51, json!(1))]);
+}
+
+#[test]
+fn a_message_of_a_read_follows_the_one_that_subscribers_have() {
+    let mut node = whole_with(&[(1, 0)]);
+    let mut requests = node.hub.streams.cluster.as_ref().unwrap().take_receiver().unwrap();
+    // Subscribers are not told at once that there are no messages up to here.
+    node.hub.vouch(&topic(), StorePosition { epoch: EPOCH, offset: 30 });
+    let later = node.stored(3, 45, 40, 0);
+    node.live(&later);
+    let Ok(crate::streams::ReaderRequest::Read { read, .. }) = requests.try_recv() else {
+        panic!("the mirror does not read");
+    };
+    // The store does not tell what was before the first message of an answer.
+    let lost = node.stored(2, 40, 29, 0);
+    let whole = Some(Whole { after: 29, to: 45 });
+    let answer = StreamRange { whole, ..TestHub::range(45, &[lost, later], None) };
+    let outcome = node.hub.apply_read(&topic(), read, Some(answer));
+    assert!(outcome.is_settled, "{outcome:?}");
+    assert_eq!(deliveries(&mut node), [message(40, json!(1)), message(45, json!(40))]);
 }
