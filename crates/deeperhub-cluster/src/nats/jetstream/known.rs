@@ -114,7 +114,13 @@ impl RuleStream {
     /// Notes a live message of a connection. A stream that was not compared on this connection may
     /// have lost messages. A message that it gives in their place must not hide this.
     pub(crate) fn see_live(&mut self, sequence: u64, time: &str, link: u64) {
-        if self.checked_for == link {
+        if self.checked_for != link {
+            return;
+        }
+        // A mark that the clearing node tells has no time of the server.
+        if time.is_empty() {
+            self.see(sequence);
+        } else {
             self.see_message(sequence, MessageTime::new(time));
         }
     }

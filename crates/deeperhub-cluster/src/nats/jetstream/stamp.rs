@@ -25,14 +25,11 @@ impl Republished {
         let stream = headers.last("Nats-Stream")?;
         let sequence: u64 = headers.last("Nats-Sequence")?.parse().ok()?;
         let previous = headers.last("Nats-Last-Sequence").and_then(|text| text.parse().ok());
-        // The node that has cleared a topic tells all others without a time.
-        let time = headers.last("Nats-Time-Stamp");
+        let time = headers.last("Nats-Time-Stamp").unwrap_or_default();
         let link = known.link();
         if let Some(topic) = stored_topic(&message.payload) {
             let (epoch, previous) = known.with_stream(prefix, stream, |known| {
-                if let Some(time) = time {
-                    known.see_live(sequence, time, link);
-                }
+                known.see_live(sequence, time, link);
                 (known.position(topic, sequence).epoch, known.previous(topic, previous.unwrap_or(0)))
             })?;
             let envelope = stamp(&message.payload, epoch, sequence, previous)?;
@@ -42,9 +39,8 @@ impl Republished {
         let envelope = Envelope::parse(&message.payload).ok()?;
         let Content::StreamReset { epoch, topic, .. } = &envelope.message else { return None };
         known.with_stream(prefix, stream, |known| {
-            if let Some(time) = time {
-                known.see_live(sequence, time, link);
-            }
+            // A stream that has lost the mark must be noticed by all that know it.
+            known.see_live(sequence, time, link);
             known.see_mark(topic.as_str(), Mark { epoch: *epoch, after: sequence });
         })?;
         Some(Self { key: (*epoch, sequence), envelope: message.payload.clone() })
@@ -171,6 +167,7 @@ mod tests {
         };
         assert_eq!(at(appended_envelope(), "3"), Some((100, 3)));
         assert_eq!(at(reset, "4"), Some((150, 4)));
+        assert_eq!(known.with("r-1", |known| (known.highest, known.last)), (4, None));
         assert_eq!(at(appended_envelope(), "5"), Some((150, 5)));
     }
 

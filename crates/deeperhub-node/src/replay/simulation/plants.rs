@@ -80,7 +80,7 @@ bugs! {
         /// Subscribers do not get the messages of a read.
         HealedNotTold = 0,
         /// A stream answers before it was read.
-        ColdAnswered = 52,
+        ColdAnswered = 117,
         /// Subscribers are not told of a new epoch of the store.
         ResetNotTold = 0,
         /// Messages that the store does not have are not told.

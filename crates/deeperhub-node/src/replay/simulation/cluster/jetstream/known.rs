@@ -159,6 +159,9 @@ impl Known {
                 Some(append.stored(known.position(topic, sequence), previous, append.time))
             }
             Content::Reset { epoch, envelope } => {
+                if known.is_checked {
+                    known.see(sequence);
+                }
                 known.see_mark(topic, (*epoch, sequence));
                 Some(envelope.clone().into())
             }
