@@ -121,8 +121,7 @@ impl Simulation {
         let time = self.broker_ms();
         let stored = Stored { number, time };
         let store = &self.store;
-        let forgets =
-            |before| matches!(store, Store::JetStream(server) if server.forgets(name, before, time));
+        let forgets = |before| store.forgets(name, before, time);
         let noted = self.logs[topic].append(position, stored, is_known, forgets);
         noted.map_err(|text| format!("{name}: {text}"))
     }

@@ -14,7 +14,7 @@ use super::plants::{ModelBug, is_broken};
 use super::store::Given;
 
 /// Time for which a publish with `once` is remembered.
-const ONCE_MS: u64 = 120_000;
+pub(super) const ONCE_MS: u64 = 120_000;
 
 /// Nodes whose fences a topic has.
 const MAX_FENCES: usize = 16;

@@ -73,6 +73,14 @@ impl Store {
         }
     }
 
+    /// Returns `true` if the server would not recognize a message of a topic that it has stored.
+    pub(super) fn forgets(&self, topic: &str, (offset, time): (u64, u64), now: u64) -> bool {
+        match self {
+            Self::Redis(_) => time + redis::ONCE_MS <= now,
+            Self::JetStream(server) => server.forgets(topic, (offset, time), now),
+        }
+    }
+
     /// Notes that the server has started again.
     pub(super) fn start_again(&mut self) {
         if let Self::JetStream(server) = self {
