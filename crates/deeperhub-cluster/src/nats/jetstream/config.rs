@@ -44,6 +44,36 @@ pub(super) fn wanted(names: &StreamNames, limits: &StreamLimits, config: &Config
     })
 }
 
+/// Key of the metadata with the sequence after which the stream has had its present limits, or larger
+/// ones.
+const WHOLE_AFTER: &str = "deeperhub_whole_after";
+
+/// Limits below which a stream removes messages.
+const LIMITS: [&str; 2] = ["max_msgs_per_subject", "max_age"];
+
+/// Returns `true` if an update raises a limit, so that the stream may lack messages which the new
+/// limits would have kept.
+pub(super) fn raises_limits(present: &Value, updated: &Value) -> bool {
+    // Without a positive number, there is no limit.
+    let limit = |settings: &Value, key| settings.get(key).and_then(Value::as_u64).filter(|limit| *limit > 0);
+    LIMITS.iter().any(|key| {
+        limit(present, key).is_some_and(|before| limit(updated, key).is_none_or(|after| before < after))
+    })
+}
+
+/// Returns the sequence up to which a stream may lack messages that its limits would have kept.
+pub(super) fn whole_after(settings: &Value) -> u64 {
+    let text = settings.pointer("/metadata").and_then(|metadata| metadata.get(WHOLE_AFTER)?.as_str());
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// Notes in the settings of a stream that it may lack messages up to a sequence.
+pub(super) fn set_whole_after(settings: &mut Value, sequence: u64) {
+    if let Some(metadata) = settings.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert(WHOLE_AFTER.to_owned(), json!(sequence.to_string()));
+    }
+}
+
 /// Returns the names of the settings that differ, and the settings that the stream should be
 /// updated to, if that is possible.
 pub(super) fn compare(wanted: &Value, present: &Value) -> (Vec<String>, Option<Value>) {
@@ -111,6 +141,29 @@ mod tests {
             assert_eq!(settings["duplicate_window"], window * 1_000_000_000_u64);
         }
         assert_eq!(settings(Duration::ZERO)["max_age"], 100_000_000);
+    }
+
+    #[test]
+    fn raised_limits_are_noted() {
+        let (small, large) = (settings(Duration::from_secs(5)), settings(Duration::from_secs(600)));
+        assert!(raises_limits(&small, &large) && !raises_limits(&large, &small));
+        assert!(!raises_limits(&large, &large));
+        let more = |messages: i64| {
+            let mut settings = large.clone();
+            settings["max_msgs_per_subject"] = json!(messages);
+            settings
+        };
+        assert!(raises_limits(&large, &more(8)) && !raises_limits(&large, &more(6)));
+        // An operator's stream without limits.
+        assert!(raises_limits(&large, &more(-1)) && !raises_limits(&more(-1), &large));
+        let mut noted = large.clone();
+        assert_eq!(whole_after(&noted), 0);
+        set_whole_after(&mut noted, 17);
+        assert_eq!(whole_after(&noted), 17);
+        // It stays when settings change.
+        noted["max_age"] = json!(1);
+        let (_, updated) = compare(&large, &noted);
+        assert_eq!(updated.map(|updated| whole_after(&updated)), Some(17));
     }
 
     #[test]

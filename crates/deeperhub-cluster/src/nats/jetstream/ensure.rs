@@ -73,7 +73,8 @@ impl StreamInfo {
         }
     }
 
-    fn number(&self, key: &str) -> u64 {
+    /// Returns a number of the settings; 0 for none.
+    pub(super) fn number(&self, key: &str) -> u64 {
         self.config.get(key).and_then(Value::as_u64).unwrap_or_default()
     }
 }
@@ -128,9 +129,6 @@ impl Store {
                 info.note(known);
                 known.checked_for = link;
                 known.wanted = (messages, age_ms);
-                known.max_messages = info.number("max_msgs_per_subject").max(1);
-                known.max_age_ms = info.number("max_age") / 1_000_000;
-                known.replicas = info.number("num_replicas").max(1);
             });
             return Ok(names);
         }
@@ -210,11 +208,25 @@ impl Store {
             let differing = differing.join("; ");
             warn!(stream, %differing, is_updated = update.is_some(), "Stream has other settings");
         }
-        if let Some(update) = update {
-            let answer = self.api.call(&format!("STREAM.UPDATE.{stream}"), &update).await?;
-            info.config = answer.get("config").cloned().unwrap_or(info.config);
+        if let Some(mut update) = update {
+            let raises_limits = config::raises_limits(&info.config, &update);
+            if raises_limits {
+                config::set_whole_after(&mut update, info.newest);
+            }
+            info = self.update(&stream, &update).await?;
+            // The smaller limits have also removed messages since the look.
+            if raises_limits && info.newest > config::whole_after(&info.config) {
+                config::set_whole_after(&mut update, info.newest);
+                info = self.update(&stream, &update).await?;
+            }
         }
         Ok(Some(info))
+    }
+
+    /// Changes the settings of a stream.
+    async fn update(&self, stream: &str, update: &Value) -> Result<StreamInfo, ApiError> {
+        let answer = self.api.call(&format!("STREAM.UPDATE.{stream}"), update).await?;
+        StreamInfo::parse(&answer).ok_or_else(unexpected)
     }
 
     /// Returns `true` if a stream lacks messages that the node knew before a look, which found this

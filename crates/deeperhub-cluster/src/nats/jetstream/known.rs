@@ -34,10 +34,6 @@ pub(crate) struct RuleStream {
     pub(crate) checked_for: u64,
     /// Messages of a topic and their age in milliseconds, as the rule wanted them at that time.
     pub(crate) wanted: (u64, u64),
-    /// Largest number of messages of a topic, and their largest age, as the stream has them.
-    pub(crate) max_messages: u64,
-    pub(crate) max_age_ms: u64,
-    pub(crate) replicas: u64,
     /// Newest sequence and time of the last look at positions, for streams with replicas.
     pub(crate) last_look: Option<(u64, u64)>,
 }

@@ -53,7 +53,9 @@
 //! position is later than all messages that are almost as old as `max_age`, and the topic has fewer
 //! messages after it than the limit. Otherwise it has all of them after its own first message. A
 //! topic without messages is whole up to the stream's newest sequence at a look before the read.
-//! Operators must not purge these streams or limit them by bytes.
+//! Limits that grow do not bring back what smaller ones have removed, so the stream's metadata has its
+//! newest sequence at that time: no answer vouches for anything before. Operators must not purge these
+//! streams or limit them by bytes.
 //!
 //! Replicas answer reads, and can be late. With replicas, the leader's newest message of the topic
 //! is compared with each answer.

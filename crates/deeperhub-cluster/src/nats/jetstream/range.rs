@@ -28,7 +28,8 @@ pub(super) struct Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Look {
     pub(super) newest: u64,
-    /// Sequence after which no message has reached almost the largest age.
+    /// Sequence after which no message has reached almost the largest age, or was in the stream while it
+    /// had smaller limits.
     pub(super) young_after: u64,
     /// Largest number of messages of a topic.
     pub(super) max_messages: u64,

@@ -6,6 +6,7 @@ use deeperhub_protocol::Topic;
 use serde_json::{Value, json};
 
 use super::api::{ApiError, Call};
+use super::config;
 use super::ensure::{Store, StreamInfo, number};
 use super::names::StreamNames;
 use super::range::Look;
@@ -77,9 +78,15 @@ impl Store {
                 self.forget(&names);
                 continue;
             };
-            let (max_messages, max_age_ms, replicas) =
-                self.known(&names, |known| (known.max_messages, known.max_age_ms, known.replicas));
-            let look = Look { newest: info.newest, young_after: 0, max_messages, time_ms: info.time_ms };
+            // Another node may have changed the limits since this one has compared them.
+            let look = Look {
+                newest: info.newest,
+                young_after: config::whole_after(&info.config),
+                max_messages: info.number("max_msgs_per_subject").max(1),
+                time_ms: info.time_ms,
+            };
+            let (max_age_ms, replicas) =
+                (info.number("max_age") / 1_000_000, info.number("num_replicas").max(1));
             return Ok(Source { names, stream, info, look, max_age_ms, replicas });
         }
         let description = format!("the stream of {} is not there", rule.name);
@@ -124,7 +131,8 @@ impl Store {
             let Some(Ok(source)) = sources.get_mut(index) else { continue };
             if is_age {
                 let first = answer.first().and_then(|first| number(first, "Nats-Sequence"));
-                source.look.young_after = first.map_or(source.look.newest, |first| first.saturating_sub(1));
+                let young_after = first.map_or(source.look.newest, |first| first.saturating_sub(1));
+                source.look.young_after = source.look.young_after.max(young_after);
             } else {
                 let names = source.names.clone();
                 for message in &answer {

@@ -1,13 +1,15 @@
 //! Reads of a stream that has messages of several topics.
 
-use deeperhub_cluster::{Message, StorePosition, StoredEnvelope};
+use std::time::Duration;
+
+use deeperhub_cluster::{Message, StorePosition, StoredEnvelope, StreamLimits};
 use serde_json::Value;
 
 use super::server::Server;
 use crate::node::{LIMITS, Node, contents, read, topic};
 use crate::scenarios::keep_the_last_200_of_300;
 use crate::store::Store;
-use crate::wait;
+use crate::{eventually, wait};
 
 #[test]
 fn reads_tell_which_messages_were_removed() {
@@ -18,6 +20,25 @@ fn reads_tell_which_messages_were_removed() {
     assert_eq!((whole(after(50), 1000).after, whole(after(50), 1000).to), (100, 300));
     assert_eq!((whole(after(100), 1000).after, whole(after(290), 5).to), (100, 295));
     assert_eq!((whole(after(150), 1000).after, whole(None, 5).after), (150, 295));
+}
+
+#[test]
+fn raised_limits_do_not_hide_what_smaller_ones_removed() {
+    let Some(server) = Server::start() else { return };
+    let few = StreamLimits { messages: 2, ..LIMITS };
+    let short = StreamLimits { ttl: Duration::from_secs(1), ..LIMITS };
+    let node = Node::join_with(server.config(), "a", &[("few", few), ("short", short)]);
+    for number in 1..=5_u64 {
+        node.store("few", number);
+    }
+    node.store("short", 6);
+    eventually("the age of the message", || node.read(read("short", None, 9)).kept == 0);
+    node.set_rules(&[("few", LIMITS), ("short", LIMITS)]);
+    let first = node.store("few", 7);
+    assert_eq!(first.offset, 6);
+    let range = node.read(read("few", Some(StorePosition { offset: 1, ..first }), 9));
+    assert_eq!((range.messages[0].offset(), range.whole.unwrap().after), (4, 3));
+    assert_eq!(node.read(read("short", None, 9)).whole.unwrap().after, 1);
 }
 
 #[test]

@@ -48,6 +48,10 @@ bugs! {
     ExpectedStreamIgnored = 138,
     /// JetStream: the marks of cleared topics are not read.
     MarksUnread = 48,
+    /// JetStream: a mark that the node knows is not compared on a new connection.
+    MarksNotCompared = 13130,
+    /// JetStream: messages that smaller limits have removed count as kept by larger ones.
+    RaisedLimitsForgotten = 1477,
     /// JetStream: a read vouches for what the limits have removed.
     WholeTooEarly = 105,
 }

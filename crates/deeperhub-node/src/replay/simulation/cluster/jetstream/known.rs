@@ -91,6 +91,11 @@ impl RuleStream {
         *known = (*known).max(mark);
     }
 
+    /// Returns the topics that were cleared, with their epochs.
+    pub(super) fn marks(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.marks.iter().map(|(topic, (epoch, _))| (&**topic, *epoch))
+    }
+
     pub(super) fn begin(&mut self, epoch: u64) {
         *self = Self { epoch, ..Self::default() };
     }
@@ -159,8 +164,8 @@ impl Known {
                 Some(append.stored(known.position(topic, sequence), previous, append.time))
             }
             Content::Reset { epoch, envelope } => {
-                if known.is_checked {
-                    known.see(sequence);
+                if known.is_checked && !is_broken(ModelBug::MarksNotCompared) {
+                    known.see_message(sequence, record.serial);
                 }
                 known.see_mark(topic, (*epoch, sequence));
                 Some(envelope.clone().into())

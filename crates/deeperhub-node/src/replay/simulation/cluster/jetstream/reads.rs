@@ -72,7 +72,7 @@ impl Session<'_> {
             0
         };
         let Stream { newest, newest_serial, max_messages, .. } = *stream;
-        Look { newest, newest_serial, young_after, max_messages }
+        Look { newest, newest_serial, young_after: young_after.max(stream.whole_after), max_messages }
     }
 
     fn note_marks(&mut self, topic: &str) {

@@ -70,6 +70,8 @@ pub(super) struct Stream {
     pub(super) newest_serial: u64,
     pub(super) max_messages: u64,
     pub(super) max_age_ms: u64,
+    /// Sequence up to which the stream may lack messages, because it had smaller limits.
+    pub(super) whole_after: u64,
     /// The messages of all topics.
     pub(super) records: BTreeMap<u64, Arc<Record>>,
     /// Epochs of cleared topics, and the sequences of their marks. No limit removes them.
@@ -98,6 +100,7 @@ impl Stream {
             newest_serial: 0,
             max_messages,
             max_age_ms,
+            whole_after: 0,
             records: BTreeMap::new(),
             marks: BTreeMap::new(),
             identities: BTreeMap::new(),
@@ -128,6 +131,11 @@ impl Stream {
     }
 
     pub(super) fn set_limits(&mut self, (max_messages, max_age_ms): (u64, u64), now: u64) {
+        if (max_messages > self.max_messages || max_age_ms > self.max_age_ms)
+            && !is_broken(ModelBug::RaisedLimitsForgotten)
+        {
+            self.whole_after = self.newest;
+        }
         (self.max_messages, self.max_age_ms) = (max_messages, max_age_ms);
         let topics: Vec<_> = self.records.values().map(|record| record.topic.clone()).collect();
         topics.iter().for_each(|topic| self.trim(topic));

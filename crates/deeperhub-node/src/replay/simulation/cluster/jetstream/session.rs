@@ -59,7 +59,7 @@ impl Session<'_> {
         }
         let known = known.clone();
         if let Some(stream) = self.stream(topic) {
-            if has_lost(&known, stream) {
+            if has_lost(&known, stream) || has_lost_mark(&known, stream) {
                 self.server.streams.remove(rule_of(topic));
             } else if is_append_removed(&known, stream) {
                 self.known(topic).forget_given_again();
@@ -108,6 +108,7 @@ impl Session<'_> {
         }
         let epoch = self.given.new_epoch(self.now.max(present.max(known_epoch) + 1));
         let (now, node_ms, serial) = (self.now, self.node_ms, self.given.new_serial());
+        let identity = format!("r{serial}");
         let Some(stream) = self.stream(topic) else { return StorePosition { epoch, offset: 0 } };
         // The mark is a message of another subject.
         stream.newest += 1;
@@ -121,13 +122,17 @@ impl Session<'_> {
             previous,
             time: now,
             serial,
-            identity: String::new(),
+            identity: identity.clone(),
             content: Content::Reset { epoch, envelope: reset_envelope(topic, epoch, node_ms, serial) },
         });
         let offset = record.sequence;
         let known = self.known(topic);
         known.note_given(stream_epoch, offset);
-        known.see(offset);
+        if is_broken(ModelBug::MarksNotCompared) {
+            known.see(offset);
+        } else {
+            known.see_append(offset, &identity);
+        }
         known.see_mark(topic, (epoch, offset));
         self.sent.push(record);
         StorePosition { epoch, offset }
@@ -208,6 +213,14 @@ fn has_lost(known: &RuleStream, stream: &Stream) -> bool {
     let later = stream.records.values().find(|record| record.serial >= serial);
     later.is_some_and(|later| later.sequence < sequence && later.serial != serial)
         && !is_broken(ModelBug::RemovedNotCompared)
+}
+
+/// Returns `true` if a stream lacks a mark that the node knew. No limit removes the last one of a topic.
+fn has_lost_mark(known: &RuleStream, stream: &Stream) -> bool {
+    let newest = |topic: &str| stream.marks.get(topic)?.iter().map(|(epoch, _)| *epoch).max();
+    known.epoch == stream.epoch
+        && known.marks().any(|(topic, epoch)| newest(topic).is_none_or(|newest| newest < epoch))
+        && !is_broken(ModelBug::MarksNotCompared)
 }
 
 /// Returns `true` if the limits have removed the newest known message, or the one in its place, and
