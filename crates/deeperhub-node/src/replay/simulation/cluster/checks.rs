@@ -80,7 +80,7 @@ pub(super) fn node_newest(node: &Node, name: &str) -> Option<(u64, u64)> {
     Some((known.epoch, known.offset))
 }
 
-/// What the store has of a topic.
+/// Content of a topic in the store.
 #[derive(Debug, Clone, Copy)]
 struct StoreView<'a> {
     epoch: u64,

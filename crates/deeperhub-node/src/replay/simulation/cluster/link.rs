@@ -48,7 +48,7 @@ pub(super) struct Link {
     pub(super) late: VecDeque<Late>,
     /// `true` if the streams of JetStream were compared since the node has connected.
     pub(super) is_prepared: bool,
-    /// What JetStream was sent of the batch.
+    /// Part of the batch that JetStream was sent.
     pub(super) attempt: Option<Attempt>,
     /// Knowledge of the node about the streams of JetStream.
     pub(super) known: Known,

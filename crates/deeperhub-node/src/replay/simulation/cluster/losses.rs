@@ -80,7 +80,7 @@ impl Simulation {
             }
             Knowledge::Looked => {
                 self.append_unseen(last, lost, 2)?;
-                // Those that follow the topic read it meanwhile.
+                // Followers of the topic read it meanwhile.
                 self.advance(LOOK_TIME, true)?;
             }
         }

@@ -1,4 +1,4 @@
-//! What a node asks of the server before it appends or reads.
+//! Requests of a node to the server before it appends or reads.
 
 use std::sync::Arc;
 
