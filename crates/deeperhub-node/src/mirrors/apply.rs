@@ -255,13 +255,7 @@ impl Hub {
     ) -> ReadOutcome {
         let at = self.streams.clock.now();
         let now = self.streams.clock.seconds(at);
-        let answer = range.map(|range| {
-            let mut answer = self.stream_read(request, &range);
-            if range.whole.is_some() {
-                self.chain_first(topic, &range, &mut answer);
-            }
-            answer
-        });
+        let answer = range.map(|range| (self.stream_read(request, &range), range));
         let Some(store) = &self.streams.cluster else { return ReadOutcome::default() };
         let metrics = &store.mirror_metrics;
         let mut remains = Remains::default();
@@ -272,10 +266,15 @@ impl Hub {
                 outcome.is_settled = true;
                 return (pushes, outcome);
             };
-            let Some(answer) = answer else {
+            let Some((mut answer, range)) = answer else {
                 stripe.on_read_failed(id, request.number);
                 return (pushes, outcome);
             };
+            if range.whole.is_some()
+                && let Some(stream) = stripe.table.get(id)
+            {
+                self.chain_first((stream.epoch(), stream.live_offset()), &range, &mut answer);
+            }
             if stripe.is_rewritten(id, answer.epoch, &answer.messages) && !planted!(RewriteUnread) {
                 stripe.on_read_failed(id, request.number);
                 let reset = |known| (known, ResetWhen::StoreHasRewritten);
@@ -333,12 +332,12 @@ impl Hub {
     /// Lets the first message of an answer follow the one that subscribers have. The store does not tell
     /// what was before it, and they were not told of the offsets without messages that the stream has
     /// passed since.
-    fn chain_first(&self, topic: &Topic<'_>, range: &StreamRange, answer: &mut StreamRead<KeptFrame>) {
-        let live = self.router.update_kept(topic, |_, kept, stripe| {
-            let stream = stripe.table.get(stripe.find(kept)?)?;
-            Some((stream.epoch(), stream.live_offset()))
-        });
-        let Some((epoch, offset)) = live else { return };
+    fn chain_first(
+        &self,
+        (epoch, offset): (Epoch, u64),
+        range: &StreamRange,
+        answer: &mut StreamRead<KeptFrame>,
+    ) {
         let (Some(envelope), Some(first)) = (range.messages.first(), answer.messages.first_mut()) else {
             return;
         };
