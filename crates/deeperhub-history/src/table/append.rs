@@ -114,14 +114,16 @@ impl<M, N> StreamTable<M, N> {
         let epoch = stream.epoch();
         let Some(offset) = offset_of(stream) else { return Ok(None) };
         let (message, bytes) = seal(epoch, offset, policy)?;
-        entry.touched = now;
+        // Whether messages of the rule have expired is seen by the first message of a second: the
+        // queue that says so is in cold cache lines.
+        let is_first = std::mem::replace(&mut entry.touched, now) != now;
         // Most messages take the place of the oldest one in a full history. Then nothing else can
         // change: the stream stays in its queues, no message of the rule has expired, and the budget
         // has room for the difference.
         if let Some((kept, freed)) = stream.fits_for_oldest(&bounds, bytes)
             && entry.queued.by_age
             && (entry.is_followed || entry.queued.idle)
-            && !self.queues[rule.index()].has_expired(bounds.ttl_seconds, now)
+            && !(is_first && self.queues[rule.index()].has_expired(bounds.ttl_seconds, now))
             && self.budget.has_room_for(kept.into(), freed.into())
         {
             if let Some(slot) = stream.take_oldest() {
