@@ -298,7 +298,10 @@ async function hidden(page) {
 /** The client of the page, if this server has the library. */
 async function tryIt(page) {
   await open(page, "#/try", "Try it");
-  if (!(await fetch(new URL("deeperhub.js", url))).ok) {
+  const library = await fetch(new URL("deeperhub.js", url));
+  // A body that is not read keeps its connection, and this program, for a minute.
+  await library.text();
+  if (!library.ok) {
     await page.getByText("This server has no client library").waitFor();
     return;
   }
