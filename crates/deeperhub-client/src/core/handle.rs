@@ -350,13 +350,17 @@ impl Handle {
             self.position.clone_from(&newest);
         }
         self.has_joined = true;
-        // Events before the epoch of the kept messages are older than these.
+        // Events before the epoch of the kept messages, or before an event that these cover, are older
+        // than these. They can lack a position, if the topic was without history meanwhile.
         let current = epoch(&self.position);
+        let is_covered = |position: &Position| self.position.as_ref().is_some_and(|at| at.covers(position));
         let start = joining.pending.iter().rposition(|pending| match pending {
             Pending::Gap { gap, .. } => {
                 gap.from.is_none() && current.is_some() && epoch(&gap.position) == current
+                    || gap.position.as_ref().is_some_and(is_covered)
             }
-            Pending::Message { .. } | Pending::Skipped { .. } => false,
+            Pending::Message { message, .. } => message.position.as_ref().is_some_and(is_covered),
+            Pending::Skipped { position, .. } => is_covered(position),
         });
         for pending in joining.pending.iter().skip(start.map_or(0, |start| start + 1)) {
             match pending {

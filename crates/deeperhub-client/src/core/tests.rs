@@ -349,3 +349,17 @@ fn messages_that_are_held_back_and_dropped_are_asked_for_again() {
     let is_asked = |action: &Action| matches!(action, Action::Send(text) if text.contains(r#""offset":3"#));
     assert!(actions.iter().any(is_asked), "{actions:?}");
 }
+
+#[test]
+fn messages_without_a_position_before_kept_ones_are_older() {
+    let (mut core, _, handle, id) = joined(3);
+    let plain = r#"{"type":"message","data":{"topic":"t","message":1}}"#;
+    let lost = trimmed(4, 8).replace(r#""a""#, r#""c""#);
+    // The topic was without history for a while.
+    let ninth = message(9).replace(r#""a""#, r#""c""#);
+    for text in [plain, &*lost, &*ninth, &*history(id)] {
+        receive(&mut core, text, 1);
+    }
+    receive(&mut core, &message(10).replace(r#""a""#, r#""c""#), 1);
+    assert_eq!(taken(&mut core, handle), ["9", "live None", "10"]);
+}
