@@ -170,7 +170,7 @@ impl Session<'_> {
 }
 
 /// Returns the identity by which the server recognizes a message.
-fn identity(append: &QueuedAppend, epoch: u64) -> String {
+pub(super) fn identity(append: &QueuedAppend, epoch: u64) -> String {
     match &append.once {
         Some((user, text)) => format!("o{epoch} {} {user} {text}", append.topic),
         None => {

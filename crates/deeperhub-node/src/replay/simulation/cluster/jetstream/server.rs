@@ -8,6 +8,7 @@ use deeperhub_cluster::StorePosition;
 use deeperhub_cluster::simulation::QueuedAppend;
 
 use super::super::plants::{ModelBug, is_broken};
+use super::appends::identity;
 
 /// Time for which the server recognizes messages that are sent again.
 const DUPLICATE_WINDOW_MS: u64 = 120_000;
@@ -194,11 +195,27 @@ impl Server {
         }
     }
 
-    /// Returns `true` if the server would not recognize a message of a topic that it has stored.
+    /// Returns `true` if the server need not recognize a message of a topic that it has stored when the
+    /// topic's newest one repeats it.
     pub(in super::super) fn forgets(&self, topic: &str, (sequence, time): (u64, u64), now: u64) -> bool {
         self.streams.get(rule_of(topic)).is_none_or(|stream| {
             let window = stream.max_age_ms.min(DUPLICATE_WINDOW_MS);
-            time + window <= now || !stream.records.contains_key(&sequence)
+            let present = stream.records.get(&sequence);
+            let newest = stream.of_topic(topic, 0).next_back();
+            let mut epochs = stream.epochs(topic);
+            let latest = epochs.iter().copied().max();
+            epochs.retain(|epoch| Some(*epoch) != latest);
+            // `once` is not kept when a topic is cleared, which the node of a publish may not know yet.
+            let is_older = |record: &Arc<Record>| match &record.content {
+                Content::Message(append) if append.once.is_some() => {
+                    epochs.iter().any(|epoch| record.identity == identity(append, *epoch))
+                }
+                Content::Message(_) | Content::Reset { .. } => false,
+            };
+            time + window <= now
+                || present.is_none()
+                || present.is_some_and(is_older)
+                || newest.is_some_and(is_older)
         })
     }
 
