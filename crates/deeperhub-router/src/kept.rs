@@ -272,4 +272,12 @@ impl<M: Send + 'static, T: Keep> Router<M, T> {
             stripe.visit_kept(&self.shared().hasher, visit);
         }
     }
+
+    /// Calls `visit` with each topic of a stripe that has subscribers or for which something is kept.
+    /// Otherwise works like [`visit_kept`](Self::visit_kept). What `visit` keeps for a topic stays.
+    pub fn visit_topics(&self, stripe: usize, visit: impl FnMut(TopicView<'_>, &mut T, &mut T::Stripe)) {
+        if let Some(mut stripe) = self.shared().stripe_at(stripe) {
+            stripe.visit_topics(&self.shared().hasher, visit);
+        }
+    }
 }

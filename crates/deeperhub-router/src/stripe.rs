@@ -261,10 +261,22 @@ impl<T: Keep> Stripe<T> {
         hasher: &RandomState,
         mut visit: impl FnMut(TopicView<'_>, &mut T, &mut T::Stripe),
     ) {
-        self.topics.retain(|entry| {
-            if !entry.kept.is_spent() {
-                visit(TopicView::new(&entry.route), &mut entry.kept, &mut self.value);
+        self.visit_topics(hasher, |topic, kept, value| {
+            if !kept.is_spent() {
+                visit(topic, kept, value);
             }
+        });
+    }
+
+    /// Calls `visit` with each topic, its kept value and the stripe's value. Removes topics that are
+    /// not used any more.
+    pub(crate) fn visit_topics(
+        &mut self,
+        hasher: &RandomState,
+        mut visit: impl FnMut(TopicView<'_>, &mut T, &mut T::Stripe),
+    ) {
+        self.topics.retain(|entry| {
+            visit(TopicView::new(&entry.route), &mut entry.kept, &mut self.value);
             entry.is_used()
         });
         self.shrink(hasher);
@@ -366,6 +378,27 @@ mod tests {
             assert_eq!(taken, (number < 100).then_some(number));
         }
         assert!(stripe.topics.is_empty());
+    }
+
+    #[test]
+    fn something_can_be_kept_for_topics_with_subscribers() {
+        let hasher = RandomState::with_seeds(1, 2, 3, 4);
+        let mut stripe = Stripe::<Option<u32>>::new(());
+        let names = ["a", "b"].map(|name| (name, hasher.hash_one(name)));
+        for (number, (name, hash)) in (1..).zip(names) {
+            let add = |entry: &mut RouteEntry, (): &()| entry.add(3, DeliveryState::Live, || 7);
+            stripe.subscribe(hash, name, &hasher, add, |_, kept, ()| {
+                *kept = Some(number).filter(|_| name == "a")
+            });
+        }
+        stripe.visit_topics(&hasher, |topic, kept, ()| {
+            assert_eq!(topic.subscribers(), 1);
+            *kept = kept.map_or(Some(2), |_| None);
+        });
+        let mut kept = Vec::new();
+        stripe.visit_kept(&hasher, |topic, value, ()| kept.push((topic.name().to_string(), *value)));
+        assert_eq!(kept, [("b".to_owned(), Some(2))]);
+        assert_eq!(stripe.topics.len(), 2);
     }
 
     #[test]

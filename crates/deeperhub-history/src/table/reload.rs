@@ -16,7 +16,7 @@ pub struct RemovedStream<N> {
     pub id: StreamId,
     /// The name.
     pub name: N,
-    /// Place of the newest message.
+    /// Place of a subscriber that got everything.
     pub end: Cursor,
     /// `true` if the stream has subscribers.
     pub is_followed: bool,
@@ -46,7 +46,7 @@ impl<M, N> StreamTable<M, N> {
             match rule_of(entry, &mut find) {
                 Some(rule) => kept.push((id, rule)),
                 None => {
-                    let end = Cursor::new(entry.stream.epoch(), entry.stream.newest());
+                    let end = Cursor::new(entry.stream.epoch(), entry.stream.live_offset());
                     let is_followed = entry.is_followed;
                     let name = self.remove(id, evicted);
                     removed.extend(name.map(|name| RemovedStream { id, name, end, is_followed }));

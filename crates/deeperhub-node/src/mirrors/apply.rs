@@ -99,7 +99,7 @@ impl Hub {
         let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
             let known = stripe.find(kept);
             let id = known.or_else(|| self.open_followed((topic, kept, stripe), now, &mut remains));
-            let begun = id.filter(|_| known.is_none()).and_then(|id| stripe.begin_late(id));
+            let begun = id.filter(|_| known.is_none()).and_then(|id| stripe.begin_read(id));
             let frame = stored.message.clone();
             // Without history, a message has no position. Subscribers that were here before the stream
             // are told their position when it is whole.
@@ -150,7 +150,7 @@ impl Hub {
 
     /// Opens the stream of a topic that has subscribers and no stream: its rule is newer than their
     /// subscriptions.
-    fn open_followed(
+    pub(super) fn open_followed(
         &self,
         (topic, kept, stripe): (TopicView<'_>, &mut KeptStream, &mut StreamStripe),
         now: Seconds,
@@ -222,28 +222,41 @@ impl Hub {
         ServerMessage::Gap { topic, from, position, reason }.to_frame().keep()
     }
 
-    /// Returns the gap for subscribers whose topic has got a stream. They stand at its newest message.
-    fn first_gap(
+    /// Returns what tells subscribers their position, if they were here before the topic's stream.
+    /// `end` is where rules have ended the stream before it. Live subscribers that have a position of
+    /// that stream stand there.
+    fn first_push(
         &self,
         (topic, stripe): (TopicView<'_>, &StreamStripe),
-        (epoch, offset): (Epoch, u64),
+        ((epoch, offset), end): ((Epoch, u64), Option<Cursor>),
         at: Instant,
     ) -> Push {
-        let (name, content) = (topic.name(), StreamContent::Gap(GapReason::Epoch));
-        let frame = self.gap_frame(name, None, (epoch, offset), GapReason::Epoch, at);
-        let (topic, before) = (Arc::clone(name), Cursor::new(epoch, offset));
-        let rule_changes = stripe.rule_changes;
-        let sequenced =
-            Sequenced { topic, before, may_suspend: true, content, is_mirrored: true, rule_changes };
-        Push {
-            frame,
-            excluded: None,
-            sequenced: Some(sequenced),
-            observed: None,
-            at,
-            reach: Reach::Topic,
-            span: None,
-        }
+        let name = topic.name();
+        let (before, content) = match end.filter(|end| end.epoch() == epoch) {
+            // Subscribers may have got some of these messages without their positions.
+            Some(end) if end.offset() < offset => (Some(end), StreamContent::Gap(GapReason::Lost)),
+            Some(end) => (Some(end), StreamContent::Position),
+            None => (None, StreamContent::Gap(GapReason::Epoch)),
+        };
+        let from = before.map(|end| end.offset() + 1);
+        let frame = match content {
+            StreamContent::Gap(reason) => self.gap_frame(name, from, (epoch, offset), reason, at),
+            _ => {
+                let position = Position { epoch, offset, time: self.streams.look_ms(at) };
+                ServerMessage::Position { topic: name, position }.to_frame().keep()
+            }
+        };
+        let sequenced = Sequenced {
+            topic: Arc::clone(name),
+            before: before.unwrap_or(Cursor::new(epoch, offset)),
+            // A replay could not tell a gap of unknown length, so a full queue does not refuse it.
+            may_suspend: before.is_some(),
+            content,
+            is_mirrored: true,
+            rule_changes: stripe.rule_changes,
+        };
+        let (sequenced, reach) = (Some(sequenced), Reach::Topic);
+        Push { frame, excluded: None, sequenced, observed: None, at, reach, span: None }
     }
 
     /// Applies the answer of a read.
@@ -296,7 +309,7 @@ impl Hub {
                 }
             }
             if let Some(place) = stripe.take_early_subscribers(id).filter(|_| topic.subscribers() > 0) {
-                pushes.push(self.first_gap((topic, stripe), place, at).into_outgoing());
+                pushes.push(self.first_push((topic, stripe), place, at).into_outgoing());
             }
             outcome.next = result.next;
             let reset = |known| (known, ResetWhen::StoreIsBehind);

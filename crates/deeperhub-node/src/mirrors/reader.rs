@@ -287,8 +287,10 @@ impl Reader {
         }
     }
 
-    /// Answers the clients that wait for topics which no rule keeps any more.
+    /// Reads the topics whose subscribers were here before their rule, and answers the clients that
+    /// wait for topics which no rule keeps any more.
     pub(super) fn on_rules_changed(&mut self) {
+        self.queue.extend(self.hub.open_late_streams());
         let has_rule =
             |topic: &str| Topic::parse(topic).is_ok_and(|topic| self.hub.streams.rule(&topic).is_some());
         let without: Vec<_> = self.waiting.keys().filter(|topic| !has_rule(topic)).cloned().collect();

@@ -1,12 +1,14 @@
 //! Reads of topics from the cluster's store: when one begins, and which messages it asks for.
 
+use std::sync::Arc;
+
 use deeperhub_cluster::{StorePosition, StreamRange, StreamRead};
 use deeperhub_history::ReadRequest;
 use deeperhub_protocol::Topic;
 
 use crate::hub::Hub;
 use crate::planted::planted;
-use crate::streams::ClusterStore;
+use crate::streams::{ClusterStore, Remains};
 
 /// How a read begins.
 pub(super) enum Begin {
@@ -29,6 +31,26 @@ impl Hub {
             }
             stripe.begin_read(id).map_or(Begin::Reading, Begin::Read)
         })
+    }
+
+    /// Opens the streams of topics that have got a rule while they had subscribers. Returns the reads
+    /// that they need.
+    pub(super) fn open_late_streams(&self) -> Vec<(Arc<str>, ReadRequest)> {
+        let now = self.streams.clock.seconds(self.streams.clock.now());
+        let mut reads = Vec::new();
+        for stripe in self.router.stripes() {
+            let mut remains = Remains::default();
+            self.router.visit_topics(stripe, |topic, kept, stripe| {
+                if stripe.find(kept).is_none()
+                    && let Some(id) = self.open_followed((topic, kept, stripe), now, &mut remains)
+                    && let Some(read) = stripe.begin_read(id)
+                {
+                    reads.push((Arc::clone(topic.name()), read));
+                }
+            });
+            self.streams.finish(&self.router, remains, now);
+        }
+        reads
     }
 
     /// Returns the read that a topic needs after one has failed.

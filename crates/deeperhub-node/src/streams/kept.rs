@@ -12,6 +12,7 @@ use deeperhub_protocol::{Epoch, Topic};
 use deeperhub_router::{Keep, TopicView};
 
 use super::clock::Clock;
+use super::cluster_store::TopicMirror;
 use super::disk::Disk;
 use super::stored::{DiskStream, StoreRefused, StreamName};
 
@@ -151,8 +152,9 @@ impl StreamStripe {
     ) -> Vec<StreamName> {
         self.rule_changes = self.rule_changes.wrapping_add(1);
         let removed = self.table.set_budget(budget, find, evicted).into_iter();
-        let forget = |RemovedStream { id, name, end, is_followed }| {
-            if is_followed {
+        let forget = |RemovedStream { id, name, end, is_followed }: RemovedStream<StreamName>| {
+            let end = name.mirror.as_ref().map_or(Some(end), |mirror| mirror.end(end));
+            if let Some(end) = end.filter(|_| is_followed) {
                 self.ends.insert(id, end);
             }
             name
@@ -162,7 +164,10 @@ impl StreamStripe {
 
     /// Returns the end of the topic's stream, if rules have removed it.
     pub(crate) fn end(&self, kept: &KeptStream) -> Option<Cursor> {
-        self.ends.get(&kept.0?).copied()
+        let id = kept.0?;
+        // A mirror that is not whole yet has taken the place of the stream.
+        let before = || self.table.name(id)?.mirror.as_ref()?.end_before();
+        self.ends.get(&id).copied().or_else(before)
     }
 
     /// Returns the topic's stream without expired messages, if it has one. A mirror that was not read
@@ -253,13 +258,14 @@ impl StreamStripe {
             let parsed = Topic::parse(&**topic.name()).ok();
             parsed.and_then(|topic| super::find_rule(self.table.budget(), &topic)).ok_or(NoStream::NoRule)?
         };
-        let mirror = self.is_mirror.then(Box::default);
+        let has_subscribers = topic.subscribers() > 0;
+        let mirror = self.is_mirror.then(|| Box::new(TopicMirror::opened(has_subscribers, self.end(kept))));
         let name = StreamName { topic: Arc::clone(topic.name()), disk: None, mirror };
         match self.table.open(rule, name, fastrand::u64(..), now, &mut remains.evicted) {
             Ok(opened) => {
                 remains.removed.extend(opened.replaced);
                 kept.forget(self);
-                if topic.subscribers() > 0 {
+                if has_subscribers {
                     self.table.set_followed(opened.id, true, now);
                 }
                 kept.0 = Some(opened.id);

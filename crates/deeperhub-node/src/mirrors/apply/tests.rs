@@ -1,9 +1,13 @@
 use std::time::Duration;
 
 use deeperhub_cluster::Whole;
+use deeperhub_history::Rules;
+use deeperhub_listener::ConnectionKey;
+use deeperhub_protocol::Subscription;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::HistoryLimits;
 use crate::mirrors::test_hub::{EPOCH, TOPIC, TestHub};
 
 fn topic() -> Topic<'static> {
@@ -144,4 +148,69 @@ fn a_message_of_a_read_follows_the_one_that_subscribers_have() {
     let outcome = node.hub.apply_read(&topic(), read, Some(answer));
     assert!(outcome.is_settled, "{outcome:?}");
     assert_eq!(deliveries(&mut node), [message(40, json!(1)), message(45, json!(40))]);
+}
+
+/// Replaces the rules of a hub, or removes all.
+fn set_rules(node: &TestHub, rule: Option<&str>) {
+    let rules = Rules::new(rule.map(|rule| rule.parse().unwrap())).unwrap();
+    let limits = HistoryLimits { rules, ..HistoryLimits::default() };
+    node.hub.streams.set_limits(&node.hub.router, &limits);
+}
+
+/// Returns the read of the topic, whose stream is opened now.
+fn open_late(node: &TestHub) -> ReadRequest {
+    let mut reads = node.hub.open_late_streams();
+    assert_eq!(reads.len(), 1);
+    assert_eq!(node.hub.open_late_streams(), []);
+    let (topic, read) = reads.remove(0);
+    assert_eq!(&*topic, TOPIC);
+    read
+}
+
+#[test]
+fn subscribers_of_a_topic_that_gets_its_rule_back_are_told_what_they_may_have_missed() {
+    for (newest, told) in [(3, ("gap", json!("lost"))), (1, ("position", Value::Null))] {
+        let mut node = whole_with(&[(1, 0)]);
+        let kept: Vec<_> = (1..=newest).map(|offset| node.stored(offset, offset, offset - 1, 0)).collect();
+        set_rules(&node, None);
+        assert_eq!(node.hub.open_late_streams(), []);
+        set_rules(&node, Some("kept.>: history=10"));
+        let first = open_late(&node);
+        // The stream is removed again before it was read.
+        set_rules(&node, None);
+        set_rules(&node, Some("kept.>: history=10"));
+        let read = open_late(&node);
+        node.read(first, TestHub::range(newest, &kept, None));
+        assert_eq!(deliveries(&mut node), []);
+        node.read(read, TestHub::range(newest, &kept, None));
+        assert_eq!(deliveries(&mut node), [(told.0.to_owned(), json!(newest), told.1)]);
+        let live = node.stored(9, newest + 1, newest, 0);
+        node.live(&live);
+        assert_eq!(deliveries(&mut node), [message(newest + 1, Value::Null)]);
+    }
+}
+
+#[test]
+fn subscribers_of_a_topic_that_gets_a_rule_are_told_where_they_stand() {
+    let mut node = TestHub::new();
+    let kept: Vec<_> = (1..=3).map(|offset| node.stored(offset, offset, offset - 1, 0)).collect();
+    set_rules(&node, None);
+    node.shard.subscribe(7, &Subscription::Topic(topic()));
+    set_rules(&node, Some("kept.>: history=10"));
+    // Another client's subscription opens the stream.
+    let read = node.follow(8);
+    assert_eq!(node.hub.open_late_streams(), []);
+    node.live(&kept[2]);
+    let of_first = |node: &mut TestHub| {
+        let of_first = |(key, frame): (ConnectionKey, Value)| (key == 7).then_some(frame);
+        node.deliveries().into_iter().filter_map(of_first).collect::<Vec<_>>()
+    };
+    let told = of_first(&mut node);
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0]["type"].as_str(), &told[0]["data"]["offset"]), (Some("message"), &Value::Null));
+    node.read(read, TestHub::range(3, &kept, None));
+    let told = of_first(&mut node);
+    assert_eq!(told.len(), 1);
+    let data = &told[0]["data"];
+    assert_eq!((&data["reason"], &data["offset"], &data["from"]), (&json!("epoch"), &json!(3), &Value::Null));
 }

@@ -75,6 +75,8 @@ bugs! {
         RewriteUnread = 4,
         /// A topic with subscribers that gets a rule has no stream until another client comes.
         LateRuleIgnored = 314,
+        /// Subscribers from before a stream are not told where they stand in it.
+        EarlySubscribersForgotten = 1666,
         /// Messages without order tell their positions to subscribers.
         EarlyPositionTold = 157,
         /// Subscribers do not get the messages of a read.

@@ -3,12 +3,13 @@
 use std::time::Instant;
 
 use deeperhub_cluster::StorePosition;
-use deeperhub_history::{Mirror, ReadRequest, Stream};
+use deeperhub_history::{Cursor, Mirror, ReadRequest, Stream};
 use deeperhub_protocol::Epoch;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::EncodedDelivery;
 
 use crate::metrics::GaugeUnit;
+use crate::planted::planted;
 
 /// The mirror of a topic.
 #[derive(Debug)]
@@ -19,6 +20,9 @@ pub(crate) struct TopicMirror {
     /// `true` if the topic had subscribers before its stream was whole. Their messages had no order,
     /// so they are told where they stand when it is.
     pub(super) has_early_subscribers: bool,
+    /// Place at which rules have ended the topic's stream before this one, until this one is whole.
+    /// No early subscriber was told a later position.
+    pub(super) end: Option<Cursor>,
     /// Subscribers in this process. They follow the topic, too.
     pub(super) watchers: u32,
     /// Newest offset at the last check of the store's top.
@@ -72,6 +76,7 @@ impl Default for TopicMirror {
             mirror: Mirror::new(fastrand::u32(..)),
             warm: None,
             has_early_subscribers: false,
+            end: None,
             watchers: 0,
             checked: None,
             told_at: None,
@@ -81,6 +86,23 @@ impl Default for TopicMirror {
 }
 
 impl TopicMirror {
+    /// Creates the mirror of a stream that is opened now. `end` is where rules have ended the one
+    /// before it.
+    pub(in crate::streams) fn opened(has_subscribers: bool, end: Option<Cursor>) -> Self {
+        let has_early_subscribers = has_subscribers && !planted!(EarlySubscribersForgotten);
+        Self { has_early_subscribers, end, ..Self::default() }
+    }
+
+    /// Returns the place at which subscribers of the topic stand if rules end the stream at `end`.
+    pub(in crate::streams) fn end(&self, end: Cursor) -> Option<Cursor> {
+        if self.is_warm() { Some(end) } else { self.end }
+    }
+
+    /// Returns the place at which rules have ended the stream before this one, until this one is whole.
+    pub(in crate::streams) const fn end_before(&self) -> Option<Cursor> {
+        self.end
+    }
+
     pub(super) const fn is_warm(&self) -> bool {
         self.warm.is_some()
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use deeperhub_cluster::StorePosition;
 use deeperhub_history::{
-    CheckResult, LiveResult, ReadRequest, StoredMessage, Stream, StreamId, SubscribeCheck,
+    CheckResult, Cursor, LiveResult, ReadRequest, StoredMessage, Stream, StreamId, SubscribeCheck,
 };
 use deeperhub_metrics::Gauge;
 use deeperhub_protocol::frame::KeptFrame;
@@ -70,16 +70,6 @@ impl StreamStripe {
         })
     }
 
-    /// Begins the read of a stream that was opened while the topic had subscribers, because it has
-    /// got its rule then.
-    pub(crate) fn begin_late(&mut self, id: StreamId) -> Option<ReadRequest> {
-        let begin = |topic: &mut TopicMirror, stream: &_| {
-            topic.has_early_subscribers = true;
-            topic.mirror.on_followed(stream)
-        };
-        self.with_mirror(id, begin).flatten()
-    }
-
     /// Returns `true` if the topic had subscribers before its stream, which is not whole yet.
     pub(crate) fn has_early_subscribers(&self, id: StreamId) -> bool {
         let mirror = self.table.name(id).and_then(|name| name.mirror.as_ref());
@@ -87,11 +77,15 @@ impl StreamStripe {
     }
 
     /// Returns the position of a stream that is whole for the first time, if its subscribers are to be
-    /// told.
-    pub(crate) fn take_early_subscribers(&mut self, id: StreamId) -> Option<(Epoch, u64)> {
+    /// told. Also returns where rules have ended the stream before it.
+    pub(crate) fn take_early_subscribers(&mut self, id: StreamId) -> Option<((Epoch, u64), Option<Cursor>)> {
         let take = |topic: &mut TopicMirror, stream: &Stream<KeptFrame>| {
-            let is_told = topic.is_warm() && std::mem::take(&mut topic.has_early_subscribers);
-            is_told.then(|| (stream.epoch(), stream.newest()))
+            if !topic.is_warm() {
+                return None;
+            }
+            let end = topic.end.take();
+            let is_told = std::mem::take(&mut topic.has_early_subscribers);
+            is_told.then(|| ((stream.epoch(), stream.newest()), end))
         };
         self.with_mirror(id, take).flatten()
     }
