@@ -298,11 +298,13 @@ impl Client {
         let known =
             |known: &&mut Subscription| data["topic"] == known.topic.as_str() && known.stage != Stage::Ended;
         let Some(subscription) = self.subscriptions.iter_mut().find(known) else { return };
-        if matches!(subscription.stage, Stage::Idle | Stage::Asked(_)) || subscription.is_full {
-            return;
-        }
         let range = data["from"].as_u64().zip(data["to"].as_u64());
         let reason = data["reason"].as_str().unwrap_or_default();
+        // What was dropped before a new epoch never comes again.
+        let is_dropped = subscription.is_full && reason != "epoch";
+        if matches!(subscription.stage, Stage::Idle | Stage::Asked(_)) || is_dropped {
+            return;
+        }
         let before = std::mem::replace(&mut subscription.position, Position::of(data));
         let after = subscription.position.clone();
         if self.fault != Fault::HidesGaps {

@@ -63,7 +63,7 @@ const CAUGHT: &[(&str, &str, &str)] = &[
     ("overlooks-lower-offsets", "joining/lower_offsets_wait_for_the_history", "a message or gap at handle"),
     ("forgets-other-epochs", "joining/own_message_in_the_history", "a message or gap at handle"),
     ("forgets-other-epochs", "own/published_in_an_epoch_to_come", "message 14 of chat.1"),
-    ("forgets-other-epochs", "own/full_queue_in_an_earlier_epoch", "message 15 of chat.1"),
+    ("forgets-other-epochs", "own/full_queue_before_a_new_epoch", "message 15 of chat.1"),
     ("forgets-late-answers", "own/late_answer_fills_the_hole", "chat.1"),
     ("calls-gaps-recovered", "recovering/recovered_but_for_a_gap", "expected live with recovered: false"),
     ("replays-to-one", "sharing/replay_for_another_handle", "expected message 13 at handle"),

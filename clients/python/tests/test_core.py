@@ -956,22 +956,24 @@ def test_own_messages_are_remembered_while_a_handle_joins() -> None:
     assert offsets(drain(first)) == offsets(drain(second)) == [12]
 
 
-def test_own_messages_are_remembered_while_the_queue_is_full_in_an_earlier_epoch() -> None:
+def test_own_messages_are_remembered_while_the_queue_is_full_before_a_new_epoch() -> None:
     rig = Rig(max_queue_bytes=150)
     handle = rig.live()
     rig.publish("own", exclude_self=True)
     (request,) = rig.take_sent("publish")
-    # The queue is full before the new epoch, so the subscription asks again from the earlier one.
+    # The queue is full before the new epoch, so the subscription asks again from its start.
     rig.deliver(11)
     rig.deliver(12)
     new_epoch(rig, "e2", 12)
     answer_publish(rig, request, 13, "e2")
-    assert offsets(drain(handle)) == [11]
+    taken = drain(handle)
+    assert offsets(taken) == [11]
+    assert [gap.reason for gap in taken if isinstance(gap, Gap)] == ["epoch"]
     rig.machine.on_taken(handle)
     rig.act()
     _, request = rig.take_sent("unsubscribe", "subscribe")
-    assert request["data"]["recover"] == at(11)
-    data = {"topic": "chat", "recovered": False, "reason": "epoch", **at(12, "e2")}
+    assert request["data"]["recover"] == at(12, "e2")
+    data = {"topic": "chat", "recovered": True, **at(12, "e2")}
     rig.message("subscribed", data, request["id"])
     rig.message("message", {"topic": "chat", "message": 14, **at(14, "e2")})
     assert rig.errors == []

@@ -304,7 +304,7 @@ test("own messages are remembered while a handle reads its history", async () =>
   assert.deepEqual(second, [3, "live", "recovering", 5, "live true"]);
 });
 
-test("own messages are remembered while a handle is full in an earlier epoch", async () => {
+test("own messages are remembered while a handle is full before a new epoch", async () => {
   const app = start({ maxQueueBytes: 100 });
   const { events, socket } = await app.live(3);
   const answer = await postExcluded(app);
@@ -312,12 +312,44 @@ test("own messages are remembered while a handle is full in an earlier epoch", a
   newEpoch(socket, "c", 5);
   answer(position(6, "c"));
   await settle();
-  const { recover } = await socket.subscribed({ ...position(5, "c"), recovered: false, reason: "epoch" });
-  assert.deepEqual(recover, position(4));
+  const { recover } = await socket.subscribed({ ...position(5, "c"), recovered: true });
+  assert.deepEqual(recover, position(5, "c"));
   socket.deliver("chat.1", 7, { epoch: "c" });
   await settle();
   assert.deepEqual(errorsOf(app), []);
-  assert.deepEqual(events, [4, "recovering", "gap epoch", "live false epoch", 7]);
+  assert.deepEqual(events, [4, "gap epoch", "recovering", "live true", 7]);
+});
+
+test("a handle that is full before a new epoch asks from its start, and others miss nothing", async () => {
+  const app = start({ maxQueueBytes: 300 });
+  const releases = [];
+  const slow = note(app.hub.subscribe("chat.1"), () => new Promise((resolve) => releases.push(resolve)));
+  const fast = app.subscribe("chat.1");
+  const socket = await app.open();
+  await socket.subscribed(position(3));
+  for (const offset of [4, 5, 6, 7, 8]) {
+    socket.deliver("chat.1", offset);
+    await settle();
+  }
+  newEpoch(socket, "c", 8);
+  socket.deliver("chat.1", 9, { epoch: "c" });
+  const drain = async () => {
+    await settle();
+    while (releases.length) {
+      releases.shift()();
+      await settle();
+    }
+  };
+  await drain();
+  const { recover } = await socket.subscribed({ ...position(8, "c"), recovered: true, replay: 2 });
+  assert.deepEqual(recover, position(8, "c"));
+  for (const offset of [9, 10]) {
+    socket.deliver("chat.1", offset, { epoch: "c" });
+    await drain();
+  }
+  assert.deepEqual(slow, ["live", 4, 5, 6, "gap epoch", "recovering", 9, 10, "live true"]);
+  const before = ["live", 4, 5, 6, 7, 8, "gap epoch", 9];
+  assert.deepEqual(fast.events, [...before, "recovering", 10, "live true"]);
 });
 
 test("messages that wait for an answer are limited, and asked for again", async () => {

@@ -145,6 +145,7 @@ scenes! {
         replay_for_another_handle,
         later_handle_reads_history,
         slow_and_fast_handle,
+        full_queue_before_a_new_epoch,
         pattern_receives_all_topics,
         patterns_match_levels,
         pattern_cannot_recover,
@@ -200,7 +201,7 @@ scenes! {
         position_in_the_place_of_an_own_message,
         position_waits_behind_deliveries,
         position_behind_own_messages,
-        full_queue_in_an_earlier_epoch,
+        full_queue_before_a_new_epoch,
         waiting_deliveries_are_limited,
         topic_without_history_waits_for_no_answer,
     }

@@ -158,6 +158,60 @@ pub(super) async fn slow_and_fast_handle(kit: &mut Kit) -> Result {
     }
 }
 
+/// A handle whose queue is full when a new epoch begins continues at its start, and misses nothing of
+/// it. No other handle misses something.
+pub(super) async fn full_queue_before_a_new_epoch(kit: &mut Kit) -> Result {
+    const LAST: u64 = 60;
+    let renewed = CHAT.in_epoch("n8");
+    kit.connect_with(json!({"max_queue_bytes": 4096})).await?;
+    kit.command("subscribe", json!({"as": "slow", "topic": CHAT.name, "hold": true})).await?;
+    kit.subscribe("fast", CHAT.name).await?;
+    let mut connection = kit.open().await?;
+    connection.serve_subscribes(&[CHAT.at(10, json!({}))]).await?;
+    kit.app().expect_live("slow").await?;
+    kit.app().expect_live("fast").await?;
+    for offset in 11..=LAST {
+        connection.deliver_with(&CHAT, offset, json!({"padding": "x".repeat(200)})).await?;
+        if offset.is_multiple_of(10) {
+            // The queue of the fast handle is never full.
+            kit.await_echo(&mut connection).await?;
+        }
+    }
+    connection.send("gap", renewed.at(LAST, json!({"reason": "epoch"}))).await?;
+    connection.deliver(&renewed, LAST + 1).await?;
+    kit.app().expect_offset("slow", 11).await?;
+    kit.await_echo(&mut connection).await?;
+    kit.command("release", json!({"as": "slow"})).await?;
+    connection.expect("unsubscribe").await?;
+    let subscribe = connection.expect_subscribe(&[CHAT.name]).await?;
+    subscribe.expect_recover(&renewed, LAST)?;
+    let answer = renewed.at(LAST, json!({"recovered": true, "replay": 2}));
+    connection.reply_subscribed(&subscribe, &[answer]).await?;
+    connection.deliver_all(&renewed, LAST + 1..=LAST + 2).await?;
+    for handle in ["slow", "fast"] {
+        let mut last = if handle == "slow" { 11 } else { 10 };
+        loop {
+            let event = kit.app().next_message_or_gap(handle).await?;
+            if event["event"] == "gap" {
+                ensure(event["reason"] == "epoch" && event["from"].is_null(), || {
+                    format!("expected a gap of a new epoch at handle {handle:?}, but the application saw {event}")
+                })?;
+                break;
+            }
+            last += 1;
+            ensure(event["offset"] == last, || {
+                format!("expected message {last} at handle {handle:?}, but the application saw {event}")
+            })?;
+        }
+        for offset in LAST + 1..=LAST + 2 {
+            kit.app().expect_offset(handle, offset).await?;
+        }
+    }
+    kit.await_echo(&mut connection).await?;
+    kit.app().skip_states("fast");
+    kit.settle_leaving(&mut connection, "slow").await
+}
+
 /// A pattern receives the messages of all topics that it matches.
 pub(super) async fn pattern_receives_all_topics(kit: &mut Kit) -> Result {
     kit.connect().await?;

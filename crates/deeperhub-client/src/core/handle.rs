@@ -193,7 +193,8 @@ impl Handle {
             (Some(at), Some(to)) => at.covers(to),
             _ => false,
         };
-        if self.full || is_older {
+        // What was dropped of an earlier epoch never comes again, so a gap of a new one is not dropped.
+        if self.full && &*gap.reason != "epoch" || is_older {
             return;
         }
         let mut gap = gap.clone();
@@ -279,6 +280,13 @@ impl Handle {
             _ => None,
         };
         self.push_gap(topic, range, Arc::clone(reason), position);
+    }
+
+    /// Tells a gap to a position of another epoch, from which the handle recovers.
+    pub(super) fn on_epoch_left(&mut self, reason: &Arc<str>, to: &Position) {
+        (self.recovered, self.reason) = (Some(false), Some(Arc::clone(reason)));
+        let topic = Arc::clone(&self.topic);
+        self.push_gap(&topic, None, Arc::clone(reason), Some(to));
     }
 
     fn push_gap(

@@ -256,7 +256,9 @@ impl Core {
         }
         let new: Vec<HandleId> =
             subscription.handles.iter().filter(|handle| !handle.ready).map(|handle| handle.id).collect();
-        subscription.on_subscribed(entry);
+        if !subscription.on_subscribed(entry) {
+            return self.subscribe_anew(number);
+        }
         let handles: Vec<HandleId> = subscription.handles.iter().map(|handle| handle.id).collect();
         self.actions.extend(new.into_iter().map(|id| Action::Ready(id, Ok(()))));
         self.wake(number);

@@ -151,15 +151,20 @@ impl Subscription {
         of(true).or_else(|| of(false))
     }
 
-    /// Takes the entry of a `subscribed`. Handles that become ready are told to `ready`.
-    pub(super) fn on_subscribed(&mut self, entry: &Delivery<'_>) {
+    /// Takes the entry of a `subscribed`. Returns `false` if the topic is to be asked for again, for
+    /// handles that could not recover with this answer.
+    #[must_use]
+    pub(super) fn on_subscribed(&mut self, entry: &Delivery<'_>) -> bool {
         let position = entry.position(self.asked.as_ref());
+        let reason: Arc<str> = entry.reason.as_deref().unwrap_or("no_history").into();
+        let recovered = entry.recovered;
+        if recovered == Some(false) && self.leave_epoch(position.as_ref(), &reason) {
+            return false;
+        }
         self.wire = Wire::Subscribed;
         self.backoff.reset();
         self.replay = entry.replay.unwrap_or(0);
         let replay = self.replay;
-        let reason: Arc<str> = entry.reason.as_deref().unwrap_or("no_history").into();
-        let recovered = entry.recovered;
         for handle in &mut self.handles {
             let is_new = !std::mem::replace(&mut handle.ready, true);
             handle.skip = 0;
@@ -189,6 +194,28 @@ impl Subscription {
         let _ = self.chain.release();
         self.skip_own();
         self.check_live();
+        true
+    }
+
+    /// Handles a server that refuses the position of an earlier epoch while other handles can recover
+    /// in the present one. The handles of earlier epochs are told a gap, and join the others. Returns
+    /// `false` if no other handle is behind.
+    fn leave_epoch(&mut self, newest: Option<&Position>, reason: &Arc<str>) -> bool {
+        let (Some(asked), Some(newest)) = (&self.asked, newest) else { return false };
+        if asked.epoch == newest.epoch {
+            return false;
+        }
+        let positions = self.handles.iter().filter(|handle| !handle.full);
+        let behind = positions
+            .filter_map(|handle| handle.position.as_ref())
+            .filter(|at| at.epoch == newest.epoch && at.offset < newest.offset);
+        let Some(oldest) = behind.min_by_key(|at| at.offset).cloned() else { return false };
+        for handle in self.handles.iter_mut().filter(|handle| !handle.full) {
+            if handle.position.as_ref().is_some_and(|at| at.epoch != newest.epoch) {
+                handle.on_epoch_left(reason, &oldest);
+            }
+        }
+        true
     }
 
     /// Makes the handles live if nothing comes before live messages.

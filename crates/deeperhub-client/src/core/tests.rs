@@ -299,7 +299,7 @@ fn own_messages_are_remembered_while_a_handle_joins() {
 }
 
 #[test]
-fn own_messages_are_remembered_while_a_handle_is_in_an_earlier_epoch() {
+fn own_messages_are_remembered_while_a_handle_is_full_before_a_new_epoch() {
     let settings = Settings { max_queue_bytes: 100, ..Settings::default() };
     let mut core = connected_with(settings);
     let handle = core.subscribe("t", 0, None, second(1));
@@ -308,16 +308,16 @@ fn own_messages_are_remembered_while_a_handle_is_in_an_earlier_epoch() {
     let (_, published) = publish_excluded(&mut core);
     let answer =
         format!(r#"{{"type":"published","id":{published},"data":{{"topic":"t","epoch":"c","offset":6}}}}"#);
-    // The queue is full before the new epoch, so the handle asks again from the earlier one.
+    // The queue is full before the new epoch, so the handle asks again from its start.
     for text in [message(4), message(5), epoch_gap("c", 5), answer] {
         receive(&mut core, &text, 1);
     }
-    assert_eq!(taken(&mut core, handle), ["live None", "4", "Recovering"]);
+    assert_eq!(taken(&mut core, handle), ["live None", "4", "0-0", "Recovering"]);
     let id = last_id(&sent(&mut core));
-    let start = r#""offset":5,"recovered":false,"reason":"epoch","replay":0"#;
+    let start = r#""offset":5,"recovered":true,"replay":0"#;
     let data = format!(r#"{{"topic":"t","epoch":"c",{start}}}"#);
     receive(&mut core, &format!(r#"{{"type":"subscribed","id":{id},"data":{data}}}"#), 1);
-    assert_eq!(taken(&mut core, handle), ["0-0", "live Some(false)"]);
+    assert_eq!(taken(&mut core, handle), ["live Some(true)"]);
     receive(&mut core, &message(7).replace(r#""a""#, r#""c""#), 1);
     assert!(!std::iter::from_fn(|| core.poll_action()).any(|action| matches!(action, Action::Error(_))));
     assert_eq!(taken(&mut core, handle), ["7"]);
@@ -348,6 +348,67 @@ fn messages_that_are_held_back_and_dropped_are_asked_for_again() {
     assert!(!actions.iter().any(|action| matches!(action, Action::Error(_))), "{actions:?}");
     let is_asked = |action: &Action| matches!(action, Action::Send(text) if text.contains(r#""offset":3"#));
     assert!(actions.iter().any(is_asked), "{actions:?}");
+}
+
+/// Returns a client with a handle whose queue is full after the messages 4 and 5, and one that has
+/// message 6, too.
+fn with_full_handle() -> (Core, HandleId, HandleId) {
+    let settings = Settings { max_queue_bytes: 200, ..Settings::default() };
+    let mut core = connected_with(settings);
+    let [slow, fast] = [(); 2].map(|()| core.subscribe("t", 0, None, second(1)));
+    let id = last_id(&sent(&mut core));
+    subscribed(&mut core, id, r#""offset":3"#);
+    for text in [4, 5, 6].map(message) {
+        receive(&mut core, &text, 1);
+        taken(&mut core, fast);
+    }
+    (core, slow, fast)
+}
+
+fn message_of_c(offset: u64) -> String {
+    message(offset).replace(r#""a""#, r#""c""#)
+}
+
+/// Answers the last subscribe, which asks to continue after a position.
+fn answer_in_c(core: &mut Core, (epoch, offset): (&str, u64), start: &str) {
+    let texts = sent(core);
+    let position = format!(r#""epoch":"{epoch}","offset":{offset}"#);
+    assert!(texts.last().is_some_and(|text| text.contains(&position)), "{texts:?}");
+    let (id, data) = (last_id(&texts), format!(r#"{{"topic":"t","epoch":"c",{start}}}"#));
+    receive(core, &format!(r#"{{"type":"subscribed","id":{id},"data":{data}}}"#), 9);
+}
+
+#[test]
+fn a_handle_that_is_full_before_a_new_epoch_asks_from_its_start() {
+    let (mut core, slow, fast) = with_full_handle();
+    for text in [epoch_gap("c", 6), message_of_c(7)] {
+        receive(&mut core, &text, 1);
+    }
+    assert_eq!(taken(&mut core, fast), ["0-0", "7"]);
+    assert_eq!(taken(&mut core, slow), ["live None", "4", "5", "0-0", "Recovering"]);
+    answer_in_c(&mut core, ("c", 6), r#""offset":6,"recovered":true,"replay":1"#);
+    [7, 8].map(message_of_c).iter().for_each(|text| receive(&mut core, text, 9));
+    assert_eq!(taken(&mut core, slow), ["7", "live Some(true)", "8"]);
+    assert_eq!(taken(&mut core, fast), ["Recovering", "live Some(true)", "8"]);
+}
+
+#[test]
+fn a_refused_position_of_one_handle_does_not_keep_others_from_recovering() {
+    let (mut core, slow, fast) = with_full_handle();
+    core.handle(Input::Disconnected { code: None, reason: String::new() }, second(1));
+    core.handle(Input::Timeout, second(9));
+    core.handle(Input::Connected, second(9));
+    receive(&mut core, r#"{"type":"welcome","data":{"client_id":"c2"}}"#, 9);
+    // The handle with room asks first. The other one may still be recovered.
+    answer_in_c(&mut core, ("a", 6), r#""offset":7,"recovered":false,"reason":"epoch""#);
+    receive(&mut core, &message_of_c(8), 9);
+    assert_eq!(taken(&mut core, fast), ["Recovering", "0-0", "live Some(false)", "8"]);
+    assert_eq!(taken(&mut core, slow), ["live None", "4", "5", "Recovering", "live None", "Recovering"]);
+    answer_in_c(&mut core, ("a", 5), r#""offset":9,"recovered":false,"reason":"epoch""#);
+    answer_in_c(&mut core, ("c", 8), r#""offset":8,"recovered":true,"replay":1"#);
+    receive(&mut core, &message_of_c(9), 9);
+    assert_eq!(taken(&mut core, slow), ["0-0", "9", "live Some(false)"]);
+    assert_eq!(taken(&mut core, fast), ["Recovering", "9", "live Some(true)"]);
 }
 
 #[test]

@@ -134,7 +134,9 @@ class Subscription:
 
     def on_delivery(self, delivery: Delivery, *, awaits_own: bool, own_clients: tuple[str, ...]) -> Outcome:
         """Takes a delivery. `awaits_own` says whether an own publish may fill a hole."""
-        if self.wire is not Wire.ACTIVE or self.is_overflowing:
+        # What was left out before a new epoch never comes again, so its gap is told at once.
+        is_left_out = self.is_overflowing and not is_new_epoch(delivery)
+        if self.wire is not Wire.ACTIVE or is_left_out:
             return Outcome.DONE
         if self._held:
             return self._hold(delivery)
@@ -315,3 +317,8 @@ class Subscription:
         if known.offset >= position.offset:
             return Gap(self.topic, reason)
         return Gap(self.topic, reason, known.offset + 1, position.offset)
+
+
+def is_new_epoch(delivery: Delivery) -> bool:
+    """Returns whether a delivery leads to a new epoch."""
+    return delivery.kind == "gap" and delivery.data.get("reason") == "epoch"
