@@ -1,14 +1,15 @@
 //! Publishing on this node and to the other nodes.
 
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Instant;
 
 use deeperhub_cluster::{AppendNumber, EnqueueError, Message, WakeUp};
 use deeperhub_listener::Multicast;
-use deeperhub_protocol::frame::Frame;
-use deeperhub_protocol::message::{ClusterFault, ServerMessage, StreamMessage, TraceContext};
+use deeperhub_protocol::message::{
+    ClusterFault, DeliveryEncoder, ServerMessage, StreamMessage, TraceContext,
+};
 use deeperhub_protocol::{ClientId, Position, RawJson, Topic};
 use deeperhub_router::Published;
 
@@ -25,6 +26,10 @@ thread_local! {
     /// `true` if the thread's last message had a subscriber on this node. The next one probably has
     /// one, too. In a cluster, the subscribers of many messages are all on other nodes.
     static HAS_SUBSCRIBERS: Cell<bool> = const { Cell::new(true) };
+
+    /// Encoder of the thread's deliveries. Successive messages often have the same topic and
+    /// publisher.
+    static ENCODER: RefCell<DeliveryEncoder> = RefCell::default();
 }
 
 /// Client that publishes a message.
@@ -278,29 +283,42 @@ impl Hub {
     fn deliver_live(&self, publication: &Publication<'_>, route: Route<'_>) -> Published {
         let Publication { topic, message, from, trace, published_at, span, excluded, source, .. } =
             *publication;
-        let server_message = ServerMessage::Message {
-            topic: topic.as_str(),
+        let name = topic.as_str();
+        let traced = trace.traceparent.as_deref().map(|traceparent| ServerMessage::Message {
+            topic: name,
             message,
             from,
             position: None,
             prev: None,
-            traceparent: trace.traceparent.as_deref(),
+            traceparent: Some(traceparent),
             tracestate: trace.tracestate.as_deref(),
+        });
+        let encode = || match &traced {
+            None => ENCODER.with_borrow_mut(|encoder| encoder.encode(name, message, from)),
+            Some(traced) => traced.to_frame(),
         };
         // Encoded before locks are taken, unless probably nobody on this node gets the message.
-        let mut frame = HAS_SUBSCRIBERS.get().then(|| server_message.to_frame());
-        let bytes = frame.as_ref().map_or_else(|| server_message.frame_len(), Frame::len);
+        let mut frame = HAS_SUBSCRIBERS.get().then(encode);
+        let bytes = match (&frame, &traced) {
+            (Some(frame), _) => frame.len(),
+            (None, None) => ENCODER.with_borrow_mut(|encoder| encoder.frame_len(name, message, from)),
+            (None, Some(traced)) => traced.frame_len(),
+        };
         let is_observed = self.bus.is_observed(deeperhub_events::EventKind::MessageSent);
         let name = is_observed.then(|| Arc::from(topic.as_str()));
         let is_only_worker = self.request_senders.len() == 1;
         // Without a sink, spans would be recorded nowhere.
         let span = span.filter(|_| self.config.tracer.is_recording());
         let make = || {
-            let frame = frame.get_or_insert_with(|| server_message.to_frame());
+            // A fork gives each worker its own reference count, so that workers do not contend for
+            // one cache line.
+            let frame = if is_only_worker {
+                frame.take().unwrap_or_else(encode)
+            } else {
+                frame.get_or_insert_with(encode).fork()
+            };
             Delivery {
-                // A fork gives each worker its own reference count, so that workers do not contend
-                // for one cache line.
-                frame: Multicast::new(if is_only_worker { frame.clone() } else { frame.fork() }),
+                frame: Multicast::new(frame),
                 excluded,
                 topic: name.clone(),
                 stamp: PublishStamp::new(published_at, span),

@@ -150,7 +150,7 @@ pub(crate) fn write_rsv1(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
 }
 
 /// Returns the length of the shortest header for a payload of `length` bytes.
-pub(super) fn header_len(length: usize) -> usize {
+pub(crate) fn header_len(length: usize) -> usize {
     header(TEXT, length).1
 }
 

@@ -38,9 +38,9 @@ mod tests;
 mod utf8;
 
 pub use decoder::{FrameDecoder, FrameLimits};
+pub(crate) use encode::{header_len, text_header, text_payload};
 #[cfg(feature = "deflate")]
 pub(crate) use encode::{rsv1_header, server_frame, write_rsv1};
-pub(crate) use encode::{text_header, text_payload};
 pub use encode::{write_binary, write_close, write_ping, write_pong, write_text, write_text_with};
 pub use error::FrameError;
 #[cfg(feature = "deflate")]

@@ -23,10 +23,31 @@ pub struct Frame(Arc<Handle>);
 /// The two levels of `Arc` keep a [`Frame`] at one pointer, and let each worker count its
 /// references separately ([`Frame::fork`]).
 struct Handle {
-    content: Arc<Content>,
+    source: Source,
     /// This fork's handle of the compressed form, which has a separate reference count too.
     #[cfg(feature = "deflate")]
     deflated: OnceLock<Option<Frame>>,
+}
+
+/// The place of a fork's bytes.
+enum Source {
+    /// In the handle itself. Most frames have one fork, which costs one allocation less then.
+    Own(Vec<u8>),
+    /// In a frame with the bytes in its own handle.
+    ForkOf(Frame),
+    /// In a content that a history can keep.
+    Shared(Arc<Content>),
+}
+
+impl Source {
+    #[inline]
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::ForkOf(frame) => frame.own_bytes(),
+            Self::Shared(content) => content.as_bytes(),
+        }
+    }
 }
 
 /// The content shared by all forks.
@@ -110,7 +131,12 @@ impl Frame {
     /// Returns the frame's bytes on the wire.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
-        self.0.content.as_bytes()
+        self.0.source.as_bytes()
+    }
+
+    /// Returns the bytes in the frame's own handle.
+    fn own_bytes(&self) -> &[u8] {
+        if let Source::Own(bytes) = &self.0.source { bytes } else { &[] }
     }
 
     /// Returns the length on the wire, header included.
@@ -129,10 +155,16 @@ impl Frame {
     /// Returns a fork: the same frame with a separate reference count. Clones of the fork on
     /// another thread then do not contend for the cache line of this frame's count.
     pub fn fork(&self) -> Self {
-        Self::from_content(Arc::clone(&self.0.content))
+        Self::from_source(match &self.0.source {
+            Source::Own(_) => Source::ForkOf(self.clone()),
+            Source::ForkOf(frame) => Source::ForkOf(frame.clone()),
+            Source::Shared(content) => Source::Shared(Arc::clone(content)),
+        })
     }
 
-    /// Returns a handle for a history, which needs less memory than a frame.
+    /// Returns a handle for a history, which needs less memory than a frame. Copies the bytes of
+    /// frames that are made for one delivery
+    /// ([`DeliveryEncoder`](crate::message::DeliveryEncoder)).
     ///
     /// ```
     /// use deeperhub_protocol::frame::Frame;
@@ -141,7 +173,12 @@ impl Frame {
     /// assert_eq!(kept.to_frame().as_bytes(), b"\x81\x05hello");
     /// ```
     pub fn keep(&self) -> KeptFrame {
-        KeptFrame(Arc::clone(&self.0.content))
+        match &self.0.source {
+            Source::Shared(content) => KeptFrame(Arc::clone(content)),
+            Source::Own(_) | Source::ForkOf(_) => {
+                KeptFrame::new(Content::new(self.as_bytes().to_vec(), 0, false))
+            }
+        }
     }
 
     /// Returns the form of this frame for a client with `params`: the compressed form, or the frame
@@ -176,10 +213,19 @@ impl Frame {
         if !params.fits_window(self.len()) {
             return self;
         }
-        let compressed = self.0.deflated.get_or_init(|| {
-            let content = &self.0.content;
-            let shared = content.deflated.get_or_init(|| compress_content(deflater, content.as_bytes()));
-            shared.clone().map(Self::from_content)
+        let compressed = self.0.deflated.get_or_init(|| match &self.0.source {
+            Source::Own(bytes) => compress(deflater, bytes).map(Self::from_own_bytes),
+            Source::ForkOf(frame) => {
+                let compress = || compress(deflater, frame.own_bytes()).map(Self::from_own_bytes);
+                frame.0.deflated.get_or_init(compress).as_ref().map(Self::fork)
+            }
+            Source::Shared(content) => {
+                let compress = || {
+                    let bytes = compress(deflater, content.as_bytes())?;
+                    Some(Arc::new(Content::new(bytes, 0, false)))
+                };
+                content.deflated.get_or_init(compress).clone().map(Self::from_content)
+            }
         });
         compressed.as_ref().unwrap_or(self)
     }
@@ -195,8 +241,19 @@ impl Frame {
 
     #[inline]
     pub(super) fn from_content(content: Arc<Content>) -> Self {
+        Self::from_source(Source::Shared(content))
+    }
+
+    /// Creates a frame of one allocation besides its bytes, for a delivery that no history keeps.
+    #[inline]
+    pub(crate) fn from_own_bytes(bytes: Vec<u8>) -> Self {
+        Self::from_source(Source::Own(bytes))
+    }
+
+    #[inline]
+    fn from_source(source: Source) -> Self {
         Self(Arc::new(Handle {
-            content,
+            source,
             #[cfg(feature = "deflate")]
             deflated: OnceLock::new(),
         }))
@@ -206,13 +263,13 @@ impl Frame {
 /// Compresses the payload of the frame in `bytes`. Returns `None` if `bytes` are not one whole
 /// message, or if the deflater declines the payload.
 #[cfg(feature = "deflate")]
-fn compress_content(deflater: &mut Deflater, bytes: &[u8]) -> Option<Arc<Content>> {
+fn compress(deflater: &mut Deflater, bytes: &[u8]) -> Option<Vec<u8>> {
     let frame = encode::server_frame(bytes).filter(|frame| frame.is_plain_message())?;
     let payload = bytes.get(frame.header_len..).filter(|payload| payload.len() == frame.payload_len)?;
     let deflated = deflater.deflate(payload)?;
     let mut bytes = Vec::with_capacity(encode::header_len(deflated.len()) + deflated.len());
     encode::write_rsv1(&mut bytes, frame.opcode(), deflated);
-    Some(Arc::new(Content::new(bytes, 0, false)))
+    Some(bytes)
 }
 
 impl fmt::Debug for Frame {
@@ -246,6 +303,40 @@ mod tests {
         assert!(!Arc::ptr_eq(&frame.0, &fork.0), "the count is not");
         drop(frame);
         assert_eq!(fork.as_bytes(), b"\x81\x07payload");
+    }
+
+    #[test]
+    fn forks_of_a_frame_with_its_own_bytes_share_them() {
+        let frame = Frame::from_own_bytes(b"\x81\x07payload".to_vec());
+        let forks = [frame.fork(), frame.fork().fork(), frame.clone()];
+        let bytes = frame.as_bytes().as_ptr();
+        assert!(forks.iter().all(|fork| fork.as_bytes().as_ptr() == bytes));
+        assert!(!Arc::ptr_eq(&frame.0, &forks[0].0) && !Arc::ptr_eq(&forks[0].0, &forks[1].0));
+        drop(frame);
+        for fork in forks {
+            assert_eq!((fork.as_bytes(), fork.len()), (&b"\x81\x07payload"[..], 9));
+            assert_eq!(fork.keep().as_bytes(), b"\x81\x07payload");
+        }
+    }
+
+    #[cfg(feature = "deflate")]
+    #[test]
+    fn forks_of_a_frame_with_its_own_bytes_are_compressed_once() {
+        use crate::deflate::{Config, negotiate};
+
+        let config = Config::default();
+        let params = negotiate(&config, [&b"permessage-deflate"[..]]).unwrap().unwrap();
+        let mut deflater = Deflater::new(&config);
+        let text = Frame::text(&"all the same ".repeat(100));
+        let frame = Frame::from_own_bytes(text.as_bytes().to_vec());
+        let forks = [frame.fork(), frame.fork(), frame];
+        let compressed = forks.each_ref().map(|fork| fork.for_receiver(&mut deflater, params).as_bytes());
+        assert_eq!(compressed[0], text.for_receiver(&mut deflater, params).as_bytes());
+        assert!(compressed.iter().all(|bytes| bytes.as_ptr() == compressed[0].as_ptr()));
+        let short = Frame::from_own_bytes(Frame::text("short").as_bytes().to_vec());
+        for fork in [short.fork(), short] {
+            assert_eq!(fork.for_receiver(&mut deflater, params).as_bytes(), fork.as_bytes());
+        }
     }
 
     #[test]

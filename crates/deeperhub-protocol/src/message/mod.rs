@@ -28,6 +28,7 @@
 
 mod client;
 mod delivery;
+mod delivery_encoder;
 mod envelope;
 mod error;
 mod features;
@@ -43,6 +44,7 @@ mod trace;
 
 pub use client::{ClientMessage, Command};
 pub use delivery::EncodedDelivery;
+pub use delivery_encoder::DeliveryEncoder;
 pub use error::MessageError;
 pub use features::Features;
 pub use history::{HistoryOrder, HistoryRequest, HistoryStart};

@@ -4,7 +4,7 @@ mod encoding;
 mod length;
 mod object;
 
-pub(super) use encoding::{write_message_head, write_meta, write_retry_after};
+pub(super) use encoding::{write_message, write_message_head, write_meta, write_retry_after};
 pub use object::{check_server_object, check_server_object_within};
 
 use super::{Features, MessageId, SubscribedEntry, SubscriptionStart};

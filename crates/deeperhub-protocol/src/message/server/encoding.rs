@@ -226,6 +226,16 @@ impl ServerMessage<'_> {
     }
 }
 
+/// Writes a delivery without payload, position and trace context, and returns the place of the
+/// payload. `from` is the ID of the publisher.
+pub(in crate::message) fn write_message(out: &mut Vec<u8>, topic: &str, from: Option<&str>) -> usize {
+    write_message_start(out, topic);
+    let payload_at = out.len();
+    write_from(out, from);
+    write_meta(out, None, None);
+    payload_at
+}
+
 /// Writes a delivery up to its position or the end of `data`.
 pub(in crate::message) fn write_message_head(
     sink: &mut impl JsonSink,
@@ -233,13 +243,22 @@ pub(in crate::message) fn write_message_head(
     message: RawJson<'_>,
     from: Option<&ClientId>,
 ) {
+    write_message_start(sink, topic);
+    sink.raw(message.as_str());
+    write_from(sink, from.map(ClientId::as_str));
+}
+
+/// Writes a delivery up to its payload.
+fn write_message_start(sink: &mut impl JsonSink, topic: &str) {
     sink.raw(r#"{"type":"message","data":{"topic":"#);
     sink.string(topic);
     sink.raw(r#","message":"#);
-    sink.raw(message.as_str());
+}
+
+fn write_from(sink: &mut impl JsonSink, from: Option<&str>) {
     if let Some(from) = from {
         sink.raw(r#","from":""#);
-        sink.raw(from.as_str());
+        sink.raw(from);
         sink.raw("\"");
     }
 }
