@@ -37,14 +37,16 @@ pub(crate) struct ClusterReceiver {
     recent_positions: RefCell<RecentPositions>,
     /// Time of the current burst, which is read once.
     burst_time: Cell<Option<Instant>>,
+    /// The last publisher, and its source number.
+    last_source: RefCell<Option<(ClientId, u64)>>,
 }
 
 impl ClusterReceiver {
     pub(crate) fn new(hub: Arc<Hub>) -> Self {
         let publisher = RefCell::new(hub.router.deferred_publisher());
         let recent_positions = RefCell::new(RecentPositions::new());
-        let burst_time = Cell::new(None);
-        Self { hub, hasher: RandomState::new(), publisher, recent_positions, burst_time }
+        let (burst_time, last_source) = (Cell::new(None), RefCell::default());
+        Self { hub, hasher: RandomState::new(), publisher, recent_positions, burst_time, last_source }
     }
 
     fn publish(
@@ -65,7 +67,11 @@ impl ClusterReceiver {
     /// No client of this node has a source number with the highest bit. The messages of a publisher
     /// thus keep the order in which the broker sent them, also across topics.
     fn source_of(&self, publisher: &ClientId) -> u64 {
-        self.hasher.hash_one(publisher) | 1 << 63
+        let mut last = self.last_source.borrow_mut();
+        match &*last {
+            Some((id, source)) if std::ptr::eq(id.as_str(), publisher.as_str()) => *source,
+            _ => last.insert((publisher.clone(), self.hasher.hash_one(publisher) | 1 << 63)).1,
+        }
     }
 
     /// Waits until no worker is congested, for at most [`CONGESTION_TIMEOUT`].
