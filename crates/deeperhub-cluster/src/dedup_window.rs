@@ -18,12 +18,15 @@ const MAX_ORIGINS: usize = 1024;
 #[derive(Debug, Default)]
 pub(crate) struct DedupWindow {
     /// Windows of the nodes with each incarnation. Incarnations hardly ever coincide.
-    origins: HashMap<u64, Vec<(Box<str>, SequenceWindow)>, ahash::RandomState>,
+    origins: HashMap<u64, Vec<NodeWindow>, ahash::RandomState>,
     /// Number of windows.
     len: usize,
     /// Number of calls of `is_new`, which orders the windows by last use.
     clock: u64,
 }
+
+/// Name of a node, and its window.
+type NodeWindow = (Box<[u8]>, SequenceWindow);
 
 #[derive(Debug)]
 struct SequenceWindow {
@@ -37,7 +40,7 @@ struct SequenceWindow {
 impl DedupWindow {
     /// Records an envelope. Returns `true` if the envelope is new. An envelope whose sequence is
     /// below the window does not count as new.
-    pub(crate) fn is_new(&mut self, node: &str, incarnation: u64, sequence: u64) -> bool {
+    pub(crate) fn is_new(&mut self, node: &[u8], incarnation: u64, sequence: u64) -> bool {
         self.clock += 1;
         let nodes = self.origins.get_mut(&incarnation);
         let window = nodes.and_then(|nodes| nodes.iter_mut().find(|(name, _)| **name == *node));
@@ -131,27 +134,27 @@ mod tests {
     fn each_is_new_once() {
         let mut dedup = DedupWindow::default();
         for sequence in [5, 1, 7, 3, 2 * WINDOW_SEQUENCES, 2 * WINDOW_SEQUENCES - 1] {
-            assert!(dedup.is_new("a", 1, sequence), "{sequence}");
-            assert!(!dedup.is_new("a", 1, sequence), "{sequence}");
+            assert!(dedup.is_new(b"a", 1, sequence), "{sequence}");
+            assert!(!dedup.is_new(b"a", 1, sequence), "{sequence}");
         }
         // The sequence is older than the window.
-        assert!(!dedup.is_new("a", 1, 100));
-        assert!(dedup.is_new("b", 1, 5));
+        assert!(!dedup.is_new(b"a", 1, 100));
+        assert!(dedup.is_new(b"b", 1, 5));
         // Another incarnation has a window of its own.
-        assert!(dedup.is_new("a", 2, 5));
-        assert!(!dedup.is_new("a", 1, 2 * WINDOW_SEQUENCES));
+        assert!(dedup.is_new(b"a", 2, 5));
+        assert!(!dedup.is_new(b"a", 1, 2 * WINDOW_SEQUENCES));
     }
 
     #[test]
     fn the_origin_silent_longest_is_evicted() {
         let mut dedup = DedupWindow::default();
         for incarnation in 0..MAX_ORIGINS as u64 + 1 {
-            assert!(dedup.is_new("a", incarnation, 1));
-            assert!(!dedup.is_new("a", incarnation, 1));
+            assert!(dedup.is_new(b"a", incarnation, 1));
+            assert!(!dedup.is_new(b"a", incarnation, 1));
         }
         assert_eq!(dedup.len, MAX_ORIGINS);
-        assert!(dedup.is_new("a", 0, 1));
-        assert!(!dedup.is_new("a", MAX_ORIGINS as u64, 1));
+        assert!(dedup.is_new(b"a", 0, 1));
+        assert!(!dedup.is_new(b"a", MAX_ORIGINS as u64, 1));
     }
 
     proptest! {
@@ -159,7 +162,7 @@ mod tests {
         fn the_window_agrees_with_a_set(sequences in proptest::collection::vec(1_u64..WINDOW_SEQUENCES, 1..500)) {
             let (mut dedup, mut set) = (DedupWindow::default(), HashSet::new());
             for sequence in sequences {
-                prop_assert_eq!(dedup.is_new("a", 1, sequence), set.insert(sequence));
+                prop_assert_eq!(dedup.is_new(b"a", 1, sequence), set.insert(sequence));
             }
         }
     }

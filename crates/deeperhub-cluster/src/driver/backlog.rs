@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::broker::Shared;
+use crate::envelope::Received;
 use crate::metrics::Dropped;
 
 /// Maximum capacity, in envelopes, of an empty buffer; a larger one is freed.
@@ -29,7 +29,7 @@ impl Drop for CountDroppedOnDrop<'_> {
 /// The envelopes of a backlog.
 #[derive(Default)]
 pub(super) struct BacklogInner {
-    pub(super) envelopes: VecDeque<Bytes>,
+    pub(super) envelopes: VecDeque<Received>,
     /// Cost of the envelopes.
     bytes: usize,
 }
@@ -54,7 +54,7 @@ impl Backlog {
 
     /// Appends an envelope. If there is no room, drops the envelope and returns `false`. An empty
     /// backlog has room for any envelope.
-    pub(super) fn push(&self, shared: &Shared, envelope: Bytes) -> bool {
+    pub(super) fn push(&self, shared: &Shared, envelope: Received) -> bool {
         let mut inner = self.inner.borrow_mut();
         let bytes = inner.bytes.saturating_add(envelope.len() + ENVELOPE_OVERHEAD_BYTES);
         if inner.bytes > 0 && bytes > self.max_bytes {
@@ -62,7 +62,7 @@ impl Backlog {
         }
         // Envelopes share the buffer of the read that they came with. If there may be no room for
         // the others, the rest of the buffer is not kept for one of them.
-        let envelope = if bytes > self.max_bytes / 2 { Bytes::copy_from_slice(&envelope) } else { envelope };
+        let envelope = if bytes > self.max_bytes / 2 { envelope.to_unshared() } else { envelope };
         let was_empty = inner.envelopes.is_empty();
         inner.bytes = bytes;
         inner.envelopes.push_back(envelope);
@@ -81,7 +81,7 @@ impl Backlog {
     }
 
     /// Removes and returns the oldest envelope.
-    pub(super) fn pop(&self, shared: &Shared) -> Option<Bytes> {
+    pub(super) fn pop(&self, shared: &Shared) -> Option<Received> {
         let mut inner = self.inner.borrow_mut();
         let envelope = inner.envelopes.pop_front()?;
         inner.bytes -= envelope.len() + ENVELOPE_OVERHEAD_BYTES;

@@ -16,7 +16,7 @@ use super::{BROKER_TIMEOUT, ConnectionEnd, DriverState, JoinOutcome, MessageHand
 use crate::announcement;
 use crate::batch::Destination;
 use crate::broker::{ClusterState, Shared};
-use crate::envelope::{Envelope, Header, Message};
+use crate::envelope::{Envelope, Message, Received};
 use crate::link::{Link, LinkError, Receiver, Sender, Subscriber};
 use crate::metrics::Dropped;
 use crate::peers::{PEER_EXPIRY, RulesDifference};
@@ -167,24 +167,24 @@ impl<I: MessageHandler> Connection<'_, I> {
     /// the backlog.
     pub(super) fn dispatch(&self, bytes: Bytes, now: Instant) {
         let shared = self.shared();
-        let header = match Header::parse(&bytes) {
-            Ok(header) => header,
+        let received = match Received::check(bytes) {
+            Ok(received) => received,
             Err(error) => return self.driver.on_invalid(error),
         };
-        let origin = header.origin;
-        let is_own = origin.node == shared.node && origin.incarnation == shared.incarnation;
+        let (node, incarnation) = (received.node(), received.incarnation());
+        let is_own = incarnation == shared.incarnation && node == shared.node.as_bytes();
         if is_own {
             self.last_echo.set(now);
-            if header.is_probe() {
-                self.driver.backlog.push(shared, bytes);
+            if received.is_probe() {
+                self.driver.backlog.push(shared, received);
                 return;
             }
         }
-        if header.is_from_store() {
+        if received.is_from_store() {
             if !is_own {
                 shared.metrics.received.inc();
             }
-            if !self.driver.backlog.push(shared, bytes) {
+            if !self.driver.backlog.push(shared, received) {
                 shared.metrics.dropped(Dropped::SlowNode, 1);
             }
             return;
@@ -192,17 +192,17 @@ impl<I: MessageHandler> Connection<'_, I> {
         if is_own {
             return;
         }
-        if !self.driver.dedup.borrow_mut().is_new(origin.node, origin.incarnation, header.sequence) {
+        if !self.driver.dedup.borrow_mut().is_new(node, incarnation, received.sequence()) {
             shared.metrics.duplicates.inc();
             return;
         }
         shared.metrics.received.inc();
-        if header.is_control() {
-            match Envelope::parse(&bytes) {
+        if received.is_control() {
+            match received.parse() {
                 Ok(envelope) => self.on_control(&envelope, now),
                 Err(error) => self.driver.on_invalid(error),
             }
-        } else if !self.driver.backlog.push(shared, bytes) {
+        } else if !self.driver.backlog.push(shared, received) {
             shared.metrics.dropped(Dropped::SlowNode, 1);
         }
     }

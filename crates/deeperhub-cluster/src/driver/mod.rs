@@ -25,7 +25,7 @@ use tracing::warn;
 use crate::batch::Batch;
 use crate::broker::{ClusterState, Shared};
 use crate::dedup_window::DedupWindow;
-use crate::envelope::{Envelope, EnvelopeError};
+use crate::envelope::EnvelopeError;
 use crate::link::{Link, LinkError};
 use crate::metrics::Dropped;
 use crate::store::{AppendError, AppendOutcome};
@@ -309,7 +309,7 @@ impl<I: MessageHandler> DriverState<I> {
                 && let Some(envelope) = self.backlog.pop(shared)
             {
                 let guard = CountDroppedOnDrop(shared);
-                match Envelope::parse(&envelope) {
+                match envelope.parse() {
                     // Another node with this node's name sent the envelope. One of both nodes is
                     // about to leave.
                     Ok(envelope)

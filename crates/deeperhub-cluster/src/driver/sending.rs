@@ -9,6 +9,7 @@ use super::batch::{Sending, send_and_confirm, within_timeout};
 use super::connection::Connection;
 use super::{BROKER_TIMEOUT, ConnectionEnd, MessageHandler};
 use crate::batch::{Batch, Destination};
+use crate::envelope::Received;
 use crate::link::{LinkError, Sender, Sent};
 use crate::queue::{Lane, MAX_BATCH_BYTES};
 
@@ -109,7 +110,9 @@ impl<I: MessageHandler> Connection<'_, I> {
         for outbound in batch.iter() {
             if matches!(outbound.to, Destination::Node(node) if **node == *shared.node) {
                 // If the backlog is full, the probe is lost, like a received message.
-                self.driver.backlog.push(shared, Bytes::copy_from_slice(outbound.envelope));
+                if let Ok(probe) = Received::check(Bytes::copy_from_slice(outbound.envelope)) {
+                    self.driver.backlog.push(shared, probe);
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use super::batch::Sending;
 use super::thread::{restart_after_panic, supervise};
 use super::*;
 use crate::broker::Broker;
-use crate::envelope::Message;
+use crate::envelope::{Envelope, Message, Received};
 use crate::operation::{Action, Operation, Target};
 use crate::queue::Lane;
 use bytes::Bytes;
@@ -55,6 +55,10 @@ fn envelope(node: &str, sequence: u64, message: Message<'_>) -> Bytes {
     let mut bytes = Envelope { origin, sequence: 0, message }.write();
     crate::envelope::set_sequence(&mut bytes, sequence);
     bytes.into()
+}
+
+fn checked(node: &str, sequence: u64, message: Message<'_>) -> Received {
+    Received::check(envelope(node, sequence, message)).unwrap()
 }
 
 fn hello() -> Message<'static> {
@@ -148,7 +152,7 @@ fn the_backlog_is_processed_in_order_across_connections() {
     };
     let driver = driver(handler, 100_000);
     for sequence in 0..30 {
-        assert!(driver.backlog.push(&driver.shared, envelope("other", sequence, broadcast())));
+        assert!(driver.backlog.push(&driver.shared, checked("other", sequence, broadcast())));
     }
     // Connections end while an envelope is being processed.
     for _ in 0..10_000 {
@@ -176,7 +180,7 @@ fn a_panic_costs_one_envelope() {
     driver.shared.set_state(ClusterState::Up);
     broker.publish(broadcast()).unwrap();
     for sequence in 0..5 {
-        assert!(driver.backlog.push(&driver.shared, envelope("other", sequence, broadcast())));
+        assert!(driver.backlog.push(&driver.shared, checked("other", sequence, broadcast())));
     }
     let run = || {
         let all = async {
@@ -204,7 +208,7 @@ fn flushes(handler: RecordingHandler, lengths: &[usize]) -> Vec<usize> {
         let text = format!(r#"{{"type":"{}"}}"#, "x".repeat(*length));
         let message = deeperhub_protocol::RawJson::parse(&text).unwrap();
         let broadcast = Message::Operation(Operation::new(Target::All, Action::Send(message)));
-        assert!(driver.backlog.push(&driver.shared, envelope("other", sequence as u64, broadcast)));
+        assert!(driver.backlog.push(&driver.shared, checked("other", sequence as u64, broadcast)));
     }
     let run = || {
         let all = async {

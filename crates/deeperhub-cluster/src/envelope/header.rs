@@ -1,10 +1,7 @@
 //! The fields at the start of every envelope.
 
 use super::reader::Reader;
-use super::{
-    ANSWER, BYE, EnvelopeError, HELLO, Origin, PROBE, STAMP_BYTES, STORED, STREAM_RESET, TAKEN, VERSION,
-    is_node_id,
-};
+use super::{EnvelopeError, Origin, STAMP_BYTES, VERSION, is_node_id};
 
 /// Offset of the sequence, which the queue fills in.
 pub(super) const SEQUENCE_OFFSET: usize = 10;
@@ -23,39 +20,41 @@ pub(crate) struct Header<'a> {
 impl<'a> Header<'a> {
     /// Parses the start of an envelope and ignores the rest.
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
-        Self::read(&mut Reader::new(bytes))
+        let (head, rest) = Head::split(bytes)?;
+        head.with_node(&mut Reader::new(rest))
+    }
+}
+
+/// Fields before the origin's name, which have fixed lengths.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head {
+    pub(super) kind: u8,
+    pub(super) incarnation: u64,
+    pub(super) sequence: u64,
+}
+
+impl Head {
+    /// Parses the fields, and returns the bytes after them.
+    #[inline]
+    pub(super) fn split(bytes: &[u8]) -> Result<(Self, &[u8]), EnvelopeError> {
+        if let Some(version) = bytes.first().filter(|version| **version != VERSION) {
+            return Err(EnvelopeError::Version(*version));
+        }
+        let (head, rest) = bytes.split_first_chunk::<ORIGIN_OFFSET>().ok_or(EnvelopeError::Length)?;
+        let &[_, kind, i0, i1, i2, i3, i4, i5, i6, i7, s0, s1, s2, s3, s4, s5, s6, s7] = head;
+        let incarnation = u64::from_be_bytes([i0, i1, i2, i3, i4, i5, i6, i7]);
+        let sequence = u64::from_be_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        Ok((Self { kind, incarnation, sequence }, rest))
     }
 
-    pub(super) fn read(reader: &mut Reader<'a>) -> Result<Self, EnvelopeError> {
-        let version = reader.byte()?;
-        if version != VERSION {
-            return Err(EnvelopeError::Version(version));
-        }
-        let kind = reader.byte()?;
-        let incarnation = reader.number()?;
-        let sequence = reader.number()?;
+    /// Reads and checks the origin's name, which follows.
+    pub(super) fn with_node<'a>(self, reader: &mut Reader<'a>) -> Result<Header<'a>, EnvelopeError> {
+        let Self { kind, incarnation, sequence } = self;
         let node = reader.short_text("origin")?;
         if !is_node_id(node) {
             return Err(EnvelopeError::Field("origin"));
         }
-        Ok(Self { kind, origin: Origin { node, incarnation }, sequence })
-    }
-
-    /// Returns `true` if the message is between drivers, such as an answer or a heartbeat. Such
-    /// messages never wait in the backlog.
-    pub(crate) const fn is_control(&self) -> bool {
-        matches!(self.kind, ANSWER | HELLO | TAKEN | BYE)
-    }
-
-    /// Returns `true` if the message comes from the store. Its position tells whether it is a
-    /// duplicate, so the sequence does not matter. The origin gets its own ones, too.
-    pub(crate) const fn is_from_store(&self) -> bool {
-        matches!(self.kind, STORED | STREAM_RESET)
-    }
-
-    /// Returns `true` if the message is a probe of the origin to itself.
-    pub(crate) const fn is_probe(&self) -> bool {
-        self.kind == PROBE
+        Ok(Header { kind, origin: Origin { node, incarnation }, sequence })
     }
 }
 

@@ -23,6 +23,7 @@ mod encode;
 mod header;
 mod parse;
 mod reader;
+mod received;
 
 use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Topic};
@@ -31,6 +32,7 @@ use crate::operation::Operation;
 use crate::store::StorePosition;
 
 pub(crate) use header::{Header, set_sequence, stamp_offset, stored_topic_offset, topic_offset};
+pub(crate) use received::Received;
 
 /// Version of the format.
 const VERSION: u8 = 1;
@@ -228,9 +230,25 @@ impl EnvelopeError {
 
 /// Returns `true` if the text is a valid name of a node: 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
 pub fn is_node_id(text: &str) -> bool {
-    (1..=MAX_NODE_ID_BYTES).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+    are_node_id_bytes(text.as_bytes())
 }
+
+/// Returns `true` if the bytes are a valid name of a node, which is ASCII.
+fn are_node_id_bytes(bytes: &[u8]) -> bool {
+    let are_allowed = || bytes.iter().fold(true, |all, byte| all & IS_NODE_ID_BYTE[usize::from(*byte)]);
+    (1..=MAX_NODE_ID_BYTES).contains(&bytes.len()) && are_allowed()
+}
+
+/// `true` for each byte that the name of a node can have.
+const IS_NODE_ID_BYTE: [bool; 256] = {
+    let mut allowed = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        allowed[byte] = (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'_' | b'-');
+        byte += 1;
+    }
+    allowed
+};
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{ClientId, RawJson, Topic, TopicError};
 
-use super::header::Header;
+use super::header::{Head, Header};
 use super::reader::Reader;
 use super::{ClientRequest, Envelope, EnvelopeError, Message, STORED, STREAM_RESET};
 use crate::operation::{Action, Operation, Target};
@@ -18,16 +18,16 @@ impl<'a> Envelope<'a> {
     ///
     /// Returns [`EnvelopeError`] for bytes that [`Self::write`] would not have written.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
-        let mut reader = Reader::new(bytes);
-        let Header { kind, origin, sequence } = Header::read(&mut reader)?;
-        reader.expect_texts();
+        let (head, rest) = Head::split(bytes)?;
+        let mut reader = Reader::of_texts(rest);
+        let Header { kind, origin, sequence } = head.with_node(&mut reader)?;
         let message = Message::read(kind, &mut reader)?;
         Ok(Self { origin, sequence, message })
     }
 }
 
 impl<'a> Message<'a> {
-    fn read(kind: u8, reader: &mut Reader<'a>) -> Result<Self, EnvelopeError> {
+    pub(super) fn read(kind: u8, reader: &mut Reader<'a>) -> Result<Self, EnvelopeError> {
         let message = match kind {
             1 => {
                 let (topic, from, trace, payload) = read_publish(reader, read_topic)?;

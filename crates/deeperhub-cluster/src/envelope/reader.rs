@@ -10,19 +10,19 @@ use super::EnvelopeError;
 /// The bytes that are not parsed yet.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
-    /// The same bytes as text, if they are UTF-8 as a whole. Most envelopes are, and then their
-    /// fields need no check of their own.
-    text: Option<&'a str>,
+    /// A text that ends with these bytes, if all of it is UTF-8; empty otherwise. Most envelopes
+    /// are such a text, and then their fields need no check of their own.
+    text: &'a str,
 }
 
 impl<'a> Reader<'a> {
     pub(super) const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, text: None }
+        Self { bytes, text: "" }
     }
 
-    /// Checks the rest as a whole, before its texts are taken.
-    pub(super) fn expect_texts(&mut self) {
-        self.text = simdutf8::basic::from_utf8(self.bytes).ok();
+    /// Checks the bytes as a whole, because most of their fields are texts.
+    pub(super) fn of_texts(bytes: &'a [u8]) -> Self {
+        Self { bytes, text: simdutf8::basic::from_utf8(bytes).unwrap_or_default() }
     }
 
     pub(super) const fn is_empty(&self) -> bool {
@@ -32,17 +32,25 @@ impl<'a> Reader<'a> {
     pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], EnvelopeError> {
         let (taken, rest) = self.bytes.split_at_checked(length).ok_or(EnvelopeError::Length)?;
         self.bytes = rest;
-        self.text = self.text.and_then(|text| text.get(length..));
         Ok(taken)
     }
 
+    #[inline]
     fn take_text(&mut self, length: usize, field: &'static str) -> Result<&'a str, EnvelopeError> {
-        if let Some((taken, rest)) = self.text.and_then(|text| text.split_at_checked(length)) {
-            self.bytes = rest.as_bytes();
-            self.text = Some(rest);
-            return Ok(taken);
+        let left = self.bytes.len();
+        let taken = self.take(length)?;
+        // Without a text, the start is after its end.
+        let start = self.text.len().wrapping_sub(left);
+        match self.text.get(start..start.wrapping_add(length)) {
+            Some(text) if !self.text.is_empty() => Ok(text),
+            _ => Self::check_text(taken, field),
         }
-        std::str::from_utf8(self.take(length)?).map_err(|_| EnvelopeError::Field(field))
+    }
+
+    /// Checks a field of an envelope that is not UTF-8 as a whole.
+    #[cold]
+    fn check_text(taken: &'a [u8], field: &'static str) -> Result<&'a str, EnvelopeError> {
+        std::str::from_utf8(taken).map_err(|_| EnvelopeError::Field(field))
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], EnvelopeError> {

@@ -165,6 +165,7 @@ fn missing_and_surplus_bytes_are_rejected() {
         let fixed = whole.len() - message.payload_len();
         for end in 0..fixed {
             assert_eq!(Envelope::parse(&whole[..end]), Err(EnvelopeError::Length), "{message:?} {end}");
+            assert_eq!(parse_in_steps(&whole[..end]), Err(EnvelopeError::Length), "{message:?} {end}");
         }
         if message.payload_len() == 0 && !matches!(message, Message::Answer { .. }) {
             let more = [&whole[..], b"x"].concat();
@@ -214,11 +215,36 @@ fn invalid_fields_are_rejected() {
     ] {
         let bytes = [&[version, kind][..], head, rest].concat();
         assert_eq!(Envelope::parse(&bytes), Err(error), "{}", bytes.escape_ascii());
+        assert_eq!(parse_in_steps(&bytes), Err(error), "{}", bytes.escape_ascii());
     }
     let mut nameless = Envelope { origin: ORIGIN, sequence: 1, message: Message::Bye }.write();
     nameless.truncate(ORIGIN_OFFSET);
     nameless.push(0);
     assert_eq!(Envelope::parse(&nameless), Err(EnvelopeError::Field("origin")));
+}
+
+/// An envelope that arrived is checked in two steps, with the results of one.
+fn parse_in_steps(bytes: &[u8]) -> Result<Envelope<'_>, EnvelopeError> {
+    let received = Received::check(bytes::Bytes::copy_from_slice(bytes))?;
+    let expected = received.parse()?;
+    let envelope = Envelope::parse(bytes)?;
+    assert_eq!(expected, envelope);
+    let Origin { node, incarnation } = envelope.origin;
+    assert_eq!((received.node(), received.incarnation()), (node.as_bytes(), incarnation));
+    assert_eq!((received.sequence(), received.len()), (envelope.sequence, bytes.len()));
+    assert_eq!(received.is_probe(), matches!(envelope.message, Message::Probe { .. }));
+    assert_eq!(received.is_from_store(), envelope.message.is_from_store());
+    Ok(envelope)
+}
+
+#[test]
+fn names_of_nodes_have_few_characters() {
+    for byte in 0..=u8::MAX {
+        let is_allowed = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        assert_eq!(are_node_id_bytes(&[b'n', byte]), is_allowed, "{byte}");
+    }
+    let longest = "n".repeat(MAX_NODE_ID_BYTES);
+    assert!(is_node_id(&longest) && !is_node_id(&format!("{longest}n")) && !is_node_id(""));
 }
 
 #[test]
@@ -256,6 +282,7 @@ fn the_store_fills_in_its_fields_at_their_offsets() {
 proptest! {
     #[test]
     fn any_bytes_are_parsed_or_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert_eq!(parse_in_steps(&bytes), Envelope::parse(&bytes));
         if let Ok(envelope) = Envelope::parse(&bytes) {
             prop_assert_eq!(envelope.write(), bytes);
         }
@@ -267,6 +294,7 @@ proptest! {
         let mut bytes = Envelope { origin: ORIGIN, sequence: 3, message }.write();
         let length = bytes.len();
         bytes[index % length] = byte;
+        prop_assert_eq!(parse_in_steps(&bytes), Envelope::parse(&bytes));
         if let Ok(envelope) = Envelope::parse(&bytes) {
             prop_assert_eq!(envelope.write(), bytes);
         }
