@@ -65,7 +65,7 @@ pub use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 pub use driver::{Driver, DriverHandle, JoinOutcome, MessageHandler, PendingAnswer};
 pub use envelope::{
     ClientRequest, Envelope, EnvelopeError, MAX_ENVELOPE_OVERHEAD_BYTES, MAX_NODE_ID_BYTES, MAX_USER_BYTES,
-    Message, Origin, is_node_id,
+    Message, Origin, PlainPublish, is_node_id,
 };
 #[cfg(feature = "nats")]
 pub use nats::check_credentials;

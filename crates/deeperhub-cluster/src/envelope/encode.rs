@@ -12,7 +12,7 @@ use super::{
 use crate::operation::{Action, Operation, Target};
 
 /// Maximum size of the buffer for envelopes that each thread keeps.
-const MAX_KEPT_BYTES: usize = 64 << 10;
+pub(super) const MAX_KEPT_BYTES: usize = 64 << 10;
 
 impl Envelope<'_> {
     /// Encodes the envelope.
@@ -41,7 +41,7 @@ impl Envelope<'_> {
     }
 
     /// Appends the encoded envelope.
-    fn write_to(&self, out: &mut Vec<u8>) {
+    pub(super) fn write_to(&self, out: &mut Vec<u8>) {
         out.reserve(ORIGIN_OFFSET + 96 + self.message.payload_len());
         let mut fixed = [0; ORIGIN_OFFSET];
         let (head, sequence) = fixed.split_at_mut(SEQUENCE_OFFSET);

@@ -22,6 +22,7 @@
 mod encode;
 mod header;
 mod parse;
+mod publish_encoder;
 mod reader;
 mod received;
 
@@ -32,6 +33,7 @@ use crate::operation::Operation;
 use crate::store::StorePosition;
 
 pub(crate) use header::{Header, set_sequence, stamp_offset, stored_topic_offset, topic_offset};
+pub use publish_encoder::PlainPublish;
 pub(crate) use received::Received;
 
 /// Version of the format.

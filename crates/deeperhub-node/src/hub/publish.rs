@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Instant;
 
-use deeperhub_cluster::{AppendNumber, EnqueueError, Message, WakeUp};
+use deeperhub_cluster::{AppendNumber, EnqueueError, Message, PlainPublish, WakeUp};
 use deeperhub_listener::Multicast;
 use deeperhub_protocol::message::{
     ClusterFault, DeliveryEncoder, ServerMessage, StreamMessage, TraceContext,
@@ -346,18 +346,17 @@ impl Hub {
         if topic.as_str().starts_with('$') {
             return None;
         }
+        if trace.traceparent.is_none() && trace.tracestate.is_none() {
+            let publish = PlainPublish { topic, from, payload };
+            return cluster_fault(self.broker.as_ref()?.publish_plain(wake_up, &publish));
+        }
         let message = Message::Publish { topic: topic.borrow(), from: from.cloned(), trace, payload };
         self.send_to_other_nodes(message, wake_up)
     }
 
     /// Queues a message for other nodes. Returns the fault if it cannot be queued.
     pub(crate) fn send_to_other_nodes(&self, message: Message<'_>, wake_up: WakeUp) -> Option<ClusterFault> {
-        let broker = self.broker.as_ref()?;
-        match broker.publish_with(wake_up, message) {
-            Ok(()) => None,
-            Err(EnqueueError::TooLarge) => Some(ClusterFault::TooLarge),
-            Err(_) => Some(ClusterFault::Unavailable),
-        }
+        cluster_fault(self.broker.as_ref()?.publish_with(wake_up, message))
     }
 
     /// Wakes the broker's driver for the messages of a worker's round.
@@ -366,5 +365,14 @@ impl Hub {
         if let Some(broker) = &self.broker {
             broker.flush();
         }
+    }
+}
+
+/// Returns the fault that kept a message from the queue for other nodes.
+const fn cluster_fault(queued: Result<(), EnqueueError>) -> Option<ClusterFault> {
+    match queued {
+        Ok(()) => None,
+        Err(EnqueueError::TooLarge) => Some(ClusterFault::TooLarge),
+        Err(_) => Some(ClusterFault::Unavailable),
     }
 }
