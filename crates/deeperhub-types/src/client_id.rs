@@ -1,6 +1,7 @@
 //! IDs of connections.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// The ID of a connection, unique across all nodes of a hub and across restarts. Cheap to clone.
@@ -8,7 +9,7 @@ use std::sync::Arc;
 /// An ID has 1 to [`ClientId::MAX_BYTES`] bytes of `A-Z a-z 0-9 . _ -`, so it needs no escaping in
 /// JSON or in a URL path. This type checks length and characters. The code that creates an ID must
 /// ensure that the ID is unique.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Eq, PartialOrd, Ord)]
 pub struct ClientId(Arc<str>);
 
 impl ClientId {
@@ -28,6 +29,20 @@ impl ClientId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Messages of one connection share the text of its ID, which is then not compared.
+impl PartialEq for ClientId {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl Hash for ClientId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
     }
 }
 
@@ -60,6 +75,12 @@ mod tests {
         for text in ["a", "0", "node-1.AZ_09", ".", longest.as_str()] {
             assert_eq!(ClientId::parse(text).as_ref().map(ClientId::as_str), Some(text));
         }
+    }
+
+    #[test]
+    fn ids_are_equal_by_their_text() {
+        let [one, same, other] = ["n.0-0-1", "n.0-0-1", "n.0-0-2"].map(|text| ClientId::parse(text).unwrap());
+        assert!(one == one.clone() && one == same && one != other);
     }
 
     #[test]

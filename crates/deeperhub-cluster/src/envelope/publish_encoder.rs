@@ -56,7 +56,7 @@ impl PublishEncoder {
         let &PlainPublish { topic, from, payload } = publish;
         let is_same = self.incarnation == origin.incarnation
             && self.topic == topic.as_str()
-            && is_same_client(self.from.as_ref(), from)
+            && self.from.as_ref() == from
             && self.node == origin.node
             && !self.bytes.is_empty();
         if is_same {
@@ -79,16 +79,6 @@ impl PublishEncoder {
         let message = Message::Publish { topic, from, trace, payload };
         Envelope { origin, sequence: 0, message }.write_to(&mut self.bytes);
         self.payload_at = self.bytes.len() - payload.as_str().len();
-    }
-}
-
-/// Compares two clients. Those of one connection share their text.
-#[inline]
-fn is_same_client(one: Option<&ClientId>, other: Option<&ClientId>) -> bool {
-    match (one, other) {
-        (Some(one), Some(other)) => std::ptr::eq(one.as_str(), other.as_str()) || one == other,
-        (None, None) => true,
-        _ => false,
     }
 }
 

@@ -69,7 +69,7 @@ impl ClusterReceiver {
     fn source_of(&self, publisher: &ClientId) -> u64 {
         let mut last = self.last_source.borrow_mut();
         match &*last {
-            Some((id, source)) if std::ptr::eq(id.as_str(), publisher.as_str()) => *source,
+            Some((id, source)) if id == publisher => *source,
             _ => last.insert((publisher.clone(), self.hasher.hash_one(publisher) | 1 << 63)).1,
         }
     }

@@ -54,13 +54,7 @@ impl DeliveryEncoder {
 
     #[inline]
     fn around_payload(&mut self, topic: &str, from: Option<&ClientId>) -> (&[u8], &[u8]) {
-        // Messages of one connection share the text of its ID.
-        let is_same_client = match (&self.from, from) {
-            (Some(last), Some(from)) => std::ptr::eq(last.as_str(), from.as_str()) || last == from,
-            (None, None) => true,
-            _ => false,
-        };
-        if self.topic != topic || !is_same_client || self.text.is_empty() {
+        if self.topic != topic || self.from.as_ref() != from || self.text.is_empty() {
             self.change(topic, from);
         }
         self.text.split_at_checked(self.payload_at).unwrap_or_default()
