@@ -56,7 +56,7 @@ impl Received {
 
     #[inline]
     fn kind(&self) -> u8 {
-        self.bytes.get(1).copied().unwrap_or_default()
+        self.head().kind
     }
 
     /// Returns the length of the envelope, in bytes.
