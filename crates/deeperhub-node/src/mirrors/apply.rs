@@ -97,9 +97,10 @@ impl Hub {
         let is_recorded = origin == self.node_id && self.config.tracer.is_recording();
         let span = if is_recorded { ActiveSpan::resumed(trace, at).map(Box::new) } else { None };
         let prepare = |topic: TopicView<'_>, kept: &mut KeptStream, stripe: &mut StreamStripe| {
-            let known = stripe.find(kept);
-            let id = known.or_else(|| self.open_followed((topic, kept, stripe), now, &mut remains));
-            let begun = id.filter(|_| known.is_none()).and_then(|id| stripe.begin_read(id));
+            let (id, begun) = match stripe.find(kept) {
+                Some(id) => (Some(id), None),
+                None => self.open_followed((topic, kept, stripe), now, &mut remains).unzip(),
+            };
             let frame = stored.message.clone();
             // Without history, a message has no position. Subscribers that were here before the stream
             // are told their position when it is whole.
@@ -133,7 +134,7 @@ impl Hub {
                     (push.map(|push| Push { excluded, ..push }), None)
                 }
             };
-            let read = begun.or(read).map(|read| (Arc::clone(topic.name()), read));
+            let read = begun.flatten().or(read).map(|read| (Arc::clone(topic.name()), read));
             (push.map(|push| Push { span, ..push }.into_outgoing()), read)
         };
         let (published, read) = publisher.publish_kept(name, source, prepare);
@@ -149,19 +150,20 @@ impl Hub {
     }
 
     /// Opens the stream of a topic that has subscribers and no stream: its rule is newer than their
-    /// subscriptions.
+    /// subscriptions. Also returns the read that it needs.
     pub(super) fn open_followed(
         &self,
         (topic, kept, stripe): (TopicView<'_>, &mut KeptStream, &mut StreamStripe),
         now: Seconds,
         remains: &mut Remains,
-    ) -> Option<StreamId> {
+    ) -> Option<(StreamId, Option<ReadRequest>)> {
         if topic.subscribers() == 0 || planted!(LateRuleIgnored) {
             return None;
         }
         let parsed = Topic::parse(&**topic.name()).ok()?;
         let (budget, rule) = self.streams.rule(&parsed)?;
-        stripe.find_or_open(topic, kept, (&budget, rule), now, remains).ok()
+        let id = stripe.find_or_open(topic, kept, (&budget, rule), now, remains).ok()?;
+        Some((id, stripe.begin_read(id)))
     }
 
     /// Returns the name of a topic if sent messages are observed.

@@ -42,8 +42,8 @@ impl Hub {
             let mut remains = Remains::default();
             self.router.visit_topics(stripe, |topic, kept, stripe| {
                 if stripe.find(kept).is_none()
-                    && let Some(id) = self.open_followed((topic, kept, stripe), now, &mut remains)
-                    && let Some(read) = stripe.begin_read(id)
+                    && let Some((_, Some(read))) =
+                        self.open_followed((topic, kept, stripe), now, &mut remains)
                 {
                     reads.push((Arc::clone(topic.name()), read));
                 }
