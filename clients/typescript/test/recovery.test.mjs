@@ -42,14 +42,15 @@ async function joined(options) {
   return { app, socket, first: first.events, second: second.events, answer };
 }
 
-test("a gap in the replay for a slow handle is not told to one that is ahead", async () => {
+/** Delivers messages after an offset to a fast handle and to one whose queue becomes full. */
+async function slowAndFast(from, to) {
   const app = start({ maxQueueBytes: 300 });
   const releases = [];
   const slow = note(app.hub.subscribe("chat.1"), () => new Promise((resolve) => releases.push(resolve)));
   const fast = app.subscribe("chat.1");
   const socket = await app.open();
-  await socket.subscribed(position(0));
-  for (let offset = 1; offset <= 6; offset += 1) {
+  await socket.subscribed(position(from));
+  for (let offset = from + 1; offset <= to; offset += 1) {
     socket.deliver("chat.1", offset);
     await settle();
   }
@@ -60,6 +61,11 @@ test("a gap in the replay for a slow handle is not told to one that is ahead", a
       await settle();
     }
   };
+  return { slow, fast, socket, drain };
+}
+
+test("a gap in the replay for a slow handle is not told to one that is ahead", async () => {
+  const { slow, fast, socket, drain } = await slowAndFast(0, 6);
   await drain();
   const [{ id, data }] = socket.take("subscribe");
   const { offset } = data.recover;
@@ -321,25 +327,9 @@ test("own messages are remembered while a handle is full before a new epoch", as
 });
 
 test("a handle that is full before a new epoch asks from its start, and others miss nothing", async () => {
-  const app = start({ maxQueueBytes: 300 });
-  const releases = [];
-  const slow = note(app.hub.subscribe("chat.1"), () => new Promise((resolve) => releases.push(resolve)));
-  const fast = app.subscribe("chat.1");
-  const socket = await app.open();
-  await socket.subscribed(position(3));
-  for (const offset of [4, 5, 6, 7, 8]) {
-    socket.deliver("chat.1", offset);
-    await settle();
-  }
+  const { slow, fast, socket, drain } = await slowAndFast(3, 8);
   newEpoch(socket, "c", 8);
   socket.deliver("chat.1", 9, { epoch: "c" });
-  const drain = async () => {
-    await settle();
-    while (releases.length) {
-      releases.shift()();
-      await settle();
-    }
-  };
   await drain();
   const { recover } = await socket.subscribed({ ...position(8, "c"), recovered: true, replay: 2 });
   assert.deepEqual(recover, position(8, "c"));

@@ -123,14 +123,14 @@ async fn serve_until_cancelled(connection: &mut Connection, top: u64) -> Result 
         let answer = CHAT.at(from, json!({"recovered": true, "replay": top - from}));
         connection.reply_subscribed(&subscribe, &[answer]).await?;
         for offset in from + 1..=top {
-            connection.deliver_with(&CHAT, offset, json!({"padding": "x".repeat(200)})).await?;
+            deliver_long(connection, offset).await?;
         }
     }
 }
 
-/// A slow and a fast handle on one topic: each sees each message once and in order.
-pub(super) async fn slow_and_fast_handle(kit: &mut Kit) -> Result {
-    const TOP: u64 = 60;
+/// Subscribes to one topic with a handle that is held and a fast one. Their queues have room for few
+/// long messages. Both stand at the message 10.
+async fn open_slow_and_fast(kit: &mut Kit) -> Result<Connection> {
     kit.connect_with(json!({"max_queue_bytes": 4096})).await?;
     kit.command("subscribe", json!({"as": "slow", "topic": CHAT.name, "hold": true})).await?;
     kit.subscribe("fast", CHAT.name).await?;
@@ -138,8 +138,19 @@ pub(super) async fn slow_and_fast_handle(kit: &mut Kit) -> Result {
     connection.serve_subscribes(&[CHAT.at(10, json!({}))]).await?;
     kit.app().expect_live("slow").await?;
     kit.app().expect_live("fast").await?;
+    Ok(connection)
+}
+
+async fn deliver_long(connection: &mut Connection, offset: u64) -> Result {
+    connection.deliver_with(&CHAT, offset, json!({"padding": "x".repeat(200)})).await
+}
+
+/// A slow and a fast handle on one topic: each sees each message once and in order.
+pub(super) async fn slow_and_fast_handle(kit: &mut Kit) -> Result {
+    const TOP: u64 = 60;
+    let mut connection = open_slow_and_fast(kit).await?;
     for offset in 11..=TOP {
-        connection.deliver_with(&CHAT, offset, json!({"padding": "x".repeat(200)})).await?;
+        deliver_long(&mut connection, offset).await?;
     }
     kit.app().expect_offset("slow", 11).await?;
     kit.command("release", json!({"as": "slow"})).await?;
@@ -163,15 +174,9 @@ pub(super) async fn slow_and_fast_handle(kit: &mut Kit) -> Result {
 pub(super) async fn full_queue_before_a_new_epoch(kit: &mut Kit) -> Result {
     const LAST: u64 = 60;
     let renewed = CHAT.in_epoch("n8");
-    kit.connect_with(json!({"max_queue_bytes": 4096})).await?;
-    kit.command("subscribe", json!({"as": "slow", "topic": CHAT.name, "hold": true})).await?;
-    kit.subscribe("fast", CHAT.name).await?;
-    let mut connection = kit.open().await?;
-    connection.serve_subscribes(&[CHAT.at(10, json!({}))]).await?;
-    kit.app().expect_live("slow").await?;
-    kit.app().expect_live("fast").await?;
+    let mut connection = open_slow_and_fast(kit).await?;
     for offset in 11..=LAST {
-        connection.deliver_with(&CHAT, offset, json!({"padding": "x".repeat(200)})).await?;
+        deliver_long(&mut connection, offset).await?;
         if offset.is_multiple_of(10) {
             // The queue of the fast handle is never full.
             kit.await_echo(&mut connection).await?;
