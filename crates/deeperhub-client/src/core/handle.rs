@@ -193,7 +193,7 @@ impl Handle {
             (Some(at), Some(to)) => at.covers(to),
             _ => false,
         };
-        // What was dropped of an earlier epoch never comes again, so a gap of a new one is not dropped.
+        // Messages dropped of an earlier epoch never come again, so the gap of a new one is not dropped.
         if self.full && &*gap.reason != "epoch" || is_older {
             return;
         }
@@ -258,8 +258,7 @@ impl Handle {
                 }
                 // The others were asked for. This handle was in an earlier stream.
                 (Some(_), Some(to)) if !self.full => {
-                    (self.recovered, self.reason) = (Some(false), Some("epoch".into()));
-                    self.push_gap(topic, None, "epoch".into(), Some(to));
+                    self.on_epoch_left(&"epoch".into(), to);
                 }
                 (at @ None, Some(to)) => *at = Some(to.clone()),
                 _ => {}

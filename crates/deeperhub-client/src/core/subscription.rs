@@ -205,8 +205,7 @@ impl Subscription {
         if asked.epoch == newest.epoch {
             return false;
         }
-        let positions = self.handles.iter().filter(|handle| !handle.full);
-        let behind = positions
+        let behind = (self.handles.iter().filter(|handle| !handle.full))
             .filter_map(|handle| handle.position.as_ref())
             .filter(|at| at.epoch == newest.epoch && at.offset < newest.offset);
         let Some(oldest) = behind.min_by_key(|at| at.offset).cloned() else { return false };
