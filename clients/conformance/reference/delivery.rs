@@ -300,7 +300,7 @@ impl Client {
         let Some(subscription) = self.subscriptions.iter_mut().find(known) else { return };
         let range = data["from"].as_u64().zip(data["to"].as_u64());
         let reason = data["reason"].as_str().unwrap_or_default();
-        // What was dropped before a new epoch never comes again.
+        // Messages that were dropped before a new epoch never come again.
         let is_dropped = subscription.is_full && reason != "epoch";
         if matches!(subscription.stage, Stage::Idle | Stage::Asked(_)) || is_dropped {
             return;

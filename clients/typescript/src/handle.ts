@@ -150,7 +150,7 @@ export class Handle extends Emitter<SubscriptionEvents> implements Subscription 
       // A history that is emptied keeps its offsets, so a gap that leads on is newer.
       if (at && at.epoch !== position.epoch && (from || (isAhead && position.offset < at.offset))) return;
     }
-    // What was dropped of an earlier epoch never comes again.
+    // Messages that were dropped of an earlier epoch never come again.
     if (this._isFull && gap.reason !== "epoch") return;
     this._position = position ?? at;
     if (!isByPolicy(gap.reason)) this._missed = gap.reason;

@@ -134,7 +134,7 @@ class Subscription:
 
     def on_delivery(self, delivery: Delivery, *, awaits_own: bool, own_clients: tuple[str, ...]) -> Outcome:
         """Takes a delivery. `awaits_own` says whether an own publish may fill a hole."""
-        # What was left out before a new epoch never comes again, so its gap is told at once.
+        # Messages left out before a new epoch never come again, so its gap is told at once.
         is_left_out = self.is_overflowing and not is_new_epoch(delivery)
         if self.wire is not Wire.ACTIVE or is_left_out:
             return Outcome.DONE
