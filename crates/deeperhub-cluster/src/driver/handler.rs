@@ -38,6 +38,10 @@ pub trait MessageHandler: Send + 'static {
         let _ = (number, outcome);
     }
 
+    /// Handles the loss of the connection to the broker, on the driver's thread. Must not block.
+    /// Messages of the connection may come later, from the backlog; those of the next one do.
+    fn on_disconnected(&self) {}
+
     /// Returns the number of the node's open connections.
     fn connections(&self) -> u64;
 }

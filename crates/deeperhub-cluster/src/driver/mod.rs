@@ -157,6 +157,7 @@ impl<I: MessageHandler> DriverState<I> {
                 "Broker unreachable; serving local clients only"
             );
         }
+        self.handler.on_disconnected();
         shared.set_state(ClusterState::Disconnected { error: error.0 });
         shared.queue.clear_control();
     }

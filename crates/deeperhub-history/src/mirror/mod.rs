@@ -235,7 +235,10 @@ impl<M> Mirror<M> {
             if message.offset <= stream.newest() && !planted!(LiveDuplicateApplied) {
                 return LiveResult::Duplicate(message);
             }
-            if message.prev <= stream.newest() || planted!(HoleIgnored) {
+            // A store that was away may have given the offsets before this message to others, so the
+            // message waits until they are compared.
+            let waits = self.is_unchecked && !planted!(UncheckedLiveApplied);
+            if (message.prev <= stream.newest() && !waits) || planted!(HoleIgnored) {
                 self.hear(StorePosition { epoch, offset: message.offset });
                 return LiveResult::Apply(step(message, stream.live_offset()));
             }

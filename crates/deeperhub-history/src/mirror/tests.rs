@@ -303,6 +303,17 @@ fn failed_reads_are_tried_again_by_the_caller() {
 }
 
 #[test]
+fn after_a_disconnect_a_live_message_waits_for_the_comparison_of_the_one_before_it() {
+    let mut fixture = Fixture::settled(5);
+    fixture.mirror.on_disconnected();
+    assert_eq!(fixture.live(5, 5, 6), Err(None));
+    let read = fixture.mirror.on_followed(&fixture.stream).unwrap();
+    assert_eq!(read.after, Some(at(5, 5)));
+    assert_eq!(fixture.read(read, answer(5, 6, 0, [6])), done("6"));
+    assert_eq!(fixture.live(5, 6, 7), Ok("7".to_owned()));
+}
+
+#[test]
 fn after_a_disconnect_the_first_check_decides() {
     let mut fixture = Fixture::settled(5);
     let read = fixture.hole(5, 6, 7);

@@ -185,6 +185,10 @@ impl MessageHandler for ClusterReceiver {
         }
     }
 
+    fn on_disconnected(&self) {
+        self.hub.on_store_away();
+    }
+
     fn flush(&self) {
         self.publisher.borrow_mut().flush_wakeups();
         self.burst_time.set(None);

@@ -52,6 +52,15 @@ impl Hub {
         topics
     }
 
+    /// Tells all mirrors that the broker is away, before a message of the next connection comes. The
+    /// thread that reads the store learns of it later, and lets them be checked then.
+    pub(crate) fn on_store_away(&self) {
+        let Some(store) = &self.streams.cluster else { return };
+        if !self.disconnect_mirrors().is_empty() {
+            store.is_checked.store(false, Ordering::Release);
+        }
+    }
+
     /// Tells all mirrors that the broker is away. Returns the followed topics.
     pub(super) fn disconnect_mirrors(&self) -> Vec<FollowedTopic> {
         self.followed_topics(|stripe, id| {

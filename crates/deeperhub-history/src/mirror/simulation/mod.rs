@@ -184,6 +184,9 @@ impl Simulation {
         }
         match self.mirror.on_live(&self.stream, epoch, message, self.max_pending) {
             LiveResult::Ignored | LiveResult::Duplicate(_) => Ok(()),
+            LiveResult::Apply(_) if self.is_unchecked => {
+                Err("a live message was applied before the check".to_owned())
+            }
             LiveResult::Apply(step) => self.apply(step),
             LiveResult::Waits(read) => self.ask(read),
         }

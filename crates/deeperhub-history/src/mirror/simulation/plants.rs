@@ -58,6 +58,8 @@ bugs! {
     DisconnectLeavesRead,
     /// The first check after a disconnect decides nothing.
     DisconnectForgotten,
+    /// A live message after a disconnect is applied before the check.
+    UncheckedLiveApplied,
     /// A failed read is not tried again.
     RetryForgotten,
     /// A position that the mirror does not have is judged.
