@@ -13,7 +13,7 @@ use super::super::request::{Message, RequestError};
 use super::super::wire::command;
 use super::api::{Ack, Api, ApiError};
 use super::config;
-use super::names::StreamNames;
+use super::names::{StreamNames, parse_stream};
 use crate::broker::Shared;
 use crate::config::Config;
 use crate::envelope::{Envelope, Message as Content, Origin};
@@ -38,8 +38,14 @@ const LOGIN_REFUSED: &str = "nats: authorization violation";
 /// Time after which a check ends without a result.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Age of the stream of a check that was broken off. Clocks of nodes may differ a little.
+const MAX_AGE: Duration = Duration::from_secs(60);
+
 /// Topic of the check. Clients cannot use topics that start with `$`.
 const TOPIC: &str = "$store-check";
+
+/// Start of the token of each check's stream.
+const TOKEN_START: &str = "-store-check-";
 
 /// Checks whether a server can keep streams. `shared` is that of the node that asks, if one does. It
 /// remembers which servers have proved it: they need no further stream of the check's own.
@@ -211,7 +217,9 @@ impl Check {
     async fn try_steps(&mut self, config: &Config) -> Result<(), CheckError> {
         let second = std::time::Duration::from_secs(1);
         let limits = StreamLimits { messages: 1, ttl: second, forget: second };
-        let names = StreamNames::new(&config.prefix, TOPIC);
+        // Checks of several nodes at the same time must not have the same subjects.
+        let random = getrandom::u64().map_err(|error| CheckError(error.to_string()))?;
+        let names = StreamNames::new(&config.prefix, &format!("{TOPIC}-{random:x}"));
         let stream = names.stream(unix_ms());
         let mut wanted = config::wanted(&names, &limits, config, TOPIC);
         if let Some(wanted) = wanted.as_object_mut() {
@@ -256,7 +264,24 @@ impl Check {
         {
             self.findings.push(StoreFinding::Refused(error.to_string()));
         }
+        if self.findings.is_empty() {
+            self.remove_leftovers(config).await;
+        }
         Ok(())
+    }
+
+    /// Removes the streams of checks that were broken off. The next check tries again what fails.
+    async fn remove_leftovers(&self, config: &Config) {
+        let subjects = format!("{}.h.*.c.{TOPIC}", config.prefix);
+        let Ok(answer) = self.api.call("STREAM.NAMES", &json!({ "subject": subjects })).await else { return };
+        let streams = answer.get("streams").and_then(Value::as_array).into_iter().flatten();
+        for stream in streams.filter_map(Value::as_str) {
+            let Some((token, created_ms)) = parse_stream(&config.prefix, stream) else { continue };
+            let age_ms = u128::from(unix_ms().saturating_sub(created_ms));
+            if token.starts_with(TOKEN_START) && age_ms > MAX_AGE.as_millis() {
+                let _ = self.api.call(&format!("STREAM.DELETE.{stream}"), &Value::Null).await;
+            }
+        }
     }
 
     /// Makes a request. Returns `None` after a finding: the user lacks the right.

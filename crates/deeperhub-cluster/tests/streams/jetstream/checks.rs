@@ -2,8 +2,10 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use deeperhub_cluster::{BrokerUrl, Config, StoreFinding, check_broker, check_store};
+use serde_json::json;
 
 use super::server::Server;
 use crate::node::Node;
@@ -40,6 +42,26 @@ fn a_server_that_has_proved_itself_needs_no_further_stream() {
     server.kill();
     server.start_again();
     assert_eq!(count_changes(&server, check), 2);
+}
+
+#[test]
+fn checks_at_the_same_time_do_not_disturb_each_other() {
+    let Some(server) = Server::start() else { return };
+    let check = || wait(check_store(&server.config()));
+    // Streams of checks that were broken off. One of them has just begun.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    let other = |epoch: u128| {
+        let stream = format!("deeperhub_h_-store-check-1-0123456789abcdef_{epoch}");
+        let settings = json!({ "name": stream, "subjects": [format!("deeperhub.h.-store-check-1-0123456789abcdef{epoch}.>")] });
+        assert!(server.api(&format!("STREAM.CREATE.{stream}"), &settings)["config"].is_object());
+        stream
+    };
+    let (_old, young) = (other(now - 600_000), other(now));
+    std::thread::scope(|scope| {
+        let checks: Vec<_> = (0..6).map(|_| scope.spawn(check)).collect();
+        checks.into_iter().for_each(|check| assert_eq!(check.join().unwrap(), Ok(Vec::new())));
+    });
+    assert_eq!(server.streams(), [young]);
 }
 
 fn users(publish: &str) -> String {
