@@ -23,6 +23,11 @@ const MAX_ATTEMPTS: usize = 8;
 /// Time before the next attempt.
 const RETRY_TIME: Duration = Duration::from_millis(50);
 
+/// Age from which on a stream of a single server is used. The server first looks for others with the
+/// same subjects, and then makes the files of a new stream. So nodes that create one at the same time
+/// can all succeed.
+const SETTLE_TIME_MS: u64 = 300;
+
 /// One connection's access to streams.
 pub(crate) struct Store {
     pub(super) shared: Arc<Shared>,
@@ -44,6 +49,8 @@ pub(super) struct StreamInfo {
     pub(super) time_ms: u64,
     /// `true` if no replica is late, as far as the leader knows.
     pub(super) is_level: bool,
+    /// `true` if a cluster of servers has agreed on the stream.
+    is_agreed: bool,
 }
 
 impl StreamInfo {
@@ -62,7 +69,15 @@ impl StreamInfo {
             created_ms: time("created").unwrap_or_default(),
             time_ms: time("ts").unwrap_or_else(unix_ms),
             is_level: replicas.is_none_or(|replicas| replicas.iter().all(is_level)),
+            is_agreed: answer.get("cluster").is_some(),
         })
+    }
+
+    /// Returns the time until no other stream can appear that was created at the same time.
+    fn settle_time(&self) -> Duration {
+        let age_ms = self.time_ms.saturating_sub(self.created_ms);
+        let rest_ms = SETTLE_TIME_MS.saturating_sub(age_ms);
+        Duration::from_millis(if self.is_agreed { 0 } else { rest_ms })
     }
 
     /// Notes the newest message. A stream that loses it gives its sequence to a message of another time.
@@ -120,11 +135,11 @@ impl Store {
             if attempt > 0 {
                 tokio::time::sleep(RETRY_TIME).await;
             }
-            let info = match self.find(&names).await? {
-                Some(epoch) => self.compare(&names, epoch, &wanted).await?,
-                None => self.create(&names, &wanted).await?,
+            let Some(epoch) = self.find(&names).await? else {
+                self.create(&names, &wanted).await?;
+                continue;
             };
-            let Some(info) = info else { continue };
+            let Some(info) = self.compare(&names, epoch, &wanted).await? else { continue };
             self.known(&names, |known| {
                 info.note(known);
                 known.checked_for = link;
@@ -139,7 +154,18 @@ impl Store {
         })
     }
 
-    /// Returns the epoch of the rule's stream, if there is one.
+    /// Creates the stream of a rule if it has none.
+    pub(crate) async fn create_missing(&self, rule: KeepingRule<'_>) -> Result<(), ApiError> {
+        let KeepingRule { name, limits } = rule;
+        let names = StreamNames::new(&self.shared.config.prefix, name);
+        if self.find(&names).await?.is_none() {
+            self.create(&names, &config::wanted(&names, &limits, &self.shared.config, name)).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns the epoch of the rule's stream, if there is one. If nodes have created several at the same
+    /// time, the one with the largest epoch stays.
     async fn find(&self, names: &StreamNames) -> Result<Option<u64>, ApiError> {
         let answer = self.api.call("STREAM.NAMES", &json!({ "subject": names.all() })).await?;
         let streams = answer.get("streams").and_then(Value::as_array);
@@ -154,12 +180,19 @@ impl Store {
                 }
             }
         }
-        Ok(epochs.into_iter().max())
+        epochs.sort_unstable();
+        let largest = epochs.pop();
+        for epoch in epochs {
+            let stream = names.stream(epoch);
+            info!(stream, "Stream removed that another node has also created");
+            self.remove(&stream).await?;
+        }
+        Ok(largest)
     }
 
-    /// Creates a stream whose epoch is larger than all that this node knows. Returns `None` if
-    /// another node was faster.
-    async fn create(&self, names: &StreamNames, wanted: &Value) -> Result<Option<StreamInfo>, ApiError> {
+    /// Creates a stream whose epoch is larger than all that this node knows, unless another node was
+    /// faster.
+    async fn create(&self, names: &StreamNames, wanted: &Value) -> Result<(), ApiError> {
         let epoch = unix_ms().max(self.shared.jetstream.largest_epoch(&names.token) + 1);
         let stream = names.stream(epoch);
         let mut request = wanted.clone();
@@ -167,19 +200,16 @@ impl Store {
             request.insert("name".to_owned(), json!(stream));
         }
         match self.api.call(&format!("STREAM.CREATE.{stream}"), &request).await {
-            Ok(answer) => {
-                info!(stream, "Stream created");
-                let info = StreamInfo::parse(&answer).ok_or_else(unexpected)?;
-                self.known(names, |known| known.begin(epoch));
-                Ok(Some(info))
-            }
-            Err(error) if error.is(OVERLAPS) || error.is(NAME_IN_USE) => Ok(None),
-            Err(error) => Err(error),
+            Ok(_) => info!(stream, "Stream created"),
+            Err(error) if error.is(OVERLAPS) || error.is(NAME_IN_USE) => {}
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 
     /// Compares a stream with what the node knows, and with the settings of its rule. Returns `None`
-    /// if it does not exist, or was deleted because it has lost messages.
+    /// if another look is needed: it does not exist, was created just now, or was deleted because it has
+    /// lost messages.
     async fn compare(
         &mut self,
         names: &StreamNames,
@@ -190,6 +220,11 @@ impl Store {
         // Live messages that come after the look do not count.
         let before = self.known(names, |known| known.clone());
         let Some(mut info) = self.info(&stream).await? else { return Ok(None) };
+        let settle_time = info.settle_time();
+        if !settle_time.is_zero() {
+            tokio::time::sleep(settle_time).await;
+            return Ok(None);
+        }
         let marks = self.marks(names, epoch).await?;
         if self.has_lost(names, epoch, &before, info.newest).await?
             || self.has_lost_mark(names, epoch, &before, &marks).await?
@@ -271,6 +306,10 @@ impl Store {
     /// Deletes a stream, so that one with a larger epoch takes its place.
     pub(super) async fn delete(&self, stream: &str) -> Result<(), ApiError> {
         warn!(stream, "Stream lost messages; a new epoch begins");
+        self.remove(stream).await
+    }
+
+    async fn remove(&self, stream: &str) -> Result<(), ApiError> {
         match self.api.call(&format!("STREAM.DELETE.{stream}"), &Value::Null).await {
             Err(error) if !error.is(NOT_FOUND) => Err(error),
             _ => Ok(()),

@@ -18,13 +18,16 @@
 //! and cannot be mistaken. Each append names the stream that it expects (`Nats-Expected-Stream`), so
 //! a message of an old epoch does not get into a new stream.
 //!
-//! A stream that was lost is created under a new name with a larger number. A stream that has lost
-//! its newest messages gives their sequences again, so it must not live on: a node that notices it
-//! deletes the stream, and creates one with a larger number. A node notices it when it connects
-//! (its newest known message is gone or is another one, or a mark is gone), when it looks at the
-//! newest sequence, and when an append gets a sequence that the node has seen already. Reads, live
-//! messages and looks at the stream tell the time of the newest message, and appends have an
-//! identity. Limits can have removed the message: then no earlier sequence may have a later time.
+//! A stream that was lost is created under a new name with a larger number. If several nodes create it
+//! at once, a server without others can let all of them succeed. So nodes use no stream that is younger
+//! than 0.3 seconds, and remove all but the one with the largest number.
+//!
+//! A stream that has lost its newest messages gives their sequences again, so it must not live on: a
+//! node that notices it deletes the stream, and creates one with a larger number. A node notices it
+//! when it connects (its newest known message is gone or is another one, or a mark is gone), when it
+//! looks at the newest sequence, and when an append gets a sequence that the node has seen already.
+//! Reads, live messages and looks at the stream tell the time of the newest message, and appends have
+//! an identity. Limits can have removed the message: then no earlier sequence may have a later time.
 //! Between the loss and the first node that knows better, other nodes can append. A server that
 //! writes each message to disk at once (`sync_interval: always`), or three replicas, exclude such
 //! losses.

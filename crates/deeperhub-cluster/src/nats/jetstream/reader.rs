@@ -57,6 +57,10 @@ impl Reader {
             Ok(store) => store,
             Err(error) => return warn!(%error, "Streams not prepared"),
         };
+        // New streams settle at the same time. The second look tells errors.
+        for rule in &keeping {
+            let _ = store.create_missing(*rule).await;
+        }
         for rule in keeping {
             match store.ensure(rule).await {
                 Ok(_) => {}

@@ -65,6 +65,23 @@ fn a_stream_that_was_deleted_begins_a_larger_epoch() {
     assert!(matches!(&other.receive(2)[1], Received::Stored { position, .. } if *position == after));
 }
 
+#[test]
+fn nodes_that_join_an_empty_server_at_once_use_one_stream() {
+    for _ in 0..4 {
+        let Some(server) = Server::start() else { return };
+        let url = server.url();
+        let join = |number: u8| Node::join(&url, &format!("n{number}"));
+        let nodes: Vec<_> = std::thread::scope(|scope| {
+            let joining: Vec<_> = (0..6).map(|number| scope.spawn(move || join(number))).collect();
+            joining.into_iter().map(|node| node.join().unwrap()).collect()
+        });
+        let positions: Vec<_> = (1..).zip(&nodes).map(|(number, node)| node.store("t", number)).collect();
+        let expected: Vec<_> = (1..7).map(|offset| StorePosition { offset, ..positions[0] }).collect();
+        assert_eq!(positions, expected);
+        assert_eq!(server.streams().len(), 1);
+    }
+}
+
 /// Everything that the server has written since the copy is lost, as after a crash of its machine.
 #[test]
 fn a_server_that_lost_its_newest_messages_begins_a_larger_epoch() {
