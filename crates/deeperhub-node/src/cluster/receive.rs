@@ -19,6 +19,7 @@ use super::query::{self, ClusterQuery};
 use super::recent_positions::RecentPositions;
 use crate::hub::Hub;
 use crate::operation::{Operation, Target};
+use crate::planted::planted;
 use crate::streams::HubPublisher;
 use crate::types::ClientNotFound;
 use crate::worker::request::WorkerRequest;
@@ -186,7 +187,9 @@ impl MessageHandler for ClusterReceiver {
     }
 
     fn on_disconnected(&self) {
-        self.hub.on_store_away();
+        if !planted!(OutageLearntLate) {
+            self.hub.on_store_away();
+        }
     }
 
     fn flush(&self) {

@@ -71,6 +71,8 @@ bugs! {
     cluster {
         /// An excluded publisher is not told the position of its message.
         OwnPositionNotTold = 0,
+        /// Live messages of a new connection come before the node compares what it has.
+        OutageLearntLate = 42,
         /// A read of the cluster's store shows no message that was replaced.
         RewriteUnread = 4,
         /// A topic with subscribers that gets a rule has no stream until another client comes.

@@ -107,7 +107,7 @@ impl Simulation {
         if std::mem::take(&mut self.links[node].is_up) {
             self.links[node].cut(late);
             if let Some(running) = &self.nodes[node] {
-                running.driver.disconnect();
+                running.on_disconnected();
             }
         }
     }

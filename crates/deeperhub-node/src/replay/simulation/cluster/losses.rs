@@ -34,7 +34,8 @@ impl Simulation {
             return self.lose_newest();
         }
         match seed / 14 % 5 {
-            _ if !self.settings.is_sparse => self.rewrite(Knowledge::Live),
+            0..3 if !self.settings.is_sparse => self.rewrite(Knowledge::Live),
+            _ if !self.settings.is_sparse => self.hide_rewritten(),
             0 => self.rewrite(Knowledge::Live),
             1 => self.rewrite(Knowledge::LiveAgain),
             2 => self.rewrite(Knowledge::Appended),
@@ -89,6 +90,27 @@ impl Simulation {
             for node in 0..last {
                 self.pass(node, usize::MAX)?;
             }
+        }
+        self.check_replaced()
+    }
+
+    /// Loses a message, and gives its position to another one. Whoever had the lost one gets the message
+    /// after it live, before anything was compared.
+    fn hide_rewritten(&mut self) -> Result<(), String> {
+        let (topic, last) = (TOPICS[0], self.nodes.len() - 1);
+        self.replicas.clear();
+        for _ in 0..2 {
+            self.publish(0, topic, 10);
+            self.exchange()?;
+        }
+        self.publish_after_loss(last, 0, [topic].into_iter(), false)?;
+        self.confirm(last)?;
+        (0..last).for_each(|node| self.connect_link(node));
+        self.publish(last, topic, 10);
+        self.send(last);
+        self.execute(last, usize::MAX)?;
+        for node in 0..last {
+            self.pass(node, usize::MAX)?;
         }
         self.check_replaced()
     }

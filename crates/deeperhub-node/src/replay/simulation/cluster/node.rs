@@ -93,6 +93,12 @@ impl Node {
         if is_ready { Ok(()) } else { Err("a node waits for its workers".to_owned()) }
     }
 
+    /// Notes the loss of the connection to the broker. The reader learns of it later.
+    pub(super) fn on_disconnected(&self) {
+        self.receiver.on_disconnected();
+        self.driver.disconnect();
+    }
+
     /// Handles the outcome of an append.
     pub(super) fn on_appended(&self, number: AppendNumber, outcome: Result<Appended, AppendError>) {
         self.receiver.on_appended(number, outcome);
