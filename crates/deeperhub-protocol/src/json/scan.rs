@@ -164,6 +164,38 @@ impl<'a> Scanner<'a> {
         if self.pos == self.text.len() { Ok(()) } else { Err(self.fail(self.pos, "the end")) }
     }
 
+    /// Skips `text` if it comes next. Returns `true` if it does.
+    #[inline(always)]
+    pub(crate) fn accept<const N: usize>(&mut self, text: &[u8; N]) -> bool {
+        let rest = self.text.as_bytes().get(self.pos..).unwrap_or_default();
+        let is_next = rest.first_chunk() == Some(text);
+        if is_next {
+            self.pos += N;
+        }
+        is_next
+    }
+
+    /// Returns `true` at the end of the text.
+    pub(crate) const fn is_at_end(&self) -> bool {
+        self.pos == self.text.len()
+    }
+
+    /// Scans the string at the position, and returns it without its quotes. Returns `None` for another
+    /// value and for a string with escapes.
+    #[inline]
+    pub(crate) fn plain_string(&mut self) -> Option<&'a str> {
+        if self.peek() != b'"' {
+            return None;
+        }
+        let start = self.pos + 1;
+        let end = start + plain_len(self.text.as_bytes().get(start..)?);
+        if self.byte(end) != b'"' {
+            return None;
+        }
+        self.pos = end + 1;
+        self.text.get(start..end)
+    }
+
     /// Scans the value that starts at the position, without white space before it. Returns the
     /// value's text.
     ///

@@ -11,6 +11,9 @@ use fearless_simd::{Level, dispatch};
 /// instructions. Of 16, 32, 64 and 128, 64 was the fastest for strings of 16 KiB.
 const CHUNK_BYTES: usize = 64;
 
+/// Number of bytes that are checked together where a chunk has a special byte.
+const BLOCK_BYTES: usize = 16;
+
 /// Minimum length for detecting the widest vector instructions at run time. They halve the time for
 /// long strings.
 const SIMD_MIN_BYTES: usize = 128;
@@ -40,6 +43,8 @@ fn plain_len_simd(bytes: &[u8]) -> usize {
     } else {
         dispatch!(Level::new(), _simd => plain_chunks(bytes))
     };
+    let (blocks, _) = bytes.get(len..).unwrap_or_default().as_chunks::<BLOCK_BYTES>();
+    len += BLOCK_BYTES * blocks.iter().take_while(|block| !has_special(block)).count();
     let (words, tail) = bytes.get(len..).unwrap_or_default().as_chunks();
     for word in words {
         if let Some(at) = first_special(*word) {
@@ -77,7 +82,7 @@ const fn is_special(byte: u8) -> bool {
 /// Returns `true` if the chunk has a special byte. The loop has no branches, so that the compiler
 /// can vectorise it.
 #[inline(always)]
-fn has_special(chunk: &[u8; CHUNK_BYTES]) -> bool {
+fn has_special<const N: usize>(chunk: &[u8; N]) -> bool {
     let special = chunk.iter().fold(0, |special, &byte| {
         special | u8::from(byte < b' ') | u8::from(byte == b'"') | u8::from(byte == b'\\')
     });

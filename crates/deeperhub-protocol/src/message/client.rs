@@ -136,8 +136,17 @@ impl<'a> ClientMessage<'a> {
     /// # Errors
     /// Returns the errors of [`Self::parse`].
     pub fn parse_within(text: &'a str, max_nesting: usize) -> Result<Self, MessageError<'a>> {
+        let max_nesting = clamp_nesting(max_nesting);
+        if let Some(publish) = Self::parse_usual_publish(text, max_nesting) {
+            return Ok(publish);
+        }
+        Self::parse_any(text, max_nesting)
+    }
+
+    /// Parses one text message with its keys in any order.
+    fn parse_any(text: &'a str, max_nesting: u32) -> Result<Self, MessageError<'a>> {
         let mut envelope = Envelope::default();
-        if !envelope.scan(text, clamp_nesting(max_nesting))? {
+        if !envelope.scan(text, max_nesting)? {
             return Err(MessageError::invalid("message must be a JSON object with a `type`"));
         }
         let id = match envelope.unique_value(MessageKey::Id)?.filter(is_not_null) {
@@ -298,6 +307,8 @@ fn is_object(json: &str) -> bool {
 fn is_string(json: &str) -> bool {
     json.starts_with('"')
 }
+
+mod usual_publish;
 
 #[cfg(test)]
 mod tests;
