@@ -7,7 +7,8 @@
 The node under test has the first core, and everything else the second one. There, this script takes the broker's place
 and speaks just enough NATS. For the sending half, a client publishes, and the script counts the messages that the node
 passes on, and confirms them. For the receiving half, it sends a node what the sending one passed on, and counts what a
-subscriber of the node gets. So the rate is that of one core of a node, unless the script is slower: a node that used less
+subscriber of the node gets. At most --window messages are under way, since the node would otherwise spend its time on
+memory for queues that grow. So the rate is that of one core of a node, unless the script is slower: a node that used less
 than the whole core waited for it. The programs (target/release/deeperhub-ws) alternate; prints medians, with ranges.
 """
 
@@ -28,15 +29,41 @@ INFO = b'INFO {"server_id":"peer","version":"2.10.0","proto":1,"headers":true,"m
 PUBLISH = re.compile(rb"PUB (\S+) (\d+)\r\n")
 SUBJECT = b"deeperhub.t.bench"
 
+# Messages that are sent at once.
+PART = 1024
 
-class Peer:
+
+class Progress:
+    """A number of messages that others wait for."""
+
+    def __init__(self):
+        self.count, self.changed = 0, threading.Condition()
+
+    def add(self, messages):
+        with self.changed:
+            self.count += messages
+            self.changed.notify_all()
+
+    def wait_until(self, holds):
+        with self.changed:
+            if not self.changed.wait_for(holds, timeout=60):
+                raise TimeoutError("the node did not do what was expected")
+
+    def send(self, parts, send, window):
+        """Sends parts of messages, of which at most `window` are under way."""
+        for number, part in enumerate(parts, 1):
+            self.wait_until(lambda allowed=number * PART - window: self.count >= allowed)
+            send(part)
+
+
+class Peer(Progress):
     """The broker of one node. A thread answers the node, and counts the messages on the topic."""
 
     def __init__(self):
+        super().__init__()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"nats://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.count, self.sid, self.recorded = 0, None, None
-        self.changed, self.sending = threading.Condition(), threading.Lock()
+        self.sid, self.recorded, self.sending = None, None, threading.Lock()
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self):
@@ -58,21 +85,18 @@ class Peer:
             if self.recorded is not None:
                 self.recorded.append(bytes(buffer[:length]))
             if pings:
-                self.send(b"PONG\r\n" * pings)
-            with self.changed:
-                self.count += messages
-                if subscribed := re.search(rb"SUB %s (\d+)\r\n" % re.escape(SUBJECT), data):
-                    self.sid = subscribed[1]
-                self.changed.notify_all()
+                self.write(b"PONG\r\n" * pings)
+            if subscribed := re.search(rb"SUB %s (\d+)\r\n" % re.escape(SUBJECT), data):
+                self.sid = subscribed[1]
+            self.add(messages)
 
-    def send(self, data):
+    def write(self, data):
         with self.sending:
             self.socket.sendall(data)
 
-    def wait_until(self, holds):
-        with self.changed:
-            if not self.changed.wait_for(holds, timeout=60):
-                raise TimeoutError("the node did not do what was expected")
+
+def in_parts(messages):
+    return [b"".join(messages[at : at + PART]) for at in range(0, len(messages), PART)]
 
 
 def as_received(recorded, sid):
@@ -82,7 +106,7 @@ def as_received(recorded, sid):
         at = found.end() + int(found[2]) + 2
         if found[1] == SUBJECT:
             sent.append(b"MSG %s %s %s\r\n" % (SUBJECT, sid, found[2]) + recorded[found.end() : at])
-    return b"".join(sent)
+    return sent
 
 
 def start_node(program, peer, workers):
@@ -102,17 +126,17 @@ def measure(process, messages, act):
     return messages / took, cpu / messages * 1e6, cpu / took * 100
 
 
-def send_half(program, messages, workers, record):
+def send_half(program, messages, workers, window, record):
     """Returns the figures of the node that publishes, and what it passed on if `record` is true."""
     peer = Peer()
     process, address = start_node(program, peer, workers)
     try:
         publisher = Client(address)
-        frames = b"".join(Client.frame(publish(number)) for number in range(messages))
+        parts = in_parts([Client.frame(publish(number)) for number in range(messages)])
         peer.recorded = [] if record else None
 
         def act():
-            threading.Thread(target=publisher.socket.sendall, args=(frames,)).start()
+            threading.Thread(target=peer.send, args=(parts, publisher.socket.sendall, window)).start()
             peer.wait_until(lambda: peer.count >= messages)
 
         return measure(process, messages, act), b"".join(peer.recorded or [])
@@ -121,7 +145,7 @@ def send_half(program, messages, workers, record):
         process.wait()
 
 
-def receive_half(program, recorded, messages, workers):
+def receive_half(program, recorded, messages, workers, window):
     """Returns the figures of the node that gets the recorded messages."""
     peer = Peer()
     process, address = start_node(program, peer, workers)
@@ -130,11 +154,11 @@ def receive_half(program, recorded, messages, workers):
         subscriber.send('{"type":"subscribe","data":{"topic":"bench"}}')
         subscriber.receive()
         peer.wait_until(lambda: peer.sid is not None)
-        sent = as_received(recorded, peer.sid)
+        parts, delivered = in_parts(as_received(recorded, peer.sid)), Progress()
 
         def act():
-            threading.Thread(target=peer.send, args=(sent,)).start()
-            subscriber.count_messages(messages)
+            threading.Thread(target=delivered.send, args=(parts, peer.write, window)).start()
+            subscriber.count_messages(messages, delivered.add)
 
         return measure(process, messages, act)
     finally:
@@ -154,17 +178,19 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--messages", type=int, default=500_000)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--window", type=int, default=16_384)
     parser.add_argument("--halves", default="sending,receiving")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {OWN_CORE})
-    _, recorded = send_half(arguments.programs[0], arguments.messages, arguments.workers, record=True)
+    load = arguments.messages, arguments.workers, arguments.window
+    _, recorded = send_half(arguments.programs[0], *load, record=True)
     rounds = {(half, program): [] for half in arguments.halves.split(",") for program in arguments.programs}
     for _ in range(arguments.rounds):
         for half, program in rounds:
             if half == "sending":
-                figures, _ = send_half(program, arguments.messages, arguments.workers, record=False)
+                figures, _ = send_half(program, *load, record=False)
             else:
-                figures = receive_half(program, recorded, arguments.messages, arguments.workers)
+                figures = receive_half(program, recorded, *load)
             rounds[half, program].append(figures)
     print("| node | messages a second | CPU µs per message | % of its core |\n|---|---|---|---|")
     for (half, program), figures in rounds.items():

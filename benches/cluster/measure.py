@@ -73,13 +73,15 @@ class Client:
         payload, self.buffer = self.buffer[head : head + length], self.buffer[head + length :]
         return payload
 
-    def count_messages(self, wanted):
+    def count_messages(self, wanted, on_counted=lambda messages: None):
         """Reads until `wanted` deliveries have arrived. Only counts their types, so that it is not the bottleneck."""
         seen, mark, rest = 0, b'"type":"message"', b""
         data = self.buffer
         self.buffer = b""
         while True:
-            seen += (rest + data).count(mark)
+            new = (rest + data).count(mark)
+            on_counted(new)
+            seen += new
             rest = (rest + data)[-(len(mark) - 1) :]
             if seen >= wanted:
                 return
