@@ -38,8 +38,8 @@ pub trait MessageHandler: Send + 'static {
         let _ = (number, outcome);
     }
 
-    /// Handles the loss of the connection to the broker, on the driver's thread. Must not block.
-    /// Messages of the connection may come later, from the backlog; those of the next one do.
+    /// Handles the loss of a connection with which the node had joined. Later messages are of the next
+    /// connection, or of the backlog.
     fn on_disconnected(&self) {}
 
     /// Returns the number of the node's open connections.

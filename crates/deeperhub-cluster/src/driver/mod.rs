@@ -157,7 +157,9 @@ impl<I: MessageHandler> DriverState<I> {
                 "Broker unreachable; serving local clients only"
             );
         }
-        self.handler.on_disconnected();
+        if self.is_up() {
+            self.handler.on_disconnected();
+        }
         shared.set_state(ClusterState::Disconnected { error: error.0 });
         shared.queue.clear_control();
     }

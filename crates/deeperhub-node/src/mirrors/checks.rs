@@ -56,9 +56,11 @@ impl Hub {
     /// thread that reads the store learns of it later, and lets them be checked then.
     pub(crate) fn on_store_away(&self) {
         let Some(store) = &self.streams.cluster else { return };
-        if !self.disconnect_mirrors().is_empty() {
+        self.followed_topics(|stripe, id| {
+            stripe.on_disconnected(id);
             store.is_checked.store(false, Ordering::Release);
-        }
+            false
+        });
     }
 
     /// Tells all mirrors that the broker is away. Returns the followed topics.
