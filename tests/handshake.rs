@@ -15,6 +15,19 @@ const UPGRADE: [&str; 4] = [
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 ];
 
+/// Connects when the server has a free connection slot: a refused connection keeps its own until the
+/// server has seen its end.
+async fn connect_when_free(server: &Server) -> Client {
+    wait_for("a free connection slot", async {
+        loop {
+            if let Ok(client) = Client::connect_with(server.url("/")).await {
+                return client;
+            }
+        }
+    })
+    .await
+}
+
 /// Sends bytes and returns everything received until the connection ends.
 async fn send_and_read_all(server: &Server, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(server.clients).await.expect("the server accepts connections");
@@ -111,7 +124,7 @@ async fn a_load_balancer_probes_the_client_port() {
     check_refused(&server, "GET /healthz", &UPGRADE, 404, "not_found").await;
     check_refused(&server, "GET /health", &[], 404, "not_found").await;
     // A full server is still healthy.
-    let client = Client::connect(&server).await;
+    let client = connect_when_free(&server).await;
     check_refused(&server, "GET /", &UPGRADE, 503, "too_many_connections").await;
     assert_eq!(probe(&server, "GET /healthz").await, ready);
     assert_eq!(metric(&server, "deeperhub_probes_total{answer=\"ready\"}").await, 4);
@@ -259,10 +272,7 @@ async fn a_full_server_refuses_with_retry_after() {
     assert!(head.contains("\r\nRetry-After: "), "{head}");
     drop(client);
     // A released connection slot can be taken again.
-    wait_for("a free connection slot", async {
-        while Client::connect_with(server.url("/")).await.is_err() {}
-    })
-    .await;
+    connect_when_free(&server).await;
 
     let server = Server::start(&["--max-connections-per-ip", "1"]);
     let _client = Client::connect(&server).await;
