@@ -1,6 +1,13 @@
 //! A one-pass JSON scanner that validates a text and locates values without building a tree.
 
+mod elements;
+mod nesting;
+#[cfg(test)]
+mod tests;
+
 use super::string::{plain_len, unescape};
+pub(crate) use elements::Elements;
+use nesting::{HeapNesting, NestingStack};
 
 /// Upper bound of the nesting limit. It equals the recursion limit of serde_json.
 pub(crate) const MAX_NESTING: u32 = 127;
@@ -45,53 +52,6 @@ pub(crate) struct ScannedText<'a> {
     pub(crate) value: &'a str,
     /// `true` if the value exceeds the nesting limit.
     pub(crate) too_deep: bool,
-}
-
-/// A stack of the open arrays and objects, innermost on top.
-trait NestingStack {
-    fn push(&mut self, is_object: bool);
-    fn pop(&mut self);
-    /// Returns `true` if the innermost level is an object. The result is unspecified if the stack
-    /// is empty.
-    fn is_object(&self) -> bool;
-}
-
-/// A stack of up to 128 levels with one bit for each: 1 for an object, 0 for an array. The lowest
-/// bit is the innermost level.
-impl NestingStack for u128 {
-    #[inline]
-    fn push(&mut self, is_object: bool) {
-        *self = *self << 1 | Self::from(is_object);
-    }
-
-    #[inline]
-    fn pop(&mut self) {
-        *self >>= 1;
-    }
-
-    #[inline]
-    fn is_object(&self) -> bool {
-        *self & 1 == 1
-    }
-}
-
-/// An unbounded stack for texts over the nesting limit. It needs one byte for each level, so at
-/// most as many bytes as the text has.
-#[derive(Default)]
-struct HeapNesting(Vec<bool>);
-
-impl NestingStack for HeapNesting {
-    fn push(&mut self, is_object: bool) {
-        self.0.push(is_object);
-    }
-
-    fn pop(&mut self) {
-        self.0.pop();
-    }
-
-    fn is_object(&self) -> bool {
-        self.0.last().is_some_and(|&is_object| is_object)
-    }
 }
 
 /// The key of an object's member.
@@ -449,40 +409,3 @@ impl<'a> Scanner<'a> {
         NotJson
     }
 }
-
-/// The elements of an array that was scanned before.
-#[derive(Debug)]
-pub(crate) struct Elements<'a>(Scanner<'a>);
-
-impl<'a> Elements<'a> {
-    /// Creates an iterator over the elements of `array`, a valid JSON value without white space
-    /// around it. Returns `None` if it is not an array.
-    pub(crate) fn new(array: &'a str) -> Option<Self> {
-        let mut scanner = Scanner::new(array, MAX_NESTING);
-        if scanner.peek() != b'[' {
-            return None;
-        }
-        scanner.pos += 1;
-        scanner.skip_white();
-        Some(Self(scanner))
-    }
-}
-
-impl<'a> Iterator for Elements<'a> {
-    type Item = &'a str;
-
-    fn next(&mut self) -> Option<&'a str> {
-        let Self(scanner) = self;
-        if scanner.peek() == b',' {
-            scanner.pos += 1;
-            scanner.skip_white();
-        }
-        // The array ends with `]`, which is not a value.
-        let element = scanner.scan_value(0).ok()?;
-        scanner.skip_white();
-        Some(element)
-    }
-}
-
-#[cfg(test)]
-mod tests;
