@@ -124,15 +124,11 @@ impl<'a> Scanner<'a> {
         if self.pos == self.text.len() { Ok(()) } else { Err(self.fail(self.pos, "the end")) }
     }
 
-    /// Skips `text` if it comes next. Returns `true` if it does.
+    /// Skips `text`. Returns `None` if something else comes next.
     #[inline(always)]
-    pub(crate) fn accept<const N: usize>(&mut self, text: &[u8; N]) -> bool {
-        let rest = self.text.as_bytes().get(self.pos..).unwrap_or_default();
-        let is_next = rest.first_chunk() == Some(text);
-        if is_next {
-            self.pos += N;
-        }
-        is_next
+    pub(crate) fn accept<const N: usize>(&mut self, text: &[u8; N]) -> Option<()> {
+        let is_next = self.text.as_bytes().get(self.pos..)?.first_chunk() == Some(text);
+        is_next.then(|| self.pos += N)
     }
 
     /// Returns `true` at the end of the text.
@@ -147,13 +143,10 @@ impl<'a> Scanner<'a> {
         if self.peek() != b'"' {
             return None;
         }
-        let start = self.pos + 1;
-        let end = start + plain_len(self.text.as_bytes().get(start..)?);
-        if self.byte(end) != b'"' {
-            return None;
-        }
-        self.pos = end + 1;
-        self.text.get(start..end)
+        let start = self.pos;
+        self.escaped = false;
+        self.pos = self.after_string(start).ok()?;
+        if self.escaped { None } else { self.text.get(start + 1..self.pos - 1) }
     }
 
     /// Scans the value that starts at the position, without white space before it. Returns the

@@ -1,5 +1,7 @@
 //! Messages from clients.
 
+mod usual_publish;
+
 use super::envelope::{Envelope, MessageKey, decode_string, is_not_null, parse_flag};
 use super::subscribe::decode_topic;
 use super::{HistoryRequest, MessageError, MessageId, SubscribeList, SubscribeRequest, TraceContext};
@@ -307,8 +309,6 @@ fn is_object(json: &str) -> bool {
 fn is_string(json: &str) -> bool {
     json.starts_with('"')
 }
-
-mod usual_publish;
 
 #[cfg(test)]
 mod tests;

@@ -309,6 +309,7 @@ impl Store {
         self.remove(stream).await
     }
 
+    /// Deletes a stream if it exists.
     async fn remove(&self, stream: &str) -> Result<(), ApiError> {
         match self.api.call(&format!("STREAM.DELETE.{stream}"), &Value::Null).await {
             Err(error) if !error.is(NOT_FOUND) => Err(error),

@@ -15,28 +15,31 @@ impl<'a> ClientMessage<'a> {
     #[inline(always)]
     pub(super) fn parse_usual_publish(text: &'a str, max_nesting: u32) -> Option<Self> {
         let mut scanner = Scanner::new(text, max_nesting);
-        if !scanner.accept(br#"{"type":"publish","#) {
+        scanner.accept(br#"{"type":"publish","#)?;
+        let mut id = None;
+        if scanner.accept(br#""id":"#).is_some() {
+            id = Some(MessageId::from_json(scanner.scan_value(1).ok()?)?);
+            scanner.accept(b",")?;
+        }
+        scanner.accept(br#""data":{"topic":"#)?;
+        let topic = Topic::parse(scanner.plain_string()?).ok()?;
+        scanner.accept(br#","message":"#)?;
+        let message = RawJson::scanned(scanner.scan_value(2).ok()?);
+        let exclude_self = scanner.accept(br#","exclude_self":true"#).is_some();
+        let mut once = None;
+        if scanner.accept(br#","once":"#).is_some() {
+            let text = scanner.plain_string()?;
+            if text.len() > Command::MAX_ONCE_BYTES {
+                return None;
+            }
+            once = Some(Cow::Borrowed(text));
+        }
+        scanner.accept(b"}}")?;
+        if !scanner.is_at_end() || scanner.is_too_deep() {
             return None;
         }
-        let mut id = None;
-        if scanner.accept(br#""id":"#) {
-            id = Some(MessageId::from_json(scanner.scan_value(1).ok()?)?);
-            scanner.accept(b",").then_some(())?;
-        }
-        scanner.accept(br#""data":{"topic":"#).then_some(())?;
-        let topic = Topic::parse(scanner.plain_string()?).ok()?;
-        scanner.accept(br#","message":"#).then_some(())?;
-        let message = RawJson::scanned(scanner.scan_value(2).ok()?);
-        let exclude_self = scanner.accept(br#","exclude_self":true"#);
-        let mut once = None;
-        if scanner.accept(br#","once":"#) {
-            once = Some(scanner.plain_string()?).filter(|once| once.len() <= Command::MAX_ONCE_BYTES);
-            once?;
-        }
-        let is_whole = scanner.accept(b"}}") && scanner.is_at_end() && !scanner.is_too_deep();
-        let once = once.map(Cow::Borrowed);
         let command = Command::Publish { topic, message, exclude_self, once };
-        is_whole.then_some(Self { id, trace: TraceContext::default(), command })
+        Some(Self { id, trace: TraceContext::default(), command })
     }
 }
 
