@@ -8,7 +8,7 @@ use deeperhub_protocol::message::{HistoryRequest, MessageId, ServerMessage};
 
 use crate::metrics::SentType;
 use crate::session::{Session, forbidden_reply};
-use crate::streams::{HistoryNotice, HistoryRead, StoreNotice};
+use crate::streams::{HistoryNotice, HistoryPage, HistoryRead, ReadFailed, StoreNotice};
 use crate::worker::NodeWorker;
 
 /// Number of requested messages that count as one more message of the client.
@@ -32,35 +32,25 @@ pub(crate) fn history(
     if let Err(wait) = session.check_more_messages(more_messages, cx) {
         return session.reply_rate_limited(id, wait, cx);
     }
-    let worker = cx.worker();
+    let worker = &*cx.worker();
+    let NodeWorker { hub, shard, .. } = worker;
+    let streams = &hub.streams;
+    let answer = || answer_later((session, id), topic, worker);
     // A reply is no longer than the longest delivery, which every client must be able to take.
     let max_bytes = worker.limits.listener.max_message_bytes;
-    let page = match worker.hub.streams.read(&worker.hub.router, request, max_bytes) {
-        HistoryRead::Page(page) => page,
+    let page = match streams.read(&hub.router, request, max_bytes) {
+        HistoryRead::Page(page) if streams.may_answer_now(&hub.router, shard) => page,
+        HistoryRead::Page(page) => {
+            answer()(Ok(page));
+            return cx.park();
+        }
         HistoryRead::Stored(page) => {
-            let (hub, index) = (Arc::clone(&worker.hub), worker.index);
-            let (connection, topic) = (session.connection_id, Arc::clone(&page.request.topic));
-            let id = id.map(|id| id.as_json().into());
-            worker.hub.streams.read_stored(page, move |page| {
-                if let Some(disk) = &hub.streams.disk {
-                    let notice = HistoryNotice { connection, id, topic, page };
-                    disk.notify(index, StoreNotice::History(Box::new(notice)));
-                }
-            });
+            streams.read_stored(page, answer());
             return cx.park();
         }
         HistoryRead::InCluster(page) => {
-            let (hub, index) = (Arc::clone(&worker.hub), worker.index);
-            let (connection, topic) = (session.connection_id, Arc::from(page.topic.as_str()));
-            let id = id.map(|id| id.as_json().into());
-            let Some(store) = &worker.hub.streams.cluster else { return };
-            let done = move |page| {
-                if let Some(store) = &hub.streams.cluster {
-                    let notice = HistoryNotice { connection, id, topic, page };
-                    store.notify(index, StoreNotice::History(Box::new(notice)));
-                }
-            };
-            store.read_page(page, Box::new(done));
+            let Some(store) = &streams.cluster else { return };
+            store.read_page(page, Box::new(answer()));
             return cx.park();
         }
     };
@@ -69,4 +59,20 @@ pub(crate) fn history(
     let (position, next) = (page.position, page.next);
     let reply = ServerMessage::History { id, topic, position, messages: &messages, next };
     session.reply(SentType::History, &reply, cx);
+}
+
+/// Returns a function that hands a page to the worker of the client that waits for it.
+fn answer_later(
+    (session, id): (&Session, Option<MessageId<'_>>),
+    topic: &str,
+    worker: &NodeWorker,
+) -> impl FnOnce(Result<HistoryPage, ReadFailed>) + Send + use<> {
+    let (connection, topic) = (session.connection_id, topic.into());
+    let id = id.map(|id| id.as_json().into());
+    let (hub, shard) = (Arc::clone(&worker.hub), worker.shard.id());
+    move |page| {
+        let after = hub.router.inbox_position(shard);
+        let notice = HistoryNotice { connection, id, topic, page, after };
+        hub.streams.notify(shard.0, StoreNotice::History(Box::new(notice)));
+    }
 }

@@ -1,4 +1,4 @@
-//! Pages of the histories of topics that this node does not follow.
+//! Pages of the histories of topics whose mirrors cannot answer: most of them nobody follows here.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,9 @@ use deeperhub_protocol::{Epoch, Position, Topic};
 use super::checks;
 use crate::hub::Hub;
 use crate::metrics::ReadLabel;
-use crate::streams::{ClusterStore, HistoryPage, PageRequest, ReadFailed, TopicHistory, whole_seconds};
+use crate::streams::{
+    ClusterStore, HistoryPage, HistoryRead, PageRequest, ReadFailed, TopicHistory, whole_seconds,
+};
 
 /// Reads for one page. An answer of the store can be too short for all messages that are wanted.
 const MAX_READS: usize = 12;
@@ -36,7 +38,7 @@ pub(super) async fn read(
     store: &ClusterStore,
 ) -> Result<HistoryPage, ReadFailed> {
     tokio::select! {
-        page = request.read(hub, store) => page,
+        page = request.read_mirror_or_store(hub, store) => page,
         () = wait_until_without_rule(hub, store, &request.topic) => Ok(NO_PAGE),
     }
 }
@@ -53,7 +55,24 @@ async fn wait_until_without_rule(hub: &Hub, store: &ClusterStore, topic: &Topic<
 }
 
 impl PageRequest {
-    /// Reads the page. A topic that the store does not know has none.
+    /// Reads the page from the topic's mirror, as soon as it is whole, or from the store, if nobody
+    /// follows the topic.
+    ///
+    /// The store can be ahead of the mirror by an epoch. A subscriber that had such a page could not
+    /// tell whether the next gap it gets leads to an earlier epoch.
+    async fn read_mirror_or_store(&self, hub: &Hub, store: &ClusterStore) -> Result<HistoryPage, ReadFailed> {
+        if !hub.is_followed(&self.topic) {
+            return self.read(hub, store).await;
+        }
+        store.read_for_handle(self.topic.as_str().into(), None).await;
+        match hub.streams.read(&hub.router, &self.as_history_request(), self.max_bytes) {
+            HistoryRead::Page(page) => Ok(page),
+            HistoryRead::InCluster(_) if !hub.is_followed(&self.topic) => self.read(hub, store).await,
+            HistoryRead::InCluster(_) | HistoryRead::Stored(_) => Err(ReadFailed),
+        }
+    }
+
+    /// Reads the page from the store. A topic that the store does not know has none.
     async fn read(&self, hub: &Hub, store: &ClusterStore) -> Result<HistoryPage, ReadFailed> {
         let Some(limits) = limits(hub, store, &self.topic) else { return Ok(NO_PAGE) };
         let last = u32::try_from(self.limit).unwrap_or(u32::MAX);

@@ -20,6 +20,13 @@ pub(super) enum Begin {
 }
 
 impl Hub {
+    /// Returns `true` if a stream of this node has subscribers.
+    pub(super) fn is_followed(&self, topic: &Topic<'_>) -> bool {
+        self.router.update_kept(topic, |topic, kept, stripe| {
+            stripe.find(kept).is_some_and(|id| topic.subscribers() > 0 || stripe.has_watchers(id))
+        })
+    }
+
     /// Begins the read of a topic that is followed.
     pub(super) fn begin_read(&self, topic: &str) -> Begin {
         let Ok(parsed) = Topic::parse(topic) else { return Begin::Done };

@@ -127,6 +127,15 @@ impl Streams {
         StreamStripe::new(self.budget.load_full(), Arc::clone(&self.clock), self.disk.clone(), is_mirror)
     }
 
+    /// Tells a worker something.
+    pub(crate) fn notify(&self, worker: u16, notice: StoreNotice) {
+        match (&self.disk, &self.cluster) {
+            (Some(disk), _) => disk.notify(worker, notice),
+            (None, Some(store)) => store.notify(worker, notice),
+            (None, None) => {}
+        }
+    }
+
     /// Returns the optional features that the rules need.
     pub(crate) fn features(&self) -> Features {
         if self.budget.load().rules().keep_history() { Features::HISTORY } else { Features::NONE }

@@ -11,7 +11,8 @@ use super::kept::CurrentStream;
 use super::stored::{HistoryPage, ReadFailed, ReadRequest, StoredPage};
 #[cfg(feature = "disk")]
 use super::stored::{ReadPurpose, ReadResult};
-use super::{PageRequest, StreamRouter, Streams};
+use super::{HubShard, PageRequest, StreamRouter, Streams};
+use crate::planted::planted;
 
 /// Result of a read.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub(crate) enum HistoryRead {
     Page(HistoryPage),
     /// The messages are not in memory. They are read on another thread.
     Stored(StoredPage),
-    /// Only the cluster's store has the messages.
+    /// The cluster's store has the messages, and no mirror of this node that could answer.
     InCluster(PageRequest),
 }
 
@@ -82,6 +83,17 @@ impl Streams {
             HistoryRead::Page(HistoryPage { position: Some(position), frames, next })
         });
         read.unwrap_or(HistoryRead::Page(HistoryPage { position: None, frames: Vec::new(), next: None }))
+    }
+
+    /// Returns `true` if a page that was just read can be sent before what a worker has not delivered
+    /// yet.
+    ///
+    /// In a cluster, a page must not be ahead of a subscription by an epoch: the client could not tell
+    /// whether the next gap leads to an earlier epoch than that of the page.
+    pub(crate) fn may_answer_now(&self, router: &StreamRouter, shard: &HubShard) -> bool {
+        self.cluster.is_none()
+            || planted!(HistoryOvertakes)
+            || shard.has_delivered(router.inbox_position(shard.id()))
     }
 
     /// Reads the messages of a page that only the store has. `done` gets the page on another thread.

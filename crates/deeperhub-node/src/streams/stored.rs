@@ -7,6 +7,7 @@ use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::frame::KeptFrame;
 use deeperhub_protocol::message::{EncodedDelivery, HistoryOrder};
 use deeperhub_protocol::{Epoch, Position, RawJson};
+use deeperhub_router::InboxPosition;
 
 use super::cluster_store::{AppendOutcome, TopicMirror};
 use crate::connection_id::ConnectionId;
@@ -126,6 +127,8 @@ pub(crate) struct HistoryNotice {
     pub(crate) id: Option<Box<str>>,
     pub(crate) topic: Arc<str>,
     pub(crate) page: Result<HistoryPage, ReadFailed>,
+    /// End of the worker's inbox when the page was read.
+    pub(crate) after: InboxPosition,
 }
 
 /// A page of a history that starts with messages which only the store has.

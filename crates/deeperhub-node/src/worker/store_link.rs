@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::parked::ParkedClients;
 use crate::connection_id::ConnectionId;
-use crate::streams::{StoreNotice, Streams, Ticket};
+use crate::streams::{HistoryNotice, StoreNotice, Streams, Ticket};
 
 /// A `published` that waits until its message is on the disk.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub(crate) struct AppendReply {
 #[derive(Debug)]
 pub(crate) struct StoreLink {
     pub(super) notices: mpsc::UnboundedReceiver<StoreNotice>,
+    /// A page of a history that waits until the messages before it are delivered.
+    pub(super) blocked_history: Option<Box<HistoryNotice>>,
     /// In the order of the publishes.
     pub(super) replies: VecDeque<StoredReply>,
     pub(super) appends: HashMap<AppendNumber, AppendReply, RandomState>,
@@ -57,6 +59,7 @@ impl StoreLink {
         };
         // Fixed seeds are safe: clients cannot choose the numbers.
         let appends = HashMap::with_hasher(RandomState::with_seeds(9, 10, 11, 12));
-        Some(Box::new(Self { notices, replies: VecDeque::new(), appends, parked: ParkedClients::default() }))
+        let (replies, parked) = (VecDeque::new(), ParkedClients::default());
+        Some(Box::new(Self { notices, blocked_history: None, replies, appends, parked }))
     }
 }

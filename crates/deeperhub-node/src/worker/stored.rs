@@ -89,7 +89,13 @@ impl NodeWorker {
     ) -> Poll<()> {
         for _ in 0..NOTICES_PER_ROUND {
             let Some(link) = &mut self.store else { return Poll::Pending };
-            let Poll::Ready(Some(notice)) = link.notices.poll_recv(cx) else { return Poll::Pending };
+            let notice = match link.blocked_history.take() {
+                Some(history) => StoreNotice::History(history),
+                None => match link.notices.poll_recv(cx) {
+                    Poll::Ready(Some(notice)) => notice,
+                    Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+                },
+            };
             match notice {
                 StoreNotice::Progress => self.answer_stored(connections),
                 StoreNotice::Replay { key, read, result } => {
@@ -97,7 +103,17 @@ impl NodeWorker {
                     let mut outlet = ConnectionOutlet { connections, hub: &self.hub };
                     self.replays.on_read(key, read, result, time_ms, &mut outlet);
                 }
-                StoreNotice::History(notice) => self.answer_history(*notice, connections),
+                StoreNotice::History(notice) => {
+                    if !self.shard.has_delivered(notice.after)
+                        && !self.deliver_until(notice.after, connections)
+                    {
+                        if let Some(link) = &mut self.store {
+                            link.blocked_history = Some(notice);
+                        }
+                        return Poll::Ready(());
+                    }
+                    self.answer_history(*notice, connections);
+                }
                 StoreNotice::TopicRead { topic } => self.on_topic_read(&topic, connections),
                 StoreNotice::Appended { number, outcome } => {
                     self.answer_append(number, outcome, connections);
@@ -191,9 +207,9 @@ impl NodeWorker {
         self.send(SentType::Error, connection.key, &error.to_frame(), connections);
     }
 
-    /// Answers a client that asked for messages which only the store has.
+    /// Answers a client that waits for a page of a history.
     fn answer_history(&mut self, notice: HistoryNotice, connections: &mut Connections<'_, Session>) {
-        let HistoryNotice { connection, id, topic, page } = notice;
+        let HistoryNotice { connection, id, topic, page, after: _ } = notice;
         if Self::find_session(connection, connections).is_none() {
             return;
         }

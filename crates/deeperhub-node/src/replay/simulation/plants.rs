@@ -89,6 +89,8 @@ bugs! {
         ResetNotTold = 0,
         /// Messages that the store does not have are not told.
         MissingNotTold = 133,
+        /// A page of a history overtakes a gap.
+        HistoryOvertakes = 15133,
         /// A message does not name the one before it.
         PrevNotSealed = 0,
         /// Quiet topics are not looked up.

@@ -150,7 +150,7 @@ impl ClusterStore {
         let _ = receiver.await;
     }
 
-    /// Queues the read of a page of a topic that this node does not follow.
+    /// Queues the read of a page of a topic whose mirror cannot answer.
     pub(crate) fn read_page(&self, page: PageRequest, done: PageDone) {
         let _ = self.requests.send(ReaderRequest::Page { page, done });
     }

@@ -22,7 +22,7 @@ pub(crate) enum ReaderRequest {
     Read { topic: Arc<str>, read: ReadRequest },
     /// The store has given an offset again that this node knows.
     Rewritten { topic: Arc<str>, known: StorePosition },
-    /// Reads a page of a topic that nobody follows.
+    /// Reads a page of a topic whose mirror could not answer.
     Page { page: PageRequest, done: PageDone },
     /// Probes the store, instead of an earlier probe that was not answered.
     Probe { number: u64 },
@@ -51,6 +51,12 @@ impl PageRequest {
         let HistoryRequest { topic, from, limit, order } = request;
         let topic = topic.clone().into_owned();
         Self { topic, from: *from, limit: u64::from(*limit), order: *order, max_bytes }
+    }
+
+    /// Returns the client's request.
+    pub(crate) fn as_history_request(&self) -> HistoryRequest<'_> {
+        let limit = self.limit.try_into().unwrap_or(HistoryRequest::MAX_LIMIT);
+        HistoryRequest { topic: self.topic.borrow(), from: self.from, limit, order: self.order }
     }
 }
 

@@ -10,7 +10,7 @@ use deeperhub_cluster::simulation::SimulatedDriver;
 use deeperhub_cluster::{AppendError, AppendNumber, Appended, Envelope, MessageHandler, StreamLimits};
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::Topic;
-use deeperhub_router::{DeliveryFlow, ShardId};
+use deeperhub_router::{DeliveryFlow, InboxPosition, ShardId};
 use tokio::sync::mpsc;
 
 use super::super::socket::Sockets;
@@ -18,6 +18,7 @@ use super::settings::Settings;
 use crate::cluster::forward_interest;
 use crate::cluster::receive::ClusterReceiver;
 use crate::config::Config;
+use crate::delivery::Delivery;
 use crate::hub::Hub;
 use crate::mirrors::{self, SimulatedReader};
 use crate::replay::Replays;
@@ -151,23 +152,42 @@ impl Worker {
     }
 
     /// Delivers queued messages and continues replays, at most `budget` messages.
-    pub(super) fn deliver(&mut self, hub: &Hub, index: u16, budget: usize, now: Instant) {
+    pub(super) fn deliver(&mut self, hub: &Hub, budget: usize, now: Instant) {
         let Self { shard, replays, refusals, sockets, .. } = self;
         sockets.budget = budget;
+        let index = shard.id();
         let _ = shard.poll_deliver(&mut Context::from_waker(Waker::noop()), |key, delivery| {
-            let is_excluded = delivery.excluded.is_some_and(|id| {
-                (id.worker, id.key) == (index, key)
-                    && sockets.open.get(&key).is_some_and(|socket| socket.id.serial == id.serial)
-            });
-            if is_excluded {
-                refusals.deliver_position(key, delivery, replays, sockets);
-            } else {
-                refusals.deliver(key, delivery, replays, sockets);
-            }
-            if sockets.budget == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
+            deliver_to_one((index, key), delivery, (replays, refusals, sockets))
         });
         refusals.settle((shard, replays), now, sockets);
         replays.run((&hub.streams, &hub.router, shard), now, sockets);
         sockets.sent.clear();
     }
+
+    /// Delivers messages that were queued before `position`.
+    pub(super) fn deliver_until(&mut self, position: InboxPosition) {
+        let Self { shard, replays, refusals, sockets, .. } = self;
+        sockets.budget = usize::MAX;
+        let index = shard.id();
+        shard.deliver_until(position, |key, delivery| {
+            deliver_to_one((index, key), delivery, (replays, refusals, sockets))
+        });
+    }
+}
+
+fn deliver_to_one(
+    (shard, key): (ShardId, ConnectionKey),
+    delivery: &Delivery,
+    (replays, refusals, sockets): (&mut Replays, &mut Refusals, &mut Sockets),
+) -> DeliveryFlow {
+    let is_excluded = delivery.excluded.is_some_and(|id| {
+        (id.worker, id.key) == (shard.0, key)
+            && sockets.open.get(&key).is_some_and(|socket| socket.id.serial == id.serial)
+    });
+    if is_excluded {
+        refusals.deliver_position(key, delivery, replays, sockets);
+    } else {
+        refusals.deliver(key, delivery, replays, sockets);
+    }
+    if sockets.budget == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
 }

@@ -108,7 +108,8 @@ impl Worker {
                     });
                 }
                 StoreNotice::History(notice) => {
-                    let HistoryNotice { connection, id, topic, page } = *notice;
+                    let HistoryNotice { connection, id, topic, page, after } = *notice;
+                    self.deliver_until(after);
                     if !self.is_open(connection) {
                         continue;
                     }
@@ -276,22 +277,27 @@ fn execute(
         Command::History(request) => {
             let id_text = id.map(|id| id.as_json().into());
             match hub.streams.read(&hub.router, &request, MAX_PAGE_BYTES) {
-                HistoryRead::Page(page) => {
+                HistoryRead::Page(page) if hub.streams.may_answer_now(&hub.router, &worker.shard) => {
                     let messages = page.messages();
                     let (topic, position, next) = (request.topic.as_str(), page.position, page.next);
                     let reply = ServerMessage::History { id, topic, position, messages: &messages, next };
                     Answerer { hub: &hub, worker, key, now }.reply(&reply);
                 }
-                HistoryRead::InCluster(page) => {
-                    let (store, topic) = (Arc::clone(&node.store), Arc::from(page.topic.as_str()));
+                HistoryRead::Stored(_) => return Err("the node has no disk".to_owned()),
+                read @ (HistoryRead::Page(_) | HistoryRead::InCluster(_)) => {
+                    let (topic, shard) = (request.topic.as_str().into(), worker.shard.id());
                     let done = move |page| {
-                        let notice = HistoryNotice { connection, id: id_text, topic, page };
-                        store.notify(connection.worker, StoreNotice::History(Box::new(notice)));
+                        let after = hub.router.inbox_position(shard);
+                        let notice = HistoryNotice { connection, id: id_text, topic, page, after };
+                        hub.streams.notify(shard.0, StoreNotice::History(Box::new(notice)));
                     };
-                    node.store.read_page(page, Box::new(done));
+                    match read {
+                        HistoryRead::InCluster(page) => node.store.read_page(page, Box::new(done)),
+                        HistoryRead::Page(page) => done(Ok(page)),
+                        HistoryRead::Stored(_) => {}
+                    }
                     worker.parked_since.insert(key, since);
                 }
-                HistoryRead::Stored(_) => return Err("the node has no disk".to_owned()),
             }
         }
         Command::Ping => Answerer { hub: &hub, worker, key, now }.reply(&ServerMessage::Pong { id }),

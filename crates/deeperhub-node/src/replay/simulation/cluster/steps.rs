@@ -112,7 +112,7 @@ impl Simulation {
         let Some(node) = &mut self.nodes[index] else { return };
         let hub = Arc::clone(&node.hub);
         node.workers[worker].handle_notices(&hub, now);
-        node.workers[worker].deliver(&hub, worker as u16, budget, now);
+        node.workers[worker].deliver(&hub, budget, now);
         for key in node.workers[worker].sockets.ending() {
             if let Some(client) = node.close(worker, key) {
                 self.lines[usize::from(client)].on_end();
