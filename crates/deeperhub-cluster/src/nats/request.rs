@@ -81,13 +81,18 @@ pub(crate) struct Subscription {
 }
 
 impl Subscription {
+    /// Returns the next message, if it has arrived.
+    pub(crate) fn take(&mut self) -> Option<Message> {
+        self.client.owned().queues.get_mut(&self.sid)?.pop_front()
+    }
+
     /// Waits for the next message.
     pub(crate) async fn next(&mut self) -> Result<Message, LinkError> {
         let mut taken = None;
         poll_fn(|cx| {
-            self.client.poll_until(cx, || {
-                let next = || self.client.owned().queues.get_mut(&self.sid)?.pop_front();
-                taken = taken.take().or_else(next);
+            let client = self.client.clone();
+            client.poll_until(cx, || {
+                taken = taken.take().or_else(|| self.take());
                 taken.is_some()
             })
         })

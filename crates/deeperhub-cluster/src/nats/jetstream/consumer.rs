@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::super::client::Client;
 use super::super::request::{Message, RequestError, Subscription};
+use super::super::wire::operation::parse_number;
 use super::api::{ApiError, unexpected};
 use super::ensure::{Store, header};
 use super::source::Source;
@@ -75,19 +76,36 @@ impl Consumer {
         self.pending == 0
     }
 
+    /// Returns the next message, if it has arrived. Fails if there is a message missing before it.
+    pub(super) fn take(&mut self) -> Result<Option<Delivered>, ApiError> {
+        while let Some(message) = self.messages.take() {
+            if let Some(delivered) = self.receive(message)? {
+                return Ok(Some(delivered));
+            }
+        }
+        Ok(None)
+    }
+
     /// Waits for the next message. Fails if there is a message missing before it.
     pub(super) async fn next(&mut self) -> Result<Delivered, ApiError> {
         loop {
             let message = self.messages.next().await.map_err(RequestError::from)?;
-            if message.headers().status() == Some(CONTROL) {
-                self.answer(&message)?;
-                continue;
+            if let Some(delivered) = self.receive(message)? {
+                return Ok(delivered);
             }
-            let place = std::str::from_utf8(&message.reply).ok().and_then(Place::parse);
-            let place = place.filter(|place| place.number == self.next).ok_or_else(unexpected)?;
-            (self.next, self.pending) = (self.next + 1, place.pending);
-            return Ok(Delivered { sequence: place.sequence, time_ns: place.time_ns, message });
         }
+    }
+
+    /// Takes a message. Returns `None` if it is none of the stream's.
+    fn receive(&mut self, message: Message) -> Result<Option<Delivered>, ApiError> {
+        if message.headers().status() == Some(CONTROL) {
+            self.answer(&message)?;
+            return Ok(None);
+        }
+        let place = Place::parse(&message.reply).filter(|place| place.number == self.next);
+        let Place { sequence, time_ns, pending, .. } = place.ok_or_else(unexpected)?;
+        (self.next, self.pending) = (self.next + 1, pending);
+        Ok(Some(Delivered { sequence, time_ns, message }))
     }
 
     /// Tells the server that everything before a message was read, if it asks.
@@ -118,14 +136,15 @@ impl Place {
     /// Parses the subject to which a message is acknowledged (NATS, ADR-15):
     /// `$JS.ACK.STREAM.CONSUMER.DELIVERIES.SEQUENCE.NUMBER.TIME.PENDING`, or the same with a domain and
     /// an account after `ACK`, and perhaps more at the end.
-    fn parse(subject: &str) -> Option<Self> {
-        let rest = subject.strip_prefix("$JS.ACK.")?;
-        let skipped = match rest.split('.').count() {
-            7 => 3,
-            9.. => 5,
+    fn parse(subject: &[u8]) -> Option<Self> {
+        let rest = subject.strip_prefix(b"$JS.ACK.")?;
+        let skipped = match rest.iter().filter(|byte| **byte == b'.').count() {
+            6 => 3,
+            8.. => 5,
             _ => return None,
         };
-        let mut numbers = rest.split('.').skip(skipped).map(|number| number.parse::<u64>().ok());
+        let start = memchr::memchr_iter(b'.', rest).nth(skipped - 1)? + 1;
+        let mut numbers = rest.get(start..)?.split(|byte| *byte == b'.').map(parse_number);
         let mut next = || numbers.next().flatten();
         Some(Self { sequence: next()?, number: next()?, time_ns: next()?, pending: next()? })
     }
@@ -144,10 +163,13 @@ mod tests {
             ("$JS.ACK.hub.hash.s.c.1.20.3.1795984110080066985.7.random", place),
             ("$JS.ACK.s.c.1.20.3.1795984110080066985", None),
             ("$JS.ACK.s.c.1.20.x.1795984110080066985.7", None),
+            ("$JS.ACK.s.c.1.20.+3.1795984110080066985.7", None),
+            ("$JS.ACK.s.c.1.20..1795984110080066985.7", None),
+            ("$JS.ACK._.hash.s.c.1.20.3.1795984110080066985", None),
             ("$JS.FC.s.c.1", None),
             ("", None),
         ] {
-            assert_eq!(Place::parse(subject), expected, "{subject}");
+            assert_eq!(Place::parse(subject.as_bytes()), expected, "{subject}");
         }
     }
 }

@@ -202,9 +202,14 @@ impl Store {
             if passed > 2 * MAX_MESSAGES {
                 return Ok(false);
             }
-            // So may have been the one at the end.
-            let Ok(delivered) = timeout(MAX_SILENCE, consumer.next()).await else { return Ok(false) };
-            let delivered = delivered?;
+            let delivered = match consumer.take()? {
+                Some(delivered) => delivered,
+                None => match timeout(MAX_SILENCE, consumer.next()).await {
+                    Ok(delivered) => delivered?,
+                    // So may have been the one at the end.
+                    Err(_) => return Ok(false),
+                },
+            };
             (passed, reached) = (passed + 1, delivered.sequence);
             let topic = source.names.topic(delivered.message.subject());
             if let Some((topic, false)) = topic

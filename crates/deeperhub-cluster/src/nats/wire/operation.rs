@@ -183,14 +183,12 @@ fn split_number(text: &[u8]) -> Option<(u64, &[u8])> {
 fn split_fields(line: &[u8]) -> Option<([Range<usize>; MAX_FIELDS], usize)> {
     let mut fields = [const { 0..0 }; MAX_FIELDS];
     let (mut count, mut start) = (0, 0);
-    for (at, byte) in line.iter().enumerate() {
-        if is_space(*byte) {
-            if at > start {
-                *fields.get_mut(count)? = start..at;
-                count += 1;
-            }
-            start = at + 1;
+    for at in memchr::memchr2_iter(b' ', b'\t', line) {
+        if at > start {
+            *fields.get_mut(count)? = start..at;
+            count += 1;
         }
+        start = at + 1;
     }
     if line.len() > start {
         *fields.get_mut(count)? = start..line.len();
@@ -207,7 +205,8 @@ fn is_info(line: &[u8]) -> bool {
     line.get(..4).is_none_or(|verb| verb.eq_ignore_ascii_case(b"INFO"))
 }
 
-fn parse_number(digits: &[u8]) -> Option<u64> {
+/// Parses a number of decimal digits.
+pub(in crate::nats) fn parse_number(digits: &[u8]) -> Option<u64> {
     // 19 digits always fit.
     if digits.is_empty() || digits.len() > 19 {
         return None;
