@@ -139,6 +139,17 @@ impl KeptFrame {
         };
         !(self.excludes_publisher() && is_from_client())
     }
+
+    /// Returns `true` if the frame is a delivery that names the message at `prev` as the one before it.
+    /// Returns `false` for others, and for deliveries with trace context, without looking further.
+    #[must_use]
+    pub fn ends_with_prev(&self, prev: u64) -> bool {
+        // Members of a payload are not the last ones before the ends of `data` and of the message.
+        let mut digits = itoa::Buffer::new();
+        let rest = self.as_bytes().strip_suffix(b"}}");
+        let rest = rest.and_then(|rest| rest.strip_suffix(digits.format(prev).as_bytes()));
+        rest.is_some_and(|rest| rest.ends_with(PREV.as_bytes()))
+    }
 }
 
 /// Splits the text of a delivery into `data` and the text after it.
@@ -408,6 +419,11 @@ mod tests {
             let changed = EncodedDelivery::parse(frame.as_bytes()).unwrap().with_prev(prev).unwrap();
             let expected = encode(Some(prev));
             prop_assert_eq!(changed.as_bytes(), expected.as_bytes());
+            prop_assert_eq!(changed.keep().ends_with_prev(prev), traceparent.is_none());
+            let names = |prev: u64| before == Some(prev) && traceparent.is_none();
+            for prev in before.into_iter().chain([prev, prev / 10, prev % 10]) {
+                prop_assert_eq!(frame.keep().ends_with_prev(prev), names(prev));
+            }
         }
     }
 }
