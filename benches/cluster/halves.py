@@ -27,6 +27,9 @@ from measure import Client, cpu_seconds, publish
 NODE_CORE, OWN_CORE = 0, 1
 INFO = b'INFO {"server_id":"peer","version":"2.10.0","proto":1,"headers":true,"max_payload":1048576}\r\n'
 PUBLISH = re.compile(rb"PUB (\S+) (\d+)\r\n")
+REQUEST = re.compile(rb"PUB \S+ (\S+) 0\r\n")
+INBOXES = re.compile(rb"SUB (\S+\.)\* (\d+)\r\n")
+NO_RESPONDERS = b"NATS/1.0 503\r\n\r\n"
 SUBJECT = b"deeperhub.t.bench"
 
 # Messages that are sent at once.
@@ -64,6 +67,7 @@ class Peer(Progress):
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"nats://127.0.0.1:{self.listener.getsockname()[1]}"
         self.sid, self.recorded, self.sending = None, None, threading.Lock()
+        self.inboxes, self.answered = {}, set()
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self):
@@ -84,11 +88,22 @@ class Peer(Progress):
             rest = data[-(len(mark) - 1) :]
             if self.recorded is not None:
                 self.recorded.append(bytes(buffer[:length]))
+            self.answer_requests(data)
             if pings:
                 self.write(b"PONG\r\n" * pings)
             if subscribed := re.search(rb"SUB %s (\d+)\r\n" % re.escape(SUBJECT), data):
                 self.sid = subscribed[1]
             self.add(messages)
+
+    def answer_requests(self, data):
+        """Says that nobody answers requests, which older versions send to find out what the broker has done."""
+        for prefix, sid in INBOXES.findall(data):
+            self.inboxes[prefix] = sid
+        for inbox in REQUEST.findall(data) if self.inboxes else []:
+            sid = self.inboxes.get(inbox.rpartition(b".")[0] + b".")
+            if sid and inbox not in self.answered:
+                self.answered.add(inbox)
+                self.write(b"HMSG %s %s %d %d\r\n%s\r\n" % (inbox, sid, *[len(NO_RESPONDERS)] * 2, NO_RESPONDERS))
 
     def write(self, data):
         with self.sending:
@@ -183,14 +198,15 @@ def main():
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {OWN_CORE})
     load = arguments.messages, arguments.workers, arguments.window
-    _, recorded = send_half(arguments.programs[0], *load, record=True)
+    # Versions can differ in what they pass on.
+    recorded = {program: send_half(program, *load, record=True)[1] for program in arguments.programs}
     rounds = {(half, program): [] for half in arguments.halves.split(",") for program in arguments.programs}
     for _ in range(arguments.rounds):
         for half, program in rounds:
             if half == "sending":
                 figures, _ = send_half(program, *load, record=False)
             else:
-                figures = receive_half(program, recorded, *load)
+                figures = receive_half(program, recorded[program], *load)
             rounds[half, program].append(figures)
     print("| node | messages a second | CPU µs per message | % of its core |\n|---|---|---|---|")
     for (half, program), figures in rounds.items():
