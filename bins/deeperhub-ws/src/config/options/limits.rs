@@ -95,7 +95,9 @@ pub(crate) struct LimitOptions {
     pub(crate) rate_limit: Option<u32>,
 
     /// Allow bursts of this many messages per connection above --rate-limit
-    #[arg(long, value_name = "N", value_parser = whole::<u32>(1, 1_000_000_000))]
+    ///
+    /// It can be 0 with `--rate-limit 0`.
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(0, 1_000_000_000))]
     pub(crate) rate_burst: Option<u32>,
 
     /// Limit message bytes per second and connection; 0 sets no limit
@@ -106,8 +108,8 @@ pub(crate) struct LimitOptions {
 
     /// Allow bursts of this many bytes per connection above --byte-rate-limit
     ///
-    /// A longer message counts as this many bytes.
-    #[arg(long, value_name = "BYTES", value_parser = whole::<u32>(1, MAX_BYTES))]
+    /// A longer message counts as this many bytes. It can be 0 with `--byte-rate-limit 0`.
+    #[arg(long, value_name = "BYTES", value_parser = whole::<u32>(0, MAX_BYTES))]
     pub(crate) byte_rate_burst: Option<u32>,
 
     /// Limit WebSocket pings and pongs per second and connection; 0 sets no limit

@@ -10,7 +10,7 @@ use deeperhub_security::RateLimit;
 
 use super::Resolver;
 use crate::config::effective::{OnReload, defaults};
-use crate::config::options::LimitOptions;
+use crate::config::options::{LimitOptions, flag};
 use crate::config::values::LimitEnforcement;
 use crate::process::memory;
 
@@ -68,9 +68,11 @@ pub(super) fn resolve(resolver: &mut Resolver, options: LimitOptions, node: &mut
 
     let rate = take!(resolver, live rate_limit, per_second(node.session.rate_limit));
     let burst = take!(resolver, live rate_burst, RateLimit::default().burst.get());
+    require_burst(resolver, ("rate_burst", burst), ("rate_limit", rate));
     node.session.rate_limit = limit(rate, burst);
     let rate = take!(resolver, live byte_rate_limit, 0);
     let burst = take!(resolver, live byte_rate_burst, defaults::BYTE_RATE_BURST);
+    require_burst(resolver, ("byte_rate_burst", burst), ("byte_rate_limit", rate));
     node.session.byte_rate_limit = limit(rate, burst);
     let rate = take!(resolver, live control_rate_limit, per_second(node.session.control_rate_limit));
     node.session.control_rate_limit = NonZeroU32::new(rate).map(deeperhub_node::control_rate_limit);
@@ -90,6 +92,12 @@ pub(super) fn resolve(resolver: &mut Resolver, options: LimitOptions, node: &mut
 
 fn per_second(limit: Option<RateLimit>) -> u32 {
     limit.map_or(0, |limit| limit.per_second.get())
+}
+
+/// Reports an error if a rate is limited, and nothing may be sent at once.
+fn require_burst(resolver: &mut Resolver, (key, burst): (&str, u32), (rate_key, rate): (&str, u32)) {
+    let expected = format!("expected at least 1, or {} 0", flag(rate_key));
+    resolver.require(key, &burst, burst > 0 || rate == 0, &expected);
 }
 
 fn limit(per_second: u32, burst: u32) -> Option<RateLimit> {

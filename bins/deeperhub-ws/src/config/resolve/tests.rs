@@ -160,6 +160,21 @@ fn proxy_networks_are_checked() {
 }
 
 #[test]
+fn only_a_rate_without_limit_can_do_without_bursts() {
+    let settings = settings(&["--rate-limit=0", "--rate-burst=0", "--byte-rate-burst=0"]).unwrap();
+    assert_eq!(settings.node.session.rate_limit, None);
+    assert_eq!(settings.node.session.byte_rate_limit, None);
+    check_error(
+        &["--rate-burst=0"],
+        "invalid value '0' for --rate-burst: expected at least 1, or --rate-limit 0",
+    );
+    check_error(
+        &["--byte-rate-limit=1", "--byte-rate-burst=0"],
+        "invalid value '0' for --byte-rate-burst: expected at least 1, or --byte-rate-limit 0",
+    );
+}
+
+#[test]
 fn a_certificate_needs_its_key_and_vice_versa() {
     check_error(&["--tls-cert=cert.pem"], "--tls-cert needs --tls-key, DEEPERHUB_TLS_KEY or tls_key as well");
     check_error(&["--tls-key=key.pem"], "--tls-key needs --tls-cert, DEEPERHUB_TLS_CERT or tls_cert");
