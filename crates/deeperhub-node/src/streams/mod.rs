@@ -12,6 +12,7 @@ mod disk;
 #[path = "no_disk.rs"]
 #[allow(dead_code, reason = "without a store, nothing is written to it")]
 mod disk;
+mod epoch;
 mod kept;
 mod links;
 mod position_time;
