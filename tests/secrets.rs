@@ -162,7 +162,7 @@ impl SecretsServer {
                 responses += &client.receive().await.to_string();
             }
             client.socket.close(None).await.unwrap();
-            while let Some(Ok(_)) = wait_for("the end", client.socket.next()).await {}
+            wait_for("the end", async { while let Some(Ok(_)) = client.socket.next().await {} }).await;
         }
         responses
     }

@@ -275,14 +275,16 @@ async fn a_stalled_reader_is_closed_with_1013_and_the_others_continue() {
     })
     .await;
     // Data in flight arrives whole, then the reason.
-    let code = loop {
-        match wait_for("the end", stuck.socket.next()).await {
-            Some(Ok(Message::Text(_) | Message::Ping(_))) => {}
-            Some(Ok(Message::Close(Some(frame)))) => break u16::from(frame.code),
-            other => panic!("{other:?}"),
+    let end = async {
+        loop {
+            match stuck.socket.next().await {
+                Some(Ok(Message::Text(_) | Message::Ping(_))) => {}
+                Some(Ok(Message::Close(Some(frame)))) => return u16::from(frame.code),
+                other => panic!("{other:?}"),
+            }
         }
     };
-    assert_eq!(code, 1013);
+    assert_eq!(wait_for("the end", end).await, 1013);
 }
 
 #[tokio::test]
@@ -299,9 +301,12 @@ async fn connections_end_with_close_notify() {
 
     let mut client = TlsClient::connect(&server, &config).await;
     client.socket.close(None).await.unwrap();
-    while let Some(message) = wait_for("the end", client.socket.next()).await {
-        message.expect("it closes as it should");
-    }
+    let end = async {
+        while let Some(message) = client.socket.next().await {
+            message.expect("it closes as it should");
+        }
+    };
+    wait_for("the end", end).await;
     let mut rest = Vec::new();
     wait_for("the end", client.socket.get_mut().read_to_end(&mut rest)).await.expect("the end is announced");
 }
@@ -609,7 +614,7 @@ async fn tampered_records_end_the_connection() {
     client.request(&echo(1)).await;
     let (socket, _) = client.socket.get_mut().get_mut();
     socket.write_all(b"\x17\x03\x03\x00\x20 this was never encrypted by us!!").await.unwrap();
-    while let Some(Ok(_)) = wait_for("the end", client.socket.next()).await {}
+    wait_for("the end", async { while let Some(Ok(_)) = client.socket.next().await {} }).await;
     wait_for("the end of the client", async { while !users(&server).await.is_empty() {} }).await;
     assert_eq!(metric(&server, "deeperhub_connections_active").await, 0);
 }

@@ -115,11 +115,14 @@ impl Client {
     }
 
     async fn next(&mut self) -> Option<Result<Message, tungstenite::Error>> {
-        loop {
-            match wait_for("a message", self.socket.next()).await {
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                next => return next,
+        let next = async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    next => return next,
+                }
             }
-        }
+        };
+        wait_for("a message", next).await
     }
 }

@@ -261,15 +261,19 @@ impl TlsClient {
     ///
     /// If none arrives in time, if it is not JSON, or if the connection ends.
     pub(crate) async fn receive(&mut self) -> Value {
-        loop {
-            match wait_for("a message", self.socket.next()).await {
-                Some(Ok(Message::Text(text))) => {
-                    return serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
+        let receive = async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Text(text))) => {
+                        return serde_json::from_str(&text)
+                            .unwrap_or_else(|error| panic!("{error} in {text}"));
+                    }
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    other => panic!("a message was expected, not {other:?}"),
                 }
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                other => panic!("a message was expected, not {other:?}"),
             }
-        }
+        };
+        wait_for("a message", receive).await
     }
 }
 
