@@ -194,6 +194,7 @@ impl Replays {
         let (mut bytes, count) = (0, items.len());
         for item in items.drain(..) {
             let changed = match &item {
+                // Frames of sparse streams mostly have the right `prev` already.
                 Item::Message { frame, prev: Some(prev) } if !frame.ends_with_prev(*prev) => {
                     self.counts.count(StreamContent::Message);
                     EncodedDelivery::parse(frame.as_bytes()).and_then(|delivery| delivery.with_prev(*prev))

@@ -206,7 +206,7 @@ impl Store {
                 Some(delivered) => delivered,
                 None => match timeout(MAX_SILENCE, consumer.next()).await {
                     Ok(delivered) => delivered?,
-                    // So may have been the one at the end.
+                    // The message at the end may have been removed, too.
                     Err(_) => return Ok(false),
                 },
             };
