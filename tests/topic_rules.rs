@@ -1,8 +1,10 @@
 //! Rules for topics with history, as the operator writes them: flags, variables and files, their
 //! errors, `config show`, `config check --for`, and reloads.
 
+use serde_json::json;
+
 use crate::cli::check_refused;
-use crate::support::{Server, TemporaryDir, run, text, wait_for};
+use crate::support::{Client, Server, TemporaryDir, run, text, wait_for};
 
 /// Commands that read the settings.
 const COMMANDS: [&[&str]; 4] = [&["config", "check"], &["config", "show"], &["serve"], &[]];
@@ -364,4 +366,35 @@ async fn a_broken_rule_changes_nothing_on_sighup_and_is_reported() {
         .map(|text| rules.rfind(text));
     assert!(places.is_sorted() && places[0].is_some(), "{places:?} {rules}");
     changed("max_streams");
+}
+
+#[tokio::test]
+async fn subscribers_are_told_the_new_epoch_of_a_history_that_comes_back() {
+    let dir = TemporaryDir::new();
+    let rule = "[[topics]]\nmatch = 'chat.>'\nhistory = 10";
+    let path = dir.write("hub.toml", rule);
+    let server = Server::start(&["--config", text(&path)]);
+    let mut client = Client::connect(&server).await;
+    let mut publisher = Client::connect(&server).await;
+    client.request(&json!({"type": "subscribe", "data": {"topic": "chat.1"}})).await;
+    let publish = |number: u32| json!({"type": "publish", "id": number, "data": {"topic": "chat.1", "message": number}});
+    publisher.request(&publish(1)).await;
+    let first = client.receive().await["data"].clone();
+    assert_eq!((&first["message"], &first["offset"]), (&json!(1), &json!(1)));
+
+    dir.write("hub.toml", "");
+    reload(&server, "Reloaded").await;
+    publisher.request(&publish(2)).await;
+    let without = client.receive().await["data"].clone();
+    assert_eq!((&without["message"], without.get("offset")), (&json!(2), None), "{without}");
+
+    dir.write("hub.toml", rule);
+    reload(&server, "Reloaded").await;
+    publisher.request(&publish(3)).await;
+    let gap = client.receive().await;
+    assert_eq!((&gap["type"], &gap["data"]["reason"]), (&json!("gap"), &json!("epoch")), "{gap}");
+    let (epoch, offset) = (&gap["data"]["epoch"], &gap["data"]["offset"]);
+    assert_eq!((*epoch != first["epoch"], offset), (true, &json!(0)), "{gap}");
+    let next = client.receive().await["data"].clone();
+    assert_eq!((&next["message"], &next["epoch"], &next["offset"]), (&json!(3), epoch, &json!(1)));
 }

@@ -168,8 +168,9 @@ impl Streams {
             self.finish(router, remains, Seconds::default());
         }
         self.budget.store(new);
-        if let Some(store) = &self.cluster {
-            store.rule_changes.send_replace(());
+        match &self.cluster {
+            Some(store) => store.rule_changes.send_replace(()),
+            None => self.reopen(router),
         }
     }
 

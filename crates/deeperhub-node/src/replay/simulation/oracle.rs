@@ -87,11 +87,13 @@ impl Oracle {
     pub(super) fn on_rules_changed(&mut self) {
         for connection in self.connections.values_mut() {
             for (topic, view) in &mut connection.views {
-                if self.topics[*topic].look.is_none() {
+                let has_history = self.topics[*topic].look.is_some();
+                if !has_history {
                     view.by_pattern = None;
-                    if let Some(subscription) = &mut view.subscription {
-                        subscription.is_detached = true;
-                    }
+                }
+                if let Some(subscription) = &mut view.subscription {
+                    subscription.awaits_gap = has_history && subscription.is_detached;
+                    subscription.is_detached |= !has_history;
                 }
             }
         }
@@ -173,6 +175,7 @@ impl Oracle {
             position,
             moved_at: self.step,
             is_detached: false,
+            awaits_gap: false,
             is_overlapping: has_pattern,
             replay,
         });

@@ -45,6 +45,8 @@ bugs! {
         ClearNotTold = 0,
         /// Messages are lost without a gap when their topic loses its history.
         LostNotTold = 0,
+        /// The new epoch of a topic that gets its history back is not told.
+        RegainedRuleNotTold = 13,
         /// A sample does not tell what it skips.
         PrevNotBridged = 3,
         /// A changed rule does not end sampling.
