@@ -87,13 +87,15 @@ impl Oracle {
     pub(super) fn on_rules_changed(&mut self) {
         for connection in self.connections.values_mut() {
             for (topic, view) in &mut connection.views {
-                let has_history = self.topics[*topic].look.is_some();
-                if !has_history {
+                let look = self.topics[*topic].look;
+                if look.is_none() {
                     view.by_pattern = None;
                 }
                 if let Some(subscription) = &mut view.subscription {
-                    subscription.awaits_gap = has_history && subscription.is_detached;
-                    subscription.is_detached |= !has_history;
+                    // Without room at the change of rules, a publish opens the stream later.
+                    let is_opened = look.is_some_and(|look| look.newest == 0);
+                    subscription.awaits_gap = is_opened && subscription.is_detached;
+                    subscription.is_detached |= look.is_none();
                 }
             }
         }
