@@ -87,14 +87,15 @@ impl Oracle {
     pub(super) fn on_rules_changed(&mut self) {
         for connection in self.connections.values_mut() {
             for (topic, view) in &mut connection.views {
-                let look = self.topics[*topic].look;
+                let log = &self.topics[*topic];
+                let look = log.look;
                 if look.is_none() {
                     view.by_pattern = None;
                 }
                 if let Some(subscription) = &mut view.subscription {
                     // Without room at the change of rules, a publish opens the stream later.
-                    let is_opened = look.is_some_and(|look| look.newest == 0);
-                    subscription.awaits_gap = is_opened && subscription.is_detached;
+                    let opened = look.filter(|look| look.newest == 0 && subscription.is_detached);
+                    subscription.gap_before = opened.and_then(|look| log.number(look.epoch));
                     subscription.is_detached |= look.is_none();
                 }
             }
@@ -177,7 +178,7 @@ impl Oracle {
             position,
             moved_at: self.step,
             is_detached: false,
-            awaits_gap: false,
+            gap_before: None,
             is_overlapping: has_pattern,
             replay,
         });

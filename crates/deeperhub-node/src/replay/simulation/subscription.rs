@@ -17,8 +17,8 @@ pub(super) struct SubscriptionView {
     pub(super) moved_at: usize,
     /// `true` if the stream of the position was removed by new rules.
     pub(super) is_detached: bool,
-    /// `true` if new rules have given the topic its history back, which a gap must tell.
-    pub(super) awaits_gap: bool,
+    /// Epoch with which new rules have given the topic its history back. A gap must tell it.
+    pub(super) gap_before: Option<usize>,
     /// `true` if a pattern matched the topic when the subscription was made.
     pub(super) is_overlapping: bool,
     pub(super) replay: Option<ReplayView>,
@@ -58,7 +58,7 @@ impl SubscriptionView {
                     return Err(format!("{position:?} skips messages after {before}"));
                 }
             }
-            Some(own) if !self.is_detached || self.awaits_gap => {
+            Some(own) if !self.is_detached || self.gap_before == Some(epoch) => {
                 return Err(format!("the new epoch of {position:?} is not told at {own:?}"));
             }
             Some(_) => {
@@ -102,7 +102,7 @@ impl SubscriptionView {
                 return Err(format!("a gap to {:?} for {reason} at {:?}", (epoch, to), self.position));
             }
             self.is_detached = look.is_none_or(|look| look.epoch != epoch_log.epoch);
-            self.awaits_gap = false;
+            self.gap_before = None;
             return self.move_to((epoch, to), log, (serial, step));
         };
         if self.is_detached && epoch > own_epoch {
