@@ -68,12 +68,10 @@ pub(super) fn resolve(resolver: &mut Resolver, options: LimitOptions, node: &mut
 
     let rate = take!(resolver, live rate_limit, per_second(node.session.rate_limit));
     let burst = take!(resolver, live rate_burst, RateLimit::default().burst.get());
-    require_burst(resolver, ("rate_burst", burst), ("rate_limit", rate));
-    node.session.rate_limit = limit(rate, burst);
+    node.session.rate_limit = limit(resolver, ("rate_limit", rate), ("rate_burst", burst));
     let rate = take!(resolver, live byte_rate_limit, 0);
     let burst = take!(resolver, live byte_rate_burst, defaults::BYTE_RATE_BURST);
-    require_burst(resolver, ("byte_rate_burst", burst), ("byte_rate_limit", rate));
-    node.session.byte_rate_limit = limit(rate, burst);
+    node.session.byte_rate_limit = limit(resolver, ("byte_rate_limit", rate), ("byte_rate_burst", burst));
     let rate = take!(resolver, live control_rate_limit, per_second(node.session.control_rate_limit));
     node.session.control_rate_limit = NonZeroU32::new(rate).map(deeperhub_node::control_rate_limit);
     let rate = take!(resolver, live token_rate_limit, per_second(node.session.token_rate_limit));
@@ -94,14 +92,17 @@ fn per_second(limit: Option<RateLimit>) -> u32 {
     limit.map_or(0, |limit| limit.per_second.get())
 }
 
-/// Reports an error if a rate is limited, and nothing may be sent at once.
-fn require_burst(resolver: &mut Resolver, (key, burst): (&str, u32), (rate_key, rate): (&str, u32)) {
+/// Returns a limit of a rate and its bursts. Reports an error if the rate is limited, and nothing may
+/// be sent at once.
+fn limit(
+    resolver: &mut Resolver,
+    (rate_key, rate): (&str, u32),
+    (burst_key, burst): (&str, u32),
+) -> Option<RateLimit> {
+    let rate = NonZeroU32::new(rate)?;
     let expected = format!("expected at least 1, or {} 0", flag(rate_key));
-    resolver.require(key, &burst, burst > 0 || rate == 0, &expected);
-}
-
-fn limit(per_second: u32, burst: u32) -> Option<RateLimit> {
-    Some(RateLimit::new(NonZeroU32::new(per_second)?, NonZeroU32::new(burst)?))
+    resolver.require(burst_key, &burst, burst > 0, &expected);
+    Some(RateLimit::new(rate, NonZeroU32::new(burst)?))
 }
 
 /// Warns if a queue cannot hold the longest message.
