@@ -5,7 +5,10 @@ use std::sync::Arc;
 use deeperhub_listener::Context;
 use deeperhub_protocol::Subscription;
 use deeperhub_protocol::message::{HistoryRequest, MessageId, ServerMessage};
+use deeperhub_router::ShardId;
 
+use crate::connection_id::ConnectionId;
+use crate::hub::Hub;
 use crate::metrics::SentType;
 use crate::session::{Session, forbidden_reply};
 use crate::streams::{HistoryNotice, HistoryPage, HistoryRead, ReadFailed, StoreNotice};
@@ -35,7 +38,7 @@ pub(crate) fn history(
     let worker = &*cx.worker();
     let NodeWorker { hub, shard, .. } = worker;
     let streams = &hub.streams;
-    let answer = || answer_later((session, id), topic, worker);
+    let answer = || answer_later((session.connection_id, id), topic, (hub, shard.id()));
     // A reply is no longer than the longest delivery, which every client must be able to take.
     let max_bytes = worker.limits.listener.max_message_bytes;
     let page = match streams.read(&hub.router, request, max_bytes) {
@@ -62,14 +65,13 @@ pub(crate) fn history(
 }
 
 /// Returns a function that hands a page to the worker of the client that waits for it.
-fn answer_later(
-    (session, id): (&Session, Option<MessageId<'_>>),
+pub(crate) fn answer_later(
+    (connection, id): (ConnectionId, Option<MessageId<'_>>),
     topic: &str,
-    worker: &NodeWorker,
+    (hub, shard): (&Arc<Hub>, ShardId),
 ) -> impl FnOnce(Result<HistoryPage, ReadFailed>) + Send + use<> {
-    let (connection, topic) = (session.connection_id, topic.into());
+    let (hub, topic) = (Arc::clone(hub), topic.into());
     let id = id.map(|id| id.as_json().into());
-    let (hub, shard) = (Arc::clone(&worker.hub), worker.shard.id());
     move |page| {
         let after = hub.router.inbox_position(shard);
         let notice = HistoryNotice { connection, id, topic, page, after };

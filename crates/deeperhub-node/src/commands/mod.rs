@@ -10,6 +10,8 @@ mod unsubscribe;
 
 pub(crate) use authenticate::authenticate;
 pub(crate) use echo::echo;
+#[cfg(test)]
+pub(crate) use history::answer_later;
 pub(crate) use history::history;
 pub(crate) use ping::ping;
 pub(crate) use publish::{Publish, publish};

@@ -33,7 +33,8 @@ impl NodeWorker {
         position: InboxPosition,
         connections: &mut Connections<'_, Session>,
     ) -> bool {
-        self.deliver(DeliveryScope::Until(position), connections).is_pending()
+        self.shard.has_delivered(position)
+            || self.deliver(DeliveryScope::Until(position), connections).is_pending()
     }
 
     /// Delivers queued messages. Returns `Ready` if some of `scope` may remain.

@@ -223,7 +223,7 @@ impl NodeWorker {
                     Poll::Pending => return Poll::Pending,
                 },
             };
-            if !self.shard.has_delivered(queued.after) && !self.deliver_until(queued.after, connections) {
+            if !self.deliver_until(queued.after, connections) {
                 self.blocked_request = Some(queued);
                 return Poll::Ready(());
             }

@@ -104,9 +104,7 @@ impl NodeWorker {
                     self.replays.on_read(key, read, result, time_ms, &mut outlet);
                 }
                 StoreNotice::History(notice) => {
-                    if !self.shard.has_delivered(notice.after)
-                        && !self.deliver_until(notice.after, connections)
-                    {
+                    if !self.deliver_until(notice.after, connections) {
                         if let Some(link) = &mut self.store {
                             link.blocked_history = Some(notice);
                         }

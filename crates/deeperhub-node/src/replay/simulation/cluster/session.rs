@@ -275,27 +275,22 @@ fn execute(
             }
         }
         Command::History(request) => {
-            let id_text = id.map(|id| id.as_json().into());
+            let topic = request.topic.as_str();
+            let answer = commands::answer_later((connection, id), topic, (&hub, worker.shard.id()));
             match hub.streams.read(&hub.router, &request, MAX_PAGE_BYTES) {
                 HistoryRead::Page(page) if hub.streams.may_answer_now(&hub.router, &worker.shard) => {
                     let messages = page.messages();
-                    let (topic, position, next) = (request.topic.as_str(), page.position, page.next);
+                    let (position, next) = (page.position, page.next);
                     let reply = ServerMessage::History { id, topic, position, messages: &messages, next };
                     Answerer { hub: &hub, worker, key, now }.reply(&reply);
                 }
                 HistoryRead::Stored(_) => return Err("the node has no disk".to_owned()),
-                read @ (HistoryRead::Page(_) | HistoryRead::InCluster(_)) => {
-                    let (topic, shard) = (request.topic.as_str().into(), worker.shard.id());
-                    let done = move |page| {
-                        let after = hub.router.inbox_position(shard);
-                        let notice = HistoryNotice { connection, id: id_text, topic, page, after };
-                        hub.streams.notify(shard.0, StoreNotice::History(Box::new(notice)));
-                    };
-                    match read {
-                        HistoryRead::InCluster(page) => node.store.read_page(page, Box::new(done)),
-                        HistoryRead::Page(page) => done(Ok(page)),
-                        HistoryRead::Stored(_) => {}
-                    }
+                HistoryRead::Page(page) => {
+                    answer(Ok(page));
+                    worker.parked_since.insert(key, since);
+                }
+                HistoryRead::InCluster(page) => {
+                    node.store.read_page(page, Box::new(answer));
                     worker.parked_since.insert(key, since);
                 }
             }
